@@ -1,0 +1,5 @@
+"""`python -m streamserve` is the command `streamserve`."""
+
+from streamserve.cli import main
+
+main()

@@ -1,0 +1,126 @@
+"""The engine's one frozen configuration: every field a flag of `streamserve serve`, with vLLM's name and meaning.
+
+Validated here and nowhere else. Nothing changes after construction; what is only known once the model is loaded
+(context length, number of blocks) is reported in `EngineInfo`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from streamserve.errors import ConfigError
+
+DTypeName = Literal["auto", "bfloat16", "float16", "float32", "half", "float"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+Device = Literal["auto", "cuda", "cpu"]
+SchedulingPolicy = Literal["fcfs", "priority"]
+ExecutorBackend = Literal["mp", "ray"]
+
+BLOCK_SIZES = (16, 32, 64)
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an engine needs to start.
+
+    model                   Hugging Face id, local folder, .gguf file, or "demo"
+    dtype                   of weights and activations; "auto" takes the checkpoint's
+    max_model_len           tokens of prompt and output together; None takes the model's own limit
+    gpu_memory_utilization  share of the device's memory that weights, activations and KV cache may fill
+    kv_cache_memory         bytes for the KV cache, instead of sizing it from free memory
+    max_num_seqs            sequences that run at a time (rows)
+    max_num_batched_tokens  token budget of one step
+    max_queue               sequences that may wait for a row; past it new ones are refused with 429
+    stall_timeout_s         a paused stream whose reader takes nothing for this long is failed
+    overlap                 plan step n+1 while step n runs
+    enforce_eager           no CUDA graphs
+    quantization            "int4" keeps 4-bit GGUF weights packed on a CPU; "none" expands them to dtype; "auto" decides by device
+    """
+
+    model: str
+    tokenizer: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    load_format: LoadFormat = "auto"
+    dtype: DTypeName = "auto"
+    device: Device = "auto"
+    quantization: Literal["auto", "none", "int4"] = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory: int | None = None
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    max_queue: int = 4096
+    stall_timeout_s: float = 60.0
+    overlap: bool = True
+    enforce_eager: bool = False
+    batch_invariant: bool = False
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    distributed_executor_backend: ExecutorBackend | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        _check_parallel(self)
+        if not self.enable_chunked_prefill and self.max_model_len and self.max_num_batched_tokens < self.max_model_len:
+            raise ConfigError(
+                f"without chunked prefill a prompt must fit one step: raise --max-num-batched-tokens "
+                f"to {self.max_model_len} or leave chunked prefill on"
+            )
+
+
+def _check_numbers(config: EngineConfig) -> None:
+    if config.block_size not in BLOCK_SIZES:
+        raise ConfigError(f"--block-size {config.block_size}: choose one of {', '.join(map(str, BLOCK_SIZES))}")
+    if not 0.0 < config.gpu_memory_utilization <= 1.0:
+        raise ConfigError(f"--gpu-memory-utilization {config.gpu_memory_utilization}: must be above 0 and at most 1")
+    for flag, value in (
+        ("--max-model-len", config.max_model_len),
+        ("--max-num-seqs", config.max_num_seqs),
+        ("--max-num-batched-tokens", config.max_num_batched_tokens),
+        ("--max-queue", config.max_queue),
+        ("--kv-cache-memory", config.kv_cache_memory),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag} {value}: must be at least 1")
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens {config.max_num_batched_tokens} is below --max-num-seqs {config.max_num_seqs}: "
+            "every running sequence needs one token of each step, so raise the first or lower the second"
+        )
+    if config.stall_timeout_s <= 0:
+        raise ConfigError(f"--stall-timeout {config.stall_timeout_s}: must be above 0 seconds")
+
+
+def _check_parallel(config: EngineConfig) -> None:
+    for flag, value in (
+        ("--tensor-parallel-size", config.tensor_parallel_size),
+        ("--pipeline-parallel-size", config.pipeline_parallel_size),
+        ("--data-parallel-size", config.data_parallel_size),
+    ):
+        if value != 1:
+            raise ConfigError(f"{flag} {value}: only 1 is supported by this version, which runs on one device")
+    if config.distributed_executor_backend == "ray":
+        raise ConfigError("--distributed-executor-backend ray: not supported by this version; leave the flag out")
+
+
+def to_json(config: EngineConfig) -> bytes:
+    """The configuration as it crosses to the engine process."""
+    return msgspec.json.encode(config)
+
+
+def from_json(data: bytes) -> EngineConfig:
+    """The inverse of `to_json`; validates again."""
+    return msgspec.json.decode(data, type=EngineConfig)
+
+
+def replace(config: EngineConfig, **changes: Any) -> EngineConfig:
+    """A copy with some fields changed, validated."""
+    return msgspec.structs.replace(config, **changes)

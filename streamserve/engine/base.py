@@ -1,0 +1,68 @@
+"""An engine as its API side sees it, wherever it runs: in this process (`inline`) or in one of its own (`remote`).
+
+Everything here is called on the caller's event loop. `abort` and `SequenceStream.close` are synchronous on purpose: anyio's
+cancellation is level-triggered, so an `await` on the way out would raise again and leave the sequence running.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, Self
+
+from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
+
+
+class SequenceStream(Protocol):
+    """The tokens of one sequence, for one reader.
+
+    Iterate it to the end or leave its `with` block: leaving early aborts the sequence within one step. Each delta holds every
+    token since the last one read; a reader that lags gets longer deltas and loses nothing.
+    """
+
+    sequence_id: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> TokenDelta:
+        """The next delta; after one with `finish_reason`, StopAsyncIteration. A failed sequence ends with a delta whose
+        `finish_reason` is "error" and whose `error` says why, not with an exception."""
+        ...
+
+    def close(self) -> None:
+        """Abort the sequence unless it has finished. Idempotent, never blocks."""
+        ...
+
+
+class Engine(Protocol):
+    """Admits sequences and streams their tokens."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Known once started; raises `Unavailable` before."""
+        ...
+
+    async def start(self) -> EngineInfo: ...
+
+    async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
+        """Admit sequences, all or none.
+
+        Returns when the engine has taken them into its queue. Raises `QueueFull`, `PromptTooLarge`,
+        `ContextLengthExceeded`, `InvalidParameter` or `Unavailable`, in which case none of them runs.
+        """
+        ...
+
+    def abort(self, sequence_id: str) -> bool:
+        """End a sequence with reason "abort" within one step, keeping what its reader has not read yet. False when unknown."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """A snapshot no older than one step; `heartbeat_s` is the age of the loop's last turn."""
+        ...
+
+    async def stop(self) -> None:
+        """End every stream (with `EngineDead`), free everything. Idempotent."""
+        ...

@@ -1,0 +1,148 @@
+"""Every error that leaves a boundary, with the HTTP status it means.
+
+    StreamserveError                      500 internal_error
+    ├── InvalidRequest                    400 invalid_request_error      the request can never succeed as it stands
+    │   ├── InvalidParameter              400 invalid_value              one named parameter is wrong
+    │   ├── UnsupportedParameter          400 unsupported_parameter      understood, but not built here
+    │   ├── ContextLengthExceeded         400 context_length_exceeded
+    │   └── PromptTooLarge                400 prompt_too_large           could never fit the KV cache
+    ├── AuthenticationFailed              401 invalid_api_key
+    ├── ModelNotFound                     404 model_not_found
+    ├── QueueFull                         429 queue_full
+    ├── Unavailable                       503 unavailable                loading, draining
+    │   └── EngineDead                    503 engine_dead
+    ├── StreamFailed                      500 stream_failed              a stream that had started ended badly
+    │   ├── SlowConsumer                  ... slow_consumer
+    │   └── RequestAborted                ... aborted
+    └── ConfigError                       ---                            the server can't start like this: one line, what to do
+        └── ModelNotSupported
+
+Messages tell a person what to do next. They never contain prompts or keys.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StreamserveError(Exception):
+    """Root of all errors raised on purpose."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(StreamserveError):
+    """The request can never succeed as it stands."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class InvalidParameter(InvalidRequest):
+    """One named parameter has a wrong type or value."""
+
+    code = "invalid_value"
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param}: {message}", param=param)
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter that is understood and not built here; never silently ignored."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param} is not supported: {message}", param=param)
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and max_tokens together are longer than the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class PromptTooLarge(InvalidRequest):
+    """The prompt needs more KV cache than this server has in all."""
+
+    code = "prompt_too_large"
+
+
+class AuthenticationFailed(StreamserveError):
+    """The API key is missing or wrong."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ModelNotFound(StreamserveError):
+    """The request names a model that this server does not serve."""
+
+    status = 404
+    type = "not_found_error"
+    code = "model_not_found"
+
+
+class QueueFull(StreamserveError):
+    """Too many requests wait already; try again after `retry_after_s`."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(StreamserveError):
+    """The server is loading, draining or without an engine."""
+
+    status = 503
+    type = "unavailable_error"
+    code = "unavailable"
+
+
+class EngineDead(Unavailable):
+    """The engine process ended; its streams end with this error."""
+
+    code = "engine_dead"
+
+
+class StreamFailed(StreamserveError):
+    """A stream that had started could not be finished."""
+
+    code = "stream_failed"
+
+
+class SlowConsumer(StreamFailed):
+    """The reader took nothing for longer than the stall timeout."""
+
+    code = "slow_consumer"
+
+
+class RequestAborted(StreamFailed):
+    """The request was cancelled by its owner or by the server."""
+
+    code = "aborted"
+
+
+class ConfigError(StreamserveError):
+    """A setting or a model with which the server can't start."""
+
+    code = "config_error"
+
+
+class ModelNotSupported(ConfigError):
+    """The checkpoint's architecture, format or quantisation is not supported."""
+
+    code = "model_not_supported"

@@ -1,0 +1,35 @@
+"""What an engine asks of whatever runs its steps.
+
+Lives on the engine's event loop. `submit` never blocks: steps run in the order submitted, on ranks of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from streamserve.scheduling.plan import Plan, StepResult
+from streamserve.types import EngineInfo
+
+
+class StepHandle(Protocol):
+    """A step in flight."""
+
+    async def result(self) -> StepResult:
+        """Wait for the step; raises what the rank raised. Await it once."""
+        ...
+
+
+class Executor(Protocol):
+    """The ranks of one engine."""
+
+    async def start(self) -> EngineInfo:
+        """Load the model, size the KV cache; raises `ConfigError` when it can't start with these settings."""
+        ...
+
+    def submit(self, plan: Plan) -> StepHandle:
+        """Queue a step behind those already submitted."""
+        ...
+
+    async def stop(self) -> None:
+        """Let the ranks finish what they run, then free everything. Safe to call twice and before `start`."""
+        ...

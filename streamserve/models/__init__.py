@@ -1,0 +1,1 @@
+"""Architectures, their layers, and how weights get into them."""

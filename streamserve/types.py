@@ -1,0 +1,311 @@
+"""What callers say and what they get back: sampling parameters, sequence specs, deltas and finished outputs.
+
+Plain msgspec structs: they validate themselves, print well, compare by value, and cross the engine socket as they are.
+No torch, no I/O, nothing mutable.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from streamserve.errors import InvalidParameter
+
+FinishReason = Literal["stop", "length", "abort", "error", "time"]
+
+GREEDY_TEMPERATURE = 1e-5
+"""Temperatures below this mean greedy decoding."""
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Constrains the output to a language; exactly one field is set (vLLM's `structured_outputs`)."""
+
+    json: str | dict[str, Any] | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InvalidParameter("structured_outputs", f"give exactly one of {', '.join(self.__struct_fields__)}")
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to sample one request; names and meanings are vLLM's `SamplingParams`.
+
+    Raises `InvalidParameter` naming the field when a value is out of range.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    max_time: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        if self.stop_strings and not self.detokenize:
+            raise InvalidParameter("stop", "stop strings need detokenize=True")
+        if any(not text for text in self.stop_strings):
+            raise InvalidParameter("stop", "a stop string can't be empty")
+        if any(not word for word in self.bad_words or ()):
+            raise InvalidParameter("bad_words", "a bad word can't be empty")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidParameter("allowed_token_ids", "must name at least one token")
+        if self.n > 1 and self.is_greedy:
+            raise InvalidParameter("n", "must be 1 when temperature is 0: greedy choices would all be the same")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_TEMPERATURE
+
+    @property
+    def stop_strings(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+def _check_ranges(params: SamplingParams) -> None:
+    for name, low, high in (
+        ("n", 1, 128),
+        ("presence_penalty", -2.0, 2.0),
+        ("frequency_penalty", -2.0, 2.0),
+        ("temperature", 0.0, math.inf),
+        ("min_p", 0.0, 1.0),
+        ("top_k", -1, math.inf),
+        ("min_tokens", 0, math.inf),
+        ("max_tokens", 1, math.inf),
+        ("logprobs", 0, math.inf),
+        ("prompt_logprobs", 0, math.inf),
+        ("truncate_prompt_tokens", 1, math.inf),
+    ):
+        value = getattr(params, name)
+        if value is not None and not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise InvalidParameter(name, f"must be {bounds}, got {value}")
+    if not math.isfinite(params.temperature):
+        raise InvalidParameter("temperature", f"must be finite, got {params.temperature}")
+    if not 0.0 < params.top_p <= 1.0:
+        raise InvalidParameter("top_p", f"must be in (0, 1], got {params.top_p}")
+    if not 0.0 < params.repetition_penalty < math.inf:
+        raise InvalidParameter("repetition_penalty", f"must be above 0, got {params.repetition_penalty}")
+    if params.max_time is not None and not params.max_time > 0:
+        raise InvalidParameter("max_time", f"must be above 0 seconds, got {params.max_time}")
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+        raise InvalidParameter("min_tokens", f"must not exceed max_tokens ({params.max_tokens}), got {params.min_tokens}")
+    for token_id, bias in (params.logit_bias or {}).items():
+        if not -100.0 <= bias <= 100.0:
+            raise InvalidParameter("logit_bias", f"must be between -100 and 100, got {bias} for token {token_id}")
+
+
+class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sequence as the engine admits it: tokens only, every default resolved.
+
+    All that is needed to continue the sequence elsewhere: with `generated_token_ids` set, generation goes on after them.
+
+    sequence_id          unique in the engine while the sequence lives
+    seed                 resolved (0 <= seed < 2**63); sampling is keyed by (seed, position)
+    stop_token_ids       end the sequence; contains the end-of-sequence ids unless `ignore_eos`
+    bad_words_token_ids  token sequences that must not appear
+    max_tokens           resolved: at least 1, and prompt + max_tokens fits max_model_len
+    logprobs             how many alternatives beside the sampled token's own; None for no logprobs
+    priority             lower runs first, under the priority policy
+    cache_salt           sequences share cached prefixes only with the same salt
+    max_time_s           seconds from admission after which the sequence ends with reason "time"
+    """
+
+    sequence_id: str
+    prompt_token_ids: list[int]
+    seed: int
+    max_tokens: int
+    generated_token_ids: list[int] = []
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    bad_words_token_ids: list[list[int]] = []
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    max_time_s: float | None = None
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities at one position, of the raw logits (before penalties and temperature), as vLLM reports them.
+
+    rank     1 for the most likely token
+    top      (token id, logprob) of the most likely ones, best first; not necessarily containing `token_id`
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A `StreamserveError` on the engine socket: its code and message."""
+
+    code: str
+    message: str
+
+
+class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
+    """What happened to one sequence since the last delta; deltas of one sequence concatenate.
+
+    token_ids        new tokens; may be empty on the last delta
+    logprobs         one entry per new token when asked for
+    prompt_logprobs  on the first delta when asked for; entry 0 is None (nothing precedes the first token)
+    finish_reason    set exactly once, on the last delta
+    stop_reason      the stop token id that ended it, None when that was end-of-sequence or no token
+    cached_tokens    prompt tokens taken from the prefix cache, on the first delta
+    error            set with finish_reason "error"
+    """
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    cached_tokens: int = 0
+    error: ErrorInfo | None = None
+
+    def then(self, later: TokenDelta) -> TokenDelta:
+        """This delta followed by `later`, as one: order kept, nothing lost."""
+        logprobs = self.logprobs
+        if later.logprobs is not None:
+            logprobs = (logprobs or []) + later.logprobs
+        return TokenDelta(
+            token_ids=self.token_ids + later.token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs if later.prompt_logprobs is None else later.prompt_logprobs,
+            finish_reason=later.finish_reason,
+            stop_reason=later.stop_reason,
+            cached_tokens=self.cached_tokens or later.cached_tokens,
+            error=later.error,
+        )
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine tells its API side once it is ready.
+
+    max_model_len   tokens of prompt and output together
+    num_blocks      KV blocks in all, of `block_size` tokens each
+    """
+
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    startup_s: dict[str, float] = {}
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        return self.num_blocks * self.block_size
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the engine for /metrics, /load and logs. Counters are totals since start; names follow vLLM's metrics."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    num_requests_paused: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks_used: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    wasted_tokens: int = 0
+    tokens_wasted_after_disconnect: int = 0
+    heartbeat_s: float = 0.0
+
+
+class CompletionOutput(msgspec.Struct, kw_only=True):
+    """One finished (or growing) output of a request, as vLLM's `CompletionOutput`."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class Logprob(msgspec.Struct, frozen=True):
+    """One token's log-probability, its rank (1 is best) and its text."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+class RequestOutput(msgspec.Struct, kw_only=True):
+    """What `LLM.generate` returns for a prompt, as vLLM's `RequestOutput`."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool = True
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    num_cached_tokens: int = 0
+
+
+__all__ = [
+    "CompletionOutput",
+    "EngineInfo",
+    "EngineStats",
+    "ErrorInfo",
+    "FinishReason",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "SequenceSpec",
+    "StructuredOutputs",
+    "TokenDelta",
+    "TokenLogprobs",
+]
