@@ -1,0 +1,159 @@
+"""The kernels by name: each call goes to the torch reference or to Triton, by the device its tensors are on.
+
+Triton is imported when the first CUDA tensor arrives, so a CPU machine never needs it. The references' docstrings are the
+contract of both implementations.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+from torch import Tensor
+
+from streamserve_kernels.reference import attention as _attention
+from streamserve_kernels.reference import kv_write as _kv_write
+from streamserve_kernels.reference import linear as _linear
+from streamserve_kernels.reference import norm_rope as _norm_rope
+from streamserve_kernels.reference.int4 import Int4Weight
+from streamserve_kernels.reference.linear import Activation, Weight
+
+
+@cache
+def _triton(area: str) -> ModuleType:
+    return import_module(f"streamserve_kernels.{area}")
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    y: Tensor = area.rms_norm(x, weight, eps)
+    return y
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    y: tuple[Tensor, Tensor] = area.add_rms_norm(x, residual, weight, eps)
+    return y
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    y: Tensor = area.layer_norm(x, weight, bias, eps)
+    return y
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    y: Tensor = area.silu_mul(x)
+    return y
+
+
+def gelu_tanh_mul(x: Tensor) -> Tensor:
+    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    y: Tensor = area.gelu_tanh_mul(x)
+    return y
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    area = _triton("linear") if x.is_cuda else _linear
+    y: Tensor = area.linear(x, weight, bias)
+    return y
+
+
+def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+    area = _triton("linear") if x.is_cuda else _linear
+    y: Tensor = area.linear_residual(x, weight, residual, bias)
+    return y
+
+
+def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    area = _triton("linear") if x.is_cuda else _linear
+    y: Tensor = area.norm_linear(x, norm_weight, eps, weight, bias)
+    return y
+
+
+def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Weight, activation: Activation) -> Tensor:
+    area = _triton("linear") if x.is_cuda else _linear
+    y: Tensor = area.norm_gated_linear(x, norm_weight, eps, gate_up_weight, activation)
+    return y
+
+
+def rotary_write(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None,
+    kv_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    area = _triton("kv_write") if qkv.is_cuda else _kv_write
+    q: Tensor = area.rotary_write(
+        qkv,
+        positions,
+        cos_sin,
+        kv_cache,
+        slot_mapping,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+    )
+    return q
+
+
+def paged_attention(
+    q: Tensor,
+    kv_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+) -> Tensor:
+    area = _triton("attention") if q.is_cuda else _attention
+    out: Tensor = area.paged_attention(
+        q,
+        kv_cache,
+        block_tables,
+        seq_lens,
+        query_start,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+    return out
+
+
+__all__ = [
+    "Activation",
+    "Int4Weight",
+    "Weight",
+    "add_rms_norm",
+    "gelu_tanh_mul",
+    "layer_norm",
+    "linear",
+    "linear_residual",
+    "norm_gated_linear",
+    "norm_linear",
+    "paged_attention",
+    "rms_norm",
+    "rotary_write",
+    "silu_mul",
+]

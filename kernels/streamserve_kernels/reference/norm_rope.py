@@ -1,0 +1,78 @@
+"""Norms, gated activations and the rotation of rotary embeddings, in torch.
+
+All arithmetic is fp32 and rounded to the input's dtype once, at the end. Runs on whatever device its tensors are on.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension (Zhang & Sennrich, 2019): x / sqrt(mean(x²) + eps) * weight.
+
+    x       [..., n]  bf16|fp16|fp32
+    weight  [n]       any float dtype, not necessarily that of x
+    returns [..., n]  dtype of x
+    """
+    wide = x.float()
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * scale).mul_(weight).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual stream and its norm: (rms_norm(r), r) with r = x + residual rounded to their dtype.
+
+    x, residual  [tokens, n]  bf16|fp16|fp32
+    weight       [n]
+    """
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last dimension (Ba et al., 2016).
+
+    x             [..., n]  bf16|fp16|fp32
+    weight, bias  [n]       dtype of x
+    returns       [..., n]  dtype of x
+    """
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    """SwiGLU's gate (Shazeer, 2020): silu(gate) * up.
+
+    x        [tokens, 2 * n]  the gate in the first half, up in the second
+    returns  [tokens, n]      dtype of x
+    """
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def gelu_tanh_mul(x: Tensor) -> Tensor:
+    """GeGLU's gate (Shazeer, 2020) with the tanh approximation of GELU: gelu(gate) * up.
+
+    x        [tokens, 2 * n]  the gate in the first half, up in the second
+    returns  [tokens, n]      dtype of x
+    """
+    gate, up = x.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotary embedding of the first dimensions of every head (Su et al., 2021; halves paired as in GPT-NeoX).
+
+    x        [tokens, heads, head_dim]  bf16|fp16|fp32
+    cos_sin  [tokens, rot_dim]          fp32: rot_dim / 2 cosines, then as many sines; rot_dim <= head_dim
+    returns  [tokens, heads, head_dim]  dtype of x; dimensions from rot_dim on are unchanged
+    """
+    rot_dim = cos_sin.shape[-1]
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
+    first, second = x[..., :rot_dim].float().chunk(2, dim=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if rot_dim < x.shape[-1]:
+        parts.append(x[..., rot_dim:].float())
+    return torch.cat(parts, dim=-1).to(x.dtype)
