@@ -221,6 +221,48 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
         )
 
 
+class TextLogprob(msgspec.Struct, frozen=True):
+    """One token's log-probability with its text.
+
+    text   the token's bytes as UTF-8, U+FFFD where they are only part of a character
+    bytes  the token's true bytes
+    rank   1 for the most likely token; None on an alternative whose rank is its place in `top`
+    top    the most likely tokens at this position, best first; empty on the alternatives themselves
+    """
+
+    token_id: int
+    text: str
+    bytes: bytes
+    logprob: float
+    rank: int | None = None
+    top: list[TextLogprob] = []
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    """What to send a reader next: the text of one or more tokens; deltas of one choice concatenate.
+
+    text              never ends inside a character, never holds back more than a stop string could still match
+    token_ids         tokens since the last delta; up to a few of them may have their text in the next one
+    logprobs          one entry per token when asked for
+    prompt_logprobs   on the first delta when asked for; entry 0 is None
+    finish_reason     set exactly once, on the choice's last delta
+    stop_reason       the stop token id or stop string that ended it; None when that was end-of-sequence
+    cached_tokens     prompt tokens taken from the prefix cache, on the first delta
+    error             set with finish_reason "error"
+    index             which choice: output index + prompt index * n
+    """
+
+    text: str
+    token_ids: list[int] = []
+    logprobs: list[TextLogprob] | None = None
+    prompt_logprobs: list[TextLogprob | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    cached_tokens: int = 0
+    error: ErrorInfo | None = None
+    index: int = 0
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine tells its API side once it is ready.
 
@@ -306,6 +348,8 @@ __all__ = [
     "SamplingParams",
     "SequenceSpec",
     "StructuredOutputs",
+    "TextDelta",
+    "TextLogprob",
     "TokenDelta",
     "TokenLogprobs",
 ]
