@@ -1,0 +1,166 @@
+"""The asynchronous client, for asyncio and trio. One `AsyncClient` holds a pool of connections, for one event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import anyio
+import httpx
+
+from streamserve_client import calls
+from streamserve_client.calls import DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Call
+from streamserve_client.errors import ClientError, from_response
+from streamserve_client.retries import RetryPolicy
+from streamserve_client.streams import AsyncStream
+from streamserve_client.types import (
+    ChatCompletion,
+    ChatOptions,
+    Completion,
+    CompletionOptions,
+    Health,
+    Message,
+    Model,
+    Prompt,
+)
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Talks to a streamserve server, or to any other that speaks OpenAI's API.
+
+        async with AsyncClient("http://127.0.0.1:8000") as client:
+            async with await client.stream_completion("Once upon a time") as stream:
+                async for chunk in stream:
+                    print(chunk.text, end="", flush=True)
+
+    base_url   the server's root, with or without `/v1`
+    api_key    sent as a bearer token
+    timeout    seconds, or an `httpx.Timeout`; reading times out on silence, however long the stream
+    retry      when to repeat a request that got no answer or a retryable one; never once a stream has begun
+    headers    added to every request
+    transport  an httpx transport to use instead of the network
+
+    Every method raises the errors of `streamserve_client.errors`.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_BASE_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout | None = DEFAULT_TIMEOUT,
+        retry: RetryPolicy | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._retry = retry or RetryPolicy()
+        self._http = httpx.AsyncClient(
+            base_url=calls.api_root(base_url),
+            headers=calls.request_headers(api_key, headers),
+            timeout=timeout,
+            transport=transport,
+        )
+        self._default_model: str | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        await self._http.aclose()
+
+    async def complete(self, prompt: Prompt, *, model: str | None = None, **options: Unpack[CompletionOptions]) -> Completion:
+        """Complete a prompt (or several) and wait for the whole answer."""
+        return await self._fetch(calls.completion_call(prompt, await self._model(model), options, stream=False))
+
+    async def stream_completion(
+        self, prompt: Prompt, *, model: str | None = None, **options: Unpack[CompletionOptions]
+    ) -> AsyncStream[Completion]:
+        """Complete a prompt (or several), chunk by chunk. Returns once the server has accepted the request."""
+        call = calls.completion_call(prompt, await self._model(model), options, stream=True)
+        return AsyncStream(await self._send(call), call)
+
+    async def chat(
+        self, messages: Iterable[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatCompletion:
+        """Answer a conversation and wait for the whole answer."""
+        return await self._fetch(calls.chat_call(messages, await self._model(model), options, stream=False))
+
+    async def stream_chat(
+        self, messages: Iterable[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
+    ) -> AsyncStream[ChatCompletion]:
+        """Answer a conversation, chunk by chunk. Returns once the server has accepted the request."""
+        call = calls.chat_call(messages, await self._model(model), options, stream=True)
+        return AsyncStream(await self._send(call), call)
+
+    async def models(self) -> list[Model]:
+        """The models the server serves."""
+        return (await self._fetch(calls.models_call())).data
+
+    async def health(self) -> Health:
+        """Whether the server is alive and ready. Raises `ConnectionFailed` when nothing answers; never retries."""
+        try:
+            alive, ready = await self._http.get("/health"), await self._http.get("/ready")
+        except httpx.TransportError as error:
+            raise calls.transport_failure(error, str(self._http.base_url)) from error
+        return Health(is_alive=alive.is_success, is_ready=ready.is_success)
+
+    async def _model(self, name: str | None) -> str:
+        if name is not None:
+            return name
+        if self._default_model is None:
+            self._default_model = calls.first_model(await self.models())
+        return self._default_model
+
+    async def _fetch(self, call: Call[T]) -> T:
+        response = await self._send(call)
+        try:
+            body = await response.aread()
+        except httpx.TransportError as error:
+            raise calls.transport_failure(error, str(response.url)) from error
+        finally:
+            await response.aclose()
+        return calls.decode(body, call.answer, call.path)
+
+    async def _send(self, call: Call[Any]) -> httpx.Response:
+        """An open, successful response whose body is unread."""
+        attempt = 0
+        while True:
+            failure: ClientError
+            request = self._http.build_request(call.method, call.path, json=call.body)
+            try:
+                response = await self._http.send(request, stream=True)
+            except httpx.TransportError as error:
+                failure = calls.transport_failure(error, str(request.url))
+                failure.__cause__ = error
+                wait_s = self._retry.after_failure(attempt) if calls.may_repeat(error) else None
+            else:
+                if response.is_success:
+                    return response
+                failure = from_response(response.status_code, response.headers, await _rest_of(response))
+                wait_s = self._retry.after_response(attempt, response.status_code, response.headers)
+            if wait_s is None:
+                raise failure
+            await anyio.sleep(wait_s)
+            attempt += 1
+
+
+async def _rest_of(response: httpx.Response) -> bytes:
+    """The body of an error; whatever of it arrives."""
+    try:
+        return await response.aread()
+    except httpx.TransportError:
+        return b""
+    finally:
+        await response.aclose()
+
+
+__all__ = ["AsyncClient"]

@@ -1,0 +1,97 @@
+"""One API call, described: method, path, body and the type of its answer. What the sync and async clients share; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import httpx
+import msgspec
+
+from streamserve_client.errors import ConnectionFailed, ProtocolError, TimedOut
+from streamserve_client.types import ChatCompletion, Completion, Message, Model, ModelList, Prompt
+
+T = TypeVar("T")
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request to make and the type its answer (or each chunk of its stream) has."""
+
+    path: str
+    answer: type[T]
+    body: dict[str, Any] | None = None
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.body is None else "POST"
+
+    @property
+    def is_streamed(self) -> bool:
+        return bool(self.body and self.body.get("stream"))
+
+
+def completion_call(prompt: Prompt, model: str, options: Mapping[str, Any], *, stream: bool) -> Call[Completion]:
+    return Call("/v1/completions", Completion, _body({"model": model, "prompt": prompt}, options, stream))
+
+
+def chat_call(messages: Iterable[Message], model: str, options: Mapping[str, Any], *, stream: bool) -> Call[ChatCompletion]:
+    return Call("/v1/chat/completions", ChatCompletion, _body({"model": model, "messages": list(messages)}, options, stream))
+
+
+def models_call() -> Call[ModelList]:
+    return Call("/v1/models", ModelList)
+
+
+def _body(required: dict[str, Any], options: Mapping[str, Any], stream: bool) -> dict[str, Any]:
+    named = {name: value for name, value in options.items() if name != "extra_body"}
+    body = {**required, **named, **options.get("extra_body", {})}
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True, **body.get("stream_options", {})}}
+    return body
+
+
+def api_root(base_url: str) -> str:
+    """The server's root: `http://host:8000`, also when given OpenAI's style with `/v1` at its end."""
+    url = base_url.rstrip("/")
+    if "://" not in url:
+        url = f"http://{url}"
+    return url.removesuffix("/v1")
+
+
+def request_headers(api_key: str | None, extra: Mapping[str, str] | None) -> dict[str, str]:
+    headers = {"User-Agent": "streamserve-client", "Accept-Encoding": "identity"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    return headers | dict(extra or {})
+
+
+def decode(body: bytes | str, kind: type[T], path: str) -> T:
+    """The typed answer. Raises `ProtocolError` when the body is something else."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"{path}: the server's answer is not what this API gives: {error}") from error
+
+
+def first_model(models: list[Model]) -> str:
+    """The id that requests without a model go to."""
+    if not models:
+        raise ProtocolError("the server lists no model: name one")
+    return models[0].id
+
+
+def transport_failure(error: httpx.TransportError, url: str) -> ConnectionFailed:
+    """What to raise for a request that got no answer."""
+    if isinstance(error, httpx.TimeoutException):
+        return TimedOut(f"{url}: no answer in time")
+    return ConnectionFailed(f"{url}: {str(error) or type(error).__name__}")
+
+
+def may_repeat(error: httpx.TransportError) -> bool:
+    """Whether a request that got no answer may be sent again; see `retries` for why a read timeout may not."""
+    return not isinstance(error, httpx.ReadTimeout | httpx.UnsupportedProtocol)

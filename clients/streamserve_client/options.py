@@ -1,0 +1,111 @@
+"""The command-line options that several commands share, and what they make of their values."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import click
+
+from streamserve_client import terminal
+from streamserve_client.calls import DEFAULT_BASE_URL
+from streamserve_client.client import Client
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
+
+_POSITIVE = click.IntRange(min=1)
+
+_CONNECTION = [
+    click.option("--base-url", envvar="STREAMSERVE_BASE_URL", default=DEFAULT_BASE_URL, show_default=True, show_envvar=True),
+    click.option("--api-key", envvar="STREAMSERVE_API_KEY", show_envvar=True, help="Sent as a bearer token."),
+    click.option(
+        "--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True, help="Seconds of silence."
+    ),
+]
+_SAMPLING = [
+    click.option("--max-tokens", "-n", type=_POSITIVE, help="At most this many tokens."),
+    click.option("--temperature", "-t", type=click.FloatRange(min=0), help="0 picks the likeliest token each time."),
+    click.option("--top-p", type=float),
+    click.option("--top-k", type=int),
+    click.option("--min-p", type=float),
+    click.option("--seed", type=int, help="Same seed, same text."),
+    click.option("--stop", multiple=True, help="End before this text; may be given several times."),
+    click.option("--presence-penalty", type=float),
+    click.option("--frequency-penalty", type=float),
+    click.option("--repetition-penalty", type=float),
+    click.option("--ignore-eos", is_flag=True, default=None, help="Go on past the end of the text."),
+    click.option(
+        "--param", "-p", multiple=True, metavar="NAME=JSON", help="Any other parameter, such as -p logit_bias='{\"42\": -100}'."
+    ),
+]
+_SAMPLING_NAMES = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "ignore_eos",
+)
+_OUTPUT = [
+    click.option("--model", "-m", help="Default: the first that the server lists."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object at the end instead of a stream of text."),
+    click.option("--stats", is_flag=True, help="TTFT and tokens/s on standard error."),
+]
+
+
+def _adding(options: list[Decorator]) -> Decorator:
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def connection(command: CommandT) -> CommandT:
+    """--base-url, --api-key, --timeout."""
+    return cast(CommandT, _adding(_CONNECTION)(command))
+
+
+def generation(command: CommandT) -> CommandT:
+    """The connection, the sampling parameters and the form of the output."""
+    return cast(CommandT, _adding([*_OUTPUT, *_SAMPLING, *_CONNECTION])(command))
+
+
+def client(values: dict[str, Any]) -> Client:
+    """The client that the connection options describe."""
+    return Client(values["base_url"], api_key=values["api_key"], timeout=values["timeout"])
+
+
+def sampling(values: dict[str, Any]) -> dict[str, Any]:
+    """The sampling parameters that were given, as the API names them."""
+    given = {name: values[name] for name in _SAMPLING_NAMES if values[name] is not None}
+    if values["stop"]:
+        given["stop"] = [terminal.argument_text(text) for text in values["stop"]]
+    return given | {"extra_body": dict(map(_parameter, values["param"]))}
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, found, value = terminal.argument_text(text).partition("=")
+    if not name or not found:
+        raise click.BadParameter(f"{text!r}: write NAME=JSON", param_hint="--param")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def input_text(argument: str | None, what: str) -> str:
+    """The argument, or standard input when it is missing or "-". Raises click's usage error when there is neither."""
+    if argument is not None and argument != "-":
+        return terminal.argument_text(argument)
+    if argument is None and sys.stdin.isatty():
+        raise click.UsageError(f"give a {what}, or pipe one in")
+    return terminal.stdin_text()

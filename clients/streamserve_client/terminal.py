@@ -1,0 +1,48 @@
+"""What the CLI reads and writes: always UTF-8, whatever the locale says, and nothing a model could steer the terminal with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+_STEERING = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def use_utf8() -> None:
+    """Chinese and emoji come out whole on a Latin-1 or GBK stdout as well."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="replace")
+
+
+def argument_text(value: str) -> str:
+    """An argument's own bytes read as UTF-8: a Latin-1 locale makes Python decode them otherwise."""
+    return os.fsencode(value).decode("utf-8", "replace")
+
+
+def stdin_text() -> str:
+    """All of standard input, less one newline at its end."""
+    return sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+
+
+def write(text: str, to: TextIO | None = None) -> None:
+    """Write a piece of a model's text at once; on a terminal without its control characters."""
+    stream = to or sys.stdout
+    stream.write(text.translate(_STEERING) if stream.isatty() else text)
+    stream.flush()
+
+
+def write_line(text: str) -> None:
+    write(text + "\n")
+
+
+def note(text: str) -> None:
+    """A line for the person, beside the output."""
+    write(text + "\n", sys.stderr)
+
+
+def silence_stdout() -> None:
+    """After a broken pipe: the interpreter's own flush at exit must find nothing to complain about."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
