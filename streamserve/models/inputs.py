@@ -1,0 +1,33 @@
+"""What a model needs to know about one step, as tensors on its device. Made by the worker, read by every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """The tokens of one step, sequence after sequence, those with a single token first.
+
+    token_ids        [tokens]                 int64 or int32
+    positions        [tokens]                 int64, place of each token in its sequence
+    slot_mapping     [tokens]                 int64, place in the KV cache (block * block_size + offset); negative is padding
+    block_tables     [sequences, max_blocks]  int32, unused entries never read
+    seq_lens         [sequences]              int32, tokens in the cache once this step has written its own
+    query_start      [sequences + 1]          int32, prefix sums of the tokens per sequence
+    num_decodes      leading sequences with exactly one token
+    max_query_len    most tokens of one sequence in this step
+    max_seq_len      largest of seq_lens
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    block_tables: Tensor
+    seq_lens: Tensor
+    query_start: Tensor
+    num_decodes: int
+    max_query_len: int
+    max_seq_len: int
