@@ -16,8 +16,13 @@ from streamserve_kernels.reference import attention as _attention
 from streamserve_kernels.reference import kv_write as _kv_write
 from streamserve_kernels.reference import linear as _linear
 from streamserve_kernels.reference import norm_rope as _norm_rope
+from streamserve_kernels.reference import rows as _rows
+from streamserve_kernels.reference import sampling as _sampling
 from streamserve_kernels.reference.int4 import Int4Weight
 from streamserve_kernels.reference.linear import Activation, Weight
+from streamserve_kernels.reference.rows import GatheredInputs
+from streamserve_kernels.row_tables import RowTables
+from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
 
 
 @cache
@@ -141,11 +146,44 @@ def paged_attention(
     return out
 
 
+def apply_row_deltas(tables: RowTables, segments: Tensor, payload: Tensor) -> None:
+    area = _triton("rows") if segments.is_cuda else _rows
+    area.apply_row_deltas(tables, segments, payload)
+
+
+def gather_inputs(
+    tables: RowTables, rows: Tensor, starts: Tensor, query_start: Tensor, *, num_tokens: int, block_size: int
+) -> GatheredInputs:
+    area = _triton("rows") if rows.is_cuda else _rows
+    inputs: GatheredInputs = area.gather_inputs(tables, rows, starts, query_start, num_tokens=num_tokens, block_size=block_size)
+    return inputs
+
+
+def scatter_sampled(tables: RowTables, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
+    area = _triton("rows") if rows.is_cuda else _rows
+    area.scatter_sampled(tables, rows, positions, token_ids)
+
+
+def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
+    area = _triton("sampling") if logits.is_cuda else _sampling
+    sampled: SampledTokens = area.sample(logits, parameters)
+    return sampled
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
+    area = _triton("sampling") if logits.is_cuda else _sampling
+    logprobs: Logprobs = area.token_logprobs(logits, token_ids, num_top)
+    return logprobs
+
+
 __all__ = [
     "Activation",
+    "GatheredInputs",
     "Int4Weight",
     "Weight",
     "add_rms_norm",
+    "apply_row_deltas",
+    "gather_inputs",
     "gelu_tanh_mul",
     "layer_norm",
     "linear",
@@ -155,5 +193,8 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rotary_write",
+    "sample",
+    "scatter_sampled",
     "silu_mul",
+    "token_logprobs",
 ]

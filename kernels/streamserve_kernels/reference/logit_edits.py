@@ -1,0 +1,75 @@
+"""What happens to logits before temperature: masks, biases and bans, bad words, penalties, in that order (vLLM's)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from streamserve_kernels.row_tables import RowTables
+from streamserve_kernels.sampling_tensors import BadWords, LogitEdits, Penalties, SamplingTensors, TokenMasks
+
+_NEVER = float("-inf")
+
+
+def edit_logits(logits: Tensor, parameters: SamplingTensors) -> Tensor:
+    """The logits [lines, vocab] after all edits: a changed fp32 copy, or `logits` itself when no line has any."""
+    p = parameters
+    if p.masks is None and p.edits is None and p.bad_words is None and p.penalties is None:
+        return logits
+    edited = logits.to(torch.float32, copy=True)
+    if p.masks is not None:
+        _apply_masks(edited, p.masks)
+    if p.edits is not None:
+        _apply_edits(edited, p.edits)
+    if p.bad_words is not None:
+        _ban_bad_words(edited, p.bad_words, p.tables, p.rows, p.positions)
+    if p.penalties is not None:
+        _penalise(edited, p.penalties, p.tables, p.rows, p.positions)
+    return edited
+
+
+def _apply_masks(logits: Tensor, masks: TokenMasks) -> None:
+    bit = torch.arange(32, dtype=torch.int32, device=logits.device)
+    banned = ((masks.bits.unsqueeze(2) >> bit) & 1).flatten(1)[:, : logits.shape[1]] == 0
+    for line, ban in zip(masks.lines.tolist(), banned, strict=True):
+        logits[line].masked_fill_(ban, _NEVER)
+
+
+def _apply_edits(logits: Tensor, edits: LogitEdits) -> None:
+    logits.index_put_((edits.lines.long(), edits.token_ids.long()), edits.values, accumulate=True)
+
+
+def _ban_bad_words(logits: Tensor, words: BadWords, tables: RowTables, rows: Tensor, positions: Tensor) -> None:
+    """Bans `last` where each id of the prefix stands in its place, among the generated tokens."""
+    word_rows = rows[words.lines]
+    length = words.prefixes.shape[1]
+    places = positions[words.lines].unsqueeze(1) - torch.arange(length, 0, -1, device=rows.device)
+    tail = tables.token_ids[word_rows.unsqueeze(1), places.clamp(min=0)]
+    generated = places >= tables.num_prompt_tokens[word_rows].unsqueeze(1)
+    matched = ((words.prefixes < 0) | (generated & (tail == words.prefixes))).all(1)
+    logits[words.lines[matched], words.last[matched]] = _NEVER
+
+
+def _penalise(logits: Tensor, penalties: Penalties, tables: RowTables, rows: Tensor, positions: Tensor) -> None:
+    """Repetition over prompt and output (Keskar et al., 2019), presence and frequency over the output (OpenAI's formula).
+
+    Works on the tokens a sequence has, not on the vocabulary: each occurrence computes its token's new logit from the old one,
+    so that repeated tokens write the same number twice. Ids sampled by a step in flight count, since they are in the row.
+    """
+    lines = penalties.lines
+    line_rows, num_tokens = rows[lines], positions[lines].unsqueeze(1)
+    place = torch.arange(penalties.max_tokens, device=rows.device)
+    tokens = tables.token_ids[line_rows, : penalties.max_tokens].long()
+    tokens = torch.where(place < num_tokens, tokens, tokens[:, :1])
+    generated = (place < num_tokens) & (place >= tables.num_prompt_tokens[line_rows].unsqueeze(1))
+    counts = torch.zeros(len(lines), logits.shape[1], device=rows.device).scatter_add_(1, tokens, generated.float())
+    count = counts.gather(1, tokens)
+
+    repetition, frequency, presence = (
+        column[line_rows].unsqueeze(1)
+        for column in (tables.repetition_penalty, tables.frequency_penalty, tables.presence_penalty)
+    )
+    at = (lines.long().unsqueeze(1), tokens)
+    old = logits[at]
+    new = torch.where(old > 0, old / repetition, old * repetition)
+    logits[at] = new - frequency * count - presence * (count > 0)

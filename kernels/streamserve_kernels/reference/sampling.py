@@ -1,0 +1,126 @@
+"""Choosing the next token of every line, in torch.
+
+A line's choice depends on its own logits, row and position: not on the other lines, nor on how many there are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from streamserve_kernels.reference.logit_edits import edit_logits
+from streamserve_kernels.reference.noise import all_tokens, gumbel_noise, line_keys
+from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
+
+_FIRST_CANDIDATES = 256
+_TIE_MARGIN = 8
+
+
+def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
+    """Sample one token per line.
+
+    logits   [lines, vocab]  bf16|fp16|fp32; left unchanged
+    returns  the ids, and log-probabilities of the *raw* logits for the lines that asked
+
+    Edits (`edit_logits`), then per line: greedy takes the first of the largest logits. With a temperature, logits are divided
+    by it; min_p drops tokens less likely than min_p times the likeliest (Nguyen et al., 2024), top_k those below the k-th
+    largest logit (ties stay), top_p those outside the smallest set of what remains whose probability reaches p (Holtzman et
+    al., 2019; ties stay); then the largest of logit + Gumbel noise is taken.
+    """
+    token_ids = _choose(edit_logits(logits, parameters), parameters)
+    if parameters.logprobs is None:
+        return SampledTokens(token_ids)
+    lines = parameters.logprobs.lines
+    return SampledTokens(token_ids, token_logprobs(logits[lines], token_ids[lines], parameters.logprobs.num_top))
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
+    """Log-probabilities of given tokens: logits [lines, vocab], token_ids [lines] int64."""
+    logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(1, token_ids.unsqueeze(1))
+    ranks = (logprobs > chosen).sum(1, dtype=torch.int32) + 1
+    top_logprobs, top_ids = logprobs.topk(min(num_top, logits.shape[1]))
+    return Logprobs(chosen.squeeze(1), ranks, top_ids.int(), top_logprobs)
+
+
+def _choose(logits: Tensor, p: SamplingTensors) -> Tensor:
+    if p.num_greedy == len(logits):
+        return argmax(logits)
+    if p.random is not None and len(p.random) == len(logits):
+        return _choose_random(logits, p, p.random)
+    token_ids = argmax(logits) if p.num_greedy else torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    if p.random is not None:
+        token_ids[p.random] = _choose_random(logits[p.random], p, p.random)
+    if p.restricted is not None:
+        token_ids[p.restricted] = _choose_restricted(logits[p.restricted], p, p.restricted)
+    return token_ids
+
+
+def _choose_random(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
+    scores = gumbel_noise(_keys(p, lines), all_tokens(logits.shape[1], logits.device))
+    scores += _scale(logits, p, lines)
+    return argmax(scores)
+
+
+def _choose_restricted(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
+    """Noise and comparison touch only the likeliest tokens: as many as it takes to hold every token that a line keeps."""
+    logprobs = _scale(logits, p, lines).log_softmax(-1)
+    vocab_size = logits.shape[1]
+    rows = p.rows[lines]
+    width = min(vocab_size, p.max_top_k + _TIE_MARGIN if p.max_top_k else _FIRST_CANDIDATES)
+    while True:
+        values, token_ids = logprobs.topk(width)
+        threshold, complete = _threshold(values, p.tables.top_k[rows], p.tables.top_p[rows], p.tables.min_p[rows])
+        if width == vocab_size or bool(complete.all()):
+            break
+        width = min(vocab_size, width * 8)
+    scores = values + gumbel_noise(_keys(p, lines), token_ids.int())
+    scores.masked_fill_(values < threshold.unsqueeze(1), -math.inf)
+    return token_ids.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+
+
+def _threshold(values: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-probability below which a line keeps nothing, and whether `values` surely hold all that it keeps.
+
+    values                [lines, width]  fp32, the largest log-probabilities, descending
+    top_k, top_p, min_p   [lines]
+    """
+    last = values[:, -1]
+    place = (top_k.long() - 1).clamp(0, values.shape[1] - 1).unsqueeze(1)
+    kth = values.gather(1, place).squeeze(1).masked_fill(top_k == 0, -math.inf)
+    floor = torch.maximum(values[:, 0] + min_p.log(), kth)
+    # fp64 and in order: the sum of a line must not depend on how wide its batch mates made `values`.
+    cumulative = values.double().exp().masked_fill(values < floor.unsqueeze(1), 0.0).cumsum(1)
+    total = torch.where(floor == -math.inf, 1.0, cumulative[:, -1])
+    wanted = top_p * total
+    before = cumulative.roll(1, 1)
+    before[:, 0] = 0.0
+    nucleus = (before < wanted.unsqueeze(1)).sum(1, keepdim=True).clamp(min=1) - 1
+    threshold = torch.maximum(floor, values.gather(1, nucleus).squeeze(1).masked_fill(top_p >= 1.0, -math.inf))
+    floor_inside = (floor == -math.inf) | (last < floor)
+    return threshold, floor_inside & (last < threshold) & (top_k <= values.shape[1])
+
+
+def _scale(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
+    return torch.div(logits, p.tables.temperature[p.rows[lines]].unsqueeze(1))
+
+
+def _keys(p: SamplingTensors, lines: Tensor) -> tuple[Tensor, Tensor]:
+    rows = p.rows[lines]
+    return line_keys(p.tables.seed_low[rows], p.tables.seed_high[rows], p.positions[lines])
+
+
+def argmax(values: Tensor) -> Tensor:
+    """The first of the largest values of each line, [lines, width] -> [lines] int64.
+
+    In two stages, since torch's maximum is vectorised on a CPU and its argmax is not.
+    """
+    width = math.gcd(values.shape[1], 256)
+    if width < 16:
+        return values.argmax(1)
+    groups = values.unflatten(1, (-1, width))
+    group = groups.amax(2).argmax(1, keepdim=True)
+    inside = groups.gather(1, group.unsqueeze(2).expand(-1, -1, width)).squeeze(1).argmax(1)
+    return group.squeeze(1) * width + inside

@@ -1,0 +1,133 @@
+"""What sampling is told beside the logits, and what it answers.
+
+A line is one line of the step's logits. Parameters that every sequence has are in its row; those that few have (bans, biases,
+masks) come with the step, for the lines that have them, so that the others pay nothing. Index tensors that would be empty are
+None, and their lengths and the host numbers here let an implementation choose its launches without asking the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from streamserve_kernels.row_tables import RowTables
+
+
+@dataclass(frozen=True, slots=True)
+class LogitEdits:
+    """Numbers to add to single logits; -inf bans a token. `logit_bias`, one-token `bad_words` and `min_tokens` end up here.
+
+    lines, token_ids  [edits]  int32
+    values            [edits]  fp32
+    """
+
+    lines: Tensor
+    token_ids: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BadWords:
+    """Token sequences of two ids or more: the last is banned where the generated tokens end with those before it.
+
+    lines     [words]          int32
+    prefixes  [words, length]  int32, aligned to the right and filled with -1 on the left
+    last      [words]          int32
+    """
+
+    lines: Tensor
+    prefixes: Tensor
+    last: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """Which tokens a line may take: grammars and `allowed_token_ids`.
+
+    lines  [masks]  int32, distinct
+    bits   [masks, ceil(vocab / 32)]  int32; bit t % 32 of word t // 32 is set when token t is allowed
+    """
+
+    lines: Tensor
+    bits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """The lines with a presence, frequency or repetition penalty; the penalties themselves are in their rows.
+
+    lines       [lines]  int32
+    max_tokens  tokens of the longest of their sequences
+    """
+
+    lines: Tensor
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobRequest:
+    """The lines that report log-probabilities.
+
+    lines    [lines]  int32
+    num_top  alternatives to report beside the sampled token, the most that one of the lines asks for
+    """
+
+    lines: Tensor
+    num_top: int
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingTensors:
+    """Everything `sample` needs.
+
+    rows        [lines]  int32, the row of each line; the padding row for lines that only fill a captured size
+    positions   [lines]  int32, the place of the sampled token in its row, which is how many tokens the row has
+    random      [..]  int32, lines with a temperature and no restriction
+    restricted  [..]  int32, lines with a temperature and top_k, top_p or min_p; all other lines are greedy
+    max_top_k   the largest top_k of the restricted lines; 0 when one of them has none
+    """
+
+    tables: RowTables
+    rows: Tensor
+    positions: Tensor
+    random: Tensor | None = None
+    restricted: Tensor | None = None
+    max_top_k: int = 0
+    edits: LogitEdits | None = None
+    bad_words: BadWords | None = None
+    masks: TokenMasks | None = None
+    penalties: Penalties | None = None
+    logprobs: LogprobRequest | None = None
+
+    @property
+    def num_greedy(self) -> int:
+        return self.rows.shape[0] - _length(self.random) - _length(self.restricted)
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of one token per line, of the raw logits.
+
+    logprobs      [lines]  fp32
+    ranks         [lines]  int32, 1 + how many tokens are more likely
+    top_ids       [lines, num_top]  int32, the most likely tokens, best first
+    top_logprobs  [lines, num_top]  fp32
+    """
+
+    logprobs: Tensor
+    ranks: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """token_ids [lines] int64; logprobs of the lines that asked, in the request's order."""
+
+    token_ids: Tensor
+    logprobs: Logprobs | None = None
+
+
+def _length(lines: Tensor | None) -> int:
+    return 0 if lines is None else lines.shape[0]
