@@ -1,0 +1,182 @@
+"""Finds and loads the tokenizer that belongs to a checkpoint.
+
+In order: `tokenizer.json`, read by the `tokenizers` library; a .gguf file's own vocabulary; and for folders with neither
+(older models, remote code) transformers' `AutoTokenizer`, imported only then. Runs once, in the process that speaks text.
+Loading is the only time this room touches files or the network.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+
+from streamserve.errors import ConfigError
+from streamserve.text.vocabulary import FastVocabulary, Vocabulary
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "*.model",
+    "*.py",
+)
+"""What a tokenizer may consist of, as patterns for a download."""
+
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+class Checkpoint(Protocol):
+    """The part of a checkpoint that matters here: where it lies."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class TokenizerParts:
+    """What files say about a tokenizer.
+
+    special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `pad_token`, `unk_token`
+    chat_templates  Jinja sources by name; the usual one is "default"
+    """
+
+    vocabulary: Vocabulary
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    chat_templates: dict[str, str] = field(default_factory=dict)
+
+
+def load_parts(path: Path, trust_remote_code: bool) -> TokenizerParts:
+    """Read a folder, a .gguf file or a tokenizer.json; errors as `load_tokenizer` says."""
+    if path.suffix == ".gguf":
+        return _from_gguf(path)
+    if path.name == "tokenizer.json":
+        path = path.parent
+    if (path / "tokenizer.json").is_file():
+        return _from_folder(path)
+    return _from_transformers(path, trust_remote_code)
+
+
+def locate(name: str, revision: str | None) -> Path:
+    """A local path as it is; any other name is a repository, of which only the tokenizer's files are fetched."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", *TOKENIZER_FILES]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(f"--tokenizer {name}: neither a local path nor a repository that can be fetched ({error})") from error
+
+
+def _from_gguf(path: Path) -> TokenizerParts:
+    from streamserve.gguf_file import open_gguf
+    from streamserve.text.gguf_tokenizer import build_tokenizer
+
+    metadata = open_gguf(path).metadata
+    tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
+    ids = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    special = {
+        role: tokens[metadata[key]] for role, name in ids.items() if (key := f"tokenizer.ggml.{name}_token_id") in metadata
+    }
+    prefix = "tokenizer.chat_template"
+    templates = {
+        key[len(prefix) + 1 :] or "default": value for key, value in metadata.items() if key.split(".")[:2] == prefix.split(".")
+    }
+    return TokenizerParts(FastVocabulary(build_tokenizer(metadata)), special, templates)
+
+
+def _from_folder(path: Path) -> TokenizerParts:
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # the library raises bare Exception
+        raise ConfigError(f"{path / 'tokenizer.json'} can't be read: {error}") from error
+    config = _read_json(path / "tokenizer_config.json")
+    special = _special_tokens(_read_json(path / "special_tokens_map.json") | config)
+    _add_missing_tokens(backend, config)
+    _honour_bos_and_eos(backend, config, special)
+    return TokenizerParts(FastVocabulary(backend), special, _chat_templates(path, config))
+
+
+def _from_transformers(path: Path, trust_remote_code: bool) -> TokenizerParts:
+    from streamserve.text.transformers_tokenizer import load_with_transformers
+
+    config = _read_json(path / "tokenizer_config.json")
+    vocabulary, special = load_with_transformers(path, trust_remote_code)
+    return TokenizerParts(vocabulary, special, _chat_templates(path, config))
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Special tokens by role; each is written as a string or as an object with `content`."""
+    found = {}
+    for role in _ROLES:
+        value = config.get(role)
+        token = value.get("content") if isinstance(value, dict) else value
+        if isinstance(token, str):
+            found[role] = token
+    return found
+
+
+def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    """Add what only tokenizer_config.json lists, in the order of the ids it gives."""
+    known = backend.get_added_tokens_decoder()
+    listed = {int(token_id): entry for token_id, entry in (config.get("added_tokens_decoder") or {}).items()}
+    for token_id, entry in sorted(listed.items()):
+        if token_id in known:
+            continue
+        flags = {name: bool(entry.get(name, False)) for name in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+        backend.add_tokens([tokenizers.AddedToken(entry["content"], **flags)])
+        if backend.token_to_id(entry["content"]) != token_id:
+            raise ConfigError(
+                f"tokenizer_config.json gives {entry['content']!r} the id {token_id}, which tokenizer.json contradicts"
+            )
+
+
+def _honour_bos_and_eos(backend: tokenizers.Tokenizer, config: dict[str, Any], special: dict[str, str]) -> None:
+    """Follow `add_bos_token` and `add_eos_token` where tokenizer_config.json gives them, as transformers does."""
+    if "add_bos_token" not in config and "add_eos_token" not in config:
+        return
+    before = [special["bos_token"]] if config.get("add_bos_token") and "bos_token" in special else []
+    after = [special["eos_token"]] if config.get("add_eos_token") and "eos_token" in special else []
+    used = [(token, backend.token_to_id(token)) for token in {*before, *after}]
+    if any(token_id is None for _, token_id in used):
+        return
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=used)
+
+
+def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name: those of tokenizer_config.json, over which files of their own win."""
+    given = config.get("chat_template")
+    templates: dict[str, str] = {}
+    if isinstance(given, str):
+        templates["default"] = given
+    elif isinstance(given, list):
+        templates |= {entry["name"]: entry["template"] for entry in given}
+    legacy = _read_json(path / "chat_template.json").get("chat_template")
+    if isinstance(legacy, str):
+        templates["default"] = legacy
+    for file in sorted((path / "additional_chat_templates").glob("*.jinja")):
+        templates[file.stem] = file.read_text(encoding="utf-8")
+    if (path / "chat_template.jinja").is_file():
+        templates["default"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
+    return templates
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return value

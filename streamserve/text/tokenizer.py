@@ -1,0 +1,111 @@
+"""A model's tokenizer: text to token ids and back, and what each token is in bytes.
+
+Owns the vocabulary and its special tokens, never a stream: incremental decoding is the detokenizer's. Used on API event
+loops and, for long texts, on threads (encoding releases the interpreter lock). Loads neither torch nor, as a rule,
+transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streamserve.text.loading import Checkpoint, TokenizerParts, load_parts, locate
+
+
+def load_tokenizer(
+    checkpoint: Checkpoint, *, tokenizer: str | None = None, revision: str | None = None, trust_remote_code: bool = False
+) -> Tokenizer:
+    """The checkpoint's tokenizer, or the one that `tokenizer` names: a folder, a .gguf or tokenizer.json file, a Hub id.
+
+    Raises `ConfigError` when there is none or it needs code that is not trusted, `ModelNotSupported` for a GGUF vocabulary
+    that is not known here.
+    """
+    path = checkpoint.path if tokenizer is None else locate(tokenizer, revision)
+    return Tokenizer(load_parts(path, trust_remote_code))
+
+
+class Tokenizer:
+    """Text ↔ token ids for one model.
+
+    special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `pad_token`, `unk_token`
+    chat_templates  Jinja sources by name; the usual one is "default"
+    """
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        self.vocabulary = parts.vocabulary
+        self.special_tokens = parts.special_tokens
+        self.chat_templates = parts.chat_templates
+        self.special_ids = parts.vocabulary.special_ids
+        self._codec = parts.vocabulary.codec
+        self._bytes: dict[int, bytes] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocabulary.size
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._role_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._role_id("eos_token")
+
+    @property
+    def has_true_bytes(self) -> bool:
+        """Whether a text's bytes are its tokens' bytes, one after another."""
+        return self._codec is not None
+
+    @property
+    def stripped_spaces(self) -> int:
+        """Spaces that decoding drops from the start of a whole text."""
+        return self._codec.stripped_spaces if self._codec is not None else 0
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, special tokens written out in it included. Raises `UnicodeEncodeError` on a lone surrogate."""
+        return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text; `encode` of many."""
+        for text in texts:
+            text.encode("utf-8")
+        return self.vocabulary.encode(texts, add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence: its bytes as UTF-8, U+FFFD where they are none; ids without an entry add nothing."""
+        shown = [token_id for token_id in token_ids if not (skip_special_tokens and token_id in self.special_ids)]
+        if self._codec is None:
+            return self.vocabulary.decode(shown)
+        text = b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
+        return strip_spaces(text, self._codec.stripped_spaces)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token adds to a text; empty for an id without an entry."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._compute_bytes(token_id)
+        return known
+
+    def token_text(self, token_id: int) -> str:
+        """The token's bytes as UTF-8, U+FFFD in place of part of a character."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def _compute_bytes(self, token_id: int) -> bytes:
+        token = self.vocabulary.token(token_id)
+        if token is None:
+            return b""
+        if self._codec is None:
+            return self.vocabulary.decode([token_id]).encode("utf-8")
+        return self._codec.to_bytes(token)
+
+    def _role_id(self, role: str) -> int | None:
+        token = self.special_tokens.get(role)
+        return None if token is None else self.vocabulary.token_id(token)
+
+
+def strip_spaces(text: str, count: int) -> str:
+    """`text` without up to `count` of its leading spaces."""
+    start = 0
+    while start < min(count, len(text)) and text[start] == " ":
+        start += 1
+    return text[start:]

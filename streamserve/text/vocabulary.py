@@ -1,0 +1,68 @@
+"""What a tokenizer library must do for us, and the one that does it.
+
+A vocabulary maps text to ids and ids to entries; it knows nothing of templates, streams or checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+import tokenizers
+
+from streamserve.text.token_codec import TokenCodec, codec_for
+
+
+class Vocabulary(Protocol):
+    """What a `Tokenizer` needs of the library that does the work."""
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token id."""
+        ...
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+
+    @property
+    def codec(self) -> TokenCodec | None:
+        """How tokens become bytes; None when only whole sequences can be decoded."""
+        ...
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def token(self, token_id: int) -> str | None:
+        """The vocabulary's entry, as it is written there; None for an id without one."""
+        ...
+
+    def token_id(self, token: str) -> int | None: ...
+
+
+class FastVocabulary:
+    """A vocabulary of the `tokenizers` library."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.size = max(backend.get_vocab_size(with_added_tokens=True), 1 + max(added, default=-1))
+        decoder = backend.decoder
+        self.codec = codec_for(None if decoder is None else json.loads(decoder.__getstate__()))
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.backend.decode(list(token_ids), skip_special_tokens=False)
+
+    def token(self, token_id: int) -> str | None:
+        return self.backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
+
+    def token_id(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
