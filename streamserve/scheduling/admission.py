@@ -1,0 +1,57 @@
+"""What is refused at the door: sequences that could never finish on this engine, whatever else it runs.
+
+Runs on the engine's event loop. Looks at one spec and the limits, at no state.
+"""
+
+from __future__ import annotations
+
+from streamserve.errors import ContextLengthExceeded, InvalidParameter, PromptTooLarge
+from streamserve.scheduling.constraint import Constraint
+from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.types import SequenceSpec
+
+MAX_TOKEN_ID = 2**31 - 1
+
+
+def check_spec(spec: SequenceSpec, limits: SchedulerLimits) -> None:
+    """Raise `InvalidParameter`, `ContextLengthExceeded` or `PromptTooLarge` when `spec` can never run to its end."""
+    _check_tokens(spec)
+    num_prompt_tokens, length = len(spec.prompt_token_ids), len(spec.prompt_token_ids) + spec.max_tokens
+    if length > limits.max_model_len:
+        raise ContextLengthExceeded(
+            f"this model's context is {limits.max_model_len} tokens; the prompt has {num_prompt_tokens} and max_tokens asks "
+            f"for {spec.max_tokens} more: shorten one of them"
+        )
+    # The last token is sampled and never computed, so it needs no place in the cache.
+    if length - 1 > limits.capacity_tokens:
+        raise PromptTooLarge(
+            f"the KV cache holds {limits.capacity_tokens} tokens in all; the prompt has {num_prompt_tokens} and max_tokens "
+            f"asks for {spec.max_tokens} more: shorten one of them, or start the server with more --kv-cache-memory"
+        )
+
+
+def replay(constraint: Constraint, token_ids: list[int]) -> None:
+    """Bring a fresh constraint to where tokens generated elsewhere left it; raises `InvalidParameter` when it refuses."""
+    try:
+        for token_id in token_ids:
+            constraint.accept(token_id)
+    except ValueError as error:
+        raise InvalidParameter("generated_token_ids", f"do not follow structured_outputs: {error}") from error
+    if constraint.is_finished:
+        raise InvalidParameter("generated_token_ids", "complete structured_outputs already: nothing is left to generate")
+
+
+def _check_tokens(spec: SequenceSpec) -> None:
+    if not spec.prompt_token_ids:
+        raise InvalidParameter("prompt", "must have at least one token")
+    if spec.max_tokens < 1:
+        raise InvalidParameter("max_tokens", f"must be at least 1, got {spec.max_tokens}")
+    if len(spec.generated_token_ids) >= spec.max_tokens:
+        raise InvalidParameter("generated_token_ids", f"already {spec.max_tokens} tokens: nothing is left to generate")
+    for name in ("prompt_token_ids", "generated_token_ids"):
+        token_ids = getattr(spec, name)
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) <= MAX_TOKEN_ID):
+            raise InvalidParameter(name, f"token ids must be between 0 and {MAX_TOKEN_ID}")
+
+
+__all__ = ["check_spec", "replay"]

@@ -1,0 +1,28 @@
+"""What scheduling asks of a grammar: which tokens may come next, and to be told which one came.
+
+Used on the engine's event loop. Knows nothing of grammars or their library: those live in the text room and are injected.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Constraint(Protocol):
+    """The language that one sequence's output must belong to, and how far into it the output is."""
+
+    def bitmask(self) -> bytes:
+        """The tokens allowed next, as little-endian int32 words: bit t is set when token t may be sampled."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Advance by one token; raises `ValueError` when the language does not allow it here."""
+        ...
+
+    @property
+    def is_finished(self) -> bool:
+        """True once nothing may follow: the sequence ends with reason "stop"."""
+        ...
+
+
+__all__ = ["Constraint"]

@@ -1,0 +1,44 @@
+"""Totals since the scheduler started, as /metrics reports them.
+
+Runs on the engine's event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from streamserve.scheduling.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Counters:
+    """Fields as in `EngineStats`; prefix cache queries and hits are counted in tokens."""
+
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    wasted_tokens: int = 0
+    tokens_wasted_after_disconnect: int = 0
+
+    def admitted(self, sequence: Sequence) -> None:
+        """A sequence got its row; only the first time counts, since after a preemption it hits its own blocks."""
+        if sequence.num_cached_tokens is not None:
+            return
+        sequence.num_cached_tokens = min(sequence.num_computed, sequence.num_prompt_tokens)
+        self.prompt_tokens += sequence.num_prompt_tokens
+        self.prefix_cache_queries += sequence.num_prompt_tokens
+        self.prefix_cache_hits += sequence.num_cached_tokens
+
+    def wasted(self, sequence: Sequence) -> None:
+        """A token was sampled for a sequence that had ended."""
+        self.wasted_tokens += 1
+        self.tokens_wasted_after_disconnect += sequence.finish_reason == "abort"
+
+    def totals(self) -> dict[str, int]:
+        return asdict(self)
+
+
+__all__ = ["Counters"]

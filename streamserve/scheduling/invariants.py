@@ -1,0 +1,85 @@
+"""What must hold between any two calls of a scheduler. Called by tests only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from streamserve.scheduling.prefix_cache import PrefixBlock
+from streamserve.scheduling.sequence import Sequence
+
+if TYPE_CHECKING:
+    from streamserve.scheduling.scheduler import Scheduler
+
+
+def check_invariants(scheduler: Scheduler) -> None:
+    """Assert that sequences, rows, blocks and the prefix cache agree. O(everything)."""
+    _check_homes(scheduler)
+    scheduler.residents.check()
+    for sequence in scheduler.sequences.values():
+        _check_progress(scheduler, sequence)
+        _check_memory(scheduler, sequence)
+    _check_blocks(scheduler)
+
+
+def _check_homes(scheduler: Scheduler) -> None:
+    """Every live sequence is in exactly one place, the one that its state says."""
+    residents = scheduler.residents
+    queues = (scheduler.waiting, residents.running, residents.paused)
+    for queue in queues:
+        orders = [sequence.order for sequence in queue]
+        assert orders == sorted(set(orders)), "a queue is out of order"
+    housed = [sequence for queue in queues for sequence in queue] + list(scheduler.parked.values())
+    assert Counter(map(id, housed)) == Counter(map(id, scheduler.sequences.values())), "a sequence is lost or in two places"
+    assert all(not s.is_resident and not s.is_paused for s in scheduler.waiting), "a waiting sequence has a row or is paused"
+    assert all(not s.is_resident and s.is_paused for s in scheduler.parked.values()), "a parked sequence has a row or may run"
+    assert all(s.is_resident for queue in queues[1:] for s in queue), "a resident has no row"
+
+
+def _check_progress(scheduler: Scheduler, sequence: Sequence) -> None:
+    name, length = sequence.sequence_id, len(sequence.token_ids)
+    assert sequence.finish_reason is None, f"{name} has ended and lives"
+    assert sequence.token_ids[: sequence.num_prompt_tokens] == sequence.spec.prompt_token_ids, f"{name}: its prompt changed"
+    assert length < sequence.limit, f"{name} outlived its limit"
+    assert sequence.num_known <= sequence.limit, f"{name} samples past its limit"
+    assert 0 <= sequence.num_in_flight <= scheduler.num_in_flight, f"{name} has more tokens in flight than there are steps"
+    assert sequence.num_in_flight == 0 or sequence.last_step > scheduler.last_committed_step, f"{name}: a token got lost"
+    assert sequence.num_computed < sequence.num_known, f"{name} is computed beyond what is known"
+    if sequence.constraint is not None:
+        assert sequence.num_in_flight <= 1, f"{name} was planned without knowing what its constraint allows"
+
+
+def _check_memory(scheduler: Scheduler, sequence: Sequence) -> None:
+    """No block more and no block less than its tokens need."""
+    name = sequence.sequence_id
+    if not sequence.is_resident:
+        assert not sequence.block_ids, f"{name} holds blocks without a row"
+        assert sequence.num_computed == 0, f"{name} is computed nowhere"
+        return
+    assert len(set(sequence.block_ids)) == len(sequence.block_ids), f"{name} holds a block twice"
+    size, held = scheduler.limits.block_size, len(sequence.block_ids)
+    assert sequence.num_computed <= held * size, f"{name} writes past its blocks"
+    assert (held - 1) * size < max(sequence.num_computed, len(sequence.token_ids)), f"{name} holds a block for nothing"
+
+
+def _check_blocks(scheduler: Scheduler) -> None:
+    kv = scheduler.kv
+    kv.pool.check(Counter(block_id for sequence in scheduler.sequences.values() for block_id in sequence.block_ids))
+    kv.cache.check(kv.pool.kept)
+    for sequence in scheduler.sequences.values():
+        _check_cached_blocks(scheduler, sequence)
+
+
+def _check_cached_blocks(scheduler: Scheduler, sequence: Sequence) -> None:
+    """What the cache says of a sequence's blocks is true, and says nothing of tokens not committed."""
+    cache, size = scheduler.kv.cache, scheduler.limits.block_size
+    truth: list[PrefixBlock] = []
+    cache.extend(truth, sequence.token_ids, len(sequence.token_ids) // size, sequence.spec.cache_salt)
+    for index, block_id in enumerate(sequence.block_ids):
+        believed = cache.contents(block_id)
+        if believed is not None:
+            assert index < len(truth), f"{sequence.sequence_id}: block {index} is cached and not committed"
+            assert believed == truth[index], f"{sequence.sequence_id}: block {index} holds other tokens than the cache says"
+
+
+__all__ = ["check_invariants"]

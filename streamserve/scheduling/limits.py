@@ -1,0 +1,56 @@
+"""How much one scheduler may hand out: blocks, rows, tokens per step, places in the queue. Fixed at start."""
+
+from __future__ import annotations
+
+import msgspec
+
+from streamserve.config import SchedulingPolicy
+from streamserve.errors import ConfigError
+
+
+class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The room a scheduler works in; fields as in `EngineConfig`, with what only the loaded model can tell filled in.
+
+    num_blocks     KV blocks in all, numbered from 0
+    max_num_seqs   rows
+    max_model_len  tokens of prompt and output together
+
+    Raises `ConfigError` when a step could not hold what it must.
+    """
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_queue: int = 4096
+    policy: SchedulingPolicy = "fcfs"
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_blocks < 1:
+            raise ConfigError("no memory is left for the KV cache: raise --kv-cache-memory or --gpu-memory-utilization")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"--max-num-batched-tokens {self.max_num_batched_tokens} is below --max-num-seqs {self.max_num_seqs}: "
+                "every running sequence needs one token of each step, so raise the first or lower the second"
+            )
+        if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
+            raise ConfigError(
+                f"without chunked prefill a prompt must fit one step: raise --max-num-batched-tokens to {self.max_model_len}, "
+                f"lower --max-model-len to {self.max_num_batched_tokens}, or leave chunked prefill on"
+            )
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens whose keys and values fit the cache."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def watermark(self) -> int:
+        """Blocks that admission leaves free for the growth of sequences already running: at least 1 % of all."""
+        return self.num_blocks // 100
+
+
+__all__ = ["SchedulerLimits"]

@@ -1,0 +1,60 @@
+"""What a sampled token does to its sequence: does it end it, and what is its reader told.
+
+Runs on the engine's event loop, at commit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from streamserve.errors import StreamFailed
+from streamserve.scheduling.sequence import Sequence
+from streamserve.types import ErrorInfo, FinishReason, TokenDelta, TokenLogprobs
+
+
+class Ending(NamedTuple):
+    """Why a sequence ends; fields as in `TokenDelta`."""
+
+    reason: FinishReason
+    stop_reason: int | None = None
+    error: ErrorInfo | None = None
+
+
+def ending_of(sequence: Sequence, token_id: int) -> Ending | None:
+    """Does `token_id`, just appended, end the sequence? Tells the sequence's constraint about it."""
+    length = len(sequence.token_ids)
+    if token_id in sequence.stop_token_ids and length >= sequence.min_length:
+        return Ending("stop", token_id)
+    if sequence.constraint is not None:
+        try:
+            sequence.constraint.accept(token_id)
+        except ValueError as error:
+            return Ending("error", error=ErrorInfo(StreamFailed.code, f"the output left the requested structure: {error}"))
+        if sequence.constraint.is_finished:
+            return Ending("stop")
+    return Ending("length") if length == sequence.limit else None
+
+
+def delta_of(sequence: Sequence, token_id: int, ending: Ending | None, logprobs: TokenLogprobs | None) -> TokenDelta:
+    """What the reader is told about one token; its first delta also carries what is known of the prompt."""
+    is_first, sequence.has_spoken = not sequence.has_spoken, True
+    sequence.is_plain = sequence.constraint is None and sequence.spec.logprobs is None
+    reason, stop_reason, error = ending or (None, None, None)
+    return TokenDelta(
+        token_ids=[token_id],
+        logprobs=[logprobs] if logprobs is not None and sequence.spec.logprobs is not None else None,
+        prompt_logprobs=sequence.prompt_logprobs if is_first else None,
+        finish_reason=reason,
+        stop_reason=stop_reason,
+        cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
+        error=error,
+    )
+
+
+def final_delta(sequence: Sequence, error: ErrorInfo | None = None) -> TokenDelta:
+    """What the reader of a sequence is told that ended without a token."""
+    cached_tokens = 0 if sequence.has_spoken else sequence.num_cached_tokens or 0
+    return TokenDelta(token_ids=[], finish_reason=sequence.finish_reason, cached_tokens=cached_tokens, error=error)
+
+
+__all__ = ["Ending", "delta_of", "ending_of", "final_delta"]

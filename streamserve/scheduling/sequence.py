@@ -1,0 +1,131 @@
+"""One stream of tokens being generated, as the scheduler sees it.
+
+Runs on the engine's event loop. Plain state without behaviour that needs others: who may run, and on which blocks, is
+decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from streamserve.scheduling.constraint import Constraint
+from streamserve.scheduling.plan import RowSampling
+from streamserve.scheduling.prefix_cache import PrefixBlock
+from streamserve.types import FinishReason, SequenceSpec, TokenLogprobs
+
+NO_ROW = -1
+
+Order = tuple[int, int]
+
+
+class Sequence:
+    """A sequence between admission and its end.
+
+    order          position under the policy: lower runs first, higher is preempted first; unique
+    deadline       time at which it ends with reason "time", or None
+    limit          token count (prompt included) at which it ends with reason "length"
+    token_ids      prompt and generated tokens known to the host, that is committed ones
+    num_known      the same, plus the tokens in flight, which exist on the device only
+    num_computed   tokens whose keys and values are in the cache or being written by a step in flight
+    row            the row it owns, or NO_ROW
+    block_ids      the blocks it holds, in order
+    prefix         descriptions of its full blocks, as far as they were needed
+    next_full      committed tokens at which another block is full and may enter the prefix cache
+    last_step      the last step that worked on it
+    """
+
+    __slots__ = (
+        "block_ids",
+        "constraint",
+        "deadline",
+        "finish_reason",
+        "has_spoken",
+        "is_paused",
+        "is_plain",
+        "last_step",
+        "limit",
+        "min_length",
+        "next_full",
+        "num_cached_tokens",
+        "num_computed",
+        "num_known",
+        "num_prompt_tokens",
+        "order",
+        "prefix",
+        "prompt_logprobs",
+        "row",
+        "sequence_id",
+        "spec",
+        "stop_token_ids",
+        "token_ids",
+    )
+
+    def __init__(self, spec: SequenceSpec, order: Order, deadline: float | None, constraint: Constraint | None) -> None:
+        self.spec = spec
+        self.sequence_id = spec.sequence_id
+        self.order = order
+        self.deadline = deadline
+        self.constraint = constraint
+        self.token_ids = [*spec.prompt_token_ids, *spec.generated_token_ids]
+        self.num_prompt_tokens = len(spec.prompt_token_ids)
+        self.limit = self.num_prompt_tokens + spec.max_tokens
+        self.min_length = self.num_prompt_tokens + spec.min_tokens
+        self.stop_token_ids = frozenset(spec.stop_token_ids)
+        self.num_known = len(self.token_ids)
+        self.num_computed = 0
+        self.row = NO_ROW
+        self.block_ids: list[int] = []
+        self.prefix: list[PrefixBlock] = []
+        self.next_full = 0
+        self.last_step = -1
+        self.is_paused = False
+        self.finish_reason: FinishReason | None = None
+        self.num_cached_tokens: int | None = None
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None if spec.prompt_logprobs is None else [None]
+        self.has_spoken = False
+        self.is_plain = False
+
+    @property
+    def is_resident(self) -> bool:
+        """True while it owns a row and blocks."""
+        return self.row != NO_ROW
+
+    @property
+    def num_in_flight(self) -> int:
+        """Tokens sampled on the device and not committed yet."""
+        return self.num_known - len(self.token_ids)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True until the logprobs of every prompt token have come."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens
+
+    def add_prompt_logprobs(self, start: int, entries: list[TokenLogprobs]) -> None:
+        """Take in what a step found out about the prompt tokens after position `start`.
+
+        A prompt that was preempted is computed again, so some of it may be known already.
+        """
+        assert self.prompt_logprobs is not None
+        self.prompt_logprobs += entries[len(self.prompt_logprobs) - (start + 1) :]
+
+    def row_sampling(self) -> RowSampling:
+        """The sampling parameters as its row holds them."""
+        spec = self.spec
+        return RowSampling(
+            seed=spec.seed,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            top_k=spec.top_k,
+            min_p=spec.min_p,
+            presence_penalty=spec.presence_penalty,
+            frequency_penalty=spec.frequency_penalty,
+            repetition_penalty=spec.repetition_penalty,
+            min_tokens=spec.min_tokens,
+            stop_token_ids=spec.stop_token_ids,
+            bad_words_token_ids=spec.bad_words_token_ids,
+            logit_bias=spec.logit_bias,
+            allowed_token_ids=spec.allowed_token_ids,
+            logprobs=spec.logprobs,
+            prompt_logprobs=spec.prompt_logprobs if self.wants_prompt_logprobs else None,
+        )
+
+
+__all__ = ["NO_ROW", "Order", "Sequence"]

@@ -1,0 +1,103 @@
+"""One step between plan and commit: the plan that goes to the workers, and whom its results belong to.
+
+Runs on the engine's event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamserve.scheduling.plan import Plan, RowGrowth, RowStart, RowWork
+from streamserve.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A planned step.
+
+    sampled  owner of each entry of `plan.sampled`, in that order
+    chunks   sequences whose prefill goes on after this step, with their computed tokens at its end
+    scored   row -> (owner, first position) where logprobs of prompt tokens are awaited
+    """
+
+    plan: Plan
+    sampled: list[Sequence]
+    chunks: list[tuple[Sequence, int]]
+    scored: dict[int, tuple[Sequence, int]]
+
+
+class StepDraft:
+    """A step while it is being planned.
+
+    `decodes` and `decoding` are parallel to each other except that a prefill chunk of one token may be among the former only.
+    """
+
+    __slots__ = (
+        "budget",
+        "chunks",
+        "decodes",
+        "decoding",
+        "growths",
+        "index",
+        "preempted",
+        "prefilling",
+        "prefills",
+        "scored",
+        "starts",
+    )
+
+    def __init__(self, index: int, budget: int) -> None:
+        """`budget`: tokens that the step may compute."""
+        self.index = index
+        self.budget = budget
+        self.preempted = False
+        self.starts: list[RowStart] = []
+        self.growths: list[RowGrowth] = []
+        self.decodes: list[RowWork] = []
+        self.decoding: list[Sequence] = []
+        self.prefills: list[RowWork] = []
+        self.prefilling: list[Sequence] = []
+        self.chunks: list[tuple[Sequence, int]] = []
+        self.scored: dict[int, tuple[Sequence, int]] = {}
+
+    def start(self, sequence: Sequence) -> None:
+        """The sequence takes its row. Everything is copied: the plan must not change under a rank that reads it."""
+        self.starts.append(
+            RowStart(
+                row=sequence.row,
+                token_ids=list(sequence.token_ids),
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                block_ids=list(sequence.block_ids),
+                sampling=sequence.row_sampling(),
+            )
+        )
+
+    def work(self, sequence: Sequence, count: int) -> None:
+        """Compute the sequence's next `count` tokens, and sample when those are all it has."""
+        start = sequence.num_computed
+        end = start + count
+        samples = end == sequence.num_known
+        bitmask = sequence.constraint.bitmask() if samples and sequence.constraint is not None else None
+        works, owners = (self.decodes, self.decoding) if count == 1 else (self.prefills, self.prefilling)
+        works.append(RowWork(sequence.row, start, count, samples, bitmask))
+        if sequence.wants_prompt_logprobs:
+            self.scored[sequence.row] = (sequence, start)
+        if samples:
+            owners.append(sequence)
+            sequence.num_known += 1
+        else:
+            self.chunks.append((sequence, end))
+        sequence.num_computed = end
+        sequence.last_step = self.index
+        self.budget -= count
+
+    def finish(self) -> Step | None:
+        """The step, or None when there is nothing to compute."""
+        work = self.decodes + self.prefills
+        if not work:
+            return None
+        plan = Plan(self.index, self.starts, self.growths, work)
+        return Step(plan, self.decoding + self.prefilling, self.chunks, self.scored)
+
+
+__all__ = ["Step", "StepDraft"]
