@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         terminal.note("")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except terminal.OutputClosed:
         terminal.silence_stdout()
         return EXIT_BROKEN_PIPE
     except ClientError as error:
@@ -64,7 +64,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("prompt", required=False)
-@options.generation
+@options.generation(max_tokens=256)
 def complete(prompt: str | None, model: str | None, as_json: bool, stats: bool, **values: Any) -> None:
     """Continue PROMPT (default: standard input), streaming the text as it comes."""
     sampling = options.sampling(values)
@@ -79,7 +79,7 @@ def complete(prompt: str | None, model: str | None, as_json: bool, stats: bool, 
 @cli.command()
 @click.argument("message", required=False)
 @click.option("--system", "-s", help="Instructions to the model, before the conversation.")
-@options.generation
+@options.generation(max_tokens=None)
 def chat(message: str | None, system: str | None, model: str | None, as_json: bool, stats: bool, **values: Any) -> None:
     """Answer MESSAGE (default: standard input), or converse when run in a terminal without one."""
     sampling = options.sampling(values)
@@ -109,7 +109,10 @@ def models(as_json: bool, **values: Any) -> None:
     table = Table("model", "context", "owner", box=None)
     for model in served:
         table.add_row(model.id, "" if model.max_model_len is None else str(model.max_model_len), model.owned_by)
-    Console().print(table)
+    console = Console()
+    with console.capture() as shown:
+        console.print(table)
+    terminal.write(shown.get())
 
 
 @cli.command()

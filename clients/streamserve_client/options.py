@@ -26,7 +26,6 @@ _CONNECTION = [
     ),
 ]
 _SAMPLING = [
-    click.option("--max-tokens", "-n", type=_POSITIVE, help="At most this many tokens."),
     click.option("--temperature", "-t", type=click.FloatRange(min=0), help="0 picks the likeliest token each time."),
     click.option("--top-p", type=float),
     click.option("--top-k", type=int),
@@ -74,9 +73,12 @@ def connection(command: CommandT) -> CommandT:
     return cast(CommandT, _adding(_CONNECTION)(command))
 
 
-def generation(command: CommandT) -> CommandT:
-    """The connection, the sampling parameters and the form of the output."""
-    return cast(CommandT, _adding([*_OUTPUT, *_SAMPLING, *_CONNECTION])(command))
+def generation(*, max_tokens: int | None) -> Callable[[CommandT], CommandT]:
+    """The connection, the sampling parameters and the form of the output; with a default of its own for --max-tokens."""
+    limit = click.option(
+        "--max-tokens", "-n", type=_POSITIVE, default=max_tokens, show_default=True, help="At most this many tokens."
+    )
+    return _adding([*_OUTPUT, limit, *_SAMPLING, *_CONNECTION])
 
 
 def client(values: dict[str, Any]) -> Client:

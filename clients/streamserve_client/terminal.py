@@ -9,6 +9,10 @@ from typing import TextIO
 _STEERING = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
+class OutputClosed(Exception):
+    """Whoever read our output is gone, as `head` is after ten lines."""
+
+
 def use_utf8() -> None:
     """Chinese and emoji come out whole on a Latin-1 or GBK stdout as well."""
     for stream in (sys.stdout, sys.stderr):
@@ -28,10 +32,13 @@ def stdin_text() -> str:
 
 
 def write(text: str, to: TextIO | None = None) -> None:
-    """Write a piece of a model's text at once; on a terminal without its control characters."""
+    """Write a piece of a model's text at once; on a terminal without its control characters. Raises `OutputClosed`."""
     stream = to or sys.stdout
-    stream.write(text.translate(_STEERING) if stream.isatty() else text)
-    stream.flush()
+    try:
+        stream.write(text.translate(_STEERING) if stream.isatty() else text)
+        stream.flush()
+    except BrokenPipeError as error:
+        raise OutputClosed from error
 
 
 def write_line(text: str) -> None:
