@@ -1,0 +1,115 @@
+// One WebSocket for every chat. Streams are told apart by stream_id; after a drop the socket reconnects with growing
+// pauses and resumes each unfinished stream after the last event it saw, so that no token is lost or shown twice.
+
+const FIRST_PAUSE_MS = 250;
+const LONGEST_PAUSE_MS = 8000;
+const PING_MS = 20000;
+
+export class StreamSocket {
+  // onState(state): "connecting" | "connected" | "refused". apiKey(): the key to offer, or "".
+  constructor(url, { apiKey, onState }) {
+    this.url = url;
+    this.apiKey = apiKey;
+    this.onState = onState;
+    this.streams = new Map();
+    this.pauseMs = FIRST_PAUSE_MS;
+    this.connect();
+  }
+
+  // Start a chat stream. listener: { chunk(data), done(status), failed(error) }; exactly one of the last two is called, once.
+  create(streamId, body, listener) {
+    this.streams.set(streamId, { listener, responseId: null, next: 0, isSent: false, body });
+    this.sendCreate(streamId);
+  }
+
+  cancel(streamId) {
+    if (this.streams.has(streamId)) this.send({ type: "response.cancel", stream_id: streamId });
+  }
+
+  reconnect() {
+    this.pauseMs = FIRST_PAUSE_MS;
+    clearTimeout(this.retry);
+    const old = this.socket;
+    this.connect();
+    old?.close();
+  }
+
+  connect() {
+    this.onState("connecting");
+    const key = this.apiKey();
+    const protocols = key ? ["realtime", `openai-insecure-api-key.${key}`] : ["realtime"];
+    const socket = new WebSocket(this.url, protocols);
+    let wasOpen = false;
+    this.socket = socket;
+    socket.onopen = () => {
+      wasOpen = true;
+      this.pauseMs = FIRST_PAUSE_MS;
+      this.onState("connected");
+      this.resumeStreams();
+      this.ping = setInterval(() => this.send({ type: "ping" }), PING_MS);
+    };
+    socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
+    socket.onclose = ({ code }) => {
+      if (this.socket !== socket) return; // replaced by reconnect()
+      clearInterval(this.ping);
+      this.onState(code === 4401 ? "refused" : "connecting");
+      this.retry = setTimeout(() => this.connect(), this.pauseMs * (0.5 + Math.random()));
+      if (!wasOpen) this.checkKey();
+      this.pauseMs = Math.min(2 * this.pauseMs, LONGEST_PAUSE_MS);
+    };
+  }
+
+  // A browser does not say why an upgrade was refused: ask over HTTP.
+  async checkKey() {
+    const key = this.apiKey();
+    try {
+      const answer = await fetch("v1/models", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+      if (answer.status === 401) this.onState("refused");
+    } catch {
+      // The server is away: the next attempt to connect tells.
+    }
+  }
+
+  resumeStreams() {
+    for (const [streamId, stream] of this.streams) {
+      if (!stream.isSent) this.sendCreate(streamId);
+      else if (stream.responseId === null) this.fail(streamId, { code: "resume_gap", message: "" });
+      else this.send({ type: "response.resume", response_id: stream.responseId, starting_after: stream.next - 1, stream_id: streamId });
+    }
+  }
+
+  sendCreate(streamId) {
+    const stream = this.streams.get(streamId);
+    stream.isSent = this.send({ type: "chat.completion.create", stream_id: streamId, resumable: true, ...stream.body });
+  }
+
+  send(message) {
+    if (this.socket.readyState !== WebSocket.OPEN) return false;
+    this.socket.send(JSON.stringify(message));
+    return true;
+  }
+
+  receive(event) {
+    const stream = this.streams.get(event.stream_id);
+    if (!stream) return;
+    if (event.sequence_number !== undefined) {
+      if (event.sequence_number < stream.next) return; // replayed, seen before
+      stream.next = event.sequence_number + 1;
+    }
+    if (event.type === "chat.completion.chunk") {
+      stream.responseId = event.data.id;
+      stream.listener.chunk(event.data);
+    } else if (event.type === "chat.completion.done") {
+      this.streams.delete(event.stream_id);
+      stream.listener.done(event.status);
+    } else if (event.type === "error") {
+      this.fail(event.stream_id, event.error);
+    }
+  }
+
+  fail(streamId, error) {
+    const { listener } = this.streams.get(streamId);
+    this.streams.delete(streamId);
+    listener.failed(error);
+  }
+}
