@@ -1,0 +1,107 @@
+"""Head norm, rotary embedding and the write into the paged cache, one Triton launch from the fused projection.
+
+The specification is `reference/kv_write.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+from .launch import dependent_launch, power_of_two
+
+
+@triton.jit
+def _rotary_write_kernel(
+    qkv_ptr, positions_ptr, cos_sin_ptr, cache_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, q_ptr,
+    qkv_stride, block_stride, eps,
+    Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROT_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """HEADS heads of one token: the two rotated halves [HEADS, HALF] and, where rot_dim < head_dim, the rest [HEADS, REST]."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    is_query = head < Q_HEADS
+    is_value = head >= Q_HEADS + KV_HEADS
+    lane = tl.arange(0, HALF)
+    half: tl.constexpr = ROT_DIM // 2
+    present = (head < Q_HEADS + 2 * KV_HEADS)[:, None] & (lane < half)[None, :]
+    if NORM:
+        normed = present & (head < Q_HEADS + KV_HEADS)[:, None]
+        weights = tl.where(is_query[:, None], q_norm_ptr, k_norm_ptr)
+        weight_first = tl.load(weights + lane[None, :], mask=normed, other=1.0).to(tl.float32)
+        weight_second = tl.load(weights + half + lane[None, :], mask=normed, other=1.0).to(tl.float32)
+    if PDL:
+        cuda.gdc_wait()
+    source = qkv_ptr + token * qkv_stride + head[:, None] * HEAD_DIM
+    dtype: tl.constexpr = qkv_ptr.dtype.element_ty
+    first = tl.load(source + lane[None, :], mask=present, other=0.0).to(tl.float32)
+    second = tl.load(source + half + lane[None, :], mask=present, other=0.0).to(tl.float32)
+    if REST > 0:
+        tail = tl.arange(0, REST)
+        in_tail = (head < Q_HEADS + 2 * KV_HEADS)[:, None] & (tail < HEAD_DIM - ROT_DIM)[None, :]
+        rest = tl.load(source + ROT_DIM + tail[None, :], mask=in_tail, other=0.0).to(tl.float32)
+    if NORM:
+        squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
+        if REST > 0:
+            squares += tl.sum(rest * rest, axis=1)
+        scale = tl.where(is_value, 1.0, tl.rsqrt(squares / HEAD_DIM + eps))[:, None]
+        first = (first * scale * weight_first).to(dtype).to(tl.float32)
+        second = (second * scale * weight_second).to(dtype).to(tl.float32)
+        if REST > 0:
+            weight_rest = tl.load(weights + ROT_DIM + tail[None, :], mask=in_tail & (~is_value)[:, None], other=1.0)
+            rest = rest * scale * weight_rest.to(tl.float32)
+    if cos_sin_ptr is not None:
+        angles = cos_sin_ptr + tl.load(positions_ptr + token) * ROT_DIM
+        cos = tl.load(angles + lane, mask=lane < half, other=1.0)[None, :]
+        sin = tl.load(angles + half + lane, mask=lane < half, other=0.0)[None, :]
+        cos = tl.where(is_value[:, None], 1.0, cos)
+        sin = tl.where(is_value[:, None], 0.0, sin)
+        first, second = first * cos - second * sin, second * cos + first * sin
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    kv_head = (head - Q_HEADS) % KV_HEADS
+    plane = tl.where(is_value, KV_HEADS, 0) + kv_head
+    entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * HEAD_DIM
+    target = tl.where(
+        is_query, q_ptr + (token * Q_HEADS + head) * HEAD_DIM, entry + plane.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
+    )[:, None]
+    written = tl.where(is_query, 0, slot)[:, None] >= 0
+    tl.store(target + lane[None, :], first.to(dtype), mask=present & written)
+    tl.store(target + half + lane[None, :], second.to(dtype), mask=present & written)
+    if REST > 0:
+        tl.store(target + ROT_DIM + tail[None, :], rest.to(dtype), mask=in_tail & written)
+
+
+def rotary_write(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor | None,
+    kv_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    *,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """See the reference. Each block of `kv_cache` is contiguous; the row stride of `qkv` is free."""
+    num_tokens = qkv.shape[0]
+    q = qkv.new_empty(num_tokens, q_heads, head_dim)
+    rot_dim = head_dim if cos_sin is None else cos_sin.shape[-1]
+    # Few tokens spread their heads over the device; many tokens take one program each.
+    all_heads = q_heads + 2 * kv_heads
+    heads = min(4 if num_tokens * all_heads <= 4096 else 32, power_of_two(all_heads))
+    _rotary_write_kernel[(num_tokens, -(-all_heads // heads))](
+        qkv, positions, cos_sin, kv_cache, slot_mapping, q_norm, k_norm, q,
+        qkv.stride(0), kv_cache.stride(0), eps,
+        Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROT_DIM=rot_dim, BLOCK_SIZE=kv_cache.shape[3],
+        HEADS=heads, HALF=power_of_two(rot_dim // 2), REST=power_of_two(head_dim - rot_dim) if rot_dim < head_dim else 0,
+        NORM=q_norm is not None, num_warps=1 if heads <= 4 else 4, **dependent_launch(qkv.device),
+    )  # fmt: skip
+    return q

@@ -1,0 +1,40 @@
+"""How Triton kernels are launched: programmatic dependent launch, block shapes, device facts.
+
+Host side only, on whichever thread launches a step. Knows no kernel.
+
+Programmatic dependent launch (PDL, compute capability 9.0 and later) lets a kernel start while its predecessor on the stream
+still runs. A kernel launched that way
+ * may read weights and other memory that no step writes before `gdc_wait`;
+ * calls `gdc_wait` in every program, early exits included, before it touches anything a step writes: completion is transitive
+   only because each kernel completes after its own predecessor did;
+ * calls `gdc_launch_dependents` as its first act, so that successors prefetch their weights meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+import triton
+
+
+@functools.lru_cache(maxsize=None)
+def dependent_launch(device: torch.device) -> dict[str, Any]:
+    """Launch options of every kernel for `device`: PDL where the hardware has it (`STREAMSERVE_PDL=0` turns it off)."""
+    wanted = os.environ.get("STREAMSERVE_PDL", "1") != "0"
+    if device.type != "cuda" or not wanted or torch.cuda.get_device_capability(device) < (9, 0):
+        return {"PDL": False}
+    return {"PDL": True, "launch_pdl": True}
+
+
+@functools.lru_cache(maxsize=None)
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of `device`; a plausible small number where the interpreter stands in for a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def power_of_two(size: int, *, least: int = 1) -> int:
+    """The smallest power of two that is at least `size` and `least`."""
+    return max(least, triton.next_power_of_2(size))

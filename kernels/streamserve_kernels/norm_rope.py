@@ -1,0 +1,129 @@
+"""Norms and gated activations in Triton: one pass over memory each.
+
+The specification is `reference/norm_rope.py`. Rotation has no kernel of its own: it is part of the KV write (kv_write.py).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+from .launch import dependent_launch, power_of_two
+
+_TILE = 4096
+
+
+@triton.jit
+def activate(gate, up, ACTIVATION: tl.constexpr):
+    """silu(gate) * up, or gelu_tanh(gate) * up, in fp32."""
+    if ACTIVATION == "silu":
+        return gate * tl.sigmoid(gate) * up
+    # (1 + tanh(z)) / 2 is sigmoid(2 z)
+    return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)) * up
+
+
+@triton.jit
+def _norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, total_ptr, out_ptr, num_rows, width, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, CENTER: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows per program: rms_norm, with CENTER layer_norm, with RESIDUAL of x + residual, which is stored too."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    lanes = tl.arange(0, BLOCK)
+    inside = lanes < width
+    weight = tl.load(weight_ptr + lanes, mask=inside, other=0.0).to(tl.float32)
+    offsets = rows.to(tl.int64)[:, None] * width + lanes[None, :]
+    mask = (rows < num_rows)[:, None] & inside[None, :]
+    if PDL:
+        cuda.gdc_wait()
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        total = (x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + offsets, total, mask=mask)
+        x = total.to(tl.float32)
+    if CENTER:
+        x = tl.where(mask, x - (tl.sum(x, axis=1) / width)[:, None], 0.0)
+    y = x * tl.rsqrt(tl.sum(x * x, axis=1) / width + eps)[:, None] * weight[None, :]
+    if CENTER:
+        y += tl.load(bias_ptr + lanes, mask=inside, other=0.0).to(tl.float32)[None, :]
+    tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _gate_kernel(x_ptr, out_ptr, width, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr):
+    """BLOCK elements of one row of the output per program."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = lanes < width
+    gate_ptrs = x_ptr + row * (2 * width) + lanes
+    gate = tl.load(gate_ptrs, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_ptrs + width, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * width + lanes, activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """See the reference."""
+    return _norm(x, weight, eps)[0]
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See the reference."""
+    return _norm(x, weight, eps, residual=residual.contiguous())
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """See the reference."""
+    return _norm(x, weight, eps, bias=bias)[0]
+
+
+def _norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.contiguous()
+    width = x.shape[-1]
+    num_rows = x.numel() // width
+    out = torch.empty_like(x)
+    total = x if residual is None else torch.empty_like(x)
+    block = power_of_two(width)
+    rows = min(max(1, _TILE // block), power_of_two(-(-num_rows // 512)))
+    _norm_kernel[(-(-num_rows // rows),)](
+        x, residual, weight, bias, total, out, num_rows, width, eps,
+        ROWS=rows, BLOCK=block, RESIDUAL=residual is not None, CENTER=bias is not None,
+        num_warps=max(1, min(16, rows * block // 512)), **dependent_launch(x.device),
+    )  # fmt: skip
+    return out, total
+
+
+def silu_mul(x: torch.Tensor) -> torch.Tensor:
+    """See the reference."""
+    return _gate(x, "silu")
+
+
+def gelu_tanh_mul(x: torch.Tensor) -> torch.Tensor:
+    """See the reference."""
+    return _gate(x, "gelu_tanh")
+
+
+def _gate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    x = x.contiguous()
+    width = x.shape[1] // 2
+    out = x.new_empty(x.shape[0], width)
+    block = min(power_of_two(width), 2048)
+    _gate_kernel[(x.shape[0], -(-width // block))](
+        x, out, width, BLOCK=block, ACTIVATION=activation, num_warps=max(1, block // 512), **dependent_launch(x.device)
+    )
+    return out
