@@ -1,8 +1,9 @@
-"""Fixtures that every room may use."""
+"""Fixtures that every room may use, and which tests a plain run leaves out."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +24,26 @@ def offline_hub() -> Iterator[None]:
         del os.environ["HF_HUB_OFFLINE"]
     else:
         os.environ["HF_HUB_OFFLINE"] = before
+
+
+LEFT_OUT_BY_DEFAULT = ("gpu", "slow")
+LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without -m of its own, a run takes neither GPU tests nor slow ones; the summary says how many that leaves out."""
+    if config.option.markexpr:
+        return
+    left_out = [item for item in items if _reason_to_leave_out(item)]
+    config.stash[LEFT_OUT] = Counter(_reason_to_leave_out(item) or "" for item in left_out)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not _reason_to_leave_out(item)]
+
+
+def _reason_to_leave_out(item: pytest.Item) -> str | None:
+    return next((name for name in LEFT_OUT_BY_DEFAULT if item.get_closest_marker(name)), None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, count in sorted(config.stash.get(LEFT_OUT, Counter()).items()):
+        terminalreporter.write_line(f"left out: {count} {name} tests (pytest -m {name} runs them)")

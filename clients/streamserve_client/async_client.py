@@ -62,6 +62,7 @@ class AsyncClient:
             headers=calls.request_headers(api_key, headers),
             timeout=timeout,
             transport=transport,
+            trust_env=not calls.is_loopback(base_url),
         )
         self._default_model: str | None = None
 

@@ -63,6 +63,12 @@ def api_root(base_url: str) -> str:
     return url.removesuffix("/v1")
 
 
+def is_loopback(base_url: str) -> bool:
+    """Whether the server is on this machine: a proxy that the environment names can't reach it."""
+    host = httpx.URL(api_root(base_url)).host
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def request_headers(api_key: str | None, extra: Mapping[str, str] | None) -> dict[str, str]:
     headers = {"User-Agent": "streamserve-client", "Accept-Encoding": "identity"}
     if api_key:

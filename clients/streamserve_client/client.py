@@ -61,6 +61,7 @@ class Client:
             headers=calls.request_headers(api_key, headers),
             timeout=timeout,
             transport=transport,
+            trust_env=not calls.is_loopback(base_url),
         )
         self._default_model: str | None = None
 

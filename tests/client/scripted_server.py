@@ -25,7 +25,7 @@ class Request:
 class Reply:
     """One answer.
 
-    ending  "whole" ends the body, "cut" drops the connection before that, "hang" waits until the client leaves, "mute" drops it at once
+    ending  "whole" ends the body, "cut" drops the connection first, "hang" waits for the client to leave, "mute" sends nothing
     """
 
     pieces: list[bytes] = field(default_factory=list)

