@@ -1,6 +1,6 @@
 """Reads a .gguf file: its metadata, and where each tensor's bytes lie.
 
-Used in any process, without torch. The `gguf` package supplies the format's numbers (types, block sizes) and its dequantisation;
+Used in any process, without torch. The `gguf` package supplies the format's numbers (types, block sizes) and dequantisation;
 the header is parsed here because the package's reader makes an array object of every string, seconds for a tokenizer's 100 000.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """

@@ -1,0 +1,53 @@
+"""Which architectures there are: how each reads its config.json and builds its layers. A new family is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from streamserve.errors import ModelNotSupported
+from streamserve.models.arch import ModelArch, architecture_of
+from streamserve.models.decoder import Decoder, read_llama, read_mistral, read_phi3, read_qwen2, read_qwen3
+from streamserve.models.gemma import Gemma, read_gemma3
+from streamserve.models.layers import Placement
+from streamserve.models.model import CausalModel
+from streamserve.models.opt import Opt, read_opt
+
+
+@dataclass(frozen=True)
+class Family:
+    """read   config.json to a `ModelArch`
+    build  (arch, placement, positions of the rotation tables) to a model with uninitialised weights
+    """
+
+    read: Callable[[dict[str, Any]], Any]
+    build: Callable[[Any, Placement, int], CausalModel]
+
+
+REGISTRY: dict[str, Family] = {
+    "Gemma3ForCausalLM": Family(read_gemma3, Gemma),
+    "LlamaForCausalLM": Family(read_llama, Decoder),
+    "MistralForCausalLM": Family(read_mistral, Decoder),
+    "OPTForCausalLM": Family(read_opt, Opt),
+    "Phi3ForCausalLM": Family(read_phi3, Decoder),
+    "Qwen2ForCausalLM": Family(read_qwen2, Decoder),
+    "Qwen3ForCausalLM": Family(read_qwen3, Decoder),
+}
+
+
+def read_arch(config: dict[str, Any]) -> ModelArch:
+    """The shape of the model that a config.json describes.
+
+    Raises `ModelNotSupported` for an architecture that is not in the registry, naming those that are.
+    """
+    name = architecture_of(config)
+    if name not in REGISTRY:
+        raise ModelNotSupported(f"architecture {name!r} is not supported; supported: {', '.join(sorted(REGISTRY))}")
+    arch: ModelArch = REGISTRY[name].read(config)
+    return arch
+
+
+def build_model(arch: ModelArch, place: Placement, max_positions: int) -> CausalModel:
+    """A model with uninitialised weights, rotation tables for `max_positions` tokens."""
+    return REGISTRY[arch.architecture].build(arch, place, max_positions)

@@ -1,0 +1,67 @@
+"""Checkpoint tensors by transformers' names, from files in Hugging Face form.
+
+Files are mapped, not read: a tensor's bytes leave the disk when it is copied to its destination, and exist once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from streamserve.errors import ConfigError
+
+
+class WeightSource(ABC):
+    """A checkpoint's tensors, one after another in the order of its files."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Of all tensors as they are stored."""
+
+    @abstractmethod
+    def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, tensor on the CPU, its bytes as stored); the tensor is read-only and valid until the next one."""
+
+
+class SafetensorsSource(WeightSource):
+    """Every *.safetensors file of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = sorted(folder.glob("*.safetensors"))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self._files)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+        from safetensors import SafetensorError, safe_open
+
+        for file in self._files:
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.offset_keys():
+                        tensor = opened.get_tensor(name)
+                        yield name, tensor, tensor.nbytes
+            except SafetensorError as error:
+                raise ConfigError(f"{file}: damaged ({error}); download it again") from error
+
+
+class PytorchSource(WeightSource):
+    """Every pytorch_model*.bin file of a folder; only tensors are unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = sorted(folder.glob("pytorch_model*.bin"))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self._files)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+        for file in self._files:
+            for name, tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).items():
+                yield name, tensor, tensor.nbytes
