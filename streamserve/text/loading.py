@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tokenizers
 
+from streamserve.checkpoint import DEMO, demo_path
 from streamserve.errors import ConfigError
 from streamserve.text.vocabulary import FastVocabulary, Vocabulary
 
@@ -30,13 +31,6 @@ TOKENIZER_FILES = (
 """What a tokenizer may consist of, as patterns for a download."""
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-
-
-class Checkpoint(Protocol):
-    """The part of a checkpoint that matters here: where it lies."""
-
-    @property
-    def path(self) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def load_parts(path: Path, trust_remote_code: bool) -> TokenizerParts:
 
 def locate(name: str, revision: str | None) -> Path:
     """A local path as it is; any other name is a repository, of which only the tokenizer's files are fetched."""
-    path = Path(name).expanduser()
+    path = demo_path() if name == DEMO else Path(name).expanduser()
     if path.exists():
         return path
     from huggingface_hub import snapshot_download

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streamserve.text.loading import Checkpoint, TokenizerParts, load_parts, locate
+from streamserve.checkpoint import Checkpoint
+from streamserve.text.loading import TokenizerParts, load_parts, locate
 
 
 def load_tokenizer(

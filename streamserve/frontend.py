@@ -1,0 +1,128 @@
+"""The API side of one engine: prompts in, text out.
+
+Owns tokenizer, chat template and preparation; the server, `AsyncEngine` and `LLM` are three users of it. Lives on the
+caller's event loop; long texts are tokenised on a thread. Knows neither HTTP nor where its engine runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from anyio import to_thread
+
+from streamserve.engine.base import Engine
+from streamserve.errors import ConfigError, InvalidParameter, UnsupportedParameter
+from streamserve.text.chat_template import ChatTemplate, Message, choose_template
+from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
+from streamserve.text.sequence_text import SequenceText
+from streamserve.text.tokenizer import Tokenizer
+from streamserve.text_stream import TextStream
+from streamserve.types import EngineInfo, SamplingParams
+
+LONG_TEXT = 8192
+"""Characters from which tokenising goes to a thread; below, the hop costs more than the work."""
+
+
+class Frontend:
+    """Requests for one started engine.
+
+    chat_template  Jinja source to use instead of the model's own
+    next_seed      seeds for requests that bring none; random ones when not given
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        eos_token_ids: Sequence[int] = (),
+        max_logprobs: int = 20,
+        chat_template: str | None = None,
+        next_seed: Callable[[], int] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.chat_template = choose_template(tokenizer.chat_templates, tokenizer.special_tokens, given=chat_template)
+        self._preparation = Preparation(
+            tokenizer=tokenizer,
+            max_model_len=engine.info.max_model_len,
+            vocab_size=engine.info.vocab_size,
+            eos_token_ids=tuple(eos_token_ids),
+            max_logprobs=max_logprobs,
+            next_seed=next_seed or random_seed,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, without blocking the event loop."""
+        encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return await to_thread.run_sync(encode) if len(text) >= LONG_TEXT else encode()
+
+    async def prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        add_special_tokens: bool = True,
+        priority: int = 0,
+        cache_salt: str = "",
+        clamp_max_tokens: bool = False,
+    ) -> PreparedPrompt:
+        """Tokenise and check a prompt; arguments and errors as `Preparation.prepare`. Nothing is admitted yet.
+
+        request_id  names the sequences, so it must be unique while they live; a random one when not given
+        """
+        prepare = partial(
+            self._preparation.prepare,
+            prompt,
+            params,
+            request_id=request_id or uuid4().hex,
+            add_special_tokens=add_special_tokens,
+            priority=priority,
+            cache_salt=cache_salt,
+            clamp_max_tokens=clamp_max_tokens,
+        )
+        return await to_thread.run_sync(prepare) if len(prompt) >= LONG_TEXT else prepare()
+
+    def render_chat(self, messages: Sequence[Message], *, chat_template: str | None = None, **options: Any) -> str:
+        """The prompt text of a conversation; options and errors as `ChatTemplate.render`.
+
+        Tokenise it with `add_special_tokens=False`: templates write the special tokens themselves.
+        """
+        template = self.chat_template
+        if chat_template is not None:
+            template = _compile(chat_template, self.tokenizer)
+        if template is None:
+            raise UnsupportedParameter("messages", "this model has no chat template; start the server with --chat-template")
+        return template.render(messages, **options)
+
+    async def open(self, prompts: Sequence[PreparedPrompt]) -> TextStream:
+        """Admit prepared prompts, all or none; choices are numbered output index + prompt index * n.
+
+        Use the stream in a `with` block: leaving it aborts what still runs. Raises what `Engine.open` raises.
+        """
+        choices = [(prompt, spec) for prompt in prompts for spec in prompt.specs]
+        texts = [
+            SequenceText(self.tokenizer, prompt.params, spec, eos_token_ids=prompt.eos_token_ids, index=index)
+            for index, (prompt, spec) in enumerate(choices)
+        ]
+        return TextStream(self.engine, await self.engine.open([spec for _, spec in choices]), texts)
+
+    async def generate(self, prompt: Prompt, params: SamplingParams, **options: Any) -> TextStream:
+        """`prepare` and `open` of one prompt."""
+        return await self.open([await self.prepare(prompt, params, **options)])
+
+
+def _compile(chat_template: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """A template that came with a request: its faults are the request's."""
+    try:
+        return ChatTemplate(chat_template, tokenizer.special_tokens)
+    except ConfigError as error:
+        raise InvalidParameter("chat_template", error.message) from error

@@ -1,0 +1,245 @@
+"""Chat templates: a conversation written out the way a model was trained to read it.
+
+Templates are Jinja programs that come with a model, so they run in a sandbox that can neither change what it is given nor
+reach Python's internals; anything that goes wrong inside one is the request's error, not the server's. Runs on an API event
+loop. Knows no model and no tokens. The functions templates may use are those of Hugging Face's
+(https://huggingface.co/docs/transformers/chat_templating_writing).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from streamserve.errors import ConfigError, InvalidParameter
+
+Message = Mapping[str, Any]
+
+_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+# Letters only, so that no template's trimming or casing of white space takes it apart.
+_CONTINUATION = "CONTINUEFINALMESSAGEHERE"
+_REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
+
+
+class ChatTemplate:
+    """One compiled template.
+
+    special_tokens  by role (`bos_token`, `eos_token`, …), as variables of the template
+
+    Raises `ConfigError` when the source is no valid template.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        self.source = source
+        self._special_tokens = dict(special_tokens or {})
+        try:
+            self._template = _environment().from_string(source)
+            self._takes_parts = _iterates_over_content(_environment().parse(source))
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for a conversation.
+
+        messages                role and content each; content is a string or a list of text parts
+        add_generation_prompt   end with the start of an assistant's turn
+        continue_final_message  end inside the last message instead, for the model to go on with it
+        variables               more names for the template, as `enable_thinking` or `reasoning_effort`
+
+        Raises `InvalidParameter` for messages that the template refuses or that hold anything but text.
+        """
+        if continue_final_message and add_generation_prompt:
+            raise InvalidParameter("continue_final_message", "needs add_generation_prompt=false")
+        _refuse_reserved(variables or {})
+        conversation = [self._prepared(place, message) for place, message in enumerate(messages)]
+        if continue_final_message:
+            _mark_continuation(conversation)
+        text = self._run(
+            messages=conversation,
+            tools=_plain(tools) or None,
+            documents=_plain(documents) or None,
+            add_generation_prompt=add_generation_prompt,
+            **_plain(dict(variables or {})),
+        )
+        return _cut_at_continuation(text) if continue_final_message else text
+
+    def _run(self, **variables: Any) -> str:
+        try:
+            return self._template.render({**self._special_tokens, **variables})
+        except jinja2.TemplateError as error:
+            raise InvalidParameter("messages", f"the chat template refused them: {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+            raise InvalidParameter("messages", f"the chat template failed on them: {error}") from error
+
+    def _prepared(self, place: int, message: Message) -> dict[str, Any]:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InvalidParameter("messages", f"message {place} must be an object with a role")
+        prepared = _plain(dict(message))
+        prepared["content"] = self._content(place, message.get("content"))
+        reasoning = next((prepared[name] for name in _REASONING_NAMES if prepared.get(name) is not None), None)
+        if reasoning is not None:
+            prepared |= {"reasoning_content": reasoning, "thinking": reasoning}
+        if prepared.get("tool_calls"):
+            prepared["tool_calls"] = [_with_parsed_arguments(call) for call in prepared["tool_calls"]]
+        return prepared  # type: ignore[no-any-return]
+
+    def _content(self, place: int, content: Any) -> str | list[dict[str, str]]:
+        if content is None:
+            return ""
+        if isinstance(content, str):
+            return content
+        if not isinstance(content, list):
+            raise InvalidParameter("messages", f"the content of message {place} must be a string or a list of parts")
+        texts = [_text_of_part(place, part) for part in content]
+        return [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
+
+
+def choose_template(
+    templates: Mapping[str, str], special_tokens: Mapping[str, str], *, given: str | None = None
+) -> ChatTemplate | None:
+    """The template to use for a model: `given` (source text), else its own default; None when it has none."""
+    source = given if given is not None else templates.get("default")
+    return None if source is None else ChatTemplate(source, special_tokens)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now, "namespace": _TemplateNamespace}
+    return environment
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}…{% endgeneration %}` marks what the model said, for training; here it is only its body."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _TemplateNamespace(Namespace):
+    """Jinja's `namespace()` without attributes that begin with an underscore, which lead out of the sandbox."""
+
+    def __init__(*args: Any, **values: Any) -> None:
+        self, rest = args[0], args[1:]
+        for name in dict(*rest, **values):
+            _refuse_private(name)
+        Namespace.__init__(self, *rest, **values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace can't hold {name!r}")
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """`tojson` as templates were trained with: Jinja's own escapes characters for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(layout: str) -> str:
+    return datetime.now().strftime(layout)
+
+
+def _iterates_over_content(template: nodes.Template) -> bool:
+    """Whether a template loops over the parts of a message's content, and so wants a list rather than a string."""
+    return any(_mentions_content(loop.iter) for loop in template.find_all(nodes.For))
+
+
+def _mentions_content(expression: nodes.Node) -> bool:
+    if isinstance(expression, nodes.Getattr):
+        return expression.attr == "content"
+    if isinstance(expression, nodes.Getitem):
+        return isinstance(expression.arg, nodes.Const) and expression.arg.value == "content"
+    return isinstance(expression, nodes.Name) and expression.name == "content"
+
+
+def _text_of_part(place: int, part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if isinstance(text, str) and kind in (None, "text", "input_text", "output_text"):
+        return text
+    raise InvalidParameter("messages", f"message {place} has a content part of type {kind!r}; only text parts are supported")
+
+
+def _with_parsed_arguments(call: Any) -> Any:
+    """A tool call whose arguments are an object: the API has them as a JSON string, templates print the object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError as error:
+        raise InvalidParameter("messages", f"the arguments of a tool call are not JSON: {error}") from error
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _mark_continuation(conversation: list[dict[str, Any]]) -> None:
+    if not conversation:
+        raise InvalidParameter("continue_final_message", "there is no message to continue")
+    content = conversation[-1]["content"]
+    if isinstance(content, list):
+        if not content:
+            raise InvalidParameter("continue_final_message", "the last message is empty")
+        content[-1]["text"] += _CONTINUATION
+    else:
+        conversation[-1]["content"] = content + _CONTINUATION
+
+
+def _cut_at_continuation(text: str) -> str:
+    if _CONTINUATION not in text:
+        raise InvalidParameter("continue_final_message", "the chat template does not print the last message as it is")
+    return text[: text.rindex(_CONTINUATION)]
+
+
+def _refuse_reserved(variables: Mapping[str, Any]) -> None:
+    taken = sorted(_RESERVED & variables.keys())
+    if taken:
+        raise InvalidParameter("chat_template_kwargs", f"can't set {', '.join(taken)}")
+
+
+def _plain(value: Any) -> Any:
+    """A copy made of JSON's types only: other objects may have methods that the sandbox can't judge."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    return str(value)

@@ -1,0 +1,197 @@
+"""From what a caller asks (a prompt and sampling parameters) to what an engine admits: sequences of token ids, every default
+resolved, everything refused that can be refused beforehand.
+
+Runs on an API event loop, or on a thread when the prompt is long: it touches nothing shared but the tokenizer, which is
+immutable.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.errors import ContextLengthExceeded, InvalidParameter
+from streamserve.text.tokenizer import Tokenizer
+from streamserve.types import SamplingParams, SequenceSpec
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
+
+MAX_SEED = 2**63
+
+_GENERATION_CONFIG_FIELDS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+def random_seed() -> int:
+    return secrets.randbelow(MAX_SEED)
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """One prompt, ready to be admitted.
+
+    prompt          the text as it was given; None when it was given as token ids
+    specs           one sequence per output: `params.n` of them
+    eos_token_ids   the model's end-of-sequence ids, which are no stop reason
+    """
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    specs: list[SequenceSpec]
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Prepares the requests of one engine.
+
+    max_model_len   tokens of prompt and output together
+    vocab_size      token ids the model knows; it may exceed the tokenizer's
+    max_logprobs    the most alternatives a request may ask for
+    next_seed       seeds for requests that bring none
+    """
+
+    tokenizer: Tokenizer
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...] = ()
+    max_logprobs: int = 20
+    next_seed: Callable[[], int] = random_seed
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        add_special_tokens: bool = True,
+        priority: int = 0,
+        cache_salt: str = "",
+        clamp_max_tokens: bool = False,
+    ) -> PreparedPrompt:
+        """Tokenise and resolve one prompt.
+
+        add_special_tokens  put the model's beginning-of-sequence token in front of a text
+        clamp_max_tokens    shorten the output to what the context leaves instead of refusing it
+
+        Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
+        """
+        self._check_ids(params)
+        token_ids = self._tokenise(prompt, add_special_tokens)
+        if params.truncate_prompt_tokens is not None:
+            token_ids = token_ids[-params.truncate_prompt_tokens :]
+        max_tokens = self._max_tokens(len(token_ids), params, clamp_max_tokens)
+        common = SequenceSpec(
+            sequence_id=request_id,
+            prompt_token_ids=token_ids,
+            seed=0,
+            max_tokens=max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=max(params.top_k, 0),
+            min_p=params.min_p,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            repetition_penalty=params.repetition_penalty,
+            min_tokens=params.min_tokens,
+            stop_token_ids=self._stop_ids(params),
+            bad_words_token_ids=self._bad_words(params),
+            logit_bias=params.logit_bias or {},
+            allowed_token_ids=params.allowed_token_ids,
+            logprobs=params.logprobs,
+            prompt_logprobs=params.prompt_logprobs,
+            structured_outputs=params.structured_outputs,
+            priority=priority,
+            cache_salt=cache_salt,
+            max_time_s=params.max_time,
+        )
+        text = prompt if isinstance(prompt, str) else None
+        return PreparedPrompt(text, token_ids, params, self._outputs(common, params), self.eos_token_ids)
+
+    def _tokenise(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
+        if isinstance(prompt, str):
+            try:
+                token_ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+            except UnicodeEncodeError as error:
+                raise InvalidParameter("prompt", "is not valid Unicode: it holds half of a surrogate pair") from error
+        else:
+            token_ids = list(prompt)
+            self._check_range("prompt", token_ids)
+        if not token_ids:
+            raise InvalidParameter("prompt", "must hold at least one token")
+        return token_ids
+
+    def _outputs(self, common: SequenceSpec, params: SamplingParams) -> list[SequenceSpec]:
+        """One sequence per output, each with a seed of its own: the request's plus its index."""
+        first = self.next_seed() if params.seed is None else params.seed
+        fields = {name: getattr(common, name) for name in common.__struct_fields__}
+        return [
+            SequenceSpec(**{**fields, "sequence_id": f"{common.sequence_id}-{index}", "seed": (first + index) % MAX_SEED})
+            for index in range(params.n)
+        ]
+
+    def _max_tokens(self, num_prompt_tokens: int, params: SamplingParams, clamp: bool) -> int:
+        left = self.max_model_len - num_prompt_tokens
+        wanted = params.max_tokens
+        if left < 1 or (wanted is not None and wanted > left and not clamp):
+            asked = num_prompt_tokens + (wanted or 0)
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {asked} tokens "
+                f"({num_prompt_tokens} in the prompt, {wanted or 0} in the completion). Please reduce the length of the prompt "
+                "or of the completion.",
+                param="prompt" if left < 1 else "max_tokens",
+            )
+        max_tokens = left if wanted is None else min(wanted, left)
+        if params.min_tokens > max_tokens and not clamp:
+            raise InvalidParameter("min_tokens", f"must not exceed the {max_tokens} tokens left, got {params.min_tokens}")
+        return max_tokens
+
+    def _stop_ids(self, params: SamplingParams) -> list[int]:
+        ends = () if params.ignore_eos else self.eos_token_ids
+        return sorted({*ends, *(params.stop_token_ids or ())})
+
+    def _bad_words(self, params: SamplingParams) -> list[list[int]]:
+        """Token sequences that spell a bad word, at the start of a text and after a space."""
+        found: dict[tuple[int, ...], None] = {}
+        for word in params.bad_words or ():
+            for text in (word.lstrip(" "), " " + word.lstrip(" ")):
+                token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+                if token_ids:
+                    found[tuple(token_ids)] = None
+        return [list(token_ids) for token_ids in found]
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        self._check_range("stop_token_ids", params.stop_token_ids or ())
+        self._check_range("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_range("logit_bias", params.logit_bias or ())
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(params, name)
+            if value is not None and value > self.max_logprobs:
+                raise InvalidParameter(name, f"must be at most {self.max_logprobs} on this server, got {value}")
+
+    def _check_range(self, name: str, token_ids: Collection[Any]) -> None:
+        for token_id in token_ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
+                raise InvalidParameter(name, f"token ids must be integers from 0 to {self.vocab_size - 1}, got {token_id!r}")
+
+
+def default_sampling_params(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The sampling parameters that a model's generation_config.json recommends, by `SamplingParams` name."""
+    recommended = {
+        name: checkpoint.generation_config[theirs]
+        for theirs, name in _GENERATION_CONFIG_FIELDS.items()
+        if checkpoint.generation_config.get(theirs) is not None
+    }
+    SamplingParams(**recommended)
+    return recommended

@@ -1,0 +1,137 @@
+"""One sequence's tokens turned into what its reader gets: text, logprobs with text, stop strings, the reason it ended.
+
+Lives on the reader's event loop, one per sequence. Pure: it neither reads nor closes the stream; on a stop string it says
+so in the delta, and whoever reads closes the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streamserve.text.detokenizer import Detokenizer, detokenizer_for
+from streamserve.text.stop_strings import StopStrings
+from streamserve.text.tokenizer import Tokenizer
+from streamserve.types import SamplingParams, SequenceSpec, TextDelta, TextLogprob, TokenDelta, TokenLogprobs
+
+
+class SequenceText:
+    """Text of one sequence, delta by delta.
+
+    eos_token_ids  ending on one of these is no stop reason, unless the request named it
+    index          which choice of the request this is
+
+    With `spec.generated_token_ids` set, the text goes on after that of those tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        spec: SequenceSpec,
+        *,
+        eos_token_ids: Sequence[int] = (),
+        index: int = 0,
+    ) -> None:
+        self.index = index
+        self._tokenizer = tokenizer
+        self._params = params
+        self._stop_ids = frozenset(spec.stop_token_ids)
+        self._silent_stop_ids = frozenset(eos_token_ids) - frozenset(params.stop_token_ids or ())
+        self._detokenizer = _detokenizer(tokenizer, params, spec) if params.detokenize else None
+        self._stops = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
+        self._num_tokens = 0
+        self._kept = TokenDelta([])
+        self._is_finished = False
+        for token_id in spec.generated_token_ids:
+            self._text_of(token_id)
+
+    def push(self, delta: TokenDelta) -> TextDelta | None:
+        """What to send for these tokens; None when nothing can be shown yet, and the tokens come with a later delta.
+
+        After a delta with `finish_reason` nothing follows: a stop string found in the middle of `delta` drops the rest of it.
+        """
+        if self._is_finished:
+            return None
+        text, stop, used = self._read(delta)
+        if stop is not None:
+            logprobs = None if delta.logprobs is None else delta.logprobs[:used]
+            delta = TokenDelta(delta.token_ids[:used], logprobs, delta.prompt_logprobs, "stop", None, delta.cached_tokens)
+        elif delta.finish_reason is not None:
+            text += self._rest()
+        kept = self._kept.then(delta)
+        self._is_finished = kept.finish_reason is not None
+        if not (text or self._is_finished or self._detokenizer is None):
+            self._kept = kept
+            return None
+        self._kept = TokenDelta([])
+        return self._text_delta(text, kept, stop)
+
+    def _read(self, delta: TokenDelta) -> tuple[str, str | None, int]:
+        """The text of a delta's tokens up to a stop string; that string; and how many tokens were read."""
+        token_ids = delta.token_ids
+        # The token that ends a sequence is reported but has no text.
+        silent = self._ends_on_silent_token(delta)
+        shown = []
+        for used, token_id in enumerate(token_ids, start=1):
+            if silent and used == len(token_ids):
+                break
+            text, stop = self._text_of(token_id)
+            shown.append(text)
+            if stop is not None:
+                return "".join(shown), stop, used
+        return "".join(shown), None, len(token_ids)
+
+    def _text_of(self, token_id: int) -> tuple[str, str | None]:
+        self._num_tokens += 1
+        if self._detokenizer is None:
+            return "", None
+        text = self._detokenizer.push(token_id)
+        return self._stops.push(text, armed=self._num_tokens > self._params.min_tokens) if text else ("", None)
+
+    def _ends_on_silent_token(self, delta: TokenDelta) -> bool:
+        if delta.finish_reason != "stop" or not delta.token_ids or self._params.include_stop_str_in_output:
+            return False
+        return delta.token_ids[-1] in self._stop_ids
+
+    def _rest(self) -> str:
+        """What was held back, now that the sequence has ended."""
+        if self._detokenizer is None:
+            return ""
+        text, _ = self._stops.push(self._detokenizer.finish(), armed=False)
+        return text + self._stops.finish()
+
+    def _text_delta(self, text: str, delta: TokenDelta, stop: str | None) -> TextDelta:
+        stop_id = None if delta.stop_reason in self._silent_stop_ids else delta.stop_reason
+        return TextDelta(
+            text=text,
+            token_ids=delta.token_ids,
+            logprobs=None if delta.logprobs is None else [self._logprob(entry) for entry in delta.logprobs],
+            prompt_logprobs=self._prompt_logprobs(delta.prompt_logprobs),
+            finish_reason=delta.finish_reason,
+            stop_reason=stop_id if stop is None else stop,
+            cached_tokens=delta.cached_tokens,
+            error=delta.error,
+            index=self.index,
+        )
+
+    def _prompt_logprobs(self, entries: list[TokenLogprobs | None] | None) -> list[TextLogprob | None] | None:
+        if entries is None:
+            return None
+        return [None if entry is None else self._logprob(entry) for entry in entries]
+
+    def _logprob(self, entry: TokenLogprobs) -> TextLogprob:
+        top = [self._one(token_id, logprob) for token_id, logprob in entry.top]
+        return self._one(entry.token_id, entry.logprob, entry.rank, top)
+
+    def _one(self, token_id: int, logprob: float, rank: int | None = None, top: list[TextLogprob] | None = None) -> TextLogprob:
+        tokenizer = self._tokenizer
+        return TextLogprob(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), logprob, rank, top or [])
+
+
+def _detokenizer(tokenizer: Tokenizer, params: SamplingParams, spec: SequenceSpec) -> Detokenizer:
+    return detokenizer_for(
+        tokenizer,
+        spec.prompt_token_ids,
+        skip_special_tokens=params.skip_special_tokens,
+        spaces_between_special_tokens=params.spaces_between_special_tokens,
+    )

@@ -1,0 +1,130 @@
+"""What one request's reader iterates: the text deltas of all its choices, in the order in which they come.
+
+Lives on the reader's event loop. Tokens become text only when the reader asks for more, so a reader that lags makes the
+engine's streams merge and pause, and costs nobody else anything. asyncio and not anyio for the reason `engine.stream`
+gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from streamserve.engine.base import Engine, SequenceStream
+from streamserve.text.sequence_text import SequenceText
+from streamserve.types import TextDelta
+
+
+class TextStream:
+    """The choices of one request as one stream of `TextDelta`.
+
+    Iterate it to the end or leave its `with` block: leaving early aborts every sequence that still runs, within one step.
+    So does dropping the last reference, as a `break` out of `async for` does.
+    """
+
+    def __init__(self, engine: Engine, streams: Sequence[SequenceStream], texts: Sequence[SequenceText]) -> None:
+        self._engine = engine
+        self._streams = dict(enumerate(streams))
+        self._texts = texts
+        # The callbacks hold the inbox and not this object, which would otherwise live on in a cycle and never abort.
+        self._inbox = _Inbox(len(streams))
+        for index, stream in enumerate(streams):
+            stream.listen(partial(self._inbox.add, index))
+
+    @property
+    def sequence_ids(self) -> list[str]:
+        """Of the choices that have not ended."""
+        return [stream.sequence_id for stream in self._streams.values()]
+
+    def abort(self) -> None:
+        """End every choice with reason "abort"; what was generated until then can still be read. Never blocks."""
+        for sequence_id in self.sequence_ids:
+            self._engine.abort(sequence_id)
+
+    def close(self) -> None:
+        """Abort what still runs and end the iteration. Idempotent, never blocks."""
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.close()
+        self._inbox.wake()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._streams:
+            self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        """The next delta with something to send; after the last choice's end, StopAsyncIteration. A failed choice ends with a
+        delta whose `finish_reason` is "error"."""
+        while self._streams:
+            index = self._inbox.take()
+            if index is None:
+                await self._inbox.wait()
+            elif (delta := self._read(index)) is not None:
+                return delta
+        raise StopAsyncIteration
+
+    def _read(self, index: int) -> TextDelta | None:
+        stream = self._streams.get(index)
+        delta = stream.take_nowait() if stream is not None else None
+        if stream is None or delta is None:
+            return None
+        text = self._texts[index].push(delta)
+        if text is not None and text.finish_reason is not None:
+            del self._streams[index]
+            stream.close()
+        else:
+            # Behind the other choices, in case more of this one is waiting.
+            self._inbox.add(index)
+        return text
+
+
+class _Inbox:
+    """Which choices may have something to take, in turn, and the reader that waits for one."""
+
+    __slots__ = ("_is_listed", "_order", "_waiter")
+
+    def __init__(self, num_choices: int) -> None:
+        self._order: deque[int] = deque()
+        self._is_listed = [False] * num_choices
+        self._waiter: asyncio.Future[None] | None = None
+
+    def add(self, index: int) -> None:
+        if not self._is_listed[index]:
+            self._is_listed[index] = True
+            self._order.append(index)
+        self.wake()
+
+    def take(self) -> int | None:
+        if not self._order:
+            return None
+        index = self._order.popleft()
+        self._is_listed[index] = False
+        return index
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        if self._waiter is not None:
+            raise anyio.BusyResourceError("reading from")
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
