@@ -1,0 +1,97 @@
+"""A device that computes plans on the oracle's model, with rows and a paged cache that hold exactly what a real one's would.
+
+It attends to what its block tables point at, so a wrong slot, a stale row, a block given away too early or a false prefix hit
+yields a wrong token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from streamserve.scheduling.plan import Plan, RowSampling, RowWork, StepResult
+from streamserve.types import TokenLogprobs
+from tests.scheduling.oracle import allowed_tokens, draw, logprobs_of, state_after
+
+
+@dataclass
+class Row:
+    token_ids: dict[int, int]
+    num_prompt_tokens: int
+    block_ids: list[int]
+    sampling: RowSampling
+
+
+@dataclass
+class Device:
+    """Runs plans in the order given."""
+
+    block_size: int
+    rows: dict[int, Row] = field(default_factory=dict)
+    cache: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+
+    def run(self, plan: Plan) -> StepResult:
+        for start in plan.starts:
+            tokens = dict(enumerate(start.token_ids))
+            self.rows[start.row] = Row(tokens, start.num_prompt_tokens, list(start.block_ids), start.sampling)
+        for growth in plan.growths:
+            assert len(self.rows[growth.row].block_ids) == growth.first
+            self.rows[growth.row].block_ids += growth.block_ids
+        assert len({work.row for work in plan.work}) == len(plan.work), "a row appears twice"
+        counts = [work.count for work in plan.work]
+        assert counts == [1] * counts.count(1) + [count for count in counts if count > 1], "decodes do not come first"
+        states = [self._forward(work) for work in plan.work]
+        return self._sample(plan, states)
+
+    def _forward(self, work: RowWork) -> list[bytes]:
+        """Write the cache at each position; the model's state after each of them."""
+        row = self.rows[work.row]
+        state = self._attend(row, work.start)
+        states = []
+        for position in range(work.start, work.start + work.count):
+            state = state_after(state, row.token_ids[position])
+            self.cache[self._slot(row, position)] = (position, state)
+            states.append(state)
+        return states
+
+    def _attend(self, row: Row, num_tokens: int) -> bytes:
+        """Read back every token before this step's; garbage when any of them isn't there."""
+        state = b""
+        for position in range(num_tokens):
+            stored = self.cache.get(self._slot(row, position))
+            if stored != (position, state_after(state, row.token_ids[position])):
+                return b"garbage"
+            state = stored[1]
+        return state
+
+    def _slot(self, row: Row, position: int) -> int:
+        return row.block_ids[position // self.block_size] * self.block_size + position % self.block_size
+
+    def _sample(self, plan: Plan, states: list[list[bytes]]) -> StepResult:
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprobs | None] = []
+        prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        for work, after in zip(plan.work, states, strict=True):
+            row, end = self.rows[work.row], work.start + work.count
+            if row.sampling.prompt_logprobs is not None:
+                entries = self._score_prompt(row, work, after)
+                if entries:
+                    prompt_logprobs[work.row] = entries
+            if work.samples:
+                allowed = allowed_tokens(row.sampling, end - row.num_prompt_tokens)
+                if work.allowed_bitmask is not None:
+                    mask = int.from_bytes(work.allowed_bitmask, "little")
+                    allowed = {token_id for token_id in allowed if mask >> token_id & 1}
+                token_id = draw(row.sampling.seed, after[-1], allowed)
+                row.token_ids[end] = token_id
+                token_ids.append(token_id)
+                asked = row.sampling.logprobs
+                logprobs.append(None if asked is None else logprobs_of(after[-1], token_id, asked))
+        return StepResult(plan.step, token_ids, logprobs if any(logprobs) else None, prompt_logprobs or None)
+
+    def _score_prompt(self, row: Row, work: RowWork, after: list[bytes]) -> list[TokenLogprobs]:
+        assert row.sampling.prompt_logprobs is not None
+        return [
+            logprobs_of(state, row.token_ids[position + 1], row.sampling.prompt_logprobs)
+            for position, state in enumerate(after, work.start)
+            if position + 1 < row.num_prompt_tokens
+        ]

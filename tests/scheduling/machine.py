@@ -1,0 +1,160 @@
+"""Random operations on a tiny scheduler, every one followed by a check of all invariants.
+
+The rules do whatever an engine may do, in any order, with up to two steps outstanding. What must be true afterwards does
+not depend on the order: each reader was told the beginning of what the oracle says, or all of it when its sequence ended by
+itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
+from streamserve.errors import QueueFull
+from streamserve.types import SequenceSpec
+from tests.scheduling.oracle import EOS, VOCABULARY, expected
+from tests.scheduling.play import Play
+
+PREFIXES = [[], [1] * 4, [1] * 4 + [2] * 4, [1] * 4 + [2] * 4 + [3] * 4, [9] * 5]
+
+settings_of_a_scheduler = st.fixed_dictionaries(
+    {
+        "num_blocks": st.integers(8, 20),
+        "max_num_seqs": st.integers(1, 5),
+        "max_num_batched_tokens": st.sampled_from([5, 7, 16, 64]),
+        "policy": st.sampled_from(["fcfs", "priority"]),
+        "enable_prefix_caching": st.booleans(),
+        "max_model_len": st.just(32),
+        "max_queue": st.just(6),
+    }
+)
+
+
+@st.composite
+def sequence_specs(draw: st.DrawFn, name: str) -> SequenceSpec:
+    tail = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8))
+    max_tokens = draw(st.integers(1, 11))
+    generated: list[int] = []
+    if draw(st.integers(0, 5)) == 0:
+        generated = draw(st.lists(st.integers(1, VOCABULARY - 1), max_size=max_tokens - 1))
+    return SequenceSpec(
+        sequence_id=name,
+        prompt_token_ids=draw(st.sampled_from(PREFIXES)) + tail,
+        generated_token_ids=generated,
+        seed=draw(st.integers(0, 3)),
+        max_tokens=max_tokens,
+        min_tokens=draw(st.integers(0, 2)),
+        stop_token_ids=draw(st.sampled_from([[], [EOS], [EOS, 5, 7, 11]])),
+        priority=draw(st.integers(-1, 1)),
+        cache_salt=draw(st.sampled_from(["", "", "pepper"])),
+        logprobs=draw(st.sampled_from([None, None, 1])),
+        prompt_logprobs=draw(st.sampled_from([None, None, None, 1])),
+        max_time_s=draw(st.sampled_from([None, None, None, 5.0])),
+    )
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """An engine that does anything at any time."""
+
+    names: Bundle[str] = Bundle("names")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.specs: dict[str, SequenceSpec] = {}
+        self.num_wasted_at_most = 0
+
+    @initialize(settings=settings_of_a_scheduler)
+    def start(self, settings: dict[str, Any]) -> None:
+        self.play = Play(**settings)
+
+    @rule(target=names, data=st.data())
+    def add(self, data: st.DataObject) -> str:
+        name = f"s{len(self.specs)}"
+        spec = data.draw(sequence_specs(name))
+        try:
+            self.play.add(spec)
+        except QueueFull:
+            assert len(self.play.scheduler.waiting) >= 6
+        else:
+            self.specs[name] = spec
+        return name
+
+    @precondition(lambda self: len(self.play.outstanding) < 2)
+    @rule()
+    def submit(self) -> None:
+        before = self.play.scheduler.has_runnable
+        planned = self.play.submit()
+        assert planned or not before or self.play.outstanding, "runnable sequences, nothing in flight, and nothing planned"
+        if planned:
+            assert planned.num_tokens <= self.play.scheduler.limits.max_num_batched_tokens
+
+    @precondition(lambda self: self.play.outstanding)
+    @rule()
+    def commit(self) -> None:
+        self.play.commit()
+
+    @rule(count=st.integers(1, 12))
+    def run(self, count: int) -> None:
+        """Overlapped turns of the engine's loop."""
+        for _ in range(count):
+            if len(self.play.outstanding) < 2:
+                self.submit()
+            if len(self.play.outstanding) == 2:
+                self.commit()
+            self.play.scheduler.check()
+
+    @rule(name=names)
+    def pause(self, name: str) -> None:
+        assert self.play.scheduler.pause(name) == (name in self.play.scheduler.sequences)
+
+    @rule(name=names)
+    def resume(self, name: str) -> None:
+        assert self.play.scheduler.resume(name) == (name in self.play.scheduler.sequences)
+
+    @rule(name=consumes(names))
+    def abort(self, name: str) -> None:
+        if name in self.play.scheduler.sequences:
+            self.play.abort(name)
+
+    @rule(seconds=st.sampled_from([1.0, 3.0]))
+    def wait(self, seconds: float) -> None:
+        self.play.now += seconds
+        self.play.record(self.play.scheduler.expire(self.play.now))
+
+    @invariant()
+    def everything_agrees(self) -> None:
+        if hasattr(self, "play"):
+            self.play.scheduler.check()
+
+    @invariant()
+    def readers_were_told_the_truth(self) -> None:
+        for name, spec in self.specs.items():
+            if not self.play.deltas[name]:
+                continue
+            told, (tokens, reason) = self.play.output(name), expected(spec)
+            assert told.token_ids == tokens[: len(told.token_ids)], name
+            assert all(delta.finish_reason is None for delta in self.play.deltas[name][:-1]), f"{name} was told after its end"
+            assert (told.finish_reason is None) == (name in self.play.scheduler.sequences), f"{name} ended and nobody said so"
+            if told.finish_reason in ("stop", "length"):
+                assert (told.token_ids, told.finish_reason) == (tokens, reason), name
+            if told.token_ids:
+                assert len(told.prompt_logprobs or []) == (len(spec.prompt_token_ids) if spec.prompt_logprobs else 0), name
+                assert [each.token_id for each in told.logprobs or []] == (told.token_ids if spec.logprobs else []), name
+
+    def teardown(self) -> None:
+        """Whoever is left runs to the end, and nothing stays behind."""
+        if not hasattr(self, "play"):
+            return
+        scheduler = self.play.scheduler
+        for name in list(scheduler.sequences):
+            scheduler.resume(name)
+        self.play.finish()
+        note(repr(scheduler.stats()))
+        self.readers_were_told_the_truth()
+        assert all(self.play.deltas[name][-1].finish_reason for name in self.specs)
+        assert not scheduler.has_work
+        assert self.play.used_blocks() == 0
+        scheduler.check()

@@ -1,0 +1,108 @@
+"""Playing the runner by hand: submit and commit are separate, so that a test decides how many steps are outstanding."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import Any
+
+from streamserve.scheduling.constraint import Constraint
+from streamserve.scheduling.plan import Plan, StepResult
+from streamserve.scheduling.scheduler import Deltas, Scheduler, SchedulerLimits
+from streamserve.scheduling.step import Step
+from streamserve.types import SequenceSpec, TokenDelta
+from tests.scheduling.device import Device
+
+
+def limits(**changes: Any) -> SchedulerLimits:
+    defaults: dict[str, Any] = {
+        "num_blocks": 64,
+        "block_size": 4,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "max_model_len": 128,
+    }
+    return SchedulerLimits(**(defaults | changes))
+
+
+def spec(name: str, prompt: int | list[int] = 6, **changes: Any) -> SequenceSpec:
+    """A sequence that only its length ends; `prompt` is a length (of tokens nobody else has) or the tokens."""
+    if isinstance(prompt, int):
+        prompt = [1000 + sum(name.encode()) * 37 + position for position in range(prompt)]
+    fields: dict[str, Any] = {"seed": 1, "max_tokens": 8} | changes
+    return SequenceSpec(sequence_id=name, prompt_token_ids=prompt, **fields)
+
+
+class Play:
+    """A scheduler, a device, and the steps between them."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.scheduler = Scheduler(limits(**changes))
+        self.device = Device(self.scheduler.limits.block_size)
+        self.outstanding: deque[tuple[Step, StepResult]] = deque()
+        self.deltas: dict[str, list[TokenDelta]] = defaultdict(list)
+        self.now = 0.0
+
+    def add(self, *specs: SequenceSpec, constraint: Constraint | None = None) -> None:
+        for each in specs:
+            self.scheduler.add(each, self.now, constraint)
+
+    def submit(self) -> Plan | None:
+        """Plan a step and let the device run it; its result waits for `commit`."""
+        step = self.scheduler.schedule(self.now)
+        if step is None:
+            return None
+        self.outstanding.append((step, self.device.run(step.plan)))
+        return step.plan
+
+    def commit(self) -> dict[str, list[int]]:
+        """Commit the oldest step; the new tokens of each sequence."""
+        step, result = self.outstanding.popleft()
+        deltas = self.scheduler.commit(step, result, self.now)
+        self.record(deltas)
+        return {name: delta.token_ids for name, delta in deltas}
+
+    def record(self, deltas: Deltas) -> None:
+        for name, delta in deltas:
+            self.deltas[name].append(delta)
+
+    def abort(self, name: str) -> None:
+        delta = self.scheduler.abort(name)
+        assert delta is not None
+        self.record([(name, delta)])
+
+    def step(self) -> dict[str, list[int]]:
+        """One step without overlap."""
+        assert not self.outstanding
+        assert self.submit() is not None
+        return self.commit()
+
+    def finish(self, outstanding: int = 2) -> None:
+        """Drive until nobody can run, with up to so many steps outstanding."""
+        while self.scheduler.has_runnable or self.outstanding:
+            planned = self.submit()
+            assert planned or self.outstanding, "runnable sequences, and nothing planned"
+            while self.outstanding and (planned is None or len(self.outstanding) >= outstanding):
+                self.commit()
+                planned = planned or Plan(0, [], [], [])
+
+    def output(self, name: str) -> TokenDelta:
+        """Everything its reader was told, as one delta."""
+        first, *rest = self.deltas[name]
+        for delta in rest:
+            first = first.then(delta)
+        return first
+
+    def tokens(self, name: str) -> list[int]:
+        return self.output(name).token_ids if self.deltas[name] else []
+
+    def row_of(self, name: str) -> int:
+        return self.scheduler.sequences[name].row
+
+    def used_blocks(self) -> int:
+        return self.scheduler.stats().kv_blocks_used
+
+
+def rows(plan: Plan | None) -> dict[int, tuple[int, int, bool]]:
+    """row -> (start, count, samples) of a plan."""
+    assert plan is not None
+    return {work.row: (work.start, work.count, work.samples) for work in plan.work}

@@ -1,0 +1,118 @@
+"""Sequences whose next token needs the host: planned only when it knows all the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.types import SequenceSpec, StructuredOutputs
+from tests.scheduling.oracle import EOS, expected
+from tests.scheduling.play import Play, rows, spec
+
+
+class OneOf:
+    """Allows, at each place, one of the given tokens; finished after the last place."""
+
+    def __init__(self, *places: set[int]) -> None:
+        self.places = list(places)
+
+    def bitmask(self) -> bytes:
+        return sum(1 << token_id for token_id in self.places[0]).to_bytes(4, "little")
+
+    def accept(self, token_id: int) -> None:
+        if self.is_finished or token_id not in self.places[0]:
+            raise ValueError(f"token {token_id} is not allowed here")
+        del self.places[0]
+
+    @property
+    def is_finished(self) -> bool:
+        return not self.places
+
+
+def constrained(name: str, prompt: int = 6, **changes: Any) -> SequenceSpec:
+    return spec(name, prompt, structured_outputs=StructuredOutputs(regex="x"), **changes)
+
+
+def test_a_constrained_sequence_is_not_planned_while_a_token_is_in_flight_and_others_are() -> None:
+    play = Play()
+    play.add(constrained("a"), constraint=OneOf({3}, {5, 6}, {7}))
+    play.add(spec("b"))
+    assert rows(play.submit()).keys() == {0, 1}
+    assert rows(play.submit()).keys() == {1}
+    play.commit()
+    assert rows(play.submit()).keys() == {0, 1}
+    play.finish()
+    assert play.tokens("a") in ([3, 5, 7], [3, 6, 7])
+    assert (play.output("a").finish_reason, play.output("a").stop_reason) == ("stop", None)
+    assert play.tokens("b") == expected(spec("b"))[0]
+    assert play.scheduler.stats().wasted_tokens == 0
+
+
+def test_the_bitmask_goes_with_the_step_that_samples() -> None:
+    play = Play(max_num_batched_tokens=8)
+    play.add(constrained("a", 13), constraint=OneOf({3}, {4}))
+    first, second = play.submit(), play.submit()
+    assert first is not None
+    assert second is not None
+    assert [first.work[0].allowed_bitmask, second.work[0].allowed_bitmask] == [None, (1 << 3).to_bytes(4, "little")]
+
+
+def test_a_stop_token_ends_a_constrained_sequence_as_any_other() -> None:
+    play = Play()
+    play.add(constrained("a", stop_token_ids=[EOS]), constraint=OneOf({3}, {EOS}, {4}))
+    play.finish()
+    assert play.tokens("a") == [3, EOS]
+    assert play.output("a").stop_reason == EOS
+
+
+def test_its_length_ends_a_constrained_sequence() -> None:
+    play = Play()
+    play.add(constrained("a", max_tokens=2), constraint=OneOf({3}, {4}, {5}))
+    play.finish()
+    assert (play.tokens("a"), play.output("a").finish_reason) == ([3, 4], "length")
+
+
+def test_a_preempted_constrained_sequence_goes_on_where_it_was() -> None:
+    play = Play(max_num_seqs=1)
+    play.add(constrained("a"), constraint=OneOf({3}, {4}, {5}))
+    play.add(spec("b"))
+    play.submit()
+    play.scheduler.pause("a")
+    play.finish()
+    play.scheduler.resume("a")
+    play.finish()
+    assert play.tokens("a") == [3, 4, 5]
+
+
+def test_a_token_that_the_constraint_refuses_fails_its_sequence_alone() -> None:
+    class Fickle(OneOf):
+        def accept(self, token_id: int) -> None:
+            raise ValueError("changed my mind")
+
+    play = Play()
+    play.add(constrained("a"), constraint=Fickle({3}))
+    play.add(spec("b"))
+    play.finish()
+    output = play.output("a")
+    assert output.finish_reason == "error"
+    assert output.error is not None
+    assert output.error.code == "stream_failed"
+    assert play.tokens("b") == expected(spec("b"))[0]
+
+
+def test_a_continued_constrained_sequence_has_accepted_what_came_before() -> None:
+    play = Play()
+    play.add(constrained("a", generated_token_ids=[3]), constraint=OneOf({3}, {4}, {5}))
+    play.finish()
+    assert play.tokens("a") == [4, 5]
+    with pytest.raises(InvalidParameter, match="do not follow"):
+        play.add(constrained("b", generated_token_ids=[9]), constraint=OneOf({3}))
+    with pytest.raises(InvalidParameter, match="nothing is left"):
+        play.add(constrained("b", generated_token_ids=[3]), constraint=OneOf({3}))
+
+
+def test_structured_outputs_are_never_ignored() -> None:
+    with pytest.raises(UnsupportedParameter):
+        Play().add(constrained("a"))

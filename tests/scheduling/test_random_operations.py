@@ -1,0 +1,60 @@
+"""Hypothesis drives the scheduler: any order of operations keeps the invariants, any driving gives the same tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamserve.types import SequenceSpec
+from tests.scheduling.machine import SchedulerMachine, sequence_specs, settings_of_a_scheduler
+from tests.scheduling.oracle import expected
+from tests.scheduling.play import Play
+
+TestRandomOperations = SchedulerMachine.TestCase
+TestRandomOperations.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> list[SequenceSpec]:
+    specs = [draw(sequence_specs(f"s{index}")) for index in range(draw(st.integers(1, 6)))]
+    return [spec for spec in specs if spec.max_time_s is None]
+
+
+@settings(max_examples=150, deadline=None)
+@given(limits=settings_of_a_scheduler, crowd=crowds())
+def test_overlapped_and_sequential_steps_produce_the_same_tokens(limits: dict[str, Any], crowd: list[SequenceSpec]) -> None:
+    outputs = []
+    for outstanding in (1, 2, 3):
+        play = Play(**limits)
+        play.add(*crowd)
+        play.finish(outstanding)
+        play.scheduler.check()
+        outputs.append({spec.sequence_id: play.output(spec.sequence_id) for spec in crowd})
+    for spec in crowd:
+        told = [output[spec.sequence_id] for output in outputs]
+        assert (told[0].token_ids, told[0].finish_reason) == expected(spec)
+        for other in told[1:]:
+            assert (other.token_ids, other.logprobs, other.prompt_logprobs) == (
+                told[0].token_ids,
+                told[0].logprobs,
+                told[0].prompt_logprobs,
+            )
+
+
+@pytest.mark.parametrize("outstanding", [1, 2])
+def test_a_crowd_that_preempts_itself_all_the_time_produces_the_same_tokens(outstanding: int) -> None:
+    specs = [
+        SequenceSpec(sequence_id=f"s{index}", prompt_token_ids=[index] * 5, seed=index, max_tokens=20, stop_token_ids=[0])
+        for index in range(12)
+    ]
+    play = Play(num_blocks=9, max_num_seqs=6, max_num_batched_tokens=16)
+    play.add(*specs)
+    play.finish(outstanding)
+    assert play.scheduler.stats().num_preemptions > 5
+    for spec in specs:
+        assert (play.tokens(spec.sequence_id), play.output(spec.sequence_id).finish_reason) == expected(spec)
