@@ -1,0 +1,1 @@
+"""Finding models and reading their configurations."""

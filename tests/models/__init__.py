@@ -1,0 +1,1 @@
+"""Architectures against transformers, loading, and rotations."""

@@ -1,0 +1,111 @@
+"""Two-layer random models of every family, as transformers builds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from streamserve.checkpoint import resolve
+from streamserve.models.loader import load_model
+from streamserve.models.model import CausalModel
+from streamserve.models.registry import read_arch
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 199,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+THETA = {"rope_type": "default", "rope_theta": 10000.0}
+OPT_SHAPE = {
+    "vocab_size": 199,
+    "hidden_size": 96,
+    "ffn_dim": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 128,
+    "word_embed_proj_dim": 96,
+}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", SHAPE),
+    "llama-tied": ("Llama", SHAPE | {"tie_word_embeddings": True}),
+    "llama-biased": ("Llama", SHAPE | {"attention_bias": True, "mlp_bias": True}),
+    "llama-wide-heads": ("Llama", SHAPE | {"head_dim": 32}),
+    "mistral": ("Mistral", SHAPE | {"sliding_window": 20}),
+    "mistral-unwindowed": ("Mistral", SHAPE | {"sliding_window": None}),
+    "qwen2": ("Qwen2", SHAPE),
+    "qwen2-windowed": ("Qwen2", SHAPE | {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", SHAPE | {"head_dim": 32}),
+    "phi3": ("Phi3", SHAPE | {"sliding_window": 20}),
+    "phi3-partial": ("Phi3", SHAPE | {"rope_parameters": THETA | {"partial_rotary_factor": 0.5}}),
+    "gemma3": (
+        "Gemma3",
+        SHAPE | {"head_dim": 32, "sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "opt": ("OPT", OPT_SHAPE),
+    "opt-350m": ("OPT", OPT_SHAPE | {"word_embed_proj_dim": 48, "do_layer_norm_before": False}),
+    "opt-unbiased": ("OPT", OPT_SHAPE | {"enable_bias": False}),
+}
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn-tuned": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "mscale": 1.5,
+        "mscale_all_dim": 0.75,
+    },
+    "yarn-untruncated": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.3,
+        "truncate": False,
+    },
+}
+
+
+def reference_model(prefix: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """A random fp32 model; every parameter is random, so that a misplaced bias or norm shows."""
+    name = "Gemma3Text" if prefix == "Gemma3" else prefix
+    config = getattr(transformers, f"{name}Config")(**settings)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            else:
+                parameter.mul_(4.0)
+    return model
+
+
+def load(folder: Path, *, max_model_len: int | None = None) -> CausalModel:
+    """Our model of a saved one, in fp32 on the CPU."""
+    checkpoint = resolve(str(folder))
+    arch = read_arch(checkpoint.config)
+    return load_model(checkpoint, arch, dtype=torch.float32, device="cpu", max_model_len=max_model_len)

@@ -1,0 +1,77 @@
+"""Runs a model over a paged cache the way a worker does, small and by hand: scattered blocks, chunks, mixed batches."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from streamserve.models.inputs import StepInputs
+from streamserve.models.model import CausalModel
+
+BLOCK_SIZE = 16
+
+
+class PagedRun:
+    """Sequences over one cache; each `step` gives some of them tokens and returns the logits of all of those."""
+
+    def __init__(self, model: CausalModel, *, num_blocks: int = 64) -> None:
+        arch = model.arch
+        dtype = next(model.parameters()).dtype
+        shape = (num_blocks, 2, arch.kv_heads, BLOCK_SIZE, arch.head_dim)
+        # NaN in every slot that nothing was written to: reading one shows.
+        self.kv_caches = [torch.full(shape, float("nan"), dtype=dtype) for _ in range(arch.num_layers)]
+        self.model = model
+        self._free = list(range(num_blocks))
+        random.Random(0).shuffle(self._free)
+        self._blocks: dict[str, list[int]] = {}
+        self._lengths: dict[str, int] = {}
+
+    def step(self, work: dict[str, list[int]]) -> dict[str, Tensor]:
+        """Compute tokens of several sequences; returns each one's logits, [tokens, vocab]."""
+        ordered = sorted(work, key=lambda name: len(work[name]) > 1)
+        inputs = self._inputs(ordered, work)
+        with torch.inference_mode():
+            logits = self.model.logits(self.model(inputs, self.kv_caches))
+        return dict(zip(ordered, logits.split([len(work[name]) for name in ordered]), strict=True))
+
+    def greedy(self, name: str, prompt: list[int], count: int) -> list[int]:
+        """The next `count` tokens after a prompt, one step each."""
+        tokens, new = [], prompt
+        for _ in range(count):
+            new = [int(self.step({name: new})[name][-1].argmax())]
+            tokens += new
+        return tokens
+
+    def _inputs(self, ordered: list[str], work: dict[str, list[int]]) -> StepInputs:
+        positions: list[int] = []
+        slots: list[int] = []
+        starts = [0]
+        for name in ordered:
+            places = range(self._lengths.get(name, 0), self._lengths.get(name, 0) + len(work[name]))
+            self._grow(name, places.stop)
+            positions += places
+            slots += [self._blocks[name][place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in places]
+            starts.append(starts[-1] + len(places))
+        lengths = [self._lengths[name] for name in ordered]
+        width = max(len(self._blocks[name]) for name in ordered) + 1
+        # Entries past a sequence's blocks are never read: an impossible block shows when they are.
+        tables = [self._blocks[name] + [1 << 20] * (width - len(self._blocks[name])) for name in ordered]
+        return StepInputs(
+            token_ids=torch.tensor([token for name in ordered for token in work[name]]),
+            positions=torch.tensor(positions),
+            slot_mapping=torch.tensor(slots),
+            block_tables=torch.tensor(tables, dtype=torch.int32),
+            seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            query_start=torch.tensor(starts, dtype=torch.int32),
+            num_decodes=sum(len(work[name]) == 1 for name in ordered),
+            max_query_len=max(len(work[name]) for name in ordered),
+            max_seq_len=max(lengths),
+        )
+
+    def _grow(self, name: str, length: int) -> None:
+        blocks = self._blocks.setdefault(name, [])
+        while len(blocks) * BLOCK_SIZE < length:
+            blocks.append(self._free.pop())
+        self._lengths[name] = length
