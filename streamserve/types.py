@@ -287,7 +287,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of the engine for /metrics, /load and logs. Counters are totals since start; names follow vLLM's metrics."""
+    """A snapshot of the engine for /metrics, /load and logs. Counters are totals since start; names follow vLLM's metrics.
+
+    abort_latency_s  seconds in all, over `num_aborts`, from a reader's leaving to its blocks being free
+    heartbeat_s      age of the loop's last turn, 0 while it has nothing to do
+    """
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -302,6 +306,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     wasted_tokens: int = 0
     tokens_wasted_after_disconnect: int = 0
+    num_aborts: int = 0
+    abort_latency_s: float = 0.0
     heartbeat_s: float = 0.0
 
 

@@ -6,6 +6,7 @@ cancellation is level-triggered, so an `await` on the way out would raise again 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -15,8 +16,8 @@ from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 class SequenceStream(Protocol):
     """The tokens of one sequence, for one reader.
 
-    Iterate it to the end or leave its `with` block: leaving early aborts the sequence within one step. Each delta holds every
-    token since the last one read; a reader that lags gets longer deltas and loses nothing.
+    Iterate it to the end or leave its `with` block: leaving early aborts the sequence within one step. A reader that keeps up
+    gets one delta per decoded token; one that lags gets longer deltas and loses nothing.
     """
 
     sequence_id: str
@@ -30,6 +31,15 @@ class SequenceStream(Protocol):
     async def __anext__(self) -> TokenDelta:
         """The next delta; after one with `finish_reason`, StopAsyncIteration. A failed sequence ends with a delta whose
         `finish_reason` is "error" and whose `error` says why, not with an exception."""
+        ...
+
+    def listen(self, ready: Callable[[], None]) -> None:
+        """Call `ready`, on the loop and without blocking, whenever a delta can be taken, and now if one can. For one reader of
+        many streams, which takes with `take_nowait` instead of iterating."""
+        ...
+
+    def take_nowait(self) -> TokenDelta | None:
+        """The next delta, or None when none is waiting."""
         ...
 
     def close(self) -> None:

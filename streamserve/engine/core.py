@@ -1,0 +1,247 @@
+"""The engine's loop: schedule step n+1, launch it, commit step n, publish its tokens.
+
+Runs on one event loop, the host's: the caller's own (`inline`) or that of the engine process (`process`). Everything that
+changes the scheduler (admit, pause, resume, abort) is a plain call between two awaits of that loop, so it takes effect at
+the next step and needs neither lock nor queue. Knows no socket and no stream: tokens leave through a `DeltaSink` per API side.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import anyio
+import anyio.lowlevel
+
+from streamserve.config import EngineConfig
+from streamserve.engine.constraints import CompileConstraint, compile_constraints
+from streamserve.engine.error_info import describe
+from streamserve.engine.stats import LoopStats
+from streamserve.errors import EngineDead, Unavailable
+from streamserve.executor.base import Executor, StepHandle
+from streamserve.scheduling.constraint import Constraint
+from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.scheduling.scheduler import Scheduler
+from streamserve.scheduling.step import Step
+from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
+
+logger = logging.getLogger(__name__)
+
+
+class DeltaSink(Protocol):
+    """One API side: a table of streams in this process, or the connection of an API worker."""
+
+    def deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
+        """Take what a step brought for its sequences. Never blocks, never raises."""
+        ...
+
+
+class InFlight(NamedTuple):
+    """A step launched and not yet committed."""
+
+    step: Step
+    handle: StepHandle
+
+
+class EngineCore:
+    """Drives one scheduler and one executor, for any number of API sides.
+
+    config              with `overlap` off each step is committed before the next is planned; the tokens are the same
+    compile_constraint  compiles structured outputs off the loop; without it they are refused
+    clock               seconds, monotonic
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        *,
+        compile_constraint: CompileConstraint | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._executor = executor
+        self._compile_constraint = compile_constraint
+        self._clock = clock
+        self._stats = LoopStats()
+        self._sinks: dict[str, DeltaSink] = {}
+        self._running: tuple[EngineInfo, Scheduler] | None = None
+        self._refusal: Unavailable | None = Unavailable("the engine is starting: try again in a few seconds")
+        self._wake = anyio.Event()
+        self._emptied = anyio.Event()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._started[0]
+
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why the engine is dead, if it is."""
+        return self._refusal if isinstance(self._refusal, EngineDead) else None
+
+    async def start(self) -> EngineInfo:
+        """Load the model and get ready to admit; raises what `Executor.start` raises."""
+        info = await self._executor.start()
+        self._running = (info, Scheduler(scheduler_limits(self._config, info)))
+        self._refusal = None
+        return info
+
+    async def run(self) -> None:
+        """Turn until cancelled, or return dead; either way `end` has been called."""
+        try:
+            await self._turn_steps(self._started[1])
+        except Exception as error:
+            logger.exception("the engine died")
+            self.end(EngineDead(f"the engine died: {describe(error).message}; restart it"))
+        finally:
+            self.end(EngineDead("the engine was stopped"))
+
+    async def compile(self, specs: list[SequenceSpec]) -> list[Constraint | None]:
+        """What `admit` wants besides the sequences; off the loop and for a bounded time."""
+        return await compile_constraints(specs, self._compile_constraint)
+
+    def admit(self, specs: list[SequenceSpec], constraints: list[Constraint | None], sink: DeltaSink) -> None:
+        """Queue sequences, all or none; their tokens go to `sink`, beginning with a later turn of the loop.
+
+        Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter` or `Unavailable`.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        scheduler, now = self._started[1], self._clock()
+        admitted: list[str] = []
+        try:
+            for spec, constraint in zip(specs, constraints, strict=True):
+                scheduler.add(spec, now, constraint)
+                self._sinks[spec.sequence_id] = sink
+                admitted.append(spec.sequence_id)
+        except Exception:
+            for sequence_id in admitted:
+                self._release(sequence_id)
+            raise
+        self._wake.set()
+
+    def abort(self, sequence_id: str, *, left_at: float | None = None) -> None:
+        """Take a sequence out, giving back all it holds; nothing more is delivered for it. Unknown ones are ignored.
+
+        left_at  when its reader left, on this engine's clock; now when not given
+        """
+        if sequence_id not in self._sinks:
+            return
+        self._release(sequence_id)
+        now = self._clock()
+        self._stats.aborted(0.0 if left_at is None else now - left_at)
+        self._wake.set()
+
+    def abort_all_of(self, sink: DeltaSink) -> None:
+        """Take out every sequence of an API side that has gone."""
+        for sequence_id in [sequence_id for sequence_id, owner in self._sinks.items() if owner is sink]:
+            self.abort(sequence_id)
+
+    def pause(self, sequence_id: str) -> None:
+        """Plan a sequence no further until `resume`; unknown ones are ignored."""
+        if sequence_id in self._sinks:
+            self._started[1].pause(sequence_id)
+
+    def resume(self, sequence_id: str) -> None:
+        """Plan a paused sequence again; unknown ones are ignored."""
+        if sequence_id in self._sinks:
+            self._started[1].resume(sequence_id)
+            self._wake.set()
+
+    async def drain(self) -> None:
+        """Admit nothing more, and wait until every sequence has ended."""
+        if self._refusal is None:
+            self._refusal = Unavailable("the server is shutting down: try again in a few seconds")
+        if self._sinks:
+            await self._emptied.wait()
+
+    def end(self, reason: EngineDead) -> None:
+        """End every sequence with this error and admit no more; the first reason stays. Idempotent."""
+        if self.failure is None:
+            self._refusal = reason
+            last = TokenDelta([], finish_reason="error", error=describe(reason))
+            self._publish([(sequence_id, last) for sequence_id in self._sinks])
+
+    def stats(self) -> EngineStats:
+        """A snapshot; raises `Unavailable` before the start and `EngineDead` after the end."""
+        if self.failure is not None:
+            raise self.failure
+        return self._stats.complete(self._started[1].stats(), self._clock())
+
+    async def _turn_steps(self, scheduler: Scheduler) -> None:
+        previous: InFlight | None = None
+        while True:
+            launched = self._launch(scheduler)
+            due = previous if self._config.overlap else launched
+            if due is not None:
+                # Lets readers and commands in even when steps end faster than they are planned.
+                await anyio.lowlevel.checkpoint()
+                result = await due.handle.result()
+                self._publish(scheduler.commit(due.step, result, self._clock()))
+            elif launched is None:
+                await self._wait_for_work(scheduler)
+            previous = launched if self._config.overlap else None
+
+    def _launch(self, scheduler: Scheduler) -> InFlight | None:
+        now = self._clock()
+        self._stats.turned(now)
+        self._publish(scheduler.expire(now))
+        step = scheduler.schedule(now)
+        return None if step is None else InFlight(step, self._executor.submit(step.plan))
+
+    async def _wait_for_work(self, scheduler: Scheduler) -> None:
+        """Sleep until something is admitted, resumed or taken out, or a sequence's time is up. Costs nothing meanwhile."""
+        self._stats.idled()
+        self._wake = anyio.Event()
+        deadline = scheduler.next_deadline()
+        with anyio.move_on_after(None if deadline is None else max(0.0, deadline - self._clock())):
+            await self._wake.wait()
+
+    def _publish(self, deltas: list[tuple[str, TokenDelta]]) -> None:
+        batches: dict[DeltaSink, list[tuple[str, TokenDelta]]] = {}
+        for item in deltas:
+            sequence_id, delta = item
+            sink = self._sinks.get(sequence_id)
+            if sink is None:
+                continue
+            batch = batches.get(sink)
+            if batch is None:
+                batches[sink] = batch = []
+            batch.append(item)
+            if delta.finish_reason is not None:
+                self._forget(sequence_id)
+        for sink, batch in batches.items():
+            sink.deliver(batch)
+
+    def _release(self, sequence_id: str) -> None:
+        self._started[1].abort(sequence_id)
+        self._forget(sequence_id)
+
+    def _forget(self, sequence_id: str) -> None:
+        del self._sinks[sequence_id]
+        if not self._sinks:
+            self._emptied.set()
+            self._emptied = anyio.Event()
+
+    @property
+    def _started(self) -> tuple[EngineInfo, Scheduler]:
+        if self._running is None:
+            raise self._refusal or Unavailable("the engine has not started")
+        return self._running
+
+
+def scheduler_limits(config: EngineConfig, info: EngineInfo) -> SchedulerLimits:
+    """What the scheduler must keep to, once the model is loaded and the KV cache sized."""
+    return SchedulerLimits(
+        num_blocks=info.num_blocks,
+        block_size=info.block_size,
+        max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+        max_queue=config.max_queue,
+        policy=config.scheduling_policy,
+        enable_prefix_caching=config.enable_prefix_caching,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+    )

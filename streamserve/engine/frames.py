@@ -1,0 +1,158 @@
+"""The language spoken on the engine socket: length-prefixed msgpack frames, commands one way and replies the other.
+
+Sans-IO: bytes in, messages out. A frame is a 4-byte big-endian length and that many bytes of msgpack. Every message is checked
+against its type while it is decoded, so a peer can send nonsense but nothing executable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from streamserve.types import EngineInfo, EngineStats, ErrorInfo, SequenceSpec, TokenDelta
+
+MAX_FRAME_BYTES = 256 << 20
+_LENGTH_BYTES = 4
+
+
+class OpenSequences(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Admit sequences, all or none; answered by `Opened` or `Refused` with the same call number."""
+
+    call: int
+    specs: list[SequenceSpec]
+
+
+class AbortSequence(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Give back what a sequence holds, or stop admitting it; not answered.
+
+    left_at  when the reader left, on the clock that all processes of a machine share (CLOCK_MONOTONIC), seconds
+    """
+
+    sequence_id: str
+    left_at: float
+
+
+class PauseSequence(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Plan a sequence no further until it is resumed; not answered."""
+
+    sequence_id: str
+
+
+class ResumeSequence(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Plan a paused sequence again; not answered."""
+
+    sequence_id: str
+
+
+class ReadStats(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Answered by `Stats` with the same call number."""
+
+    call: int
+
+
+Command = OpenSequences | AbortSequence | PauseSequence | ResumeSequence | ReadStats
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The model is loaded; the first reply on every connection."""
+
+    info: EngineInfo
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The engine could not start or has died; the last reply on a connection."""
+
+    error: ErrorInfo
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """All sequences of a call are in the queue."""
+
+    call: int
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """None of the sequences of a call runs; `param` and `retry_after_s` as on the exception."""
+
+    call: int
+    error: ErrorInfo
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """What a step brought for all the sequences of one API worker."""
+
+    deltas: list[tuple[str, TokenDelta]]
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    call: int
+    stats: EngineStats
+
+
+Reply = Ready | Failed | Opened | Refused | Deltas | Stats
+
+M = TypeVar("M")
+
+
+class ProtocolViolation(Exception):
+    """The peer sent something that is not a frame of this language; the connection is of no more use."""
+
+
+def encode(message: Command | Reply) -> bytes:
+    """A message as one frame."""
+    buffer = bytearray(_LENGTH_BYTES)
+    _ENCODER.encode_into(message, buffer, _LENGTH_BYTES)
+    buffer[:_LENGTH_BYTES] = (len(buffer) - _LENGTH_BYTES).to_bytes(_LENGTH_BYTES, "big")
+    return bytes(buffer)
+
+
+class FrameDecoder(Generic[M]):
+    """Cuts a byte stream into messages.
+
+    decoder  of the one union of messages that this direction carries
+    """
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[M]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[M]:
+        """The messages that `data` completes, in order; raises `ProtocolViolation`."""
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= _LENGTH_BYTES:
+                body = start + _LENGTH_BYTES
+                end = body + int.from_bytes(self._buffer[start:body], "big")
+                if end - body > MAX_FRAME_BYTES:
+                    raise ProtocolViolation(f"a frame of {end - body} bytes; at most {MAX_FRAME_BYTES} are allowed")
+                if len(self._buffer) < end:
+                    break
+                frame = bytes(self._buffer[body:end])
+                start = end
+                yield self._decode(frame)
+        finally:
+            del self._buffer[:start]
+
+    def _decode(self, frame: bytes) -> M:
+        try:
+            return self._decoder.decode(frame)
+        except msgspec.DecodeError as error:
+            raise ProtocolViolation(str(error)) from error
+
+
+def command_decoder() -> FrameDecoder[Command]:
+    """For the engine's side of a connection."""
+    return FrameDecoder(msgspec.msgpack.Decoder(Command))
+
+
+def reply_decoder() -> FrameDecoder[Reply]:
+    """For the API worker's side of a connection."""
+    return FrameDecoder(msgspec.msgpack.Decoder(Reply))
+
+
+_ENCODER = msgspec.msgpack.Encoder()

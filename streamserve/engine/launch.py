@@ -1,0 +1,151 @@
+"""How an API side starts an engine process, and what the two agree on: a socket, a configuration and a lifeline.
+
+The parent binds the engine socket (mode 0600 in a folder of its own) and hands the listening end to the child, so that workers
+can connect before the child has come up and none is told a path that does not exist yet. The configuration goes down the
+child's stdin, which then stays open as a lifeline: when it ends, the parent has gone or wants the child gone. Plain blocking
+calls of microseconds; only `stop` waits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.config import EngineConfig
+from streamserve.errors import EngineDead
+
+EXECUTOR = "streamserve.executor.local:LocalExecutor"
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine process is told on its stdin, as one line of JSON.
+
+    listen_fd           the inherited listening socket
+    executor            "module:callable" that makes an `Executor` of (config, checkpoint)
+    compile_constraint  "module:callable" that makes a `CompileConstraint` of (config, checkpoint); without it they are refused
+    """
+
+    listen_fd: int
+    config: EngineConfig
+    checkpoint: Checkpoint
+    executor: str = EXECUTOR
+    compile_constraint: str | None = None
+
+
+def encode_launch(launch: Launch) -> bytes:
+    """The line for the child's stdin."""
+    return msgspec.json.encode(launch, enc_hook=_path_to_text) + b"\n"
+
+
+def decode_launch(line: bytes) -> Launch:
+    """The inverse of `encode_launch`."""
+    return msgspec.json.decode(line, type=Launch, dec_hook=_path_from_text)
+
+
+class EngineProcess:
+    """An engine process and the socket it is reached by.
+
+    executor, compile_constraint  as in `Launch`
+    """
+
+    def __init__(
+        self, config: EngineConfig, checkpoint: Checkpoint, *, executor: str = EXECUTOR, compile_constraint: str | None = None
+    ) -> None:
+        self._config = config
+        self._checkpoint = checkpoint
+        self._executor = executor
+        self._compile_constraint = compile_constraint
+        self._folder: Path | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """The path of the engine socket; raises `EngineDead` unless started."""
+        if self._folder is None:
+            raise EngineDead("the engine process was not started, or was stopped")
+        return str(self._folder / "engine.sock")
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._child is None else self._child.pid
+
+    def start(self) -> str:
+        """Start the process; returns the address, which can be connected to at once."""
+        self._folder = Path(tempfile.mkdtemp(prefix="streamserve-"))
+        try:
+            with _listening_socket(self.address) as listening:
+                self._child = self._spawn(listening.fileno())
+        except BaseException:
+            self._remove_folder()
+            raise
+        return self.address
+
+    def poll(self) -> int | None:
+        """The exit status, None while it runs."""
+        return None if self._child is None else self._child.poll()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End the process, by force after `timeout_s`. Blocks; idempotent."""
+        child, self._child = self._child, None
+        if child is not None:
+            assert child.stdin is not None
+            child.stdin.close()
+            try:
+                child.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._remove_folder()
+
+    def _spawn(self, listen_fd: int) -> subprocess.Popen[bytes]:
+        launch = Launch(
+            listen_fd=listen_fd,
+            config=self._config,
+            checkpoint=self._checkpoint,
+            executor=self._executor,
+            compile_constraint=self._compile_constraint,
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-m", "streamserve.engine.process"], stdin=subprocess.PIPE, pass_fds=[listen_fd]
+        )
+        assert child.stdin is not None
+        child.stdin.write(encode_launch(launch))
+        child.stdin.flush()
+        return child
+
+    def _remove_folder(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listening_socket(path: str) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(path)
+        os.chmod(path, 0o600)
+        listening.listen(128)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _path_to_text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} can't cross to the engine process")
+
+
+def _path_from_text(kind: type, value: object) -> object:
+    if kind is Path:
+        return Path(str(value))
+    raise TypeError(f"{kind.__name__} can't cross to the engine process")

@@ -1,0 +1,163 @@
+"""The engine process's door: API workers connect here, and each gets the tokens of its own sequences.
+
+Runs on the engine's loop. Commands become plain calls on the core, answered as soon as they are read; what a step brought for
+a worker becomes one frame. A worker that is gone has all its sequences aborted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+import anyio
+
+from streamserve.engine import frames
+from streamserve.engine.constraints import are_constrained
+from streamserve.engine.core import EngineCore
+from streamserve.engine.error_info import describe
+from streamserve.engine.link import Link, LinkLimits
+from streamserve.errors import QueueFull, StreamserveError
+from streamserve.scheduling.constraint import Constraint
+from streamserve.types import EngineInfo, SequenceSpec, TokenDelta
+
+logger = logging.getLogger(__name__)
+
+
+class Listener:
+    """Accepts API workers, before the model is loaded too, and tells each how the engine is.
+
+    limits  when a worker that does not read its socket is treated as gone
+    """
+
+    def __init__(self, core: EngineCore, limits: LinkLimits | None = None) -> None:
+        self._core = core
+        self._limits = limits or LinkLimits()
+        self._workers: set[ApiWorker] = set()
+        self._greeting: frames.Ready | frames.Failed | None = None
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, listening: socket.socket) -> None:
+        """Begin to accept on a listening AF_UNIX socket, and own it."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: ApiWorker(self._core, self, self._limits).link, sock=listening)
+
+    def ready(self, info: EngineInfo) -> None:
+        """Tell every worker, present and future, that the model is loaded."""
+        self._greet(frames.Ready(info))
+
+    def failed(self, error: Exception) -> None:
+        """Tell every worker, present and future, that there will be no more tokens."""
+        self._greet(frames.Failed(describe(error)))
+
+    async def close(self) -> None:
+        """Send what is queued, at most for a second, and close."""
+        if self._server is not None:
+            self._server.close()
+        with anyio.move_on_after(1):
+            while self._workers:
+                worker = next(iter(self._workers))
+                worker.link.close()
+                await worker.link.wait_closed()
+
+    def arrived(self, worker: ApiWorker) -> None:
+        self._workers.add(worker)
+        if self._greeting is not None:
+            worker.link.send(self._greeting)
+
+    def left(self, worker: ApiWorker) -> None:
+        self._workers.discard(worker)
+
+    def _greet(self, greeting: frames.Ready | frames.Failed) -> None:
+        self._greeting = greeting
+        for worker in self._workers:
+            worker.link.send(greeting)
+
+
+class ApiWorker:
+    """One API worker as the engine sees it; a `DeltaSink` for the core."""
+
+    def __init__(self, core: EngineCore, listener: Listener, limits: LinkLimits) -> None:
+        self._core = core
+        self._listener = listener
+        self._compiling: dict[str, asyncio.Task[None]] = {}
+        self.link = Link(frames.command_decoder(), limits, on_made=self._arrive, on_message=self._obey, on_lost=self._leave)
+
+    def deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
+        """Send what a step brought for this worker's sequences, as one frame."""
+        self.link.send(frames.Deltas(deltas))
+
+    def _arrive(self) -> None:
+        self._listener.arrived(self)
+
+    def _leave(self) -> None:
+        self._listener.left(self)
+        for task in set(self._compiling.values()):
+            task.cancel()
+        self._core.abort_all_of(self)
+
+    def _obey(self, command: frames.Command) -> None:
+        match command:
+            case frames.OpenSequences(call, specs):
+                self._open(call, specs)
+            case frames.AbortSequence(sequence_id, left_at):
+                self._abort(sequence_id, left_at)
+            case frames.PauseSequence(sequence_id):
+                self._core.pause(sequence_id)
+            case frames.ResumeSequence(sequence_id):
+                self._core.resume(sequence_id)
+            case frames.ReadStats(call):
+                self._answer_stats(call)
+
+    def _open(self, call: int, specs: list[SequenceSpec]) -> None:
+        if not are_constrained(specs):
+            # At once and not in a task: an abort in the same burst of frames must find the sequence.
+            self._admit(call, specs, [None] * len(specs))
+            return
+        task = asyncio.create_task(self._compile_and_admit(call, specs))
+        for spec in specs:
+            self._compiling[spec.sequence_id] = task
+
+    async def _compile_and_admit(self, call: int, specs: list[SequenceSpec]) -> None:
+        try:
+            constraints = await self._core.compile(specs)
+        except Exception as error:
+            self._refuse(call, error)
+        else:
+            self._admit(call, specs, constraints)
+        finally:
+            for spec in specs:
+                self._compiling.pop(spec.sequence_id, None)
+
+    def _admit(self, call: int, specs: list[SequenceSpec], constraints: list[Constraint | None]) -> None:
+        try:
+            self._core.admit(specs, constraints, self)
+        except Exception as error:
+            self._refuse(call, error)
+        else:
+            self.link.send(frames.Opened(call))
+
+    def _abort(self, sequence_id: str, left_at: float) -> None:
+        compiling = self._compiling.get(sequence_id)
+        if compiling is not None:
+            compiling.cancel()
+        else:
+            self._core.abort(sequence_id, left_at=left_at)
+
+    def _answer_stats(self, call: int) -> None:
+        try:
+            self.link.send(frames.Stats(call, self._core.stats()))
+        except StreamserveError as error:
+            self._refuse(call, error)
+
+    def _refuse(self, call: int, error: Exception) -> None:
+        if not isinstance(error, StreamserveError):
+            logger.error("a request could not be admitted", exc_info=error)
+        self.link.send(
+            frames.Refused(
+                call,
+                describe(error),
+                param=error.param if isinstance(error, StreamserveError) else None,
+                retry_after_s=error.retry_after_s if isinstance(error, QueueFull) else None,
+            )
+        )

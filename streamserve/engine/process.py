@@ -1,0 +1,121 @@
+"""The engine in a process of its own: `python -m streamserve.engine.process`, started by `launch.EngineProcess`.
+
+Its main thread runs the engine's loop; ranks run on threads of the executor. It ends when its stdin ends (the parent is gone or
+wants it gone), drains and ends on SIGTERM, and leaves SIGINT, which a terminal sends to the whole process group, to its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any
+
+import anyio
+
+from streamserve.engine.core import EngineCore
+from streamserve.engine.launch import Launch, decode_launch
+from streamserve.engine.listener import Listener
+from streamserve.errors import ConfigError, EngineDead
+
+DRAIN_TIMEOUT_S = 30.0
+"""Seconds that running sequences get to end after SIGTERM."""
+
+FAREWELL_S = 30.0
+"""Seconds that an engine which could not start stays to tell late workers why."""
+
+LIFELINE_GRACE_S = 10.0
+"""Seconds after which a process whose loop does not notice the end of its lifeline is ended by force."""
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Read the launch line and serve until told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s")
+    launch = decode_launch(sys.stdin.buffer.readline())
+    options = {"use_uvloop": find_spec("uvloop") is not None}
+    sys.exit(anyio.run(serve, launch, sys.stdin.fileno(), backend_options=options))
+
+
+async def serve(launch: Launch, lifeline_fd: int) -> int:
+    """Serve one engine on the inherited socket until it dies, drains or loses its lifeline; returns the exit status."""
+    executor = _named(launch.executor)(launch.config, launch.checkpoint)
+    compiler = _named(launch.compile_constraint)(launch.config, launch.checkpoint) if launch.compile_constraint else None
+    core = EngineCore(launch.config, executor, compile_constraint=compiler)
+    listener = Listener(core)
+    status = 0
+    try:
+        async with anyio.create_task_group() as tasks:
+            _call_when_closed(lifeline_fd, tasks.cancel_scope.cancel)
+            tasks.start_soon(_drain_on_sigterm, core, tasks.cancel_scope)
+            await listener.listen(socket.socket(fileno=launch.listen_fd))
+            status = await _live(core, listener)
+            tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            core.end(EngineDead("the engine was stopped"))
+            await listener.close()
+            await executor.stop()
+    return status
+
+
+async def _live(core: EngineCore, listener: Listener) -> int:
+    """Start and run the engine; returns only when it is dead."""
+    try:
+        info = await core.start()
+    except Exception as error:
+        if not isinstance(error, ConfigError):
+            logger.exception("the engine could not start")
+        listener.failed(error)
+        await anyio.sleep(FAREWELL_S)
+        return 1
+    listener.ready(info)
+    await core.run()
+    listener.failed(core.failure or EngineDead("the engine ended"))
+    return 1
+
+
+async def _drain_on_sigterm(core: EngineCore, scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            break
+    with anyio.move_on_after(DRAIN_TIMEOUT_S):
+        await core.drain()
+    scope.cancel()
+
+
+def _call_when_closed(fd: int, call: Callable[[], None]) -> None:
+    """Call on this loop when `fd` reaches its end; a loop that does not take the call loses its process."""
+    loop = asyncio.get_running_loop()
+
+    def watch() -> None:
+        # The bare descriptor: a thread inside sys.stdin's lock would make the interpreter abort at exit.
+        while os.read(fd, 4096):
+            continue
+        with suppress(RuntimeError):  # the loop has closed: the process is ending already
+            loop.call_soon_threadsafe(call)
+        time.sleep(LIFELINE_GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _named(path: str) -> Callable[..., Any]:
+    """The callable at "module:name"."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    main()

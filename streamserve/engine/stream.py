@@ -1,0 +1,171 @@
+"""One sequence's channel from the engine to its reader: merge, then pause, then fail.
+
+Lives on the reader's event loop, in the API process. `push` never awaits, so no reader can slow the engine or another reader:
+deltas queue up to a small bound, then merge into the last one (order kept, nothing lost); past the high-water mark the
+sequence is paused in the scheduler; a paused stream whose reader takes nothing for the stall timeout is failed. Knows neither
+scheduler nor socket: it steers its sequence through a `SequenceControl`.
+
+asyncio and not anyio: a future per wait costs a third of an event, and there is one wait per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+import anyio
+
+from streamserve.engine.error_info import describe
+from streamserve.errors import SlowConsumer
+from streamserve.types import ErrorInfo, FinishReason, TokenDelta
+
+
+class SequenceControl(Protocol):
+    """What a stream may ask of the engine about its sequence; unknown and finished sequences are ignored. Never blocks."""
+
+    def pause(self, sequence_id: str) -> None: ...
+
+    def resume(self, sequence_id: str) -> None: ...
+
+    def abort(self, sequence_id: str) -> None: ...
+
+
+class StreamLimits(NamedTuple):
+    """Bounds of one stream.
+
+    queue_deltas       deltas kept apart for a reader that lags briefly; later ones merge into the last
+    high_water_tokens  unread tokens above which the sequence is paused
+    low_water_tokens   unread tokens at which a paused sequence resumes
+    stall_timeout_s    a paused stream fails when its reader takes nothing for this long
+    """
+
+    queue_deltas: int = 16
+    high_water_tokens: int = 256
+    low_water_tokens: int = 64
+    stall_timeout_s: float = 60.0
+
+
+class ChannelStream:
+    """The reader's end of one sequence; see `streamserve.engine.base.SequenceStream`."""
+
+    __slots__ = ("_control", "_deltas", "_ended", "_limits", "_loop", "_ready", "_stall", "_unread", "_waiter", "sequence_id")
+
+    def __init__(self, sequence_id: str, control: SequenceControl, limits: StreamLimits) -> None:
+        self.sequence_id = sequence_id
+        self._control = control
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._deltas: deque[TokenDelta] = deque()
+        self._unread = 0
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._ready: Callable[[], None] | None = None
+        self._stall: asyncio.TimerHandle | None = None
+
+    def push(self, delta: TokenDelta) -> None:
+        """Give the reader a delta; dropped once the stream has ended."""
+        if self._ended:
+            return
+        deltas = self._deltas
+        if len(deltas) < self._limits.queue_deltas:
+            deltas.append(delta)
+        else:
+            deltas[-1] = deltas[-1].then(delta)
+        self._unread += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self._ended = True
+            self._clear_stall()
+        elif self._unread > self._limits.high_water_tokens and self._stall is None:
+            self._control.pause(self.sequence_id)
+            self._expect_reader()
+        self._wake_reader()
+
+    def end(self, reason: FinishReason, error: ErrorInfo | None = None) -> None:
+        """Finish the stream from this side, keeping what is unread."""
+        self.push(TokenDelta([], finish_reason=reason, error=error))
+
+    def abort(self) -> None:
+        """End the sequence with reason "abort", keeping what is unread."""
+        if not self._ended:
+            self.end("abort")
+            self._control.abort(self.sequence_id)
+
+    def close(self) -> None:
+        """Abort the sequence unless it has finished, and forget what is unread. Idempotent, never blocks."""
+        self._deltas.clear()
+        self._unread = 0
+        if not self._ended:
+            self._ended = True
+            self._clear_stall()
+            self._control.abort(self.sequence_id)
+            self._wake_reader()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        while (delta := self.take_nowait()) is None:
+            if self._ended:
+                raise StopAsyncIteration
+            await self._wait()
+        return delta
+
+    def listen(self, ready: Callable[[], None]) -> None:
+        """Call `ready`, on the loop and without blocking, whenever a delta can be taken, and now if one can."""
+        self._ready = ready
+        if self._deltas:
+            ready()
+
+    def take_nowait(self) -> TokenDelta | None:
+        """The next delta, or None when none is waiting."""
+        if not self._deltas:
+            return None
+        delta = self._deltas.popleft()
+        self._unread -= len(delta.token_ids)
+        if self._stall is not None:
+            self._took_after_pause()
+        return delta
+
+    def _took_after_pause(self) -> None:
+        self._clear_stall()
+        if self._unread <= self._limits.low_water_tokens:
+            self._control.resume(self.sequence_id)
+        else:
+            self._expect_reader()
+
+    def _expect_reader(self) -> None:
+        self._stall = self._loop.call_later(self._limits.stall_timeout_s, self._fail_as_stalled)
+
+    async def _wait(self) -> None:
+        if self._waiter is not None:
+            raise anyio.BusyResourceError("reading from")
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake_reader(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self._ready is not None and self._deltas:
+            self._ready()
+
+    def _clear_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _fail_as_stalled(self) -> None:
+        message = f"the reader took nothing for {self._limits.stall_timeout_s:g} s with {self._unread} tokens waiting"
+        self.end("error", describe(SlowConsumer(message)))
+        self._control.abort(self.sequence_id)

@@ -1,0 +1,79 @@
+"""The streams that are open on one API side, by sequence.
+
+Lives on the readers' event loop. Takes what the engine delivers after a step, gives each stream its share, and forgets a
+stream as soon as nothing more can come for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from streamserve.engine.error_info import describe
+from streamserve.engine.stream import ChannelStream, SequenceControl, StreamLimits
+from streamserve.errors import InvalidParameter, StreamserveError
+from streamserve.types import TokenDelta
+
+
+class StreamTable:
+    """Open streams of one engine; a `DeltaSink` for the engine and the `SequenceControl` of its streams.
+
+    late_tokens  tokens that arrived for streams which had been left already
+    """
+
+    def __init__(self, control: SequenceControl, limits: StreamLimits) -> None:
+        self._control = control
+        self._limits = limits
+        self._streams: dict[str, ChannelStream] = {}
+        self.late_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def add(self, sequence_ids: Iterable[str]) -> list[ChannelStream]:
+        """Open a stream per sequence, before anything can be delivered for it; raises `InvalidParameter` for an id in use."""
+        added = [ChannelStream(sequence_id, self, self._limits) for sequence_id in sequence_ids]
+        if len({stream.sequence_id for stream in added} - self._streams.keys()) < len(added):
+            raise InvalidParameter("sequence_id", "in use by a sequence that is still running")
+        self._streams.update((stream.sequence_id, stream) for stream in added)
+        return added
+
+    def forget(self, streams: Iterable[ChannelStream]) -> None:
+        """Drop streams whose sequences were never admitted."""
+        for stream in streams:
+            self._streams.pop(stream.sequence_id, None)
+
+    def deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
+        """Push each sequence's delta into its stream. Never awaits."""
+        streams = self._streams
+        for sequence_id, delta in deltas:
+            stream = streams.get(sequence_id)
+            if stream is None:
+                self.late_tokens += len(delta.token_ids)
+                continue
+            if delta.finish_reason is not None:
+                del streams[sequence_id]
+            stream.push(delta)
+
+    def abort_stream(self, sequence_id: str) -> bool:
+        """End a stream with reason "abort", keeping what is unread; False when it is not open."""
+        stream = self._streams.get(sequence_id)
+        if stream is None:
+            return False
+        stream.abort()
+        return True
+
+    def end_all(self, error: StreamserveError) -> None:
+        """End every stream with this error, keeping what is unread."""
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.end("error", describe(error))
+
+    def pause(self, sequence_id: str) -> None:
+        self._control.pause(sequence_id)
+
+    def resume(self, sequence_id: str) -> None:
+        self._control.resume(sequence_id)
+
+    def abort(self, sequence_id: str) -> None:
+        self._streams.pop(sequence_id, None)
+        self._control.abort(sequence_id)
