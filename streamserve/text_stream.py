@@ -71,12 +71,18 @@ class TextStream:
         """The next delta with something to send; after the last choice's end, StopAsyncIteration. A failed choice ends with a
         delta whose `finish_reason` is "error"."""
         while self._streams:
-            index = self._inbox.take()
-            if index is None:
-                await self._inbox.wait()
-            elif (delta := self._read(index)) is not None:
+            delta = self.take_nowait()
+            if delta is not None:
                 return delta
+            await self._inbox.wait()
         raise StopAsyncIteration
+
+    def take_nowait(self) -> TextDelta | None:
+        """The next delta with something to send, or None when that would have to be waited for."""
+        while (index := self._inbox.take()) is not None:
+            if (delta := self._read(index)) is not None:
+                return delta
+        return None
 
     def _read(self, index: int) -> TextDelta | None:
         stream = self._streams.get(index)

@@ -1,0 +1,163 @@
+"""One request from admission to its last byte, whatever form the answer takes.
+
+Owns the tie between client and sequences: leaving the `with` of a generation aborts its sequences, and whatever ends the answer (the last
+token, a client that left, a drain, a failure) leaves it. Lives on one API worker's event loop; subclasses write the bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
+from time import monotonic
+from typing import Protocol
+
+import anyio
+import msgspec
+from litestar.types import Receive, Scope, Send
+
+from streamserve.errors import RequestAborted, StreamserveError
+from streamserve.server.errors import InternalError
+from streamserve.server.live import LiveRequests
+from streamserve.server.metrics import Metrics
+from streamserve.server.usage import Usage
+from streamserve.types import TextDelta
+
+logger = logging.getLogger("streamserve.server")
+
+
+class Generation(AbstractContextManager["Generation"], AsyncIterator[TextDelta], Protocol):
+    """The text of all choices of one request, as it comes."""
+
+    def take_nowait(self) -> TextDelta | None:
+        """A delta that can be had without waiting."""
+        ...
+
+    def abort(self) -> None:
+        """Finish every choice with reason "abort", keeping what is not read yet."""
+        ...
+
+
+class AnswerLimits(msgspec.Struct, frozen=True):
+    """keepalive_s: silence after which a stream gets a blank line; send_timeout_s: how long a client may take nothing."""
+
+    keepalive_s: float
+    send_timeout_s: float
+
+
+class Answer(ABC):
+    """An ASGI app that answers one request.
+
+    open        admits the sequences; what it raises is answered as an error, before any 200
+    usage       kept up to date with every delta
+    num_prompts, n  the request's shape: choice = output index + prompt index * n
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        open: Callable[[], Awaitable[Generation]],
+        usage: Usage,
+        *,
+        num_prompts: int,
+        n: int,
+        live: LiveRequests,
+        metrics: Metrics,
+        limits: AnswerLimits,
+        headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        self.request_id = request_id
+        self._open = open
+        self._usage = usage
+        self._n = n
+        self._unfinished = num_prompts * n
+        self._live = live
+        self._metrics = metrics
+        self._limits = limits
+        self._headers = headers
+        self._received_at = self._last_event_at = monotonic()
+        self._first_event_at: float | None = None
+        self._generation: Generation | None = None
+        self._scope = anyio.CancelScope()
+        self._error: StreamserveError | None = None
+        self._client_left = False
+        self._is_sending = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._live.registered(self.request_id, self), await self._open() as generation:
+            self._generation = generation
+            if self._error is not None:
+                raise self._error
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._watch, receive, send)
+                    with self._scope:
+                        await self._answer(generation, send)
+                    if self._error is not None and not self._client_left:
+                        await self._answer_failure(self._error, send)
+                    tasks.cancel_scope.cancel()
+            finally:
+                self._count()
+
+    def abort(self) -> None:
+        if self._generation is None:
+            self.fail(RequestAborted("the request was cancelled"))
+        else:
+            self._generation.abort()
+
+    def fail(self, error: StreamserveError) -> None:
+        if self._error is None:
+            self._error = error
+            self._scope.cancel()
+
+    @abstractmethod
+    async def _answer(self, generation: Generation, send: Send) -> None:
+        """Write the whole answer; cancelled when the client leaves or the answer fails."""
+
+    @abstractmethod
+    async def _answer_failure(self, error: StreamserveError, send: Send) -> None:
+        """Write the ending of an answer that can't be finished."""
+
+    @abstractmethod
+    async def _watch(self, receive: Receive, send: Send) -> None:
+        """Notice when the client leaves; runs beside `_answer` and is cancelled after it."""
+
+    def _leave(self, phase: str) -> None:
+        """The client is gone: stop without another word."""
+        self._client_left = True
+        self._metrics.disconnects.add(1, phase)
+        self._scope.cancel()
+
+    def _record(self, delta: TextDelta) -> None:
+        """Count a delta: tokens, times, endings."""
+        now = monotonic()
+        if self._first_event_at is None:
+            self._first_event_at = now
+            self._metrics.ttft_s.observe(now - self._received_at)
+        else:
+            self._metrics.inter_token_s.observe(now - self._last_event_at)
+        self._last_event_at = now
+        usage = self._usage
+        usage.completion_tokens += len(delta.token_ids)
+        if delta.cached_tokens and delta.index % self._n == 0:
+            usage.cached_tokens += delta.cached_tokens
+        if delta.finish_reason is not None:
+            self._unfinished -= 1
+            self._metrics.finished.add(1, delta.finish_reason)
+
+    def _guarded(self, error: Exception) -> StreamserveError:
+        """An exception in the middle of an answer, as an error for its client."""
+        if isinstance(error, StreamserveError):
+            return error
+        logger.error("request %s failed", self.request_id, exc_info=error)
+        return InternalError("internal server error; the server's log says more")
+
+    def _count(self) -> None:
+        now = monotonic()
+        tokens = self._usage.completion_tokens
+        self._metrics.e2e_s.observe(now - self._received_at)
+        self._metrics.request_prompt_tokens.observe(self._usage.prompt_tokens)
+        self._metrics.request_generation_tokens.observe(tokens)
+        if self._first_event_at is not None and tokens > 1:
+            self._metrics.per_output_token_s.observe((now - self._first_event_at) / (tokens - 1))

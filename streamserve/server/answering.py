@@ -1,0 +1,170 @@
+"""From a checked request to the ASGI app that answers it; the same for completions and chat.
+
+Runs on one API worker's event loop. The endpoints say what is asked, this says how an answer comes about: format, openings, streamed or whole.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from litestar import Request
+
+from streamserve.errors import InvalidParameter
+from streamserve.server.answer import Answer, AnswerLimits, Generation
+from streamserve.server.frames import Frames, Opening, StreamFormat
+from streamserve.server.logprobs import TokenNames
+from streamserve.server.plain import PlainAnswer
+from streamserve.server.results import Result
+from streamserve.server.schemas import GenerationRequest
+from streamserve.server.service import Service
+from streamserve.server.sse import EventStream
+from streamserve.server.usage import Usage
+from streamserve.text.preparation import PreparedPrompt
+from streamserve.types import SamplingParams, TextDelta
+
+MAX_CHOICES = 4096
+"""Prompts times n of one request."""
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a request is called: by the answer's `id`, and by the X-Request-Id header."""
+
+    answer_id: str
+    header_id: str
+
+
+def identify(service: Service, request: Request[Any, Any, Any], asked: GenerationRequest, prefix: str) -> Identity:
+    """The request's ids: its own `request_id`, else the client's X-Request-Id, else a random one."""
+    header = request.headers.get("x-request-id", "")
+    header = header if _SAFE_ID.fullmatch(header) else ""
+    if asked.request_id is not None:
+        return Identity(f"{prefix}-{asked.request_id}", header or f"{prefix}-{asked.request_id}")
+    answer_id = f"{prefix}-{header}"
+    if not header or answer_id in service.live:
+        # A gateway may stamp several requests alike; only an id given in the body must be unique.
+        answer_id = f"{prefix}-{uuid4().hex}"
+    return Identity(answer_id, header or answer_id)
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """All that is known of a request once it has been checked and tokenised.
+
+    logprobs       alternatives per token in the answer; None for no logprobs
+    is_score_only  only the prompt was asked for: what is sampled is left out
+    """
+
+    identity: Identity
+    model: str
+    asked: GenerationRequest
+    ignored: list[str]
+    params: SamplingParams
+    prompts: list[PreparedPrompt]
+    openings: list[Opening]
+    logprobs: int | None
+    is_score_only: bool = False
+
+
+def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Result]) -> Answer:
+    """The ASGI app that admits the request and writes its answer."""
+    asked, params = plan.asked, plan.params
+    usage = Usage(sum(len(prompt.prompt_token_ids) for prompt in plan.prompts))
+    format = _format(service, plan)
+    openings = [opening for opening in plan.openings for _ in range(params.n)]
+    options: dict[str, Any] = {
+        "num_prompts": len(plan.prompts),
+        "n": params.n,
+        "live": service.live,
+        "metrics": service.metrics,
+        "limits": AnswerLimits(service.config.keepalive_s, service.config.send_timeout_s),
+        "headers": _headers(plan),
+    }
+    frontend = service.frontend
+
+    async def open() -> Generation:
+        generation: Generation = await frontend.open(plan.prompts)
+        return PromptOnly(generation) if plan.is_score_only else generation
+
+    service.metrics.request_n.observe(params.n)
+    for prompt in plan.prompts:
+        service.metrics.request_max_tokens.observe(prompt.specs[0].max_tokens)
+    identity = plan.identity.answer_id
+    if asked.stream:
+        return EventStream(frames(format, openings, usage), identity, open, usage, **options)
+    has_prompt_logprobs = asked.prompt_logprobs is not None
+    return PlainAnswer(result(format, openings, usage, prompt_logprobs=has_prompt_logprobs), identity, open, usage, **options)
+
+
+def _format(service: Service, plan: Plan) -> StreamFormat:
+    asked = plan.asked
+    options = asked.stream_options
+    as_token_ids = asked.return_tokens_as_token_ids
+    if as_token_ids is None:
+        as_token_ids = service.config.return_tokens_as_token_ids
+    continuous = options is not None and bool(options.continuous_usage_stats)
+    return StreamFormat(
+        id=plan.identity.answer_id,
+        created=int(time.time()),
+        model=plan.model,
+        names=TokenNames(as_token_ids=as_token_ids),
+        logprobs=plan.logprobs,
+        include_usage=options is not None and bool(options.include_usage),
+        continuous_usage=continuous and options is not None and bool(options.include_usage),
+        token_ids=bool(asked.return_token_ids),
+    )
+
+
+def _headers(plan: Plan) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-request-id", plan.identity.header_id.encode())]
+    if plan.ignored:
+        headers.append((b"warning", warning(plan.ignored)))
+    return headers
+
+
+def warning(ignored: Sequence[str]) -> bytes:
+    """A Warning header (RFC 7234, 5.5) that names parameters nobody here knows, cut down to what a header may hold."""
+    names = ", ".join(_UNSAFE.sub("?", name)[:64] for name in ignored[:16])
+    return f'299 streamserve "unknown parameters ignored: {names}"'.encode()
+
+
+def require_choices(num_prompts: int, n: int) -> None:
+    if num_prompts * n > MAX_CHOICES:
+        raise InvalidParameter("prompt", f"{num_prompts} prompts times n={n} are more than {MAX_CHOICES} choices")
+
+
+class PromptOnly:
+    """A generation of which only what concerns its prompts is passed on."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    def __enter__(self) -> PromptOnly:
+        self._generation.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._generation.__exit__(*error)
+
+    def __aiter__(self) -> PromptOnly:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        return _without_output(await self._generation.__anext__())
+
+    def take_nowait(self) -> TextDelta | None:
+        delta = self._generation.take_nowait()
+        return None if delta is None else _without_output(delta)
+
+    def abort(self) -> None:
+        self._generation.abort()
+
+
+def _without_output(delta: TextDelta) -> TextDelta:
+    return msgspec.structs.replace(delta, text="", token_ids=[], logprobs=None, stop_reason=None)

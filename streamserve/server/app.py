@@ -1,0 +1,79 @@
+"""The Litestar app of one API worker: its routes, its errors, its keys.
+
+Made before the model is loaded, so that /health answers at once; `Service.attach` opens it for requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from litestar import Litestar, Request, Response
+from litestar.config.cors import CORSConfig
+from litestar.di import Provide
+from litestar.middleware import DefineMiddleware
+from litestar.types import Middleware
+
+from streamserve.errors import StreamserveError
+from streamserve.server import chat, completions, meta, tokens
+from streamserve.server.auth import Authentication
+from streamserve.server.config import CorsConfig
+from streamserve.server.errors import InternalError, error_body, error_headers, from_exception
+from streamserve.server.service import Service
+
+logger = logging.getLogger("streamserve.server")
+
+ROUTES = [
+    completions.create_completion,
+    chat.create_chat_completion,
+    tokens.tokenize,
+    tokens.detokenize,
+    *meta.ROUTES,
+]
+_REASONS = {401: "auth", 404: "not_found", 413: "too_large", 429: "queue_full", 503: "unavailable"}
+
+
+def create_app(service: Service) -> Litestar:
+    """The ASGI app for `service`."""
+    config = service.config
+
+    def to_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        return _error_response(service, error)
+
+    keys: list[Middleware] = [DefineMiddleware(Authentication, api_keys=config.api_keys)] if config.api_keys else []
+    return Litestar(
+        route_handlers=ROUTES,
+        dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
+        signature_namespace={"Service": Service},
+        exception_handlers={Exception: to_response},
+        middleware=keys,
+        cors_config=_cors(config.cors),
+        request_max_body_size=config.max_body_bytes,
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+def _error_response(service: Service, error: Exception) -> Response[bytes]:
+    known = from_exception(error)
+    if isinstance(known, InternalError):
+        logger.error("unexpected error", exc_info=error)
+    service.metrics.rejected.add(1, _reason(known))
+    headers = {name.decode(): value.decode() for name, value in error_headers(known)}
+    return Response(error_body(known), status_code=known.status, headers=headers, media_type="application/json")
+
+
+def _reason(error: StreamserveError) -> str:
+    return _REASONS.get(error.status, "invalid" if error.status < 500 else "internal")
+
+
+def _cors(cors: CorsConfig | None) -> CORSConfig | None:
+    if cors is None:
+        return None
+    return CORSConfig(
+        allow_origins=cors.origins,
+        allow_methods=cors.methods,  # type: ignore[arg-type]
+        allow_headers=cors.headers,
+        allow_credentials=cors.allow_credentials,
+        expose_headers=["X-Request-Id", "Warning", "Retry-After"],
+    )

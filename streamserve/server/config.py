@@ -1,0 +1,51 @@
+"""What the HTTP side is told at start: names, keys, limits, timeouts. Frozen; the engine's own settings are in `EngineConfig`.
+
+Crosses to extra API workers as JSON on a private pipe, because it holds keys: never on a command line or in the environment.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MEBIBYTE = 1 << 20
+
+
+class CorsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Cross-origin rules, with the meanings of vLLM's --allowed-origins, --allowed-methods, --allowed-headers, --allow-credentials."""
+
+    origins: list[str] = ["*"]
+    methods: list[str] = ["*"]
+    headers: list[str] = ["*"]
+    allow_credentials: bool = False
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One server as its clients see it.
+
+    model_names             names that requests may give; the first is the one reported
+    model_root              what the model was loaded from, as /v1/models tells it
+    api_keys                bearer tokens that open /v1; none means open to all
+    max_body_bytes          larger request bodies are refused with 413
+    max_logprobs            the most alternatives per position a request may ask for
+    keepalive_s             a stream silent for this long gets a blank line
+    send_timeout_s          a client that takes nothing for this long is disconnected
+    shutdown_timeout_s      how long running streams may go on after a signal to stop
+    chat_template           a template text that replaces the model's own
+    trust_request_chat_template     whether requests may bring a template of their own
+    return_tokens_as_token_ids  default of the parameter of that name
+    """
+
+    model_names: list[str]
+    model_root: str = ""
+    api_keys: list[str] = []
+    root_path: str = ""
+    max_body_bytes: int = 64 * MEBIBYTE
+    max_logprobs: int = 20
+    keepalive_s: float = 15.0
+    send_timeout_s: float = 60.0
+    shutdown_timeout_s: float = 30.0
+    chat_template: str | None = None
+    trust_request_chat_template: bool = False
+    priority_scheduling: bool = False
+    return_tokens_as_token_ids: bool = False
+    cors: CorsConfig | None = CorsConfig()

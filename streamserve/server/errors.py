@@ -1,0 +1,113 @@
+"""OpenAI's error body, for every error that leaves over HTTP or a WebSocket.
+
+Maps our own exceptions, Litestar's and unexpected ones onto status, headers and `{"error": {message, type, param, code}}`. An
+unexpected exception says nothing about itself to the client.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import orjson
+from litestar.exceptions import HTTPException
+
+from streamserve.errors import (
+    EngineDead,
+    InvalidRequest,
+    QueueFull,
+    StreamserveError,
+    Unavailable,
+)
+
+LOADING_RETRY_S = 2.0
+
+
+class NotFound(InvalidRequest):
+    """No such path, or no such request."""
+
+    status = 404
+    type = "not_found_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, for another method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The request body is over the server's limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class InternalError(StreamserveError):
+    """Something failed that should not have; the log has it."""
+
+
+def error_object(error: StreamserveError) -> dict[str, Any]:
+    """`{"error": …}` with OpenAI's four fields."""
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def error_body(error: StreamserveError) -> bytes:
+    return orjson.dumps(error_object(error))
+
+
+def error_headers(error: StreamserveError) -> list[tuple[bytes, bytes]]:
+    """Headers that tell a client whether and when to try again (the ones the OpenAI SDKs read)."""
+    headers = [(b"content-type", b"application/json")]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    retry_after_s = _retry_after_s(error)
+    if retry_after_s is not None:
+        headers += [
+            (b"retry-after", str(math.ceil(retry_after_s)).encode()),
+            (b"retry-after-ms", str(int(retry_after_s * 1000)).encode()),
+            (b"x-should-retry", b"true"),
+        ]
+    return headers
+
+
+def _retry_after_s(error: StreamserveError) -> float | None:
+    if isinstance(error, QueueFull):
+        return error.retry_after_s
+    if isinstance(error, Unavailable) and not isinstance(error, EngineDead):
+        return LOADING_RETRY_S
+    return None
+
+
+def from_exception(error: Exception) -> StreamserveError:
+    """Any exception as one of ours; what is not known becomes `InternalError` without details."""
+    if isinstance(error, StreamserveError):
+        return error
+    if isinstance(error, msgspec.ValidationError | msgspec.DecodeError):
+        return InvalidRequest(str(error))
+    if isinstance(error, HTTPException):
+        return _from_http_exception(error)
+    return InternalError("internal server error; the server's log says more")
+
+
+def _from_http_exception(error: HTTPException) -> StreamserveError:
+    if error.status_code == 404:
+        return NotFound("no such path; /openapi.json lists the ones there are")
+    if error.status_code == 405:
+        return MethodNotAllowed("this path does not answer to this method; /openapi.json says which it does")
+    if error.status_code == 413:
+        return BodyTooLarge("the request body is larger than this server accepts")
+    if 400 <= error.status_code < 500:
+        return InvalidRequest(error.detail)
+    return InternalError("internal server error; the server's log says more")
+
+
+async def send_error(send: Any, error: StreamserveError, *, prefix: str = "http") -> None:
+    """Answer one request with `error` through the ASGI callable `send`; an upgrade with the prefix "websocket.http"."""
+    body = error_body(error)
+    headers = [*error_headers(error), (b"content-length", str(len(body)).encode())]
+    await send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
+    await send({"type": f"{prefix}.response.body", "body": body, "more_body": False})

@@ -1,0 +1,148 @@
+"""What /metrics tells: vLLM's names, so that its dashboards work, and our own about streams.
+
+Requests are counted here, in this API worker's cells; the engine's gauges and totals are read when a scrape comes. Written with
+prometheus-client, which renders the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from streamserve.server.cells import CellMemory, Counter, Histogram, Layout
+from streamserve.types import EngineStats
+
+FINISH_REASONS = ("stop", "length", "abort", "error", "time")
+PHASES = ("queued", "streaming", "blocked")
+REJECTIONS = ("invalid", "auth", "not_found", "too_large", "queue_full", "unavailable", "internal")
+
+_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0,
+)  # fmt: skip
+_REQUEST_SECONDS = (
+    0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
+)  # fmt: skip
+_TOKENS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
+_CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
+
+
+class Metrics:
+    """One API worker's counts, and the page over all workers.
+
+    memory  shared by the workers; this worker's own when not given
+    """
+
+    def __init__(self, model_name: str, *, memory_fd: int | None = None, worker: int = 0, workers: int = 1) -> None:
+        layout = Layout()
+        self.ttft_s = Histogram(layout, _SECONDS)
+        self.inter_token_s = Histogram(layout, _SECONDS)
+        self.per_output_token_s = Histogram(layout, _SECONDS)
+        self.e2e_s = Histogram(layout, _REQUEST_SECONDS)
+        self.request_prompt_tokens = Histogram(layout, _TOKENS)
+        self.request_generation_tokens = Histogram(layout, _TOKENS)
+        self.request_max_tokens = Histogram(layout, _TOKENS)
+        self.request_n = Histogram(layout, _CHOICES)
+        self.finished = Counter(layout, FINISH_REASONS)
+        self.disconnects = Counter(layout, PHASES)
+        self.rejected = Counter(layout, REJECTIONS)
+        self.slow_client_closes = Counter(layout)
+        self.events = Counter(layout)
+        self._memory = CellMemory(layout.size, workers=workers, fd=memory_fd)
+        cells = self._memory.stretch(worker)
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Histogram):
+                metric.bind(cells)
+        self._labels = {"model_name": model_name, "engine": "0"}
+
+    @staticmethod
+    def shared_memory(workers: int) -> int:
+        """A descriptor to pass to every worker as `memory_fd`."""
+        return CellMemory.create_shared(Metrics("")._memory.cells, workers)
+
+    def page(self, stats: EngineStats | None) -> bytes:
+        """The text exposition; without the engine's part while there is no engine."""
+        return generate_latest(_Page(self, stats))  # type: ignore[arg-type]
+
+    def families(self, stats: EngineStats | None) -> Iterator[Metric]:
+        if stats is not None:
+            yield from self._engine_families(stats)
+        yield from self._request_families()
+        yield from self._stream_families()
+
+    def _engine_families(self, stats: EngineStats) -> Iterator[Metric]:
+        yield self._gauge("vllm:num_requests_running", "Sequences being generated.", stats.num_requests_running)
+        yield self._gauge("vllm:num_requests_waiting", "Sequences waiting for a row.", stats.num_requests_waiting)
+        usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+        yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 1 is all.", usage)
+        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries)
+        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits)
+        yield self._counter("vllm:num_preemptions", "Sequences that had to give their blocks back.", stats.num_preemptions)
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
+        yield self._counter("vllm:generation_tokens", "Tokens generated.", stats.generation_tokens)
+        yield self._gauge("streamserve:num_requests_paused", "Sequences whose readers lag.", stats.num_requests_paused)
+        yield self._counter("streamserve:steps", "Steps run.", stats.steps)
+        yield self._counter("streamserve:wasted_tokens", "Tokens computed and thrown away.", stats.wasted_tokens)
+        yield self._counter(
+            "streamserve:tokens_wasted_after_disconnect",
+            "Tokens computed for clients that had left.",
+            stats.tokens_wasted_after_disconnect,
+        )
+        yield self._gauge("streamserve:engine_heartbeat_seconds", "Age of the engine loop's last turn.", stats.heartbeat_s)
+
+    def _request_families(self) -> Iterator[Metric]:
+        yield self._histogram("vllm:time_to_first_token_seconds", "From request to first text.", self.ttft_s)
+        yield self._histogram("vllm:inter_token_latency_seconds", "Between two events of a stream.", self.inter_token_s)
+        yield self._histogram(
+            "vllm:request_time_per_output_token_seconds", "Mean time per token of a request.", self.per_output_token_s
+        )
+        yield self._histogram("vllm:e2e_request_latency_seconds", "From request to its last byte.", self.e2e_s)
+        yield self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", self.request_prompt_tokens)
+        yield self._histogram("vllm:request_generation_tokens", "Generated tokens of a request.", self.request_generation_tokens)
+        yield self._histogram("vllm:request_params_max_tokens", "max_tokens of a request.", self.request_max_tokens)
+        yield self._histogram("vllm:request_params_n", "n of a request.", self.request_n)
+        yield self._counters("vllm:request_success", "Choices finished.", "finished_reason", self.finished)
+
+    def _stream_families(self) -> Iterator[Metric]:
+        yield self._counters("streamserve:stream_disconnects", "Clients that left before the end.", "phase", self.disconnects)
+        yield self._counters("streamserve:rejected", "Requests refused.", "reason", self.rejected)
+        yield self._counter("streamserve:slow_client_closes", "Clients that took nothing for too long.", self._one(self.slow_client_closes))
+        yield self._counter("streamserve:stream_events", "Deltas streamed.", self._one(self.events))
+
+    def _one(self, counter: Counter) -> float:
+        return counter.totals(self._memory)[""]
+
+    def _gauge(self, name: str, help: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, help, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family
+
+    def _counter(self, name: str, help: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, help, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family
+
+    def _counters(self, name: str, help: str, label: str, counter: Counter) -> Metric:
+        family = CounterMetricFamily(name, help, labels=[*self._labels, label])
+        for value, total in counter.totals(self._memory).items():
+            family.add_metric([*self._labels.values(), value], total)
+        return family
+
+    def _histogram(self, name: str, help: str, histogram: Histogram) -> Metric:
+        family = HistogramMetricFamily(name, help, labels=list(self._labels))
+        buckets, total = histogram.cumulative(self._memory)
+        family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=total)
+        return family
+
+
+class _Page:
+    """What prometheus-client calls a registry: something to collect from."""
+
+    def __init__(self, metrics: Metrics, stats: EngineStats | None) -> None:
+        self._metrics = metrics
+        self._stats = stats
+
+    def collect(self) -> Iterator[Any]:
+        return self._metrics.families(self._stats)

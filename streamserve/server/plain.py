@@ -1,0 +1,49 @@
+"""An answer as one JSON object, sent when every choice has finished; a client that leaves before that ends its sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar.types import Receive, Send
+
+from streamserve.engine.error_info import restore
+from streamserve.errors import StreamFailed, StreamserveError
+from streamserve.server.answer import Answer, Generation
+from streamserve.server.errors import send_error
+from streamserve.server.results import Result
+
+
+class PlainAnswer(Answer):
+    """Collects text deltas into `result`."""
+
+    def __init__(self, result: Result, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._result = result
+
+    async def _answer(self, generation: Generation, send: Send) -> None:
+        try:
+            body = await self._collect(generation)
+        except Exception as error:
+            self._error = self._guarded(error)
+            return
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *self._headers]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _collect(self, generation: Generation) -> bytes:
+        async for delta in generation:
+            if delta.finish_reason == "error":
+                raise StreamFailed("unknown error") if delta.error is None else restore(delta.error)
+            self._record(delta)
+            self._result.add(delta)
+            if self._unfinished == 0:
+                return self._result.body()
+        raise StreamFailed("the engine's stream ended without a finish")
+
+    async def _answer_failure(self, error: StreamserveError, send: Send) -> None:
+        await send_error(send, error)
+
+    async def _watch(self, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        self._leave("queued" if self._first_event_at is None else "streaming")

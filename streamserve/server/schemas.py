@@ -1,0 +1,209 @@
+"""Request bodies as typed structs, and how a body becomes one: OpenAI's fields, then vLLM's.
+
+`decode` is strict about types (the error names the parameter) and lenient about names: fields nobody here knows are returned, so that the
+answer can carry a warning. Pure functions; values are checked in `parameters`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from streamserve.errors import InvalidParameter, InvalidRequest
+
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
+PromptInput = str | list[str | int | list[int]]
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """include_usage: one more event with the usage; continuous_usage_stats: the usage so far on every event."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class StructuredOutputsInput(msgspec.Struct, kw_only=True):
+    """vLLM's `structured_outputs`; exactly one field set."""
+
+    json: str | dict[str, Any] | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, kw_only=True):
+    """`response_format.json_schema` of the OpenAI API."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """`response_format`: text, json_object or json_schema."""
+
+    type: str
+    json_schema: JsonSchemaFormat | None = None
+
+
+class GenerationRequest(msgspec.Struct, kw_only=True):
+    """What completions and chat completions have in common; null means not given."""
+
+    model: str | None = None
+    max_tokens: Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: Count | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: Seed | None = None
+    user: str | None = None
+
+    top_k: Count | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: Count | None = None
+    stop_token_ids: list[Count] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Count | None = None
+    allowed_token_ids: list[Count] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: Count | None = None
+    max_time: float | None = None
+    priority: Priority | None = None
+    request_id: RequestId | None = None
+    cache_salt: str | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputsInput | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    use_beam_search: bool | None = None
+    logits_processors: list[Any] | None = None
+    lora_request: dict[str, Any] | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    guided_decoding_backend: str | None = None
+    guided_whitespace_pattern: str | None = None
+
+
+class CompletionRequest(GenerationRequest, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: PromptInput
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Count | None = None
+    best_of: Count | None = None
+    prompt_embeds: str | list[Any] | None = None
+
+
+class ChatRequest(GenerationRequest, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Count | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    echo: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /tokenize: a prompt, or the messages of a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[Count]
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
+    """The body as `kind`, and the top-level fields that `kind` does not have.
+
+    Raises `InvalidRequest` when it is not a JSON object and `InvalidParameter` naming the first parameter of a wrong type.
+    """
+    fields = _parse(body)
+    try:
+        request = msgspec.convert(fields, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise _named(error) from None
+    known = kind.__struct_fields__
+    return request, [name for name in fields if name not in known]
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        fields = msgspec.json.decode(body)
+    except RecursionError:
+        raise InvalidRequest("the body is not acceptable JSON: nested too deeply") from None
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest(f"the body must be a JSON object, got {_json_type(fields)}")
+    return fields
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    return {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}.get(type(value), "a number")
+
+
+def _named(error: msgspec.ValidationError) -> InvalidRequest:
+    """msgspec says "Expected `int`, got `str` - at `$.n`"; a client wants the parameter first."""
+    message, _, path = str(error).partition(" - at ")
+    name = path.replace("`", "").replace("key in ", "").removeprefix("$").removeprefix(".")
+    if "missing required field" in message:
+        missing = message.split("`")[1]
+        return InvalidParameter(f"{name}.{missing}" if name else missing, "is required")
+    if not name:
+        return InvalidRequest(message)
+    return InvalidParameter(name, message.replace("`", "").lower())

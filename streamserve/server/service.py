@@ -1,0 +1,119 @@
+"""What the endpoints of one API worker share: its settings, its phase, the requests it answers and, once loaded, the model.
+
+Lives on the worker's event loop. Endpoints get it by injection; nothing of it is global.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import anyio
+
+from streamserve.errors import ModelNotFound, StreamserveError, Unavailable
+from streamserve.frontend import Frontend
+from streamserve.server.config import ServerConfig
+from streamserve.server.lifecycle import Lifecycle, Phase
+from streamserve.server.live import LiveRequests
+from streamserve.server.metrics import Metrics
+from streamserve.server.parameters import Limits
+from streamserve.types import EngineStats
+
+HEARTBEAT_LIMIT_S = 30.0
+"""An engine loop that has not turned for this long is not ready."""
+
+
+class Service:
+    """One API worker's share of the server.
+
+    cancel_elsewhere  asks the other API workers to cancel a request that is not answered here
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        metrics: Metrics | None = None,
+        cancel_elsewhere: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
+        self.config = config
+        self.lifecycle = Lifecycle()
+        self.live = LiveRequests()
+        self.metrics = metrics or Metrics(config.model_names[0])
+        self.started_at = int(time.time())
+        self._cancel_elsewhere = cancel_elsewhere
+        self._frontend: Frontend | None = None
+        self._limits: Limits | None = None
+
+    def attach(self, frontend: Frontend, defaults: Mapping[str, Any] | None = None) -> None:
+        """The model is loaded: take requests from now on.
+
+        defaults  sampling parameters that the model recommends, by `SamplingParams` name
+        """
+        self._frontend = frontend
+        self._limits = Limits(
+            defaults=defaults or {},
+            max_logprobs=self.config.max_logprobs,
+            max_model_len=frontend.info.max_model_len,
+            priority_scheduling=self.config.priority_scheduling,
+        )
+        self.lifecycle.serve()
+
+    @property
+    def frontend(self) -> Frontend:
+        """Raises `Unavailable` unless requests are taken."""
+        self.lifecycle.require_ready()
+        if self._frontend is None:
+            raise Unavailable("the model is still loading")
+        return self._frontend
+
+    @property
+    def limits(self) -> Limits:
+        """Raises `Unavailable` unless requests are taken."""
+        self.lifecycle.require_ready()
+        if self._limits is None:
+            raise Unavailable("the model is still loading")
+        return self._limits
+
+    def resolve_model(self, name: str | None) -> str:
+        """The served name that a request means; without one, the first. Raises `ModelNotFound`."""
+        names = self.config.model_names
+        if not name:
+            return names[0]
+        if name not in names:
+            raise ModelNotFound(f"the model {name!r} does not exist here; /v1/models lists what is served", param="model")
+        return name
+
+    async def engine_stats(self) -> EngineStats | None:
+        """The engine's numbers; None while there is no engine that answers."""
+        if self._frontend is None or self.lifecycle.phase is Phase.DEAD:
+            return None
+        try:
+            return await self._frontend.engine.stats()
+        except StreamserveError:
+            return None
+
+    async def require_healthy(self) -> None:
+        """Raises `Unavailable` unless requests are taken and the engine's loop turns."""
+        self.lifecycle.require_ready()
+        stats = await self.engine_stats()
+        if stats is None:
+            raise Unavailable("the engine does not answer")
+        if stats.heartbeat_s > HEARTBEAT_LIMIT_S:
+            raise Unavailable(f"the engine's loop has not turned for {stats.heartbeat_s:.0f} s")
+
+    async def cancel(self, request_id: str) -> bool:
+        """Cancel a request wherever it is answered; False when it is not running."""
+        if self.live.abort(request_id):
+            return True
+        return self._cancel_elsewhere is not None and await self._cancel_elsewhere(request_id)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let what runs finish, end the rest after `timeout_s` with an error event."""
+        self.lifecycle.drain()
+        with anyio.move_on_after(timeout_s):
+            await self.live.wait_idle()
+        self.live.fail_all(Unavailable("the server is shutting down"))
+        with anyio.move_on_after(2.0):
+            await self.live.wait_idle()

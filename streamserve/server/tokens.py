@@ -1,0 +1,46 @@
+"""POST /tokenize and /detokenize: the model's tokenizer by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Response, post
+
+from streamserve.errors import InvalidParameter
+from streamserve.server.chat import render
+from streamserve.server.responses import json_response
+from streamserve.server.schemas import DetokenizeRequest, TokenizeRequest, decode
+from streamserve.server.service import Service
+
+
+@post("/tokenize", status_code=200)
+async def tokenize(request: Request[Any, Any, Any], service: Service) -> Response[bytes]:
+    """The token ids of a prompt or of a conversation."""
+    frontend = service.frontend
+    asked, _ = decode(await request.body(), TokenizeRequest)
+    service.resolve_model(asked.model)
+    if (asked.prompt is None) == (asked.messages is None):
+        raise InvalidParameter("prompt", "give either prompt or messages")
+    text = render(service, asked) if asked.prompt is None else asked.prompt
+    adds_special_tokens = asked.prompt is not None if asked.add_special_tokens is None else asked.add_special_tokens
+    try:
+        token_ids = await frontend.encode(text, add_special_tokens=adds_special_tokens)
+    except UnicodeEncodeError:
+        raise InvalidParameter("prompt", "is not valid Unicode: it holds half of a surrogate pair") from None
+    body: dict[str, Any] = {"count": len(token_ids), "max_model_len": frontend.info.max_model_len, "tokens": token_ids}
+    if asked.return_token_strs:
+        body["token_strs"] = [frontend.tokenizer.token_text(token_id) for token_id in token_ids]
+    return json_response(body)
+
+
+@post("/detokenize", status_code=200)
+async def detokenize(request: Request[Any, Any, Any], service: Service) -> Response[bytes]:
+    """The text of token ids."""
+    frontend = service.frontend
+    asked, _ = decode(await request.body(), DetokenizeRequest)
+    service.resolve_model(asked.model)
+    size = frontend.info.vocab_size
+    for token_id in asked.tokens:
+        if not 0 <= token_id < size:
+            raise InvalidParameter("tokens", f"must be ids from 0 to {size - 1}, got {token_id}")
+    return json_response({"prompt": frontend.tokenizer.decode(asked.tokens, skip_special_tokens=False)})
