@@ -1,0 +1,174 @@
+"""The one rank of a single-device engine, on threads of this process.
+
+The launch thread owns the device: it imports torch, loads the model and launches steps in the order submitted. The wait thread
+blocks on launched steps and hands their results to the event loop. On a GPU the two overlap; on a CPU launching is computing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.config import EngineConfig
+from streamserve.errors import EngineDead
+from streamserve.executor.base import StepHandle
+from streamserve.scheduling.plan import Plan, StepResult
+from streamserve.types import EngineInfo
+
+if TYPE_CHECKING:
+    from streamserve.worker.runner import Runner
+    from streamserve.worker.step import PendingStep
+
+T = TypeVar("T")
+
+
+class LocalExecutor:
+    """Runs one rank; satisfies `executor.base.Executor`. Use it on one event loop."""
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+        self._config = config
+        self._checkpoint = checkpoint
+        self._rank: _Rank | None = None
+
+    async def start(self) -> EngineInfo:
+        if self._rank is not None:
+            raise RuntimeError("an executor starts once")
+        self._rank = _Rank(self._config, self._checkpoint, asyncio.get_running_loop())
+        return await asyncio.shield(self._rank.info)
+
+    def submit(self, plan: Plan) -> StepHandle:
+        if self._rank is None:
+            raise RuntimeError("start the executor before submitting steps")
+        return self._rank.submit(plan)
+
+    async def stop(self) -> None:
+        if self._rank is not None:
+            await self._rank.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    """A step in flight."""
+
+    future: asyncio.Future[StepResult]
+
+    async def result(self) -> StepResult:
+        return await self.future
+
+
+class _Rank:
+    """The two threads, and the queues between them and the event loop.
+
+    info   resolves when the rank has loaded
+    """
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._failure: EngineDead | None = None
+        self._plans: SimpleQueue[tuple[Plan, asyncio.Future[StepResult]] | None] = SimpleQueue()
+        self._launched: SimpleQueue[tuple[PendingStep, asyncio.Future[StepResult]] | None] = SimpleQueue()
+        self.info: asyncio.Future[EngineInfo] = self._future()
+        self._ended: asyncio.Future[None] = self._future()
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._launch_steps, args=(config, checkpoint), name="streamserve-launch", daemon=True),
+            threading.Thread(target=self._await_steps, name="streamserve-wait", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # On the event loop.
+
+    def submit(self, plan: Plan) -> _Handle:
+        future: asyncio.Future[StepResult] = self._future()
+        if self._stopping:
+            future.set_exception(EngineDead("the engine was stopped"))
+        else:
+            self._plans.put((plan, future))
+        return _Handle(future)
+
+    async def stop(self) -> None:
+        """Run what was submitted, then end both threads."""
+        if not self._stopping:
+            self._stopping = True
+            self._plans.put(None)
+        await asyncio.shield(self._ended)
+        for thread in self._threads:
+            thread.join()
+
+    def _future(self) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        # A step that nobody awaits any more may fail in silence: whoever submitted it has gone.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    # On the launch thread.
+
+    def _launch_steps(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+        runner = self._load(config, checkpoint)
+        while (order := self._plans.get()) is not None:
+            plan, future = order
+            if runner is None or self._failure is not None:
+                self._fail(future, self._failure or EngineDead("the engine did not start"))
+                continue
+            try:
+                self._launched.put((runner.step(plan), future))
+            except Exception as error:
+                self._break(future, plan.step, error)
+        self._launched.put(None)
+
+    def _load(self, config: EngineConfig, checkpoint: Checkpoint) -> Runner | None:
+        try:
+            began = time.perf_counter()
+            # Here and not at the top: torch takes seconds to import, and only ranks need it.
+            from streamserve.worker.runner import Runner
+
+            imports_s = time.perf_counter() - began
+            runner = Runner(config, checkpoint)
+            info = runner.load()
+        except Exception as error:
+            self._fail(self.info, error)
+            return None
+        self._resolve(self.info, msgspec.structs.replace(info, startup_s={"imports": imports_s} | info.startup_s))
+        return runner
+
+    # On the wait thread.
+
+    def _await_steps(self) -> None:
+        while (launched := self._launched.get()) is not None:
+            pending, future = launched
+            try:
+                self._resolve(future, pending.wait())
+            except Exception as error:
+                self._break(future, pending.step, error)
+        self._resolve(self._ended, None)
+
+    # On either.
+
+    def _break(self, future: asyncio.Future[StepResult], step: int, error: Exception) -> None:
+        """A step failed, and with it the rank: its device may be in any state, so no later step is launched."""
+        self._failure = EngineDead(f"step {step} failed on the device: {error}")
+        self._fail(future, error)
+
+    def _resolve(self, future: asyncio.Future[T], value: T) -> None:
+        self._on_loop(future, lambda: future.set_result(value))
+
+    def _fail(self, future: asyncio.Future[T], error: Exception) -> None:
+        self._on_loop(future, lambda: future.set_exception(error))
+
+    def _on_loop(self, future: asyncio.Future[T], settle: Callable[[], None]) -> None:
+        def unless_cancelled() -> None:
+            if not future.done():
+                settle()
+
+        # A closed loop has nobody left who waits.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(unless_cancelled)

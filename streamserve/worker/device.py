@@ -1,0 +1,247 @@
+"""The device a rank computes on: its stream, its events, its memory. One of the two places that know a GPU from a CPU.
+
+Used by the rank's launch thread; `Event.wait` alone is called on the wait thread. Knows nothing of models or plans.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from streamserve.config import Device as DeviceName
+from streamserve.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of the device's memory; `free` is what nobody holds, this process included."""
+
+    total: int
+    free: int
+
+
+class Event(Protocol):
+    """A point in the device's stream."""
+
+    def wait(self) -> None:
+        """Block this thread until the device has come past it."""
+        ...
+
+
+class Device(Protocol):
+    """What a worker asks of its device.
+
+    Work is queued on one stream, in order; only `Event.wait`, `synchronize` and `measure_peak` block.
+    """
+
+    torch_device: torch.device
+    name: str
+    kv_cache_cap: int | None
+    """Bytes past which a KV cache is not made larger unless asked for; None for no such bound."""
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Everything launched inside, by this thread, goes to the worker's stream."""
+        ...
+
+    def staging(self, num_words: int) -> Tensor:
+        """[num_words] int32 on the host, from which `upload` copies in the background."""
+        ...
+
+    def buffer(self, num_words: int) -> Tensor:
+        """[num_words] int32 on the device, for `upload`."""
+        ...
+
+    def upload(self, words: Tensor, into: Tensor | None = None) -> Tensor:
+        """Queue the copy of staged words and return them on the device: in the first part of `into`, or in memory of their own.
+
+        `words` must stay unchanged until an event recorded after this has passed.
+        """
+        ...
+
+    def download(self, tensor: Tensor) -> Tensor:
+        """Queue a copy to the host; it may be read once an event recorded after this has passed."""
+        ...
+
+    def record(self) -> Event:
+        """An event behind everything queued so far."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what `work` launches; calling the result launches it again, on the same memory."""
+        ...
+
+    def synchronize(self) -> None: ...
+
+    def memory(self) -> Memory: ...
+
+    def measure_peak(self, work: Callable[[], object]) -> int:
+        """Run `work` and return the most bytes it held at a time beyond what was held before."""
+        ...
+
+    def allocate_cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for a KV cache, free of NaN."""
+        ...
+
+
+def open_device(name: DeviceName) -> Device:
+    """The device by its flag; "auto" takes a GPU when there is one. Raises `ConfigError` when it is not there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return CpuDevice()
+    if not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device; use --device cpu or install a torch built for CUDA")
+    return CudaDevice(torch.device("cuda", torch.cuda.current_device()))
+
+
+class Passed:
+    """The event of a device that has always finished."""
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+class CpuDevice:
+    """The host: launching is computing, so every event has passed and every copy is the tensor itself."""
+
+    kv_cache_cap: int | None = 4 << 30
+
+    def __init__(self) -> None:
+        self.torch_device = torch.device("cpu")
+        self.name = f"cpu ({torch.get_num_threads()} threads)"
+
+    def stream(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def staging(self, num_words: int) -> Tensor:
+        return torch.empty(num_words, dtype=torch.int32)
+
+    def buffer(self, num_words: int) -> Tensor:
+        return torch.empty(0, dtype=torch.int32)
+
+    def upload(self, words: Tensor, into: Tensor | None = None) -> Tensor:
+        return words
+
+    def download(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def record(self) -> Event:
+        return Passed()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+    def synchronize(self) -> None:
+        """Nothing is ever outstanding."""
+
+    def memory(self) -> Memory:
+        total, free = _host_memory(Path("/proc/meminfo"))
+        limit = _cgroup_memory(Path("/sys/fs/cgroup"))
+        return Memory(total, free) if limit is None else Memory(min(total, limit.total), min(free, limit.free))
+
+    def measure_peak(self, work: Callable[[], object]) -> int:
+        """Runs nothing: a CPU's activations are small beside its memory, and a full step would cost seconds of start-up."""
+        return 0
+
+    def allocate_cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        # Not zeros(): that would touch every page, where empty memory of this size comes zeroed page by page when first used.
+        cache = torch.empty(shape, dtype=dtype)
+        return cache if cache.nbytes > 64 << 20 else cache.zero_()
+
+
+class CudaDevice:
+    """One NVIDIA GPU, with a stream of the worker's own."""
+
+    kv_cache_cap: int | None = None
+
+    def __init__(self, device: torch.device) -> None:
+        self.torch_device = device
+        self.name = torch.cuda.get_device_name(device)
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graph_pool = torch.cuda.graph_pool_handle()
+
+    def stream(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream)
+
+    def staging(self, num_words: int) -> Tensor:
+        return torch.empty(num_words, dtype=torch.int32, pin_memory=True)
+
+    def buffer(self, num_words: int) -> Tensor:
+        return torch.empty(num_words, dtype=torch.int32, device=self.torch_device)
+
+    def upload(self, words: Tensor, into: Tensor | None = None) -> Tensor:
+        if into is None:
+            return words.to(self.torch_device, non_blocking=True)
+        return into[: len(words)].copy_(words, non_blocking=True)
+
+    def download(self, tensor: Tensor) -> Tensor:
+        # torch's pinned allocator gives this memory to nobody else before the copy has run, even if it is dropped early.
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+    def record(self) -> Event:
+        event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return CudaEvent(event)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._graph_pool, stream=self._stream):
+            work()
+        return graph.replay
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+    def memory(self) -> Memory:
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        return Memory(total, free)
+
+    def measure_peak(self, work: Callable[[], object]) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        before = torch.cuda.memory_allocated(self.torch_device)
+        work()
+        self.synchronize()
+        return torch.cuda.max_memory_allocated(self.torch_device) - before
+
+    def allocate_cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.torch_device)
+
+
+class CudaEvent:
+    """A point in a CUDA stream."""
+
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self._event = event
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
+def _host_memory(meminfo: Path) -> tuple[int, int]:
+    """Total and available bytes of this machine."""
+    if not meminfo.exists():
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total // 2
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return _kib(fields["MemTotal"]), _kib(fields["MemAvailable"])
+
+
+def _kib(text: str) -> int:
+    return int(text.split()[0]) << 10
+
+
+def _cgroup_memory(folder: Path) -> Memory | None:
+    """What a container (cgroup v2) may use, if it is bounded."""
+    limit, used = folder / "memory.max", folder / "memory.current"
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return None
+    total = int(limit.read_text())
+    return Memory(total, max(0, total - int(used.read_text())))

@@ -1,0 +1,100 @@
+"""From a plan to a model's inputs: which rows compute which positions, as numbers on the device.
+
+Runs on the launch thread. The host knows where each row stands; the ids, and the slots behind the positions, are read from the
+rows on the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from streamserve.models.inputs import StepInputs
+from streamserve.scheduling.plan import RowWork
+from streamserve.worker.device import Device
+from streamserve.worker.staging import Packing, StagingRing
+from streamserve_kernels import RowTables, gather_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """The step's work on the device, and what the host knows of it.
+
+    rows, starts    [sequences]      int32, as in `RowWork`
+    query_start     [sequences + 1]  int32
+    sample_tokens   [lines]          int32, index of each sampled row's last token in this step
+    sample_rows     [lines]          int32
+    positions       [lines]          int32, the place each sampled token takes in its row
+    """
+
+    rows: Tensor
+    starts: Tensor
+    query_start: Tensor
+    sample_tokens: Tensor
+    sample_rows: Tensor
+    positions: Tensor
+    num_tokens: int
+    num_decodes: int
+    max_query_len: int
+    max_seq_len: int
+
+
+class WorkUploader:
+    """Sends each step's work to the same place on the device, which is what a captured graph reads."""
+
+    def __init__(self, device: Device, max_num_seqs: int) -> None:
+        capacity = 6 * max_num_seqs + 1
+        self._words = device.buffer(capacity)
+        self._ring = StagingRing(device, capacity)
+
+    def send(self, work: list[RowWork]) -> StepWork:
+        """Queue the upload of a step's work; `work` has its one-token rows first."""
+        counts = [item.count for item in work]
+        ends = _running_sums(counts)
+        sampled = [(item, end - 1) for item, end in zip(work, ends[1:], strict=True) if item.samples]
+        packing = Packing()
+        rows = packing.put([item.row for item in work])
+        starts = packing.put([item.start for item in work])
+        query_start = packing.put(ends)
+        sample_tokens = packing.put([last for _, last in sampled])
+        sample_rows = packing.put([item.row for item, _ in sampled])
+        positions = packing.put([item.start + item.count for item, _ in sampled])
+        words = self._ring.send(packing, self._words)
+        return StepWork(
+            rows=words[rows],
+            starts=words[starts],
+            query_start=words[query_start],
+            sample_tokens=words[sample_tokens],
+            sample_rows=words[sample_rows],
+            positions=words[positions],
+            num_tokens=ends[-1],
+            num_decodes=next((index for index, count in enumerate(counts) if count != 1), len(counts)),
+            max_query_len=max(counts),
+            max_seq_len=max(item.start + item.count for item in work),
+        )
+
+
+def gather(tables: RowTables, work: StepWork, block_size: int) -> StepInputs:
+    """The model's inputs, read from the rows."""
+    gathered = gather_inputs(
+        tables, work.rows, work.starts, work.query_start, num_tokens=work.num_tokens, block_size=block_size
+    )
+    return StepInputs(
+        token_ids=gathered.token_ids,
+        positions=gathered.positions,
+        slot_mapping=gathered.slot_mapping,
+        block_tables=gathered.block_tables,
+        seq_lens=gathered.seq_lens,
+        query_start=work.query_start,
+        num_decodes=work.num_decodes,
+        max_query_len=work.max_query_len,
+        max_seq_len=work.max_seq_len,
+    )
+
+
+def _running_sums(counts: list[int]) -> list[int]:
+    sums = [0]
+    for count in counts:
+        sums.append(sums[-1] + count)
+    return sums

@@ -1,0 +1,93 @@
+"""One rank from start to step: opens its device, loads its model, sizes its KV cache, then runs plans.
+
+Everything here runs on the rank's launch thread.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.config import EngineConfig
+from streamserve.errors import ConfigError
+from streamserve.models.loader import load_model
+from streamserve.models.registry import read_arch
+from streamserve.scheduling.plan import Plan
+from streamserve.types import EngineInfo
+from streamserve.worker.device import Device, open_device
+from streamserve.worker.dtypes import resolve_dtype
+from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
+from streamserve.worker.rehearsal import measure_activations
+from streamserve.worker.rows import Room, Rows
+from streamserve.worker.step import Model, PendingStep, StepRunner
+from streamserve.worker.timeline import Timeline
+
+
+class Runner:
+    """A rank. `load` first, once; then `step` for every plan, in order."""
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+        self._config = config
+        self._checkpoint = checkpoint
+        self._steps: StepRunner | None = None
+
+    @torch.inference_mode()
+    def load(self) -> EngineInfo:
+        """Get ready to run steps.
+
+        Raises `ConfigError` when model, device and settings don't go together; its message names the flag to change.
+        """
+        config, timeline = self._config, Timeline()
+        arch = read_arch(self._checkpoint.config)
+        max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
+        device = open_device(config.device)
+        dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
+        shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
+        with device.stream():
+            with timeline.measure("weights"):
+                model = load_model(
+                    self._checkpoint,
+                    arch,
+                    dtype=dtype,
+                    device=device.torch_device,
+                    quantization=config.quantization,
+                    max_model_len=max_model_len,
+                )
+            with timeline.measure("kv_cache"):
+                rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
+                num_blocks = _size_cache(config, device, model, rows, shape, max_model_len)
+                self._steps = StepRunner(device, model, rows, allocate(shape, num_blocks, device))
+            with timeline.measure("warmup"):
+                self._steps.warm_up()
+        return EngineInfo(
+            model=self._checkpoint.source,
+            architecture=arch.architecture,
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.name,
+            max_model_len=max_model_len,
+            vocab_size=arch.vocab_size,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            startup_s=timeline.seconds,
+        )
+
+    def step(self, plan: Plan) -> PendingStep:
+        """Launch one step; plans run in the order given. `wait` for the answer elsewhere."""
+        if self._steps is None:
+            raise RuntimeError("a rank steps only after it has loaded")
+        return self._steps.step(plan)
+
+
+def resolve_max_model_len(wanted: int | None, limit: int) -> int:
+    """The context length to serve. Raises `ConfigError` beyond what the model's positions reach."""
+    if wanted is not None and wanted > limit:
+        raise ConfigError(f"--max-model-len {wanted}: the model reaches {limit} tokens; lower it to {limit} or leave it out")
+    return wanted or limit
+
+
+def _size_cache(config: EngineConfig, device: Device, model: Model, rows: Rows, shape: KvShape, max_model_len: int) -> int:
+    activation_bytes = measure_activations(
+        device, model, rows, shape, config.max_num_batched_tokens, config.max_num_seqs, max_model_len
+    )
+    return count_blocks(config, shape, max_model_len, device.memory(), activation_bytes, device.kv_cache_cap)

@@ -1,0 +1,117 @@
+"""The step: what a rank does with a plan.
+
+`StepRunner.step` runs on the launch thread and never waits for the device; `PendingStep.wait` runs on the wait thread. In the
+stream's order a step applies row deltas, gathers its inputs from the rows, runs the model, samples, writes the ids back into
+the rows, and copies them to the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from streamserve.models.inputs import StepInputs
+from streamserve.scheduling.plan import Plan, RowWork, StepResult
+from streamserve.types import TokenLogprobs
+from streamserve.worker.device import Device, Event
+from streamserve.worker.inputs import StepWork, WorkUploader, gather
+from streamserve.worker.logprobs import HostLogprobs, PromptLogprobs, download, prompt_logprobs
+from streamserve.worker.rows import Rows
+from streamserve.worker.sampler import SamplingUploader
+from streamserve_kernels import sample, scatter_sampled
+
+
+class Model(Protocol):
+    """A causal language model over a paged KV cache."""
+
+    def __call__(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
+        """Hidden states [tokens, hidden]; writes the step's keys and values into the caches."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[lines, hidden] -> [lines, vocab]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStep:
+    """A step that was launched: what the host knows of it, and what is still being copied."""
+
+    step: int
+    event: Event
+    token_ids: Tensor | None
+    logprob_requests: list[int | None]
+    logprobs: HostLogprobs | None
+    prompt_logprobs: list[PromptLogprobs]
+
+    def wait(self) -> StepResult:
+        """Block until the device has run the step. Call once, on the wait thread."""
+        self.event.wait()
+        return StepResult(
+            step=self.step,
+            token_ids=[] if self.token_ids is None else self.token_ids.tolist(),
+            logprobs=self._read_logprobs(),
+            prompt_logprobs={item.row: item.read() for item in self.prompt_logprobs} or None,
+        )
+
+    def _read_logprobs(self) -> list[TokenLogprobs | None] | None:
+        if self.logprobs is None:
+            return None
+        entries = iter(self.logprobs.read([num_top for num_top in self.logprob_requests if num_top is not None]))
+        return [None if num_top is None else next(entries) for num_top in self.logprob_requests]
+
+
+class StepRunner:
+    """Runs plans on a loaded model and an allocated cache."""
+
+    def __init__(self, device: Device, model: Model, rows: Rows, kv_caches: list[Tensor]) -> None:
+        self._device = device
+        self._model = model
+        self._rows = rows
+        self._kv_caches = kv_caches
+        self._work = WorkUploader(device, rows.room.max_num_seqs)
+        self._sampling = SamplingUploader(device, rows)
+
+    def warm_up(self) -> None:
+        """Run a step that touches no sequence, so that the first real one finds everything initialised."""
+        self.step(Plan(0, [], [], [RowWork(self._rows.tables.padding_row, 0, 1, True)])).wait()
+
+    @torch.inference_mode()
+    def step(self, plan: Plan) -> PendingStep:
+        """Launch one step; plans run in the order given."""
+        with self._device.stream():
+            self._rows.apply(plan)
+            work = self._work.send(plan.work)
+            hidden = self._model(gather(self._rows.tables, work, self._rows.room.block_size), self._kv_caches)
+            prompts = self._prompt_logprobs(plan.work, hidden)
+            return self._sample(plan, work, hidden, prompts)
+
+    def _sample(self, plan: Plan, work: StepWork, hidden: Tensor, prompts: list[PromptLogprobs]) -> PendingStep:
+        sampled = plan.sampled
+        if not sampled:
+            return PendingStep(plan.step, self._device.record(), None, [], None, prompts)
+        logits = self._model.logits(hidden[work.sample_tokens] if len(sampled) < len(hidden) else hidden)
+        parameters = self._sampling.send(sampled, work)
+        tokens = sample(logits, parameters)
+        scatter_sampled(self._rows.tables, work.sample_rows, work.positions, tokens.token_ids)
+        logprobs, requests = None, []
+        if parameters.logprobs is not None and tokens.logprobs is not None:
+            requests = [self._rows.traits(item.row).logprobs for item in sampled]
+            logprobs = download(self._device, tokens.token_ids[parameters.logprobs.lines], tokens.logprobs)
+        token_ids = self._device.download(tokens.token_ids)
+        return PendingStep(plan.step, self._device.record(), token_ids, requests, logprobs, prompts)
+
+    def _prompt_logprobs(self, work: list[RowWork], hidden: Tensor) -> list[PromptLogprobs]:
+        if not self._rows.scored:
+            return []
+        answers, first = [], 0
+        for item in work:
+            if item.row in self._rows.scored:
+                states, traits = hidden[first : first + item.count], self._rows.traits(item.row)
+                answer = prompt_logprobs(self._device, self._rows.tables, self._model.logits, states, item, traits)
+                answers += [answer] if answer is not None else []
+            first += item.count
+        return answers

@@ -1,0 +1,118 @@
+"""A row's sampling parameters as each step needs them on the host: which path its line takes, and the lists it brings.
+
+Made once, when a sequence takes its row. Numbers that every row has live on the device (`row_tables`); this is the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from streamserve.scheduling.plan import RowSampling
+from streamserve.types import GREEDY_TEMPERATURE
+
+MaskWords = npt.NDArray[np.uint32]
+
+
+class Choice(Enum):
+    """How a line's token is chosen: the likeliest, by noise among all, by noise among what top_k, top_p and min_p keep."""
+
+    GREEDY = "greedy"
+    RANDOM = "random"
+    RESTRICTED = "restricted"
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a step asks about a row that it samples.
+
+    top_k          0 when off or no bound
+    biases         token ids and what to add to their logits; -inf for one-token bad words
+    bad_words      of two tokens and more
+    allowed        mask of `allowed_token_ids`
+    stop_ids       banned until `min_tokens` are generated
+    is_plain       none of the lists, penalties or log-probabilities: the line needs no visit
+    """
+
+    choice: Choice
+    top_k: int
+    num_prompt_tokens: int
+    is_penalised: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+    biases: tuple[list[int], list[float]]
+    bad_words: list[list[int]]
+    allowed: MaskWords | None
+    stop_ids: list[int]
+    min_tokens: int
+    is_plain: bool
+
+
+def read_traits(sampling: RowSampling, num_prompt_tokens: int, vocab_size: int) -> Traits:
+    """Sort a row's parameters out. Token ids outside the vocabulary can't be sampled, so lists that name them lose nothing."""
+    biases = _biases(sampling, vocab_size)
+    bad_words = [word for word in sampling.bad_words_token_ids if len(word) > 1 and 0 <= word[-1] < vocab_size]
+    stop_ids = _known(sampling.stop_token_ids, vocab_size) if sampling.min_tokens else []
+    is_penalised = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
+    given = sampling.allowed_token_ids
+    allowed = None if given is None else make_mask(_known(given, vocab_size), vocab_size)
+    has_lists = bool(biases[0] or bad_words or stop_ids) or allowed is not None
+    top_k = effective_top_k(sampling.top_k, vocab_size)
+    return Traits(
+        choice=_choice(sampling, top_k),
+        top_k=top_k,
+        num_prompt_tokens=num_prompt_tokens,
+        is_penalised=is_penalised,
+        logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+        biases=biases,
+        bad_words=bad_words,
+        allowed=allowed,
+        stop_ids=stop_ids,
+        min_tokens=sampling.min_tokens,
+        is_plain=not has_lists and not is_penalised and sampling.logprobs is None,
+    )
+
+
+def effective_top_k(top_k: int, vocab_size: int) -> int:
+    """0 where `top_k` keeps everything."""
+    return top_k if 0 < top_k < vocab_size else 0
+
+
+def make_mask(token_ids: list[int], vocab_size: int) -> MaskWords:
+    """Bit t % 32 of word t // 32 set for each id."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, dtype=np.uint8)
+    bits[token_ids] = 1
+    return np.packbits(bits, bitorder="little").view("<u4")
+
+
+def read_mask(words: bytes, vocab_size: int) -> MaskWords:
+    """A mask as a plan carries it, at the vocabulary's width: tokens past its end are not allowed."""
+    given = np.frombuffer(words, dtype="<u4")
+    mask = np.zeros(-(-vocab_size // 32), dtype="<u4")
+    width = min(len(given), len(mask))
+    mask[:width] = given[:width]
+    return mask
+
+
+def _choice(sampling: RowSampling, top_k: int) -> Choice:
+    if sampling.temperature < GREEDY_TEMPERATURE:
+        return Choice.GREEDY
+    if top_k or sampling.top_p < 1.0 or sampling.min_p > 0.0:
+        return Choice.RESTRICTED
+    return Choice.RANDOM
+
+
+def _biases(sampling: RowSampling, vocab_size: int) -> tuple[list[int], list[float]]:
+    ids = _known(sampling.logit_bias, vocab_size)
+    values = [sampling.logit_bias[token_id] for token_id in ids]
+    banned = _known((word[0] for word in sampling.bad_words_token_ids if len(word) == 1), vocab_size)
+    return ids + banned, values + [-np.inf] * len(banned)
+
+
+def _known(token_ids: Iterable[int], vocab_size: int) -> list[int]:
+    return [token_id for token_id in token_ids if 0 <= token_id < vocab_size]
