@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import anyio
 import msgspec
@@ -27,8 +27,18 @@ from streamserve.types import TextDelta
 logger = logging.getLogger("streamserve.server")
 
 
-class Generation(AbstractContextManager["Generation"], AsyncIterator[TextDelta], Protocol):
-    """The text of all choices of one request, as it comes."""
+class Generation(Protocol):
+    """The text of all choices of one request, as it comes; leaving its block aborts what still runs."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> TextDelta:
+        """The next delta; after the last choice's end, StopAsyncIteration."""
+        ...
 
     def take_nowait(self) -> TextDelta | None:
         """A delta that can be had without waiting."""

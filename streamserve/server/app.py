@@ -71,9 +71,9 @@ def _cors(cors: CorsConfig | None) -> CORSConfig | None:
     if cors is None:
         return None
     return CORSConfig(
-        allow_origins=cors.origins,
-        allow_methods=cors.methods,  # type: ignore[arg-type]
-        allow_headers=cors.headers,
+        allow_origins=list(cors.origins),
+        allow_methods=list(cors.methods),  # type: ignore[arg-type]
+        allow_headers=list(cors.headers),
         allow_credentials=cors.allow_credentials,
         expose_headers=["X-Request-Id", "Warning", "Retry-After"],
     )

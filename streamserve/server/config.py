@@ -13,9 +13,9 @@ MEBIBYTE = 1 << 20
 class CorsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Cross-origin rules, with the meanings of vLLM's --allowed-origins, --allowed-methods, --allowed-headers, --allow-credentials."""
 
-    origins: list[str] = ["*"]
-    methods: list[str] = ["*"]
-    headers: list[str] = ["*"]
+    origins: tuple[str, ...] = ("*",)
+    methods: tuple[str, ...] = ("*",)
+    headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
 
 

@@ -12,7 +12,7 @@ from streamserve.server.openapi import document
 from streamserve.server.responses import json_response
 from streamserve.server.service import Service
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METRICS_TYPE = "text/plain; version=0.0.4"
 
 
 @get("/v1/models")
@@ -55,10 +55,9 @@ async def health(service: Service) -> Response[bytes]:
 
 
 @head("/health")
-async def health_head(service: Service) -> Response[bytes]:
+async def health_head(service: Service) -> None:
     """As GET, for load balancers that ask this way."""
     service.lifecycle.require_alive()
-    return Response(b"", media_type="text/plain")
 
 
 @get("/ready")

@@ -1,0 +1,58 @@
+"""A real uvicorn on a free port of loopback, in the test's own event loop.
+
+Test clients that call an app directly buffer whole responses, so nothing about streams can be seen through them.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import uvicorn
+
+from streamserve.frontend import Frontend
+from streamserve.server.app import create_app
+from streamserve.server.config import ServerConfig
+from streamserve.server.service import Service
+from tests.support.byte_tokenizer import EOS, byte_tokenizer
+from tests.support.scripted_engine import ScriptedEngine
+
+
+class LiveServer:
+    """A server and what is behind it."""
+
+    def __init__(self, service: Service, engine: ScriptedEngine, port: int) -> None:
+        self.service = service
+        self.engine = engine
+        self.port = port
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@asynccontextmanager
+async def live_server(engine: ScriptedEngine, *, ready: bool = True, **config: Any) -> AsyncIterator[LiveServer]:
+    """Serve `engine`; `config` are fields of `ServerConfig`."""
+    service = Service(ServerConfig(**{"model_names": ["scripted"], **config}))
+    if ready:
+        service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], next_seed=lambda: 7))
+    async with serving(create_app(service)) as port:
+        yield LiveServer(service, engine, port)
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[int]:
+    """Run an ASGI app under uvicorn; yields its port."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server._serve, [listening])
+        while not server.started:
+            await anyio.sleep(0.001)
+        yield listening.getsockname()[1]
+        server.should_exit = True
