@@ -89,7 +89,7 @@ class ChatTemplate:
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
             raise InvalidParameter("messages", f"the chat template failed on them: {error}") from error
 
-    def _prepared(self, place: int, message: Message) -> dict[str, Any]:
+    def _prepared(self, place: int, message: Any) -> dict[str, Any]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidParameter("messages", f"message {place} must be an object with a role")
         prepared = _plain(dict(message))

@@ -45,6 +45,7 @@ class PreparedPrompt:
     eos_token_ids   the model's end-of-sequence ids, which are no stop reason
     """
 
+    request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
     params: SamplingParams
@@ -117,7 +118,7 @@ class Preparation:
             max_time_s=params.max_time,
         )
         text = prompt if isinstance(prompt, str) else None
-        return PreparedPrompt(text, token_ids, params, self._outputs(common, params), self.eos_token_ids)
+        return PreparedPrompt(request_id, text, token_ids, params, self._outputs(common, params), self.eos_token_ids)
 
     def _tokenise(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, str):

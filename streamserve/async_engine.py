@@ -1,0 +1,224 @@
+"""The library for asyncio programs: a model in this process, whose texts are async iterators.
+
+    async with AsyncEngine(model="demo") as engine:
+        async for delta in await engine.generate("Once upon a time", SamplingParams(max_tokens=64)):
+            print(delta.text, end="", flush=True)
+
+Everything happens on the event loop that entered the `async with`; the model runs on threads of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from anyio import to_thread
+
+from streamserve.checkpoint import Checkpoint, resolve
+from streamserve.config import EngineConfig, replace
+from streamserve.engine.error_info import restore
+from streamserve.engine.inline import InlineEngine
+from streamserve.errors import ConfigError, InvalidParameter, Unavailable, UnsupportedParameter
+from streamserve.executor.base import Executor
+from streamserve.frontend import Frontend
+from streamserve.text.chat_template import Message
+from streamserve.text.preparation import PreparedPrompt, Prompt, default_sampling_params
+from streamserve.text.tokenizer import Tokenizer, load_tokenizer
+from streamserve.text_stream import TextStream
+from streamserve.types import EngineInfo, EngineStats, SamplingParams, TextDelta
+
+
+class AsyncEngine:
+    """A model and everything around it, for one event loop.
+
+    settings       fields of `EngineConfig`
+    chat_template  Jinja source to use instead of the model's own
+    max_logprobs   the most alternatives a request may ask for
+    next_seed      seeds for requests that bring none; random ones when not given
+    executor       runs the steps in place of this machine's device
+
+    Raises `ConfigError` for settings that are unknown or don't fit together.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        config: EngineConfig | None = None,
+        chat_template: str | None = None,
+        max_logprobs: int = 20,
+        next_seed: Callable[[], int] | None = None,
+        executor: Executor | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = config_of(model, config, settings)
+        self._executor = executor
+        self._options: dict[str, Any] = {"chat_template": chat_template, "max_logprobs": max_logprobs, "next_seed": next_seed}
+        self._engine: InlineEngine | None = None
+        self._frontend: Frontend | None = None
+        self._defaults: dict[str, Any] = {}
+
+    async def start(self) -> EngineInfo:
+        """Find and load the model. Raises `ConfigError` when that can't be done with these settings."""
+        checkpoint = await to_thread.run_sync(partial(_find, self.config), abandon_on_cancel=True)
+        tokenizer = await to_thread.run_sync(partial(_tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
+        self._defaults = default_sampling_params(checkpoint)
+        self._engine = InlineEngine(self.config, checkpoint, executor=self._executor)
+        info = await self._engine.start()
+        self._frontend = Frontend(self._engine, tokenizer, eos_token_ids=checkpoint.eos_token_ids, **self._options)
+        return info
+
+    async def stop(self) -> None:
+        """End every stream and free the model. Idempotent."""
+        engine, self._engine, self._frontend = self._engine, None, None
+        if engine is not None:
+            await engine.stop()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def frontend(self) -> Frontend:
+        """Raises `Unavailable` unless started."""
+        if self._frontend is None:
+            raise Unavailable("the engine was not started, or was stopped: use it inside `async with`")
+        return self._frontend
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.frontend.info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.frontend.tokenizer
+
+    def default_sampling_params(self, **changes: Any) -> SamplingParams:
+        """What the model's generation_config.json recommends, with some fields changed."""
+        return SamplingParams(**{**self._defaults, **changes})
+
+    async def generate(
+        self, prompt: Prompt | Mapping[str, Any], params: SamplingParams | None = None, **options: Any
+    ) -> Generation:
+        """Start generating after a text or token ids; returns once the engine has it in its queue.
+
+        params   None takes `default_sampling_params()`
+        options  as `Frontend.prepare`: request_id, priority, cache_salt, add_special_tokens, clamp_max_tokens
+
+        Raises `InvalidRequest` errors and `QueueFull`.
+        """
+        prepared = await self.frontend.prepare(plain_prompt(prompt), params or self.default_sampling_params(), **options)
+        return await self.open([prepared])
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        **template_options: Any,
+    ) -> Generation:
+        """Start answering a conversation; template_options as `Frontend.render_chat`, the rest as `generate`."""
+        text = self.frontend.render_chat(messages, **template_options)
+        return await self.generate(text, params, **{"add_special_tokens": False, **(options or {})})
+
+    async def open(self, prompts: Sequence[PreparedPrompt]) -> Generation:
+        """Start prompts that `frontend.prepare` made, all or none."""
+        return Generation(await self.frontend.open(prompts))
+
+    async def stats(self) -> EngineStats:
+        return await self.frontend.engine.stats()
+
+
+class Generation:
+    """A request's text as it comes: an async iterator of `TextDelta`.
+
+    Leaving its `with` block or the loop over it aborts what still runs. A request that fails raises the error from the loop.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+
+    def abort(self) -> None:
+        """End the request with reason "abort"; what was generated until then can still be read. Never blocks."""
+        self._stream.abort()
+
+    def close(self) -> None:
+        """Abort what still runs. Idempotent, never blocks."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        delta = await anext(self._stream)
+        if delta.error is not None:
+            self.close()
+            raise restore(delta.error)
+        return delta
+
+
+def config_of(model: str | None, config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
+    """One configuration of a model's name, a ready configuration, and settings that change it."""
+    unknown = sorted(settings.keys() - set(EngineConfig.__struct_fields__))
+    if unknown:
+        raise ConfigError(f"unknown setting {', '.join(unknown)}; known are {', '.join(EngineConfig.__struct_fields__)}")
+    given = dict(settings) if model is None else {**settings, "model": model}
+    if config is not None:
+        return replace(config, **given)
+    if model is None:
+        raise ConfigError("name a model: a Hugging Face id, a local folder, a .gguf file, or 'demo'")
+    try:
+        return msgspec.convert(given, EngineConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"wrong setting: {error}") from error
+
+
+def plain_prompt(prompt: Prompt | Mapping[str, Any]) -> Prompt:
+    """A prompt as text or token ids; also from `{"prompt": …}` and `{"prompt_token_ids": …}`.
+
+    Raises `InvalidParameter`.
+    """
+    if not isinstance(prompt, Mapping):
+        return prompt
+    for name in ("prompt_token_ids", "prompt"):
+        if name in prompt:
+            unknown = sorted(prompt.keys() - {"prompt_token_ids", "prompt"})
+            if unknown:
+                raise UnsupportedParameter(unknown[0], "a prompt is text or token ids")
+            value: Prompt = prompt[name]
+            return value
+    raise InvalidParameter("prompt", "must hold 'prompt' or 'prompt_token_ids'")
+
+
+def _find(config: EngineConfig) -> Checkpoint:
+    return resolve(
+        config.model,
+        revision=config.revision,
+        load_format=config.load_format,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _tokenizer_of(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
+    return load_tokenizer(
+        checkpoint, tokenizer=config.tokenizer, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )

@@ -1,0 +1,195 @@
+"""Offline generation with vLLM's `LLM` interface: lists of prompts in, finished outputs in the same order out.
+
+A synchronous shell around `AsyncEngine`, which runs on an event loop of its own (`loop_thread`); any thread of the program
+may call.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Mapping, Sequence
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+
+from streamserve.async_engine import AsyncEngine, plain_prompt
+from streamserve.errors import InvalidParameter
+from streamserve.llm_arguments import engine_settings
+from streamserve.loop_thread import LoopThread
+from streamserve.output_builder import OutputBuilder
+from streamserve.progress import Progress
+from streamserve.text.chat_template import Message
+from streamserve.text.preparation import MAX_SEED, PreparedPrompt, Prompt
+from streamserve.text.tokenizer import Tokenizer
+from streamserve.types import RequestOutput, SamplingParams
+
+AnyPrompt = Prompt | Mapping[str, Any]
+"""A text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
+
+_QUEUE = 1 << 20
+
+
+class LLM:
+    """A model for offline use.
+
+        llm = LLM(model="facebook/opt-125m")
+        for output in llm.generate(["Hello, my name is", "The capital of France is"], SamplingParams(temperature=0.8)):
+            print(output.prompt, output.outputs[0].text)
+
+    Arguments are vLLM's, under vLLM's names; one that is not supported is refused by name with `ConfigError`. Without a
+    seed in the sampling parameters, outputs depend on `seed` and on the order of calls only. Close it, use it in a `with`
+    block, or just let the program end.
+    """
+
+    def __init__(
+        self, model: str, *, seed: int = 0, max_logprobs: int = 20, chat_template: str | None = None, **arguments: Any
+    ) -> None:
+        settings = {"max_queue": _QUEUE, **engine_settings(arguments), "seed": seed}
+        source = random.Random(seed)
+        self._engine = AsyncEngine(
+            model,
+            max_logprobs=max_logprobs,
+            chat_template=chat_template,
+            next_seed=lambda: source.randrange(MAX_SEED),
+            **settings,
+        )
+        self._request_ids = map(str, count())
+        self._loop = LoopThread(self._engine.stop)
+        self._finalizer = weakref.finalize(self, self._loop.close)
+        try:
+            self._loop.call(self._engine.start())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Free the model. Idempotent."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self._engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends; used where a call gives no sampling parameters."""
+        return self._engine.default_sampling_params()
+
+    def generate(
+        self,
+        prompts: AnyPrompt | Sequence[AnyPrompt] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Finished outputs, one per prompt, in the order of the prompts.
+
+        prompts           one or more texts or lists of token ids
+        sampling_params   one for all, or one per prompt; `get_default_sampling_params()` when not given
+        prompt_token_ids  token ids in place of `prompts`
+        use_tqdm          show a progress bar
+        priority          one per prompt, lower first, under the priority policy
+
+        Raises `InvalidRequest` errors before anything runs; a request that fails while running raises its error.
+        """
+        if (prompts is None) == (prompt_token_ids is None):
+            raise InvalidParameter("prompts", "give either prompts or prompt_token_ids")
+        listed = _as_list(prompts if prompt_token_ids is None else prompt_token_ids)
+        return self._run([plain_prompt(prompt) for prompt in listed], sampling_params, use_tqdm, priority=priority)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers to one or more conversations, in their order; the rest as `generate`, template options as vLLM's."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        texts: list[Prompt] = [
+            self._engine.frontend.render_chat(
+                conversation,  # type: ignore[arg-type]
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                variables=chat_template_kwargs,
+            )
+            for conversation in conversations
+        ]
+        return self._run(texts, sampling_params, use_tqdm, add_special_tokens=False)
+
+    def _run(
+        self,
+        prompts: list[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+        *,
+        add_special_tokens: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        params = _one_each("sampling_params", sampling_params or self.get_default_sampling_params(), len(prompts))
+        priorities = _one_each("priority", 0 if priority is None else priority, len(prompts))
+        return self._loop.call(self._outputs(prompts, params, priorities, add_special_tokens, use_tqdm))
+
+    async def _outputs(
+        self,
+        prompts: list[Prompt],
+        params: Sequence[SamplingParams],
+        priorities: Sequence[int],
+        add_special_tokens: bool,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        prepared = [
+            await self._engine.frontend.prepare(
+                prompt,
+                params[place],
+                request_id=next(self._request_ids),
+                priority=priorities[place],
+                add_special_tokens=add_special_tokens,
+                clamp_max_tokens=True,
+            )
+            for place, prompt in enumerate(prompts)
+        ]
+        return await self._finish(prepared, use_tqdm)
+
+    async def _finish(self, prepared: list[PreparedPrompt], use_tqdm: bool) -> list[RequestOutput]:
+        builder = OutputBuilder(prepared)
+        if not prepared:
+            return builder.outputs
+        with (
+            Progress(len(prepared), sum(len(prompt.prompt_token_ids) for prompt in prepared), shown=use_tqdm) as progress,
+            await self._engine.open(prepared) as generation,
+        ):
+            async for delta in generation:
+                progress.advance(len(delta.token_ids), finished=builder.add(delta))
+        return builder.outputs
+
+
+def _as_list(prompts: Any) -> list[Any]:
+    """A list of prompts of what may be a single one; a list of integers is one prompt."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    listed = list(prompts)
+    return [listed] if listed and isinstance(listed[0], int) else listed
+
+
+def _one_each(name: str, given: Any, size: int) -> Sequence[Any]:
+    """`given` for each of `size` prompts, or the sequence it already is."""
+    if not isinstance(given, Sequence):
+        return [given] * size
+    if len(given) != size:
+        raise InvalidParameter(name, f"has {len(given)} entries for {size} prompts")
+    return given
