@@ -40,6 +40,7 @@ class RemoteEngine:
         self._connection = EngineConnection(link_limits or LinkLimits(), on_deltas=self._deliver, on_end=self._end_streams)
         self._streams = StreamTable(self._connection, stream_limits or StreamLimits())
         self._info: EngineInfo | None = None
+        self._ended = anyio.Event()
 
     @property
     def info(self) -> EngineInfo:
@@ -94,6 +95,10 @@ class RemoteEngine:
             if isinstance(self._engine, EngineProcess):
                 await anyio.to_thread.run_sync(self._engine.stop)
 
+    async def wait_ended(self) -> None:
+        """Returns once the engine is gone, for whatever reason; its streams have ended by then."""
+        await self._ended.wait()
+
     @property
     def _address(self) -> str:
         return self._engine.address if isinstance(self._engine, EngineProcess) else self._engine
@@ -103,3 +108,4 @@ class RemoteEngine:
 
     def _end_streams(self, reason: StreamserveError) -> None:
         self._streams.end_all(reason)
+        self._ended.set()
