@@ -15,10 +15,10 @@ from typing import Any, Self
 
 from streamserve.async_engine import AsyncEngine, plain_prompt
 from streamserve.errors import InvalidParameter
-from streamserve.llm_arguments import engine_settings
 from streamserve.loop_thread import LoopThread
-from streamserve.output_builder import OutputBuilder
-from streamserve.progress import Progress
+from streamserve.offline.arguments import engine_settings
+from streamserve.offline.outputs import OutputBuilder
+from streamserve.offline.progress import Progress
 from streamserve.text.chat_template import Message
 from streamserve.text.preparation import MAX_SEED, PreparedPrompt, Prompt
 from streamserve.text.tokenizer import Tokenizer

@@ -1,0 +1,1 @@
+"""What `LLM` adds to `AsyncEngine`: vLLM's arguments, outputs put together, a progress bar."""
