@@ -1,0 +1,115 @@
+"""A server as a child process: start it, wait until it is ready, stop it and everything it started.
+
+For the demo and the benchmarks. Knows nothing of what the server serves; any server that answers 200 on some path will do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from streamserve.errors import Unavailable
+
+STOP_TIMEOUT_S = 15.0
+POLL_S = 0.02
+
+
+class ServerProcess:
+    """A server in a process group of its own: whatever ends the `with` block ends the whole group.
+
+    command    the command line; it must make the server listen on `port` of 127.0.0.1
+    ready_path answered with 200 once the server takes requests
+    timeout_s  how long that may take
+
+    Entering the block raises `Unavailable`, with the end of the server's output, when it does not become ready.
+    """
+
+    def __init__(self, command: Sequence[str], port: int, *, ready_path: str = "/ready", timeout_s: float = 300.0) -> None:
+        self.base_url = f"http://127.0.0.1:{port}"
+        self.ready_s = 0.0
+        self._command = list(command)
+        self._port = port
+        self._ready_path = ready_path
+        self._timeout_s = timeout_s
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
+
+    def __enter__(self) -> Self:
+        self._started_s = time.perf_counter()
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        self.ready_s = self.age_s
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the process was started."""
+        return time.perf_counter() - self._started_s
+
+    def _wait_until_ready(self) -> None:
+        while self.age_s < self._timeout_s:
+            if self._process.poll() is not None:
+                raise Unavailable(f"the server left with exit code {self._process.returncode}:\n{self._log_tail()}")
+            if self._answers():
+                return
+            time.sleep(POLL_S)
+        raise Unavailable(f"the server was not ready after {self._timeout_s:.0f} s:\n{self._log_tail()}")
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+        try:
+            connection.request("GET", self._ready_path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _log_tail(self, size: int = 4000) -> str:
+        end = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, max(0, end - size)).decode("utf-8", "replace").strip()
+
+    def stop(self) -> None:
+        """Ask the group to stop, then kill what is left of it. Idempotent."""
+        self._signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            print("the server did not stop by itself and is killed", file=sys.stderr)
+        finally:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            self._log.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def serve_command(port: int, *arguments: str) -> list[str]:
+    """`streamserve serve` with this interpreter."""
+    return [sys.executable, "-m", "streamserve", "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]
