@@ -1,0 +1,1 @@
+"""The engine: its loop, its streams, its two hosts."""

@@ -1,0 +1,62 @@
+"""What the engine's tests share: engines over scripted steps, and sequences to run on them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from streamserve.config import EngineConfig
+from streamserve.engine.constraints import CompileConstraint
+from streamserve.engine.inline import InlineEngine
+from streamserve.engine.stream import StreamLimits
+from streamserve.types import SequenceSpec
+from tests.support.checkpoints import no_weights
+from tests.support.scripted import ScriptedExecutor
+
+Running = Callable[..., AbstractAsyncContextManager[InlineEngine]]
+MakeSpec = Callable[..., SequenceSpec]
+
+
+@pytest.fixture
+def running() -> Running:
+    """`async with running(executor, ...)`: an inline engine, started and in the end stopped."""
+
+    @asynccontextmanager
+    async def run(
+        executor: ScriptedExecutor,
+        *,
+        streams: StreamLimits | None = None,
+        compile_constraint: CompileConstraint | None = None,
+        **config: Any,
+    ) -> AsyncIterator[InlineEngine]:
+        engine = InlineEngine(
+            EngineConfig(model="scripted", **config),
+            no_weights(),
+            executor=executor,
+            compile_constraint=compile_constraint,
+            stream_limits=streams,
+        )
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            await engine.stop()
+
+    return run
+
+
+@pytest.fixture
+def make_spec() -> MakeSpec:
+    """Sequences with ids of their own, 20 prompt tokens and 10 to generate unless told otherwise."""
+    numbers = itertools.count()
+
+    def make(prompt: list[int] | None = None, **fields: Any) -> SequenceSpec:
+        number = next(numbers)
+        given = {"sequence_id": f"sequence-{number}", "seed": number, "max_tokens": 10, **fields}
+        return SequenceSpec(prompt_token_ids=prompt or [number % 50 + token for token in range(20)], **given)
+
+    return make

@@ -1,0 +1,136 @@
+"""An executor that needs no model: next tokens follow from the row's earlier ones, steps end when the test says so.
+
+Stands in at the `Executor` boundary. It keeps rows as a device does, so a plan that names a wrong row, position or token shows
+in the tokens that come out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import anyio
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.config import EngineConfig
+from streamserve.errors import ConfigError
+from streamserve.scheduling.plan import Plan, StepResult
+from streamserve.types import EngineInfo
+
+VOCAB_SIZE = 1000
+
+
+def next_token(token_ids: list[int]) -> int:
+    """What the script says after these tokens."""
+    return (token_ids[-1] * 31 + len(token_ids) * 7 + token_ids[0]) % VOCAB_SIZE
+
+
+def continuation(prompt: list[int], count: int) -> list[int]:
+    """What the script generates after a prompt."""
+    token_ids = list(prompt)
+    for _ in range(count):
+        token_ids.append(next_token(token_ids))
+    return token_ids[len(prompt) :]
+
+
+class ScriptedExecutor:
+    """Runs plans by the script.
+
+    gated       steps wait for `release`; otherwise they end at once
+    num_blocks  of 16 tokens each
+    """
+
+    def __init__(self, *, gated: bool = False, num_blocks: int = 64, max_num_seqs: int = 8, max_model_len: int = 512) -> None:
+        self.info = EngineInfo(
+            model="scripted",
+            architecture="scripted",
+            dtype="float32",
+            device="cpu",
+            max_model_len=max_model_len,
+            vocab_size=VOCAB_SIZE,
+            num_blocks=num_blocks,
+            block_size=16,
+            max_num_seqs=max_num_seqs,
+        )
+        self.gated = gated
+        self.submitted: list[Plan] = []
+        self.is_stopped = False
+        self.failure: Exception | None = None
+        self._rows: dict[int, list[int]] = {}
+        self._waiting: deque[_Handle] = deque()
+
+    async def start(self) -> EngineInfo:
+        return self.info
+
+    def submit(self, plan: Plan) -> _Handle:
+        self.submitted.append(plan)
+        handle = _Handle(self._compute(plan))
+        if self.gated:
+            self._waiting.append(handle)
+        else:
+            handle.end(self.failure)
+        return handle
+
+    async def stop(self) -> None:
+        self.is_stopped = True
+
+    @property
+    def num_waiting(self) -> int:
+        """Steps submitted and not yet released."""
+        return len(self._waiting)
+
+    def release(self, count: int = 1) -> None:
+        """End the oldest `count` steps, with the failure if one is set."""
+        for _ in range(count):
+            self._waiting.popleft().end(self.failure)
+
+    def open_gate(self) -> None:
+        """End all steps, now and from now on."""
+        self.gated = False
+        self.release(len(self._waiting))
+
+    def _compute(self, plan: Plan) -> StepResult:
+        for start in plan.starts:
+            self._rows[start.row] = list(start.token_ids)
+        sampled: list[int] = []
+        for work in plan.work:
+            token_ids = self._rows[work.row]
+            known = work.start + work.count
+            assert known <= len(token_ids), f"row {work.row} has {len(token_ids)} tokens, the plan computes up to {known}"
+            if work.samples:
+                assert known == len(token_ids), f"row {work.row}: sampled before all of its tokens were computed"
+                token_ids.append(next_token(token_ids))
+                sampled.append(token_ids[-1])
+        return StepResult(plan.step, sampled)
+
+
+class _Handle:
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+        self._failure: Exception | None = None
+        self._ended = anyio.Event()
+
+    def end(self, failure: Exception | None) -> None:
+        self._failure = failure
+        self._ended.set()
+
+    async def result(self) -> StepResult:
+        await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self._result
+
+
+def instant(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
+    """For an engine process: as many sequences as the configuration says, steps that end at once."""
+    return ScriptedExecutor(num_blocks=16384, max_num_seqs=config.max_num_seqs, max_model_len=config.max_model_len or 4096)
+
+
+def failing_start(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
+    """For an engine process that can't start."""
+    executor = instant(config, checkpoint)
+
+    async def start() -> EngineInfo:
+        raise ConfigError("the KV cache does not fit: lower --max-model-len")
+
+    executor.start = start  # type: ignore[method-assign]
+    return executor
