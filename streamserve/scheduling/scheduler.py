@@ -186,11 +186,11 @@ class Scheduler:
         decodes, decoding, index = draft.decodes, draft.decoding, draft.index
         block_size = self.limits.block_size
         for sequence in tuple(self.residents.running):
-            row, start, known = sequence.row, sequence.num_computed, sequence.num_known
-            if row < 0 or known == sequence.limit:
-                continue  # preempted by an earlier one of this loop, or its last token is in flight already
+            start, known = sequence.num_computed, sequence.num_known
+            if known == sequence.limit:
+                continue  # its last token is in flight
             if known - start > 1:
-                unfinished.append(sequence)
+                unfinished.append(sequence)  # or an earlier one of this loop preempted it
                 continue
             if sequence.constraint is not None and sequence.num_in_flight:
                 continue  # its next bitmask needs the token in flight
@@ -199,7 +199,7 @@ class Scheduler:
             if sequence.constraint is not None:
                 draft.work(sequence, 1)
                 continue
-            decodes.append(RowWork(row, start, 1, True))
+            decodes.append(RowWork(sequence.row, start, 1, True))
             decoding.append(sequence)
             sequence.num_computed = known
             sequence.num_known = known + 1
@@ -208,14 +208,14 @@ class Scheduler:
         return unfinished
 
     def _plan_chunks(self, draft: StepDraft, unfinished: list[Sequence]) -> None:
-        """The next chunk of prompts that run already. Their blocks were claimed at admission, so nobody has to yield."""
+        """The next chunk of prompts under way, less those preempted by a decode. Their blocks were claimed at admission."""
         for sequence in unfinished:
             if draft.budget and sequence.is_resident:
                 draft.work(sequence, min(draft.budget, sequence.num_known - sequence.num_computed))
 
     def _plan_admissions(self, draft: StepDraft) -> None:
         """Rows and blocks for those that wait, strictly in order, as far as the budget and the watermark go."""
-        while draft.budget and not draft.preempted:
+        while draft.budget:
             sequence = self.waiting.first
             # A token of its former residence may be in flight: it must be appended before the sequence is computed anew.
             if sequence is None or sequence.last_step > self.last_committed_step:
@@ -253,7 +253,6 @@ class Scheduler:
         while (block_id := self.kv.grow(sequence)) is None:
             victim = self.residents.victim()
             self._preempt(victim)
-            draft.preempted = True
             if victim is sequence:
                 return False
         draft.growths.append(RowGrowth(sequence.row, len(sequence.block_ids) - 1, [block_id]))

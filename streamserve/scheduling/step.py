@@ -39,7 +39,6 @@ class StepDraft:
         "decoding",
         "growths",
         "index",
-        "preempted",
         "prefilling",
         "prefills",
         "scored",
@@ -50,7 +49,6 @@ class StepDraft:
         """`budget`: tokens that the step may compute."""
         self.index = index
         self.budget = budget
-        self.preempted = False
         self.starts: list[RowStart] = []
         self.growths: list[RowGrowth] = []
         self.decodes: list[RowWork] = []

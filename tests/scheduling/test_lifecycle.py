@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from streamserve.errors import ContextLengthExceeded, InvalidParameter, PromptTooLarge, QueueFull
+from streamserve.scheduling.plan import StepResult
 from streamserve.types import ErrorInfo
 from tests.scheduling.oracle import EOS, VOCABULARY, expected
 from tests.scheduling.play import Play, rows, spec
@@ -236,6 +237,14 @@ def test_no_stop_token_ends_a_sequence_before_min_tokens() -> None:
     play.finish()
     assert (play.tokens("a"), "stop") == expected(spec("a", **params))
     assert len(play.tokens("a")) >= 6
+
+
+def test_a_stop_token_sampled_too_early_ends_nothing() -> None:
+    play = Play()
+    play.add(spec("a", stop_token_ids=[EOS], min_tokens=2))
+    step = play.scheduler.schedule(0.0)
+    assert step is not None
+    assert play.scheduler.commit(step, StepResult(0, [EOS]), 0.0)[0][1].finish_reason is None
 
 
 def test_stats_count_what_happened() -> None:

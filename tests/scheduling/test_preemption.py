@@ -135,6 +135,25 @@ def test_admission_leaves_one_percent_of_all_blocks() -> None:
     assert resident(play) == {"a"}
 
 
+def test_admission_leaves_nothing_when_nobody_runs() -> None:
+    play = Play(num_blocks=100, max_model_len=1024, max_num_batched_tokens=512)
+    play.add(spec("a", 399, max_tokens=2))
+    play.submit()
+    assert resident(play) == {"a"}
+
+
+def test_a_prompt_that_is_preempted_half_way_is_not_in_the_step() -> None:
+    play = Play(num_blocks=13, max_num_batched_tokens=6, max_num_seqs=2)
+    play.add(spec("a", 4, max_tokens=14), spec("b", 40, max_tokens=2))
+    while not play.scheduler.stats().num_preemptions:
+        assert resident(play) <= {"a", "b"}
+        plan = play.submit()
+        play.commit()
+    assert rows(plan).keys() == {play.row_of("a")}
+    play.finish()
+    assert play.tokens("b") == expected(spec("b", 40, max_tokens=2))[0]
+
+
 def test_nothing_overtakes_the_first_in_the_queue() -> None:
     play = Play(num_blocks=8)
     play.add(spec("a", 16, max_tokens=4), spec("long", 24, max_tokens=4), spec("short", 2, max_tokens=4))

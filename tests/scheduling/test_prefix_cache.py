@@ -152,6 +152,15 @@ def test_a_hash_collision_is_no_hit() -> None:
     assert salted.num_computed == 0
 
 
+def test_each_salt_has_blocks_of_its_own() -> None:
+    cache = PrefixCache(4)
+    prefixes: dict[str, list[PrefixBlock]] = {"one": [], "two": []}
+    for block_id, (salt, prefix) in enumerate(prefixes.items()):
+        cache.extend(prefix, [1, 2, 3, 4], 1, salt)
+        assert cache.insert(prefix[0], block_id)
+    assert [cache.match(prefix) for prefix in prefixes.values()] == [[0], [1]]
+
+
 def test_of_two_blocks_with_the_same_tokens_the_first_is_shared() -> None:
     cache = PrefixCache(4)
     prefix: list[PrefixBlock] = []

@@ -1,0 +1,150 @@
+"""Who may import whom. The table is the architecture: a new arrow is a decision, made here and in docs/ARCHITECTURE.md."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.layering.imports import ROOT, Import, imports_under, module_name
+
+FOUNDATION = {"errors", "types", "config"}
+LIBRARY = {"async_engine", "frontend", "llm", "loop_thread", "offline", "text_stream"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    # what everybody may know
+    "errors": set(),
+    "types": {"errors"},
+    "config": {"errors"},
+    # files on disk
+    "gguf_file": {"errors"},
+    "gguf_config": {"errors", "gguf_file"},
+    "demo": {"errors"},
+    "checkpoint": {"errors", "types", "gguf_file", "gguf_config", "demo"},
+    # from the plan down to the device
+    "scheduling": FOUNDATION,
+    "models": FOUNDATION | {"checkpoint", "gguf_file", "scheduling.plan"},
+    "worker": FOUNDATION | {"checkpoint", "models", "scheduling.plan"},
+    "executor": FOUNDATION | {"checkpoint", "worker", "scheduling.plan"},
+    "engine": FOUNDATION | {"checkpoint", "executor", "scheduling"},
+    # from tokens up to the wire
+    "text": FOUNDATION | {"checkpoint", "gguf_file"},
+    **{room: FOUNDATION | {"checkpoint", "engine", "executor", "text"} | (LIBRARY - {room}) for room in LIBRARY},
+    "server": FOUNDATION | {"checkpoint", "engine", "text", "frontend", "text_stream"},
+    "bench": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server"} | LIBRARY,
+    "cli": FOUNDATION | {"checkpoint", "demo", "engine", "executor", "text", "server", "bench"} | LIBRARY,
+    # the package itself loads names on first use
+    "__init__": {"types", "async_engine", "llm"},
+    "__main__": {"cli"},
+}
+
+# Third parties that a room must not load, not even inside a function.
+MUST_NOT_IMPORT: dict[str, set[str]] = {
+    "scheduling": {"torch", "numpy", "anyio", "asyncio", "threading", "socket", "time", "random", "transformers", "litestar"},
+    "engine": {"torch", "numpy", "transformers", "litestar", "uvicorn", "streamserve_kernels"},
+    "text": {"torch", "litestar", "uvicorn", "streamserve_kernels"},
+    "server": {"torch", "numpy", "transformers", "streamserve_kernels"},
+    "frontend": {"torch", "transformers", "litestar", "uvicorn"},
+    "models": {"anyio", "asyncio", "litestar", "uvicorn", "httpx"},
+    "worker": {"anyio", "asyncio", "litestar", "uvicorn", "httpx", "transformers"},
+}
+
+OURS = imports_under(ROOT / "streamserve", ROOT)
+
+
+def room_of(module: str) -> str:
+    """The room of a module of ours; the plan is a room of its own, since it alone of scheduling crosses to workers."""
+    parts = module.split(".")
+    if parts[1:] == ["scheduling", "plan"]:
+        return "scheduling.plan"
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def is_ours(target: str) -> bool:
+    return target.split(".")[0] == "streamserve"
+
+
+def may_import(importer: str, imported: str) -> bool:
+    rooms = MAY_IMPORT[importer.split(".")[0]] | {"__init__"}
+    is_same = imported.split(".")[0] == importer.split(".")[0]
+    return is_same or imported in rooms or imported.split(".")[0] in rooms
+
+
+def test_every_room_has_its_place_in_the_table() -> None:
+    rooms = {room_of(module_name(path, ROOT)).split(".")[0] for path in (ROOT / "streamserve").rglob("*.py")}
+    assert rooms <= MAY_IMPORT.keys(), f"say in MAY_IMPORT what they may import: {sorted(rooms - MAY_IMPORT.keys())}"
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_a_room_imports_only_rooms_that_it_may(room: str) -> None:
+    own = [each for each in OURS if is_ours(each.target) and room_of(each.module).split(".")[0] == room]
+    wrong = [str(each) for each in own if not may_import(room_of(each.module), room_of(each.target))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", sorted(MUST_NOT_IMPORT))
+def test_a_room_stays_free_of_what_it_must_not_know(room: str) -> None:
+    own = [each for each in OURS if room_of(each.module).split(".")[0] == room]
+    wrong = [str(each) for each in own if each.target.split(".")[0] in MUST_NOT_IMPORT[room]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_plan_knows_nothing_else_of_scheduling() -> None:
+    wrong = [
+        str(e) for e in OURS if e.module == "streamserve.scheduling.plan" and e.target.startswith("streamserve.scheduling")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_executors_load_the_worker_inside_the_rank_only() -> None:
+    eager = [
+        str(each)
+        for each in OURS
+        if each.is_eager and room_of(each.module) == "executor" and room_of(each.target) in ("worker", "models")
+    ]
+    assert not eager, "\n".join(eager)
+
+
+@pytest.mark.parametrize("folder", ["kernels", "clients", "loadtest"])
+def test_what_stands_outside_imports_nothing_of_ours(folder: str) -> None:
+    wrong = [str(each) for each in imports_under(ROOT / folder, ROOT / folder) if is_ours(each.target)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_pickled() -> None:
+    wrong = [str(each) for each in OURS if each.target.split(".")[0] in ("pickle", "cloudpickle", "marshal", "shelve")]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for each in OURS:
+        if each.is_eager and is_ours(each.target):
+            graph.setdefault(each.module, set()).add(each.target)
+    circle = _circle_in(graph)
+    assert circle is None, " → ".join(circle)
+
+
+def _circle_in(graph: dict[str, set[str]]) -> list[str] | None:
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str] | None:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return None
+        for target in sorted(graph.get(module, ())):
+            if circle := visit(target, [*path, module]):
+                return circle
+        done.add(module)
+        return None
+
+    for module in sorted(graph):
+        if circle := visit(module, []):
+            return circle
+    return None
+
+
+def test_the_reader_of_imports_sees_what_it_should() -> None:
+    seen = {(each.target, each.is_eager) for each in imports_under(ROOT / "streamserve", ROOT) if each.module == "streamserve"}
+    assert ("streamserve.llm", False) in seen  # for type checkers only
+    assert ("importlib", True) in seen
+    assert Import("a", "b", 1, True) == Import("a", "b", 1, True)
