@@ -24,7 +24,7 @@ def edit_logits(logits: Tensor, parameters: SamplingTensors) -> Tensor:
     if p.bad_words is not None:
         _ban_bad_words(edited, p.bad_words, p.tables, p.rows, p.positions)
     if p.penalties is not None:
-        _penalise(edited, p.penalties, p.tables, p.rows, p.positions)
+        penalise(edited, p.penalties, p.tables, p.rows, p.positions)
     return edited
 
 
@@ -50,7 +50,7 @@ def _ban_bad_words(logits: Tensor, words: BadWords, tables: RowTables, rows: Ten
     logits[words.lines[matched], words.last[matched]] = _NEVER
 
 
-def _penalise(logits: Tensor, penalties: Penalties, tables: RowTables, rows: Tensor, positions: Tensor) -> None:
+def penalise(logits: Tensor, penalties: Penalties, tables: RowTables, rows: Tensor, positions: Tensor) -> None:
     """Repetition over prompt and output (Keskar et al., 2019), presence and frequency over the output (OpenAI's formula).
 
     Works on the tokens a sequence has, not on the vocabulary: each occurrence computes its token's new logit from the old one,

@@ -1,0 +1,290 @@
+"""Choosing the next token in Triton, without sorting the vocabulary and without asking the device anything.
+
+The specification is `reference/sampling.py`. Every line's choice is an argmax of logits, or of logits over temperature plus noise;
+which one, its row says. Lines restricted by top_k, top_p or min_p first find the logit below which they keep nothing, by bisecting
+the bits of a float: set sizes and masses above a bound take one pass over the line, about twenty passes meet.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+from .launch import dependent_launch
+from .reference.logit_edits import penalise
+from .reference.sampling import token_logprobs
+from .row_tables import RowTables
+from .sampling_tensors import SampledTokens, SamplingTensors
+
+__all__ = ["sample", "token_logprobs"]
+
+_CHUNK = 4096
+
+
+@triton.jit
+def _mix(h):
+    h ^= h >> 16
+    h *= 0x85EBCA6B
+    h ^= h >> 13
+    h *= 0xC2B2AE35
+    h ^= h >> 16
+    return h
+
+
+@triton.jit
+def _line_keys(seed_low, seed_high, position):
+    """The two keys of a line, uint32 (reference/noise.py)."""
+    golden = tl.full([], 0x9E3779B9, tl.uint32)
+    a = _mix(seed_low.to(tl.uint32, bitcast=True) ^ _mix(position.to(tl.uint32, bitcast=True) + golden))
+    b = _mix(seed_high.to(tl.uint32, bitcast=True) ^ a ^ tl.full([], 0x85EBCA77, tl.uint32))
+    return a, b
+
+
+@triton.jit
+def _gumbel(a, b, tokens):
+    """The noise of `tokens` (reference/noise.py); the 23 bits are the same to the bit."""
+    h = (tokens.to(tl.uint32, bitcast=True) * tl.full([], 0x9E3779B1, tl.uint32)) ^ a
+    h ^= h >> 16
+    h *= tl.full([], 0x7FEB352D, tl.uint32)
+    h ^= b
+    h ^= h >> 15
+    h *= tl.full([], 0x846CA68B, tl.uint32)
+    u = (2 * (h >> 9) + 1).to(tl.float32) * 5.9604644775390625e-08
+    return -tl.log(-tl.log(u))
+
+
+@triton.jit
+def _scores_kernel(
+    logits_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr, best_ptr, best_ids_ptr,
+    vocab, parts, row_stride, CHUNK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The best score of one chunk of one line, and the first token that has it."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+    line = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    tokens = part * CHUNK + tl.arange(0, CHUNK)
+    row = tl.load(rows_ptr + line).to(tl.int64) * row_stride
+    temperature = tl.load(temperature_ptr + row)
+    a, b = _line_keys(tl.load(seed_low_ptr + row), tl.load(seed_high_ptr + row), tl.load(positions_ptr + line))
+    if PDL:
+        cuda.gdc_wait()
+    scores = tl.load(logits_ptr + line * vocab + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32)
+    if temperature > 0.0:
+        scores = scores / temperature + _gumbel(a, b, tokens)
+    best = tl.max(scores, axis=0)
+    first = tl.min(tl.where(scores == best, tokens, vocab - 1), axis=0)
+    tl.store(best_ptr + line * parts + part, best)
+    tl.store(best_ids_ptr + line * parts + part, first)
+
+
+@triton.jit
+def _best_kernel(best_ptr, best_ids_ptr, out_ptr, parts, vocab, PARTS: tl.constexpr, PDL: tl.constexpr):
+    """The best chunk of one line."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    line = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    scores = tl.load(best_ptr + line * parts + part, mask=part < parts, other=float("-inf"))
+    ids = tl.load(best_ids_ptr + line * parts + part, mask=part < parts, other=vocab - 1)
+    token = tl.min(tl.where(scores == tl.max(scores, axis=0), ids, vocab - 1), axis=0)
+    tl.store(out_ptr + line, token.to(tl.int64))
+
+
+@triton.jit
+def _ordered(x):
+    """int32 that compare as the floats `x` do."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _above(logits_ptr, vocab, temperature, top, bound, CHUNK: tl.constexpr):
+    """How many logits are at or above `bound` (as `_ordered`), and the sum of their exp(z - top)."""
+    counts = tl.zeros([CHUNK], tl.int32)
+    masses = tl.zeros([CHUNK], tl.float32)
+    for first in range(0, vocab, CHUNK):
+        tokens = first + tl.arange(0, CHUNK)
+        z = tl.load(logits_ptr + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32) / temperature
+        kept = (tokens < vocab) & (_ordered(z).to(tl.int64) >= bound)
+        counts += kept.to(tl.int32)
+        masses += tl.where(kept, tl.exp(z - top), 0.0)
+    return tl.sum(counts, axis=0), tl.sum(masses, axis=0)
+
+
+@triton.jit
+def _restricted_kernel(
+    logits_ptr, lines_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
+    out_ptr, vocab, row_stride, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One line: bisect for the k-th largest logit, then for the bound of the nucleus, then choose among what is left."""
+    line = tl.load(lines_ptr + tl.program_id(0)).to(tl.int64)
+    row = tl.load(rows_ptr + line).to(tl.int64) * row_stride
+    temperature = tl.load(temperature_ptr + row)
+    top_k = tl.load(top_k_ptr + row)
+    top_p = tl.load(top_p_ptr + row)
+    min_p = tl.load(min_p_ptr + row)
+    line_ptr = logits_ptr + line * vocab
+
+    tops = tl.full([CHUNK], float("-inf"), tl.float32)
+    for first in range(0, vocab, CHUNK):
+        tokens = first + tl.arange(0, CHUNK)
+        z = tl.load(line_ptr + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32) / temperature
+        tops = tl.maximum(tops, z)
+    top = tl.max(tops, axis=0)
+    ceiling = _ordered(top).to(tl.int64) + 1
+
+    floor = tl.full([], -(1 << 31), tl.int64)
+    if min_p > 0.0:
+        floor = _ordered(top + tl.log(min_p)).to(tl.int64)
+    if top_k > 0:
+        low = tl.full([], -(1 << 31), tl.int64)
+        high = ceiling
+        while high - low > 1:
+            middle = (low + high) >> 1
+            count, mass = _above(line_ptr, vocab, temperature, top, middle, CHUNK)
+            if count >= top_k:
+                low = middle
+            else:
+                high = middle
+            if count == top_k:
+                high = low + 1
+        floor = tl.maximum(floor, low)
+    if top_p < 1.0:
+        size, total = _above(line_ptr, vocab, temperature, top, floor, CHUNK)
+        low = floor
+        high = ceiling
+        rest = 0
+        while (high - low > 1) & (size - rest > 1):
+            middle = (low + high) >> 1
+            count, mass = _above(line_ptr, vocab, temperature, top, middle, CHUNK)
+            if mass >= top_p * total:
+                low = middle
+                size = count
+            else:
+                high = middle
+                rest = count
+        floor = low
+
+    a, b = _line_keys(tl.load(seed_low_ptr + row), tl.load(seed_high_ptr + row), tl.load(positions_ptr + line))
+    best = tl.full([CHUNK], float("-inf"), tl.float32)
+    best_ids = tl.zeros([CHUNK], tl.int32)
+    for first in range(0, vocab, CHUNK):
+        tokens = first + tl.arange(0, CHUNK)
+        z = tl.load(line_ptr + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32) / temperature
+        scores = tl.where(_ordered(z).to(tl.int64) >= floor, z + _gumbel(a, b, tokens), float("-inf"))
+        best_ids = tl.where(scores > best, tokens, best_ids)
+        best = tl.maximum(best, scores)
+    token = tl.min(tl.where(best == tl.max(best, axis=0), best_ids, vocab - 1), axis=0)
+    tl.store(out_ptr + line, token.to(tl.int64))
+
+
+@triton.jit
+def _mask_kernel(logits_ptr, lines_ptr, bits_ptr, vocab, num_words, CHUNK: tl.constexpr):
+    """Ban what one mask leaves out, in one chunk of its line."""
+    mask = tl.program_id(0)
+    line = tl.load(lines_ptr + mask).to(tl.int64)
+    tokens = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    word = tl.load(bits_ptr + mask * num_words + tokens // 32, mask=tokens < vocab, other=-1)
+    banned = ((word >> (tokens % 32)) & 1) == 0
+    tl.store(logits_ptr + line * vocab + tokens, tl.full([CHUNK], float("-inf"), tl.float32), mask=banned & (tokens < vocab))
+
+
+@triton.jit
+def _edit_kernel(logits_ptr, lines_ptr, ids_ptr, values_ptr, count, vocab, CHUNK: tl.constexpr):
+    """Add to single logits; atomic, since one token may have several edits."""
+    edits = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    inside = edits < count
+    line = tl.load(lines_ptr + edits, mask=inside, other=0).to(tl.int64)
+    token = tl.load(ids_ptr + edits, mask=inside, other=0)
+    tl.atomic_add(logits_ptr + line * vocab + token, tl.load(values_ptr + edits, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def _bad_word_kernel(
+    logits_ptr, lines_ptr, prefixes_ptr, last_ptr, rows_ptr, positions_ptr, ids_ptr, num_prompt_ptr,
+    length, vocab, row_stride, LENGTH: tl.constexpr,
+):  # fmt: skip
+    """Ban the last id of one word where the ids before it end the generated tokens."""
+    word = tl.program_id(0)
+    line = tl.load(lines_ptr + word).to(tl.int64)
+    row = tl.load(rows_ptr + line).to(tl.int64) * row_stride
+    place = tl.arange(0, LENGTH)
+    prefix = tl.load(prefixes_ptr + word * length + place, mask=place < length, other=-1)
+    position = tl.load(positions_ptr + line) - length + place
+    generated = position >= tl.load(num_prompt_ptr + row)
+    tail = tl.load(ids_ptr + row + position, mask=(place < length) & (position >= 0), other=-2)
+    differs = (prefix >= 0) & ((tail != prefix) | (generated == 0))
+    if tl.sum(differs.to(tl.int32), axis=0) == 0:
+        tl.store(logits_ptr + line * vocab + tl.load(last_ptr + word), float("-inf"))
+
+
+def sample(logits: torch.Tensor, parameters: SamplingTensors) -> SampledTokens:
+    """See the reference. A line is greedy where its row's temperature is 0, which is what leaving it out of the lists means."""
+    edited = _edit(logits.contiguous(), parameters)
+    token_ids = _choose(edited, parameters)
+    if parameters.logprobs is None:
+        return SampledTokens(token_ids)
+    lines = parameters.logprobs.lines
+    return SampledTokens(token_ids, token_logprobs(logits[lines], token_ids[lines], parameters.logprobs.num_top))
+
+
+def _choose(logits: torch.Tensor, p: SamplingTensors) -> torch.Tensor:
+    num_lines, vocab = logits.shape
+    token_ids = torch.empty(num_lines, dtype=torch.int64, device=logits.device)
+    tables, row_stride = p.tables, p.tables.state.stride(0)
+    num_restricted = 0 if p.restricted is None else p.restricted.shape[0]
+    if num_restricted < num_lines:
+        parts = triton.cdiv(vocab, _CHUNK)
+        best = torch.empty(num_lines, parts, dtype=torch.float32, device=logits.device)
+        best_ids = torch.empty(num_lines, parts, dtype=torch.int32, device=logits.device)
+        options = dependent_launch(logits.device)
+        _scores_kernel[(num_lines, parts)](
+            logits, p.rows, p.positions, tables.temperature, tables.seed_low, tables.seed_high, best, best_ids,
+            vocab, parts, row_stride, CHUNK=_CHUNK, num_warps=8, **options,
+        )  # fmt: skip
+        _best_kernel[(num_lines,)](
+            best, best_ids, token_ids, parts, vocab, PARTS=triton.next_power_of_2(parts), num_warps=1, **options
+        )
+    if p.restricted is not None:
+        _restricted_kernel[(num_restricted,)](
+            logits, p.restricted, p.rows, p.positions, tables.temperature, tables.seed_low, tables.seed_high,
+            tables.top_k, tables.top_p, tables.min_p, token_ids, vocab, row_stride,
+            CHUNK=min(16384, triton.next_power_of_2(vocab)), num_warps=16,
+        )  # fmt: skip
+    return token_ids
+
+
+def _edit(logits: torch.Tensor, p: SamplingTensors) -> torch.Tensor:
+    if p.masks is None and p.edits is None and p.bad_words is None and p.penalties is None:
+        return logits
+    edited = logits.to(torch.float32, copy=True)
+    vocab = logits.shape[1]
+    if p.masks is not None:
+        num_masks, num_words = p.masks.bits.shape
+        _mask_kernel[(num_masks, triton.cdiv(vocab, _CHUNK))](
+            edited, p.masks.lines, p.masks.bits, vocab, num_words, CHUNK=_CHUNK
+        )
+    if p.edits is not None:
+        count = p.edits.lines.shape[0]
+        _edit_kernel[(triton.cdiv(count, 256),)](
+            edited, p.edits.lines, p.edits.token_ids, p.edits.values, count, vocab, CHUNK=256
+        )
+    if p.bad_words is not None:
+        _ban(edited, p, p.tables)
+    if p.penalties is not None:
+        penalise(edited, p.penalties, p.tables, p.rows, p.positions)
+    return edited
+
+
+def _ban(edited: torch.Tensor, p: SamplingTensors, tables: RowTables) -> None:
+    words = p.bad_words
+    assert words is not None
+    count, length = words.prefixes.shape
+    _bad_word_kernel[(count,)](
+        edited, words.lines, words.prefixes, words.last, p.rows, p.positions, tables.token_ids, tables.num_prompt_tokens,
+        length, edited.shape[1], tables.state.stride(0), LENGTH=triton.next_power_of_2(length), num_warps=1,
+    )  # fmt: skip
