@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from streamserve.scheduling.population import Population
 from streamserve.scheduling.prefix_cache import PrefixBlock
 from streamserve.scheduling.sequence import Sequence
 
@@ -14,25 +15,25 @@ if TYPE_CHECKING:
 
 def check_invariants(scheduler: Scheduler) -> None:
     """Assert that sequences, rows, blocks and the prefix cache agree. O(everything)."""
-    _check_homes(scheduler)
-    scheduler.residents.check()
-    for sequence in scheduler.sequences.values():
+    _check_homes(scheduler.population)
+    scheduler.population.residents.check()
+    for sequence in scheduler.population.sequences.values():
         _check_progress(scheduler, sequence)
         _check_memory(scheduler, sequence)
     _check_blocks(scheduler)
 
 
-def _check_homes(scheduler: Scheduler) -> None:
+def _check_homes(population: Population) -> None:
     """Every live sequence is in exactly one place, the one that its state says."""
-    residents = scheduler.residents
-    queues = (scheduler.waiting, residents.running, residents.paused)
+    residents = population.residents
+    queues = (population.waiting, residents.running, residents.paused)
     for queue in queues:
         orders = [sequence.order for sequence in queue]
         assert orders == sorted(set(orders)), "a queue is out of order"
-    housed = [sequence for queue in queues for sequence in queue] + list(scheduler.parked.values())
-    assert Counter(map(id, housed)) == Counter(map(id, scheduler.sequences.values())), "a sequence is lost or in two places"
-    assert all(not s.is_resident and not s.is_paused for s in scheduler.waiting), "a waiting sequence has a row or is paused"
-    assert all(not s.is_resident and s.is_paused for s in scheduler.parked.values()), "a parked sequence has a row or may run"
+    housed = [sequence for queue in queues for sequence in queue] + list(population.parked.values())
+    assert Counter(map(id, housed)) == Counter(map(id, population.sequences.values())), "a sequence is lost or in two places"
+    assert all(not s.is_resident and not s.is_paused for s in population.waiting), "a waiting sequence has a row or is paused"
+    assert all(not s.is_resident and s.is_paused for s in population.parked.values()), "a parked sequence has a row or may run"
     assert all(s.is_resident for queue in queues[1:] for s in queue), "a resident has no row"
 
 
@@ -63,16 +64,16 @@ def _check_memory(scheduler: Scheduler, sequence: Sequence) -> None:
 
 
 def _check_blocks(scheduler: Scheduler) -> None:
-    kv = scheduler.kv
-    kv.pool.check(Counter(block_id for sequence in scheduler.sequences.values() for block_id in sequence.block_ids))
+    kv, sequences = scheduler.population.kv, scheduler.population.sequences.values()
+    kv.pool.check(Counter(block_id for sequence in sequences for block_id in sequence.block_ids))
     kv.cache.check(kv.pool.kept)
-    for sequence in scheduler.sequences.values():
+    for sequence in sequences:
         _check_cached_blocks(scheduler, sequence)
 
 
 def _check_cached_blocks(scheduler: Scheduler, sequence: Sequence) -> None:
     """What the cache says of a sequence's blocks is true, and says nothing of tokens not committed."""
-    cache, size = scheduler.kv.cache, scheduler.limits.block_size
+    cache, size = scheduler.population.kv.cache, scheduler.limits.block_size
     truth: list[PrefixBlock] = []
     cache.extend(truth, sequence.token_ids, len(sequence.token_ids) // size, sequence.spec.cache_salt)
     for index, block_id in enumerate(sequence.block_ids):

@@ -16,12 +16,11 @@ from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.deadlines import Deadlines
 from streamserve.scheduling.invariants import check_invariants
-from streamserve.scheduling.kv_allocator import KvAllocator
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.outcome import delta_of, ending_of, final_delta
-from streamserve.scheduling.plan import RowGrowth, RowWork, StepResult
-from streamserve.scheduling.policy import PolicyQueue, order_of
-from streamserve.scheduling.residents import Residents
+from streamserve.scheduling.plan import RowWork, StepResult
+from streamserve.scheduling.policy import order_of
+from streamserve.scheduling.population import Population
 from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.step import Step, StepDraft
 from streamserve.types import EngineStats, ErrorInfo, FinishReason, SequenceSpec, TokenDelta
@@ -34,13 +33,9 @@ class Scheduler:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.sequences: dict[str, Sequence] = {}
-        self.waiting = PolicyQueue()
-        self.parked: dict[str, Sequence] = {}
-        self.residents = Residents(limits.max_num_seqs)
-        self.kv = KvAllocator(limits.num_blocks, limits.block_size, enable_prefix_caching=limits.enable_prefix_caching)
         self.deadlines = Deadlines()
         self.counters = Counters()
+        self.population = Population(limits, self.counters)
         self._unreported: Deltas = []
         self._arrivals = 0
         self._next_step = 0
@@ -54,20 +49,20 @@ class Scheduler:
         Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded` or `InvalidParameter`, in which case nothing changed.
         """
         check_spec(spec, self.limits)
-        if spec.sequence_id in self.sequences:
+        if spec.sequence_id in self.population.sequences:
             raise InvalidParameter("sequence_id", f"{spec.sequence_id!r} is in use")
         if spec.structured_outputs is not None and constraint is None:
             raise UnsupportedParameter("structured_outputs", "this engine compiles no grammars")
-        if len(self.waiting) >= self.limits.max_queue + self.residents.num_free_rows:
-            raise QueueFull(f"{len(self.waiting)} sequences wait already: try again later")
+        num_waiting = len(self.population.waiting)
+        if num_waiting >= self.limits.max_queue + self.population.residents.num_free_rows:
+            raise QueueFull(f"{num_waiting} sequences wait already: try again later")
         if constraint is not None:
             replay(constraint, spec.generated_token_ids)
         order = order_of(self.limits.policy, spec.priority, self._arrivals)
         deadline = None if spec.max_time_s is None else now + spec.max_time_s
         sequence = Sequence(spec, order, deadline, constraint)
         self._arrivals += 1
-        self.sequences[spec.sequence_id] = sequence
-        self.waiting.add(sequence)
+        self.population.enter(sequence)
         self.deadlines.add(sequence)
 
     def abort(self, sequence_id: str, reason: FinishReason = "abort", error: ErrorInfo | None = None) -> TokenDelta | None:
@@ -75,38 +70,26 @@ class Scheduler:
 
         Its row and blocks are free at once. A token in flight is dropped when its step is committed.
         """
-        sequence = self.sequences.get(sequence_id)
+        sequence = self.population.sequences.get(sequence_id)
         if sequence is None:
             return None
-        self._end(sequence, reason)
+        self.population.end(sequence, reason)
         return final_delta(sequence, error)
 
     def pause(self, sequence_id: str) -> bool:
         """Plan no more steps for a sequence until `resume`. It keeps its blocks unless others need them. False when unknown."""
-        sequence = self.sequences.get(sequence_id)
+        sequence = self.population.sequences.get(sequence_id)
         if sequence is None:
             return False
-        if not sequence.is_paused:
-            if sequence.is_resident:
-                self.residents.pause(sequence)
-            else:
-                self.waiting.remove(sequence)
-                self.parked[sequence_id] = sequence
-            sequence.is_paused = True
+        self.population.pause(sequence)
         return True
 
     def resume(self, sequence_id: str) -> bool:
         """Undo `pause`. False when unknown."""
-        sequence = self.sequences.get(sequence_id)
+        sequence = self.population.sequences.get(sequence_id)
         if sequence is None:
             return False
-        if sequence.is_paused:
-            sequence.is_paused = False
-            if sequence.is_resident:
-                self.residents.resume(sequence)
-            else:
-                del self.parked[sequence_id]
-                self.waiting.add(sequence)
+        self.population.resume(sequence)
         return True
 
     def expire(self, now: float) -> Deltas:
@@ -160,21 +143,21 @@ class Scheduler:
     @property
     def has_runnable(self) -> bool:
         """True while some sequence is neither paused nor ended: with no step in flight, `schedule` is sure to plan one."""
-        return len(self.residents.running) > 0 or len(self.waiting) > 0
+        return bool(self.population.running or self.population.waiting)
 
     @property
     def has_work(self) -> bool:
         """True while any sequence lives, paused ones included."""
-        return bool(self.sequences)
+        return bool(self.population.sequences)
 
     def stats(self) -> EngineStats:
         """A snapshot; `heartbeat_s` is the driver's to fill in."""
         return EngineStats(
-            num_requests_running=len(self.residents.running),
-            num_requests_waiting=len(self.waiting),
-            num_requests_paused=len(self.residents.paused) + len(self.parked),
+            num_requests_running=len(self.population.running),
+            num_requests_waiting=len(self.population.waiting),
+            num_requests_paused=self.population.num_paused,
             kv_blocks_total=self.limits.num_blocks,
-            kv_blocks_used=self.limits.num_blocks - self.kv.num_free,
+            kv_blocks_used=self.limits.num_blocks - self.population.kv.num_free,
             **self.counters.totals(),
         )
 
@@ -185,7 +168,7 @@ class Scheduler:
         unfinished: list[Sequence] = []
         decodes, decoding, index = draft.decodes, draft.decoding, draft.index
         block_size = self.limits.block_size
-        for sequence in tuple(self.residents.running):
+        for sequence in tuple(self.population.running):
             start, known = sequence.num_computed, sequence.num_known
             if known == sequence.limit:
                 continue  # its last token is in flight
@@ -194,8 +177,11 @@ class Scheduler:
                 continue
             if sequence.constraint is not None and sequence.num_in_flight:
                 continue  # its next bitmask needs the token in flight
-            if start == len(sequence.block_ids) * block_size and not self._grow(sequence, draft):
-                continue
+            if start == len(sequence.block_ids) * block_size:
+                block_id = self.population.grow(sequence)
+                if block_id is None:
+                    continue  # preempted
+                draft.grow(sequence, block_id)
             if sequence.constraint is not None:
                 draft.work(sequence, 1)
                 continue
@@ -216,83 +202,28 @@ class Scheduler:
     def _plan_admissions(self, draft: StepDraft) -> None:
         """Rows and blocks for those that wait, strictly in order, as far as the budget and the watermark go."""
         while draft.budget:
-            sequence = self.waiting.first
+            sequence = self.population.waiting.first
             # A token of its former residence may be in flight: it must be appended before the sequence is computed anew.
             if sequence is None or sequence.last_step > self.last_committed_step:
                 return
             if not self.limits.enable_chunked_prefill and len(sequence.token_ids) > draft.budget:
                 return
-            if not self._admit(sequence):
+            if not self.population.admit(sequence):
                 return
             draft.start(sequence)
             draft.work(sequence, min(draft.budget, sequence.num_known - sequence.num_computed))
 
-    # Memory, and who yields it.
-
-    def _admit(self, sequence: Sequence) -> bool:
-        """Give the first in the queue a row and blocks, if need be those of paused sequences. False when they can't be had."""
-        running = len(self.residents.running)
-        reserve = max(self.limits.watermark, running) if running else 0
-        while not (self.residents.has_free_row and self.kv.admit(sequence, reserve)):
-            paused = self.residents.paused.last
-            if paused is None or not self._would_fit(sequence, reserve):
-                return False
-            self._preempt(paused)
-        self.waiting.remove(sequence)
-        self.residents.join(sequence)
-        self.counters.admitted(sequence)
-        return True
-
-    def _would_fit(self, sequence: Sequence, reserve: int) -> bool:
-        """Would there be blocks if every paused sequence gave up its own?"""
-        held = sum(len(paused.block_ids) for paused in self.residents.paused)
-        return self.kv.blocks_for(len(sequence.token_ids)) + reserve <= self.kv.num_free + held
-
-    def _grow(self, sequence: Sequence, draft: StepDraft) -> bool:
-        """Give a running sequence its next block, preempting others as needed; False when it had to yield itself."""
-        while (block_id := self.kv.grow(sequence)) is None:
-            victim = self.residents.victim()
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        draft.growths.append(RowGrowth(sequence.row, len(sequence.block_ids) - 1, [block_id]))
-        return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's row and blocks; it is computed anew later. Victims have no work in the step being planned:
-        decodes are planned in policy order, victims are taken from its end."""
-        self._vacate(sequence)
-        if sequence.is_paused:
-            self.parked[sequence.sequence_id] = sequence
-        else:
-            self.waiting.add(sequence)
-        self.counters.num_preemptions += 1
-
-    def _vacate(self, sequence: Sequence) -> None:
-        self.kv.release(sequence)
-        self.residents.leave(sequence)
-
-    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
-        if sequence.is_resident:
-            self._vacate(sequence)
-        elif sequence.is_paused:
-            del self.parked[sequence.sequence_id]
-        else:
-            self.waiting.remove(sequence)
-        sequence.finish_reason = reason
-        del self.sequences[sequence.sequence_id]
+    # What a step produced, and whose time is up.
 
     def _end_overdue(self, now: float) -> None:
         while (sequence := self.deadlines.pop_overdue(now)) is not None:
-            self._end(sequence, "time")
+            self.population.end(sequence, "time")
             self._unreported.append((sequence.sequence_id, final_delta(sequence)))
-
-    # What a step produced.
 
     def _commit_prompts(self, step: Step, result: StepResult) -> None:
         for sequence, num_tokens in step.chunks:
             if sequence.is_resident:
-                self.kv.commit(sequence, num_tokens)
+                self.population.kv.commit(sequence, num_tokens)
         for row, entries in (result.prompt_logprobs or {}).items():
             sequence, start = step.scored[row]
             sequence.add_prompt_logprobs(start, entries)
@@ -307,13 +238,13 @@ class Scheduler:
             sequence.token_ids.append(token_id)
             length = len(sequence.token_ids)
             if length > sequence.next_full and sequence.is_resident:
-                self.kv.commit(sequence, length - 1)
+                self.population.kv.commit(sequence, length - 1)
             if sequence.is_plain and token_id not in sequence.stop_token_ids and length < sequence.limit:
                 deltas.append((sequence.sequence_id, TokenDelta([token_id])))
                 continue
             ending = ending_of(sequence, token_id)
             if ending is not None:
-                self._end(sequence, ending.reason)
+                self.population.end(sequence, ending.reason)
             deltas.append((sequence.sequence_id, delta_of(sequence, token_id, ending, logprobs[index] if logprobs else None)))
         self.counters.generation_tokens += len(deltas)
         return deltas

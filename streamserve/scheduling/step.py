@@ -70,6 +70,10 @@ class StepDraft:
             )
         )
 
+    def grow(self, sequence: Sequence, block_id: int) -> None:
+        """The sequence's newest block goes to the end of its row's block table."""
+        self.growths.append(RowGrowth(sequence.row, len(sequence.block_ids) - 1, [block_id]))
+
     def work(self, sequence: Sequence, count: int) -> None:
         """Compute the sequence's next `count` tokens, and sample when those are all it has."""
         start = sequence.num_computed

@@ -17,8 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # files on disk
     "gguf_file": {"errors"},
     "gguf_config": {"errors", "gguf_file"},
-    "demo": {"errors"},
-    "checkpoint": {"errors", "types", "gguf_file", "gguf_config", "demo"},
+    "checkpoint": {"errors", "types", "gguf_file", "gguf_config"},
     # from the plan down to the device
     "scheduling": FOUNDATION,
     "models": FOUNDATION | {"checkpoint", "gguf_file", "scheduling.plan"},
@@ -29,8 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": FOUNDATION | {"checkpoint", "gguf_file"},
     **{room: FOUNDATION | {"checkpoint", "engine", "executor", "text"} | (LIBRARY - {room}) for room in LIBRARY},
     "server": FOUNDATION | {"checkpoint", "engine", "text", "frontend", "text_stream"},
-    "bench": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server"} | LIBRARY,
-    "cli": FOUNDATION | {"checkpoint", "demo", "engine", "executor", "text", "server", "bench"} | LIBRARY,
+    "cli": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server", "bench"} | LIBRARY,
+    # programs around a server process
+    "server_process": FOUNDATION,
+    "demo": FOUNDATION | {"server_process"},
+    "bench": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server_process"} | LIBRARY,
     # the package itself loads names on first use
     "__init__": {"types", "async_engine", "llm"},
     "__main__": {"cli"},

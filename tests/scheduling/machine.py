@@ -77,7 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         try:
             self.play.add(spec)
         except QueueFull:
-            assert len(self.play.scheduler.waiting) >= 6
+            assert len(self.play.scheduler.population.waiting) >= 6
         else:
             self.specs[name] = spec
         return name
@@ -108,15 +108,15 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def pause(self, name: str) -> None:
-        assert self.play.scheduler.pause(name) == (name in self.play.scheduler.sequences)
+        assert self.play.scheduler.pause(name) == (name in self.play.scheduler.population.sequences)
 
     @rule(name=names)
     def resume(self, name: str) -> None:
-        assert self.play.scheduler.resume(name) == (name in self.play.scheduler.sequences)
+        assert self.play.scheduler.resume(name) == (name in self.play.scheduler.population.sequences)
 
     @rule(name=consumes(names))
     def abort(self, name: str) -> None:
-        if name in self.play.scheduler.sequences:
+        if name in self.play.scheduler.population.sequences:
             self.play.abort(name)
 
     @rule(seconds=st.sampled_from([1.0, 3.0]))
@@ -137,7 +137,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             told, (tokens, reason) = self.play.output(name), expected(spec)
             assert told.token_ids == tokens[: len(told.token_ids)], name
             assert all(delta.finish_reason is None for delta in self.play.deltas[name][:-1]), f"{name} was told after its end"
-            assert (told.finish_reason is None) == (name in self.play.scheduler.sequences), f"{name} ended and nobody said so"
+            assert (told.finish_reason is None) == (name in self.play.scheduler.population.sequences), (
+                f"{name} ended and nobody said so"
+            )
             if told.finish_reason in ("stop", "length"):
                 assert (told.token_ids, told.finish_reason) == (tokens, reason), name
             if told.token_ids:
@@ -149,7 +151,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "play"):
             return
         scheduler = self.play.scheduler
-        for name in list(scheduler.sequences):
+        for name in list(scheduler.population.sequences):
             scheduler.resume(name)
         self.play.finish()
         note(repr(scheduler.stats()))

@@ -34,13 +34,13 @@ def test_a_prompt_preempted_half_way_reports_each_token_once() -> None:
     play.add(spec("other", 6, max_tokens=20), spec("a", PROMPT, prompt_logprobs=1))
     play.step()
     play.step()
-    assert play.scheduler.sequences["a"].num_computed == 5
+    assert play.scheduler.population.sequences["a"].num_computed == 5
     play.submit()
     play.scheduler.pause("a")
     for _ in range(12):
         play.submit()
         play.commit()
-    assert not play.scheduler.sequences["a"].is_resident
+    assert not play.scheduler.population.sequences["a"].is_resident
     play.scheduler.resume("a")
     play.finish()
     assert play.scheduler.stats().num_preemptions >= 1

@@ -80,7 +80,7 @@ def test_a_running_sequence_shares_its_blocks() -> None:
     play.step()
     play.add(spec("b", [*SHARED, 5]))
     play.step()
-    a, b = play.scheduler.sequences["a"], play.scheduler.sequences["b"]
+    a, b = play.scheduler.population.sequences["a"], play.scheduler.population.sequences["b"]
     assert a.block_ids[:3] == b.block_ids[:3]
     play.abort("a")
     play.finish()

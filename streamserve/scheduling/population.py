@@ -1,0 +1,127 @@
+"""Every live sequence: where it is, what it holds, and how it gets from one place to the next.
+
+Runs on the engine's event loop. Knows no steps and no clock.
+
+    waiting  has no row; the first in policy order is admitted next
+    running  owns a row and blocks; has work in every step
+    paused   owns a row and blocks, which it loses first when others need them; no work until it is resumed
+    parked   is paused without a row: paused while it waited, or preempted while it was paused
+"""
+
+from __future__ import annotations
+
+from streamserve.scheduling.counters import Counters
+from streamserve.scheduling.kv_allocator import KvAllocator
+from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.scheduling.policy import PolicyQueue
+from streamserve.scheduling.residents import Residents
+from streamserve.scheduling.sequence import Sequence
+from streamserve.types import FinishReason
+
+
+class Population:
+    """The sequences of one scheduler, by name and by place."""
+
+    def __init__(self, limits: SchedulerLimits, counters: Counters) -> None:
+        self.sequences: dict[str, Sequence] = {}
+        self.waiting = PolicyQueue()
+        self.parked: dict[str, Sequence] = {}
+        self.residents = Residents(limits.max_num_seqs)
+        self.kv = KvAllocator(limits.num_blocks, limits.block_size, enable_prefix_caching=limits.enable_prefix_caching)
+        self._watermark = limits.watermark
+        self._counters = counters
+
+    @property
+    def running(self) -> PolicyQueue:
+        return self.residents.running
+
+    @property
+    def num_paused(self) -> int:
+        return len(self.residents.paused) + len(self.parked)
+
+    def enter(self, sequence: Sequence) -> None:
+        """A sequence that nobody has seen yet waits for its turn."""
+        self.sequences[sequence.sequence_id] = sequence
+        self.waiting.add(sequence)
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence a row and blocks, if need be those of paused ones; False when they can't be had.
+
+        Blocks for the growth of those that run stay free: one for each, and the watermark. Alone, it may have them all.
+        """
+        reserve = max(self._watermark, len(self.running)) if self.running else 0
+        while not (self.residents.has_free_row and self.kv.admit(sequence, reserve)):
+            paused = self.residents.paused.last
+            if paused is None or not self._would_fit(sequence, reserve):
+                return False
+            self._preempt(paused)
+        self.waiting.remove(sequence)
+        self.residents.join(sequence)
+        self._counters.admitted(sequence)
+        return True
+
+    def grow(self, sequence: Sequence) -> int | None:
+        """Give a running sequence its next block, preempting others as needed; None when it had to yield itself.
+
+        Call it in policy order while a step is planned: victims come from that order's end, so none is in the plan already.
+        """
+        while (block_id := self.kv.grow(sequence)) is None:
+            victim = self.residents.victim()
+            self._preempt(victim)
+            if victim is sequence:
+                return None
+        return block_id
+
+    def pause(self, sequence: Sequence) -> None:
+        """Let it run no further. It keeps its row and blocks until others need them. Idempotent."""
+        if sequence.is_paused:
+            return
+        if sequence.is_resident:
+            self.residents.pause(sequence)
+        else:
+            self.waiting.remove(sequence)
+            self.parked[sequence.sequence_id] = sequence
+        sequence.is_paused = True
+
+    def resume(self, sequence: Sequence) -> None:
+        """Undo `pause`. Idempotent."""
+        if not sequence.is_paused:
+            return
+        sequence.is_paused = False
+        if sequence.is_resident:
+            self.residents.resume(sequence)
+        else:
+            del self.parked[sequence.sequence_id]
+            self.waiting.add(sequence)
+
+    def end(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Take a sequence out, wherever it is. What it held is free at once."""
+        if sequence.is_resident:
+            self._vacate(sequence)
+        elif sequence.is_paused:
+            del self.parked[sequence.sequence_id]
+        else:
+            self.waiting.remove(sequence)
+        sequence.finish_reason = reason
+        del self.sequences[sequence.sequence_id]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a resident's row and blocks; it is computed anew later. Its tokens in flight will still be appended."""
+        self._vacate(sequence)
+        if sequence.is_paused:
+            self.parked[sequence.sequence_id] = sequence
+        else:
+            self.waiting.add(sequence)
+        self._counters.num_preemptions += 1
+
+    def _vacate(self, sequence: Sequence) -> None:
+        self.kv.release(sequence)
+        self.residents.leave(sequence)
+
+    def _would_fit(self, sequence: Sequence, reserve: int) -> bool:
+        """Would there be blocks if every paused sequence gave up its own?"""
+        held = sum(len(paused.block_ids) for paused in self.residents.paused)
+        return self.kv.blocks_for(len(sequence.token_ids)) + reserve <= self.kv.num_free + held
+
+
+__all__ = ["Population"]
