@@ -31,12 +31,14 @@ class _PreTokenizer:
     single_digits  digits are cut off one by one first
     whole_words    a word that is in the vocabulary is taken without merging
     adds_bos       whether the text gets a beginning-of-sequence token when the file doesn't say
+    composes       the text is brought into Unicode's composed form (NFC) first
     """
 
     split: str | None = None
     single_digits: bool = False
     whole_words: bool = False
     adds_bos: bool = False
+    composes: bool = False
 
 
 _GPT2 = _PreTokenizer()
@@ -44,7 +46,7 @@ _SINGLE_DIGITS = _PreTokenizer(single_digits=True)
 _LLAMA3 = _PreTokenizer(
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}", whole_words=True, adds_bos=True
 )
-_QWEN2 = _PreTokenizer(rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}")
+_QWEN2_SPLIT = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
 _TEKKEN = _PreTokenizer(rf"{_EDGE}{_UPPER}*{_LOWER}+|{_EDGE}{_UPPER}+{_LOWER}*|\p{{N}}|{_REST_WITH_SLASH}", whole_words=True)
 _GPT4O = _PreTokenizer(
     rf"{_EDGE}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_EDGE}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST_WITH_SLASH}",
@@ -65,9 +67,9 @@ PRE_TOKENIZERS: dict[str, _PreTokenizer] = {
     "llama-v3": _LLAMA3,
     "falcon3": _LLAMA3,
     "smaug-bpe": _LLAMA3,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-    "stablelm2": _QWEN2,
+    "qwen2": _PreTokenizer(_QWEN2_SPLIT, composes=True),
+    "deepseek-r1-qwen": _PreTokenizer(_QWEN2_SPLIT),
+    "stablelm2": _PreTokenizer(_QWEN2_SPLIT),
     "tekken": _TEKKEN,
     "gpt-4o": _GPT4O,
     "llama4": _GPT4O,
@@ -108,6 +110,8 @@ def _byte_level_bpe(metadata: dict[str, Any], pre: _PreTokenizer) -> Tokenizer:
     vocabulary = {token: token_id for token_id, token in enumerate(metadata["tokenizer.ggml.tokens"])}
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre.whole_words))
+    if pre.composes:
+        tokenizer.normalizer = normalizers.NFC()
     steps: list[pre_tokenizers.PreTokenizer] = []
     if pre.single_digits:
         steps.append(pre_tokenizers.Digits(individual_digits=True))

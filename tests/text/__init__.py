@@ -1,0 +1,1 @@
+"""The text room: tokenizers, detokenizing, stop strings, chat templates, preparation, grammars."""
