@@ -13,12 +13,12 @@ and a token the bits
     h = token_id * 0x9e3779b1 ^ a;  h ^= h >>> 16;  h *= 0x7feb352d;  h ^= b;  h ^= h >>> 15;  h *= 0x846ca68b;  m = h >>> 9
 
 (the multipliers are Wellons' low-bias pair). With u = (2 m + 1) / 2**24, exact in fp32 and never 0 or 1, the noise is
--log(-log(u)): the argmax of logits plus noise is a sample of their softmax (Gumbel, 1954; Maddison et al., 2014).
+-log(-log(u)): the argmax of logits plus noise is a sample of their softmax (Gumbel, 1954; Maddison et al., 2014). Just so is
+the argmax of probabilities over -log(u), which costs one logarithm less.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -40,14 +40,14 @@ def noise_bits(keys: tuple[Tensor, Tensor], token_ids: Tensor) -> Tensor:
     return _shift(h, 9)
 
 
-def gumbel_noise(keys: tuple[Tensor, Tensor], token_ids: Tensor) -> Tensor:
-    """The noise of each token, fp32; shapes as for `noise_bits`."""
+def exponential_noise(keys: tuple[Tensor, Tensor], token_ids: Tensor) -> Tensor:
+    """-log(u) of each token, fp32 and above 0; shapes as for `noise_bits`."""
     m = noise_bits(keys, token_ids)
     m *= 2
     m += 1
     u = m.float()
     u *= 2.0**-24
-    return u.log_().neg_().log_().neg_()
+    return u.log_().neg_()
 
 
 def _mix(h: Tensor) -> Tensor:
@@ -69,8 +69,3 @@ def _shift(h: Tensor, bits: int) -> Tensor:
 def _signed(word: int) -> int:
     """A 32-bit word as int32 reads it."""
     return word - (1 << 32) if word >= 1 << 31 else word
-
-
-def all_tokens(vocab_size: int, device: torch.device) -> Tensor:
-    """[1, vocab_size] int32."""
-    return torch.arange(vocab_size, dtype=torch.int32, device=device).unsqueeze(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from streamserve_kernels.reference.logit_edits import edit_logits
-from streamserve_kernels.reference.noise import all_tokens, gumbel_noise, line_keys
+from streamserve_kernels.reference.noise import exponential_noise, line_keys
 from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
 
 _FIRST_CANDIDATES = 256
@@ -59,16 +59,24 @@ def _choose(logits: Tensor, p: SamplingTensors) -> Tensor:
 
 
 def _choose_random(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
-    scores = gumbel_noise(_keys(p, lines), all_tokens(logits.shape[1], logits.device))
-    scores += _scale(logits, p, lines)
-    return argmax(scores)
+    """Line after line: a line fits a core's cache, where the dozen passes over it cost a third."""
+    every_token = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device).unsqueeze(0)
+    first_keys, second_keys = _keys(p, lines)
+    temperatures = p.tables.temperature[p.rows[lines]]
+    chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for line in range(len(logits)):
+        here = slice(line, line + 1)
+        scores = torch.div(logits[here], temperatures[here]).softmax(-1)
+        scores /= exponential_noise((first_keys[here], second_keys[here]), every_token)
+        chosen[here] = argmax(scores)
+    return chosen
 
 
 def _choose_restricted(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
     """Noise and comparison touch only the likeliest tokens: as many as it takes to hold every token that a line keeps."""
-    logprobs = _scale(logits, p, lines).log_softmax(-1)
-    vocab_size = logits.shape[1]
     rows = p.rows[lines]
+    logprobs = torch.div(logits, p.tables.temperature[rows].unsqueeze(1)).log_softmax(-1)
+    vocab_size = logits.shape[1]
     width = min(vocab_size, p.max_top_k + _TIE_MARGIN if p.max_top_k else _FIRST_CANDIDATES)
     while True:
         values, token_ids = logprobs.topk(width)
@@ -76,8 +84,8 @@ def _choose_restricted(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Ten
         if width == vocab_size or bool(complete.all()):
             break
         width = min(vocab_size, width * 8)
-    scores = values + gumbel_noise(_keys(p, lines), token_ids.int())
-    scores.masked_fill_(values < threshold.unsqueeze(1), -math.inf)
+    scores = values.exp() / exponential_noise(_keys(p, lines), token_ids.int())
+    scores.masked_fill_(values < threshold.unsqueeze(1), -1.0)
     return token_ids.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
 
 
@@ -103,10 +111,6 @@ def _threshold(values: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> t
     return threshold, floor_inside & (last < threshold) & (top_k <= values.shape[1])
 
 
-def _scale(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
-    return torch.div(logits, p.tables.temperature[p.rows[lines]].unsqueeze(1))
-
-
 def _keys(p: SamplingTensors, lines: Tensor) -> tuple[Tensor, Tensor]:
     rows = p.rows[lines]
     return line_keys(p.tables.seed_low[rows], p.tables.seed_high[rows], p.positions[lines])
@@ -119,8 +123,8 @@ def argmax(values: Tensor) -> Tensor:
     """
     width = math.gcd(values.shape[1], 256)
     if width < 16:
-        return values.argmax(1)
-    groups = values.unflatten(1, (-1, width))
+        return torch.argmax(values, 1)
+    groups = values.view(len(values), -1, width)
     group = groups.amax(2).argmax(1, keepdim=True)
     inside = groups.gather(1, group.unsqueeze(2).expand(-1, -1, width)).squeeze(1).argmax(1)
     return group.squeeze(1) * width + inside
