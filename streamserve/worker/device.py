@@ -5,11 +5,8 @@ Used by the rank's launch thread; `Event.wait` alone is called on the wait threa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -17,14 +14,7 @@ from torch import Tensor
 
 from streamserve.config import Device as DeviceName
 from streamserve.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes of the device's memory; `free` is what nobody holds, this process included."""
-
-    total: int
-    free: int
+from streamserve.worker.memory import Memory, host_memory, keep_freed_memory
 
 
 class Event(Protocol):
@@ -45,6 +35,8 @@ class Device(Protocol):
     name: str
     kv_cache_cap: int | None
     """Bytes past which a KV cache is not made larger unless asked for; None for no such bound."""
+    captures: bool
+    """Whether replaying a capture is cheaper than launching again."""
 
     def stream(self) -> AbstractContextManager[object]:
         """Everything launched inside, by this thread, goes to the worker's stream."""
@@ -110,8 +102,10 @@ class CpuDevice:
     """The host: launching is computing, so every event has passed and every copy is the tensor itself."""
 
     kv_cache_cap: int | None = 4 << 30
+    captures = False
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self.torch_device = torch.device("cpu")
         self.name = f"cpu ({torch.get_num_threads()} threads)"
 
@@ -140,9 +134,7 @@ class CpuDevice:
         """Nothing is ever outstanding."""
 
     def memory(self) -> Memory:
-        total, free = _host_memory(Path("/proc/meminfo"))
-        limit = _cgroup_memory(Path("/sys/fs/cgroup"))
-        return Memory(total, free) if limit is None else Memory(min(total, limit.total), min(free, limit.free))
+        return host_memory()
 
     def measure_peak(self, work: Callable[[], object]) -> int:
         """Runs nothing: a CPU's activations are small beside its memory, and a full step would cost seconds of start-up."""
@@ -158,6 +150,7 @@ class CudaDevice:
     """One NVIDIA GPU, with a stream of the worker's own."""
 
     kv_cache_cap: int | None = None
+    captures = True
 
     def __init__(self, device: torch.device) -> None:
         self.torch_device = device
@@ -223,25 +216,3 @@ class CudaEvent:
 
     def wait(self) -> None:
         self._event.synchronize()
-
-
-def _host_memory(meminfo: Path) -> tuple[int, int]:
-    """Total and available bytes of this machine."""
-    if not meminfo.exists():
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return total, total // 2
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return _kib(fields["MemTotal"]), _kib(fields["MemAvailable"])
-
-
-def _kib(text: str) -> int:
-    return int(text.split()[0]) << 10
-
-
-def _cgroup_memory(folder: Path) -> Memory | None:
-    """What a container (cgroup v2) may use, if it is bounded."""
-    limit, used = folder / "memory.max", folder / "memory.current"
-    if not limit.exists() or limit.read_text().strip() == "max":
-        return None
-    total = int(limit.read_text())
-    return Memory(total, max(0, total - int(used.read_text())))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.worker.device import Device, Memory
+from streamserve.worker.device import Device
+from streamserve.worker.memory import Memory
 
 _GIB = 1 << 30
 
