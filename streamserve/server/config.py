@@ -32,7 +32,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_timeout_s      how long running streams may go on after a signal to stop
     chat_template           a template text that replaces the model's own
     trust_request_chat_template     whether requests may bring a template of their own
+    priority_scheduling     whether a request's priority means anything
     return_tokens_as_token_ids  default of the parameter of that name
+    seed                    makes the seeds of requests that bring none reproducible; None for random ones
     """
 
     model_names: list[str]
@@ -48,4 +50,5 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     trust_request_chat_template: bool = False
     priority_scheduling: bool = False
     return_tokens_as_token_ids: bool = False
+    seed: int | None = None
     cors: CorsConfig | None = CorsConfig()

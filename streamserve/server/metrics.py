@@ -77,7 +77,9 @@ class Metrics:
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting for a row.", stats.num_requests_waiting)
         usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 1 is all.", usage)
-        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries)
+        yield self._counter(
+            "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries
+        )
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits)
         yield self._counter("vllm:num_preemptions", "Sequences that had to give their blocks back.", stats.num_preemptions)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
@@ -100,7 +102,9 @@ class Metrics:
         )
         yield self._histogram("vllm:e2e_request_latency_seconds", "From request to its last byte.", self.e2e_s)
         yield self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", self.request_prompt_tokens)
-        yield self._histogram("vllm:request_generation_tokens", "Generated tokens of a request.", self.request_generation_tokens)
+        yield self._histogram(
+            "vllm:request_generation_tokens", "Generated tokens of a request.", self.request_generation_tokens
+        )
         yield self._histogram("vllm:request_params_max_tokens", "max_tokens of a request.", self.request_max_tokens)
         yield self._histogram("vllm:request_params_n", "n of a request.", self.request_n)
         yield self._counters("vllm:request_success", "Choices finished.", "finished_reason", self.finished)
@@ -108,7 +112,9 @@ class Metrics:
     def _stream_families(self) -> Iterator[Metric]:
         yield self._counters("streamserve:stream_disconnects", "Clients that left before the end.", "phase", self.disconnects)
         yield self._counters("streamserve:rejected", "Requests refused.", "reason", self.rejected)
-        yield self._counter("streamserve:slow_client_closes", "Clients that took nothing for too long.", self._one(self.slow_client_closes))
+        yield self._counter(
+            "streamserve:slow_client_closes", "Clients that took nothing for too long.", self._one(self.slow_client_closes)
+        )
         yield self._counter("streamserve:stream_events", "Deltas streamed.", self._one(self.events))
 
     def _one(self, counter: Counter) -> float:

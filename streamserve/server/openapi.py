@@ -28,7 +28,11 @@ _ERROR = {
         }
     },
 }
-_ANSWER = {"type": "object", "required": ["id", "object"], "properties": {"id": {"type": "string"}, "object": {"type": "string"}}}
+_ANSWER = {
+    "type": "object",
+    "required": ["id", "object"],
+    "properties": {"id": {"type": "string"}, "object": {"type": "string"}},
+}
 _STATUS_TEXT = {
     "400": "The request is wrong; `param` names the parameter.",
     "401": "The API key is missing or wrong.",

@@ -46,14 +46,14 @@ class Service:
         self._frontend: Frontend | None = None
         self._limits: Limits | None = None
 
-    def attach(self, frontend: Frontend, defaults: Mapping[str, Any] | None = None) -> None:
+    def attach(self, frontend: Frontend, defaults: Mapping[str, Any]) -> None:
         """The model is loaded: take requests from now on.
 
-        defaults  sampling parameters that the model recommends, by `SamplingParams` name
+        defaults  sampling parameters, by `SamplingParams` name, for requests that don't give them
         """
         self._frontend = frontend
         self._limits = Limits(
-            defaults=defaults or {},
+            defaults=defaults,
             max_logprobs=self.config.max_logprobs,
             max_model_len=frontend.info.max_model_len,
             priority_scheduling=self.config.priority_scheduling,

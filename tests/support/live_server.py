@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import uvicorn
 
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
+from streamserve.server.http_server import Listen, http_server
 from streamserve.server.service import Service
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
 from tests.support.scripted_engine import ScriptedEngine
@@ -39,7 +39,7 @@ async def live_server(engine: ScriptedEngine, *, ready: bool = True, **config: A
     """Serve `engine`; `config` are fields of `ServerConfig`."""
     service = Service(ServerConfig(**{"model_names": ["scripted"], **config}))
     if ready:
-        service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], next_seed=lambda: 7))
+        service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], next_seed=lambda: 7), {})
     async with serving(create_app(service)) as port:
         yield LiveServer(service, engine, port)
 
@@ -48,11 +48,9 @@ async def live_server(engine: ScriptedEngine, *, ready: bool = True, **config: A
 async def serving(app: Any) -> AsyncIterator[int]:
     """Run an ASGI app under uvicorn; yields its port."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = http_server(app, Listen(log_level="error", access_log=False), shutdown_timeout_s=1)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server._serve, [listening])
-        while not server.started:
-            await anyio.sleep(0.001)
+        tasks.start_soon(server.serve, [listening])
+        await server.listening.wait()
         yield listening.getsockname()[1]
         server.should_exit = True

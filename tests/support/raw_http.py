@@ -98,8 +98,6 @@ async def request(
     stream = await anyio.connect_tcp("127.0.0.1", port)
     async with stream:
         if receive_buffer is not None:
-
-
             stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         await stream.send("\r\n".join([*lines, "", ""]).encode() + data)
         response = RawResponse(stream)

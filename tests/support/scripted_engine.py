@@ -28,9 +28,7 @@ class ScriptedEngine:
     admit   a gate that admissions wait for
     """
 
-    def __init__(
-        self, *, reply: Reply | None = None, limits: StreamLimits | None = None, max_model_len: int = 4096
-    ) -> None:
+    def __init__(self, *, reply: Reply | None = None, limits: StreamLimits | None = None, max_model_len: int = 4096) -> None:
         self.info = EngineInfo(
             model="scripted",
             architecture="Scripted",
@@ -93,7 +91,9 @@ class ScriptedEngine:
     def finish(self, sequence_id: str, reason: FinishReason = "stop") -> None:
         """End a sequence, with an end-of-sequence token when it stops by itself."""
         token_ids = [EOS] if reason == "stop" else []
-        self._streams.deliver([(sequence_id, TokenDelta(token_ids, finish_reason=reason, stop_reason=EOS if token_ids else None))])
+        self._streams.deliver(
+            [(sequence_id, TokenDelta(token_ids, finish_reason=reason, stop_reason=EOS if token_ids else None))]
+        )
 
     def fail(self, sequence_id: str, code: str, message: str) -> None:
         self._streams.deliver([(sequence_id, TokenDelta([], finish_reason="error", error=ErrorInfo(code, message)))])

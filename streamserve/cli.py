@@ -1,0 +1,76 @@
+"""`streamserve`: serve | generate | chat | bench, from a terminal or a script.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C. A mistake is answered in one line that says what to do. Commands are imported when
+called, so that `streamserve --help` loads neither torch nor a server.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from streamserve.errors import ConfigError, StreamserveError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+_COMMANDS = {
+    "serve": ("streamserve.commands.serve:serve", "Serve a model over HTTP with OpenAI's API."),
+    "generate": ("streamserve.commands.generate:generate", "Continue a prompt here and now, streaming to the terminal."),
+    "chat": ("streamserve.commands.chat:chat", "Talk to a model in the terminal."),
+    "bench": ("streamserve.bench.commands:bench", "Measure latency, throughput and serving."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and one line each, and imports a command when it is called."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="streamserve")
+def cli() -> None:
+    """Run open-weight language models and stream them."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: runs the command and leaves with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and give its exit code; one line on standard error says what went wrong."""
+    try:
+        result = cli.main(arguments, prog_name="streamserve", standalone_mode=False)
+    except click.exceptions.Exit as exit:
+        return exit.exit_code
+    except click.ClickException as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except StreamserveError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return EXIT_USAGE if type(error) is ConfigError else EXIT_FAILED
+    return result if isinstance(result, int) else 0
+
+
+def _one_line(error: click.ClickException) -> str:
+    text = " ".join(error.format_message().split())
+    command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx is not None else None
+    return f"{text.rstrip('.')} (see {command} --help)" if command else text

@@ -1,0 +1,1 @@
+"""The commands of `streamserve`, one a module, imported when they are called."""

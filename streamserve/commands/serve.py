@@ -1,0 +1,189 @@
+"""`streamserve serve MODEL`: options in, one server out.
+
+Only reads the command line; the server's life is `streamserve.server.main`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.commands.engine_options import AMOUNT, VllmCommand, engine_config, engine_options
+from streamserve.errors import ConfigError
+from streamserve.server.config import CorsConfig, ServerConfig
+from streamserve.server.http_server import Listen
+from streamserve.server.logs import configure
+from streamserve.server.main import ServeOptions, Server
+from streamserve.server.timeline import Timeline
+from streamserve.text.preparation import default_sampling_params
+
+API_KEY_VARIABLE = "STREAMSERVE_API_KEY"
+
+_LISTS = ("--served-model-name", "--api-key")
+_LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+
+
+class JsonList(click.ParamType[tuple[str, ...]]):
+    """vLLM's lists on the command line: a JSON array of strings."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            items = json.loads(value)
+        except ValueError:
+            items = None
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            self.fail(f"{value!r} is no JSON array of strings such as '[\"*\"]'", param, ctx)
+        return tuple(items)
+
+
+@click.command(cls=VllmCommand, lists=_LISTS)
+@click.argument("model", required=False)
+@engine_options
+@click.option("--host", help="Address to listen on; all of them when not given.")
+@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--served-model-name", multiple=True, help="Names that requests may give; the first is the one reported.")
+@click.option("--api-key", multiple=True, help=f"Key that opens /v1; may be repeated. Also from {API_KEY_VARIABLE}.")
+@click.option("--root-path", default="", help="Path under which a proxy shows this server.")
+@click.option("--chat-template", help="A Jinja file, or the template itself, instead of the model's own.")
+@click.option("--trust-request-chat-template", is_flag=True, help="Let requests bring a chat template.")
+@click.option("--generation-config", default="auto", help='"auto": defaults from the model; "vllm": none; or a folder.')
+@click.option("--override-generation-config", default="{}", help="JSON object of defaults that replace the model's.")
+@click.option("--max-logprobs", type=int, default=20, show_default=True, help="Most alternatives per position.")
+@click.option("--return-tokens-as-token-ids", is_flag=True, help='Write tokens as "token_id:<id>" in logprobs.')
+@click.option("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
+@click.option("--shutdown-timeout", type=float, default=30.0, show_default=True, help="Seconds running streams get at the end.")
+@click.option("--keepalive", type=float, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
+@click.option("--send-timeout", type=float, default=60.0, show_default=True, help="Seconds a client may take nothing.")
+@click.option("--max-request-bytes", type=AMOUNT, default="64M", show_default=True, help="Largest request body.")
+@click.option("--uvicorn-log-level", type=click.Choice(_LOG_LEVELS), default="info", show_default=True)
+@click.option("--disable-uvicorn-access-log", is_flag=True, help="No line per request.")
+@click.option("--disable-log-requests", is_flag=True, help="Accepted for vLLM's command lines: prompts are never logged.")
+@click.option("--allow-credentials", is_flag=True, help="CORS: allow cookies and the like.")
+@click.option("--allowed-origins", type=JsonList(), default=("*",), help="CORS: JSON array of origins.")
+@click.option("--allowed-methods", type=JsonList(), default=("*",), help="CORS: JSON array of methods.")
+@click.option("--allowed-headers", type=JsonList(), default=("*",), help="CORS: JSON array of headers.")
+@click.option("--ssl-keyfile", help="TLS private key.")
+@click.option("--ssl-certfile", help="TLS certificate.")
+@click.option("--ssl-ca-certs", help="CA certificates that clients are checked against.")
+@click.option("--ssl-cert-reqs", type=int, default=int(ssl.CERT_NONE), help="Whether clients need a certificate (ssl.CERT_*).")
+def serve(model: str | None, **values: Any) -> int:
+    """Serve MODEL over HTTP with OpenAI's API, under the flags of `vllm serve`."""
+    options = serve_options(model, values)
+    configure(options.listen.log_level)
+    timeline = Timeline()
+    return anyio.run(_run, options, timeline, backend_options={"use_uvloop": sys.platform != "win32"})
+
+
+async def _run(options: ServeOptions, timeline: Timeline) -> int:
+    return await Server(options, timeline).run()
+
+
+def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
+    """Everything the command line says. Raises `ConfigError` for what does not fit together."""
+    seed = values["seed"]
+    engine = engine_config(model, values)
+    overrides, uses_defaults = _sampling_defaults(values)
+    server = ServerConfig(
+        model_names=list(values["served_model_name"]) or [engine.model],
+        model_root=engine.model,
+        api_keys=_api_keys(values),
+        root_path=values["root_path"],
+        max_body_bytes=values["max_request_bytes"],
+        max_logprobs=values["max_logprobs"],
+        keepalive_s=values["keepalive"],
+        send_timeout_s=values["send_timeout"],
+        shutdown_timeout_s=values["shutdown_timeout"],
+        chat_template=_template(values["chat_template"]),
+        trust_request_chat_template=values["trust_request_chat_template"],
+        priority_scheduling=engine.scheduling_policy == "priority",
+        return_tokens_as_token_ids=values["return_tokens_as_token_ids"],
+        seed=seed,
+        cors=CorsConfig(
+            origins=values["allowed_origins"],
+            methods=values["allowed_methods"],
+            headers=values["allowed_headers"],
+            allow_credentials=values["allow_credentials"],
+        ),
+    )
+    listen = Listen(
+        host=values["host"],
+        port=values["port"],
+        root_path=values["root_path"],
+        log_level=values["uvicorn_log_level"],
+        access_log=not values["disable_uvicorn_access_log"],
+        shares_port=values["api_server_count"] > 1,
+        ssl_keyfile=values["ssl_keyfile"],
+        ssl_certfile=values["ssl_certfile"],
+        ssl_ca_certs=values["ssl_ca_certs"],
+        ssl_cert_reqs=values["ssl_cert_reqs"],
+    )
+    return ServeOptions(
+        engine=engine,
+        server=server,
+        listen=listen,
+        workers=values["api_server_count"],
+        uses_model_defaults=uses_defaults,
+        sampling_overrides=overrides,
+    )
+
+
+def _sampling_defaults(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Defaults given on the command line, and whether the model's own come before them."""
+    source = values["generation_config"]
+    given = {} if source in ("auto", "vllm") else _read_generation_config(Path(source))
+    given |= _object("--override-generation-config", values["override_generation_config"])
+    checkpoint = Checkpoint(source="", path=Path(), format="dummy", config={}, generation_config=given)
+    return default_sampling_params(checkpoint), source == "auto"
+
+
+def _read_generation_config(folder: Path) -> dict[str, Any]:
+    file = folder / "generation_config.json" if folder.is_dir() else folder
+    if not file.is_file():
+        raise ConfigError(f'--generation-config {folder}: no generation_config.json there; give "auto", "vllm" or a folder')
+    return _object(f"--generation-config {folder}", file.read_text())
+
+
+def _object(flag: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{flag}: must be a JSON object")
+    return value
+
+
+def _api_keys(values: dict[str, Any]) -> list[str]:
+    """Keys from the flags, else from the environment."""
+    keys = list(values["api_key"]) or [os.environ.get(API_KEY_VARIABLE, "")]
+    if values["api_key"] and not all(keys):
+        raise ConfigError("--api-key: a key can't be empty")
+    return [key for key in keys if key]
+
+
+def _template(given: str | None) -> str | None:
+    """A template's source, from the file it is in or from the command line itself."""
+    if given is None:
+        return None
+    path = Path(given)
+    try:
+        if path.is_file():
+            return path.read_text()
+    except OSError as error:
+        if "{" not in given:
+            raise ConfigError(f"--chat-template {given}: {error.strerror}") from error
+    if "{" not in given:
+        raise ConfigError(f"--chat-template {given}: no such file, and no template either")
+    return given

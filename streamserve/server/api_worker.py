@@ -1,0 +1,104 @@
+"""One API worker: an HTTP server, a connection to the engine, and the service between them.
+
+Runs on one event loop of one process: the first worker in the process of `streamserve serve`, further ones in processes of their own
+(`worker_process`). It answers /health from its first moment and requests once the engine is ready.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.config import EngineConfig
+from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.stream import StreamLimits
+from streamserve.frontend import Frontend
+from streamserve.server.app import create_app
+from streamserve.server.config import ServerConfig
+from streamserve.server.http_server import Listen, http_server
+from streamserve.server.metrics import Metrics
+from streamserve.server.service import Service
+from streamserve.text.preparation import MAX_SEED
+from streamserve.text.tokenizer import Tokenizer, load_tokenizer
+from streamserve.types import EngineInfo
+
+LAST_ANSWERS_S = 5.0
+"""What an answer that was ended gets to reach its client before its connection is cut."""
+
+
+class ApiWorker:
+    """Serves `listen` on a bound socket until told to stop. Raises `ConfigError` for unusable TLS files."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        listen: Listen,
+        *,
+        metrics: Metrics,
+        cancel_elsewhere: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
+        self.service = Service(config, metrics=metrics, cancel_elsewhere=cancel_elsewhere)
+        self._http = http_server(create_app(self.service), listen, shutdown_timeout_s=LAST_ANSWERS_S)
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Answer HTTP until `close`."""
+        await self._http.serve(sockets=[listening])
+
+    async def wait_started(self) -> None:
+        """Returns once connections are taken."""
+        await self._http.listening.wait()
+
+    async def connect(
+        self, engine: RemoteEngine, tokenizer: Tokenizer, eos_token_ids: Sequence[int], defaults: Mapping[str, Any]
+    ) -> EngineInfo:
+        """Wait for the engine, then take requests; `defaults` as in `Service.attach`. Raises what kept it from starting."""
+        info = await engine.start()
+        config = self.service.config
+        frontend = Frontend(
+            engine,
+            tokenizer,
+            eos_token_ids=eos_token_ids,
+            max_logprobs=config.max_logprobs,
+            chat_template=config.chat_template,
+            next_seed=None if config.seed is None else partial(random.Random(config.seed).randrange, MAX_SEED),
+        )
+        self.service.attach(frontend, defaults)
+        return info
+
+    async def drain(self) -> None:
+        """Take nothing new and let what runs finish, for as long as the configuration allows."""
+        await self.service.drain(self.service.config.shutdown_timeout_s)
+
+    async def fail(self) -> None:
+        """The engine is gone: its streams have ended by themselves, so give their last bytes a moment."""
+        self.service.lifecycle.die()
+        with anyio.move_on_after(LAST_ANSWERS_S):
+            await self.service.live.wait_idle()
+
+    def close(self) -> None:
+        """Stop listening; `serve` returns once the connections are closed."""
+        self._http.should_exit = True
+
+
+def remote_engine(address: str, config: EngineConfig) -> RemoteEngine:
+    """This worker's side of the engine at `address`."""
+    return RemoteEngine(address, stream_limits=StreamLimits(stall_timeout_s=config.stall_timeout_s))
+
+
+async def read_tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
+    """The model's tokenizer, loaded on a thread. Raises `ConfigError`."""
+    load = partial(
+        load_tokenizer,
+        checkpoint,
+        tokenizer=config.tokenizer,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return await anyio.to_thread.run_sync(load, abandon_on_cancel=True)

@@ -1,0 +1,234 @@
+"""The life of one server: open the port, start the engine, serve, drain, leave nothing behind.
+
+Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine process and the further
+workers, and it alone listens to signals: the first one drains, the second ends everything at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from functools import partial
+from typing import Any, NoReturn
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+
+from streamserve.checkpoint import Checkpoint, resolve
+from streamserve.config import EngineConfig, replace
+from streamserve.engine.launch import EXECUTOR, EngineProcess
+from streamserve.engine.remote import RemoteEngine
+from streamserve.errors import StreamserveError
+from streamserve.server.api_worker import ApiWorker, read_tokenizer, remote_engine
+from streamserve.server.config import ServerConfig
+from streamserve.server.http_server import Listen, bind
+from streamserve.server.metrics import Metrics
+from streamserve.server.timeline import Timeline
+from streamserve.server.worker_process import WorkerLaunch
+from streamserve.server.workers import END_TIMEOUT_S, WorkerProcess, cancel_anywhere
+from streamserve.text.preparation import default_sampling_params
+from streamserve.types import EngineInfo
+
+EXIT_FAILED = 1
+
+
+class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `streamserve serve` was told.
+
+    workers              API workers in all, this process among them
+    uses_model_defaults  whether the model's generation_config.json fills in what requests leave out
+    sampling_overrides   parameters, by `SamplingParams` name, that replace those
+    executor             as in `engine.launch.Launch`
+    compile_constraint   as in `engine.launch.Launch`
+    """
+
+    engine: EngineConfig
+    server: ServerConfig
+    listen: Listen
+    workers: int = 1
+    uses_model_defaults: bool = True
+    sampling_overrides: dict[str, Any] = {}
+    executor: str = EXECUTOR
+    compile_constraint: str | None = None
+
+
+class Server:
+    """One server from its start to its end; `run` once."""
+
+    def __init__(self, options: ServeOptions, timeline: Timeline) -> None:
+        self._options = options
+        self._timeline = timeline
+        self._process: EngineProcess | None = None
+        self._engine: RemoteEngine | None = None
+        self._workers: list[WorkerProcess] = []
+        self._loading = anyio.CancelScope()
+        self._ending = anyio.Event()
+        self._failure: str | None = None
+
+    async def run(self) -> int:
+        """Serve until a signal or a failure; the exit status. Raises `ConfigError` when it can't listen like this."""
+        listening = bind(self._options.listen)
+        try:
+            listen = msgspec.structs.replace(self._options.listen, port=listening.getsockname()[1])
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(self._obey_signals)
+                await self._serve(listening, listen, watching)
+                watching.cancel_scope.cancel()
+        finally:
+            listening.close()
+            await self._stop_engine()
+            for worker in self._workers:
+                worker.kill()
+        return 0 if self._failure is None else EXIT_FAILED
+
+    async def _serve(self, listening: socket.socket, listen: Listen, watching: TaskGroup) -> None:
+        options = self._options
+        name = options.server.model_names[0]
+        memory_fd = Metrics.shared_memory(options.workers)
+        metrics = Metrics(name, memory_fd=memory_fd, workers=options.workers)
+        first = ApiWorker(options.server, listen, metrics=metrics, cancel_elsewhere=partial(cancel_anywhere, self._workers))
+        async with anyio.create_task_group() as http:
+            http.start_soon(first.serve, listening)
+            await first.wait_started()
+            self._timeline.step("port", f"{listen.url} answers /health")
+            await self._load(first, listen, memory_fd, watching)
+            await self._ending.wait()
+            await self._wind_down(first)
+            first.close()
+
+    async def _load(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
+        """Everything between an open port and a ready server; what goes wrong ends the server."""
+        with self._loading:
+            try:
+                launch = await self._start_engine(listen, memory_fd)
+                self._start_workers(launch, first, watching)
+                await self._connect(first, launch, watching)
+            except StreamserveError as error:
+                self._end(error.message)
+                return
+            self._timeline.ready(listen.url)
+
+    async def _start_engine(self, listen: Listen, memory_fd: int) -> WorkerLaunch:
+        """Find the model and start the engine on it; what a further worker must know of both."""
+        options = self._options
+        checkpoint = await anyio.to_thread.run_sync(partial(_find, options.engine), abandon_on_cancel=True)
+        self._timeline.step("model", f"{checkpoint.source} ({checkpoint.format}, {checkpoint.path})")
+        config = replace(options.engine, model=str(checkpoint.path))
+        self._process = EngineProcess(
+            config, checkpoint, executor=options.executor, compile_constraint=options.compile_constraint
+        )
+        address = await anyio.to_thread.run_sync(self._process.start)
+        defaults = default_sampling_params(checkpoint) if options.uses_model_defaults else {}
+        return WorkerLaunch(
+            worker=0,
+            workers=options.workers,
+            control_fd=-1,
+            metrics_fd=memory_fd,
+            engine_address=address,
+            engine_config=config,
+            checkpoint=checkpoint,
+            server_config=options.server,
+            sampling_defaults={**defaults, **options.sampling_overrides},
+            listen=listen,
+        )
+
+    def _start_workers(self, launch: WorkerLaunch, first: ApiWorker, watching: TaskGroup) -> None:
+        for number in range(1, self._options.workers):
+
+            async def cancel(request_id: str, number: int = number) -> bool:
+                others = [worker for worker in self._workers if worker.worker != number]
+                return first.service.live.abort(request_id) or await cancel_anywhere(others, request_id)
+
+            worker = WorkerProcess(msgspec.structs.replace(launch, worker=number), cancel=cancel)
+            self._workers.append(worker)
+            watching.start_soon(self._watch_worker, worker)
+
+    async def _connect(self, first: ApiWorker, launch: WorkerLaunch, watching: TaskGroup) -> None:
+        tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
+        self._timeline.step("tokenizer", f"{tokenizer.vocab_size} tokens")
+        self._engine = remote_engine(launch.engine_address, launch.engine_config)
+        info = await first.connect(self._engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
+        watching.start_soon(self._watch_engine, self._engine)
+        self._tell_of_engine(info)
+        for worker in self._workers:
+            await worker.ready.wait()
+
+    def _tell_of_engine(self, info: EngineInfo) -> None:
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup_s.items())
+        engine = f"{info.architecture}, {info.dtype} on {info.device}"
+        self._timeline.step("engine", f"{engine} ({parts})" if parts else engine)
+        self._timeline.step(
+            "KV cache",
+            f"{info.kv_capacity_tokens} tokens in {info.num_blocks} blocks; "
+            f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
+        )
+
+    async def _wind_down(self, first: ApiWorker) -> None:
+        if self._failure is not None:
+            self._timeline.error(self._failure)
+            await first.fail()
+            return
+        running = len(first.service.live)
+        if running:
+            timeout_s = self._options.server.shutdown_timeout_s
+            self._timeline.note(
+                f"Stopping: {running} running requests have {timeout_s:g} s to finish; a second signal ends them now"
+            )
+        for worker in self._workers:
+            worker.drain()
+        await first.drain()
+        with anyio.move_on_after(self._options.server.shutdown_timeout_s + END_TIMEOUT_S):
+            for worker in self._workers:
+                await worker.ended.wait()
+
+    def _end(self, failure: str | None = None) -> None:
+        """Begin to end, for the first reason given."""
+        if not self._ending.is_set():
+            self._failure = failure
+            self._ending.set()
+            self._loading.cancel()
+
+    async def _obey_signals(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                if self._ending.is_set():
+                    self._abandon(128 + number)
+                self._end()
+
+    def _abandon(self, status: int) -> NoReturn:
+        """Leave without another word to anyone; the other processes are killed."""
+        for worker in self._workers:
+            worker.kill()
+        if self._process is not None:
+            self._process.stop(timeout_s=0)
+        os._exit(status)
+
+    async def _watch_engine(self, engine: RemoteEngine) -> None:
+        await engine.wait_ended()
+        status = self._process.poll() if self._process is not None else None
+        how = "" if status is None else f" with status {status}"
+        self._end(f"the engine process ended{how}; its log says why, and the server must be started again")
+
+    async def _watch_worker(self, worker: WorkerProcess) -> None:
+        status = await worker.run()
+        self._end(f"API worker {worker.worker} ended with status {status}; its log says why")
+
+    async def _stop_engine(self) -> None:
+        with anyio.CancelScope(shield=True):
+            if self._engine is not None:
+                with anyio.move_on_after(END_TIMEOUT_S):
+                    await self._engine.stop()
+            if self._process is not None:
+                await anyio.to_thread.run_sync(self._process.stop)
+
+
+def _find(config: EngineConfig) -> Checkpoint:
+    return resolve(
+        config.model,
+        revision=config.revision,
+        load_format=config.load_format,
+        trust_remote_code=config.trust_remote_code,
+    )

@@ -1,0 +1,70 @@
+"""The further API workers of a server, as its first one sees them: started, asked, drained, ended.
+
+Lives on the first worker's event loop.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+import msgspec
+
+from streamserve.server.control import Control, Drain
+from streamserve.server.paths import encode_with_paths
+from streamserve.server.worker_process import WorkerLaunch
+
+END_TIMEOUT_S = 5.0
+
+
+class WorkerProcess:
+    """One further API worker.
+
+    launch  with any `control_fd`: the pair is made here
+    cancel  asked by the worker to cancel a request anywhere else
+    """
+
+    def __init__(self, launch: WorkerLaunch, *, cancel: Callable[[str], Awaitable[bool]]) -> None:
+        self.worker = launch.worker
+        self.ready = anyio.Event()
+        self.ended = anyio.Event()
+        self.control = Control(cancel=cancel, on_ready=self.ready.set)
+        ours, theirs = socket.socketpair()
+        self._end = ours
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "streamserve.server.worker_process"],
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs.fileno(), launch.metrics_fd],
+            )
+            launch = msgspec.structs.replace(launch, control_fd=theirs.fileno())
+        assert self._child.stdin is not None
+        with self._child.stdin as stdin:
+            stdin.write(encode_with_paths(launch) + b"\n")
+
+    async def run(self) -> int:
+        """Serve its questions until it has ended; its exit status."""
+        await self.control.run(self._end)
+        status = await anyio.to_thread.run_sync(self._child.wait)
+        self.ended.set()
+        return status
+
+    def drain(self) -> None:
+        """Have it finish what runs and end."""
+        self.control.tell(Drain())
+
+    def kill(self) -> None:
+        """End it at once. Blocks for as long as the kernel takes."""
+        self._child.kill()
+        self._child.wait()
+
+
+async def cancel_anywhere(workers: Sequence[WorkerProcess], request_id: str) -> bool:
+    """Ask these workers to cancel a request; False when none of them has it."""
+    for worker in workers:
+        if await worker.control.cancel(request_id):
+            return True
+    return False
