@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Generic, NamedTuple
+from typing import Generic, NamedTuple, cast
 
 from streamserve.engine.frames import Command, FrameDecoder, M, ProtocolViolation, Reply, encode
 
@@ -81,9 +81,9 @@ class Link(asyncio.Protocol, Generic[M]):
         await asyncio.wait([self._lost])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=self._limits.high_water_bytes)
+        # Not to be checked with isinstance: uvloop's transports are no asyncio.Transport.
+        self._transport = made = cast(asyncio.Transport, transport)
+        made.set_write_buffer_limits(high=self._limits.high_water_bytes)
         if self._on_made is not None:
             self._on_made()
 
