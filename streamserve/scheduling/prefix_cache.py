@@ -10,7 +10,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
-from typing import NamedTuple
+
+import msgspec
 
 Digest = Callable[[bytes], bytes]
 
@@ -20,7 +21,7 @@ def blake2b_128(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
-class PrefixBlock(NamedTuple):
+class PrefixBlock(msgspec.Struct, frozen=True, gc=False):
     """What a full block holds: its own tokens (packed), after all those that `key` is chained over, under one salt."""
 
     key: bytes
