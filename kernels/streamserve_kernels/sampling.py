@@ -15,8 +15,7 @@ from triton.language.extra import cuda
 from .launch import dependent_launch
 from .reference.logit_edits import penalise
 from .reference.sampling import token_logprobs
-from .row_tables import RowTables
-from .sampling_tensors import SampledTokens, SamplingTensors
+from .sampling_tensors import BadWords, SampledTokens, SamplingTensors
 
 __all__ = ["sample", "token_logprobs"]
 
@@ -274,16 +273,15 @@ def _edit(logits: torch.Tensor, p: SamplingTensors) -> torch.Tensor:
             edited, p.edits.lines, p.edits.token_ids, p.edits.values, count, vocab, CHUNK=256
         )
     if p.bad_words is not None:
-        _ban(edited, p, p.tables)
+        _ban(edited, p.bad_words, p)
     if p.penalties is not None:
         penalise(edited, p.penalties, p.tables, p.rows, p.positions)
     return edited
 
 
-def _ban(edited: torch.Tensor, p: SamplingTensors, tables: RowTables) -> None:
-    words = p.bad_words
-    assert words is not None
+def _ban(edited: torch.Tensor, words: BadWords, p: SamplingTensors) -> None:
     count, length = words.prefixes.shape
+    tables = p.tables
     _bad_word_kernel[(count,)](
         edited, words.lines, words.prefixes, words.last, p.rows, p.positions, tables.token_ids, tables.num_prompt_tokens,
         length, edited.shape[1], tables.state.stride(0), LENGTH=triton.next_power_of_2(length), num_warps=1,

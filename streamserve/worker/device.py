@@ -65,8 +65,8 @@ class Device(Protocol):
         """An event behind everything queued so far."""
         ...
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what `work` launches; calling the result launches it again, on the same memory."""
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Record what `work` launches; calling the result launches it again, on the same memory, and returns that tensor."""
         ...
 
     def synchronize(self) -> None: ...
@@ -127,7 +127,7 @@ class CpuDevice:
     def record(self) -> Event:
         return Passed()
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return work
 
     def synchronize(self) -> None:
@@ -182,11 +182,16 @@ class CudaDevice:
         event.record(self._stream)
         return CudaEvent(event)
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._graph_pool, stream=self._stream):
-            work()
-        return graph.replay
+            result = work()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
 
     def synchronize(self) -> None:
         self._stream.synchronize()

@@ -8,8 +8,8 @@ from torch import Tensor
 from streamserve.models.inputs import StepInputs
 from streamserve.worker.device import Device
 from streamserve.worker.kv_cache import KvShape, allocate
+from streamserve.worker.model import Model
 from streamserve.worker.rows import Rows
-from streamserve.worker.step import Model
 from streamserve_kernels import SamplingTensors, sample
 
 

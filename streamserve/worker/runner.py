@@ -17,9 +17,10 @@ from streamserve.types import EngineInfo
 from streamserve.worker.device import Device, open_device
 from streamserve.worker.dtypes import resolve_dtype
 from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
+from streamserve.worker.model import Model
 from streamserve.worker.rehearsal import measure_activations
 from streamserve.worker.rows import Room, Rows
-from streamserve.worker.step import Model, PendingStep, StepRunner
+from streamserve.worker.step import PendingStep, StepRunner
 from streamserve.worker.timeline import Timeline
 
 
@@ -59,6 +60,9 @@ class Runner:
                 self._steps = StepRunner(device, model, rows, allocate(shape, num_blocks, device))
             with timeline.measure("warmup"):
                 self._steps.warm_up()
+            if device.captures and not config.enforce_eager:
+                with timeline.measure("graphs"):
+                    self._steps.capture()
         return EngineInfo(
             model=self._checkpoint.source,
             architecture=arch.architecture,

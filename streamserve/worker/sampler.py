@@ -33,6 +33,11 @@ class SamplingUploader:
         self._rows = rows
         self._ring = StagingRing(device, _START_WORDS)
 
+    def is_plain(self, sampled: list[RowWork]) -> bool:
+        """Whether no sampled row needs anything beyond its state on the device."""
+        traits = self._rows.traits
+        return all(item.allowed_bitmask is None and traits(item.row).needs_nothing for item in sampled)
+
     def send(self, sampled: list[RowWork], work: StepWork) -> SamplingTensors:
         """Queue the upload of what the sampled rows need beyond their state on the device."""
         needs = _LineNeeds(self._rows.room.vocab_size)

@@ -2,38 +2,26 @@
 
 `StepRunner.step` runs on the launch thread and never waits for the device; `PendingStep.wait` runs on the wait thread. In the
 stream's order a step applies row deltas, gathers its inputs from the rows, runs the model, samples, writes the ids back into
-the rows, and copies them to the host.
+the rows, and copies them to the host. A step that only decodes is replayed where its size was captured (cuda_graphs.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from streamserve.models.inputs import StepInputs
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
 from streamserve.types import TokenLogprobs
+from streamserve.worker.cuda_graphs import Capture, DecodeGraphs
 from streamserve.worker.device import Device, Event
 from streamserve.worker.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.logprobs import HostLogprobs, PromptLogprobs, download, prompt_logprobs
+from streamserve.worker.model import Model
 from streamserve.worker.rows import Rows
 from streamserve.worker.sampler import SamplingUploader
 from streamserve_kernels import sample, scatter_sampled
-
-
-class Model(Protocol):
-    """A causal language model over a paged KV cache."""
-
-    def __call__(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
-        """Hidden states [tokens, hidden]; writes the step's keys and values into the caches."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[lines, hidden] -> [lines, vocab]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +62,13 @@ class StepRunner:
         self._kv_caches = kv_caches
         self._work = WorkUploader(device, rows.room.max_num_seqs)
         self._sampling = SamplingUploader(device, rows)
+        self._graphs = DecodeGraphs(device, model, rows, kv_caches, self._work)
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture decode steps, so that `step` replays them from here on."""
+        with self._device.stream():
+            self._graphs.capture()
 
     def warm_up(self) -> None:
         """Run a step that touches no sequence, so that the first real one finds everything initialised."""
@@ -84,16 +79,30 @@ class StepRunner:
         """Launch one step; plans run in the order given."""
         with self._device.stream():
             self._rows.apply(plan)
+            found = self._graphs.find(plan.work)
+            if found is not None:
+                return self._replay(plan, *found)
             work = self._work.send(plan.work)
             hidden = self._model(gather(self._rows.tables, work, self._rows.room.block_size), self._kv_caches)
             prompts = self._prompt_logprobs(plan.work, hidden)
+            return self._sample(plan, work, hidden[work.sample_tokens] if len(plan.sampled) < len(hidden) else hidden, prompts)
+
+    def _replay(self, plan: Plan, capture: Capture, padded: list[RowWork]) -> PendingStep:
+        work, lines = self._work.send(padded), len(plan.work)
+        hidden = capture.forward()[:lines]
+        prompts = self._prompt_logprobs(plan.work, hidden)
+        if not self._sampling.is_plain(plan.work):
+            work = replace(work, sample_rows=work.sample_rows[:lines], positions=work.positions[:lines])
             return self._sample(plan, work, hidden, prompts)
+        token_ids = self._device.download(capture.choose()[:lines])
+        return PendingStep(plan.step, self._device.record(), token_ids, [], None, prompts)
 
     def _sample(self, plan: Plan, work: StepWork, hidden: Tensor, prompts: list[PromptLogprobs]) -> PendingStep:
+        """hidden  [lines, hidden_size], of the sampled rows"""
         sampled = plan.sampled
         if not sampled:
             return PendingStep(plan.step, self._device.record(), None, [], None, prompts)
-        logits = self._model.logits(hidden[work.sample_tokens] if len(sampled) < len(hidden) else hidden)
+        logits = self._model.logits(hidden)
         parameters = self._sampling.send(sampled, work)
         tokens = sample(logits, parameters)
         scatter_sampled(self._rows.tables, work.sample_rows, work.positions, tokens.token_ids)

@@ -51,6 +51,11 @@ class Traits:
     min_tokens: int
     is_plain: bool
 
+    @property
+    def needs_nothing(self) -> bool:
+        """The row's state on the device says all about how to sample it."""
+        return self.is_plain and self.allowed is None and self.choice is not Choice.RESTRICTED
+
 
 def read_traits(sampling: RowSampling, num_prompt_tokens: int, vocab_size: int) -> Traits:
     """Sort a row's parameters out. Token ids outside the vocabulary can't be sampled, so lists that name them lose nothing."""
