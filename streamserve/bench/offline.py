@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from streamserve.bench.engine_options import engine_config, engine_options
 from streamserve.bench.engine_run import Trace, run_asks, running_engine
 from streamserve.bench.measures import median, milliseconds
 from streamserve.bench.report import Report, Row, output_options
 from streamserve.bench.workloads import Span, SpanType, Workload
+from streamserve.commands.engine_options import engine_config, engine_options
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.types import EngineInfo
@@ -62,7 +62,7 @@ def latency(
 ) -> None:
     """Time to the first token, and of a step, of sequences that start together."""
     workloads = [Workload(batch, Span(input_len, input_len), Span(output_len, output_len)) for batch in batch_size]
-    config = engine_config(values)
+    config = engine_config(None, values)
     if max(batch_size) > config.max_num_seqs:
         raise ConfigError(
             f"--batch-size {max(batch_size)} would not run as one batch: raise --max-num-seqs {config.max_num_seqs}"
@@ -85,7 +85,7 @@ def prefill(
 ) -> None:
     """Prompt tokens per second, of prompts that start together and generate one token each."""
     workloads = [Workload(num_prompts, Span(length, length), Span(1, 1)) for length in input_len]
-    info, rows = measure(engine_config(values), workloads, prefill_figures, repeats)
+    info, rows = measure(engine_config(None, values), workloads, prefill_figures, repeats)
     plotted = {"prompt_tokens_per_s": "prompt tokens per second"}
     Report(_title("prefill", info), PREFILL_COLUMNS, "input_len", plotted, rows).show(as_json=as_json, plot=plot)
 
@@ -110,7 +110,7 @@ def throughput(
 ) -> None:
     """Tokens per second of requests that are all there from the start; by default a mix of short and long ones."""
     workloads = [Workload(num_requests, input_len, output_len)]
-    info, rows = measure(engine_config(values), workloads, throughput_figures, repeats, temperature=temperature)
+    info, rows = measure(engine_config(None, values), workloads, throughput_figures, repeats, temperature=temperature)
     plotted = {"output_tokens_per_s": "output tokens per second", "total_tokens_per_s": "all tokens per second"}
     Report(_title("throughput", info), THROUGHPUT_COLUMNS, "sequences", plotted, rows).show(as_json=as_json, plot=plot)
 

@@ -9,8 +9,9 @@ import click
 
 WORDS = """
 river stone window autumn market paper garden signal winter bridge letter forest music harbour number silver table morning
-question engine story valley doctor island circle summer copper history kitchen evening planet station village answer mountain machine
-ocean picture teacher weather journey library captain pattern surface distance language building account reason moment colour
+question engine story valley doctor island circle summer copper history kitchen evening planet station village answer mountain
+machine ocean picture teacher weather journey library captain pattern surface distance language building account reason moment
+colour
 """.split()  # noqa: SIM905
 
 

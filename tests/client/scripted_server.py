@@ -119,7 +119,8 @@ class ScriptedServer:
         try:
             while (request := await _read_request(reader)) is not None:
                 self.requests.append(request)
-                if not await self._reply(self._replies.pop(0), reader, writer):
+                is_open = await self._reply(self._replies.pop(0), reader, writer)
+                if not is_open or request.headers.get("connection") == "close":
                     return
         except ConnectionError:
             self.departed.set()
