@@ -25,6 +25,7 @@ from streamserve.errors import ConfigError, InvalidParameter, Unavailable, Unsup
 from streamserve.executor.base import Executor
 from streamserve.frontend import Frontend
 from streamserve.text.chat_template import Message
+from streamserve.text.grammar import GrammarCompiler
 from streamserve.text.preparation import PreparedPrompt, Prompt, default_sampling_params
 from streamserve.text.tokenizer import Tokenizer, load_tokenizer
 from streamserve.text_stream import TextStream
@@ -66,7 +67,10 @@ class AsyncEngine:
         checkpoint = await to_thread.run_sync(partial(_find, self.config), abandon_on_cancel=True)
         tokenizer = await to_thread.run_sync(partial(_tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
         self._defaults = default_sampling_params(checkpoint)
-        self._engine = InlineEngine(self.config, checkpoint, executor=self._executor)
+        grammars = GrammarCompiler(
+            lambda: tokenizer, vocab_size=checkpoint.config["vocab_size"], eos_token_ids=checkpoint.eos_token_ids
+        )
+        self._engine = InlineEngine(self.config, checkpoint, executor=self._executor, compile_constraint=grammars.compile)
         info = await self._engine.start()
         self._frontend = Frontend(self._engine, tokenizer, eos_token_ids=checkpoint.eos_token_ids, **self._options)
         return info

@@ -169,13 +169,14 @@ class LLM:
         builder = OutputBuilder(prepared)
         if not prepared:
             return builder.outputs
-        with (
-            Progress(len(prepared), sum(len(prompt.prompt_token_ids) for prompt in prepared), shown=use_tqdm) as progress,
-            await self._engine.open(prepared) as generation,
-        ):
+        with await self._engine.open(prepared) as generation, _progress(prepared, use_tqdm) as progress:
             async for delta in generation:
                 progress.advance(len(delta.token_ids), finished=builder.add(delta))
         return builder.outputs
+
+
+def _progress(prepared: list[PreparedPrompt], shown: bool) -> Progress:
+    return Progress(len(prepared), sum(len(prompt.prompt_token_ids) for prompt in prepared), shown=shown)
 
 
 def _as_list(prompts: Any) -> list[Any]:

@@ -1,0 +1,197 @@
+"""Structured outputs: the language a request asks for, compiled into a mask of allowed tokens per step.
+
+Grammars are llguidance's (https://github.com/guidance-ai/llguidance): JSON schema, regular expressions, Lark and GBNF
+grammars over bytes, lexed and parsed lazily. Compiling runs on threads, within limits of size and work, and is cached; the
+compiled state then lives on the engine's event loop, one copy per sequence. Knows no scheduler: it satisfies its
+`Constraint` by shape.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+from anyio import CapacityLimiter, to_thread
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import any_to_lark
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.config import EngineConfig
+from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.text.tokenizer import Tokenizer, load_tokenizer
+from streamserve.types import StructuredOutputs
+
+MAX_SOURCE_CHARS = 1 << 18
+"""The longest schema, expression or grammar that is compiled."""
+
+# White space between JSON tokens is free but bounded: unbounded, a model may emit nothing else for ever.
+_JSON_STYLE: Any = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
+
+_LIMITS: dict[str, Any] = {
+    "max_items_in_row": 2_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+
+
+class GrammarConstraint:
+    """One sequence's place in its language; a `scheduling.constraint.Constraint`.
+
+    size_bytes  of a mask
+    ends        end-of-sequence ids
+    """
+
+    def __init__(self, matcher: LLMatcher, size_bytes: int, ends: Sequence[int]) -> None:
+        self._matcher = matcher
+        self._size_bytes = size_bytes
+        self._ends = ends
+
+    def bitmask(self) -> bytes:
+        """The tokens allowed next, as little-endian int32 words; an end of sequence only where the language may end."""
+        mask: bytes = self._matcher.compute_bitmask()[: self._size_bytes]
+        # In an error the library allows the end of sequence, which would pass for success; so `accept` is made to see it.
+        return _all_but(self._size_bytes, self._ends) if self._matcher.is_error() else mask
+
+    def accept(self, token_id: int) -> None:
+        """Advance by one token; raises `ValueError` when the language doesn't allow it or got too complex to follow."""
+        if not self._matcher.consume_token(token_id):
+            raise ValueError(_reason(self._matcher.get_error()))
+
+    @property
+    def is_finished(self) -> bool:
+        """True once nothing may follow."""
+        return bool(self._matcher.is_stopped())
+
+
+class GrammarCompiler:
+    """Compiles for one model.
+
+    tokenizer   called once, on a thread, when the first grammar comes
+    vocab_size  of the model's logits; may exceed the tokenizer's
+    cache_size  compiled grammars kept, least recently used ones dropped
+    """
+
+    def __init__(
+        self,
+        tokenizer: Callable[[], Tokenizer],
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        cache_size: int = 128,
+        max_threads: int = 2,
+    ) -> None:
+        self._load_tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._ends = list(eos_token_ids)
+        self._cache: OrderedDict[bytes, LLMatcher] = OrderedDict()
+        self._cache_size = cache_size
+        self._max_threads = max_threads
+        self._limiter: CapacityLimiter | None = None
+        self._lock = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+
+    async def compile(self, wanted: StructuredOutputs) -> GrammarConstraint:
+        """A fresh constraint for one sequence. Raises `InvalidParameter` when the language can't be compiled."""
+        if not self._ends:
+            raise UnsupportedParameter("structured_outputs", "this model has no end-of-sequence token")
+        key = msgspec.json.encode(wanted)
+        matcher = self._cache.get(key)
+        if matcher is None:
+            matcher = await self._in_thread(partial(self._compile, wanted))
+        self._cache[key] = matcher
+        self._cache.move_to_end(key)
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, self._ends)
+
+    async def _in_thread(self, work: Callable[[], LLMatcher]) -> LLMatcher:
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(self._max_threads)
+        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+
+    def _compile(self, wanted: StructuredOutputs) -> LLMatcher:
+        matcher = LLMatcher(self._ll_tokenizer(), grammar_source(wanted), log_level=0, limits=LLParserLimits(**_LIMITS))
+        if matcher.is_error():
+            raise InvalidParameter("structured_outputs", f"can't be compiled: {_reason(matcher.get_error())}")
+        return matcher
+
+    def _ll_tokenizer(self) -> LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                vocabulary = TokenizerWrapper(_Vocabulary(self._load_tokenizer(), self._vocab_size, self._ends))
+                self._tokenizer = LLTokenizer(vocabulary, eos_token=self._ends)
+            return self._tokenizer
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance wants it: the bytes of every id, and a function that encodes."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, ends: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = ends[0]
+        self.bos_token_id = tokenizer.bos_token_id
+        self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(vocab_size)]
+        self.special_token_ids = sorted({*tokenizer.special_ids, *ends})
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def compiler_for(config: EngineConfig, checkpoint: Checkpoint) -> Callable[[StructuredOutputs], Any]:
+    """The compiler of an engine that loads its tokenizer by itself; a `CompileConstraint`."""
+    load = partial(
+        load_tokenizer,
+        checkpoint,
+        tokenizer=config.tokenizer,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return GrammarCompiler(load, vocab_size=checkpoint.config["vocab_size"], eos_token_ids=checkpoint.eos_token_ids).compile
+
+
+def grammar_source(wanted: StructuredOutputs) -> str:
+    """A request's language in llguidance's own notation. Raises `InvalidParameter` when it is too long or malformed."""
+    try:
+        source = _source(wanted)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidParameter("structured_outputs", f"can't be compiled: {error}") from error
+    if len(source) > MAX_SOURCE_CHARS:
+        raise InvalidParameter("structured_outputs", f"is too long: {len(source)} characters, at most {MAX_SOURCE_CHARS}")
+    return source
+
+
+def _source(wanted: StructuredOutputs) -> str:
+    if wanted.json is not None:
+        return str(LLMatcher.grammar_from_json_schema(wanted.json, overrides=_JSON_STYLE))
+    if wanted.json_object is not None:
+        if not wanted.json_object:
+            raise ValueError("json_object must be true")
+        return str(LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_JSON_STYLE))
+    if wanted.regex is not None:
+        return str(LLMatcher.grammar_from_regex(wanted.regex))
+    if wanted.choice is not None:
+        if not wanted.choice:
+            raise ValueError("choice must hold at least one string")
+        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in wanted.choice)))
+    return str(LLMatcher.grammar_from_lark(any_to_lark(wanted.grammar or "")))
+
+
+def _reason(message: str) -> str:
+    """The library's message without the dump of its state and the repeated grammar."""
+    return message.partition("<state>")[0].strip()[:500] or "it is too complex"
+
+
+def _all_but(size_bytes: int, token_ids: Sequence[int]) -> bytes:
+    mask = bytearray(b"\xff" * size_bytes)
+    for token_id in token_ids:
+        mask[token_id // 8] &= ~(1 << token_id % 8)
+    return bytes(mask)
