@@ -1,0 +1,70 @@
+"""People who chat with a streaming server: ask, read the answer as it comes, think, ask again.
+
+Reports, for each kind of question, `answer` (its whole time), `TTFT`, and `gap` (between two pieces of text). Needs the extra
+`loadtest`.
+"""
+
+from __future__ import annotations
+
+import random
+
+from locust import LoadTestShape, User, between, task
+
+from loadtest.streaming import Reading, read_answer
+from streamserve_client import Client, ClientError, RetryPolicy
+from streamserve_client.types import Message
+
+SHORT = ("What is a monsoon?", "Name three rivers in Asia.", "描述一下北京的秋天", "Why is the sky blue?")
+LONG_TEXT = "The harbour town kept a record of every ship, its cargo and the weather of the day. "
+
+
+class ChatUser(User):
+    """One person with one conversation; every answer is read to its end."""
+
+    wait_time = between(0.5, 2.0)
+
+    def on_start(self) -> None:
+        self._client = Client(self.host or "http://127.0.0.1:8000", retry=RetryPolicy(max_retries=0))
+
+    def on_stop(self) -> None:
+        self._client.close()
+
+    @task(4)
+    def ask_something_short(self) -> None:
+        self._ask("short", random.choice(SHORT), max_tokens=64)
+
+    @task(1)
+    def summarise_something_long(self) -> None:
+        self._ask("long", f"Summarise: {LONG_TEXT * random.randint(5, 20)}", max_tokens=128)
+
+    def _ask(self, kind: str, question: str, max_tokens: int) -> None:
+        messages: list[Message] = [{"role": "user", "content": question}]
+        try:
+            reading = read_answer(self._client, messages, max_tokens)
+        except ClientError as error:
+            self._fire("answer", kind, 0.0, error=error)
+            return
+        self._report(kind, reading)
+
+    def _report(self, kind: str, reading: Reading) -> None:
+        self._fire("answer", kind, reading.total_s, length=reading.characters)
+        if reading.ttft_s is not None:
+            self._fire("TTFT", kind, reading.ttft_s)
+        for gap_s in reading.gaps_s:
+            self._fire("gap", kind, gap_s)
+
+    def _fire(self, what: str, kind: str, seconds: float, *, length: int = 0, error: Exception | None = None) -> None:
+        self.environment.events.request.fire(
+            request_type=what, name=kind, response_time=seconds * 1e3, response_length=length, exception=error, context={}
+        )
+
+
+class Steps(LoadTestShape):
+    """Twice as many people every `STEP_S` seconds, from 1 to 32: where TTFT leaves its plateau is the server's capacity."""
+
+    STEP_S = 30
+    STEPS = (1, 2, 4, 8, 16, 32)
+
+    def tick(self) -> tuple[int, float] | None:
+        step = int(self.get_run_time() // self.STEP_S)
+        return (self.STEPS[step], 4.0) if step < len(self.STEPS) else None
