@@ -28,8 +28,11 @@ def host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees. By default it gives large buffers back to the kernel, and the next step pays their page
-    faults again: more than some of its arithmetic. Other C libraries are left as they are."""
+    """Have glibc keep what a step frees.
+
+    By default it gives large buffers back to the kernel, and the next step pays their page faults again: more than some of its
+    arithmetic. Other C libraries are left as they are.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)

@@ -1,0 +1,1 @@
+"""How plans reach the rank and results come back."""

@@ -1,0 +1,79 @@
+"""Row updates and input gathering, against a naive computation over Python lists."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from streamserve_kernels import RowLayout, apply_row_deltas, gather_inputs, make_row_tables, scatter_sampled
+from tests.support.sampling import int32
+
+CPU = torch.device("cpu")
+
+
+def test_a_row_has_a_place_for_the_id_sampled_after_its_last_token() -> None:
+    layout = RowLayout(max_model_len=40, max_blocks=3)
+    assert layout.words % 32 == 0
+    assert layout.token_ids + 41 <= layout.words
+    tables = make_row_tables(2, 40, 3, CPU)
+    scatter_sampled(tables, int32(1), int32(40), torch.tensor([9]))
+    assert tables.token_ids[1].tolist() == [0] * 40 + [9]
+    assert int((tables.state != 0).sum()) == 1
+
+
+def test_views_share_the_rows_memory() -> None:
+    tables = make_row_tables(2, 8, 2, CPU)
+    tables.temperature[1] = 0.5
+    word = tables.state[1, RowLayout.TEMPERATURE]
+    assert word.view(torch.float32) == 0.5
+    assert tables.block_tables.shape == (3, 2)
+    assert tables.padding_row == 2
+
+
+def test_deltas_copy_runs_of_words_into_rows() -> None:
+    tables = make_row_tables(3, 16, 4, CPU)
+    payload = torch.arange(100, 120, dtype=torch.int32)
+    segments = torch.tensor([[0, 17, 0, 3], [2, 0, 5, 1], [1, 20, 10, 4]], dtype=torch.int32)
+    apply_row_deltas(tables, segments, payload)
+    expected = torch.zeros_like(tables.state)
+    expected[0, 17:20] = payload[0:3]
+    expected[2, 0] = payload[5]
+    expected[1, 20:24] = payload[10:14]
+    assert torch.equal(tables.state, expected)
+
+
+def test_gathered_inputs_equal_a_walk_over_the_rows() -> None:
+    rng = random.Random(0)
+    num_rows, max_len, block_size = 9, 200, 16
+    for _ in range(30):
+        tables = make_row_tables(num_rows, max_len, 13, CPU)
+        tables.token_ids.copy_(torch.randint(0, 1000, tables.token_ids.shape))
+        tables.block_tables[:num_rows] = torch.randperm(num_rows * 13).view(num_rows, 13)
+        rows = rng.sample(range(num_rows), rng.randint(1, num_rows))
+        counts = sorted((rng.choice([1, 1, 5, 40]) for _ in rows), key=lambda count: count != 1)
+        starts = [rng.randint(0, max_len - count) for count in counts]
+        ends = [sum(counts[:place]) for place in range(len(counts) + 1)]
+        got = gather_inputs(tables, int32(*rows), int32(*starts), int32(*ends), num_tokens=ends[-1], block_size=block_size)
+        tokens = [
+            (row, position)
+            for row, start, count in zip(rows, starts, counts, strict=True)
+            for position in range(start, start + count)
+        ]
+        assert got.token_ids.tolist() == [int(tables.token_ids[row, position]) for row, position in tokens]
+        assert got.positions.tolist() == [position for _, position in tokens]
+        assert got.slot_mapping.tolist() == [
+            int(tables.block_tables[row, position // block_size]) * block_size + position % block_size
+            for row, position in tokens
+        ]
+        assert got.seq_lens.tolist() == [start + count for start, count in zip(starts, counts, strict=True)]
+        assert torch.equal(got.block_tables, tables.block_tables[rows])
+        assert (got.block_tables.dtype, got.seq_lens.dtype) == (torch.int32, torch.int32)
+
+
+def test_tokens_of_the_padding_row_are_written_nowhere() -> None:
+    tables = make_row_tables(2, 32, 2, CPU)
+    rows = int32(1, tables.padding_row, tables.padding_row)
+    got = gather_inputs(tables, rows, int32(3, 0, 0), int32(0, 1, 2, 3), num_tokens=3, block_size=16)
+    assert got.slot_mapping.tolist() == [3, -1, -1]
+    assert got.seq_lens.tolist() == [4, 1, 1]

@@ -1,0 +1,1 @@
+"""Rows, inputs, sampling and steps of one rank, on a CPU."""
