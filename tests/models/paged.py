@@ -20,8 +20,8 @@ class PagedRun:
         arch = model.arch
         dtype = next(model.parameters()).dtype
         shape = (num_blocks, 2, arch.kv_heads, BLOCK_SIZE, arch.head_dim)
-        # NaN in every slot that nothing was written to: reading one shows.
-        self.kv_caches = [torch.full(shape, float("nan"), dtype=dtype) for _ in range(arch.num_layers)]
+        # Garbage in every slot that nothing was written to: attending to one shows.
+        self.kv_caches = [torch.full(shape, 1e4, dtype=dtype) for _ in range(arch.num_layers)]
         self.model = model
         self._free = list(range(num_blocks))
         random.Random(0).shuffle(self._free)

@@ -1,10 +1,19 @@
-"""Causal attention over the paged cache, in torch."""
+"""Causal attention over the paged cache, in torch.
+
+On a CPU the cost is torch's call overhead for a few short sequences and reading keys for many long ones. So decoding gathers
+whole blocks of all sequences of similar length in one call and attends once; prefills go sequence by sequence, in chunks of
+queries that leave out the keys none of them sees.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+QUERY_CHUNK = 128
+PADDING_FLOOR = 256
+"""Decoding sequences up to this long go into one group, however short some are."""
 
 
 def paged_attention(
@@ -25,7 +34,8 @@ def paged_attention(
 
     q              [tokens, q_heads, head_dim]  bf16|fp16|fp32, rows of all sequences one after another
     kv_cache       [blocks, 2, kv_heads, block_size, head_dim]  same dtype; q_heads is a multiple of kv_heads
-    block_tables   [sequences, max_blocks]  int32, unused entries never read
+                   every slot holds finite numbers, written or not (a new cache is zeros): what is masked is still multiplied
+    block_tables   [sequences, max_blocks]  int32, unused entries may hold anything
     seq_lens       [sequences]      int32, tokens in the cache including this step's
     query_start    [sequences + 1]  int32, prefix sums of query lengths; a sequence's queries are its last tokens
     scale          factor of the scores
@@ -36,31 +46,98 @@ def paged_attention(
     returns        [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32
     """
     out = torch.empty_like(q)
-    starts, lengths = query_start.tolist(), seq_lens.tolist()
-    for sequence, seq_len in enumerate(lengths):
+    lengths = seq_lens.tolist()
+    for sequences in _similar(lengths[:num_decodes]):
+        rows = sequences if len(sequences) < len(lengths) else slice(None)
+        longest = max(lengths[sequence] for sequence in sequences)
+        out[rows] = _decode(q[rows], kv_cache, block_tables[rows], seq_lens[rows], longest, scale, window, softcap)
+    starts = query_start.tolist()
+    for sequence in range(num_decodes, len(lengths)):
         rows = slice(starts[sequence], starts[sequence + 1])
-        keys, values = _gather(kv_cache, block_tables[sequence], seq_len)
-        out[rows] = _attend(q[rows], keys, values, scale, window, softcap)
+        keys, values = _gather(kv_cache, block_tables[sequence : sequence + 1], lengths[sequence])
+        out[rows] = _prefill(
+            q[rows], keys[..., : lengths[sequence], :], values[..., : lengths[sequence], :], scale, window, softcap
+        )
     return out
 
 
-def _gather(kv_cache: Tensor, block_table: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of one sequence, each [kv_heads, seq_len, head_dim]."""
-    block_size = kv_cache.shape[3]
-    blocks = kv_cache[block_table[: -(-seq_len // block_size)]]
-    keys, values = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :seq_len].unbind(0)
+def _similar(lengths: list[int]) -> list[list[int]]:
+    """Indices of sequences, grouped so that padding to the longest of a group at most doubles its work."""
+    groups: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        groups.setdefault((length - 1 + PADDING_FLOOR).bit_length(), []).append(index)
+    return list(groups.values())
+
+
+def _decode(
+    q: Tensor,
+    kv_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    longest: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """One query per sequence, [sequences, q_heads, head_dim]; heads that share keys are a head's queries."""
+    keys, values = _gather(kv_cache, block_tables, longest)
+    grouped = q.unflatten(1, (kv_cache.shape[2], -1))
+    if q.shape[0] == 1:
+        first = 0 if window is None else max(0, longest - window)
+        keys, values = keys[..., first:longest, :], values[..., first:longest, :]
+        return _attend(grouped, keys, values, None, scale, softcap).view_as(q)
+    place = torch.arange(keys.shape[2], device=q.device)
+    ends = seq_lens.unsqueeze(1)
+    seen = place < ends
+    if window is not None and window < longest:
+        seen &= place >= ends - window
+    return _attend(grouped, keys, values, _bias(seen, q.dtype)[:, None, None], scale, softcap).view_as(q)
+
+
+def _prefill(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+    """The last tokens of one sequence, [queries, q_heads, head_dim]; a chunk of queries reads only the keys that it sees."""
+    out = torch.empty_like(q)
+    seq_len, num_queries = keys.shape[2], q.shape[0]
+    for start in range(0, num_queries, QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, num_queries)
+        first_position, end = seq_len - num_queries + start, seq_len - num_queries + stop
+        begin = 0 if window is None else max(0, first_position - window + 1)
+        seen = visible(stop - start, end, window, q.device)[:, begin:]
+        chunk = q[start:stop].transpose(0, 1).unsqueeze(0)
+        attended = _attend(chunk, keys[..., begin:end, :], values[..., begin:end, :], _bias(seen, q.dtype), scale, softcap)
+        out[start:stop] = attended[0].transpose(0, 1)
+    return out
+
+
+def _gather(kv_cache: Tensor, block_tables: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of some sequences, each [sequences, kv_heads, places, head_dim], padded to whole blocks of the longest.
+
+    What lies past a sequence's end is another's or nothing's: it must be masked.
+    """
+    blocks, _, kv_heads, block_size, head_dim = kv_cache.shape
+    tables = block_tables[:, : -(-longest // block_size)].clamp(0, blocks - 1)
+    by_head = torch.arange(2 * kv_heads, dtype=tables.dtype, device=tables.device).view(2, 1, kv_heads, 1)
+    rows = (tables * (2 * kv_heads)).unsqueeze(1) + by_head
+    gathered = kv_cache.view(-1, block_size * head_dim).index_select(0, rows.flatten())
+    keys, values = gathered.view(2, tables.shape[0], kv_heads, -1, head_dim).unbind(0)
     return keys, values
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
-    """Attention of the last tokens of one sequence: q [queries, q_heads, head_dim] -> the same shape."""
-    groups = q.shape[1] // keys.shape[0]
-    keys, values = keys.repeat_interleave(groups, dim=0), values.repeat_interleave(groups, dim=0)
-    scores = (q.transpose(0, 1).float() @ keys.float().transpose(1, 2)) * scale
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~visible(q.shape[0], keys.shape[1], window, q.device), float("-inf"))
-    return (F.softmax(scores, dim=-1) @ values.float()).to(q.dtype).transpose(0, 1)
+def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """softmax(q k * scale + bias) v: q [..., q_heads, queries, head_dim], keys and values [..., kv_heads, places, head_dim]."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=scale, enable_gqa=True)
+    groups = q.shape[-3] // keys.shape[-3]
+    keys, values = keys.repeat_interleave(groups, dim=-3), values.repeat_interleave(groups, dim=-3)
+    scores = torch.tanh(q.float() @ keys.float().transpose(-1, -2) * (scale / softcap)) * softcap
+    if bias is not None:
+        scores = scores + bias
+    return (F.softmax(scores, dim=-1) @ values.float()).to(q.dtype)
+
+
+def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key is seen and -inf where it is not."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def visible(num_queries: int, seq_len: int, window: int | None, device: torch.device) -> Tensor:

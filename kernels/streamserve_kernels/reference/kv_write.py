@@ -6,10 +6,9 @@ A slot is one token's place: block * block_size + offset.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from streamserve_kernels.reference.norm_rope import rms_norm, rotate
+from streamserve_kernels.reference.norm_rope import rms_norm, rotate_
 
 
 def write_kv(key_value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -44,24 +43,22 @@ def rotary_write(
 ) -> Tensor:
     """Split the fused projection, norm and rotate queries and keys, write keys and values to their slots; returns the queries.
 
-    qkv             [tokens, (q_heads + 2 * kv_heads) * head_dim]  bf16|fp16|fp32
+    qkv             [tokens, (q_heads + 2 * kv_heads) * head_dim]  bf16|fp16|fp32, contiguous; scratch afterwards
     positions       [tokens]              int64
     cos_sin         [positions, rot_dim]  fp32, cosines then sines; None for models without rotary embeddings
     kv_cache        [blocks, 2, kv_heads, block_size, head_dim]  dtype of qkv, changed in place
     slot_mapping    [tokens]              int64; a negative slot is padding and written nowhere
     q_norm, k_norm  [head_dim]            RMS norm of every query and key head before the rotation, with `eps` (Qwen3, Gemma 3)
-    returns         [tokens, q_heads, head_dim]  dtype of qkv
+    returns         [tokens, q_heads, head_dim]  dtype of qkv; may be a view of qkv
 
     The normed heads are rounded to the dtype of qkv before they are rotated.
     """
     heads = qkv.view(-1, q_heads + 2 * kv_heads, head_dim)
-    rotated = heads[:, : q_heads + kv_heads]
-    key_value = heads[:, q_heads:].unflatten(1, (2, kv_heads))
+    queries, keys = heads[:, :q_heads], heads[:, q_heads : q_heads + kv_heads]
     if q_norm is not None and k_norm is not None:
-        rotated = torch.cat([rms_norm(rotated[:, :q_heads], q_norm, eps), rms_norm(rotated[:, q_heads:], k_norm, eps)], dim=1)
+        queries.copy_(rms_norm(queries, q_norm, eps))
+        keys.copy_(rms_norm(keys, k_norm, eps))
     if cos_sin is not None:
-        rotated = rotate(rotated, cos_sin[positions])
-    if rotated is not heads:
-        key_value = torch.stack([rotated[:, q_heads:], heads[:, q_heads + kv_heads :]], dim=1)
-    write_kv(key_value, kv_cache, slot_mapping)
-    return rotated[:, :q_heads]
+        rotate_(heads[:, : q_heads + kv_heads], cos_sin.index_select(0, positions))
+    write_kv(heads[:, q_heads:].unflatten(1, (2, kv_heads)), kv_cache, slot_mapping)
+    return queries

@@ -1,6 +1,7 @@
 """Norms, gated activations and the rotation of rotary embeddings, in torch.
 
-All arithmetic is fp32 and rounded to the input's dtype once, at the end. Runs on whatever device its tensors are on.
+Arithmetic is fp32. A norm and a rotation are rounded to the input's dtype once, at the end; a gated activation may be rounded
+between activation and product.
 """
 
 from __future__ import annotations
@@ -62,17 +63,16 @@ def gelu_tanh_mul(x: Tensor) -> Tensor:
     return F.gelu(gate, approximate="tanh") * up
 
 
-def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """Rotary embedding of the first dimensions of every head (Su et al., 2021; halves paired as in GPT-NeoX).
+def rotate_(x: Tensor, cos_sin: Tensor) -> None:
+    """Rotary embedding of the first dimensions of every head, in place (Su et al., 2021; halves paired as in GPT-NeoX).
 
-    x        [tokens, heads, head_dim]  bf16|fp16|fp32
+    x        [tokens, heads, head_dim]  bf16|fp16|fp32; dimensions from rot_dim on stay as they are
     cos_sin  [tokens, rot_dim]          fp32: rot_dim / 2 cosines, then as many sines; rot_dim <= head_dim
-    returns  [tokens, heads, head_dim]  dtype of x; dimensions from rot_dim on are unchanged
     """
-    rot_dim = cos_sin.shape[-1]
-    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
-    first, second = x[..., :rot_dim].float().chunk(2, dim=-1)
-    parts = [first * cos - second * sin, second * cos + first * sin]
-    if rot_dim < x.shape[-1]:
-        parts.append(x[..., rot_dim:].float())
-    return torch.cat(parts, dim=-1).to(x.dtype)
+    half = cos_sin.shape[-1] // 2
+    cos, sin = cos_sin[:, None, :half], cos_sin[:, None, half:]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    left, right = first.float(), second.float()
+    turned = torch.addcmul(left * cos, right, sin, value=-1)
+    second.copy_(torch.addcmul(right * cos, left, sin))
+    first.copy_(turned)
