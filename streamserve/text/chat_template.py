@@ -25,8 +25,8 @@ from streamserve.errors import ConfigError, InvalidParameter
 Message = Mapping[str, Any]
 
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
-# Letters only, so that no template's trimming or casing of white space takes it apart.
-_CONTINUATION = "CONTINUEFINALMESSAGEHERE"
+# Put at the end of the message to continue. When the space at its end is missing from the prompt, the template trims messages.
+_CONTINUATION = "CONTINUE-FINAL-MESSAGE-HERE "
 _REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -223,9 +223,10 @@ def _mark_continuation(conversation: list[dict[str, Any]]) -> None:
 
 
 def _cut_at_continuation(text: str) -> str:
-    if _CONTINUATION not in text:
+    at = text.rfind(_CONTINUATION.rstrip())
+    if at < 0:
         raise InvalidParameter("continue_final_message", "the chat template does not print the last message as it is")
-    return text[: text.rindex(_CONTINUATION)]
+    return text[:at] if text.startswith(_CONTINUATION, at) else text[:at].rstrip()
 
 
 def _refuse_reserved(variables: Mapping[str, Any]) -> None:

@@ -1,0 +1,123 @@
+"""Preparation: every default resolved, everything refused that can be, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.errors import ContextLengthExceeded, InvalidParameter
+from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, default_sampling_params
+from streamserve.text.tokenizer import Tokenizer
+from streamserve.types import SamplingParams
+from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
+
+
+def prepare(prompt: Prompt = "prompt", *, options: dict[str, Any] | None = None, **params: Any) -> PreparedPrompt:
+    preparation = Preparation(
+        byte_tokenizer(), max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,), next_seed=lambda: 2**63 - 1
+    )
+    return preparation.prepare(prompt, SamplingParams(**params), request_id="r", **(options or {}))
+
+
+def test_a_text_becomes_token_ids_and_stays_known() -> None:
+    prepared = prepare("秋", max_tokens=5)
+    assert prepared.prompt == "秋"
+    assert prepared.prompt_token_ids == list("秋".encode())
+    assert [spec.prompt_token_ids for spec in prepared.specs] == [list("秋".encode())]
+    assert prepare([1, 2]).prompt is None
+
+
+def test_each_output_has_a_name_and_a_seed_of_its_own() -> None:
+    specs = prepare(n=3, seed=7).specs
+    assert [(spec.sequence_id, spec.seed) for spec in specs] == [("r-0", 7), ("r-1", 8), ("r-2", 9)]
+    assert [spec.seed for spec in prepare(n=2).specs] == [2**63 - 1, 0]
+    assert [spec.seed for spec in prepare(seed=-1).specs] == [2**63 - 1]
+
+
+def test_sampling_parameters_reach_the_engine_unchanged() -> None:
+    given = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+        "min_p": 0.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.3,
+        "repetition_penalty": 1.1,
+        "min_tokens": 2,
+        "logprobs": 3,
+        "prompt_logprobs": 4,
+        "logit_bias": {5: 1.0},
+        "allowed_token_ids": [1, 2],
+    }
+    spec = prepare(max_time=1.5, options={"priority": -1, "cache_salt": "salt"}, **given).specs[0]
+    assert {name: getattr(spec, name) for name in given} == given
+    assert (spec.max_time_s, spec.priority, spec.cache_salt) == (1.5, -1, "salt")
+    assert prepare(top_k=-1).specs[0].top_k == 0
+
+
+def test_stop_ids_hold_the_end_of_sequence_unless_ignored() -> None:
+    assert prepare(stop_token_ids=[3]).specs[0].stop_token_ids == [3, EOS]
+    assert prepare(stop_token_ids=[3], ignore_eos=True).specs[0].stop_token_ids == [3]
+
+
+def test_without_max_tokens_the_context_is_filled() -> None:
+    assert prepare("1234", max_tokens=None).specs[0].max_tokens == 60
+
+
+def test_a_prompt_can_be_truncated_to_its_last_tokens() -> None:
+    assert prepare("0123456789" * 10, truncate_prompt_tokens=3).prompt_token_ids == list(b"789")
+
+
+@pytest.mark.parametrize(("length", "max_tokens", "param"), [(64, 1, "prompt"), (64, None, "prompt"), (60, 5, "max_tokens")])
+def test_what_does_not_fit_the_context_is_refused(length: int, max_tokens: int | None, param: str) -> None:
+    with pytest.raises(ContextLengthExceeded, match=f"maximum context length is 64 tokens.*{length} in the prompt") as raised:
+        prepare("x" * length, max_tokens=max_tokens)
+    assert raised.value.param == param
+
+
+def test_the_output_can_be_shortened_instead() -> None:
+    options = {"clamp_max_tokens": True}
+    assert prepare("x" * 60, max_tokens=50, options=options).specs[0].max_tokens == 4
+    with pytest.raises(ContextLengthExceeded):
+        prepare("x" * 64, max_tokens=1, options=options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "param"),
+    [
+        ("", {}, "prompt"),
+        ([], {}, "prompt"),
+        ([0, VOCAB_SIZE], {}, "prompt"),
+        ([-1], {}, "prompt"),
+        ([True], {}, "prompt"),
+        (["a"], {}, "prompt"),
+        ("\ud800", {}, "prompt"),
+        ("a", {"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
+        ("a", {"allowed_token_ids": [-1]}, "allowed_token_ids"),
+        ("a", {"logit_bias": {VOCAB_SIZE: 1.0}}, "logit_bias"),
+        ("a", {"logprobs": 21}, "logprobs"),
+        ("a", {"prompt_logprobs": 21}, "prompt_logprobs"),
+        ("x" * 60, {"min_tokens": 5, "max_tokens": None}, "min_tokens"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(prompt: Any, params: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidParameter) as raised:
+        prepare(prompt, **params)
+    assert raised.value.param == param
+    assert raised.value.status == 400
+
+
+def test_bad_words_are_banned_at_the_start_and_after_a_space(demo: Tokenizer) -> None:
+    preparation = Preparation(demo, max_model_len=64, vocab_size=demo.vocab_size)
+    spec = preparation.prepare("a", SamplingParams(bad_words=["Paris", " Paris", "北京"]), request_id="r").specs[0]
+    texts = [demo.decode(token_ids) for token_ids in spec.bad_words_token_ids]
+    assert sorted(texts) == sorted(["Paris", " Paris", "北京", " 北京"])
+
+
+def test_a_models_recommendations_are_sampling_parameters() -> None:
+    recommended = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "max_new_tokens": 9, "eos_token_id": 3, "min_p": None}
+    checkpoint = Checkpoint(source="x", path=Path("x"), format="dummy", config={}, generation_config=recommended)
+    assert default_sampling_params(checkpoint) == {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "max_tokens": 9}
