@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from streamserve.errors import QueueFull
-from streamserve.types import SequenceSpec
-from tests.scheduling.oracle import EOS, VOCABULARY, expected
+from streamserve.types import SequenceSpec, StructuredOutputs
+from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected
 from tests.scheduling.play import Play
 
 PREFIXES = [[], [1] * 4, [1] * 4 + [2] * 4, [1] * 4 + [2] * 4 + [3] * 4, [9] * 5]
@@ -38,7 +38,8 @@ def sequence_specs(draw: st.DrawFn, name: str) -> SequenceSpec:
     tail = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8))
     max_tokens = draw(st.integers(1, 11))
     generated: list[int] = []
-    if draw(st.integers(0, 5)) == 0:
+    constrained = draw(st.integers(0, 4)) == 0
+    if not constrained and draw(st.integers(0, 5)) == 0:
         generated = draw(st.lists(st.integers(1, VOCABULARY - 1), max_size=max_tokens - 1))
     return SequenceSpec(
         sequence_id=name,
@@ -52,6 +53,7 @@ def sequence_specs(draw: st.DrawFn, name: str) -> SequenceSpec:
         cache_salt=draw(st.sampled_from(["", "", "pepper"])),
         logprobs=draw(st.sampled_from([None, None, 1])),
         prompt_logprobs=draw(st.sampled_from([None, None, None, 1])),
+        structured_outputs=StructuredOutputs(regex="." * draw(st.integers(1, 8))) if constrained else None,
         max_time_s=draw(st.sampled_from([None, None, None, 5.0])),
     )
 
@@ -75,7 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         name = f"s{len(self.specs)}"
         spec = data.draw(sequence_specs(name))
         try:
-            self.play.add(spec)
+            self.play.add(spec, constraint=constraint_of(spec))
         except QueueFull:
             assert len(self.play.scheduler.population.waiting) >= 6
         else:

@@ -42,9 +42,41 @@ def allowed_tokens(sampling: RowSampling | SequenceSpec, num_generated: int) -> 
     return set(range(VOCABULARY)) - stops
 
 
+class Alternating:
+    """A constraint: even tokens at even places, odd tokens at odd ones, and an end after so many."""
+
+    def __init__(self, num_places: int) -> None:
+        self._num_places = num_places
+        self._place = 0
+
+    @property
+    def allowed(self) -> set[int]:
+        return {token_id for token_id in range(VOCABULARY) if token_id % 2 == self._place % 2}
+
+    def bitmask(self) -> bytes:
+        return sum(1 << token_id for token_id in self.allowed).to_bytes(4, "little")
+
+    def accept(self, token_id: int) -> None:
+        if self.is_finished or token_id not in self.allowed:
+            raise ValueError(f"token {token_id} is not allowed at place {self._place}")
+        self._place += 1
+
+    @property
+    def is_finished(self) -> bool:
+        return self._place == self._num_places
+
+
+def constraint_of(spec: SequenceSpec) -> Alternating | None:
+    """A fresh constraint of as many places as the regex has characters."""
+    if spec.structured_outputs is None:
+        return None
+    assert spec.structured_outputs.regex is not None
+    return Alternating(len(spec.structured_outputs.regex))
+
+
 def expected(spec: SequenceSpec) -> tuple[list[int], FinishReason]:
-    """All tokens an unconstrained sequence generates after those it came with, and why it ends."""
-    state = b""
+    """All tokens a sequence generates after those it came with, and why it ends."""
+    state, constraint = b"", constraint_of(spec)
     for token_id in (*spec.prompt_token_ids, *spec.generated_token_ids):
         state = state_after(state, token_id)
     generated: list[int] = []
@@ -52,7 +84,12 @@ def expected(spec: SequenceSpec) -> tuple[list[int], FinishReason]:
         num_generated = len(spec.generated_token_ids) + len(generated)
         if num_generated == spec.max_tokens:
             return generated, "length"
-        generated.append(draw(spec.seed, state, allowed_tokens(spec, num_generated)))
+        allowed = allowed_tokens(spec, num_generated)
+        generated.append(draw(spec.seed, state, allowed & constraint.allowed if constraint else allowed))
         if generated[-1] in spec.stop_token_ids:
             return generated, "stop"
+        if constraint is not None:
+            constraint.accept(generated[-1])
+            if constraint.is_finished:
+                return generated, "stop"
         state = state_after(state, generated[-1])

@@ -242,9 +242,12 @@ def test_no_stop_token_ends_a_sequence_before_min_tokens() -> None:
 def test_a_stop_token_sampled_too_early_ends_nothing() -> None:
     play = Play()
     play.add(spec("a", stop_token_ids=[EOS], min_tokens=2))
-    step = play.scheduler.schedule(0.0)
-    assert step is not None
-    assert play.scheduler.commit(step, StepResult(0, [EOS]), 0.0)[0][1].finish_reason is None
+    reasons = []
+    for index in range(2):
+        step = play.scheduler.schedule(0.0)
+        assert step is not None
+        reasons.append(play.scheduler.commit(step, StepResult(index, [EOS]), 0.0)[0][1].finish_reason)
+    assert reasons == [None, "stop"]
 
 
 def test_stats_count_what_happened() -> None:

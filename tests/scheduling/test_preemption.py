@@ -109,13 +109,15 @@ def test_a_preempted_sequence_goes_before_those_that_never_ran() -> None:
 
 def test_a_preempted_sequence_finds_its_own_blocks_in_the_prefix_cache() -> None:
     play = crowd()
-    play.add()
     for _ in range(3):
         play.step()
     play.abort("a")
     plan = play.submit()
     assert plan is not None
     assert [work.start for work in plan.work if work.row == play.row_of("c")] == [8]
+    play.finish()
+    stats = play.scheduler.stats()
+    assert (stats.prompt_tokens, stats.prefix_cache_queries, stats.prefix_cache_hits) == (21, 21, 0)
 
 
 def test_admission_leaves_a_block_for_each_running_sequence() -> None:

@@ -42,6 +42,25 @@ def test_cached_tokens_are_told_once() -> None:
     assert [delta.cached_tokens for delta in play.deltas["b"]] == [8] + [0] * 7
 
 
+def test_cached_tokens_are_tokens_of_the_prompt() -> None:
+    play = Play()
+    play.add(spec("a", SHARED, max_tokens=9))
+    play.finish()
+    play.add(spec("b", SHARED[:10], max_tokens=11, generated_token_ids=[*SHARED[10:], *play.tokens("a")[:8]]))
+    assert first_start(play) == 16
+    play.finish()
+    assert play.output("b").cached_tokens == 10
+
+
+def test_a_block_is_entered_once() -> None:
+    allocator = KvAllocator(8, 4, enable_prefix_caching=True)
+    sequence = Sequence(spec("a", 11), (0, 0), None, None)
+    allocator.admit(sequence, 0)
+    assert sequence.next_full == 4
+    allocator.commit(sequence, 9)
+    assert sequence.next_full == 12
+
+
 def test_the_last_token_of_a_prompt_is_always_computed() -> None:
     play = Play()
     play.add(spec("a", SHARED))

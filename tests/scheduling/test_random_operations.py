@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamserve.types import SequenceSpec
 from tests.scheduling.machine import SchedulerMachine, sequence_specs, settings_of_a_scheduler
-from tests.scheduling.oracle import expected
+from tests.scheduling.oracle import constraint_of, expected
 from tests.scheduling.play import Play
 
 TestRandomOperations = SchedulerMachine.TestCase
@@ -31,7 +31,8 @@ def test_overlapped_and_sequential_steps_produce_the_same_tokens(limits: dict[st
     outputs = []
     for outstanding in (1, 2, 3):
         play = Play(**limits)
-        play.add(*crowd)
+        for spec in crowd:
+            play.add(spec, constraint=constraint_of(spec))
         play.finish(outstanding)
         play.scheduler.check()
         outputs.append({spec.sequence_id: play.output(spec.sequence_id) for spec in crowd})
