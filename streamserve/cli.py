@@ -1,7 +1,7 @@
 """`streamserve`: serve | generate | chat | bench, from a terminal or a script.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C. A mistake is answered in one line that says what to do. Commands are imported when
-called, so that `streamserve --help` loads neither torch nor a server.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C. A mistake is answered in one line that says what to do. Commands are
+imported when called, so that `streamserve --help` loads neither torch nor a server.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from streamserve.commands.vllm_flags import UNSUPPORTED
 from streamserve.config import BLOCK_SIZES, Device, DTypeName, EngineConfig, ExecutorBackend, LoadFormat, SchedulingPolicy
 from streamserve.errors import ConfigError
 
@@ -44,10 +45,14 @@ _OPTIONS = [
     click.option("--tokenizer", help="Take the tokenizer from here instead of from the model."),
     click.option("--revision", help="Branch, tag or commit of the model's repository."),
     click.option("--trust-remote-code", is_flag=True, default=None, help="Run code that comes with the model's files."),
-    click.option("--load-format", type=click.Choice(get_args(LoadFormat)), help="How weights are stored; dummy makes random ones."),
+    click.option(
+        "--load-format", type=click.Choice(get_args(LoadFormat)), help="How weights are stored; dummy makes random ones."
+    ),
     click.option("--dtype", type=click.Choice(get_args(DTypeName)), help="Of weights and activations."),
     click.option("--device", type=click.Choice(get_args(Device)), help="Where to run."),
-    click.option("-q", "--quantization", type=click.Choice(["auto", "none", "int4"]), help="int4 keeps 4-bit GGUF weights packed."),
+    click.option(
+        "-q", "--quantization", type=click.Choice(["auto", "none", "int4"]), help="int4 keeps 4-bit GGUF weights packed."
+    ),
     click.option("--seed", type=int, help="Makes the seeds of requests that bring none reproducible."),
     click.option("--max-model-len", type=AMOUNT, help="Tokens of prompt and output together."),
     click.option("--gpu-memory-utilization", type=float, help="Share of the GPU's memory to use."),
@@ -77,34 +82,6 @@ _OPTIONS = [
     click.option("--distributed-executor-backend", type=click.Choice(get_args(ExecutorBackend)), help="How ranks are started."),
 ]
 
-_UNSUPPORTED = frozenset(
-    """
-    --additional-config --attention-backend --block-allocator --calculate-kv-scales --code-revision --collect-detailed-traces --compilation-config
-    --config --config-format --convert --cpu-offload-gb --cuda-graph-sizes --data-parallel-address --data-parallel-backend
-    --data-parallel-rank --data-parallel-rpc-port --data-parallel-size-local --data-parallel-start-rank --decode-context-parallel-size
-    --default-mm-loras --disable-cascade-attn --disable-custom-all-reduce --disable-frontend-multiprocessing --disable-fastapi-docs
-    --disable-hybrid-kv-cache-manager --disable-sliding-window --download-dir --enable-auto-tool-choice --enable-dbo --enable-eplb
-    --enable-expert-parallel --enable-force-include-usage --enable-log-outputs --enable-log-requests --enable-lora --enable-mfu-metrics
-    --enable-multimodal-encoder-data-parallel --enable-prompt-embeds --enable-prompt-tokens-details --enable-reasoning
-    --enable-request-id-headers --enable-server-load-tracking --enable-sleep-mode --enable-ssl-refresh --enable-tokenizer-info-endpoint
-    --eplb-config --exclude-tools-when-tool-choice-none --fully-sharded-loras --guided-decoding-backend --headless --hf-config-path --hf-overrides
-    --hf-token --h11-max-header-count --h11-max-incomplete-event-size --ignore-patterns --interleave-mm-strings --io-processor-plugin
-    --kv-cache-dtype --kv-events-config --kv-offloading-backend --kv-offloading-size --kv-sharing-fast-prefill --kv-transfer-config
-    --limit-mm-per-prompt --log-config-file --logits-processor-pattern --logits-processors --logprobs-mode --long-prefill-token-threshold
-    --lora-dtype --lora-modules --mamba-cache-dtype --mamba-ssm-cache-dtype --master-addr --master-port --max-cpu-loras --max-log-len
-    --max-long-partial-prefills --max-lora-rank --max-loras --max-num-partial-prefills --max-parallel-loading-workers --max-seq-len-to-capture
-    --media-io-kwargs --middleware --mm-encoder-tp-mode --mm-processor-cache-gb --mm-processor-cache-type --mm-processor-kwargs --model-impl
-    --model-loader-extra-config --nnodes --node-rank --num-gpu-blocks-override --num-lookahead-slots --otlp-traces-endpoint
-    --override-attention-dtype --override-neuron-config --override-pooler-config --pooler-config --preemption-mode --prefix-caching-hash-algo
-    --pt-load-map-location --ray-workers-use-nsight --reasoning-parser --reasoning-parser-plugin --response-role --rope-scaling --rope-theta --runner
-    --safetensors-load-strategy --scheduler-cls --scheduler-delay-factor --scheduler-reserve-full-isl --show-hidden-metrics-for-version
-    --skip-mm-profiling --skip-tokenizer-init --speculative-config --ssl-refresh --structured-outputs-config --swap-space --task
-    --tokenizer-mode --tokenizer-pool-extra-config --tokenizer-pool-size --tokenizer-pool-type --tokenizer-revision --tool-call-parser
-    --tool-parser-plugin --tool-server --uds --use-tqdm-on-load --use-v2-block-manager --video-pruning-rate --worker-cls
-    --worker-extension-cls
-    """.split()
-)
-
 
 class VllmCommand(click.Command):
     """A command that takes vLLM's spelling: underscores in flags, several values after one flag, and says which flags it lacks.
@@ -119,7 +96,7 @@ class VllmCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args = [_dashed(argument) for argument in args]
         for flag in (argument.partition("=")[0] for argument in args):
-            if flag in _UNSUPPORTED or flag.replace("--no-", "--", 1) in _UNSUPPORTED:
+            if flag in UNSUPPORTED or flag.replace("--no-", "--", 1) in UNSUPPORTED:
                 raise click.UsageError(f"{flag} is a flag of vLLM's that this version does not support: leave it out", ctx)
         return super().parse_args(ctx, self._one_value_each(args))
 

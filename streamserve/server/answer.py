@@ -1,7 +1,8 @@
 """One request from admission to its last byte, whatever form the answer takes.
 
-Owns the tie between client and sequences: leaving the `with` of a generation aborts its sequences, and whatever ends the answer (the last
-token, a client that left, a drain, a failure) leaves it. Lives on one API worker's event loop; subclasses write the bytes.
+Owns the tie between client and sequences: leaving the `with` of a generation aborts its sequences, and whatever ends the answer
+(the last token, a client that left, a drain, a failure) leaves it. Lives on one API worker's event loop; subclasses write the
+bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From a checked request to the ASGI app that answers it; the same for completions and chat.
 
-Runs on one API worker's event loop. The endpoints say what is asked, this says how an answer comes about: format, openings, streamed or whole.
+Runs on one API worker's event loop. The endpoints say what is asked, this says how an answer comes about: format, openings,
+streamed or whole.
 """
 
 from __future__ import annotations

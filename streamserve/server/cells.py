@@ -1,7 +1,7 @@
 """Numbers that one API worker counts up and any of them can read: plain doubles in memory shared by the workers.
 
-Each worker writes its own stretch, so nothing is locked; whoever answers /metrics sums over all stretches. Counting costs a list index,
-which is what lets every streamed token be counted.
+Each worker writes its own stretch, so nothing is locked; whoever answers /metrics sums over all stretches. Counting costs a
+list index, which is what lets every streamed token be counted.
 """
 
 from __future__ import annotations

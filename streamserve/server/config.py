@@ -11,7 +11,7 @@ MEBIBYTE = 1 << 20
 
 
 class CorsConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Cross-origin rules, with the meanings of vLLM's --allowed-origins, --allowed-methods, --allowed-headers, --allow-credentials."""
+    """Cross-origin rules: vLLM's --allowed-origins, --allowed-methods, --allowed-headers and --allow-credentials."""
 
     origins: tuple[str, ...] = ("*",)
     methods: tuple[str, ...] = ("*",)

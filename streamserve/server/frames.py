@@ -1,7 +1,8 @@
 """Text deltas in, wire bytes out: the one encoder of streamed completions and chats, for SSE and for WebSockets.
 
-A frame is one JSON object between the two byte strings of its `Framing`. JSON holds no raw newline, so frames made with `LINES` can be taken
-apart again with `splitlines()`. A plain text event, the common case, costs one concatenation: all but its text is encoded once per choice.
+A frame is one JSON object between the two byte strings of its `Framing`. JSON holds no raw newline, so frames made with `LINES`
+can be taken apart again with `splitlines()`. A plain text event, the common case, costs one concatenation: all but its text is
+encoded once per choice.
 """
 
 from __future__ import annotations

@@ -64,7 +64,10 @@ class HttpServer(uvicorn.Server):
 
 
 def http_server(app: Any, listen: Listen, *, shutdown_timeout_s: float) -> HttpServer:
-    """The server for `app`; `serve(sockets=[...])` runs it until `should_exit` is set. Raises `ConfigError` for unusable TLS files."""
+    """The server for `app`; `serve(sockets=[...])` runs it until `should_exit` is set.
+
+    Raises `ConfigError` for unusable TLS files.
+    """
     config = uvicorn.Config(
         app,
         log_config=None,

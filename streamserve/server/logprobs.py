@@ -1,7 +1,7 @@
 """Log-probabilities as the OpenAI API writes them: the parallel arrays of completions, the objects of chat.
 
-`bytes` are a token's true bytes; its text shows U+FFFD where the token ends inside a character. Pure functions, but for the running text
-offset of a completions choice.
+`bytes` are a token's true bytes; its text shows U+FFFD where the token ends inside a character. Pure functions, but for the
+running text offset of a completions choice.
 """
 
 from __future__ import annotations

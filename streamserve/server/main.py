@@ -1,7 +1,7 @@
 """The life of one server: open the port, start the engine, serve, drain, leave nothing behind.
 
-Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine process and the further
-workers, and it alone listens to signals: the first one drains, the second ends everything at once.
+Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine process and the
+further workers, and it alone listens to signals: the first one drains, the second ends everything at once.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from streamserve.text.preparation import default_sampling_params
 from streamserve.types import EngineInfo
 
 EXIT_FAILED = 1
+GRAMMARS = "streamserve.text.grammar:compiler_for"
 
 
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +53,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     uses_model_defaults: bool = True
     sampling_overrides: dict[str, Any] = {}
     executor: str = EXECUTOR
-    compile_constraint: str | None = None
+    compile_constraint: str | None = GRAMMARS
 
 
 class Server:
@@ -174,9 +175,7 @@ class Server:
         running = len(first.service.live)
         if running:
             timeout_s = self._options.server.shutdown_timeout_s
-            self._timeline.note(
-                f"Stopping: {running} running requests have {timeout_s:g} s to finish; a second signal ends them now"
-            )
+            self._timeline.note(f"Stopping: {running} requests have {timeout_s:g} s to finish; a second signal ends them now")
         for worker in self._workers:
             worker.drain()
         await first.drain()

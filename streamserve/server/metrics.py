@@ -20,10 +20,12 @@ PHASES = ("queued", "streaming", "blocked")
 REJECTIONS = ("invalid", "auth", "not_found", "too_large", "queue_full", "unavailable", "internal")
 
 _SECONDS = (
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0,
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0,
 )  # fmt: skip
 _REQUEST_SECONDS = (
-    0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
+    0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0,
+    20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
 )  # fmt: skip
 _TOKENS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 _CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
@@ -64,7 +66,7 @@ class Metrics:
 
     def page(self, stats: EngineStats | None) -> bytes:
         """The text exposition; without the engine's part while there is no engine."""
-        return generate_latest(_Page(self, stats))  # type: ignore[arg-type]
+        return generate_latest(_Page(self, stats))
 
     def families(self, stats: EngineStats | None) -> Iterator[Metric]:
         if stats is not None:
@@ -77,9 +79,7 @@ class Metrics:
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting for a row.", stats.num_requests_waiting)
         usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 1 is all.", usage)
-        yield self._counter(
-            "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries
-        )
+        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.", stats.prefix_cache_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits)
         yield self._counter("vllm:num_preemptions", "Sequences that had to give their blocks back.", stats.num_preemptions)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
@@ -103,7 +103,7 @@ class Metrics:
         yield self._histogram("vllm:e2e_request_latency_seconds", "From request to its last byte.", self.e2e_s)
         yield self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", self.request_prompt_tokens)
         yield self._histogram(
-            "vllm:request_generation_tokens", "Generated tokens of a request.", self.request_generation_tokens
+            "vllm:request_generation_tokens", "Tokens generated for a request.", self.request_generation_tokens
         )
         yield self._histogram("vllm:request_params_max_tokens", "max_tokens of a request.", self.request_max_tokens)
         yield self._histogram("vllm:request_params_n", "n of a request.", self.request_n)
@@ -113,7 +113,7 @@ class Metrics:
         yield self._counters("streamserve:stream_disconnects", "Clients that left before the end.", "phase", self.disconnects)
         yield self._counters("streamserve:rejected", "Requests refused.", "reason", self.rejected)
         yield self._counter(
-            "streamserve:slow_client_closes", "Clients that took nothing for too long.", self._one(self.slow_client_closes)
+            "streamserve:slow_client_closes", "Clients that stopped reading.", self._one(self.slow_client_closes)
         )
         yield self._counter("streamserve:stream_events", "Deltas streamed.", self._one(self.events))
 

@@ -130,9 +130,7 @@ def _common(request: GenerationRequest, limits: Limits) -> dict[str, Any]:
         if getattr(request, name, None):
             raise UnsupportedParameter(name, reason)
     if request.priority and not limits.priority_scheduling:
-        raise InvalidParameter(
-            "priority", "this server schedules first come, first served; start it with --scheduling-policy priority"
-        )
+        raise InvalidParameter("priority", "needs a server started with --scheduling-policy priority")
     if request.stream_options is not None and not request.stream:
         raise InvalidParameter("stream_options", "is only allowed with stream: true")
     if request.prompt_logprobs is not None and request.stream:
@@ -176,9 +174,7 @@ def _structured_outputs(request: GenerationRequest) -> StructuredOutputs | None:
         if constraint is not None
     ]
     if len(asked) > 1:
-        raise InvalidParameter(
-            "structured_outputs", "give one of response_format, structured_outputs and guided_*, not several"
-        )
+        raise InvalidParameter("structured_outputs", "give one of response_format, structured_outputs and guided_*")
     return asked[0] if asked else None
 
 

@@ -1,7 +1,7 @@
 """Request bodies as typed structs, and how a body becomes one: OpenAI's fields, then vLLM's.
 
-`decode` is strict about types (the error names the parameter) and lenient about names: fields nobody here knows are returned, so that the
-answer can carry a warning. Pure functions; values are checked in `parameters`.
+`decode` is strict about types (the error names the parameter) and lenient about names: fields nobody here knows are returned,
+so that the answer can carry a warning. Pure functions; values are checked in `parameters`.
 """
 
 from __future__ import annotations

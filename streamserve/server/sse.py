@@ -1,7 +1,8 @@
 """An answer as server-sent events.
 
-An ASGI response of our own: a framework's would cost a coroutine or two per event and forgets its iterator when the client leaves. Every write
-holds whole events; after a 200 there is exactly one ending, whatever happens; after a disconnect nothing more is written.
+An ASGI response of our own: a framework's would cost a coroutine or two per event and forgets its iterator when the client
+leaves. Every write holds whole events; after a 200 there is exactly one ending, whatever happens; after a disconnect nothing
+more is written.
 """
 
 from __future__ import annotations

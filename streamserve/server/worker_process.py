@@ -1,7 +1,7 @@
-"""A further API worker in a process of its own: `python -m streamserve.server.worker_process`, started by `workers.WorkerProcess`.
+"""A further API worker in a process of its own: `python -m streamserve.server.worker_process`, started by `workers`.
 
-Joins the port that its parent opened and the engine that its parent started. It ends when its parent says so or is gone, and leaves
-signals, which a terminal or a supervisor sends to the whole group, to its parent.
+Joins the port that its parent opened and the engine that its parent started. It ends when its parent says so or is gone, and
+leaves signals, which a terminal or a supervisor sends to the whole group, to its parent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HTTP by hand over a bare socket: what arrives is seen write by write, and a client may leave or stop reading when it likes."""
+"""HTTP by hand over a bare socket: what arrives is seen write by write; a client may leave or stop reading when it likes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,38 @@
+"""How to sample, as options of the commands that generate here and now; names as in `SamplingParams`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+_NAMES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+
+
+def sampling_options(max_tokens: int) -> Callable[[CommandT], CommandT]:
+    """Add the options; the command hands what it gets to `sampling_values`."""
+    options = [
+        click.option("--max-tokens", type=int, default=max_tokens, show_default=True, help="The most tokens to generate."),
+        click.option("--temperature", type=float, help="0 takes the likeliest token every time."),
+        click.option("--top-p", type=float, help="Sample among the likeliest tokens that make up this share."),
+        click.option("--top-k", type=int, help="Sample among this many of the likeliest tokens."),
+        click.option("--min-p", type=float, help="Leave out tokens below this share of the likeliest one."),
+        click.option("--repetition-penalty", type=float, help="Above 1 makes repetition less likely."),
+        click.option("--stop", multiple=True, help="End before this text; may be repeated."),
+        click.option("--stats", is_flag=True, help="Tell time to first token and tokens per second."),
+    ]
+
+    def add(command: CommandT) -> CommandT:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def sampling_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that the options set, by `SamplingParams` name."""
+    return {**{name: values[name] for name in _NAMES}, "stop": list(values["stop"]) or None}
