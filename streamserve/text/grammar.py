@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from anyio import CapacityLimiter, to_thread
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
@@ -78,6 +78,7 @@ class GrammarCompiler:
     tokenizer   called once, on a thread, when the first grammar comes
     vocab_size  of the model's logits; may exceed the tokenizer's
     cache_size  compiled grammars kept, least recently used ones dropped
+    num_compiled  grammars compiled so far
     """
 
     def __init__(
@@ -98,6 +99,12 @@ class GrammarCompiler:
         self._limiter: CapacityLimiter | None = None
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
+        self.num_compiled = 0
+
+    @property
+    def cached(self) -> int:
+        """Compiled grammars that are kept."""
+        return len(self._cache)
 
     async def compile(self, wanted: StructuredOutputs) -> GrammarConstraint:
         """A fresh constraint for one sequence. Raises `InvalidParameter` when the language can't be compiled."""
@@ -107,6 +114,7 @@ class GrammarCompiler:
         matcher = self._cache.get(key)
         if matcher is None:
             matcher = await self._in_thread(partial(self._compile, wanted))
+            self.num_compiled += 1
         self._cache[key] = matcher
         self._cache.move_to_end(key)
         while len(self._cache) > self._cache_size:
@@ -162,7 +170,7 @@ def grammar_source(wanted: StructuredOutputs) -> str:
     """A request's language in llguidance's own notation. Raises `InvalidParameter` when it is too long or malformed."""
     try:
         source = _source(wanted)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, GbnfToLarkError) as error:
         raise InvalidParameter("structured_outputs", f"can't be compiled: {error}") from error
     if len(source) > MAX_SOURCE_CHARS:
         raise InvalidParameter("structured_outputs", f"is too long: {len(source)} characters, at most {MAX_SOURCE_CHARS}")

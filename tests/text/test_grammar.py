@@ -1,0 +1,193 @@
+"""Structured outputs: whatever tokens a mask allows, the text belongs to the language; what can't be compiled is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any
+
+import anyio
+import jsonschema
+import pytest
+
+from streamserve.config import EngineConfig
+from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.text.grammar import MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
+from streamserve.text.tokenizer import Tokenizer
+from streamserve.types import StructuredOutputs
+from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
+from tests.text.schemas import random_schema
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(byte_tokenizer, vocab_size=VOCAB_SIZE + 40, eos_token_ids=[EOS])
+
+
+def allowed(constraint: GrammarConstraint) -> list[int]:
+    mask = constraint.bitmask()
+    return [token_id for token_id in range(8 * len(mask)) if mask[token_id // 8] >> token_id % 8 & 1]
+
+
+def sample(constraint: GrammarConstraint, source: random.Random, *, limit: int = 20_000) -> str:
+    """A text of random allowed tokens. Ends whatever can be ended soon, since free strings may go on for ever."""
+    said = bytearray()
+    while not constraint.is_finished:
+        tokens = allowed(constraint)
+        assert tokens, "nothing may follow, yet the text is not finished"
+        if EOS in tokens and source.random() < 0.5:
+            break
+        tokens = [token for token in tokens if token != EOS]
+        closing = [token for token in tokens if token in b'"}]' and source.random() < 0.5]
+        token = source.choice(closing or tokens)
+        constraint.accept(token)
+        said.append(token)
+        assert len(said) < limit
+    return said.decode()
+
+
+@pytest.mark.parametrize("seed", range(200))
+async def test_every_text_of_a_random_schema_parses_and_validates(compiler: GrammarCompiler, seed: int) -> None:
+    source = random.Random(seed)
+    schema = random_schema(source)
+    constraint = await compiler.compile(StructuredOutputs(json=schema))
+    jsonschema.validate(json.loads(sample(constraint, source)), schema)
+
+
+async def test_a_schema_may_come_as_text(compiler: GrammarCompiler) -> None:
+    constraint = await compiler.compile(StructuredOutputs(json='{"const": 7}'))
+    assert sample(constraint, random.Random(0)) == "7"
+
+
+async def test_any_json_object_parses(compiler: GrammarCompiler) -> None:
+    for seed in range(20):
+        constraint = await compiler.compile(StructuredOutputs(json_object=True))
+        assert isinstance(json.loads(sample(constraint, random.Random(seed))), dict)
+
+
+async def test_white_space_in_json_is_free_but_bounded(compiler: GrammarCompiler) -> None:
+    constraint = await compiler.compile(StructuredOutputs(json_object=True))
+    constraint.accept(ord("{"))
+    spaces = 0
+    while ord(" ") in allowed(constraint):
+        constraint.accept(ord(" "))
+        spaces += 1
+    assert 8 <= spaces <= 64
+
+
+async def test_texts_match_a_regular_expression(compiler: GrammarCompiler) -> None:
+    pattern = r"[a-c]{2}-\d+(秋|天)?"
+    for seed in range(20):
+        constraint = await compiler.compile(StructuredOutputs(regex=pattern))
+        assert re.fullmatch(pattern, sample(constraint, random.Random(seed)))
+
+
+async def test_texts_are_one_of_the_choices(compiler: GrammarCompiler) -> None:
+    choices = ["yes", "no", "也许", 'a "quoted"\n\\ one']
+    texts = [sample(await compiler.compile(StructuredOutputs(choice=choices)), random.Random(seed)) for seed in range(40)]
+    assert set(texts) == set(choices)
+
+
+@pytest.mark.parametrize("grammar", ['start: "a" /[0-9]+/ "b"', 'root ::= "a" [0-9]+ "b"'])
+async def test_texts_follow_lark_and_gbnf_grammars(compiler: GrammarCompiler, grammar: str) -> None:
+    constraint = await compiler.compile(StructuredOutputs(grammar=grammar))
+    assert re.fullmatch("a[0-9]+b", sample(constraint, random.Random(1)))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"json": {"type": "nonsense"}},
+        {"json": {"type": "array", "uniqueItems": True}},
+        {"json": "{"},
+        {"json": "[]"},
+        {"json_object": False},
+        {"regex": "[0-9"},
+        {"choice": []},
+        {"grammar": "start: missing_rule"},
+        {"grammar": "root ::= ("},
+        {"regex": "x" * (MAX_SOURCE_CHARS + 1)},
+        {"json": '{"not":' * 10_000},
+    ],
+)
+async def test_what_cannot_be_compiled_is_a_bad_request(compiler: GrammarCompiler, wanted: dict[str, Any]) -> None:
+    with anyio.fail_after(20), pytest.raises(InvalidParameter) as raised:
+        await compiler.compile(StructuredOutputs(**wanted))
+    assert raised.value.param == "structured_outputs"
+    assert len(raised.value.message) < 1000
+
+
+@pytest.mark.parametrize(
+    "regex", ["((((((a{1,99}){1,99}){1,99}){1,99}){1,99}){1,99})b", "(a|b)*a(a|b){400}c", r"\w{1,2000}\d{1,2000}"]
+)
+async def test_an_expression_that_explodes_costs_little(compiler: GrammarCompiler, regex: str) -> None:
+    with anyio.fail_after(5):
+        constraint = await compiler.compile(StructuredOutputs(regex=regex))
+    for _ in range(50):
+        tokens = [token for token in allowed(constraint) if token != EOS]
+        if tokens:
+            constraint.accept(tokens[0])
+
+
+async def test_a_token_outside_the_language_is_an_error(compiler: GrammarCompiler) -> None:
+    constraint = await compiler.compile(StructuredOutputs(choice=["yes"]))
+    assert allowed(constraint) == [ord("y")]
+    with pytest.raises(ValueError, match="doesn't satisfy the grammar"):
+        constraint.accept(ord("n"))
+    assert EOS not in allowed(constraint)
+    with pytest.raises(ValueError, match="grammar"):
+        constraint.accept(ord("y"))
+
+
+async def test_sequences_of_one_schema_do_not_see_each_other(compiler: GrammarCompiler) -> None:
+    first = await compiler.compile(StructuredOutputs(choice=["ab", "cd"]))
+    first.accept(ord("a"))
+    second = await compiler.compile(StructuredOutputs(choice=["ab", "cd"]))
+    assert allowed(first) == [ord("b")]
+    assert allowed(second) == [ord("a"), ord("c")]
+
+
+async def test_masks_are_as_long_as_the_models_vocabulary(compiler: GrammarCompiler) -> None:
+    constraint = await compiler.compile(StructuredOutputs(regex="(?s:.*)"))
+    assert len(constraint.bitmask()) == 4 * -(-(VOCAB_SIZE + 40) // 32)
+    assert max(allowed(constraint)) == EOS
+
+
+async def test_the_end_is_allowed_only_where_the_language_may_end(compiler: GrammarCompiler) -> None:
+    constraint = await compiler.compile(StructuredOutputs(regex=r"\d+"))
+    assert EOS not in allowed(constraint)
+    constraint.accept(ord("7"))
+    assert EOS in allowed(constraint)
+    assert not constraint.is_finished
+
+
+async def test_the_cache_forgets_the_least_recently_used(demo: Tokenizer) -> None:
+    loads = []
+
+    def load() -> Tokenizer:
+        loads.append(1)
+        return demo
+
+    compiler = GrammarCompiler(load, vocab_size=demo.vocab_size, eos_token_ids=[2], cache_size=2)
+    for choice in ("a", "b", "a", "c", "a"):
+        await compiler.compile(StructuredOutputs(choice=[choice]))
+    assert compiler.cached == 2
+    assert compiler.num_compiled == 3
+    assert loads == [1]
+
+
+async def test_a_model_that_never_ends_a_text_takes_no_structures() -> None:
+    compiler = GrammarCompiler(byte_tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=[])
+    with pytest.raises(UnsupportedParameter):
+        await compiler.compile(StructuredOutputs(choice=["a"]))
+
+
+async def test_an_engine_process_makes_a_compiler_of_its_configuration() -> None:
+    from streamserve.checkpoint import resolve
+
+    compile_one = compiler_for(EngineConfig(model="demo"), resolve("demo"))
+    constraint = await compile_one(StructuredOutputs(choice=["yes"]))
+    assert len(constraint.bitmask()) == 49152 // 8
