@@ -28,11 +28,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": FOUNDATION | {"checkpoint", "gguf_file"},
     **{room: FOUNDATION | {"checkpoint", "engine", "executor", "text"} | (LIBRARY - {room}) for room in LIBRARY},
     "server": FOUNDATION | {"checkpoint", "engine", "text", "frontend", "text_stream"},
-    "cli": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server", "bench"} | LIBRARY,
     # programs around a server process
     "server_process": FOUNDATION,
     "demo": FOUNDATION | {"server_process"},
-    "bench": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server_process"} | LIBRARY,
+    # the command line; `cli` names its commands and imports them when they are called
+    "commands": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server"} | LIBRARY,
+    "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "text", "server_process"} | LIBRARY,
+    "cli": FOUNDATION | {"commands", "bench"},
     # the package itself loads names on first use
     "__init__": {"types", "async_engine", "llm"},
     "__main__": {"cli"},
@@ -47,6 +49,7 @@ MUST_NOT_IMPORT: dict[str, set[str]] = {
     "frontend": {"torch", "transformers", "litestar", "uvicorn"},
     "models": {"anyio", "asyncio", "litestar", "uvicorn", "httpx"},
     "worker": {"anyio", "asyncio", "litestar", "uvicorn", "httpx", "transformers"},
+    "cli": {"torch", "anyio", "asyncio", "transformers", "litestar", "uvicorn"},
 }
 
 OURS = imports_under(ROOT / "streamserve", ROOT)
