@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 
-from locust import LoadTestShape, User, between, task
+from locust import LoadTestShape, User, between, events, task
+from locust.argument_parser import LocustArgumentParser
 
 from loadtest.streaming import Reading, read_answer
 from streamserve_client import Client, ClientError, RetryPolicy
@@ -59,12 +60,16 @@ class ChatUser(User):
         )
 
 
-class Steps(LoadTestShape):
-    """Twice as many people every `STEP_S` seconds, from 1 to 32: where TTFT leaves its plateau is the server's capacity."""
+@events.init_command_line_parser.add_listener
+def add_step_options(parser: LocustArgumentParser) -> None:
+    parser.add_argument("--step-s", type=float, default=30.0, help="Seconds between one doubling of the people and the next")
+    parser.add_argument("--most-people", type=int, default=32, help="The last step has this many")
 
-    STEP_S = 30
-    STEPS = (1, 2, 4, 8, 16, 32)
+
+class Steps(LoadTestShape):
+    """Twice as many people every `--step-s` seconds, from 1 on: where TTFT leaves its plateau is the server's capacity."""
 
     def tick(self) -> tuple[int, float] | None:
-        step = int(self.get_run_time() // self.STEP_S)
-        return (self.STEPS[step], 4.0) if step < len(self.STEPS) else None
+        options = self.runner.environment.parsed_options
+        people = 2 ** int(self.get_run_time() // options.step_s)
+        return (people, float(people)) if people <= options.most_people else None
