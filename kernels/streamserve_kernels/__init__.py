@@ -4,6 +4,7 @@ Import from here; the modules behind are private to this package and its tests. 
 """
 
 from streamserve_kernels.dispatch import (
+    INT4_ROW_MULTIPLE,
     Activation,
     GatheredInputs,
     Int4Weight,
@@ -17,8 +18,11 @@ from streamserve_kernels.dispatch import (
     linear_residual,
     norm_gated_linear,
     norm_linear,
+    pack_eight_bits,
+    pack_four_bits,
     paged_attention,
     rms_norm,
+    rotary_attention,
     rotary_write,
     sample,
     scatter_sampled,
@@ -38,6 +42,7 @@ from streamserve_kernels.sampling_tensors import (
 )
 
 __all__ = [
+    "INT4_ROW_MULTIPLE",
     "Activation",
     "BadWords",
     "GatheredInputs",
@@ -62,8 +67,11 @@ __all__ = [
     "make_row_tables",
     "norm_gated_linear",
     "norm_linear",
+    "pack_eight_bits",
+    "pack_four_bits",
     "paged_attention",
     "rms_norm",
+    "rotary_attention",
     "rotary_write",
     "sample",
     "scatter_sampled",

@@ -9,13 +9,17 @@ decided from host integers alone; lengths are read on the device, so a captured 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from .kv_write import rotary_write
 from .launch import dependent_launch, multiprocessors, power_of_two
+
+_MAX_ARRIVALS = 1 << 16
 
 
 @triton.jit
@@ -26,9 +30,8 @@ def _places(table_ptr, tokens, inside, kv_head, block_stride, BLOCK_SIZE: tl.con
 
 
 @triton.jit
-def _scores(q, k, scale, SOFTCAP: tl.constexpr):
-    """Scores in units of log2(e), so that exp2 makes them weights."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+def _scaled(scores, scale, SOFTCAP: tl.constexpr):
+    """Scaled and capped scores in units of log2(e), so that exp2 makes them weights."""
     if SOFTCAP is None:
         scores = scores * (scale * 1.4426950408889634)
     else:
@@ -38,101 +41,197 @@ def _scores(q, k, scale, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def _load_tile(
+    cache_ptr, blocks, tokens, end, kv_head, block_stride,
+    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Both halves of the keys [tokens, HALF] and the values [tokens, LANES] of the tokens before `end`, zeros elsewhere."""
+    half: tl.constexpr = HEAD_DIM // 2
+    lane = tl.arange(0, HALF)
+    lanes = tl.arange(0, LANES)
+    inside = (tokens < end)[:, None]
+    entry = blocks.to(tl.int64) * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
+    key_ptrs = cache_ptr + entry[:, None] + lane[None, :]
+    value_ptrs = cache_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM + entry[:, None] + lanes[None, :]
+    first = tl.load(key_ptrs, mask=inside & (lane < half)[None, :], other=0.0)
+    second = tl.load(key_ptrs + half, mask=inside & (lane < half)[None, :], other=0.0)
+    return first, second, tl.load(value_ptrs, mask=inside & (lanes < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def _rotated(first, second, norm_ptr, cos_sin_ptr, position, eps, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr):
+    """Head norm and rotation of [.., HALF] halves in fp32, rounded where the reference rounds."""
+    half: tl.constexpr = HEAD_DIM // 2
+    lane = tl.arange(0, HALF)
+    dtype = first.dtype
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / HEAD_DIM + eps)[:, None]
+        weight_first = tl.load(norm_ptr + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :]
+        weight_second = tl.load(norm_ptr + half + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :]
+        first = (first * scale * weight_first).to(dtype).to(tl.float32)
+        second = (second * scale * weight_second).to(dtype).to(tl.float32)
+    if cos_sin_ptr is not None:
+        cos = tl.load(cos_sin_ptr + position * HEAD_DIM + lane, mask=lane < half, other=1.0)[None, :]
+        sin = tl.load(cos_sin_ptr + position * HEAD_DIM + half + lane, mask=lane < half, other=0.0)[None, :]
+        first, second = first * cos - second * sin, second * cos + first * sin
+    return first.to(dtype), second.to(dtype)
+
+
+@triton.jit
 def _decode_kernel(
-    q_ptr, cache_ptr, tables_ptr, seq_lens_ptr, out_ptr, partial_ptr, arrivals_ptr,
-    scale, block_stride, table_stride, min_split,
+    q_ptr, positions_ptr, cos_sin_ptr, slots_ptr, q_norm_ptr, k_norm_ptr,
+    cache_ptr, tables_ptr, seq_lens_ptr, out_ptr, partial_ptr, arrivals_ptr,
+    scale, eps, q_stride, block_stride, table_stride, max_blocks, min_split,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
+    GROUP: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One sequence, one kv head, one part of the context; the last part to finish adds the parts up.
+
+    With ROTATE `q_ptr` is the fused projection: the token's query heads and key are normed and rotated here, and its key and
+    value written to the cache. Otherwise queries are ready and the token's key and value are in the cache.
+
+    The tokens before this one were written by earlier steps, so the first tile of them is on its way before the predecessor is
+    done; the next tile is always one ahead of the one that is computed, its block ids two.
 
     partial_ptr   fp32 [sequences, kv_heads, SPLITS, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
     arrivals_ptr  int32 [sequences * kv_heads], zero before and after
     """
     if PDL:
         cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
     sequence = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
-    split = tl.program_id(2)
     heads_per_group: tl.constexpr = Q_HEADS // KV_HEADS
+    half: tl.constexpr = HEAD_DIM // 2
     seq_len = tl.load(seq_lens_ptr + sequence)
-    first = 0
+    earlier = seq_len - 1
+    start = 0
     if WINDOW is not None:
-        first = tl.maximum(seq_len - WINDOW, 0) // BLOCK_N * BLOCK_N
-    per_split = tl.cdiv(tl.maximum(tl.cdiv(seq_len - first, SPLITS), min_split), BLOCK_N) * BLOCK_N
-    parts = tl.maximum(tl.cdiv(seq_len - first, per_split), 1)
+        start = tl.maximum(seq_len - WINDOW, 0) // BLOCK_N * BLOCK_N
+    if SPLITS == 1:
+        split = 0
+        parts = 1
+        end = earlier
+    else:
+        split = tl.program_id(2)
+        per_split = tl.cdiv(tl.maximum(tl.cdiv(earlier - start, SPLITS), min_split), BLOCK_N) * BLOCK_N
+        parts = tl.maximum(tl.cdiv(earlier - start, per_split), 1)
+        start += split * per_split
+        end = tl.minimum(start + per_split, earlier)
+    table_ptr = tables_ptr + sequence * table_stride
+    # Ids past the end of a table's used part are fetched with the others, and never followed.
+    tokens = start + tl.arange(0, BLOCK_N)
+    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < max_blocks * BLOCK_SIZE, other=0)
+    ahead = tokens + BLOCK_N
+    blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=ahead < max_blocks * BLOCK_SIZE, other=0)
+    k_first, k_second, v = _load_tile(
+        cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
+    )
+    if PDL:
+        cuda.gdc_wait()
     if split >= parts:
         return
-    start = first + split * per_split
-    end = tl.minimum(start + per_split, seq_len)
 
     group = tl.arange(0, GROUP)
+    lane = tl.arange(0, HALF)
     lanes = tl.arange(0, LANES)
-    real = (group < heads_per_group)[:, None] & (lanes < HEAD_DIM)[None, :]
-    heads = sequence * Q_HEADS + kv_head * heads_per_group + group
-    rows = heads[:, None] * HEAD_DIM + lanes[None, :]
-    q = tl.load(q_ptr + rows, mask=real, other=0.0).to(COMPUTE)
-    table_ptr = tables_ptr + sequence * table_stride
-    value_ptr = cache_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM
-    highest = tl.full([GROUP], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP], tl.float32)
-    sums = tl.zeros([GROUP, LANES], tl.float32)
+    used = group < heads_per_group
+    query_ptrs = q_ptr + sequence * q_stride + (kv_head * heads_per_group + group)[:, None] * HEAD_DIM + lane[None, :]
+    in_half = used[:, None] & (lane < half)[None, :]
+    q_first = tl.load(query_ptrs, mask=in_half, other=0.0)
+    q_second = tl.load(query_ptrs + half, mask=in_half, other=0.0)
+    one = tl.arange(0, 1)[:, None]
+    if ROTATE:
+        key_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + kv_head) * HEAD_DIM + lane[None, :] + one
+        value_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + KV_HEADS + kv_head) * HEAD_DIM + lanes
+        slot = tl.load(slots_ptr + sequence)
+        position = tl.load(positions_ptr + sequence)
+    else:
+        last = tl.maximum(earlier, 0)
+        block = tl.load(table_ptr + last // BLOCK_SIZE, mask=earlier >= 0, other=0).to(tl.int64)
+        entry = cache_ptr + block * block_stride + (kv_head * BLOCK_SIZE + last % BLOCK_SIZE) * HEAD_DIM
+        key_ptrs = entry + lane[None, :] + one
+        value_ptrs = entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes
+    present = (lane < half)[None, :] & (one < seq_len)
+    own_first = tl.load(key_ptrs, mask=present, other=0.0)
+    own_second = tl.load(key_ptrs + half, mask=present, other=0.0)
+    own_value = tl.load(value_ptrs, mask=(lanes < HEAD_DIM) & (lanes * 0 < seq_len), other=0.0)
+    if ROTATE:
+        q_first, q_second = _rotated(q_first, q_second, q_norm_ptr, cos_sin_ptr, position, eps, HEAD_DIM, HALF, NORM)
+        own_first, own_second = _rotated(own_first, own_second, k_norm_ptr, cos_sin_ptr, position, eps, HEAD_DIM, HALF, NORM)
+        if split == 0:
+            if slot >= 0:
+                entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
+                tl.store(entry + lane[None, :] + one, own_first, mask=(lane < half)[None, :])
+                tl.store(entry + half + lane[None, :] + one, own_second, mask=(lane < half)[None, :])
+                tl.store(entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes, own_value, mask=lanes < HEAD_DIM)
+
+    # The token's own key and value start the sums, in the first part only.
+    own = tl.sum(q_first.to(tl.float32) * own_first.to(tl.float32), axis=1)
+    own += tl.sum(q_second.to(tl.float32) * own_second.to(tl.float32), axis=1)
+    counts = (split + group * 0 == 0) & (seq_len > 0)
+    highest = tl.where(counts, _scaled(own, scale, SOFTCAP), float("-inf"))
+    total = tl.where(counts, 1.0, 0.0)
+    sums = total[:, None] * own_value.to(tl.float32)[None, :]
+    q_first, q_second = q_first.to(COMPUTE), q_second.to(COMPUTE)
     for begin in range(start, end, BLOCK_N):
+        tokens_next = begin + BLOCK_N + tl.arange(0, BLOCK_N)
+        k_first_next, k_second_next, v_next = _load_tile(
+            cache_ptr, blocks_ahead, tokens_next, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
+        )
+        ahead = tokens_next + BLOCK_N
+        blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=ahead < max_blocks * BLOCK_SIZE, other=0)
         tokens = begin + tl.arange(0, BLOCK_N)
-        inside = tokens < end
-        mask = inside[:, None] & (lanes < HEAD_DIM)[None, :]
-        places = _places(table_ptr, tokens, inside, kv_head, block_stride, BLOCK_SIZE, HEAD_DIM)[:, None] + lanes[None, :]
-        k = tl.load(cache_ptr + places, mask=mask, other=0.0).to(COMPUTE)
-        scores = _scores(q, k, scale, SOFTCAP)
+        scores = tl.dot(q_first, tl.trans(k_first.to(COMPUTE)), input_precision="ieee")
+        scores = _scaled(tl.dot(q_second, tl.trans(k_second.to(COMPUTE)), scores, input_precision="ieee"), scale, SOFTCAP)
+        seen = tokens < end
         if WINDOW is not None:
-            inside = inside & (tokens >= seq_len - WINDOW)
-        scores = tl.where(inside[None, :], scores, float("-inf"))
+            seen = seen & (tokens >= seq_len - WINDOW)
+        scores = tl.where(seen[None, :], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, axis=1))
-        # A tile wholly outside the window keeps the maximum at -inf; exp2(-inf - -inf) would be NaN.
+        # Nothing seen so far keeps the maximum at -inf; exp2(-inf - -inf) would be NaN.
         shift = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(scores - shift[:, None])
         decay = tl.exp2(highest - shift)
         total = total * decay + tl.sum(weights, axis=1)
-        v = tl.load(value_ptr + places, mask=mask, other=0.0).to(COMPUTE)
-        sums = tl.dot(weights.to(COMPUTE), v, sums * decay[:, None], input_precision="ieee")
+        sums = tl.dot(weights.to(COMPUTE), v.to(COMPUTE), sums * decay[:, None], input_precision="ieee")
         highest = higher
-    if parts == 1:
-        y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
-        tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=real)
-        return
+        k_first, k_second, v = k_first_next, k_second_next, v_next
 
-    place = sequence * KV_HEADS + kv_head
-    width: tl.constexpr = LANES + 2
-    part_rows = ((place * SPLITS + split) * GROUP + group) * width
-    used = group < heads_per_group
-    tl.store(partial_ptr + part_rows[:, None] + lanes[None, :], sums, mask=used[:, None])
-    tl.store(partial_ptr + part_rows + LANES, highest, mask=used)
-    tl.store(partial_ptr + part_rows + LANES + 1, total, mask=used)
-    # Every thread's stores must be out before the one thread that announces this part.
-    tl.debug_barrier()
-    if tl.atomic_add(arrivals_ptr + place, 1, sem="acq_rel", scope="gpu") != parts - 1:
-        return
-    tl.store(arrivals_ptr + place, 0)
-    highest = tl.full([GROUP], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP], tl.float32)
-    sums = tl.zeros([GROUP, LANES], tl.float32)
-    for part in range(parts):
-        part_rows = ((place * SPLITS + part) * GROUP + group) * width
-        top = tl.load(partial_ptr + part_rows + LANES, mask=used, other=0.0, cache_modifier=".cg")
-        share = tl.load(partial_ptr + part_rows + LANES + 1, mask=used, other=0.0, cache_modifier=".cg")
-        partial = tl.load(
-            partial_ptr + part_rows[:, None] + lanes[None, :], mask=used[:, None], other=0.0, cache_modifier=".cg"
-        )
-        higher = tl.maximum(highest, top)
-        decay = tl.exp2(highest - higher)
-        weight = tl.exp2(top - higher)
-        total = total * decay + share * weight
-        sums = sums * decay[:, None] + partial * weight[:, None]
-        highest = higher
+    heads = sequence * Q_HEADS + kv_head * heads_per_group + group
+    out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
+    real = used[:, None] & (lanes < HEAD_DIM)[None, :]
+    if parts > 1:
+        place = sequence * KV_HEADS + kv_head
+        width: tl.constexpr = LANES + 2
+        part_rows = ((place * SPLITS + split) * GROUP + group) * width
+        tl.store(partial_ptr + part_rows[:, None] + lanes[None, :], sums, mask=used[:, None])
+        tl.store(partial_ptr + part_rows + LANES, highest, mask=used)
+        tl.store(partial_ptr + part_rows + LANES + 1, total, mask=used)
+        # Every thread's stores must be out before the one thread that announces this part.
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals_ptr + place, 1, sem="acq_rel", scope="gpu") != parts - 1:
+            return
+        tl.store(arrivals_ptr + place, 0)
+        highest = tl.full([GROUP], float("-inf"), tl.float32)
+        total = tl.zeros([GROUP], tl.float32)
+        sums = tl.zeros([GROUP, LANES], tl.float32)
+        for part in range(parts):
+            part_rows = ((place * SPLITS + part) * GROUP + group) * width
+            top = tl.load(partial_ptr + part_rows + LANES, mask=used, other=0.0, cache_modifier=".cg")
+            share = tl.load(partial_ptr + part_rows + LANES + 1, mask=used, other=0.0, cache_modifier=".cg")
+            partial_ptrs = partial_ptr + part_rows[:, None] + lanes[None, :]
+            partial = tl.load(partial_ptrs, mask=used[:, None], other=0.0, cache_modifier=".cg")
+            higher = tl.maximum(highest, top)
+            decay = tl.exp2(highest - higher)
+            weight = tl.exp2(top - higher)
+            total = total * decay + share * weight
+            sums = sums * decay[:, None] + partial * weight[:, None]
+            highest = higher
     y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(out_ptr + rows, y.to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=real)
 
 
 @triton.jit
@@ -153,7 +252,7 @@ def _prefill_tile(
         else:
             mask = (lanes < HEAD_DIM)[None, :]
         k = tl.load(cache_ptr + places, mask=mask, other=0.0).to(COMPUTE)
-        scores = _scores(q, k, scale, SOFTCAP)
+        scores = _scaled(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, SOFTCAP)
         if MASKED:
             seen = tokens[None, :] <= positions[:, None]
             if WINDOW is not None:
@@ -177,7 +276,7 @@ def _prefill_tile(
 @triton.jit
 def _prefill_kernel(
     q_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, out_ptr,
-    scale, block_stride, table_stride, first_sequence,
+    scale, block_stride, table_stride, first_sequence, first_query,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
@@ -204,7 +303,7 @@ def _prefill_kernel(
     heads = (query_begin + query).to(tl.int64) * Q_HEADS + kv_head * heads_per_group + row % heads_per_group
     offsets = heads[:, None] * HEAD_DIM + lanes[None, :]
     real = (row < num_rows)[:, None] & (lanes < HEAD_DIM)[None, :]
-    q = tl.load(q_ptr + offsets, mask=real, other=0.0).to(COMPUTE)
+    q = tl.load(q_ptr + offsets - first_query * (Q_HEADS * HEAD_DIM), mask=real, other=0.0).to(COMPUTE)
 
     lowest = seq_len - num_queries + first_row // heads_per_group
     last_query = tl.minimum((first_row + BLOCK_M - 1) // heads_per_group, num_queries - 1)
@@ -236,6 +335,49 @@ def _arrivals(device: torch.device, size: int) -> torch.Tensor:
     return torch.zeros(size, dtype=torch.int32, device=device)
 
 
+def rotary_attention(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor | None,
+    kv_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    query_start: torch.Tensor,
+    *,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+) -> torch.Tensor:
+    """See the reference. Decode rows rotate, write and attend in one launch; the tokens before theirs are of earlier steps."""
+    fusible = head_dim % 2 == 0 and (cos_sin is None or cos_sin.shape[-1] == head_dim)
+    first = num_decodes if fusible else 0
+    shape = _Shape(q_heads, kv_heads, head_dim, scale, window, softcap)
+    out = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
+    if first:
+        rotation = _Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps)
+        _decode(shape, qkv, rotation, kv_cache, block_tables, seq_lens, out, first, max_seq_len)
+    if first < qkv.shape[0]:
+        q = rotary_write(
+            qkv[first:], positions[first:], cos_sin, kv_cache, slot_mapping[first:],
+            q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, q_norm=q_norm, k_norm=k_norm, eps=eps,
+        )  # fmt: skip
+        if first < num_decodes:
+            _decode(shape, q.flatten(1), None, kv_cache, block_tables, seq_lens, out, num_decodes, max_seq_len)
+        if num_decodes < seq_lens.shape[0]:
+            _prefill(shape, q, first, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, max_query_len)
+    return out
+
+
 def paged_attention(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -250,82 +392,115 @@ def paged_attention(
     max_query_len: int,
     max_seq_len: int,
 ) -> torch.Tensor:
-    """See the reference. A sequence of length 0 (padding among the decode rows) gives zeros."""
+    """See the reference. A sequence of length 0 (padding among the decode rows) gives zeros.
+
+    Of decode rows' caches only the last token may have been written by the kernel just before.
+    """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     q = q.contiguous()
+    shape = _Shape(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap)
     if num_decodes:
-        _decode(q, kv_cache, block_tables, seq_lens, out, scale, window, softcap, num_decodes, max_seq_len)
+        _decode(shape, q.flatten(1), None, kv_cache, block_tables, seq_lens, out, num_decodes, max_seq_len)
     if num_decodes < seq_lens.shape[0]:
-        _prefill(q, kv_cache, block_tables, seq_lens, query_start, out, scale, window, softcap, num_decodes, max_query_len)
+        _prefill(shape, q, 0, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, max_query_len)
     return out
 
 
+class _Shape(NamedTuple):
+    """What all launches of one layer share."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class _Rotation(NamedTuple):
+    """What the fused decode needs beyond attention; see `rotary_write`."""
+
+    positions: torch.Tensor
+    cos_sin: torch.Tensor | None
+    slots: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    eps: float
+
+
 def _decode(
+    shape: _Shape,
     q: torch.Tensor,
+    rotation: _Rotation | None,
     kv_cache: torch.Tensor,
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     out: torch.Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
     num_decodes: int,
     max_seq_len: int,
 ) -> None:
-    q_heads, head_dim = q.shape[1:]
-    kv_heads, block_size = kv_cache.shape[2:4]
-    lanes = power_of_two(head_dim, least=16)
-    group = power_of_two(q_heads // kv_heads, least=16)
-    block_n = 64 if q.element_size() == 2 and lanes <= 128 else 32
-    min_split = 128
-    reach = max_seq_len if window is None else min(max_seq_len, window + block_n)
-    splits = max(1, min(4 * multiprocessors(q.device) // (num_decodes * kv_heads), -(-reach // min_split), 64))
-    splits = power_of_two(splits)
-    partial = out if splits == 1 else q.new_empty(num_decodes * kv_heads * splits * group * (lanes + 2), dtype=torch.float32)
-    arrivals = _arrivals(q.device, 1 << 16)
-    _decode_kernel[(num_decodes, kv_heads, splits)](
-        q, kv_cache, block_tables, seq_lens, out, partial, arrivals,
-        scale, kv_cache.stride(0), block_tables.stride(0), min_split,
-        Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
-        GROUP=group, LANES=lanes, BLOCK_N=block_n, SPLITS=splits, WINDOW=window, SOFTCAP=softcap,
-        COMPUTE=_compute_dtype(q.dtype), num_warps=4, num_stages=3, **dependent_launch(q.device),
+    group, lanes, block_n, splits, min_split, warps = decode_shape(shape, q, num_decodes, max_seq_len)
+    partial = None
+    if splits > 1:
+        partial = q.new_empty(num_decodes * shape.kv_heads * splits * group * (lanes + 2), dtype=torch.float32)
+    turn = rotation or _Rotation(None, None, None, None, None, 0.0)  # type: ignore[arg-type]
+    _decode_kernel[(num_decodes, shape.kv_heads, splits)](
+        q, turn.positions, turn.cos_sin, turn.slots, turn.q_norm, turn.k_norm,
+        kv_cache, block_tables, seq_lens, out, partial, _arrivals(q.device, _MAX_ARRIVALS),
+        shape.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1], min_split,
+        Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, BLOCK_SIZE=kv_cache.shape[3],
+        GROUP=group, HALF=max(16, lanes // 2), LANES=lanes, BLOCK_N=block_n, SPLITS=splits,
+        WINDOW=shape.window, SOFTCAP=shape.softcap, ROTATE=rotation is not None, NORM=turn.q_norm is not None,
+        COMPUTE=_compute_dtype(q.dtype), num_warps=warps, num_stages=1, **dependent_launch(q.device),
     )  # fmt: skip
 
 
+def decode_shape(shape: _Shape, q: torch.Tensor, num_decodes: int, max_seq_len: int) -> tuple[int, int, int, int, int, int]:
+    """GROUP, LANES, BLOCK_N, SPLITS, tokens of a part at least, warps."""
+    lanes = power_of_two(shape.head_dim, least=32)
+    group = power_of_two(shape.q_heads // shape.kv_heads, least=16)
+    block_n = 64 if q.element_size() == 2 and lanes <= 128 else 32
+    min_split = 128
+    reach = max_seq_len if shape.window is None else min(max_seq_len, shape.window + block_n)
+    # Parts beyond what fills the device cost a launch of empty programs and a reduction.
+    pairs = num_decodes * shape.kv_heads
+    splits = max(1, min(4 * multiprocessors(q.device) // pairs, -(-reach // min_split), 64))
+    if pairs * splits > _MAX_ARRIVALS:
+        splits = 1
+    return group, lanes, block_n, power_of_two(splits), min_split, 4
+
+
 def _prefill(
+    shape: _Shape,
     q: torch.Tensor,
+    first_query: int,
     kv_cache: torch.Tensor,
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     query_start: torch.Tensor,
     out: torch.Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    num_decodes: int,
+    first_sequence: int,
     max_query_len: int,
 ) -> None:
-    q_heads, head_dim = q.shape[1:]
-    kv_heads, block_size = kv_cache.shape[2:4]
-    lanes = power_of_two(head_dim, least=16)
-    rows = max_query_len * (q_heads // kv_heads)
-    block_m, block_n, warps, stages = _prefill_shape(q.dtype, lanes, rows)
-    _prefill_kernel[(-(-rows // block_m), kv_heads, seq_lens.shape[0] - num_decodes)](
+    lanes = power_of_two(shape.head_dim, least=16)
+    rows = max_query_len * (shape.q_heads // shape.kv_heads)
+    block_m, block_n, warps, stages = prefill_shape(q.dtype, lanes, rows)
+    _prefill_kernel[(-(-rows // block_m), shape.kv_heads, seq_lens.shape[0] - first_sequence)](
         q, kv_cache, block_tables, seq_lens, query_start, out,
-        scale, kv_cache.stride(0), block_tables.stride(0), num_decodes,
-        Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
-        LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, WINDOW=window, SOFTCAP=softcap,
+        shape.scale, kv_cache.stride(0), block_tables.stride(0), first_sequence, first_query,
+        Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, BLOCK_SIZE=kv_cache.shape[3],
+        LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, WINDOW=shape.window, SOFTCAP=shape.softcap,
         COMPUTE=_compute_dtype(q.dtype), num_warps=warps, num_stages=stages, **dependent_launch(q.device),
     )  # fmt: skip
 
 
-def _prefill_shape(dtype: torch.dtype, lanes: int, rows: int) -> tuple[int, int, int, int]:
+def prefill_shape(dtype: torch.dtype, lanes: int, rows: int) -> tuple[int, int, int, int]:
     """BLOCK_M, BLOCK_N, warps and pipeline stages."""
     if dtype == torch.float32:
         return 32, 32, 4, 1
     if lanes > 128:
         return 64, 32, 4, 2
-    return (128, 64, 8, 3) if rows > 64 else (64, 64, 4, 3)
+    return 64, 64, 4, 2
 
 
 def _compute_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -18,7 +18,8 @@ from streamserve_kernels.reference import linear as _linear
 from streamserve_kernels.reference import norm_rope as _norm_rope
 from streamserve_kernels.reference import rows as _rows
 from streamserve_kernels.reference import sampling as _sampling
-from streamserve_kernels.reference.int4 import Int4Weight
+from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
+from streamserve_kernels.reference.int4 import Int4Weight, pack_eight_bits, pack_four_bits
 from streamserve_kernels.reference.linear import Activation, Weight
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.row_tables import RowTables
@@ -146,6 +147,55 @@ def paged_attention(
     return out
 
 
+def rotary_attention(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None,
+    kv_cache: Tensor,
+    slot_mapping: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start: Tensor,
+    *,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+) -> Tensor:
+    area = _triton("attention") if qkv.is_cuda else _attention
+    out: Tensor = area.rotary_attention(
+        qkv,
+        positions,
+        cos_sin,
+        kv_cache,
+        slot_mapping,
+        block_tables,
+        seq_lens,
+        query_start,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+    return out
+
+
 def apply_row_deltas(tables: RowTables, segments: Tensor, payload: Tensor) -> None:
     area = _triton("rows") if segments.is_cuda else _rows
     area.apply_row_deltas(tables, segments, payload)
@@ -177,6 +227,7 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
 
 
 __all__ = [
+    "INT4_ROW_MULTIPLE",
     "Activation",
     "GatheredInputs",
     "Int4Weight",
@@ -190,8 +241,11 @@ __all__ = [
     "linear_residual",
     "norm_gated_linear",
     "norm_linear",
+    "pack_eight_bits",
+    "pack_four_bits",
     "paged_attention",
     "rms_norm",
+    "rotary_attention",
     "rotary_write",
     "sample",
     "scatter_sampled",

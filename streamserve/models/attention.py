@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from streamserve.models.arch import ModelArch
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers import Placement, RmsNorm
-from streamserve_kernels import paged_attention, rotary_write
+from streamserve_kernels import rotary_attention
 
 
 class Attention(nn.Module):
@@ -24,25 +24,21 @@ class Attention(nn.Module):
 
     def forward(self, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
         """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads * head_dim]; writes keys and values."""
-        q = rotary_write(
+        attended = rotary_attention(
             qkv,
             inputs.positions,
             cos_sin,
             kv_cache,
             inputs.slot_mapping,
+            inputs.block_tables,
+            inputs.seq_lens,
+            inputs.query_start,
             q_heads=self.q_heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
             q_norm=self.q_norm.weight if self.q_norm is not None else None,
             k_norm=self.k_norm.weight if self.k_norm is not None else None,
             eps=self.eps,
-        )
-        attended = paged_attention(
-            q,
-            kv_cache,
-            inputs.block_tables,
-            inputs.seq_lens,
-            inputs.query_start,
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,

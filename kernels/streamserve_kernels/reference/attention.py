@@ -11,9 +11,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streamserve_kernels.reference.kv_write import rotary_write
+
 QUERY_CHUNK = 128
 PADDING_FLOOR = 256
 """Decoding sequences up to this long go into one group, however short some are."""
+
+
+def rotary_attention(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None,
+    kv_cache: Tensor,
+    slot_mapping: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start: Tensor,
+    *,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+) -> Tensor:
+    """`rotary_write`, then `paged_attention` with its queries: all of attention between the two projections.
+
+    One call, since a decode row can do both in one launch. Arguments and result are those of the two.
+    """
+    q = rotary_write(
+        qkv,
+        positions,
+        cos_sin,
+        kv_cache,
+        slot_mapping,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+    )
+    return paged_attention(
+        q,
+        kv_cache,
+        block_tables,
+        seq_lens,
+        query_start,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
 
 
 def paged_attention(
