@@ -195,7 +195,7 @@ def _source(wanted: StructuredOutputs) -> str:
 
 def _reason(message: str) -> str:
     """The library's message without the dump of its state and the repeated grammar."""
-    return message.partition("<state>")[0].strip()[:500] or "it is too complex"
+    return message.partition("\n<")[0].strip()[:500] or "it is too complex"
 
 
 def _all_but(size_bytes: int, token_ids: Sequence[int]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -126,10 +127,9 @@ async def test_what_cannot_be_compiled_is_a_bad_request(compiler: GrammarCompile
 async def test_an_expression_that_explodes_costs_little(compiler: GrammarCompiler, regex: str) -> None:
     with anyio.fail_after(5):
         constraint = await compiler.compile(StructuredOutputs(regex=regex))
-    for _ in range(50):
-        tokens = [token for token in allowed(constraint) if token != EOS]
-        if tokens:
-            constraint.accept(tokens[0])
+        with contextlib.suppress(ValueError):  # too complex to follow: the sequence ends with an error
+            for _ in range(50):
+                constraint.accept(allowed(constraint)[0])
 
 
 async def test_a_token_outside_the_language_is_an_error(compiler: GrammarCompiler) -> None:
