@@ -6,6 +6,7 @@ change and the value that would do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -64,21 +65,23 @@ def count_blocks(
             budget = min(budget, max(cap, one), config.max_num_seqs * one)
     num_blocks = max(0, budget) // shape.block_bytes
     if num_blocks < shape.blocks_for(max_model_len):
-        raise ConfigError(_too_small(config, shape, max_model_len, max(0, budget), memory))
+        raise ConfigError(_too_small(config, shape, max_model_len, budget, memory))
     return num_blocks
 
 
 def _too_small(config: EngineConfig, shape: KvShape, max_model_len: int, budget: int, memory: Memory) -> str:
+    """budget  below 0 when others hold more than the share allows"""
     needed = shape.blocks_for(max_model_len) * shape.block_bytes
-    fitting = budget // shape.block_bytes * shape.block_size
-    problem = f"max_model_len {max_model_len} needs {_size(needed)} of KV cache for one sequence, {_size(budget)} are free"
+    free = max(0, budget)
+    fitting = free // shape.block_bytes * shape.block_size
+    problem = f"max_model_len {max_model_len} needs {_size(needed)} of KV cache for one sequence, {_size(free)} are free"
     shorter = f"lower --max-model-len to {fitting}" if fitting else "use a smaller model"
     if config.kv_cache_memory is not None:
         return f"{problem}: {shorter} or raise --kv-cache-memory to {needed}"
-    wanted = config.gpu_memory_utilization + (needed - budget) / memory.total
+    wanted = math.ceil(100 * (config.gpu_memory_utilization + (needed - budget) / memory.total)) / 100
     if wanted > 1.0:
         return f"{problem}: {shorter} or free memory on this device"
-    return f"{problem}: {shorter} or raise --gpu-memory-utilization to {min(1.0, wanted + 0.005):.2f}"
+    return f"{problem}: {shorter} or raise --gpu-memory-utilization to {wanted:.2f}"
 
 
 def _size(num_bytes: int) -> str:

@@ -1,0 +1,45 @@
+"""A scheduler and a runner in one thread: sequences in, tokens out, with as many steps in flight as a test wants."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.scheduling.scheduler import Scheduler
+from streamserve.types import SequenceSpec, TokenDelta
+from streamserve.worker.runner import Runner
+
+
+def spec(name: str, prompt: list[int], max_tokens: int = 12, **settings: object) -> SequenceSpec:
+    """A sequence; greedy unless told otherwise."""
+    defaults: dict[str, object] = {"seed": 0, "temperature": 0.0}
+    return SequenceSpec(sequence_id=name, prompt_token_ids=prompt, max_tokens=max_tokens, **{**defaults, **settings})  # type: ignore[arg-type]
+
+
+class Stepper:
+    """Plays the engine's loop by hand.
+
+    in_flight  steps launched and not committed, at most: 2 overlaps as the engine does, 1 does not
+    """
+
+    def __init__(self, runner: Runner, limits: SchedulerLimits, *, in_flight: int = 2) -> None:
+        self.scheduler = Scheduler(limits)
+        self.runner = runner
+        self._in_flight = in_flight
+
+    def run(self, *specs: SequenceSpec) -> dict[str, TokenDelta]:
+        """Admit all, run to the end, and return what each produced, merged."""
+        for one in specs:
+            self.scheduler.add(one, 0.0)
+        merged: dict[str, TokenDelta] = {}
+        flying = deque()
+        while self.scheduler.has_work or flying:
+            step = self.scheduler.schedule(0.0)
+            if step is not None:
+                flying.append((step, self.runner.step(step.plan)))
+            if step is None or len(flying) >= self._in_flight:
+                done, pending = flying.popleft()
+                for name, delta in self.scheduler.commit(done, pending.wait(), 0.0):
+                    merged[name] = merged[name].then(delta) if name in merged else delta
+            self.scheduler.check()
+        return merged

@@ -1,0 +1,50 @@
+"""One tiny model for the room, and runners that serve it in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from streamserve.checkpoint import resolve
+from streamserve.config import EngineConfig
+from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.worker.runner import Runner
+from tests.support.stepping import Stepper
+from tests.support.tiny_model import TinyLlama
+
+BLOCK_BYTES = 2 * 2 * 2 * 16 * 16 * 4
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyLlama:
+    return TinyLlama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def stepper(tiny: TinyLlama) -> Callable[..., Stepper]:
+    """Makes a stepper over a fresh runner: how many blocks, how large a step, how many rows and steps in flight."""
+
+    def make(*, num_blocks: int = 64, step_tokens: int = 64, rows: int = 8, in_flight: int = 2) -> Stepper:
+        config = EngineConfig(
+            model=tiny.path,
+            device="cpu",
+            dtype="float32",
+            max_num_seqs=rows,
+            max_num_batched_tokens=step_tokens,
+            max_model_len=min(256, num_blocks * 16),
+            kv_cache_memory=num_blocks * BLOCK_BYTES,
+        )
+        runner = Runner(config, resolve(tiny.path))
+        info = runner.load()
+        assert info.num_blocks == num_blocks
+        limits = SchedulerLimits(
+            num_blocks=num_blocks,
+            block_size=16,
+            max_num_seqs=rows,
+            max_num_batched_tokens=step_tokens,
+            max_model_len=info.max_model_len,
+        )
+        return Stepper(runner, limits, in_flight=in_flight)
+
+    return make

@@ -1,0 +1,89 @@
+"""How large the KV cache gets, and what a person is told when it can't be large enough."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamserve.config import EngineConfig
+from streamserve.errors import ConfigError
+from streamserve.worker.device import CpuDevice
+from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
+from streamserve.worker.memory import Memory
+
+GIB = 1 << 30
+# 2 caches * 32 layers * 8 heads * 128 * 16 tokens * 2 bytes: 2 MiB a block, 128 KiB a token.
+SHAPE = KvShape(num_layers=32, kv_heads=8, head_dim=128, block_size=16, dtype=torch.bfloat16)
+
+
+def config(**settings: object) -> EngineConfig:
+    return EngineConfig(model="m", **settings)  # type: ignore[arg-type]
+
+
+def test_a_block_counts_keys_and_values_of_every_layer() -> None:
+    assert SHAPE.block_bytes == 2 << 20
+    caches = allocate(KvShape(3, 2, 4, 16, torch.float32), 5, CpuDevice())
+    assert len(caches) == 3
+    assert caches[0].shape == (5, 2, 2, 16, 4)
+    assert sum(cache.nbytes for cache in caches) == 5 * KvShape(3, 2, 4, 16, torch.float32).block_bytes
+
+
+def test_the_cache_takes_the_share_of_memory_that_weights_others_and_activations_leave() -> None:
+    memory = Memory(total=80 * GIB, free=60 * GIB)
+    got = count_blocks(config(gpu_memory_utilization=0.9), SHAPE, 4096, memory, activation_bytes=2 * GIB, cap=None)
+    assert got == (72 - 20 - 2) * 512
+
+
+def test_kv_cache_memory_decides_when_given() -> None:
+    memory = Memory(total=8 * GIB, free=1 * GIB)
+    assert count_blocks(config(kv_cache_memory=3 * GIB), SHAPE, 4096, memory, 5 * GIB, cap=GIB) == 3 * 512
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_model_len", "expected_gib"),
+    [(256, 8192, 4.0), (2, 8192, 2.0), (256, 65536, 8.0)],
+    ids=["the cap", "all that the rows can use", "one sequence, past the cap"],
+)
+def test_a_cap_bounds_the_cache_but_never_below_one_sequence(rows: int, max_model_len: int, expected_gib: float) -> None:
+    memory = Memory(total=64 * GIB, free=60 * GIB)
+    got = count_blocks(config(max_num_seqs=rows), SHAPE, max_model_len, memory, 0, cap=4 * GIB)
+    assert got == int(expected_gib * 512)
+
+
+def refusal(config: EngineConfig, memory: Memory, max_model_len: int) -> str:
+    with pytest.raises(ConfigError) as caught:
+        count_blocks(config, SHAPE, max_model_len, memory, 0, cap=None)
+    return caught.value.message
+
+
+def test_too_little_memory_names_the_flags_and_values_that_would_do() -> None:
+    memory = Memory(total=10 * GIB, free=6 * GIB)
+    told = refusal(config(gpu_memory_utilization=0.6), memory, 40960)
+    assert told == (
+        "max_model_len 40960 needs 5.0 GiB of KV cache for one sequence, 2.0 GiB are free: "
+        "lower --max-model-len to 16384 or raise --gpu-memory-utilization to 0.90"
+    )
+    assert count_blocks(config(gpu_memory_utilization=0.6), SHAPE, 16384, memory, 0, cap=None) >= 1024
+    assert count_blocks(config(gpu_memory_utilization=0.90), SHAPE, 40960, memory, 0, cap=None) >= 2560
+
+
+@pytest.mark.parametrize("max_model_len", [17, 5_000, 33_333, 47_000])
+def test_the_share_that_is_suggested_does(max_model_len: int) -> None:
+    memory = Memory(total=7 * GIB, free=6 * GIB + 12345)
+    told = refusal(config(gpu_memory_utilization=0.1), memory, max_model_len)
+    share = float(told.rpartition(" ")[2])
+    assert count_blocks(config(gpu_memory_utilization=share), SHAPE, max_model_len, memory, 0, cap=None) * 16 >= max_model_len
+
+
+def test_too_little_kv_cache_memory_names_the_bytes_that_would_do() -> None:
+    memory = Memory(total=10 * GIB, free=6 * GIB)
+    told = refusal(config(kv_cache_memory=GIB), memory, 16384)
+    assert told.endswith(f"lower --max-model-len to 8192 or raise --kv-cache-memory to {2 * GIB}")
+    assert count_blocks(config(kv_cache_memory=2 * GIB), SHAPE, 16384, memory, 0, cap=None) == 1024
+
+
+def test_a_device_that_is_too_small_at_any_share_is_told_so() -> None:
+    told = refusal(config(), Memory(total=4 * GIB, free=GIB), 40960)
+    assert told.endswith("free memory on this device")
+    nothing = refusal(config(), Memory(total=4 * GIB, free=0), 40960)
+    assert "0.0 MiB are free: use a smaller model or free memory" in nothing

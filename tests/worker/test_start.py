@@ -1,0 +1,85 @@
+"""What a rank finds out, and refuses, before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamserve.checkpoint import resolve
+from streamserve.config import EngineConfig
+from streamserve.errors import ConfigError
+from streamserve.scheduling.plan import Plan, RowWork
+from streamserve.worker.device import open_device
+from streamserve.worker.dtypes import resolve_dtype
+from streamserve.worker.memory import Memory, host_memory
+from streamserve.worker.runner import Runner
+from tests.support.tiny_model import VOCAB, TinyLlama
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint_dtype", "expected"),
+    [
+        ("auto", "bfloat16", torch.bfloat16),
+        ("auto", "float16", torch.float16),
+        ("auto", "float32", torch.bfloat16),
+        ("bfloat16", "float32", torch.bfloat16),
+        ("half", "bfloat16", torch.float16),
+        ("float16", "bfloat16", torch.float16),
+        ("float", "bfloat16", torch.float32),
+        ("float32", "bfloat16", torch.float32),
+    ],
+)
+def test_dtype_names_on_a_cpu(name: str, checkpoint_dtype: str, expected: torch.dtype) -> None:
+    assert resolve_dtype(name, checkpoint_dtype, CPU) == expected  # type: ignore[arg-type]
+
+
+def test_float32_checkpoints_run_in_float16_on_a_gpu() -> None:
+    assert resolve_dtype("auto", "float32", torch.device("cuda")) == torch.float16
+
+
+def test_a_loaded_rank_says_what_it_serves_and_how_long_each_part_took(tiny: TinyLlama) -> None:
+    config = EngineConfig(model=tiny.path, device="cpu", dtype="float32", max_num_seqs=4)
+    info = Runner(config, resolve(tiny.path)).load()
+    assert (info.architecture, info.dtype, info.vocab_size) == ("LlamaForCausalLM", "float32", VOCAB)
+    assert (info.max_model_len, info.max_num_seqs, info.block_size) == (256, 4, 16)
+    assert info.kv_capacity_tokens == 4 * 256
+    assert info.device.startswith("cpu")
+    assert list(info.startup_s) == ["weights", "kv_cache", "warmup"]
+    assert all(seconds >= 0 for seconds in info.startup_s.values())
+
+
+def test_a_context_beyond_the_models_positions_is_refused(tiny: TinyLlama) -> None:
+    config = EngineConfig(model=tiny.path, device="cpu", max_model_len=257)
+    with pytest.raises(ConfigError, match=r"--max-model-len 257: the model reaches 256 tokens"):
+        Runner(config, resolve(tiny.path)).load()
+
+
+def test_a_rank_steps_only_after_it_has_loaded(tiny: TinyLlama) -> None:
+    runner = Runner(EngineConfig(model=tiny.path), resolve(tiny.path))
+    with pytest.raises(RuntimeError, match="loaded"):
+        runner.step(Plan(1, [], [], [RowWork(0, 0, 1, True)]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--device cuda"):
+        open_device("cuda")
+
+
+def write_memory(folder: Path, *, limit: str) -> None:
+    (folder / "meminfo").write_text("MemTotal:       16384 kB\nMemFree:  100 kB\nMemAvailable:   8192 kB\n")
+    (folder / "memory.max").write_text(limit + "\n")
+    (folder / "memory.current").write_text("3145728\n")
+
+
+def test_host_memory_is_the_machines_unless_a_container_has_less(tmp_path: Path) -> None:
+    write_memory(tmp_path, limit="max")
+    assert host_memory(tmp_path, tmp_path) == Memory(16 << 20, 8 << 20)
+    write_memory(tmp_path, limit=str(4 << 20))
+    assert host_memory(tmp_path, tmp_path) == Memory(4 << 20, 1 << 20)
+    write_memory(tmp_path, limit=str(64 << 20))
+    assert host_memory(tmp_path, tmp_path) == Memory(16 << 20, 8 << 20)
