@@ -46,8 +46,8 @@ class Scheduler:
     def add(self, spec: SequenceSpec, now: float, constraint: Constraint | None = None) -> None:
         """Queue a sequence; with `generated_token_ids` it goes on after them.
 
-        Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter` or `UnsupportedParameter`, in which case
-        nothing changed.
+        Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter` or `UnsupportedParameter`, in
+        which case nothing changed.
         """
         check_spec(spec, self.limits)
         if spec.sequence_id in self.population.sequences:
