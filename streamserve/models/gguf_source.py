@@ -20,7 +20,7 @@ from streamserve.gguf_file import GgufFile
 from streamserve.models.arch import ModelArch
 from streamserve.models.layers import Linear
 from streamserve.models.sources import WeightSource
-from streamserve_kernels import Int4Weight
+from streamserve_kernels import INT4_ROW_MULTIPLE, Int4Weight, pack_eight_bits, pack_four_bits
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -78,18 +78,26 @@ class GgufSource(WeightSource):
             yield name, self._dequantized(name), self._file.tensors[stored].num_bytes
 
     def packed(self, linear: Linear) -> Int4Weight | None:
-        """A linear's fused weight, kept at 4 bits; None when a part of it is stored otherwise."""
+        """A linear's fused weight as 4-bit digits; None when a part of it is stored otherwise, or the kernel can't take it.
+
+        The tensor that it replaces is filled and kept as its expanded form.
+        """
         parts = [f"{name}.weight" for name in linear.names]
         kinds = {self._kind(part) for part in parts}
-        if not kinds <= {Kind.Q4_0, Kind.Q4_1}:
+        expanded = linear.weight
+        if not isinstance(expanded, Tensor) or expanded.shape[0] % INT4_ROW_MULTIPLE:
             return None
-        quants, scale, zero = zip(*(_four_bits(self._raw(part), self._kind(part)) for part in parts), strict=True)
-        return Int4Weight(torch.cat(quants), torch.cat(scale), torch.cat(zero))
+        if kinds <= {Kind.Q4_0, Kind.Q4_1}:
+            quants, scale, zero = zip(*(_four_bits(self._raw(part), self._kind(part)) for part in parts), strict=True)
+            return pack_four_bits(torch.cat(quants), torch.cat(scale), torch.cat(zero), expanded)
+        if kinds == {Kind.Q8_0}:
+            quants, scale = zip(*(_eight_bits(self._raw(part)) for part in parts), strict=True)
+            return pack_eight_bits(torch.cat(quants), torch.cat(scale), expanded)
+        return None
 
-    def take(self, linear: Linear) -> int:
-        """Leave a linear's weights out of `tensors`, because `packed` delivered them; returns their stored bytes."""
-        stored = [self._stored.pop(f"{name}.weight") for name in linear.names]
-        return sum(self._file.tensors[name].num_bytes for name in stored)
+    def take(self, name: str) -> int:
+        """Leave a tensor out of `tensors`, because `packed` delivered it; returns its stored bytes."""
+        return self._file.tensors[self._stored.pop(name)].num_bytes
 
     def _name(self, stored: str) -> str:
         """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
@@ -140,6 +148,13 @@ class GgufSource(WeightSource):
 def transformers_rows(rows: int, heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Where each row of transformers' q or k projection lies in llama.cpp's, which pairs a head's dimensions i and i + half."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _eight_bits(raw: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Tensor, Tensor]:
+    """Blocks of Q8_0 as (quants [out, in] int8, scale [out, in / 32] fp32) of scale * q."""
+    blocks = torch.from_numpy(raw.copy()).view(raw.shape[0], -1, 2 + BLOCK)
+    scale = blocks[..., :2].contiguous().view(torch.float16).float()
+    return blocks[..., 2:].contiguous().view(torch.int8).flatten(1), scale[..., 0]
 
 
 def _four_bits(raw: np.ndarray[Any, np.dtype[np.uint8]], kind: Kind | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,6 +49,18 @@ class Stored(nn.Module, ABC):
         """Every tensor it needs, each exactly once."""
 
 
+class Embedding(Stored):
+    """A table of vectors, [rows, size]."""
+
+    def __init__(self, name: str, rows: int, size: int, place: Placement) -> None:
+        super().__init__()
+        self.name = name
+        self.weight = place.empty(rows, size)
+
+    def destinations(self) -> Iterator[Destination]:
+        yield Destination(f"{self.name}.weight", self.weight)
+
+
 class Linear(Stored):
     """One linear layer; its output rows may be several of the checkpoint's.
 
@@ -84,6 +96,19 @@ class Linear(Stored):
         self.weight = packed
 
 
+class TiedLinear(Linear):
+    """A linear whose weight is an embedding's table."""
+
+    def __init__(self, table: Embedding) -> None:
+        nn.Module.__init__(self)
+        self.names = [table.name]
+        self.weight = table.weight
+        self.bias = None
+
+    def destinations(self) -> Iterator[Destination]:
+        return iter(())
+
+
 class RmsNorm(Stored):
     """The weight of an RMS norm."""
 
@@ -109,15 +134,3 @@ class LayerNorm(Stored):
     def destinations(self) -> Iterator[Destination]:
         yield Destination(f"{self._name}.weight", self.weight)
         yield Destination(f"{self._name}.bias", self.bias)
-
-
-class Embedding(Stored):
-    """A table of vectors, [rows, size]."""
-
-    def __init__(self, name: str, rows: int, size: int, place: Placement) -> None:
-        super().__init__()
-        self._name = name
-        self.weight = place.empty(rows, size)
-
-    def destinations(self) -> Iterator[Destination]:
-        yield Destination(f"{self._name}.weight", self.weight)

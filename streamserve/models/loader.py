@@ -53,15 +53,14 @@ def load_model(
         elif checkpoint.format == "gguf":
             source = GgufSource(open_gguf(checkpoint.path), arch)
             progress.total = source.num_bytes
-            if _packs(quantization, place):
-                _fill_packed(model, source, progress)
-            _fill(model, source, arch, progress)
+            filled = _fill_packed(model, source, progress) if _packs(quantization, place) else set()
+            _fill(model, source, progress, filled)
         else:
             _refuse_packing(quantization, f"{checkpoint.format} weights")
             folder = checkpoint.path
             plain: WeightSource = SafetensorsSource(folder) if checkpoint.format == "safetensors" else PytorchSource(folder)
             progress.total = plain.num_bytes
-            _fill(model, plain, arch, progress)
+            _fill(model, plain, progress, set())
     return model.eval()
 
 
@@ -91,16 +90,22 @@ def _refuse_packing(quantization: Quantization, what: str) -> None:
         raise ConfigError(f"--quantization int4 needs a 4-bit .gguf file; this model has {what}")
 
 
-def _fill_packed(model: CausalModel, source: GgufSource, progress: _Loaded) -> None:
+def _fill_packed(model: CausalModel, source: GgufSource, progress: _Loaded) -> set[str]:
+    """Fill every linear that can be packed; returns the names of the tensors used."""
+    filled = set()
     for linear in model.linears():
         weight = source.packed(linear)
         if weight is not None:
             linear.replace_weight(weight)
-            progress.add(source.take(linear))
+            names = {f"{name}.weight" for name in linear.names}
+            progress.add(sum(source.take(name) for name in names))
+            filled |= names
+    return filled
 
 
-def _fill(model: CausalModel, source: WeightSource, arch: ModelArch, progress: _Loaded) -> None:
-    wanted = {destination.name: destination for destination in model.destinations()}
+def _fill(model: CausalModel, source: WeightSource, progress: _Loaded, filled: set[str]) -> None:
+    arch = model.arch
+    wanted = {destination.name: destination for destination in model.destinations() if destination.name not in filled}
     for name, tensor, num_bytes in source.tensors():
         destination = wanted.pop(name, None) or wanted.pop(f"model.{name}", None)
         if destination is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from streamserve.models.arch import ModelArch
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers import Destination, Embedding, Linear, Placement, RmsNorm, Stored
+from streamserve.models.layers import Destination, Embedding, Linear, Placement, RmsNorm, Stored, TiedLinear
 from streamserve.models.rope import Rope
 from streamserve_kernels import norm_linear
 
@@ -66,7 +66,11 @@ class TokenEmbedding(nn.Module):
         self.scale, self.eps, self.softcap = arch.embedding_scale, arch.norm_eps, arch.logit_softcap
         self.table = Embedding("model.embed_tokens", arch.vocab_size, arch.hidden_size, place)
         self.norm = RmsNorm("model.norm", arch.hidden_size, place, offset=norm_offset)
-        self.head = None if arch.tied_embeddings else Linear("", {"lm_head": arch.vocab_size}, arch.hidden_size, place)
+        self.head: Linear = (
+            TiedLinear(self.table)
+            if arch.tied_embeddings
+            else Linear("", {"lm_head": arch.vocab_size}, arch.hidden_size, place)
+        )
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids [tokens] -> [tokens, hidden_size]"""
@@ -75,6 +79,5 @@ class TokenEmbedding(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden_size] -> [rows, vocab_size]"""
-        weight = self.table.weight if self.head is None else self.head.weight
-        logits = norm_linear(hidden, self.norm.weight, self.eps, weight)
+        logits = norm_linear(hidden, self.norm.weight, self.eps, self.head.weight)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap

@@ -12,7 +12,7 @@ from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.arch import ModelArch, activation_of, architecture_of, dtype_of, need, refuse_quantized
 from streamserve.models.attention import Attention
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers import Embedding, LayerNorm, Linear, Placement
+from streamserve.models.layers import Embedding, LayerNorm, Linear, Placement, TiedLinear
 from streamserve.models.model import CausalModel
 from streamserve_kernels import layer_norm, linear, linear_residual
 
@@ -86,7 +86,7 @@ class Opt(CausalModel):
         self.project_out = Linear(prefix, {"project_out": size}, hidden, place) if projected else None
         self.layers = nn.ModuleList(OptLayer(arch, layer, place) for layer in range(arch.num_layers))
         self.norm = LayerNorm(prefix + "final_layer_norm", hidden, place) if arch.final_norm else None
-        self.head = None if arch.tied_embeddings else Linear("", {"lm_head": arch.vocab_size}, size, place)
+        self.head = TiedLinear(self.table) if arch.tied_embeddings else Linear("", {"lm_head": arch.vocab_size}, size, place)
 
     def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
         hidden = F.embedding(inputs.token_ids, self.table.weight)
@@ -102,7 +102,7 @@ class Opt(CausalModel):
             hidden = layer_norm(hidden, self.norm.weight, self.norm.bias, NORM_EPS)
         if self.project_out is not None:
             hidden = linear(hidden, self.project_out.weight)
-        return linear(hidden, self.table.weight if self.head is None else self.head.weight)
+        return linear(hidden, self.head.weight)
 
 
 def read_opt(config: dict[str, Any]) -> OptArch:

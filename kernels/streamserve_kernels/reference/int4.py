@@ -1,4 +1,4 @@
-"""Linear weights kept as 4-bit integers in groups of 32, on a CPU.
+"""Linear weights kept as integers of 4 bits in groups of 32, on a CPU.
 
 Torch's int4 kernel multiplies bf16 activations with weights that stay packed: fastest for a few rows, where a step is bound by
 reading weights. For many rows the arithmetic dominates and expanded bf16 weights win, so those are kept beside the packed ones.
@@ -13,23 +13,32 @@ from torch import Tensor
 GROUP = 32
 """Input features that share a scale and a zero point."""
 
+ROW_MULTIPLE = 16
+"""Torch's kernel takes output features in multiples of this."""
+
 FEW_ROWS = 6
 """Up to this many rows the packed weights are faster than the expanded ones (measured on Zen 4, two threads)."""
 
 
 class Int4Weight:
-    """A weight [out_features, in_features] as scale * (q - 8) + zero, q in 0..15, with a scale and zero per group of inputs.
+    """A weight [out, in] whose numbers are sums of 4-bit digits, scale * (digit - 8) + zero with both per group of inputs.
 
-    Scale and zero are bf16, which is what torch's kernel takes. Costs 2.6 bytes a weight: 0.6 packed, 2 expanded.
+    One digit is what 4-bit formats store; two make an 8-bit one. Scale and zero are bf16, as the kernel takes them. A weight
+    costs 0.6 bytes a digit beside the 2 of its expanded form.
     """
 
-    __slots__ = ("expanded", "packed", "scale_zero")
+    __slots__ = ("expanded", "num_digits", "packed", "scale_zero")
 
-    def __init__(self, quants: Tensor, scale: Tensor, zero: Tensor) -> None:
-        """quants [out, in] uint8 with values 0..15; scale, zero [out, in / 32] of any float dtype; out a multiple of 16."""
-        self.scale_zero = torch.stack([scale.t(), zero.t()], dim=-1).to(torch.bfloat16).contiguous()
-        self.packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quants.to(torch.int32), 1)
-        self.expanded = expand(quants, self.scale_zero)
+    def __init__(self, digits: list[Tensor], scales: list[Tensor], zeros: list[Tensor], expanded: Tensor) -> None:
+        """digits    each [out, in] uint8 with values 0..15; out a multiple of 16
+        scales, zeros  for each digit [out, in / 32], of any float dtype
+        expanded       [out, in] bf16, the same weight
+        """
+        self.num_digits = len(digits)
+        self.scale_zero = _interleave(torch.cat(scales, dim=1), torch.cat(zeros, dim=1))
+        wide = torch.cat(digits, dim=1).to(torch.int32)
+        self.packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(wide, 1)
+        self.expanded = expanded
 
     @property
     def shape(self) -> torch.Size:
@@ -39,12 +48,40 @@ class Int4Weight:
         """x [rows, in] bf16 -> x @ weight.T (+ bias) [rows, out] bf16."""
         if x.shape[0] > FEW_ROWS:
             return F.linear(x, self.expanded, bias)
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), self.packed, GROUP, self.scale_zero)
+        # The digits of a weight lie side by side in one longer row, so that their products are summed in fp32.
+        repeated = x.contiguous() if self.num_digits == 1 else x.repeat(1, self.num_digits)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(repeated, self.packed, GROUP, self.scale_zero)
         return y if bias is None else y.add_(bias)
 
 
-def expand(quants: Tensor, scale_zero: Tensor) -> Tensor:
-    """The bf16 weight [out, in] that quants [out, in] and scale_zero [in / 32, out, 2] stand for."""
-    scale, zero = scale_zero.float().transpose(0, 1).unsqueeze(2).unbind(-1)
-    groups = quants.float().sub_(8).unflatten(1, (-1, GROUP))
-    return groups.mul_(scale).add_(zero).flatten(1).to(torch.bfloat16)
+def pack_four_bits(quants: Tensor, scale: Tensor, zero: Tensor, expanded: Tensor) -> Int4Weight:
+    """The weight scale * (q - 8) + zero.
+
+    quants       [out, in] uint8 with values 0..15
+    scale, zero  [out, in / 32] of any float dtype, rounded to bf16
+    expanded     [out, in] bf16, overwritten with the weight and kept
+    """
+    scale, zero = scale.bfloat16(), zero.bfloat16()
+    groups = quants.float().sub_(8).view(quants.shape[0], -1, GROUP)
+    groups.mul_(scale.unsqueeze(2)).add_(zero.unsqueeze(2))
+    expanded.copy_(groups.flatten(1))
+    return Int4Weight([quants], [scale], [zero], expanded)
+
+
+def pack_eight_bits(quants: Tensor, scale: Tensor, expanded: Tensor) -> Int4Weight:
+    """The weight scale * q, as two digits: q = 16 * high + low.
+
+    quants    [out, in] int8
+    scale     [out, in / 32] of any float dtype, rounded to bf16
+    expanded  [out, in] bf16, overwritten with the weight and kept
+    """
+    scale = scale.bfloat16()
+    expanded.copy_(quants.float().view(quants.shape[0], -1, GROUP).mul_(scale.unsqueeze(2)).flatten(1))
+    low = (quants & 15).to(torch.uint8)
+    high = ((quants >> 4) + 8).to(torch.uint8)
+    return Int4Weight([high, low], [16 * scale, scale], [torch.zeros_like(scale), 8 * scale], expanded)
+
+
+def _interleave(scale: Tensor, zero: Tensor) -> Tensor:
+    """[out, groups] twice -> [groups, out, 2] bf16."""
+    return torch.stack([scale.t(), zero.t()], dim=-1).bfloat16().contiguous()
