@@ -17,22 +17,10 @@ from streamserve.errors import ContextLengthExceeded, EngineDead, PromptTooLarge
 from streamserve.types import TokenDelta
 from tests.engine.conftest import MakeSpec, Running
 from tests.support.checkpoints import no_weights
-from tests.support.reading import next_push, read_all
+from tests.support.reading import next_push, read_all, read_together
 from tests.support.scripted import ScriptedExecutor, continuation
 
 pytestmark = pytest.mark.anyio
-
-
-async def read_together(streams: list[SequenceStream]) -> list[TokenDelta]:
-    wholes: dict[str, TokenDelta] = {}
-
-    async def read(stream: SequenceStream) -> None:
-        wholes[stream.sequence_id] = await read_all(stream)
-
-    async with anyio.create_task_group() as tasks:
-        for stream in streams:
-            tasks.start_soon(read, stream)
-    return [wholes[stream.sequence_id] for stream in streams]
 
 
 async def one_step(executor: ScriptedExecutor) -> None:
@@ -333,7 +321,8 @@ async def test_a_paused_sequence_ends_when_its_time_is_up(running: Running, make
 
 async def test_a_storm_of_opens_and_departures_leaves_nothing_behind(running: Running, make_spec: MakeSpec) -> None:
     async with running(ScriptedExecutor(max_num_seqs=64, num_blocks=256), max_num_seqs=64) as engine:
-        stayers, leavers = [], []
+        stayers: list[SequenceStream] = []
+        leavers: list[SequenceStream] = []
         for n in range(300):
             [stream] = await engine.open([make_spec(max_tokens=50)])
             (leavers if n % 3 else stayers).append(stream)

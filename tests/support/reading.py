@@ -16,6 +16,19 @@ async def read_all(stream: SequenceStream) -> TokenDelta:
     return whole
 
 
+async def read_together(streams: list[SequenceStream]) -> list[TokenDelta]:
+    """Everything of several streams, each read by a task of its own."""
+    wholes: dict[str, TokenDelta] = {}
+
+    async def read(stream: SequenceStream) -> None:
+        wholes[stream.sequence_id] = await read_all(stream)
+
+    async with anyio.create_task_group() as tasks:
+        for stream in streams:
+            tasks.start_soon(read, stream)
+    return [wholes[stream.sequence_id] for stream in streams]
+
+
 async def next_push(stream: SequenceStream) -> None:
     """Return when the engine next pushes into a stream, taking nothing out."""
     pushed = anyio.Event()

@@ -1,0 +1,254 @@
+"""The engine socket, both ends in this process: bursts of commands, broken peers, peers that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+
+from streamserve.config import EngineConfig
+from streamserve.engine import frames
+from streamserve.engine.constraints import CompileConstraint
+from streamserve.engine.core import EngineCore
+from streamserve.engine.link import LinkLimits
+from streamserve.engine.listener import Listener
+from streamserve.engine.remote import RemoteEngine
+from streamserve.errors import EngineDead, InvalidParameter, Unavailable, UnsupportedParameter
+from streamserve.scheduling.constraint import Constraint
+from streamserve.types import StructuredOutputs
+from tests.engine.conftest import MakeSpec
+from tests.support.reading import read_all
+from tests.support.scripted import ScriptedExecutor, continuation
+
+pytestmark = pytest.mark.anyio
+
+CHOICE = StructuredOutputs(choice=["yes", "no"])
+Serving = Callable[..., AbstractAsyncContextManager[EngineCore]]
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return str(tmp_path / "engine.sock")
+
+
+@pytest.fixture
+def serving(address: str) -> Serving:
+    """`async with serving(executor)`: a core behind a socket at `address`."""
+
+    @asynccontextmanager
+    async def serve(
+        executor: ScriptedExecutor, *, compile_constraint: CompileConstraint | None = None, limits: LinkLimits | None = None
+    ) -> AsyncIterator[EngineCore]:
+        core = EngineCore(EngineConfig(model="scripted"), executor, compile_constraint=compile_constraint)
+        listener = Listener(core, limits)
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(address)
+        listening.listen()
+        await listener.listen(listening)
+        listener.ready(await core.start())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(core.run)
+            try:
+                yield core
+            finally:
+                tasks.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await listener.close()
+
+    return serve
+
+
+@pytest.fixture
+async def remote(address: str) -> AsyncIterator[RemoteEngine]:
+    """Not started yet: that needs an engine that serves."""
+    remote = RemoteEngine(address)
+    yield remote
+    await remote.stop()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with anyio.fail_after(20):
+        while not holds():
+            await anyio.lowlevel.checkpoint()
+
+
+async def send_all(address: str, data: bytes) -> anyio.abc.ByteStream:
+    stream = await anyio.connect_unix(address)
+    await stream.send(data)
+    return stream
+
+
+async def replies_of(stream: anyio.abc.ByteReceiveStream) -> AsyncIterator[frames.Reply]:
+    decoder = frames.reply_decoder()
+    async for data in stream:
+        for reply in decoder.feed(data):
+            yield reply
+
+
+async def test_an_abort_in_the_same_burst_finds_its_sequence(serving: Serving, address: str, make_spec: MakeSpec) -> None:
+    async with serving(ScriptedExecutor(gated=True)):
+        spec = make_spec()
+        burst = frames.encode(frames.OpenSequences(1, [spec])) + frames.encode(frames.AbortSequence(spec.sequence_id, 0.0))
+        async with await send_all(address, burst + frames.encode(frames.ReadStats(2))) as stream:
+            replies = replies_of(stream)
+            assert isinstance(await anext(replies), frames.Ready)
+            assert await anext(replies) == frames.Opened(1)
+            stats = await anext(replies)
+        assert isinstance(stats, frames.Stats)
+        assert (stats.stats.num_requests_waiting, stats.stats.num_requests_running, stats.stats.num_aborts) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("rubbish", [b"GET / HTTP/1.1\r\n\r\n", b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\2\x91\x63"])
+async def test_a_peer_that_talks_nonsense_is_cut_off_alone(
+    serving: Serving, address: str, remote: RemoteEngine, make_spec: MakeSpec, rubbish: bytes
+) -> None:
+    executor = ScriptedExecutor(gated=True)
+    async with serving(executor):
+        await remote.start()
+        [stream] = await remote.open([spec := make_spec()])
+        async with await send_all(address, rubbish) as peer:
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                while True:
+                    await peer.receive()
+        executor.open_gate()
+        assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
+
+
+async def test_a_worker_that_does_not_read_is_treated_as_gone(
+    serving: Serving, address: str, remote: RemoteEngine, make_spec: MakeSpec
+) -> None:
+    limits = LinkLimits(high_water_bytes=1024, backlog_bytes=64 << 10)
+    async with serving(ScriptedExecutor(max_model_len=1 << 20, num_blocks=1 << 16), limits=limits) as core:
+        await remote.start()
+        deaf = [make_spec(max_tokens=1 << 18) for _ in range(4)]
+        async with await send_all(address, frames.encode(frames.OpenSequences(1, deaf))):
+            await until(lambda: core.stats().num_aborts == len(deaf))
+            [stream] = await remote.open([spec := make_spec()])
+            assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
+            assert core.stats().kv_blocks_used == 0
+
+
+async def test_a_worker_whose_socket_stays_full_is_given_up_after_a_while(
+    serving: Serving, address: str, make_spec: MakeSpec
+) -> None:
+    limits = LinkLimits(high_water_bytes=1, drain_timeout_s=0.2)
+    async with serving(ScriptedExecutor(max_model_len=1 << 16, num_blocks=1 << 12), limits=limits) as core:
+        specs = [make_spec(max_tokens=30000) for _ in range(2)]
+        async with await send_all(address, frames.encode(frames.OpenSequences(1, specs))):
+            await until(lambda: core.stats().num_aborts == len(specs))
+
+
+async def test_the_death_of_the_loop_reaches_every_worker(
+    serving: Serving, address: str, remote: RemoteEngine, make_spec: MakeSpec
+) -> None:
+    executor = ScriptedExecutor(gated=True)
+    async with serving(executor) as core:
+        await remote.start()
+        [stream] = await remote.open([make_spec()])
+        executor.failure = RuntimeError("the device is gone")
+        executor.release()
+        whole = await read_all(stream)
+        assert whole.error is not None
+        assert whole.error.code == "engine_dead"
+        assert core.failure is not None
+        with pytest.raises(EngineDead):
+            await remote.open([make_spec()])
+
+
+async def test_a_hung_step_hangs_neither_open_nor_stats(serving: Serving, remote: RemoteEngine, make_spec: MakeSpec) -> None:
+    async with serving(ScriptedExecutor(gated=True)):
+        await remote.start()
+        for count in range(1, 4):
+            await remote.open([make_spec()])
+            stats = await remote.stats()
+            assert stats.num_requests_running + stats.num_requests_waiting == count
+
+
+async def test_a_caller_cancelled_while_its_grammar_compiles_leaves_nothing(
+    serving: Serving, remote: RemoteEngine, make_spec: MakeSpec
+) -> None:
+    compiling, cancelled = anyio.Event(), anyio.Event()
+
+    async def compile_for_ever(wanted: StructuredOutputs) -> Constraint:
+        compiling.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    async with serving(ScriptedExecutor(), compile_constraint=compile_for_ever):
+        await remote.start()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(remote.open, [make_spec(structured_outputs=CHOICE)])
+            await compiling.wait()
+            tasks.cancel_scope.cancel()
+        with anyio.fail_after(5):
+            await cancelled.wait()
+        stats = await remote.stats()
+        assert (stats.num_requests_waiting, stats.num_requests_running) == (0, 0)
+
+
+async def test_a_caller_cancelled_while_it_waits_for_the_answer_leaves_nothing(
+    serving: Serving, remote: RemoteEngine, make_spec: MakeSpec
+) -> None:
+    async with serving(ScriptedExecutor(gated=True)):
+        await remote.start()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(remote.open, [make_spec(), make_spec()])
+            await asyncio.sleep(0)
+            tasks.cancel_scope.cancel()
+        stats = await remote.stats()
+        assert (stats.num_requests_waiting, stats.num_requests_running) == (0, 0)
+
+
+async def test_an_id_in_use_is_refused_and_its_owner_undisturbed(
+    serving: Serving, address: str, remote: RemoteEngine, make_spec: MakeSpec
+) -> None:
+    executor = ScriptedExecutor(gated=True)
+    async with serving(executor):
+        await remote.start()
+        [stream] = await remote.open([spec := make_spec()])
+        other = RemoteEngine(address)
+        await other.start()
+        for engine in (remote, other):
+            with pytest.raises(InvalidParameter):
+                await engine.open([make_spec(), spec])
+        await other.stop()
+        executor.open_gate()
+        assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
+
+
+async def test_structured_outputs_without_a_compiler_are_refused(
+    serving: Serving, remote: RemoteEngine, make_spec: MakeSpec
+) -> None:
+    async with serving(ScriptedExecutor()):
+        await remote.start()
+        with pytest.raises(UnsupportedParameter) as refusal:
+            await remote.open([make_spec(structured_outputs=CHOICE)])
+        assert refusal.value.param == "structured_outputs"
+
+
+async def test_an_engine_that_does_not_answer_is_unavailable(
+    address: str, remote: RemoteEngine, monkeypatch: pytest.MonkeyPatch, serving: Serving
+) -> None:
+    monkeypatch.setattr("streamserve.engine.remote.STATS_TIMEOUT_S", 0.05)
+
+    async def greet_and_fall_silent(peer: anyio.abc.SocketStream) -> None:
+        async with peer:
+            await peer.send(frames.encode(frames.Ready(ScriptedExecutor().info)))
+            await anyio.sleep_forever()
+
+    async with await anyio.create_unix_listener(address) as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, greet_and_fall_silent)
+        await remote.start()
+        with pytest.raises(Unavailable):
+            await remote.stats()
+        tasks.cancel_scope.cancel()
