@@ -1,0 +1,1 @@
+"""The library: Frontend, AsyncEngine and LLM."""
