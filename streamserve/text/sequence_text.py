@@ -38,9 +38,10 @@ class SequenceText:
         self._stop_ids = frozenset(spec.stop_token_ids)
         self._silent_stop_ids = frozenset(eos_token_ids) - frozenset(params.stop_token_ids or ())
         self._detokenizer = _detokenizer(tokenizer, params, spec) if params.detokenize else None
-        self._stops = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
+        stops = params.stop_strings
+        self._stops = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
         self._num_tokens = 0
-        self._kept = TokenDelta([])
+        self._kept: TokenDelta | None = None
         self._is_finished = False
         for token_id in spec.generated_token_ids:
             self._text_of(token_id)
@@ -58,34 +59,34 @@ class SequenceText:
             delta = TokenDelta(delta.token_ids[:used], logprobs, delta.prompt_logprobs, "stop", None, delta.cached_tokens)
         elif delta.finish_reason is not None:
             text += self._rest()
-        kept = self._kept.then(delta)
-        self._is_finished = kept.finish_reason is not None
+        if self._kept is not None:
+            delta, self._kept = self._kept.then(delta), None
+        self._is_finished = delta.finish_reason is not None
         if not (text or self._is_finished or self._detokenizer is None):
-            self._kept = kept
+            self._kept = delta
             return None
-        self._kept = TokenDelta([])
-        return self._text_delta(text, kept, stop)
+        return self._text_delta(text, delta, stop)
 
     def _read(self, delta: TokenDelta) -> tuple[str, str | None, int]:
         """The text of a delta's tokens up to a stop string; that string; and how many tokens were read."""
         token_ids = delta.token_ids
         # The token that ends a sequence is reported but has no text.
-        silent = self._ends_on_silent_token(delta)
-        shown = []
-        for used, token_id in enumerate(token_ids, start=1):
-            if silent and used == len(token_ids):
-                break
-            text, stop = self._text_of(token_id)
-            shown.append(text)
+        shown = token_ids[:-1] if delta.finish_reason is not None and self._ends_on_silent_token(delta) else token_ids
+        text = ""
+        for used, token_id in enumerate(shown, start=1):
+            piece, stop = self._text_of(token_id)
+            text += piece
             if stop is not None:
-                return "".join(shown), stop, used
-        return "".join(shown), None, len(token_ids)
+                return text, stop, used
+        return text, None, len(token_ids)
 
     def _text_of(self, token_id: int) -> tuple[str, str | None]:
-        self._num_tokens += 1
         if self._detokenizer is None:
             return "", None
         text = self._detokenizer.push(token_id)
+        if self._stops is None:
+            return text, None
+        self._num_tokens += 1
         return self._stops.push(text, armed=self._num_tokens > self._params.min_tokens) if text else ("", None)
 
     def _ends_on_silent_token(self, delta: TokenDelta) -> bool:
@@ -95,10 +96,11 @@ class SequenceText:
 
     def _rest(self) -> str:
         """What was held back, now that the sequence has ended."""
-        if self._detokenizer is None:
-            return ""
-        text, _ = self._stops.push(self._detokenizer.finish(), armed=False)
-        return text + self._stops.finish()
+        text = "" if self._detokenizer is None else self._detokenizer.finish()
+        if self._stops is None:
+            return text
+        shown, _ = self._stops.push(text, armed=False)
+        return shown + self._stops.finish()
 
     def _text_delta(self, text: str, delta: TokenDelta, stop: str | None) -> TextDelta:
         stop_id = None if delta.stop_reason in self._silent_stop_ids else delta.stop_reason
