@@ -127,10 +127,23 @@ def _array(data: mmap, at: int) -> tuple[list[Any], int]:
     if kind in _SCALARS:
         items = np.frombuffer(data, dtype=np.dtype(_SCALARS[kind]), count=length, offset=at)
         return items.tolist(), at + items.nbytes
+    if kind == _STRING:
+        return _strings(data, at, length)
     values: list[Any] = []
     for _ in range(length):
         value, at = _value(data, at, kind)
         values.append(value)
+    return values, at
+
+
+def _strings(data: mmap, at: int, count: int) -> tuple[list[str], int]:
+    """A tokenizer has 100 000 of them, which is all the time that parsing takes."""
+    read_length = struct.Struct("<Q").unpack_from
+    values = []
+    for _ in range(count):
+        start = at + 8
+        at = start + read_length(data, at)[0]
+        values.append(data[start:at].decode())
     return values, at
 
 

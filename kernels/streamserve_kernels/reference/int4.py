@@ -16,6 +16,9 @@ GROUP = 32
 ROW_MULTIPLE = 16
 """Torch's kernel takes output features in multiples of this."""
 
+PACKED_ROWS = 2048
+"""Rows packed at a time; a multiple of every blocking that the kernel uses."""
+
 FEW_ROWS = 6
 """Up to this many rows the packed weights are faster than the expanded ones (measured on Zen 4, two threads)."""
 
@@ -36,8 +39,7 @@ class Int4Weight:
         """
         self.num_digits = len(digits)
         self.scale_zero = _interleave(torch.cat(scales, dim=1), torch.cat(zeros, dim=1))
-        wide = torch.cat(digits, dim=1).to(torch.int32)
-        self.packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(wide, 1)
+        self.packed = _pack(digits)
         self.expanded = expanded
 
     @property
@@ -76,10 +78,19 @@ def pack_eight_bits(quants: Tensor, scale: Tensor, expanded: Tensor) -> Int4Weig
     expanded  [out, in] bf16, overwritten with the weight and kept
     """
     scale = scale.bfloat16()
-    expanded.copy_(quants.float().view(quants.shape[0], -1, GROUP).mul_(scale.unsqueeze(2)).flatten(1))
-    low = (quants & 15).to(torch.uint8)
-    high = ((quants >> 4) + 8).to(torch.uint8)
+    for rows, numbers, factors in zip(*(each.split(PACKED_ROWS) for each in (expanded, quants, scale)), strict=True):
+        groups = numbers.float().view(numbers.shape[0], -1, GROUP)
+        rows.copy_(groups.mul_(factors.unsqueeze(2)).flatten(1))
+    low = (quants & 15).view(torch.uint8)
+    high = ((quants >> 4) + 8).view(torch.uint8)
     return Int4Weight([high, low], [16 * scale, scale], [torch.zeros_like(scale), 8 * scale], expanded)
+
+
+def _pack(digits: list[Tensor]) -> Tensor:
+    """Torch's packed form of the digits side by side, made some rows at a time: it starts from int32."""
+    chunks = zip(*(digit.split(PACKED_ROWS) for digit in digits), strict=True)
+    wide = (torch.cat(parts, dim=1).to(torch.int32) for parts in chunks)
+    return torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(rows, 1) for rows in wide])
 
 
 def _interleave(scale: Tensor, zero: Tensor) -> Tensor:
