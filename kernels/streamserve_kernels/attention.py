@@ -8,7 +8,6 @@ decided from host integers alone; lengths are read on the device, so a captured 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -17,16 +16,19 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from .kv_write import rotary_write
-from .launch import dependent_launch, multiprocessors, power_of_two
+from .launch import MAX_ARRIVALS, arrivals, dependent_launch, multiprocessors, power_of_two
 
-_MAX_ARRIVALS = 1 << 16
 
 
 @triton.jit
-def _places(table_ptr, tokens, inside, kv_head, block_stride, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Offsets of the keys of `tokens` in the cache; the block table is read only where `inside`."""
-    block = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-    return block * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
+def _block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The blocks of the tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or one for all; read up to token `last`."""
+    if BLOCK_SIZE % BLOCK_N == 0:
+        blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start <= last, other=0)
+    else:
+        tokens = start + tl.arange(0, BLOCK_N)
+        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens <= last, other=0)
+    return blocks
 
 
 @triton.jit
@@ -122,10 +124,10 @@ def _decode_kernel(
         end = tl.minimum(start + per_split, earlier)
     table_ptr = tables_ptr + sequence * table_stride
     # Ids past the end of a table's used part are fetched with the others, and never followed.
+    reach = max_blocks * BLOCK_SIZE - 1
+    blocks = _block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
+    blocks_ahead = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
     tokens = start + tl.arange(0, BLOCK_N)
-    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < max_blocks * BLOCK_SIZE, other=0)
-    ahead = tokens + BLOCK_N
-    blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=ahead < max_blocks * BLOCK_SIZE, other=0)
     k_first, k_second, v = _load_tile(
         cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
     )
@@ -181,8 +183,7 @@ def _decode_kernel(
         k_first_next, k_second_next, v_next = _load_tile(
             cache_ptr, blocks_ahead, tokens_next, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
         )
-        ahead = tokens_next + BLOCK_N
-        blocks_ahead = tl.load(table_ptr + ahead // BLOCK_SIZE, mask=ahead < max_blocks * BLOCK_SIZE, other=0)
+        blocks_ahead = _block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
         tokens = begin + tl.arange(0, BLOCK_N)
         scores = tl.dot(q_first, tl.trans(k_first.to(COMPUTE)), input_precision="ieee")
         scores = _scaled(tl.dot(q_second, tl.trans(k_second.to(COMPUTE)), scores, input_precision="ieee"), scale, SOFTCAP)
@@ -244,15 +245,20 @@ def _prefill_tile(
     lanes = tl.arange(0, LANES)
     for start in range(begin, end, BLOCK_N):
         tokens = start + tl.arange(0, BLOCK_N)
-        # Without MASKED these comparisons with the range of the tile fold away.
-        inside = tokens < seq_len if MASKED else tokens >= 0
-        places = _places(table_ptr, tokens, inside, kv_head, block_stride, BLOCK_SIZE, HEAD_DIM)[:, None] + lanes[None, :]
+        inside = tokens < seq_len
+        blocks = _block_ids(table_ptr, start, seq_len - 1 if MASKED else start + BLOCK_N, BLOCK_SIZE, BLOCK_N).to(tl.int64)
+        places = blocks * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
+        places = places[:, None] + lanes[None, :]
         if MASKED:
             mask = inside[:, None] & (lanes < HEAD_DIM)[None, :]
         else:
             mask = (lanes < HEAD_DIM)[None, :]
         k = tl.load(cache_ptr + places, mask=mask, other=0.0).to(COMPUTE)
-        scores = _scaled(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, SOFTCAP)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        to_log2 = scale * 1.4426950408889634
+        if SOFTCAP is not None:
+            scores = _scaled(scores, scale, SOFTCAP)
+            to_log2 = 1.0
         if MASKED:
             seen = tokens[None, :] <= positions[:, None]
             if WINDOW is not None:
@@ -263,8 +269,8 @@ def _prefill_tile(
         if WINDOW is not None:
             # A tile before a row's window leaves its maximum at -inf; exp2(-inf - -inf) would be NaN.
             shift = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - shift[:, None])
-        decay = tl.exp2(highest - shift)
+        weights = tl.exp2(scores * to_log2 - (shift * to_log2)[:, None])
+        decay = tl.exp2((highest - shift) * to_log2)
         total = total * decay + tl.sum(weights, axis=1)
         sums = sums * decay[:, None]
         v = tl.load(cache_ptr + value_offset + places, mask=mask, other=0.0).to(COMPUTE)
@@ -327,12 +333,6 @@ def _prefill_kernel(
         block_stride, scale, HEAD_DIM, LANES, BLOCK_SIZE, BLOCK_N, True, WINDOW, SOFTCAP, COMPUTE,
     )  # fmt: skip
     tl.store(out_ptr + offsets, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=real)
-
-
-@functools.lru_cache(maxsize=None)
-def _arrivals(device: torch.device, size: int) -> torch.Tensor:
-    """Counters of finished parts, zero between launches. Launches on one device share them, so they share one stream."""
-    return torch.zeros(size, dtype=torch.int32, device=device)
 
 
 def rotary_attention(
@@ -446,7 +446,7 @@ def _decode(
     turn = rotation or _Rotation(None, None, None, None, None, 0.0)  # type: ignore[arg-type]
     _decode_kernel[(num_decodes, shape.kv_heads, splits)](
         q, turn.positions, turn.cos_sin, turn.slots, turn.q_norm, turn.k_norm,
-        kv_cache, block_tables, seq_lens, out, partial, _arrivals(q.device, _MAX_ARRIVALS),
+        kv_cache, block_tables, seq_lens, out, partial, arrivals(q.device),
         shape.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1], min_split,
         Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         GROUP=group, HALF=max(16, lanes // 2), LANES=lanes, BLOCK_N=block_n, SPLITS=splits,
@@ -465,7 +465,7 @@ def decode_shape(shape: _Shape, q: torch.Tensor, num_decodes: int, max_seq_len: 
     # Parts beyond what fills the device cost a launch of empty programs and a reduction.
     pairs = num_decodes * shape.kv_heads
     splits = max(1, min(4 * multiprocessors(q.device) // pairs, -(-reach // min_split), 64))
-    if pairs * splits > _MAX_ARRIVALS:
+    if pairs * splits > MAX_ARRIVALS:
         splits = 1
     return group, lanes, block_n, power_of_two(splits), min_split, 4
 

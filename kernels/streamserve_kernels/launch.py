@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import triton
 
+MAX_ARRIVALS = 1 << 16
+
 
 @functools.lru_cache(maxsize=None)
 def dependent_launch(device: torch.device) -> dict[str, Any]:
@@ -38,3 +40,13 @@ def multiprocessors(device: torch.device) -> int:
 def power_of_two(size: int, *, least: int = 1) -> int:
     """The smallest power of two that is at least `size` and `least`."""
     return max(least, triton.next_power_of_2(size))
+
+
+@functools.lru_cache(maxsize=None)
+def arrivals(device: torch.device) -> torch.Tensor:
+    """[MAX_ARRIVALS] int32 counters of finished parts, zero between launches.
+
+    Kernels whose last program adds up what the others left count with them. All launches on a device share them, so they must
+    be on one stream.
+    """
+    return torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)

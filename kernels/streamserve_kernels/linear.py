@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import dependent_launch, power_of_two
+from .launch import arrivals, dependent_launch, power_of_two
 from .norm_rope import activate, gelu_tanh_mul, rms_norm, silu_mul
 
 SKINNY_ROWS = 64
@@ -82,68 +82,154 @@ def _one_row_kernel(
 
 
 @triton.jit
+def _finish(
+    sums, squares, columns, bias_ptr, residual_ptr, out_ptr, M, N, eps,
+    K: tl.constexpr, BLOCK_M: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Scale, bias, activation and residual of the products [columns, BLOCK_M]; gated ones hold the gate's columns, then up's."""
+    rows = tl.arange(0, BLOCK_M)
+    if NORM:
+        sums = sums * tl.rsqrt(squares / K + eps)[None, :]
+    if ACTIVATION != "none":
+        half: tl.constexpr = columns.shape[0]
+        gate, up = tl.split(tl.permute(tl.reshape(sums, [2, half, BLOCK_M]), (1, 2, 0)))
+        if BIAS:
+            gate += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[:, None]
+            up += tl.load(bias_ptr + N + columns, mask=columns < N, other=0.0).to(tl.float32)[:, None]
+        sums = activate(gate, up, ACTIVATION)
+    elif BIAS:
+        sums += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[:, None]
+    mask = (columns < N)[:, None] & (rows < M)[None, :]
+    offsets = rows.to(tl.int64)[None, :] * N + columns[:, None]
+    if RESIDUAL:
+        sums += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + offsets, sums.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _few_rows_kernel(
-    x_ptr, weight_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr,
-    M, N, x_stride, eps,
+    x_ptr, weight_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, M, N, eps,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLICES: tl.constexpr, SLICE_K: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """As `_one_row_kernel` for M <= BLOCK_M rows: every warp multiplies its slice [BLOCK_M, SLICE_K] x [SLICE_K, BLOCK_N] of a tile."""
+    """BLOCK_N weight rows times all rows of x; each warp multiplies a slice of every tile, and holds its weights in registers."""
     if PDL:
         cuda.gdc_launch_dependents()
     BLOCK_K: tl.constexpr = SLICES * SLICE_K
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = tl.arange(0, BLOCK_M)
+    if ACTIVATION == "none":
+        columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        inside = columns < N
+        weight_rows = columns.to(tl.int64)
+    else:
+        half: tl.constexpr = BLOCK_N // 2
+        columns = tl.program_id(0) * half + tl.arange(0, half)
+        lines = tl.arange(0, BLOCK_N)
+        inside = tl.program_id(0) * half + lines % half < N
+        weight_rows = (tl.program_id(0) * half + lines % half).to(tl.int64) + (lines // half) * N
     lanes = tl.arange(0, SLICES)[:, None] * SLICE_K + tl.arange(0, SLICE_K)[None, :]
-    inside = (columns < N)[None, :, None]
-    tile_ptrs = weight_ptr + columns.to(tl.int64)[None, :, None] * K + lanes[:, None, :]
-    tile = tl.load(tile_ptrs, mask=inside & (lanes < K)[:, None, :], other=0.0, eviction_policy="evict_first")
-    if ACTIVATION != "none":
-        up_ptrs = tile_ptrs + N.to(tl.int64) * K
-        up = tl.load(up_ptrs, mask=inside & (lanes < K)[:, None, :], other=0.0, eviction_policy="evict_first")
-        up_sum = tl.zeros([SLICES, BLOCK_M, BLOCK_N], tl.float32)
-    sums = tl.zeros([SLICES, BLOCK_M, BLOCK_N], tl.float32)
+    weight_ptrs = weight_ptr + weight_rows[None, :, None] * K + lanes[:, None, :]
+    tiles = ()
+    for k in tl.static_range(0, K, BLOCK_K):
+        mask = inside[None, :, None] & (lanes + k < K)[:, None, :]
+        tiles = tiles + (tl.load(weight_ptrs + k, mask=mask, other=0.0, eviction_policy="evict_first"),)
+    rows = tl.arange(0, BLOCK_M)
+    x_ptrs = x_ptr + rows[None, :, None] * K + lanes[:, None, :]
+    sums = tl.zeros([SLICES, BLOCK_N, BLOCK_M], tl.float32)
     squares = tl.zeros([SLICES, BLOCK_M], tl.float32)
-    x_ptrs = x_ptr + rows[None, :, None] * x_stride + lanes[:, None, :]
-    present = (rows < M)[None, :, None]
     if PDL:
         cuda.gdc_wait()
-    for k in range(0, K, BLOCK_K):
-        x = tl.load(x_ptrs + k, mask=present & (lanes + k < K)[:, None, :], other=0.0)
-        ahead = inside & (lanes + k + BLOCK_K < K)[:, None, :]
-        tile_next = tl.load(tile_ptrs + k + BLOCK_K, mask=ahead, other=0.0, eviction_policy="evict_first")
-        if ACTIVATION != "none":
-            up_next = tl.load(up_ptrs + k + BLOCK_K, mask=ahead, other=0.0, eviction_policy="evict_first")
+    for k in tl.static_range(0, K, BLOCK_K):
+        x = tl.load(x_ptrs + k, mask=(rows < M)[None, :, None] & (lanes + k < K)[:, None, :], other=0.0)
         if NORM:
             wide = x.to(tl.float32)
             squares += tl.sum(wide * wide, axis=2)
             norm = tl.load(norm_ptr + k + lanes, mask=lanes + k < K, other=0.0).to(tl.float32)
             x = (wide * norm[:, None, :]).to(x_ptr.dtype.element_ty)
-        x = x.to(COMPUTE)
-        sums = tl.dot(x, tl.permute(tile, (0, 2, 1)).to(COMPUTE), sums, input_precision="ieee")
-        tile = tile_next
-        if ACTIVATION != "none":
-            up_sum = tl.dot(x, tl.permute(up, (0, 2, 1)).to(COMPUTE), up_sum, input_precision="ieee")
-            up = up_next
-    result = tl.sum(sums, axis=0)
-    if NORM:
-        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)[:, None]
-        result = result * scale
-    if BIAS:
-        result += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION != "none":
-        up_result = tl.sum(up_sum, axis=0)
+        x = tl.permute(x.to(COMPUTE), (0, 2, 1))
+        sums = tl.dot(tiles[k // BLOCK_K].to(COMPUTE), x, sums, input_precision="ieee")
+    _finish(
+        tl.sum(sums, axis=0), tl.sum(squares, axis=0), columns, bias_ptr, residual_ptr, out_ptr, M, N, eps,
+        K, BLOCK_M, NORM, BIAS, RESIDUAL, ACTIVATION,
+    )  # fmt: skip
+
+
+@triton.jit
+def _some_rows_kernel(
+    x_ptr, weight_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N, eps,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, COMPUTE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """A tile of BLOCK_N weight rows streams through shared memory against all rows of x; with SPLITS, a part of the inner dimension.
+
+    The last program of a tile to finish adds its parts up, in their order.
+
+    partial_ptr   fp32 [tiles, SPLITS, BLOCK_N + 1, BLOCK_M]: products, then sums of squares
+    arrivals_ptr  int32 [tiles], zero before and after
+    """
+    if PDL:
+        cuda.gdc_launch_dependents()
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    lines = tl.arange(0, BLOCK_N)
+    if ACTIVATION == "none":
+        columns = tile * BLOCK_N + lines
+        inside = columns < N
+        weight_rows = columns.to(tl.int64)
+    else:
+        half: tl.constexpr = BLOCK_N // 2
+        columns = tile * half + tl.arange(0, half)
+        inside = tile * half + lines % half < N
+        weight_rows = (tile * half + lines % half).to(tl.int64) + (lines // half) * N
+    per_split: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
+    begin = split * per_split
+    lanes = tl.arange(0, BLOCK_K)
+    weight_ptrs = weight_ptr + weight_rows[:, None] * K + lanes[None, :]
+    if PDL:
+        # The first weights are on their way to the L2 cache while the predecessor still computes x.
+        line_ptrs = (weight_ptr + tl.where(inside, weight_rows, 0) * K + tl.minimum(begin, K - PREFETCH)).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [line_ptrs, PREFETCH * 2],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    rows = tl.arange(0, BLOCK_M)
+    x_ptrs = x_ptr + rows[:, None] * K + lanes[None, :]
+    sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    if PDL:
+        cuda.gdc_wait()
+    for k in range(begin, tl.minimum(begin + per_split, K), BLOCK_K):
+        weights = tl.load(weight_ptrs + k, mask=inside[:, None] & (lanes + k < K)[None, :], other=0.0)
+        x = tl.load(x_ptrs + k, mask=(rows < M)[:, None] & (lanes + k < K)[None, :], other=0.0)
         if NORM:
-            up_result = up_result * scale
-        if BIAS:
-            up_result += tl.load(bias_ptr + N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-        result = activate(result, up_result, ACTIVATION)
-    mask = (rows < M)[:, None] & (columns < N)[None, :]
-    offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
-    if RESIDUAL:
-        result += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + offsets, result.to(out_ptr.dtype.element_ty), mask=mask)
+            wide = x.to(tl.float32)
+            squares += tl.sum(wide * wide, axis=1)
+            norm = tl.load(norm_ptr + k + lanes, mask=lanes + k < K, other=0.0).to(tl.float32)
+            x = (wide * norm[None, :]).to(x_ptr.dtype.element_ty)
+        sums = tl.dot(weights.to(COMPUTE), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
+    if SPLITS > 1:
+        part_ptr = partial_ptr + (tile * SPLITS + split).to(tl.int64) * ((BLOCK_N + 1) * BLOCK_M)
+        places = lines[:, None] * BLOCK_M + rows[None, :]
+        tl.store(part_ptr + places, sums)
+        tl.store(part_ptr + BLOCK_N * BLOCK_M + rows, squares)
+        # Every thread's stores must be out before the one thread that announces this part.
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu") != SPLITS - 1:
+            return
+        tl.store(arrivals_ptr + tile, 0)
+        sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        squares = tl.zeros([BLOCK_M], tl.float32)
+        for part in tl.static_range(SPLITS):
+            part_ptr = partial_ptr + (tile * SPLITS + part).to(tl.int64) * ((BLOCK_N + 1) * BLOCK_M)
+            sums += tl.load(part_ptr + places, cache_modifier=".cg")
+            squares += tl.load(part_ptr + BLOCK_N * BLOCK_M + rows, cache_modifier=".cg")
+    _finish(
+        sums, squares, columns, bias_ptr, residual_ptr, out_ptr, M, N, eps,
+        K, BLOCK_M, NORM, BIAS, RESIDUAL, ACTIVATION,
+    )  # fmt: skip
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -215,26 +301,52 @@ def _skinny(
             K=inner, BLOCK_N=block_n, BLOCK_K=block_k, **fused, num_warps=warps, **dependent_launch(x.device),
         )  # fmt: skip
         return out
-    block_m, block_n, slices, slice_k, stages = few_rows_shape(rows, outer, inner, gated)
-    _few_rows_kernel[(-(-outer // block_n),)](
-        x, weight, norm_weight, bias, residual, out, rows, outer, inner, eps,
-        K=inner, BLOCK_M=block_m, BLOCK_N=block_n, SLICES=slices, SLICE_K=slice_k, **fused,
-        COMPUTE=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16,
-        num_warps=slices, num_stages=stages, **dependent_launch(x.device),
+    compute = tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16
+    few = few_rows_shape(rows, outer, inner, gated)
+    if few is not None:
+        block_m, block_n, slices, slice_k = few
+        per_tile = block_n // 2 if gated else block_n
+        _few_rows_kernel[(-(-outer // per_tile),)](
+            x, weight, norm_weight, bias, residual, out, rows, outer, eps,
+            K=inner, BLOCK_M=block_m, BLOCK_N=block_n, SLICES=slices, SLICE_K=slice_k, **fused, COMPUTE=compute,
+            num_warps=slices, num_stages=1, **dependent_launch(x.device),
+        )  # fmt: skip
+        return out
+    block_m, block_n, block_k, splits, warps, stages = some_rows_shape(rows, outer, inner, gated)
+    tiles = -(-outer // (block_n // 2 if gated else block_n))
+    partial = None
+    if splits > 1:
+        partial = x.new_empty(tiles * splits * (block_n + 1) * block_m, dtype=torch.float32)
+    _some_rows_kernel[(tiles, splits)](
+        x, weight, norm_weight, bias, residual, out, partial, arrivals(x.device), rows, outer, eps,
+        K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits, PREFETCH=min(inner // splits // 8 * 8, 512),
+        **fused, COMPUTE=compute, num_warps=warps, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out
 
 
 def one_row_shape(outer: int, inner: int, gated: bool) -> tuple[int, int, int]:
     """BLOCK_N, BLOCK_K and warps: enough programs to fill the device, few enough registers that all are resident."""
-    block_k = min(power_of_two(inner), 1024)
-    block_n = 4 if outer <= 2048 or (gated and inner > block_k) else 8
-    return block_n, block_k, 4
+    if outer * inner >= 1 << 27 and not gated:
+        return 32, min(power_of_two(inner), 1024), 8
+    if inner > 2048:
+        return (4, 512, 4) if gated else (4, 1024, 4)
+    return (4, min(power_of_two(inner), 1024), 4) if outer <= 2048 or gated else (8, min(power_of_two(inner), 1024), 8)
 
 
-def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int, int]:
-    """BLOCK_M, BLOCK_N, slices (one per warp), lanes of a slice, pipeline stages."""
-    block_m = power_of_two(rows, least=16)
-    block_n = 16 if outer <= 2048 or gated else 32
-    slice_k = max(16, min(128, power_of_two(inner) // 8))
-    return block_m, block_n, 8, slice_k, 2
+def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int] | None:
+    """BLOCK_M, BLOCK_N, slices (one per warp), lanes of a slice; None where streaming is better."""
+    if rows > 16 or inner > 3072 or outer > 16384:
+        return None
+    block_n = 16 if outer <= 2048 else 32
+    return power_of_two(rows, least=8), block_n, 8, max(16, min(128, power_of_two(inner) // 8))
+
+
+def some_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int, int, int]:
+    """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, warps, stages: tiles times splits near one program per multiprocessor or two."""
+    block_n = 64
+    tiles = -(-outer // (block_n // 2 if gated else block_n))
+    splits = 1
+    while tiles * splits < 100 and inner // (splits * 2) >= 256:
+        splits *= 2
+    return power_of_two(rows, least=16), block_n, 128, splits, 4, 4
