@@ -54,10 +54,13 @@ def count_blocks(
     cap               the most bytes to take unasked; None for no bound
 
     `--kv-cache-memory` decides when given; otherwise the share of `--gpu-memory-utilization` that is left, and under a cap no
-    more than all rows at full length could use. Raises `ConfigError` when one sequence of `max_model_len` tokens does not fit.
+    more than all rows at full length could use. Raises `ConfigError` when that is not there, or too little for one sequence of
+    `max_model_len` tokens.
     """
     if config.kv_cache_memory is not None:
         budget = config.kv_cache_memory
+        if budget > memory.free:
+            raise ConfigError(f"--kv-cache-memory {budget}: {_size(memory.free)} are free; lower it to {memory.free} or less")
     else:
         budget = int(memory.total * config.gpu_memory_utilization) - (memory.total - memory.free) - activation_bytes
         if cap is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES = 32 << 20  # the most that every glibc takes
 
 
 @dataclass(frozen=True, slots=True)

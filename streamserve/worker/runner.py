@@ -20,6 +20,7 @@ from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
 from streamserve.worker.model import Model
 from streamserve.worker.rehearsal import measure_activations
 from streamserve.worker.rows import Room, Rows
+from streamserve.worker.shortage import explain_shortage
 from streamserve.worker.step import PendingStep, StepRunner
 from streamserve.worker.timeline import Timeline
 
@@ -44,7 +45,7 @@ class Runner:
         device = open_device(config.device)
         dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
         shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
-        with device.stream():
+        with device.stream(), explain_shortage(device, config, timeline):
             with timeline.measure("weights"):
                 model = load_model(
                     self._checkpoint,

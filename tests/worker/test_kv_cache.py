@@ -34,9 +34,11 @@ def test_the_cache_takes_the_share_of_memory_that_weights_others_and_activations
     assert got == (72 - 20 - 2) * 512
 
 
-def test_kv_cache_memory_decides_when_given() -> None:
-    memory = Memory(total=8 * GIB, free=1 * GIB)
+def test_kv_cache_memory_decides_when_given_and_there() -> None:
+    memory = Memory(total=8 * GIB, free=4 * GIB)
     assert count_blocks(config(kv_cache_memory=3 * GIB), SHAPE, 4096, memory, 5 * GIB, cap=GIB) == 3 * 512
+    told = refusal(config(kv_cache_memory=5 * GIB), memory, 4096)
+    assert told == f"--kv-cache-memory {5 * GIB}: 4.0 GiB are free; lower it to {4 * GIB} or less"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from streamserve.worker.device import open_device
 from streamserve.worker.dtypes import resolve_dtype
 from streamserve.worker.memory import Memory, host_memory
 from streamserve.worker.runner import Runner
+from streamserve.worker.shortage import explain_shortage
+from streamserve.worker.timeline import Timeline
 from tests.support.tiny_model import VOCAB, TinyLlama
 
 CPU = torch.device("cpu")
@@ -68,6 +70,21 @@ def test_a_rank_steps_only_after_it_has_loaded(tiny: TinyLlama) -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="--device cuda"):
         open_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("part", "advice"),
+    [
+        ("weights", "use --dtype half"),
+        ("kv_cache", "lower --max-num-batched-tokens to 1024"),
+        ("graphs", "lower --gpu-memory-utilization to 0.85"),
+    ],
+)
+def test_running_out_of_memory_names_the_part_and_the_flag(part: str, advice: str) -> None:
+    timeline = Timeline()
+    shortage = explain_shortage(open_device("cpu"), EngineConfig(model="m"), timeline)
+    with pytest.raises(ConfigError, match=f"at {part}: .*{advice}"), shortage, timeline.measure(part):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def write_memory(folder: Path, *, limit: str) -> None:
