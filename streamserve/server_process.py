@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -41,15 +41,22 @@ class ServerProcess:
         self._port = port
         self._ready_path = ready_path
         self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
 
     def __enter__(self) -> Self:
         self._started_s = time.perf_counter()
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
-        )
         try:
-            self._wait_until_ready()
+            with _held_signals():
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    start_new_session=True,
+                    preexec_fn=_release_signals,
+                )
+            self._wait_until_ready(self._process)
         except BaseException:
             self.stop()
             raise
@@ -64,10 +71,10 @@ class ServerProcess:
         """Seconds since the process was started."""
         return time.perf_counter() - self._started_s
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         while self.age_s < self._timeout_s:
-            if self._process.poll() is not None:
-                raise Unavailable(f"the server left with exit code {self._process.returncode}:\n{self._log_tail()}")
+            if process.poll() is not None:
+                raise Unavailable(f"the server left with exit code {process.returncode}:\n{self._log_tail()}")
             if self._answers():
                 return
             time.sleep(POLL_S)
@@ -89,19 +96,41 @@ class ServerProcess:
 
     def stop(self) -> None:
         """Ask the group to stop, then kill what is left of it. Idempotent."""
-        self._signal(signal.SIGTERM)
+        process, self._process = self._process, None
+        if process is None:
+            return
+        _signal_group(process, signal.SIGTERM)
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             print("the server did not stop by itself and is killed", file=sys.stderr)
         finally:
-            self._signal(signal.SIGKILL)
-            self._process.wait()
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
             self._log.close()
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+_HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    # A signal whose handler raised inside Popen, after the fork, would leave a server that nobody knows of.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _release_signals() -> None:
+    """In the child: the held signals would stay held across exec."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
 
 
 def free_port() -> int:
