@@ -1,0 +1,117 @@
+"""The attention reference against a plain formula, one query at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamserve_kernels.reference.attention import paged_attention
+
+BLOCK_SIZE = 16
+KV_HEADS, Q_HEADS, HEAD_DIM = 2, 6, 32
+
+
+def one_query(q: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """q [q_heads, head_dim] over exactly the keys it sees, [seen, kv_heads, head_dim]; fp64."""
+    out = torch.empty(q.shape, dtype=torch.float64)
+    for head in range(q.shape[0]):
+        shared = head // (q.shape[0] // keys.shape[1])
+        scores = keys[:, shared].double() @ q[head].double() * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        out[head] = torch.softmax(scores, 0) @ values[:, shared].double()
+    return out
+
+
+class Batch:
+    """Sequences given as (tokens in the cache, queries), in a cache whose other slots hold garbage."""
+
+    def __init__(self, shapes: list[tuple[int, int]], dtype: torch.dtype = torch.float32) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.shapes = shapes
+        self.num_queries = sum(queries for _, queries in shapes)
+        blocks = sum(-(-length // BLOCK_SIZE) for length, _ in shapes) + 3
+        order = torch.randperm(blocks, generator=generator).tolist()
+        self.kv_cache = torch.full((blocks, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM), 1e4, dtype=dtype)
+        self.q = torch.randn(self.num_queries, Q_HEADS, HEAD_DIM, generator=generator).to(dtype)
+        width = max(-(-length // BLOCK_SIZE) for length, _ in shapes) + 2
+        self.block_tables = torch.full((len(shapes), width), -1, dtype=torch.int32)
+        self.contents: list[tuple[Tensor, Tensor]] = []
+        for row, (length, _) in enumerate(shapes):
+            keys, values = torch.randn(2, length, KV_HEADS, HEAD_DIM, generator=generator).to(dtype)
+            self.contents.append((keys, values))
+            for index in range(-(-length // BLOCK_SIZE)):
+                block = order.pop()
+                self.block_tables[row, index] = block
+                part = slice(index * BLOCK_SIZE, min((index + 1) * BLOCK_SIZE, length))
+                self.kv_cache[block, 0, :, : part.stop - part.start] = keys[part].transpose(0, 1)
+                self.kv_cache[block, 1, :, : part.stop - part.start] = values[part].transpose(0, 1)
+
+    def attend(self, *, window: int | None = None, softcap: float | None = None, num_decodes: int | None = None) -> Tensor:
+        queries = [queries for _, queries in self.shapes]
+        leading = next((index for index, count in enumerate(queries) if count > 1), len(queries))
+        return paged_attention(
+            self.q,
+            self.kv_cache,
+            self.block_tables,
+            torch.tensor([length for length, _ in self.shapes], dtype=torch.int32),
+            torch.tensor([0, *queries]).cumsum(0).int(),
+            scale=HEAD_DIM**-0.5,
+            window=window,
+            softcap=softcap,
+            num_decodes=leading if num_decodes is None else num_decodes,
+            max_query_len=max(queries),
+            max_seq_len=max(length for length, _ in self.shapes),
+        )
+
+    def expected(self, *, window: int | None = None, softcap: float | None = None) -> Tensor:
+        rows = iter(self.q)
+        out = []
+        for (length, queries), (keys, values) in zip(self.shapes, self.contents, strict=True):
+            for position in range(length - queries, length):
+                first = 0 if window is None else max(0, position + 1 - window)
+                seen = slice(first, position + 1)
+                out.append(one_query(next(rows), keys[seen], values[seen], HEAD_DIM**-0.5, softcap))
+        return torch.stack(out)
+
+
+MIXES = {
+    "one decode": [(37, 1)],
+    "one token": [(1, 1)],
+    "decodes of like lengths": [(37, 1), (5, 1), (64, 1)],
+    "decodes of unlike lengths": [(700, 1), (5, 1), (300, 1), (16, 1)],
+    "one prefill": [(45, 45)],
+    "a prefill longer than a chunk": [(300, 300)],
+    "a later chunk of a prefill": [(300, 140)],
+    "decodes and prefills": [(33, 1), (600, 1), (40, 40), (150, 30)],
+}
+
+
+@pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_query_sees_exactly_its_own_past(mix: str, window: int | None) -> None:
+    batch = Batch(MIXES[mix])
+    torch.testing.assert_close(batch.attend(window=window).double(), batch.expected(window=window), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mix", ["decodes of like lengths", "decodes and prefills"])
+def test_scores_are_capped_softly(mix: str) -> None:
+    batch = Batch(MIXES[mix])
+    capped = batch.attend(softcap=0.5)
+    torch.testing.assert_close(capped.double(), batch.expected(softcap=0.5), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(capped, batch.attend(), atol=1e-3)
+
+
+def test_decodes_give_the_same_whether_they_are_announced_or_not() -> None:
+    batch = Batch(MIXES["decodes of unlike lengths"])
+    torch.testing.assert_close(batch.attend(num_decodes=0), batch.attend(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_good_as_its_inputs(dtype: torch.dtype) -> None:
+    batch = Batch(MIXES["decodes and prefills"], dtype)
+    error = (batch.attend().double() - batch.expected()).abs().max().item()
+    assert error < 4 * math.ldexp(1.0, -8 if dtype is torch.bfloat16 else -11)

@@ -1,0 +1,125 @@
+"""Norms, activations and linears against their formulas in fp64; packed weights against what they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamserve_kernels import (
+    add_rms_norm,
+    gelu_tanh_mul,
+    layer_norm,
+    linear,
+    linear_residual,
+    norm_gated_linear,
+    norm_linear,
+    pack_eight_bits,
+    pack_four_bits,
+    rms_norm,
+    silu_mul,
+)
+from streamserve_kernels.reference.int4 import FEW_ROWS, Int4Weight
+
+EPS = 1e-5
+HALF_STEP = 2.0**-8
+"""Relative rounding of bf16."""
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def rms_norm_fp64(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.double()
+    return wide / (wide.pow(2).mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.dtype is not torch.float64
+    tolerance = 1e-5 if actual.dtype is torch.float32 else HALF_STEP
+    torch.testing.assert_close(actual.double(), expected, atol=tolerance * expected.abs().max().item(), rtol=tolerance)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rms_norm_in_every_mix_of_dtypes(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    x, weight = random(3, 5, 64, dtype=dtype) * 10, random(64, dtype=weight_dtype)
+    normed = rms_norm(x, weight, EPS)
+    assert normed.dtype is dtype
+    close(normed, rms_norm_fp64(x, weight))
+
+
+def test_add_rms_norm_norms_the_sum_and_returns_it() -> None:
+    x, residual, weight = random(4, 64), random(5, 64)[:4], random(64)
+    normed, total = add_rms_norm(x, residual, weight, EPS)
+    assert torch.equal(total, x + residual)
+    close(normed, rms_norm_fp64(x + residual, weight))
+
+
+def test_layer_norm() -> None:
+    x, weight, bias = random(4, 64) + 3, random(64), random(65)[:64]
+    wide = x.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    expected = centred / (centred.pow(2).mean(-1, keepdim=True) + EPS).sqrt() * weight.double() + bias.double()
+    close(layer_norm(x, weight, bias, EPS), expected)
+
+
+def test_gated_activations_take_the_gate_from_the_first_half() -> None:
+    x = random(4, 64)
+    gate, up = x[:, :32].double(), x[:, 32:].double()
+    close(silu_mul(x), gate * torch.sigmoid(gate) * up)
+    close(gelu_tanh_mul(x), F.gelu(gate, approximate="tanh") * up)
+
+
+def test_fused_linears_are_their_parts() -> None:
+    x, norm, weight, bias, residual = random(4, 64), random(64), random(96, 64), random(96), random(4, 96)
+    wide, normed = x.double(), rms_norm_fp64(x, norm)
+    close(linear(x, weight, bias), wide @ weight.double().T + bias.double())
+    close(linear_residual(x, weight, residual, bias), residual.double() + wide @ weight.double().T + bias.double())
+    close(norm_linear(x, norm, EPS, weight, bias), normed @ weight.double().T + bias.double())
+    gate, up = (normed @ weight.double().T).chunk(2, dim=1)
+    close(norm_gated_linear(x, norm, EPS, weight, "silu"), F.silu(gate) * up)
+    close(norm_gated_linear(x, norm, EPS, weight, "gelu_tanh"), F.gelu(gate, approximate="tanh") * up)
+
+
+def test_a_residual_is_not_overwritten() -> None:
+    residual = random(4, 96)
+    before = residual.clone()
+    linear_residual(random(4, 64), random(96, 64), residual)
+    assert torch.equal(residual, before)
+
+
+def four_bits(rows: int) -> tuple[Int4Weight, Tensor]:
+    """A packed weight and, in fp64, what it stands for."""
+    quants = torch.randint(0, 16, (rows, 96), dtype=torch.uint8)
+    scale, zero = torch.rand(rows, 3).bfloat16(), torch.randn(rows, 3).bfloat16()
+    weight = (quants.double() - 8).view(rows, 3, 32) * scale.double().unsqueeze(2) + zero.double().unsqueeze(2)
+    return pack_four_bits(quants, scale, zero, torch.empty(rows, 96, dtype=torch.bfloat16)), weight.flatten(1)
+
+
+def eight_bits(rows: int) -> tuple[Int4Weight, Tensor]:
+    quants = torch.randint(-128, 128, (rows, 96), dtype=torch.int8)
+    quants[0, :2] = torch.tensor([-128, 127])
+    scale = torch.rand(rows, 3).bfloat16()
+    weight = quants.double().view(rows, 3, 32) * scale.double().unsqueeze(2)
+    return pack_eight_bits(quants, scale, torch.empty(rows, 96, dtype=torch.bfloat16)), weight.flatten(1)
+
+
+@pytest.mark.parametrize("make", [four_bits, eight_bits])
+@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1, 40])
+def test_a_packed_weight_multiplies_like_what_it_stands_for(make: type, rows: int) -> None:
+    packed, weight = make(4160)
+    x, bias = random(rows, 96, dtype=torch.bfloat16), random(4160, dtype=torch.bfloat16)
+    assert packed.shape == weight.shape
+    close(linear(x, packed), x.double() @ weight.T)
+    close(linear(x, packed, bias), x.double() @ weight.T + bias.double())
+    residual = random(rows, 4160, dtype=torch.bfloat16)
+    close(linear_residual(x, packed, residual), residual.double() + x.double() @ weight.T)
+
+
+def test_one_packed_product_serves_inputs_that_are_views() -> None:
+    packed, weight = four_bits(64)
+    x = random(3, 2, 96, dtype=torch.bfloat16)[:, 1]
+    close(linear(x, packed), x.double() @ weight.T)
