@@ -26,6 +26,7 @@ from streamserve.engine.core import EngineCore
 from streamserve.engine.launch import Launch, decode_launch
 from streamserve.engine.listener import Listener
 from streamserve.errors import ConfigError, EngineDead
+from streamserve.executor.base import Executor
 
 DRAIN_TIMEOUT_S = 30.0
 """Seconds that running sequences get to end after SIGTERM."""
@@ -33,7 +34,10 @@ DRAIN_TIMEOUT_S = 30.0
 FAREWELL_S = 30.0
 """Seconds that an engine which could not start stays to tell late workers why."""
 
-LIFELINE_GRACE_S = 10.0
+RANKS_TIMEOUT_S = 3.0
+"""Seconds that ranks get to finish what they run."""
+
+LIFELINE_GRACE_S = 6.0
 """Seconds after which a process whose loop does not notice the end of its lifeline is ended by force."""
 
 logger = logging.getLogger(__name__)
@@ -50,7 +54,7 @@ def main() -> None:
 
 async def serve(launch: Launch, lifeline_fd: int) -> int:
     """Serve one engine on the inherited socket until it dies, drains or loses its lifeline; returns the exit status."""
-    executor = _named(launch.executor)(launch.config, launch.checkpoint)
+    executor: Executor = _named(launch.executor)(launch.config, launch.checkpoint)
     compiler = _named(launch.compile_constraint)(launch.config, launch.checkpoint) if launch.compile_constraint else None
     core = EngineCore(launch.config, executor, compile_constraint=compiler)
     listener = Listener(core)
@@ -66,7 +70,7 @@ async def serve(launch: Launch, lifeline_fd: int) -> int:
         with anyio.CancelScope(shield=True):
             core.end(EngineDead("the engine was stopped"))
             await listener.close()
-            await executor.stop()
+            await _stop(executor)
     return status
 
 
@@ -84,6 +88,15 @@ async def _live(core: EngineCore, listener: Listener) -> int:
     await core.run()
     listener.failed(core.failure or EngineDead("the engine ended"))
     return 1
+
+
+async def _stop(executor: Executor) -> None:
+    with anyio.move_on_after(RANKS_TIMEOUT_S) as scope:
+        await executor.stop()
+    if scope.cancelled_caught:
+        # A rank that still loads or hangs. Not sys.exit: finalising the interpreter under a thread inside torch aborts.
+        logger.warning("the ranks did not stop in time and are left behind")
+        os._exit(1)
 
 
 async def _drain_on_sigterm(core: EngineCore, scope: anyio.CancelScope) -> None:

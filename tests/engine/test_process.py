@@ -182,6 +182,15 @@ async def test_an_engine_that_crashes_at_birth_is_dead(capfd: pytest.CaptureFixt
     assert "no_such_thing" in capfd.readouterr().err
 
 
+async def test_an_engine_can_be_stopped_while_it_loads() -> None:
+    process = scripted_process("hanging_start")
+    engine = RemoteEngine(process)
+    with anyio.move_on_after(0.5) as scope:
+        await engine.start()
+    assert scope.cancelled_caught
+    assert process.pid is None
+
+
 async def test_an_address_without_an_engine_is_dead(tmp_path: Path) -> None:
     with pytest.raises(EngineDead):
         await RemoteEngine(str(tmp_path / "nothing.sock")).start()

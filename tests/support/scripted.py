@@ -134,3 +134,15 @@ def failing_start(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecu
 
     executor.start = start  # type: ignore[method-assign]
     return executor
+
+
+def hanging_start(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
+    """For an engine process whose model never finishes loading, and whose rank can't be stopped meanwhile."""
+    executor = instant(config, checkpoint)
+
+    async def hang() -> None:
+        await anyio.sleep_forever()
+
+    executor.start = hang  # type: ignore[method-assign,assignment]
+    executor.stop = hang  # type: ignore[method-assign]
+    return executor
