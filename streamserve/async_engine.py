@@ -201,15 +201,16 @@ def plain_prompt(prompt: Prompt | Mapping[str, Any]) -> Prompt:
 
     Raises `InvalidParameter`.
     """
-    if not isinstance(prompt, Mapping):
+    if isinstance(prompt, str | Sequence):
         return prompt
+    if not isinstance(prompt, Mapping):
+        raise InvalidParameter("prompt", f"must be a text or token ids, got {type(prompt).__name__}")
     for name in ("prompt_token_ids", "prompt"):
         if name in prompt:
             unknown = sorted(prompt.keys() - {"prompt_token_ids", "prompt"})
             if unknown:
                 raise UnsupportedParameter(unknown[0], "a prompt is text or token ids")
-            value: Prompt = prompt[name]
-            return value
+            return plain_prompt(prompt[name])
     raise InvalidParameter("prompt", "must hold 'prompt' or 'prompt_token_ids'")
 
 

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from streamserve.errors import Unavailable
+
 T = TypeVar("T")
 
 
@@ -31,8 +33,15 @@ class LoopThread:
         threading.Thread(target=self._end_with_program, name="streamserve exit", daemon=True).start()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop and wait for its result. Interrupting the wait cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop.result())
+        """Run a coroutine on the loop and wait for its result. Interrupting the wait cancels it.
+
+        Raises `Unavailable` when the loop has ended.
+        """
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop.result())
+        except RuntimeError as error:
+            coroutine.close()
+            raise Unavailable("it was closed") from error
         try:
             return future.result()
         except BaseException:

@@ -7,9 +7,12 @@ transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from streamserve.checkpoint import Checkpoint
+from streamserve.errors import ConfigError
+from streamserve.text.chat_template import Message, choose_template
 from streamserve.text.loading import TokenizerParts, load_parts, locate
 
 
@@ -71,6 +74,35 @@ class Tokenizer:
         for text in texts:
             text.encode("utf-8")
         return self.vocabulary.encode(texts, add_special_tokens)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Message],
+        *,
+        tokenize: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str | list[int]:
+        """The prompt of a conversation, as token ids or as text; arguments are those of transformers' tokenizers.
+
+        Raises `ConfigError` when there is no template, otherwise what `ChatTemplate.render` raises.
+        """
+        template = choose_template(self.chat_templates, self.special_tokens, given=chat_template)
+        if template is None:
+            raise ConfigError("this model has no chat template: pass one as chat_template")
+        text = template.render(
+            conversation,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+        )
+        return self.encode(text, add_special_tokens=False) if tokenize else text
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence: its bytes as UTF-8, U+FFFD where they are none; ids without an entry add nothing."""

@@ -95,8 +95,9 @@ async def test_prompts_come_in_vllms_forms_too() -> None:
         for prompt in (PROMPT, {"prompt_token_ids": PROMPT}):
             deltas = [delta async for delta in await engine.generate(prompt, params)]
             assert [token_id for delta in deltas for token_id in delta.token_ids] == continuation(PROMPT, 3)
-        with pytest.raises(InvalidParameter):
-            await engine.generate({"text": "a"}, params)
+        for wrong in ({"text": "a"}, {"prompt": None}, 7, None):
+            with pytest.raises(InvalidParameter, match="prompt"):
+                await engine.generate(wrong, params)  # type: ignore[arg-type]
         with pytest.raises(UnsupportedParameter, match="multi_modal_data"):
             await engine.generate({"prompt": "a", "multi_modal_data": {}}, params)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from streamserve import LLM, SamplingParams, StructuredOutputs
-from streamserve.errors import ConfigError, ContextLengthExceeded, InvalidParameter
+from streamserve.errors import ConfigError, ContextLengthExceeded, InvalidParameter, Unavailable
 from streamserve.offline.arguments import engine_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,6 +182,14 @@ def test_vllms_tutorial_runs_with_only_its_import_changed_and_exits_by_itself() 
     assert done.stdout.count("Prompt: ") == 4
     assert "4/4" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_closed_model_says_so() -> None:
+    with LLM(model="demo", load_format="dummy", max_model_len=64, max_num_seqs=2, kv_cache_memory=16 << 20) as llm:
+        assert len(llm.generate([[1, 2]], GREEDY, use_tqdm=False)) == 1
+    with pytest.raises(Unavailable):
+        llm.generate([[1, 2]], GREEDY, use_tqdm=False)
+    llm.close()
 
 
 def test_a_program_that_fails_ends_too() -> None:

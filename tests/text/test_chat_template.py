@@ -39,6 +39,14 @@ def test_the_demo_models_template_is_its_own(demo: Tokenizer) -> None:
     assert given.render([USER]) == "mine"
 
 
+def test_a_tokenizer_applies_its_template_as_transformers_do(demo: Tokenizer) -> None:
+    text = demo.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    assert text.endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
+    assert demo.apply_chat_template([USER], add_generation_prompt=True) == demo.encode(text)
+    assert demo.apply_chat_template([USER], tokenize=False, chat_template="{{ x }}", x=1) == "1"
+
+
 @pytest.mark.parametrize("content", ["Well, I", "Well, I ", "好的 "])
 def test_the_last_message_can_be_continued(content: str) -> None:
     messages = [USER, {"role": "assistant", "content": content}]
