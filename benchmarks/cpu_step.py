@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
+
 from streamserve.checkpoint import resolve
 from streamserve.models.inputs import StepInputs
 from streamserve.models.loader import load_model

@@ -1,0 +1,95 @@
+"""Models by Hub id, from a stub Hub on loopback; each in a process of its own: huggingface_hub reads its settings once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.hub import GATED, StubHub, stub_hub
+
+SCRIPT = """
+import json, sys
+from streamserve.checkpoint import resolve
+from streamserve.errors import ConfigError
+model, options = sys.argv[1], json.loads(sys.argv[2])
+try:
+    found = resolve(model, **options)
+    assert "torch" not in sys.modules and "transformers" not in sys.modules
+    print(json.dumps({"path": str(found.path), "format": found.format, "type": found.config["model_type"],
+                      "eos": found.eos_token_ids}))
+except ConfigError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[StubHub]:
+    repositories = tmp_path / "hub"
+    config = json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "eos_token_id": 7})
+    files = {
+        "org/tiny": ["model.safetensors", "tokenizer.json", "modeling_tiny.py", "flax_model.msgpack", "onnx/model.onnx"],
+        "org/old": ["pytorch_model.bin", "tf_model.h5", "tokenizer_config.json"],
+        GATED: ["model.safetensors"],
+    }
+    for repository, names in files.items():
+        for name in names:
+            path = repositories / repository / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"bytes of " + name.encode())
+        (repositories / repository / "config.json").write_text(config)
+    with stub_hub(repositories) as server:
+        yield server
+
+
+def resolve_elsewhere(hub: StubHub, home: Path, model: str, *, offline: bool = False, **options: object) -> dict[str, object]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1" if offline else "0"}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", SCRIPT, model, json.dumps(options)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+def test_a_hub_id_is_downloaded_once_and_found_again_offline(hub: StubHub, tmp_path: Path) -> None:
+    found = resolve_elsewhere(hub, tmp_path, "org/tiny")
+    assert found["format"] == "safetensors"
+    assert found["eos"] == [7]
+    assert hub.downloads() == {"config.json", "tokenizer.json", "model.safetensors"}
+    hub.requests.clear()
+    assert resolve_elsewhere(hub, tmp_path, "org/tiny", offline=True) == found
+    assert hub.requests == []
+
+
+def test_a_repository_without_safetensors_is_read_from_its_pytorch_files(hub: StubHub, tmp_path: Path) -> None:
+    assert resolve_elsewhere(hub, tmp_path, "org/old")["format"] == "pytorch"
+    assert hub.downloads() == {"config.json", "tokenizer_config.json", "pytorch_model.bin"}
+
+
+def test_dummy_weights_download_no_weights_and_remote_code_only_when_trusted(hub: StubHub, tmp_path: Path) -> None:
+    assert resolve_elsewhere(hub, tmp_path, "org/tiny", load_format="dummy")["format"] == "dummy"
+    assert hub.downloads() == {"config.json", "tokenizer.json"}
+    hub.requests.clear()
+    resolve_elsewhere(hub, tmp_path, "org/tiny", load_format="dummy", trust_remote_code=True)
+    assert hub.downloads() == {"modeling_tiny.py"}
+
+
+@pytest.mark.parametrize(
+    ("model", "offline", "said"),
+    [
+        ("org/nobody", False, "no such repository on the Hub"),
+        ("org/tiny", True, "HF_HUB_OFFLINE"),
+        (GATED, False, "accept its terms"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_one_line(hub: StubHub, tmp_path: Path, model: str, offline: bool, said: str) -> None:
+    error = str(resolve_elsewhere(hub, tmp_path, model, offline=offline)["error"])
+    assert said in error
+    assert "\n" not in error

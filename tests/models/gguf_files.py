@@ -1,0 +1,92 @@
+"""Writes a transformers model as llama.cpp's converter would: its names, its order of q and k rows, its norms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from transformers import PreTrainedModel
+
+ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+}
+
+
+def write_gguf(model: PreTrainedModel, path: Path, kind: Kind = Kind.F32, *, embedding_kind: Kind = Kind.F32) -> None:
+    """kind  of the linears' weights; norms and biases stay F32"""
+    config = model.config
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]])
+    _write_metadata(writer, model)
+    names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
+    tied = config.tie_word_embeddings
+    for name, tensor in model.state_dict().items():
+        if tied and name == "lm_head.weight":
+            continue
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert stored is not None, name
+        values = _as_llama_cpp_stores(name, tensor, model)
+        this_kind = Kind.F32 if values.ndim == 1 else embedding_kind if "embed" in name else kind
+        writer.add_tensor(stored, gguf.quantize(values, this_kind), raw_dtype=this_kind)
+    if config.rope_parameters.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_divisors(config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+        if rope["rope_type"] == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if window := getattr(config, "sliding_window", None):
+        writer.add_sliding_window(window)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_eot_token_id(5)
+    writer.add_token_list([f"<{index}>" for index in range(config.vocab_size)])
+
+
+def _as_llama_cpp_stores(name: str, tensor: torch.Tensor, model: PreTrainedModel) -> np.ndarray:
+    config = model.config
+    if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
+        tensor = tensor + 1
+    if ARCHITECTURES[config.model_type] is gguf.MODEL_ARCH.LLAMA and ("q_proj" in name or "k_proj" in name):
+        heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+        half = tensor.shape[0] // heads // 2
+        # Rows of a head: dimension i and i + half become neighbours.
+        tensor = tensor.reshape(heads, 2, half, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    return np.ascontiguousarray(tensor.float().numpy())
+
+
+def _llama3_divisors(config: object) -> np.ndarray:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    dim = 2 * scaled.shape[0]
+    plain = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim)  # type: ignore[attr-defined]
+    return (plain / scaled).numpy().astype(np.float32)

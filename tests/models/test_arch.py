@@ -1,0 +1,137 @@
+"""Shapes out of configurations as they lie on the Hub, old words and new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from streamserve.errors import ModelNotSupported
+from streamserve.models.registry import read_arch
+from streamserve.models.rope import Rope
+from tests.models.families import SHAPE
+
+LLAMA_31 = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+
+GEMMA3_1B = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 262144,
+}
+
+
+def rope_of(**config: Any) -> Rope:
+    rope = read_arch(SHAPE | {"architectures": ["LlamaForCausalLM"]} | config).ropes[0]
+    assert rope is not None
+    return rope
+
+
+def test_llama_31() -> None:
+    arch = read_arch(LLAMA_31)
+    assert (arch.head_dim, arch.max_model_len, arch.dtype, arch.tied_embeddings) == (128, 131072, "bfloat16", False)
+    rope = arch.ropes[0]
+    assert rope is not None
+    assert (rope.kind, rope.theta, rope.factor, rope.original_max_position_embeddings) == ("llama3", 500000.0, 8.0, 8192)
+    assert arch.kv_values_per_token == 2 * 32 * 8 * 128
+
+
+def test_gemma_3_keeps_its_layer_pattern_and_two_rotations() -> None:
+    arch = read_arch(GEMMA3_1B)
+    assert [layer for layer, window in enumerate(arch.windows) if window is None] == [5, 11, 17, 23]
+    assert set(arch.windows) == {512, None}
+    local, everywhere = arch.ropes[0], arch.ropes[5]
+    assert local is not None
+    assert everywhere is not None
+    assert (local.theta, everywhere.theta) == (10000.0, 1000000.0)
+    assert (arch.tied_embeddings, arch.embedding_scale, arch.attention_scale) == (True, 1152**0.5, 256**-0.5)
+
+
+def test_gemma_3_states_the_length_that_its_scaling_reaches() -> None:
+    scaled = GEMMA3_1B | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "max_position_embeddings": 131072}
+    arch = read_arch(scaled)
+    everywhere, local = arch.ropes[5], arch.ropes[0]
+    assert arch.max_model_len == 131072
+    assert everywhere is not None
+    assert local is not None
+    assert (everywhere.kind, local.kind) == ("linear", "default")
+
+
+@pytest.mark.parametrize("old_name", ["type", "rope_type"])
+def test_old_and_new_words_for_a_rotation_mean_the_same(old_name: str) -> None:
+    old = rope_of(rope_theta=5000.0, rope_scaling={old_name: "linear", "factor": 4.0})
+    new = rope_of(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0})
+    assert old == new
+    assert (old.kind, old.theta, old.factor) == ("linear", 5000.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "length"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, 512),
+        ({"rope_type": "dynamic", "factor": 2.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ({"rope_type": "default"}, 128),
+    ],
+)
+def test_a_scaled_rotation_reaches_further(scaling: dict[str, Any], length: int) -> None:
+    assert read_arch(SHAPE | {"architectures": ["LlamaForCausalLM"], "rope_scaling": scaling}).max_model_len == length
+
+
+def test_a_rotation_of_half_a_head() -> None:
+    assert rope_of(partial_rotary_factor=0.5).rot_dim == 8
+
+
+def test_qwen_uses_its_window_only_when_told_to() -> None:
+    config = SHAPE | {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64, "max_window_layers": 1}
+    assert read_arch(config).windows == (None, None)
+    assert read_arch(config | {"use_sliding_window": True}).windows == (None, 64)
+    listed = {"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True}
+    assert read_arch(config | listed).windows == (64, None)
+
+
+def test_layer_types_that_are_not_built_are_refused() -> None:
+    config = SHAPE | {"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True}
+    with pytest.raises(ModelNotSupported, match="linear_attention"):
+        read_arch(config | {"layer_types": ["linear_attention", "full_attention"]})
+
+
+def test_embedding_gemma_is_refused() -> None:
+    with pytest.raises(ModelNotSupported, match="bidirectional"):
+        read_arch(GEMMA3_1B | {"use_bidirectional_attention": True})
