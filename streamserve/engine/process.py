@@ -7,6 +7,7 @@ wants it gone), drains and ends on SIGTERM, and leaves SIGINT, which a terminal 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
@@ -84,6 +85,9 @@ async def _live(core: EngineCore, listener: Listener) -> int:
         listener.failed(error)
         await anyio.sleep(FAREWELL_S)
         return 1
+    # What loading left is here to stay: the collector need not walk it again in the middle of a step.
+    gc.collect()
+    gc.freeze()
     listener.ready(info)
     await core.run()
     listener.failed(core.failure or EngineDead("the engine ended"))

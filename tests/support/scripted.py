@@ -52,7 +52,7 @@ class ScriptedExecutor:
             max_num_seqs=max_num_seqs,
         )
         self.gated = gated
-        self.submitted: list[Plan] = []
+        self.submitted: deque[Plan] = deque(maxlen=1000)
         self.is_stopped = False
         self.failure: Exception | None = None
         self._rows: dict[int, list[int]] = {}
