@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -52,6 +52,7 @@ class TextStream:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.close()
+        self._inbox.listen(None)
         self._inbox.wake()
 
     def __enter__(self) -> Self:
@@ -77,36 +78,39 @@ class TextStream:
             await self._inbox.wait()
         raise StopAsyncIteration
 
+    def listen(self, ready: Callable[[], None]) -> None:
+        """Call `ready`, on the loop and without blocking, whenever `take_nowait` may have something, and now if it may. For a
+        reader that takes from a callback instead of iterating."""
+        self._inbox.listen(ready)
+
     def take_nowait(self) -> TextDelta | None:
         """The next delta with something to send, or None when that would have to be waited for."""
-        while (index := self._inbox.take()) is not None:
-            if (delta := self._read(index)) is not None:
-                return delta
+        inbox = self._inbox
+        while (index := inbox.first()) is not None:
+            stream = self._streams.get(index)
+            delta = stream.take_nowait() if stream is not None else None
+            if stream is None or delta is None:
+                inbox.drop_first()
+                continue
+            inbox.turn()
+            text = self._texts[index].push(delta)
+            if text is not None:
+                if text.finish_reason is not None:
+                    del self._streams[index]
+                    stream.close()
+                return text
         return None
-
-    def _read(self, index: int) -> TextDelta | None:
-        stream = self._streams.get(index)
-        delta = stream.take_nowait() if stream is not None else None
-        if stream is None or delta is None:
-            return None
-        text = self._texts[index].push(delta)
-        if text is not None and text.finish_reason is not None:
-            del self._streams[index]
-            stream.close()
-        else:
-            # Behind the other choices, in case more of this one is waiting.
-            self._inbox.add(index)
-        return text
 
 
 class _Inbox:
-    """Which choices may have something to take, in turn, and the reader that waits for one."""
+    """Which choices may have something to take, in turn, and the reader that is told or waits."""
 
-    __slots__ = ("_is_listed", "_order", "_waiter")
+    __slots__ = ("_is_listed", "_order", "_ready", "_waiter")
 
     def __init__(self, num_choices: int) -> None:
         self._order: deque[int] = deque()
         self._is_listed = [False] * num_choices
+        self._ready: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def add(self, index: int) -> None:
@@ -115,14 +119,25 @@ class _Inbox:
             self._order.append(index)
         self.wake()
 
-    def take(self) -> int | None:
-        if not self._order:
-            return None
-        index = self._order.popleft()
-        self._is_listed[index] = False
-        return index
+    def first(self) -> int | None:
+        return self._order[0] if self._order else None
+
+    def drop_first(self) -> None:
+        self._is_listed[self._order.popleft()] = False
+
+    def turn(self) -> None:
+        """The first goes behind the others, in case more of it is waiting."""
+        if len(self._order) > 1:
+            self._order.rotate(-1)
+
+    def listen(self, ready: Callable[[], None] | None) -> None:
+        self._ready = ready
+        if ready is not None and self._order:
+            ready()
 
     def wake(self) -> None:
+        if self._ready is not None:
+            self._ready()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -45,6 +45,10 @@ class Generation(Protocol):
         """A delta that can be had without waiting."""
         ...
 
+    def listen(self, ready: Callable[[], None]) -> None:
+        """Call `ready` whenever a delta may be had, and now if one may; for a reader that does not iterate."""
+        ...
+
     def abort(self) -> None:
         """Finish every choice with reason "abort", keeping what is not read yet."""
         ...
@@ -93,6 +97,7 @@ class Answer(ABC):
         self._scope = anyio.CancelScope()
         self._error: StreamserveError | None = None
         self._client_left = False
+        self._has_ended = False
         self._is_sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +110,7 @@ class Answer(ABC):
                     tasks.start_soon(self._watch, receive, send)
                     with self._scope:
                         await self._answer(generation, send)
-                    if self._error is not None and not self._client_left:
+                    if self._error is not None and not (self._client_left or self._has_ended):
                         await self._answer_failure(self._error, send)
                     tasks.cancel_scope.cancel()
             finally:

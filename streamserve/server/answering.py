@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -98,7 +98,7 @@ def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Resu
         service.metrics.request_max_tokens.observe(prompt.specs[0].max_tokens)
     identity = plan.identity.answer_id
     if asked.stream:
-        return EventStream(frames(format, openings, usage), identity, open, usage, **options)
+        return EventStream(frames(format, openings, usage), service.flusher, identity, open, usage, **options)
     has_prompt_logprobs = asked.prompt_logprobs is not None
     return PlainAnswer(result(format, openings, usage, prompt_logprobs=has_prompt_logprobs), identity, open, usage, **options)
 
@@ -162,6 +162,9 @@ class PromptOnly:
     def take_nowait(self) -> TextDelta | None:
         delta = self._generation.take_nowait()
         return None if delta is None else _without_output(delta)
+
+    def listen(self, ready: Callable[[], None]) -> None:
+        self._generation.listen(ready)
 
     def abort(self) -> None:
         self._generation.abort()

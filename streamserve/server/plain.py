@@ -26,6 +26,7 @@ class PlainAnswer(Answer):
         except Exception as error:
             self._error = self._guarded(error)
             return
+        self._has_ended = True
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *self._headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -14,6 +14,7 @@ import anyio
 from streamserve.errors import ModelNotFound, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
 from streamserve.server.config import ServerConfig
+from streamserve.server.flusher import Flusher
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.live import LiveRequests
 from streamserve.server.metrics import Metrics
@@ -40,6 +41,7 @@ class Service:
         self.config = config
         self.lifecycle = Lifecycle()
         self.live = LiveRequests()
+        self.flusher = Flusher()
         self.metrics = metrics or Metrics(config.model_names[0])
         self.started_at = int(time.time())
         self._cancel_elsewhere = cancel_elsewhere

@@ -7,15 +7,19 @@ more is written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import anyio
+import msgspec
 from litestar.types import Receive, Send
 
 from streamserve.engine.error_info import restore
-from streamserve.errors import StreamFailed, StreamserveError
+from streamserve.errors import StreamserveError
 from streamserve.server.answer import Answer, Generation
+from streamserve.server.eager import Rest, run_eagerly
+from streamserve.server.flusher import Flusher
 from streamserve.server.frames import Frames
 from streamserve.types import TextDelta
 
@@ -30,42 +34,81 @@ LAST_WORDS_S = 1.0
 
 
 class EventStream(Answer):
-    """Streams text deltas as `frames` encodes them."""
+    """Streams text deltas as `frames` encodes them.
 
-    def __init__(self, frames: Frames, *args: Any, **options: Any) -> None:
+    Events are written from callbacks, without a turn of this answer's task; it only takes over while the client does not read.
+    """
+
+    def __init__(self, frames: Frames, flusher: Flusher, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._frames = frames
+        self._flusher = flusher
+        self._take: Callable[[], TextDelta | None] = lambda: None
+        self._send: Send | None = None
+        self._rest: Rest | None = None
+        self._is_due = False
+        self._is_over = False
+        self._wanted = anyio.Event()
 
     async def _answer(self, generation: Generation, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *self._headers]})
         self._last_event_at = monotonic()
+        self._send = send
+        self._take = generation.take_nowait
+        generation.listen(self._become_due)
         try:
-            await self._relay(generation, send)
+            while not self._is_over or self._rest is not None:
+                await self._wanted.wait()
+                self._wanted = anyio.Event()
+                await self._finish_sending()
+        finally:
+            self._is_over = True
+
+    def _become_due(self) -> None:
+        if not (self._is_due or self._is_sending or self._is_over):
+            self._is_due = True
+            self._flusher.add(self)
+
+    def flush(self) -> None:
+        """Write what is ready; see `flusher.Flushable`."""
+        self._is_due = False
+        if self._is_over or self._error is not None or self._client_left:
+            return
+        try:
+            self._write_ready()
         except Exception as error:
-            self._error = self._guarded(error)
+            self._error, self._is_over = self._guarded(error), True
+        if self._is_over or self._rest is not None:
+            self._wanted.set()
 
-    async def _relay(self, generation: Generation, send: Send) -> None:
-        async for delta in generation:
-            body = self._encode(delta)
-            # A connection that lags finds several deltas waiting: one write takes them all.
-            while (ready := generation.take_nowait()) is not None:
-                body += self._encode(ready)
-            is_last = self._unfinished == 0
-            if is_last:
-                body += self._frames.end()
-            if body:
-                self._is_sending = True
-                await send({"type": "http.response.body", "body": body, "more_body": not is_last})
-                self._is_sending = False
-            if is_last:
-                return
-        raise StreamFailed("the engine's stream ended without a finish")
+    def _write_ready(self) -> None:
+        body = self._ready_events()
+        if body:
+            assert self._send is not None
+            self._rest = run_eagerly(self._send({"type": "http.response.body", "body": body, "more_body": not self._has_ended}))
+            self._is_sending = self._rest is not None
 
-    def _encode(self, delta: TextDelta) -> bytes:
-        if delta.finish_reason == "error":
-            raise StreamFailed("unknown error") if delta.error is None else restore(delta.error)
-        self._record(delta)
-        return self._frames.delta(delta)
+    def _ready_events(self) -> bytes:
+        """Everything that can be had without waiting; a connection that lags finds several deltas."""
+        body = b""
+        while (delta := self._take()) is not None:
+            if delta.error is not None:
+                self._error, self._is_over = restore(delta.error), True
+                return body + self._frames.delta(msgspec.structs.replace(delta, finish_reason=None, error=None))
+            self._record(delta)
+            body += self._frames.delta(delta)
+        if self._unfinished == 0:
+            self._is_over = self._has_ended = True
+            body += self._frames.end()
+        return body
+
+    async def _finish_sending(self) -> None:
+        """Wait until the client has read enough of what it was sent, then go on."""
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            await rest
+            self._is_sending = False
+            self._become_due()
 
     async def _answer_failure(self, error: StreamserveError, send: Send) -> None:
         with anyio.move_on_after(LAST_WORDS_S):
