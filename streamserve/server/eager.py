@@ -1,7 +1,7 @@
 """Running something awaitable from a callback for as long as it does not wait.
 
-An ASGI `send` waits only while its client does not read. Started from a callback, an event then costs neither a future nor a turn
-of a task; when it does wait, a task takes over the rest. (Python 3.12's eager tasks do the same with a task per call.)
+An ASGI `send` waits only while its client does not read. Started from a callback, an event then costs neither a future nor a
+turn of a task; when it does wait, a task takes over the rest. (Python 3.12's eager tasks do the same with a task per call.)
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ class Rest:
 
     def __await__(self) -> Generator[Any, Any, None]:
         while True:
+            thrown: BaseException | None = None
             try:
-                answer = yield self._waits_for
+                yield self._waits_for
             except BaseException as error:
                 # A cancellation belongs inside, where it was waited.
-                step, argument = self._steps.throw, error
-            else:
-                step, argument = self._steps.send, answer
+                thrown = error
             try:
-                self._waits_for = step(argument)
+                self._waits_for = self._steps.send(None) if thrown is None else self._steps.throw(thrown)
             except StopIteration:
                 return
