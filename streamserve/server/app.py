@@ -19,6 +19,7 @@ from streamserve.server import chat, completions, meta, tokens
 from streamserve.server.auth import Authentication
 from streamserve.server.config import CorsConfig
 from streamserve.server.errors import InternalError, error_body, error_headers, from_exception
+from streamserve.server.page import page_router
 from streamserve.server.service import Service
 
 logger = logging.getLogger("streamserve.server")
@@ -42,7 +43,7 @@ def create_app(service: Service) -> Litestar:
 
     keys: list[Middleware] = [DefineMiddleware(Authentication, api_keys=config.api_keys)] if config.api_keys else []
     return Litestar(
-        route_handlers=ROUTES,
+        route_handlers=[*ROUTES, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         signature_namespace={"Service": Service},
         exception_handlers={Exception: to_response},

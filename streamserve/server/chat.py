@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from litestar import Request, post
+from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from streamserve.errors import UnsupportedParameter
@@ -18,7 +19,7 @@ from streamserve.server.service import Service
 
 
 @post("/v1/chat/completions", status_code=200)
-async def create_chat_completion(request: Request[Any, Any, Any], service: Service) -> ASGIApp:
+async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
     frontend = service.frontend
     asked, ignored = decode(await request.body(), ChatRequest)

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio.lowlevel
 from litestar import Request, post
+from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from streamserve.errors import InvalidParameter
@@ -21,7 +22,7 @@ from streamserve.types import SamplingParams, TextLogprob
 
 
 @post("/v1/completions", status_code=200)
-async def create_completion(request: Request[Any, Any, Any], service: Service) -> ASGIApp:
+async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
     frontend = service.frontend
     asked, ignored = decode(await request.body(), CompletionRequest)

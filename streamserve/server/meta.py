@@ -5,24 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from litestar import Response, get, head, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 import streamserve
 from streamserve.server.errors import NotFound
+from streamserve.server.json_response import json_response
 from streamserve.server.openapi import document
-from streamserve.server.responses import json_response
 from streamserve.server.service import Service
 
 METRICS_TYPE = "text/plain; version=0.0.4"
 
 
 @get("/v1/models")
-async def list_models(service: Service) -> Response[bytes]:
+async def list_models(service: NamedDependency[Service]) -> Response[bytes]:
     """The names that requests may give."""
     return json_response({"object": "list", "data": [_model(service, name) for name in service.config.model_names]})
 
 
 @get("/v1/models/{name:path}")
-async def show_model(service: Service, name: str) -> Response[bytes]:
+async def show_model(service: NamedDependency[Service], name: FromPath[str]) -> Response[bytes]:
     """One served model; names may hold slashes."""
     return json_response(_model(service, service.resolve_model(name.lstrip("/"))))
 
@@ -40,7 +42,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
 
 
 @post("/v1/requests/{request_id:str}/cancel")
-async def cancel_request(service: Service, request_id: str) -> Response[bytes]:
+async def cancel_request(service: NamedDependency[Service], request_id: FromPath[str]) -> Response[bytes]:
     """End a running request; its stream ends with finish_reason "abort" and keeps its text."""
     if not await service.cancel(request_id):
         raise NotFound("no such request is running")
@@ -48,20 +50,20 @@ async def cancel_request(service: Service, request_id: str) -> Response[bytes]:
 
 
 @get("/health")
-async def health(service: Service) -> Response[bytes]:
+async def health(service: NamedDependency[Service]) -> Response[bytes]:
     """200 as long as this process answers and its engine has not died."""
     service.lifecycle.require_alive()
     return Response(b"", media_type="text/plain")
 
 
 @head("/health")
-async def health_head(service: Service) -> None:
+async def health_head(service: NamedDependency[Service]) -> None:
     """As GET, for load balancers that ask this way."""
     service.lifecycle.require_alive()
 
 
 @get("/ready")
-async def ready(service: Service) -> Response[bytes]:
+async def ready(service: NamedDependency[Service]) -> Response[bytes]:
     """200 when requests are taken: model loaded, engine turning, not draining."""
     await service.require_healthy()
     return json_response({"status": "ready"})
@@ -73,7 +75,7 @@ async def version() -> Response[bytes]:
 
 
 @get("/load")
-async def load(service: Service) -> Response[bytes]:
+async def load(service: NamedDependency[Service]) -> Response[bytes]:
     """How busy the server is."""
     stats = await service.engine_stats()
     body: dict[str, Any] = {"server_load": len(service.live), "phase": service.lifecycle.phase.value}
@@ -89,13 +91,13 @@ async def load(service: Service) -> Response[bytes]:
 
 
 @get("/metrics")
-async def metrics(service: Service) -> Response[bytes]:
+async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
     """Prometheus' text format."""
     return Response(service.metrics.page(await service.engine_stats()), media_type=METRICS_TYPE)
 
 
 @get("/openapi.json")
-async def openapi(service: Service) -> Response[bytes]:
+async def openapi(service: NamedDependency[Service]) -> Response[bytes]:
     return json_response(document(service.config.root_path))
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from litestar import Request, Response, post
+from litestar.di import NamedDependency
 
 from streamserve.errors import InvalidParameter
 from streamserve.server.chat import render
-from streamserve.server.responses import json_response
+from streamserve.server.json_response import json_response
 from streamserve.server.schemas import DetokenizeRequest, TokenizeRequest, decode
 from streamserve.server.service import Service
 
 
 @post("/tokenize", status_code=200)
-async def tokenize(request: Request[Any, Any, Any], service: Service) -> Response[bytes]:
+async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[bytes]:
     """The token ids of a prompt or of a conversation."""
     frontend = service.frontend
     asked, _ = decode(await request.body(), TokenizeRequest)
@@ -34,7 +35,7 @@ async def tokenize(request: Request[Any, Any, Any], service: Service) -> Respons
 
 
 @post("/detokenize", status_code=200)
-async def detokenize(request: Request[Any, Any, Any], service: Service) -> Response[bytes]:
+async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[bytes]:
     """The text of token ids."""
     frontend = service.frontend
     asked, _ = decode(await request.body(), DetokenizeRequest)
