@@ -19,7 +19,6 @@ from .kv_write import rotary_write
 from .launch import MAX_ARRIVALS, arrivals, dependent_launch, multiprocessors, power_of_two
 
 
-
 @triton.jit
 def _block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
     """The blocks of the tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or one for all; read up to token `last`."""
@@ -61,23 +60,40 @@ def _load_tile(
 
 
 @triton.jit
-def _rotated(first, second, norm_ptr, cos_sin_ptr, position, eps, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr):
-    """Head norm and rotation of [.., HALF] halves in fp32, rounded where the reference rounds."""
-    half: tl.constexpr = HEAD_DIM // 2
-    lane = tl.arange(0, HALF)
+def _halves(ptrs, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
+    """Two halves of a vector of HEAD_DIM as fp32 [1, HALF]."""
+    inside = tl.arange(0, HALF)[None, :] < HEAD_DIM // 2
+    first = tl.load(ptrs, mask=inside, other=0.0).to(tl.float32)
+    return first, tl.load(ptrs + HEAD_DIM // 2, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _angles(cos_sin_ptr, position, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
+    """Cosines and sines of a position, [1, HALF]; those of no rotation without a table."""
+    lane = tl.arange(0, HALF)[None, :]
+    if cos_sin_ptr is None:
+        cos = tl.full([1, HALF], 1.0, tl.float32)
+        sin = tl.zeros([1, HALF], tl.float32)
+    else:
+        cos, sin = _halves(cos_sin_ptr + position * HEAD_DIM + lane, HEAD_DIM, HALF)
+    return cos, sin
+
+
+@triton.jit
+def _normed(first, second, weight_first, weight_second, eps, HEAD_DIM: tl.constexpr):
+    """RMS norm of heads in two halves, [heads, HALF] each, rounded to their dtype."""
     dtype = first.dtype
     first, second = first.to(tl.float32), second.to(tl.float32)
-    if NORM:
-        scale = tl.rsqrt((tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / HEAD_DIM + eps)[:, None]
-        weight_first = tl.load(norm_ptr + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :]
-        weight_second = tl.load(norm_ptr + half + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :]
-        first = (first * scale * weight_first).to(dtype).to(tl.float32)
-        second = (second * scale * weight_second).to(dtype).to(tl.float32)
-    if cos_sin_ptr is not None:
-        cos = tl.load(cos_sin_ptr + position * HEAD_DIM + lane, mask=lane < half, other=1.0)[None, :]
-        sin = tl.load(cos_sin_ptr + position * HEAD_DIM + half + lane, mask=lane < half, other=0.0)[None, :]
-        first, second = first * cos - second * sin, second * cos + first * sin
-    return first.to(dtype), second.to(dtype)
+    scale = tl.rsqrt((tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / HEAD_DIM + eps)[:, None]
+    return (first * scale * weight_first).to(dtype), (second * scale * weight_second).to(dtype)
+
+
+@triton.jit
+def _rotated(first, second, cos, sin):
+    """Heads in two halves, [heads, HALF] each, rotated and rounded to their dtype."""
+    dtype = first.dtype
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
 
 
 @triton.jit
@@ -122,6 +138,9 @@ def _decode_kernel(
         parts = tl.maximum(tl.cdiv(earlier - start, per_split), 1)
         start += split * per_split
         end = tl.minimum(start + per_split, earlier)
+        # Without waiting: what comes after waits for the first part, and that one for what came before.
+        if split >= parts:
+            return
     table_ptr = tables_ptr + sequence * table_stride
     # Ids past the end of a table's used part are fetched with the others, and never followed.
     reach = max_blocks * BLOCK_SIZE - 1
@@ -131,44 +150,48 @@ def _decode_kernel(
     k_first, k_second, v = _load_tile(
         cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
     )
-    if PDL:
-        cuda.gdc_wait()
-    if split >= parts:
-        return
-
     group = tl.arange(0, GROUP)
-    lane = tl.arange(0, HALF)
+    lane = tl.arange(0, HALF)[None, :]
     lanes = tl.arange(0, LANES)
     used = group < heads_per_group
-    query_ptrs = q_ptr + sequence * q_stride + (kv_head * heads_per_group + group)[:, None] * HEAD_DIM + lane[None, :]
-    in_half = used[:, None] & (lane < half)[None, :]
+    if ROTATE:
+        slot = tl.load(slots_ptr + sequence)
+        cos, sin = _angles(cos_sin_ptr, tl.load(positions_ptr + sequence), HEAD_DIM, HALF)
+    if NORM:
+        q_norm_first, q_norm_second = _halves(q_norm_ptr + lane, HEAD_DIM, HALF)
+        k_norm_first, k_norm_second = _halves(k_norm_ptr + lane, HEAD_DIM, HALF)
+    if PDL:
+        cuda.gdc_wait()
+
+    query_ptrs = q_ptr + sequence * q_stride + (kv_head * heads_per_group + group)[:, None] * HEAD_DIM + lane
+    in_half = used[:, None] & (lane < half)
     q_first = tl.load(query_ptrs, mask=in_half, other=0.0)
     q_second = tl.load(query_ptrs + half, mask=in_half, other=0.0)
-    one = tl.arange(0, 1)[:, None]
     if ROTATE:
-        key_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + kv_head) * HEAD_DIM + lane[None, :] + one
+        key_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + kv_head) * HEAD_DIM + lane
         value_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + KV_HEADS + kv_head) * HEAD_DIM + lanes
-        slot = tl.load(slots_ptr + sequence)
-        position = tl.load(positions_ptr + sequence)
     else:
         last = tl.maximum(earlier, 0)
         block = tl.load(table_ptr + last // BLOCK_SIZE, mask=earlier >= 0, other=0).to(tl.int64)
         entry = cache_ptr + block * block_stride + (kv_head * BLOCK_SIZE + last % BLOCK_SIZE) * HEAD_DIM
-        key_ptrs = entry + lane[None, :] + one
+        key_ptrs = entry + lane
         value_ptrs = entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes
-    present = (lane < half)[None, :] & (one < seq_len)
+    present = (lane < half) & (lane * 0 < seq_len)
     own_first = tl.load(key_ptrs, mask=present, other=0.0)
     own_second = tl.load(key_ptrs + half, mask=present, other=0.0)
     own_value = tl.load(value_ptrs, mask=(lanes < HEAD_DIM) & (lanes * 0 < seq_len), other=0.0)
+    if NORM:
+        q_first, q_second = _normed(q_first, q_second, q_norm_first, q_norm_second, eps, HEAD_DIM)
+        own_first, own_second = _normed(own_first, own_second, k_norm_first, k_norm_second, eps, HEAD_DIM)
     if ROTATE:
-        q_first, q_second = _rotated(q_first, q_second, q_norm_ptr, cos_sin_ptr, position, eps, HEAD_DIM, HALF, NORM)
-        own_first, own_second = _rotated(own_first, own_second, k_norm_ptr, cos_sin_ptr, position, eps, HEAD_DIM, HALF, NORM)
-        if split == 0:
-            if slot >= 0:
-                entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
-                tl.store(entry + lane[None, :] + one, own_first, mask=(lane < half)[None, :])
-                tl.store(entry + half + lane[None, :] + one, own_second, mask=(lane < half)[None, :])
-                tl.store(entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes, own_value, mask=lanes < HEAD_DIM)
+        q_first, q_second = _rotated(q_first, q_second, cos, sin)
+        own_first, own_second = _rotated(own_first, own_second, cos, sin)
+        written = (split + lane * 0 == 0) & (lane * 0 <= slot) & (lane < half)
+        entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
+        tl.store(entry + lane, own_first, mask=written)
+        tl.store(entry + half + lane, own_second, mask=written)
+        written_value = (split + lanes * 0 == 0) & (lanes * 0 <= slot) & (lanes < HEAD_DIM)
+        tl.store(entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes, own_value, mask=written_value)
 
     # The token's own key and value start the sums, in the first part only.
     own = tl.sum(q_first.to(tl.float32) * own_first.to(tl.float32), axis=1)
@@ -204,33 +227,34 @@ def _decode_kernel(
     heads = sequence * Q_HEADS + kv_head * heads_per_group + group
     out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
     real = used[:, None] & (lanes < HEAD_DIM)[None, :]
-    if parts > 1:
-        place = sequence * KV_HEADS + kv_head
-        width: tl.constexpr = LANES + 2
-        part_rows = ((place * SPLITS + split) * GROUP + group) * width
-        tl.store(partial_ptr + part_rows[:, None] + lanes[None, :], sums, mask=used[:, None])
-        tl.store(partial_ptr + part_rows + LANES, highest, mask=used)
-        tl.store(partial_ptr + part_rows + LANES + 1, total, mask=used)
-        # Every thread's stores must be out before the one thread that announces this part.
-        tl.debug_barrier()
-        if tl.atomic_add(arrivals_ptr + place, 1, sem="acq_rel", scope="gpu") != parts - 1:
-            return
-        tl.store(arrivals_ptr + place, 0)
-        highest = tl.full([GROUP], float("-inf"), tl.float32)
-        total = tl.zeros([GROUP], tl.float32)
-        sums = tl.zeros([GROUP, LANES], tl.float32)
-        for part in range(parts):
-            part_rows = ((place * SPLITS + part) * GROUP + group) * width
-            top = tl.load(partial_ptr + part_rows + LANES, mask=used, other=0.0, cache_modifier=".cg")
-            share = tl.load(partial_ptr + part_rows + LANES + 1, mask=used, other=0.0, cache_modifier=".cg")
-            partial_ptrs = partial_ptr + part_rows[:, None] + lanes[None, :]
-            partial = tl.load(partial_ptrs, mask=used[:, None], other=0.0, cache_modifier=".cg")
-            higher = tl.maximum(highest, top)
-            decay = tl.exp2(highest - higher)
-            weight = tl.exp2(top - higher)
-            total = total * decay + share * weight
-            sums = sums * decay[:, None] + partial * weight[:, None]
-            highest = higher
+    if SPLITS > 1:
+        if parts > 1:
+            place = sequence * KV_HEADS + kv_head
+            width: tl.constexpr = LANES + 2
+            part_rows = ((place * SPLITS + split) * GROUP + group) * width
+            tl.store(partial_ptr + part_rows[:, None] + lanes[None, :], sums, mask=used[:, None])
+            tl.store(partial_ptr + part_rows + LANES, highest, mask=used)
+            tl.store(partial_ptr + part_rows + LANES + 1, total, mask=used)
+            # Every thread's stores must be out before the one thread that announces this part.
+            tl.debug_barrier()
+            if tl.atomic_add(arrivals_ptr + place, 1, sem="acq_rel", scope="gpu") != parts - 1:
+                return
+            tl.store(arrivals_ptr + place, 0)
+            highest = tl.full([GROUP], float("-inf"), tl.float32)
+            total = tl.zeros([GROUP], tl.float32)
+            sums = tl.zeros([GROUP, LANES], tl.float32)
+            for part in range(parts):
+                part_rows = ((place * SPLITS + part) * GROUP + group) * width
+                top = tl.load(partial_ptr + part_rows + LANES, mask=used, other=0.0, cache_modifier=".cg")
+                share = tl.load(partial_ptr + part_rows + LANES + 1, mask=used, other=0.0, cache_modifier=".cg")
+                partial_ptrs = partial_ptr + part_rows[:, None] + lanes[None, :]
+                partial = tl.load(partial_ptrs, mask=used[:, None], other=0.0, cache_modifier=".cg")
+                higher = tl.maximum(highest, top)
+                decay = tl.exp2(highest - higher)
+                weight = tl.exp2(top - higher)
+                total = total * decay + share * weight
+                sums = sums * decay[:, None] + partial * weight[:, None]
+                highest = higher
     y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=real)
 

@@ -22,7 +22,7 @@ import triton
 MAX_ARRIVALS = 1 << 16
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def dependent_launch(device: torch.device) -> dict[str, Any]:
     """Launch options of every kernel for `device`: PDL where the hardware has it (`STREAMSERVE_PDL=0` turns it off)."""
     wanted = os.environ.get("STREAMSERVE_PDL", "1") != "0"
@@ -31,7 +31,7 @@ def dependent_launch(device: torch.device) -> dict[str, Any]:
     return {"PDL": True, "launch_pdl": True}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of `device`; a plausible small number where the interpreter stands in for a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
@@ -42,7 +42,7 @@ def power_of_two(size: int, *, least: int = 1) -> int:
     return max(least, triton.next_power_of_2(size))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def arrivals(device: torch.device) -> torch.Tensor:
     """[MAX_ARRIVALS] int32 counters of finished parts, zero between launches.
 

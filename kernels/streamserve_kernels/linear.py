@@ -157,17 +157,17 @@ def _few_rows_kernel(
 
 @triton.jit
 def _some_rows_kernel(
-    x_ptr, weight_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N, eps,
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
     PREFETCH: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, COMPUTE: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_N weight rows streams through shared memory against all rows of x; with SPLITS, a part of the inner dimension.
 
     The last program of a tile to finish adds its parts up, in their order.
 
-    partial_ptr   fp32 [tiles, SPLITS, BLOCK_N + 1, BLOCK_M]: products, then sums of squares
+    partial_ptr   fp32 [tiles, SPLITS, BLOCK_N, BLOCK_M]
     arrivals_ptr  int32 [tiles], zero before and after
     """
     if PDL:
@@ -198,37 +198,28 @@ def _some_rows_kernel(
     rows = tl.arange(0, BLOCK_M)
     x_ptrs = x_ptr + rows[:, None] * K + lanes[None, :]
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    squares = tl.zeros([BLOCK_M], tl.float32)
     if PDL:
         cuda.gdc_wait()
     for k in range(begin, tl.minimum(begin + per_split, K), BLOCK_K):
         weights = tl.load(weight_ptrs + k, mask=inside[:, None] & (lanes + k < K)[None, :], other=0.0)
         x = tl.load(x_ptrs + k, mask=(rows < M)[:, None] & (lanes + k < K)[None, :], other=0.0)
-        if NORM:
-            wide = x.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
-            norm = tl.load(norm_ptr + k + lanes, mask=lanes + k < K, other=0.0).to(tl.float32)
-            x = (wide * norm[None, :]).to(x_ptr.dtype.element_ty)
         sums = tl.dot(weights.to(COMPUTE), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
     if SPLITS > 1:
-        part_ptr = partial_ptr + (tile * SPLITS + split).to(tl.int64) * ((BLOCK_N + 1) * BLOCK_M)
+        part_ptr = partial_ptr + (tile * SPLITS + split).to(tl.int64) * (BLOCK_N * BLOCK_M)
         places = lines[:, None] * BLOCK_M + rows[None, :]
         tl.store(part_ptr + places, sums)
-        tl.store(part_ptr + BLOCK_N * BLOCK_M + rows, squares)
         # Every thread's stores must be out before the one thread that announces this part.
         tl.debug_barrier()
         if tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu") != SPLITS - 1:
             return
         tl.store(arrivals_ptr + tile, 0)
         sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        squares = tl.zeros([BLOCK_M], tl.float32)
         for part in tl.static_range(SPLITS):
-            part_ptr = partial_ptr + (tile * SPLITS + part).to(tl.int64) * ((BLOCK_N + 1) * BLOCK_M)
+            part_ptr = partial_ptr + (tile * SPLITS + part).to(tl.int64) * (BLOCK_N * BLOCK_M)
             sums += tl.load(part_ptr + places, cache_modifier=".cg")
-            squares += tl.load(part_ptr + BLOCK_N * BLOCK_M + rows, cache_modifier=".cg")
     _finish(
-        sums, squares, columns, bias_ptr, residual_ptr, out_ptr, M, N, eps,
-        K, BLOCK_M, NORM, BIAS, RESIDUAL, ACTIVATION,
+        sums, sums, columns, bias_ptr, residual_ptr, out_ptr, M, N, 0.0,
+        K, BLOCK_M, False, BIAS, RESIDUAL, ACTIVATION,
     )  # fmt: skip
 
 
@@ -245,7 +236,8 @@ def linear_residual(
     """See the reference."""
     if _is_skinny(x, weight):
         return _skinny(x, weight, bias=bias, residual=residual)
-    out = torch.addmm(residual, x, weight.t())
+    # Out of place, torch copies the residual first; a copy costs as much as the whole fusion saves.
+    out = residual.addmm_(x, weight.t())
     return out if bias is None else out.add_(bias)
 
 
@@ -312,26 +304,28 @@ def _skinny(
             num_warps=slices, num_stages=1, **dependent_launch(x.device),
         )  # fmt: skip
         return out
+    if norm_weight is not None:
+        # Here and not in the kernel: what is copied to shared memory in the background can't be changed on the way.
+        x = rms_norm(x, norm_weight, eps)
     block_m, block_n, block_k, splits, warps, stages = some_rows_shape(rows, outer, inner, gated)
     tiles = -(-outer // (block_n // 2 if gated else block_n))
     partial = None
     if splits > 1:
-        partial = x.new_empty(tiles * splits * (block_n + 1) * block_m, dtype=torch.float32)
+        partial = x.new_empty(tiles * splits * block_n * block_m, dtype=torch.float32)
     _some_rows_kernel[(tiles, splits)](
-        x, weight, norm_weight, bias, residual, out, partial, arrivals(x.device), rows, outer, eps,
+        x, weight, bias, residual, out, partial, arrivals(x.device), rows, outer,
         K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits, PREFETCH=min(inner // splits // 8 * 8, 512),
-        **fused, COMPUTE=compute, num_warps=warps, num_stages=stages, **dependent_launch(x.device),
+        BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=activation, COMPUTE=compute,
+        num_warps=warps, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out
 
 
 def one_row_shape(outer: int, inner: int, gated: bool) -> tuple[int, int, int]:
-    """BLOCK_N, BLOCK_K and warps: enough programs to fill the device, few enough registers that all are resident."""
-    if outer * inner >= 1 << 27 and not gated:
-        return 32, min(power_of_two(inner), 1024), 8
-    if inner > 2048:
-        return (4, 512, 4) if gated else (4, 1024, 4)
-    return (4, min(power_of_two(inner), 1024), 4) if outer <= 2048 or gated else (8, min(power_of_two(inner), 1024), 8)
+    """BLOCK_N, BLOCK_K and warps: enough programs to fill the device, few enough registers that successors fit beside them."""
+    if inner <= 3072:
+        return 4 if outer <= 2048 else 8, min(power_of_two(inner), 1024), 4
+    return (4, 512, 4) if gated else (8, 1024, 4)
 
 
 def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int] | None:

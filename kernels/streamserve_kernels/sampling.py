@@ -1,7 +1,7 @@
 """Choosing the next token in Triton, without sorting the vocabulary and without asking the device anything.
 
-The specification is `reference/sampling.py`. Every line's choice is an argmax of logits, or of logits over temperature plus noise;
-which one, its row says. Lines restricted by top_k, top_p or min_p first find the logit below which they keep nothing, by bisecting
+The specification is `reference/sampling.py`. Every line's choice is an argmax of logits, or of probabilities over noise; which
+one, its row says. Lines restricted by top_k, top_p or min_p first find the logit below which they keep nothing, by bisecting
 the bits of a float: set sizes and masses above a bound take one pass over the line, about twenty passes meet.
 """
 
@@ -42,16 +42,15 @@ def _line_keys(seed_low, seed_high, position):
 
 
 @triton.jit
-def _gumbel(a, b, tokens):
-    """The noise of `tokens` (reference/noise.py); the 23 bits are the same to the bit."""
+def _exponential(a, b, tokens):
+    """-log(u) of `tokens` (reference/noise.py); the 23 bits are the same to the bit."""
     h = (tokens.to(tl.uint32, bitcast=True) * tl.full([], 0x9E3779B1, tl.uint32)) ^ a
     h ^= h >> 16
     h *= tl.full([], 0x7FEB352D, tl.uint32)
     h ^= b
     h ^= h >> 15
     h *= tl.full([], 0x846CA68B, tl.uint32)
-    u = (2 * (h >> 9) + 1).to(tl.float32) * 5.9604644775390625e-08
-    return -tl.log(-tl.log(u))
+    return -tl.log((2 * (h >> 9) + 1).to(tl.float32) * 5.9604644775390625e-08)
 
 
 @triton.jit
@@ -70,11 +69,16 @@ def _scores_kernel(
     a, b = _line_keys(tl.load(seed_low_ptr + row), tl.load(seed_high_ptr + row), tl.load(positions_ptr + line))
     if PDL:
         cuda.gdc_wait()
-    scores = tl.load(logits_ptr + line * vocab + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32)
+    z = tl.load(logits_ptr + line * vocab + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32)
+    best = tl.max(z, axis=0)
+    first = tl.min(tl.where(z == best, tokens, vocab - 1), axis=0)
     if temperature > 0.0:
-        scores = scores / temperature + _gumbel(a, b, tokens)
-    best = tl.max(scores, axis=0)
-    first = tl.min(tl.where(scores == best, tokens, vocab - 1), axis=0)
+        # The race of reference/noise.py; one logarithm per chunk makes its winner comparable with the others'.
+        shift = tl.where(best == float("-inf"), 0.0, best)
+        race = tl.exp((z - shift) / temperature) / _exponential(a, b, tokens)
+        fastest = tl.max(race, axis=0)
+        first = tl.min(tl.where(race == fastest, tokens, vocab - 1), axis=0)
+        best = best / temperature + tl.log(fastest)
     tl.store(best_ptr + line * parts + part, best)
     tl.store(best_ids_ptr + line * parts + part, first)
 
@@ -169,12 +173,12 @@ def _restricted_kernel(
         floor = low
 
     a, b = _line_keys(tl.load(seed_low_ptr + row), tl.load(seed_high_ptr + row), tl.load(positions_ptr + line))
-    best = tl.full([CHUNK], float("-inf"), tl.float32)
+    best = tl.full([CHUNK], -1.0, tl.float32)
     best_ids = tl.zeros([CHUNK], tl.int32)
     for first in range(0, vocab, CHUNK):
         tokens = first + tl.arange(0, CHUNK)
         z = tl.load(line_ptr + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32) / temperature
-        scores = tl.where(_ordered(z).to(tl.int64) >= floor, z + _gumbel(a, b, tokens), float("-inf"))
+        scores = tl.where(_ordered(z).to(tl.int64) >= floor, tl.exp(z - top) / _exponential(a, b, tokens), -1.0)
         best_ids = tl.where(scores > best, tokens, best_ids)
         best = tl.maximum(best, scores)
     token = tl.min(tl.where(best == tl.max(best, axis=0), best_ids, vocab - 1), axis=0)

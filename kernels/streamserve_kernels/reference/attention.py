@@ -142,7 +142,7 @@ def _decode(
     if q.shape[0] == 1:
         first = 0 if window is None else max(0, longest - window)
         keys, values = keys[..., first:longest, :], values[..., first:longest, :]
-        return _attend(grouped, keys, values, None, scale, softcap).view_as(q)
+        return _attend(grouped, keys, values, None, scale, softcap).reshape(q.shape)
     place = torch.arange(keys.shape[2], device=q.device)
     ends = seq_lens.unsqueeze(1)
     seen = place < ends

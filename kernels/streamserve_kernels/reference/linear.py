@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
     """residual + x @ weight.T + bias: the end of an attention or MLP block.
 
-    residual  [rows, out]  dtype of x
+    residual  [rows, out]  dtype of x; not to be used afterwards, since the result may take its place
     returns   [rows, out]  dtype of x
     """
     return linear(x, weight, bias).add_(residual)
