@@ -18,17 +18,10 @@ from streamserve.checkpoint import DEMO, demo_path
 from streamserve.errors import ConfigError
 from streamserve.text.vocabulary import FastVocabulary, Vocabulary
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.jinja",
-    "*.model",
-    "*.py",
-)
-"""What a tokenizer may consist of, as patterns for a download."""
+_TOKENIZER_FILES = [
+    *("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "additional_chat_templates/*", "*.model"),
+]
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
@@ -57,7 +50,7 @@ def load_parts(path: Path, trust_remote_code: bool) -> TokenizerParts:
     return _from_transformers(path, trust_remote_code)
 
 
-def locate(name: str, revision: str | None) -> Path:
+def locate(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     """A local path as it is; any other name is a repository, of which only the tokenizer's files are fetched."""
     path = demo_path() if name == DEMO else Path(name).expanduser()
     if path.exists():
@@ -65,10 +58,17 @@ def locate(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = [*_TOKENIZER_FILES, "*.py"] if trust_remote_code else _TOKENIZER_FILES
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", *TOKENIZER_FILES]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(f"--tokenizer {name}: neither a local path nor a repository that can be fetched ({error})") from error
+        raise ConfigError(
+            f"--tokenizer {name}: neither a local path nor a repository that can be fetched ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _from_gguf(path: Path) -> TokenizerParts:

@@ -24,7 +24,7 @@ def load_tokenizer(
     Raises `ConfigError` when there is none or it needs code that is not trusted, `ModelNotSupported` for a GGUF vocabulary
     that is not known here.
     """
-    path = checkpoint.path if tokenizer is None else locate(tokenizer, revision)
+    path = checkpoint.path if tokenizer is None else locate(tokenizer, revision, trust_remote_code)
     return Tokenizer(load_parts(path, trust_remote_code))
 
 
