@@ -104,6 +104,8 @@ def _from_transformers(path: Path, trust_remote_code: bool) -> TokenizerParts:
     from streamserve.text.transformers_tokenizer import load_with_transformers
 
     config = _read_json(path / "tokenizer_config.json")
+    if "AutoTokenizer" in config.get("auto_map", {}) and not trust_remote_code:
+        raise ConfigError(f"{path}: its tokenizer is code of its own; if you trust it, allow it with --trust-remote-code")
     vocabulary, special = load_with_transformers(path, trust_remote_code)
     return TokenizerParts(vocabulary, special, _chat_templates(path, config))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -274,3 +275,51 @@ def test_a_folder_without_tokenizer_json_is_read_by_transformers(tmp_path: Path)
     tokenizer = Folder(tmp_path).load()
     assert tokenizer.encode("ab") == [2, vocabulary["a"], vocabulary["b"]]
     assert tokenizer.has_true_bytes
+
+
+REMOTE_CODE = """
+from transformers import PreTrainedTokenizer
+
+class LetterTokenizer(PreTrainedTokenizer):
+    @property
+    def vocab_size(self): return 26
+    def get_vocab(self): return {chr(97 + i): i for i in range(26)}
+    def _tokenize(self, text, **options): return list(text)
+    def _convert_token_to_id(self, token): return ord(token) - 97
+    def _convert_id_to_token(self, token_id): return chr(97 + token_id)
+    def convert_tokens_to_string(self, tokens): return "".join(tokens).upper()
+    def save_vocabulary(self, folder, filename_prefix=None): return ()
+"""
+
+
+def remote_code_folder(path: Path) -> Folder:
+    folder = Folder(path)
+    folder.write(
+        tokenization_letters__py=REMOTE_CODE,
+        config__json={"model_type": "llama"},
+        tokenizer_config__json={"auto_map": {"AutoTokenizer": ["tokenization_letters.LetterTokenizer", None]}},
+    )
+    return folder
+
+
+def test_code_that_is_not_trusted_is_not_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--trust-remote-code"):
+        remote_code_folder(tmp_path).load()
+
+
+@pytest.mark.slow
+def test_trusted_code_tokenises(tmp_path: Path) -> None:
+    remote_code_folder(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from streamserve.checkpoint import Checkpoint\n"
+        "from streamserve.text.detokenizer import detokenizer_for; from streamserve.text.tokenizer import load_tokenizer\n"
+        "checkpoint = Checkpoint(source='x', path=Path(sys.argv[1]), format='dummy', config={})\n"
+        "tokenizer = load_tokenizer(checkpoint, trust_remote_code=True)\n"
+        "ids = tokenizer.encode('abcab'); detokenizer = detokenizer_for(tokenizer, [])\n"
+        "print(ids, tokenizer.decode(ids), [*map(detokenizer.push, ids)], tokenizer.token_bytes(2))"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[0, 1, 2, 0, 1] ABCAB ['A', 'B', 'C', 'A', 'B'] b'C'\n", done.stderr
