@@ -7,10 +7,8 @@ bytes.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -19,13 +17,11 @@ import msgspec
 from litestar.types import Receive, Scope, Send
 
 from streamserve.errors import RequestAborted, StreamserveError
-from streamserve.server.errors import InternalError
+from streamserve.server.account import Account
 from streamserve.server.live import LiveRequests
 from streamserve.server.metrics import Metrics
 from streamserve.server.usage import Usage
 from streamserve.types import TextDelta
-
-logger = logging.getLogger("streamserve.server")
 
 
 class Generation(Protocol):
@@ -84,15 +80,11 @@ class Answer(ABC):
     ) -> None:
         self.request_id = request_id
         self._open = open
-        self._usage = usage
-        self._n = n
-        self._unfinished = num_prompts * n
+        self._account = Account(usage, metrics, num_prompts=num_prompts, n=n)
         self._live = live
         self._metrics = metrics
         self._limits = limits
         self._headers = headers
-        self._received_at = self._last_event_at = monotonic()
-        self._first_event_at: float | None = None
         self._generation: Generation | None = None
         self._scope = anyio.CancelScope()
         self._error: StreamserveError | None = None
@@ -114,7 +106,7 @@ class Answer(ABC):
                         await self._answer_failure(self._error, send)
                     tasks.cancel_scope.cancel()
             finally:
-                self._count()
+                self._account.close()
 
     def abort(self) -> None:
         if self._generation is None:
@@ -144,36 +136,3 @@ class Answer(ABC):
         self._client_left = True
         self._metrics.disconnects.add(1, phase)
         self._scope.cancel()
-
-    def _record(self, delta: TextDelta) -> None:
-        """Count a delta: tokens, times, endings."""
-        now = monotonic()
-        if self._first_event_at is None:
-            self._first_event_at = now
-            self._metrics.ttft_s.observe(now - self._received_at)
-        else:
-            self._metrics.inter_token_s.observe(now - self._last_event_at)
-        self._last_event_at = now
-        usage = self._usage
-        usage.completion_tokens += len(delta.token_ids)
-        if delta.cached_tokens and delta.index % self._n == 0:
-            usage.cached_tokens += delta.cached_tokens
-        if delta.finish_reason is not None:
-            self._unfinished -= 1
-            self._metrics.finished.add(1, delta.finish_reason)
-
-    def _guarded(self, error: Exception) -> StreamserveError:
-        """An exception in the middle of an answer, as an error for its client."""
-        if isinstance(error, StreamserveError):
-            return error
-        logger.error("request %s failed", self.request_id, exc_info=error)
-        return InternalError("internal server error; the server's log says more")
-
-    def _count(self) -> None:
-        now = monotonic()
-        tokens = self._usage.completion_tokens
-        self._metrics.e2e_s.observe(now - self._received_at)
-        self._metrics.request_prompt_tokens.observe(self._usage.prompt_tokens)
-        self._metrics.request_generation_tokens.observe(tokens)
-        if self._first_event_at is not None and tokens > 1:
-            self._metrics.per_output_token_s.observe((now - self._first_event_at) / (tokens - 1))

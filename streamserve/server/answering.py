@@ -1,4 +1,4 @@
-"""From a checked request to the ASGI app that answers it; the same for completions and chat.
+"""From a checked request to the ASGI app that answers it; the same for completions and chat, over HTTP and over WebSockets.
 
 Runs on one API worker's event loop. The endpoints say what is asked, this says how an answer comes about: format, openings,
 streamed or whole.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
 import msgspec
-from litestar import Request
 
 from streamserve.errors import InvalidParameter
 from streamserve.server.answer import Answer, AnswerLimits, Generation
@@ -42,9 +41,8 @@ class Identity(msgspec.Struct, frozen=True):
     header_id: str
 
 
-def identify(service: Service, request: Request[Any, Any, Any], asked: GenerationRequest, prefix: str) -> Identity:
-    """The request's ids: its own `request_id`, else the client's X-Request-Id, else a random one."""
-    header = request.headers.get("x-request-id", "")
+def identify(service: Service, asked: GenerationRequest, prefix: str, header: str = "") -> Identity:
+    """The request's ids: its own `request_id`, else the client's X-Request-Id `header`, else a random one."""
     header = header if _SAFE_ID.fullmatch(header) else ""
     if asked.request_id is not None:
         return Identity(f"{prefix}-{asked.request_id}", header or f"{prefix}-{asked.request_id}")
@@ -76,26 +74,18 @@ class Plan(msgspec.Struct, kw_only=True):
 def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Result]) -> Answer:
     """The ASGI app that admits the request and writes its answer."""
     asked, params = plan.asked, plan.params
-    usage = Usage(sum(len(prompt.prompt_token_ids) for prompt in plan.prompts))
-    format = _format(service, plan)
-    openings = [opening for opening in plan.openings for _ in range(params.n)]
+    usage = new_usage(plan)
+    format = stream_format(service, plan)
+    openings = choice_openings(plan)
     options: dict[str, Any] = {
         "num_prompts": len(plan.prompts),
         "n": params.n,
         "live": service.live,
         "metrics": service.metrics,
         "limits": AnswerLimits(service.config.keepalive_s, service.config.send_timeout_s),
-        "headers": _headers(plan),
+        "headers": answer_headers(plan),
     }
-    frontend = service.frontend
-
-    async def open() -> Generation:
-        generation: Generation = await frontend.open(plan.prompts)
-        return PromptOnly(generation) if plan.is_score_only else generation
-
-    service.metrics.request_n.observe(params.n)
-    for prompt in plan.prompts:
-        service.metrics.request_max_tokens.observe(prompt.specs[0].max_tokens)
+    open = opener(service, plan)
     identity = plan.identity.answer_id
     if asked.stream:
         return EventStream(frames(format, openings, usage), service.flusher, identity, open, usage, **options)
@@ -103,7 +93,32 @@ def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Resu
     return PlainAnswer(result(format, openings, usage, prompt_logprobs=has_prompt_logprobs), identity, open, usage, **options)
 
 
-def _format(service: Service, plan: Plan) -> StreamFormat:
+def opener(service: Service, plan: Plan) -> Callable[[], Awaitable[Generation]]:
+    """What admits the request's sequences when it is called; the request counts from now on."""
+    service.metrics.request_n.observe(plan.params.n)
+    for prompt in plan.prompts:
+        service.metrics.request_max_tokens.observe(prompt.specs[0].max_tokens)
+    frontend = service.frontend
+
+    async def open() -> Generation:
+        generation: Generation = await frontend.open(plan.prompts)
+        return PromptOnly(generation) if plan.is_score_only else generation
+
+    return open
+
+
+def new_usage(plan: Plan) -> Usage:
+    """The request's tokens so far: its prompts."""
+    return Usage(sum(len(prompt.prompt_token_ids) for prompt in plan.prompts))
+
+
+def choice_openings(plan: Plan) -> list[Opening]:
+    """What the first event of each choice tells."""
+    return [opening for opening in plan.openings for _ in range(plan.params.n)]
+
+
+def stream_format(service: Service, plan: Plan) -> StreamFormat:
+    """How the events of the answer look."""
     asked = plan.asked
     options = asked.stream_options
     as_token_ids = asked.return_tokens_as_token_ids
@@ -122,7 +137,8 @@ def _format(service: Service, plan: Plan) -> StreamFormat:
     )
 
 
-def _headers(plan: Plan) -> list[tuple[bytes, bytes]]:
+def answer_headers(plan: Plan) -> list[tuple[bytes, bytes]]:
+    """Headers of every answer: its id, and a warning that names unknown parameters."""
     headers = [(b"x-request-id", plan.identity.header_id.encode())]
     if plan.ignored:
         headers.append((b"warning", warning(plan.ignored)))

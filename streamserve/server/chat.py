@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from streamserve.errors import UnsupportedParameter
-from streamserve.server.answering import Plan, answer, identify
+from streamserve.server.answering import Identity, Plan, answer, identify
 from streamserve.server.frames import ChatFrames, Opening
 from streamserve.server.messages import checked
 from streamserve.server.parameters import for_chat
@@ -21,11 +21,16 @@ from streamserve.server.service import Service
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
-    frontend = service.frontend
     asked, ignored = decode(await request.body(), ChatRequest)
+    identity = identify(service, asked, "chatcmpl", request.headers.get("x-request-id", ""))
+    return answer(service, await plan_chat(service, asked, ignored, identity), ChatFrames, ChatResult)
+
+
+async def plan_chat(service: Service, asked: ChatRequest, ignored: list[str], identity: Identity) -> Plan:
+    """Check and tokenise a conversation; whatever can be refused before admission is refused here."""
+    frontend = service.frontend
     model = service.resolve_model(asked.model)
     params = for_chat(asked, service.limits)
-    identity = identify(service, request, asked, "chatcmpl")
     prompt = await frontend.prepare(
         render(service, asked),
         params,
@@ -35,7 +40,7 @@ async def create_chat_completion(request: Request[Any, Any, Any], service: Named
         priority=asked.priority or 0,
         cache_salt=asked.cache_salt or "",
     )
-    plan = Plan(
+    return Plan(
         identity=identity,
         model=model,
         asked=asked,
@@ -45,7 +50,6 @@ async def create_chat_completion(request: Request[Any, Any, Any], service: Named
         openings=[Opening(prompt_token_ids=prompt.prompt_token_ids)],
         logprobs=params.logprobs,
     )
-    return answer(service, plan, ChatFrames, ChatResult)
 
 
 def render(service: Service, asked: ChatRequest | TokenizeRequest) -> str:

@@ -24,15 +24,20 @@ from streamserve.types import SamplingParams, TextLogprob
 @post("/v1/completions", status_code=200)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
-    frontend = service.frontend
     asked, ignored = decode(await request.body(), CompletionRequest)
+    identity = identify(service, asked, "cmpl", request.headers.get("x-request-id", ""))
+    return answer(service, await plan_completion(service, asked, ignored, identity), CompletionFrames, CompletionResult)
+
+
+async def plan_completion(service: Service, asked: CompletionRequest, ignored: list[str], identity: Identity) -> Plan:
+    """Check and tokenise prompts; whatever can be refused before admission is refused here."""
+    frontend = service.frontend
     model = service.resolve_model(asked.model)
     params = for_completion(asked, service.limits)
     prompts = split(asked.prompt)
     require_choices(len(prompts), params.n)
-    identity = identify(service, request, asked, "cmpl")
     prepared = await _prepare(frontend, asked, params, prompts, identity)
-    plan = Plan(
+    return Plan(
         identity=identity,
         model=model,
         asked=asked,
@@ -43,7 +48,6 @@ async def create_completion(request: Request[Any, Any, Any], service: NamedDepen
         logprobs=asked.logprobs,
         is_score_only=asked.max_tokens == 0,
     )
-    return answer(service, plan, CompletionFrames, CompletionResult)
 
 
 def split(prompt: PromptInput) -> list[str | list[int]]:

@@ -6,6 +6,7 @@ unexpected exception says nothing about itself to the client.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -20,6 +21,8 @@ from streamserve.errors import (
     StreamserveError,
     Unavailable,
 )
+
+logger = logging.getLogger("streamserve.server")
 
 LOADING_RETRY_S = 2.0
 
@@ -103,6 +106,14 @@ def _from_http_exception(error: HTTPException) -> StreamserveError:
     if 400 <= error.status_code < 500:
         return InvalidRequest(error.detail)
     return InternalError("internal server error; the server's log says more")
+
+
+def guarded(error: Exception, request_id: str) -> StreamserveError:
+    """What went wrong in the middle of an answer, as an error for its client; what was not expected is logged."""
+    known = from_exception(error)
+    if isinstance(known, InternalError):
+        logger.error("request %s failed", request_id, exc_info=error)
+    return known
 
 
 async def send_error(send: Any, error: StreamserveError, *, prefix: str = "http") -> None:

@@ -9,7 +9,7 @@ from litestar.types import Receive, Send
 from streamserve.engine.error_info import restore
 from streamserve.errors import StreamFailed, StreamserveError
 from streamserve.server.answer import Answer, Generation
-from streamserve.server.errors import send_error
+from streamserve.server.errors import guarded, send_error
 from streamserve.server.results import Result
 
 
@@ -24,7 +24,7 @@ class PlainAnswer(Answer):
         try:
             body = await self._collect(generation)
         except Exception as error:
-            self._error = self._guarded(error)
+            self._error = guarded(error, self.request_id)
             return
         self._has_ended = True
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *self._headers]
@@ -35,9 +35,9 @@ class PlainAnswer(Answer):
         async for delta in generation:
             if delta.finish_reason == "error":
                 raise StreamFailed("unknown error") if delta.error is None else restore(delta.error)
-            self._record(delta)
+            self._account.record(delta)
             self._result.add(delta)
-            if self._unfinished == 0:
+            if self._account.unfinished == 0:
                 return self._result.body()
         raise StreamFailed("the engine's stream ended without a finish")
 
@@ -47,4 +47,4 @@ class PlainAnswer(Answer):
     async def _watch(self, receive: Receive, send: Send) -> None:
         while (await receive())["type"] != "http.disconnect":
             continue
-        self._leave("queued" if self._first_event_at is None else "streaming")
+        self._leave("streaming" if self._account.has_begun else "queued")

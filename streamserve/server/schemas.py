@@ -170,7 +170,11 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
 
     Raises `InvalidRequest` when it is not a JSON object and `InvalidParameter` naming the first parameter of a wrong type.
     """
-    fields = _parse(body)
+    return convert(parse_object(body), kind)
+
+
+def convert(fields: dict[str, Any], kind: type[T]) -> tuple[T, list[str]]:
+    """As `decode`, from JSON that has been parsed already."""
     try:
         request = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
@@ -179,7 +183,8 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
     return request, [name for name in fields if name not in known]
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes | str) -> dict[str, Any]:
+    """A JSON object. Raises `InvalidRequest`."""
     try:
         fields = msgspec.json.decode(body)
     except RecursionError:

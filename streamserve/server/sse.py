@@ -19,6 +19,7 @@ from streamserve.engine.error_info import restore
 from streamserve.errors import StreamserveError
 from streamserve.server.answer import Answer, Generation
 from streamserve.server.eager import Rest, run_eagerly
+from streamserve.server.errors import guarded
 from streamserve.server.flusher import Flusher
 from streamserve.server.frames import Frames
 from streamserve.types import TextDelta
@@ -52,7 +53,7 @@ class EventStream(Answer):
 
     async def _answer(self, generation: Generation, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *self._headers]})
-        self._last_event_at = monotonic()
+        self._account.last_event_at = monotonic()
         self._send = send
         self._take = generation.take_nowait
         generation.listen(self._become_due)
@@ -77,7 +78,7 @@ class EventStream(Answer):
         try:
             self._write_ready()
         except Exception as error:
-            self._error, self._is_over = self._guarded(error), True
+            self._error, self._is_over = guarded(error, self.request_id), True
         if self._is_over or self._rest is not None:
             self._wanted.set()
 
@@ -95,9 +96,9 @@ class EventStream(Answer):
             if delta.error is not None:
                 self._error, self._is_over = restore(delta.error), True
                 return body + self._frames.delta(msgspec.structs.replace(delta, finish_reason=None, error=None))
-            self._record(delta)
+            self._account.record(delta)
             body += self._frames.delta(delta)
-        if self._unfinished == 0:
+        if self._account.unfinished == 0:
             self._is_over = self._has_ended = True
             body += self._frames.end()
         return body
@@ -118,18 +119,18 @@ class EventStream(Answer):
         limits = self._limits
         kept_alive_at = 0.0
         while True:
-            due = max(self._last_event_at, kept_alive_at) + limits.keepalive_s
+            due = max(self._account.last_event_at, kept_alive_at) + limits.keepalive_s
             with anyio.move_on_after(max(due - monotonic(), 0.0)):
                 if (await receive())["type"] == "http.disconnect":
                     self._leave(self._phase())
                     return
             now = monotonic()
-            if now < max(self._last_event_at, kept_alive_at) + limits.keepalive_s:
+            if now < max(self._account.last_event_at, kept_alive_at) + limits.keepalive_s:
                 continue
             kept_alive_at = now
             if not self._is_sending:
                 await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
-            elif now - self._last_event_at >= limits.send_timeout_s:
+            elif now - self._account.last_event_at >= limits.send_timeout_s:
                 self._metrics.slow_client_closes.add()
                 self._leave("blocked")
                 return
@@ -137,4 +138,4 @@ class EventStream(Answer):
     def _phase(self) -> str:
         if self._is_sending:
             return "blocked"
-        return "queued" if self._first_event_at is None else "streaming"
+        return "streaming" if self._account.has_begun else "queued"
