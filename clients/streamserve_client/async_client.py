@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import anyio
 import httpx
@@ -24,6 +24,9 @@ from streamserve_client.types import (
     Model,
     Prompt,
 )
+
+if TYPE_CHECKING:
+    from streamserve_client.websocket import WebSocketSession
 
 T = TypeVar("T")
 
@@ -57,9 +60,11 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retry = retry or RetryPolicy()
+        self._base_url = base_url
+        self._headers = calls.request_headers(api_key, headers)
         self._http = httpx.AsyncClient(
             base_url=calls.api_root(base_url),
-            headers=calls.request_headers(api_key, headers),
+            headers=self._headers,
             timeout=timeout,
             transport=transport,
             trust_env=not calls.is_loopback(base_url),
@@ -113,6 +118,14 @@ class AsyncClient:
         except httpx.TransportError as error:
             raise calls.transport_failure(error, str(self._http.base_url)) from error
         return Health(is_alive=alive.is_success, is_ready=ready.is_success)
+
+    def websocket(self) -> WebSocketSession:
+        """A socket for many streams that outlive a dropped connection; for asyncio only. Use it in an `async with` block."""
+        from streamserve_client.websocket import WebSocketSession
+
+        return WebSocketSession(
+            self._base_url, headers=self._headers, retry=self._retry, default_model=lambda: self._model(None)
+        )
 
     async def _model(self, name: str | None) -> str:
         if name is not None:

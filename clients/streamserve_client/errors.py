@@ -160,20 +160,19 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> APIEr
     detail = detail_of(body) or ErrorDetail(
         message=f"HTTP {status}: {body[:200].decode('utf-8', 'replace').strip()}".rstrip(": ")
     )
+    return from_detail(status, detail, headers.get("x-request-id"))
+
+
+def from_detail(status: int, detail: ErrorDetail, request_id: str | None = None) -> APIError:
+    """The leaf for an error body and its HTTP status."""
     code = None if detail.code is None else str(detail.code)
     fallback = ServerError if status >= 500 else APIError
     kind = _BY_CODE.get(code or "") or _BY_STATUS.get(status, fallback)
-    return kind(
-        detail.message or f"HTTP {status}",
-        status=status,
-        type=detail.type,
-        code=code,
-        param=detail.param,
-        request_id=headers.get("x-request-id"),
-    )
+    message = detail.message or f"HTTP {status}"
+    return kind(message, status=status, type=detail.type, code=code, param=detail.param, request_id=request_id)
 
 
-def from_event(detail: ErrorDetail, request_id: str | None) -> StreamFailed:
+def from_event(detail: ErrorDetail, request_id: str | None = None) -> StreamFailed:
     """The error that a running stream ended with."""
     code = None if detail.code is None else str(detail.code)
     message = detail.message or "the server ended the stream with an error"

@@ -1,0 +1,162 @@
+"""Many streams over one socket: which message belongs to which stream, and what to say on a new socket after one dropped.
+
+Sans-IO: messages in, events out. A stream's messages are numbered; one seen before is dropped and a missing one is an error, so
+that a reader gets every token once whatever happens to sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal
+
+import msgspec
+
+from streamserve_client.errors import APIError, ClientError, ErrorDetail, ProtocolError, from_detail, from_event
+from streamserve_client.types import ChatCompletion, Completion
+
+Kind = Literal["chat.completion", "completion"]
+Chunk = ChatCompletion | Completion
+
+_CHUNKS: dict[str, type[Chunk]] = {"chat.completion": ChatCompletion, "completion": Completion}
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The stream is over: `completed`, or `cancelled` with what had come kept."""
+
+    status: str
+
+
+Event = Chunk | Finished | ClientError
+
+
+class _Message(msgspec.Struct, frozen=True):
+    type: str = ""
+    stream_id: str | None = None
+    sequence_number: int | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    response_id: str | None = None
+    status: str | int | None = None
+    error: ErrorDetail | None = None
+
+
+@dataclass(slots=True)
+class _Stream:
+    kind: Kind
+    create: dict[str, Any]
+    response_id: str | None = None
+    last_number: int = -1
+    is_cancelled: bool = False
+
+
+@dataclass
+class Multiplex:
+    """The open streams of one client."""
+
+    _streams: dict[str, _Stream] = field(default_factory=dict)
+    _numbers: count[int] = field(default_factory=count)
+
+    def open(self, kind: Kind, body: Mapping[str, Any]) -> tuple[str, str]:
+        """Begin a stream: its id, and the message to send."""
+        stream_id = f"s{next(self._numbers)}"
+        create = {"type": f"{kind}.create", "stream_id": stream_id, "resumable": True, **body}
+        self._streams[stream_id] = _Stream(kind, create)
+        return stream_id, _encode(create)
+
+    def cancel(self, stream_id: str) -> str | None:
+        """End a stream early: the message to send, None when it is over already. Its `Finished` is still to come."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.is_cancelled:
+            return None
+        stream.is_cancelled = True
+        return _cancel(stream_id)
+
+    def reconnected(self) -> list[str]:
+        """What to send first on a new socket: every open stream goes on where it was, or begins when nothing of it had come."""
+        messages = []
+        for stream_id, stream in self._streams.items():
+            messages.append(_encode(stream.create if stream.response_id is None else _resume(stream_id, stream)))
+            if stream.is_cancelled:
+                messages.append(_cancel(stream_id))
+        return messages
+
+    def receive(self, text: str | bytes) -> tuple[str, Event] | None:
+        """The stream a message belongs to and what it says; None for one that says nothing new.
+
+        Raises `ProtocolError` at what is no message of this protocol.
+        """
+        try:
+            message = msgspec.json.decode(text, type=_Message)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"the server sent what is no message of this protocol: {error}") from error
+        if message.stream_id is None:
+            _check_is_harmless(message)
+            return None
+        stream = self._streams.get(message.stream_id)
+        if stream is None:
+            return None
+        event = self._event(message.stream_id, stream, message)
+        return None if event is None else (message.stream_id, event)
+
+    def _event(self, stream_id: str, stream: _Stream, message: _Message) -> Event | None:
+        if message.type == "error":
+            del self._streams[stream_id]
+            return _failure(message, has_begun=stream.last_number >= 0)
+        number = message.sequence_number
+        if number is None or number <= stream.last_number:
+            return None
+        if number > stream.last_number + 1:
+            del self._streams[stream_id]
+            return ProtocolError(f"messages {stream.last_number + 1} to {number - 1} of the stream are missing")
+        stream.last_number = number
+        if message.type == f"{stream.kind}.done":
+            del self._streams[stream_id]
+            return Finished(str(message.status or "completed"))
+        return _chunk(stream, message)
+
+    def fail_all(self) -> list[str]:
+        """Forget every open stream; their ids."""
+        stream_ids = list(self._streams)
+        self._streams.clear()
+        return stream_ids
+
+
+def _cancel(stream_id: str) -> str:
+    return _encode({"type": "response.cancel", "stream_id": stream_id})
+
+
+def _resume(stream_id: str, stream: _Stream) -> dict[str, Any]:
+    return {
+        "type": "response.resume",
+        "response_id": stream.response_id,
+        "starting_after": stream.last_number,
+        "stream_id": stream_id,
+    }
+
+
+def _chunk(stream: _Stream, message: _Message) -> Event:
+    try:
+        chunk = msgspec.json.decode(message.data, type=_CHUNKS[stream.kind])
+    except msgspec.MsgspecError as error:
+        return ProtocolError(f"{message.type}: not what this API gives: {error}")
+    stream.response_id = stream.response_id or chunk.id or None
+    return chunk
+
+
+def _failure(message: _Message, *, has_begun: bool) -> APIError:
+    detail = message.error or ErrorDetail()
+    if has_begun or not isinstance(message.status, int):
+        return from_event(detail)
+    return from_detail(message.status, detail)
+
+
+def _check_is_harmless(message: _Message) -> None:
+    if message.type == "error":
+        detail = message.error or ErrorDetail(message="unknown error")
+        raise ProtocolError(f"the server did not understand a message: {detail.message}")
+
+
+def _encode(message: Mapping[str, Any]) -> str:
+    return msgspec.json.encode(message).decode()
