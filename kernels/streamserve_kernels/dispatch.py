@@ -18,6 +18,7 @@ from streamserve_kernels.reference import linear as _linear
 from streamserve_kernels.reference import norm_rope as _norm_rope
 from streamserve_kernels.reference import rows as _rows
 from streamserve_kernels.reference import sampling as _sampling
+from streamserve_kernels.reference.blocked import BlockedWeight, prepare_weight
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, pack_eight_bits, pack_four_bits
 from streamserve_kernels.reference.linear import Activation, Weight
@@ -229,6 +230,7 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
 __all__ = [
     "INT4_ROW_MULTIPLE",
     "Activation",
+    "BlockedWeight",
     "GatheredInputs",
     "Int4Weight",
     "Weight",
@@ -244,6 +246,7 @@ __all__ = [
     "pack_eight_bits",
     "pack_four_bits",
     "paged_attention",
+    "prepare_weight",
     "rms_norm",
     "rotary_attention",
     "rotary_write",

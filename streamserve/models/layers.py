@@ -64,7 +64,7 @@ class Embedding(Stored):
 class Linear(Stored):
     """One linear layer; its output rows may be several of the checkpoint's.
 
-    weight  [sum of parts, in_features], or a packed weight that the loader put in its place
+    weight  [sum of parts, in_features], or another form of it that the loader put in its place
     bias    [sum of parts] or None
     """
 
@@ -91,7 +91,7 @@ class Linear(Stored):
             start += rows
 
     def replace_weight(self, packed: Weight) -> None:
-        """Take a packed weight instead of the tensor, which is freed."""
+        """Take another form of the weight instead of the tensor, which is freed unless it is that form."""
         del self.weight
         self.weight = packed
 

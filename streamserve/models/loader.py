@@ -20,6 +20,7 @@ from streamserve.models.layers import Destination, Placement
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import build_model
 from streamserve.models.sources import PytorchSource, SafetensorsSource, WeightSource
+from streamserve_kernels import prepare_weight
 
 Quantization = Literal["auto", "none", "int4"]
 Progress = Callable[[int, int], None]
@@ -37,7 +38,8 @@ def load_model(
 ) -> CausalModel:
     """Build a model and fill it.
 
-    quantization   "int4" keeps 4-bit GGUF weights packed beside their expanded form (CPU, bf16), "auto" does so where it can
+    quantization   "int4" keeps 4- and 8-bit GGUF weights packed beside their expanded form (on a CPU, in bf16), "auto" does so
+                   where it can, "none" never
     max_model_len  positions to prepare for; None takes the model's own limit
     on_progress    called with (bytes loaded, bytes in all), in the units of the stored form
 
@@ -61,6 +63,9 @@ def load_model(
             plain: WeightSource = SafetensorsSource(folder) if checkpoint.format == "safetensors" else PytorchSource(folder)
             progress.total = plain.num_bytes
             _fill(model, plain, progress, set())
+        for linear in model.linears():
+            if isinstance(linear.weight, torch.Tensor):
+                linear.replace_weight(prepare_weight(linear.weight))
     return model.eval()
 
 

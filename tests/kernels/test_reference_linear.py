@@ -17,6 +17,7 @@ from streamserve_kernels import (
     norm_linear,
     pack_eight_bits,
     pack_four_bits,
+    prepare_weight,
     rms_norm,
     silu_mul,
 )
@@ -89,6 +90,28 @@ def test_a_residual_is_not_overwritten() -> None:
     before = residual.clone()
     linear_residual(random(4, 64), random(96, 64), residual)
     assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_a_prepared_weight_multiplies_like_the_weight(rows: int) -> None:
+    weight, bias = random(96, 64, dtype=torch.bfloat16), random(96, dtype=torch.bfloat16)
+    prepared = prepare_weight(weight)
+    assert prepared.shape == weight.shape
+    x, residual = random(rows, 64, dtype=torch.bfloat16), random(rows, 96, dtype=torch.bfloat16)
+    before = residual.clone()
+    product = x.double() @ weight.double().T
+    close(linear(x, prepared), product)
+    close(linear(x, prepared, bias), product + bias.double())
+    close(linear_residual(x, prepared, residual), product + residual.double())
+    close(linear_residual(x, prepared, residual, bias), product + bias.double() + residual.double())
+    view = random(rows, 2, 64, dtype=torch.bfloat16)[:, 0]
+    close(linear(view, prepared), view.double() @ weight.double().T)
+    assert torch.equal(residual, before)
+
+
+def test_fp32_weights_are_used_as_they_are() -> None:
+    weight = random(96, 64)
+    assert prepare_weight(weight) is weight
 
 
 def four_bits(rows: int) -> tuple[Int4Weight, Tensor]:

@@ -1,14 +1,15 @@
 """Linear weights kept as integers of 4 bits in groups of 32, on a CPU.
 
 Torch's int4 kernel multiplies bf16 activations with weights that stay packed: fastest for a few rows, where a step is bound by
-reading weights. For many rows the arithmetic dominates and expanded bf16 weights win, so those are kept beside the packed ones.
+reading weights. For more rows the arithmetic dominates and expanded bf16 weights win, so those are kept beside the packed ones.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from streamserve_kernels.reference.blocked import BlockedWeight, multiply, multiply_add, prepare_weight
 
 GROUP = 32
 """Input features that share a scale and a zero point."""
@@ -19,8 +20,8 @@ ROW_MULTIPLE = 16
 PACKED_ROWS = 2048
 """Rows packed at a time; a multiple of every blocking that the kernel uses."""
 
-FEW_ROWS = 6
-"""Up to this many rows the packed weights are faster than the expanded ones (measured on Zen 4, two threads)."""
+FEW_ROWS = 4
+"""Up to this many rows the packed weights are faster than the expanded ones (measured on Zen 4)."""
 
 
 class Int4Weight:
@@ -30,30 +31,33 @@ class Int4Weight:
     costs 0.6 bytes a digit beside the 2 of its expanded form.
     """
 
-    __slots__ = ("expanded", "num_digits", "packed", "scale_zero")
+    __slots__ = ("_expanded", "_num_digits", "_packed", "_scale_zero", "shape")
 
     def __init__(self, digits: list[Tensor], scales: list[Tensor], zeros: list[Tensor], expanded: Tensor) -> None:
         """digits    each [out, in] uint8 with values 0..15; out a multiple of 16
         scales, zeros  for each digit [out, in / 32], of any float dtype
         expanded       [out, in] bf16, the same weight
         """
-        self.num_digits = len(digits)
-        self.scale_zero = _interleave(torch.cat(scales, dim=1), torch.cat(zeros, dim=1))
-        self.packed = _pack(digits)
-        self.expanded = expanded
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.expanded.shape
+        self.shape = expanded.shape
+        self._num_digits = len(digits)
+        self._scale_zero = _interleave(torch.cat(scales, dim=1), torch.cat(zeros, dim=1))
+        self._packed = _pack(digits)
+        self._expanded: Tensor | BlockedWeight = prepare_weight(expanded)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [rows, in] bf16 -> x @ weight.T (+ bias) [rows, out] bf16."""
         if x.shape[0] > FEW_ROWS:
-            return F.linear(x, self.expanded, bias)
+            return multiply(x, self._expanded, bias)
         # The digits of a weight lie side by side in one longer row, so that their products are summed in fp32.
-        repeated = x.contiguous() if self.num_digits == 1 else x.repeat(1, self.num_digits)
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(repeated, self.packed, GROUP, self.scale_zero)
+        repeated = x.contiguous() if self._num_digits == 1 else x.repeat(1, self._num_digits)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(repeated, self._packed, GROUP, self._scale_zero)
         return y if bias is None else y.add_(bias)
+
+    def matmul_add(self, x: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+        """residual [rows, out] + matmul(x, bias)."""
+        if x.shape[0] > FEW_ROWS:
+            return multiply_add(x, self._expanded, residual, bias)
+        return self.matmul(x, bias).add_(residual)
 
 
 def pack_four_bits(quants: Tensor, scale: Tensor, zero: Tensor, expanded: Tensor) -> Int4Weight:
@@ -61,7 +65,7 @@ def pack_four_bits(quants: Tensor, scale: Tensor, zero: Tensor, expanded: Tensor
 
     quants       [out, in] uint8 with values 0..15
     scale, zero  [out, in / 32] of any float dtype, rounded to bf16
-    expanded     [out, in] bf16, overwritten with the weight and kept
+    expanded     [out, in] bf16, overwritten with the weight; it may be kept
     """
     scale, zero = scale.bfloat16(), zero.bfloat16()
     groups = quants.float().sub_(8).view(quants.shape[0], -1, GROUP)
@@ -75,7 +79,7 @@ def pack_eight_bits(quants: Tensor, scale: Tensor, expanded: Tensor) -> Int4Weig
 
     quants    [out, in] int8
     scale     [out, in / 32] of any float dtype, rounded to bf16
-    expanded  [out, in] bf16, overwritten with the weight and kept
+    expanded  [out, in] bf16, overwritten with the weight; it may be kept
     """
     scale = scale.bfloat16()
     for rows, numbers, factors in zip(*(each.split(PACKED_ROWS) for each in (expanded, quants, scale)), strict=True):

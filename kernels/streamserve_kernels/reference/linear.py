@@ -1,19 +1,20 @@
 """Linear layers and what is fused with them, in torch.
 
-A weight is a tensor [out, in] or an `Int4Weight`; fused outputs (q, k, v; gate and up) are rows of one weight.
+A weight is a tensor [out, in], or one that was prepared for a CPU: a `BlockedWeight` or an `Int4Weight`. Fused outputs (q,
+k, v; gate and up) are rows of one weight.
 """
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from streamserve_kernels.reference.blocked import BlockedWeight, multiply, multiply_add
 from streamserve_kernels.reference.int4 import Int4Weight
 from streamserve_kernels.reference.norm_rope import gelu_tanh_mul, rms_norm, silu_mul
 
-Weight: TypeAlias = Tensor | Int4Weight
+Weight: TypeAlias = Tensor | BlockedWeight | Int4Weight
 Activation: TypeAlias = Literal["silu", "gelu_tanh"]
 
 
@@ -27,7 +28,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """
     if isinstance(weight, Int4Weight):
         return weight.matmul(x, bias)
-    return F.linear(x, weight, bias)
+    return multiply(x, weight, bias)
 
 
 def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,7 +37,9 @@ def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | 
     residual  [rows, out]  dtype of x; not to be used afterwards, since the result may take its place
     returns   [rows, out]  dtype of x
     """
-    return linear(x, weight, bias).add_(residual)
+    if isinstance(weight, Int4Weight):
+        return weight.matmul_add(x, residual, bias)
+    return multiply_add(x, weight, residual, bias)
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None) -> Tensor:
