@@ -1,0 +1,174 @@
+"""One tool call written as a JSON object, read while it is being written: `{"name": …, "arguments": {…}}`.
+
+The arguments' JSON text is passed on as it stands, piece by piece, so that a client can show it grow. A scanner rather than a
+JSON library: none gives out the text of a value that is not complete.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+
+NAME_KEYS = ("name",)
+ARGUMENT_KEYS = ("arguments", "parameters")
+_SPACE = " \t\r\n"
+
+
+class MalformedCall(ValueError):
+    """The text is no tool call."""
+
+
+class _Expect(Enum):
+    OPEN = "{"
+    KEY = "key"
+    COLON = ":"
+    VALUE = "value"
+    INSIDE = "inside a value"
+    COMMA = ", or }"
+    END = "end"
+
+
+class CallObject:
+    """Scans one object. `name` is None until it has been read; the arguments come out of `take_arguments`."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._expect = _Expect.OPEN
+        self._key = ""
+        self._value = JsonValue()
+        self._arguments: list[str] = []
+        self._is_encoded = False
+        self._reads_key = False
+
+    @property
+    def is_complete(self) -> bool:
+        return self._expect is _Expect.END
+
+    def push(self, text: str) -> str:
+        """Scan on; returns what follows the object's end. Raises `MalformedCall`."""
+        for at, character in enumerate(text):
+            if self._expect is _Expect.END:
+                return text[at:]
+            self._scan(character)
+        return ""
+
+    def take_arguments(self) -> str:
+        """The arguments' text that came since the last call; nothing before the name is known."""
+        if self.name is None or (self._is_encoded and not self.is_complete):
+            return ""
+        text, self._arguments = "".join(self._arguments), []
+        return _decoded(text) if self._is_encoded and text else text
+
+    def _scan(self, character: str) -> None:
+        if self._expect is _Expect.INSIDE:
+            self._scan_value(character)
+        elif character not in _SPACE:
+            self._scan_mark(character)
+
+    def _scan_mark(self, character: str) -> None:
+        expect = self._expect
+        if expect is _Expect.OPEN and character == "{":
+            self._expect = _Expect.KEY
+        elif expect is _Expect.KEY and character == '"':
+            self._begin_value(character, is_key=True)
+        elif expect is _Expect.COLON and character == ":":
+            self._expect = _Expect.VALUE
+        elif expect is _Expect.VALUE:
+            self._begin_value(character, is_key=False)
+        elif expect is _Expect.COMMA and character == ",":
+            self._expect = _Expect.KEY
+        elif character == "}" and expect in (_Expect.COMMA, _Expect.KEY):
+            self._end()
+        else:
+            raise MalformedCall(f"expected {expect.value}")
+
+    def _begin_value(self, character: str, *, is_key: bool) -> None:
+        self._expect = _Expect.INSIDE
+        self._reads_key = is_key
+        self._value = JsonValue()
+        if not is_key and self._key in ARGUMENT_KEYS:
+            self._is_encoded = character == '"'
+        self._scan_value(character)
+
+    def _scan_value(self, character: str) -> None:
+        belongs = self._value.push(character)
+        if belongs and not self._reads_key and self._key in ARGUMENT_KEYS:
+            self._arguments.append(character)
+        if self._value.is_complete:
+            self._close_value()
+            if not belongs:
+                self._scan_mark_after_scalar(character)
+
+    def _scan_mark_after_scalar(self, character: str) -> None:
+        if character not in _SPACE:
+            self._scan_mark(character)
+
+    def _close_value(self) -> None:
+        if self._reads_key:
+            self._key = _string(self._value.text)
+            self._expect = _Expect.COLON
+            return
+        if self._key in NAME_KEYS:
+            self.name = _string(self._value.text)
+        self._expect = _Expect.COMMA
+
+    def _end(self) -> None:
+        if self.name is None:
+            raise MalformedCall("a call without a name")
+        self._expect = _Expect.END
+
+
+class JsonValue:
+    """Finds the end of one JSON value."""
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self._characters: list[str] = []
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self._characters)
+
+    def push(self, character: str) -> bool:
+        """Whether `character` belongs to the value; a number, true, false or null ends with the character after it."""
+        if self._in_string:
+            self._scan_string(character)
+        elif character == '"':
+            self._in_string = True
+        elif character in "{[":
+            self._depth += 1
+        elif character in "}]" and self._depth:
+            self._depth -= 1
+            self.is_complete = self._depth == 0
+        elif not self._depth and character in ",}]" + _SPACE:
+            self.is_complete = True
+            return False
+        self._characters.append(character)
+        return True
+
+    def _scan_string(self, character: str) -> None:
+        if self._escaped:
+            self._escaped = False
+        elif character == "\\":
+            self._escaped = True
+        elif character == '"':
+            self._in_string = False
+            self.is_complete = self._depth == 0
+
+
+def _string(text: str) -> str:
+    try:
+        value = json.loads(text, strict=False)
+    except ValueError as error:
+        raise MalformedCall("not a JSON string") from error
+    if not isinstance(value, str):
+        raise MalformedCall("not a string")
+    return value
+
+
+def _decoded(text: str) -> str:
+    """Arguments that a model wrote as a string of JSON."""
+    return _string(text)

@@ -1,0 +1,22 @@
+"""Looking for a marker in growing text, holding back no more than a marker's beginning."""
+
+from __future__ import annotations
+
+
+def split_at(text: str, marker: str) -> tuple[str, str, bool]:
+    """What stands before `marker`, what is left, and whether it was found.
+
+    Found: the rest is what follows the marker. Not found: the rest is the longest end of `text` that could begin one.
+    """
+    at = text.find(marker)
+    if at >= 0:
+        return text[:at], text[at + len(marker) :], True
+    kept = _possible_start(text, marker)
+    return text[:kept], text[kept:], False
+
+
+def _possible_start(text: str, marker: str) -> int:
+    for at in range(max(0, len(text) - len(marker) + 1), len(text)):
+        if marker.startswith(text[at:]):
+            return at
+    return len(text)

@@ -1,0 +1,104 @@
+"""Tool calls after `[TOOL_CALLS]`, as Mistral writes them: a JSON array, or (since Tekken v11) `name{…}` or `name[ARGS]{…}`."""
+
+from __future__ import annotations
+
+from streamserve.text.parsing.call_object import JsonValue
+from streamserve.text.parsing.calls import Calls
+from streamserve.text.parsing.marker import split_at
+from streamserve.text.parsing.pieces import Content, Piece, ToolCallArguments, ToolCallStart
+
+MARKER = "[TOOL_CALLS]"
+_ARGS = "[ARGS]"
+
+
+class MistralParser:
+    """Content until the marker; then calls in whichever of the two forms."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._array: ArrayParser | None = None
+        self._named: _NamedCalls | None = None
+        self._has_marker = False
+
+    def push(self, text: str) -> list[Piece]:
+        if self._array is not None:
+            return self._array.push(text)
+        if self._named is not None:
+            return self._named.push(text)
+        text, self._held = self._held + text, ""
+        if self._has_marker:
+            return self._choose_form(text)
+        content, rest, self._has_marker = split_at(text, MARKER)
+        pieces: list[Piece] = [Content(content)] if content else []
+        if not self._has_marker:
+            self._held = rest
+            return pieces
+        return pieces + self._choose_form(rest)
+
+    def finish(self) -> list[Piece]:
+        if self._array is not None:
+            return self._array.finish()
+        held, self._held = self._held, ""
+        return [Content(held)] if held and not self._has_marker else []
+
+    def _choose_form(self, text: str) -> list[Piece]:
+        begun = text.lstrip()
+        if not begun:
+            return []
+        if begun.startswith("["):
+            self._array = ArrayParser()
+            return self._array.push(begun)
+        self._named = _NamedCalls()
+        return self._named.push(begun)
+
+
+class ArrayParser:
+    """A JSON array of calls; also what `tool_choice: "required"` makes a model write."""
+
+    def __init__(self) -> None:
+        self._calls = Calls()
+
+    def push(self, text: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        while text:
+            if self._calls.is_open:
+                found, text = self._calls.push(text)
+                pieces += found
+                continue
+            at = text.find("{")
+            if at < 0:
+                break  # brackets, commas and blanks between the objects
+            self._calls.begin()
+            text = text[at:]
+        return pieces
+
+    def finish(self) -> list[Piece]:
+        return self._calls.finish()
+
+
+class _NamedCalls:
+    """`name{…}` one after another, each again after a marker."""
+
+    def __init__(self) -> None:
+        self._index = 0
+        self._name = ""
+        self._value: JsonValue | None = None
+
+    def push(self, text: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        start = 0
+        for at, character in enumerate(text):
+            if self._value is None:
+                if character != "{":
+                    self._name += character
+                    continue
+                pieces.append(ToolCallStart(self._index, self._name.replace(MARKER, "").removesuffix(_ARGS).strip()))
+                self._name, self._value, start = "", JsonValue(), at
+            self._value.push(character)
+            if self._value.is_complete:
+                pieces.append(ToolCallArguments(self._index, text[start : at + 1]))
+                self._value = None
+                self._index += 1
+        if self._value is not None:
+            pieces.append(ToolCallArguments(self._index, text[start:]))
+        return pieces

@@ -1,0 +1,15 @@
+"""Answers without tool calls: all text is content."""
+
+from __future__ import annotations
+
+from streamserve.text.parsing.pieces import Content, Piece
+
+
+class PlainParser:
+    """Passes text on."""
+
+    def push(self, text: str) -> list[Piece]:
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Piece]:
+        return []

@@ -1,0 +1,158 @@
+"""Tool calls and reasoning, cut into pieces at every place a token boundary could fall."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamserve.errors import ConfigError
+from streamserve.text.parsing.bare import BareCallParser
+from streamserve.text.parsing.forced import ForcedCallParser
+from streamserve.text.parsing.mistral import ArrayParser, MistralParser
+from streamserve.text.parsing.pieces import Content, Parser, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from streamserve.text.parsing.plain import PlainParser
+from streamserve.text.parsing.reasoning import ReasoningParser
+from streamserve.text.parsing.registry import has_reasoning, tool_call_parser
+from streamserve.text.parsing.tagged import TaggedCallParser
+
+Read = tuple[str, str, list[tuple[str, str]]]
+
+
+def read(parser: Parser, parts: list[str]) -> Read:
+    """(reasoning, content, [(name, arguments)])"""
+    pieces: list[Piece] = []
+    for part in parts:
+        pieces += parser.push(part)
+    pieces += parser.finish()
+    reasoning, content, calls = "", "", []
+    for piece in pieces:
+        match piece:
+            case Reasoning(text):
+                reasoning += text
+            case Content(text):
+                content += text
+            case ToolCallStart(index, name):
+                assert index == len(calls)
+                calls.append((name, ""))
+            case ToolCallArguments(index, text):
+                assert index == len(calls) - 1
+                calls[index] = (calls[index][0], calls[index][1] + text)
+    return reasoning, content, calls
+
+
+def cuts(text: str) -> list[list[str]]:
+    """The text whole, letter by letter, and cut in two at every place."""
+    return [[text], list(text), *([text[:at], text[at:]] for at in range(1, len(text)))]
+
+
+WEATHER = '{"city": "北京", "note": "a } brace, a \\" quote"}'
+
+CASES: list[tuple[Callable[[], Parser], str, Read]] = [
+    (TaggedCallParser, "no call at all, 1 < 2", ("", "no call at all, 1 < 2", [])),
+    (
+        TaggedCallParser,
+        'Let me see.\n<tool_call>\n{"name": "weather", "arguments": ' + WEATHER + "}\n</tool_call>",
+        ("", "Let me see.", [("weather", WEATHER)]),
+    ),
+    (
+        TaggedCallParser,
+        '<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>\n'
+        '<tool_call>\n{"arguments": {"x": [1, {"y": 2}]}, "name": "b"}\n</tool_call>',
+        ("", "", [("a", "{}"), ("b", '{"x": [1, {"y": 2}]}')]),
+    ),
+    (TaggedCallParser, "<tool_call>not json</tool_call>", ("", "not json</tool_call>", [])),
+    (TaggedCallParser, '<tool_call>{"name": "a", "arguments": {"x"', ("", "", [("a", '{"x"')])),
+    (TaggedCallParser, '<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>', ("", "", [("a", '{"x": 1}')])),
+    (BareCallParser, '{"name": "weather", "parameters": ' + WEATHER + "}", ("", "", [("weather", WEATHER)])),
+    (
+        BareCallParser,
+        '<|python_tag|>{"name": "a", "parameters": {}}; {"name": "b", "parameters": {"x": 1}}',
+        ("", "", [("a", "{}"), ("b", '{"x": 1}')]),
+    ),
+    (BareCallParser, "It is {sunny}.", ("", "It is {sunny}.", [])),
+    (MistralParser, "Fine [TOOL", ("", "Fine [TOOL", [])),
+    (
+        MistralParser,
+        '[TOOL_CALLS][{"name": "a", "arguments": {"x": 1}}, {"name": "b", "arguments": {}}]',
+        ("", "", [("a", '{"x": 1}'), ("b", "{}")]),
+    ),
+    (
+        MistralParser,
+        'Sure. [TOOL_CALLS]a[ARGS]{"x": {}}[TOOL_CALLS]b{"y": "}"}',
+        ("", "Sure. ", [("a", '{"x": {}}'), ("b", '{"y": "}"}')]),
+    ),
+    (ArrayParser, '[{"name": "a", "parameters": {"x": 1}}]', ("", "", [("a", '{"x": 1}')])),
+    (lambda: ForcedCallParser("a"), '{"x": 1}', ("", "", [("a", '{"x": 1}')])),
+    (lambda: ReasoningParser(PlainParser()), "<think>\nhm, 1 < 2\n</think>\n\nyes", ("hm, 1 < 2", "yes", [])),
+    (lambda: ReasoningParser(PlainParser(), is_thinking=True), "\nhm\n</think>\n\nyes", ("hm", "yes", [])),
+    (lambda: ReasoningParser(PlainParser()), "<thing> is no thought", ("", "<thing> is no thought", [])),
+    (lambda: ReasoningParser(PlainParser()), "<think>never ends", ("never ends", "", [])),
+    (
+        lambda: ReasoningParser(TaggedCallParser()),
+        '<think>\nhm\n</think>\n\n<tool_call>{"name": "a", "arguments": {}}</tool_call>',
+        ("hm", "", [("a", "{}")]),
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "text", "expected"), CASES, ids=[text[:30] for _, text, _ in CASES])
+def test_an_answer_reads_the_same_wherever_it_is_cut(make: Callable[[], Parser], text: str, expected: Read) -> None:
+    for parts in cuts(text):
+        assert read(make(), parts) == expected, parts
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    arguments=st.dictionaries(st.text(), JSON),
+    name=st.text(min_size=1),
+    size=st.integers(1, 7),
+    indent=st.sampled_from([None, 2]),
+)
+def test_any_arguments_come_through_unchanged(arguments: dict[str, object], name: str, size: int, indent: int | None) -> None:
+    text = (
+        "<tool_call>" + json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, indent=indent) + "</tool_call>"
+    )
+    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    _, content, calls = read(TaggedCallParser(), parts)
+    assert content == ""
+    assert [(called, json.loads(given_arguments)) for called, given_arguments in calls] == [(name, arguments)]
+
+
+@given(text=st.text(alphabet='<tool_call>{}"name: ,\n/k[]A', max_size=60), size=st.integers(1, 5))
+def test_arbitrary_text_breaks_no_parser(text: str, size: int) -> None:
+    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    for make in (TaggedCallParser, BareCallParser, MistralParser, ArrayParser, lambda: ReasoningParser(TaggedCallParser())):
+        read(make(), parts)
+
+
+def test_arguments_stream_as_they_come() -> None:
+    parser = TaggedCallParser()
+    parser.push('<tool_call>{"name": "a", "arguments": ')
+    assert parser.push('{"x": ') == [ToolCallArguments(0, '{"x": ')]
+    assert parser.push("[1, ") == [ToolCallArguments(0, "[1, ")]
+
+
+def test_only_a_markers_beginning_is_held_back() -> None:
+    parser = TaggedCallParser()
+    assert parser.push("a < b, <tool") == [Content("a < b, ")]
+    assert parser.push("box>") == [Content("<toolbox>")]
+
+
+def test_the_template_tells_which_parser_reads_it() -> None:
+    assert tool_call_parser(None, "…<tool_call>…") == "hermes"
+    assert tool_call_parser(None, "…[TOOL_CALLS]…") == "mistral"
+    assert tool_call_parser(None, "plain") is None
+    assert tool_call_parser("llama3_json", "…<tool_call>…") == "llama3_json"
+    assert has_reasoning(None, "…</think>…")
+    with pytest.raises(ConfigError, match="hermes"):
+        tool_call_parser("nonesuch", "")
