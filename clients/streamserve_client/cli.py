@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage, 3 no connecti
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -16,11 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from streamserve_client import options, terminal
-from streamserve_client.answers import Answer, present
+from streamserve_client.answers import Answer, present, present_websocket
 from streamserve_client.calls import first_model
 from streamserve_client.conversation import Conversation
 from streamserve_client.errors import ClientError, ConnectionFailed, StreamInterrupted
 from streamserve_client.types import Message
+from streamserve_client.websocket import WebSocketSession
 
 EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_BROKEN_OFF, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 3, 4, 130, 141
 
@@ -65,35 +68,43 @@ def cli() -> None:
 @cli.command()
 @click.argument("prompt", required=False)
 @options.generation(max_tokens=256)
-def complete(prompt: str | None, model: str | None, as_json: bool, stats: bool, **values: Any) -> None:
+def complete(prompt: str | None, model: str | None, as_json: bool, over_ws: bool, stats: bool, **values: Any) -> None:
     """Continue PROMPT (default: standard input), streaming the text as it comes."""
     sampling = options.sampling(values)
     text = options.input_text(prompt, "prompt")
     with options.client(values) as client:
         model = model or first_model(client.models())
+        if over_ws:
+            ask = partial(WebSocketSession.stream_completion, prompt=text, model=model, **sampling)
+            asyncio.run(present_websocket(options.async_client(values), ask, as_json=as_json, stats=stats))
+            return
         answer = Answer()
-        stream = client.stream_completion(text, model=model, **sampling)
-        present(stream, answer, as_json=as_json, stats=stats)
+        present(client.stream_completion(text, model=model, **sampling), answer, as_json=as_json, stats=stats)
 
 
 @cli.command()
 @click.argument("message", required=False)
 @click.option("--system", "-s", help="Instructions to the model, before the conversation.")
 @options.generation(max_tokens=None)
-def chat(message: str | None, system: str | None, model: str | None, as_json: bool, stats: bool, **values: Any) -> None:
+def chat(
+    message: str | None, system: str | None, model: str | None, as_json: bool, over_ws: bool, stats: bool, **values: Any
+) -> None:
     """Answer MESSAGE (default: standard input), or converse when run in a terminal without one."""
     sampling = options.sampling(values)
     messages: list[Message] = [{"role": "system", "content": terminal.argument_text(system)}] if system else []
-    is_conversation = message is None and not as_json and sys.stdin.isatty()
+    is_conversation = message is None and not as_json and not over_ws and sys.stdin.isatty()
     if not is_conversation:
         messages.append({"role": "user", "content": options.input_text(message, "message")})
     with options.client(values) as client:
         model = model or first_model(client.models())
         if is_conversation:
             Conversation(client, model, messages, sampling, stats=stats).run()
-            return
-        answer = Answer()
-        present(client.stream_chat(messages, model=model, **sampling), answer, as_json=as_json, stats=stats)
+        elif over_ws:
+            ask = partial(WebSocketSession.stream_chat, messages=messages, model=model, **sampling)
+            asyncio.run(present_websocket(options.async_client(values), ask, as_json=as_json, stats=stats))
+        else:
+            answer = Answer()
+            present(client.stream_chat(messages, model=model, **sampling), answer, as_json=as_json, stats=stats)
 
 
 @cli.command()

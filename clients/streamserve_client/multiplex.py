@@ -73,6 +73,10 @@ class Multiplex:
         stream.is_cancelled = True
         return _cancel(stream_id)
 
+    def cancel_all(self) -> list[str]:
+        """End every open stream early: the messages to send."""
+        return [message for stream_id in self._streams if (message := self.cancel(stream_id)) is not None]
+
     def reconnected(self) -> list[str]:
         """What to send first on a new socket: every open stream goes on where it was, or begins when nothing of it had come."""
         messages = []

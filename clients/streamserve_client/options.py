@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from streamserve_client import terminal
+from streamserve_client.async_client import AsyncClient
 from streamserve_client.calls import DEFAULT_BASE_URL
 from streamserve_client.client import Client
 
@@ -55,6 +56,7 @@ _SAMPLING_NAMES = (
 _OUTPUT = [
     click.option("--model", "-m", help="Default: the first that the server lists."),
     click.option("--json", "as_json", is_flag=True, help="One JSON object at the end instead of a stream of text."),
+    click.option("--ws", "over_ws", is_flag=True, help="Over a WebSocket, whose stream survives a dropped connection."),
     click.option("--stats", is_flag=True, help="TTFT and tokens/s on standard error."),
 ]
 
@@ -84,6 +86,11 @@ def generation(*, max_tokens: int | None) -> Callable[[CommandT], CommandT]:
 def client(values: dict[str, Any]) -> Client:
     """The client that the connection options describe."""
     return Client(values["base_url"], api_key=values["api_key"], timeout=values["timeout"])
+
+
+def async_client(values: dict[str, Any]) -> AsyncClient:
+    """The same, for a WebSocket."""
+    return AsyncClient(values["base_url"], api_key=values["api_key"], timeout=values["timeout"])
 
 
 def sampling(values: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from streamserve_client.types import ChatCompletion, ChatOptions, Completion, Co
 
 RETRIED_CLOSE_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 1015})
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+LAST_WORDS_S = 1.0
+CLOSE_TIMEOUT_S = 2.0
 
 
 class WebSocketStream(Generic[ChunkT]):
@@ -120,15 +122,21 @@ class WebSocketSession:
         self._outbox: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._failure: ClientError | None = None
+        self._is_in_use = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         socket = await self._connect()
         self._task = asyncio.create_task(self._run(socket), name="streamserve websocket")
+        # A task that is cancelled before its first step never runs: the socket would not be closed.
+        await self._is_in_use.wait()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Without a cancel the server would go on generating for whoever might resume.
+        for message in self._multiplex.cancel_all():
+            self._outbox.put_nowait(message)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -181,6 +189,7 @@ class WebSocketSession:
         for message in self._multiplex.reconnected():
             self._outbox.put_nowait(message)
         sender = asyncio.create_task(self._send(socket), name="streamserve websocket sender")
+        self._is_in_use.set()
         has_heard = False
         try:
             with contextlib.suppress(ConnectionClosed):
@@ -190,10 +199,18 @@ class WebSocketSession:
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
-            await socket.close()
+            await self._take_leave(socket)
         if socket.close_code not in RETRIED_CLOSE_CODES:
             raise _closed(socket.close_code, socket.close_reason)
         return has_heard
+
+    async def _take_leave(self, socket: ClientConnection) -> None:
+        """Say what is still to be said, briefly, and close."""
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                while not self._outbox.empty():
+                    await socket.send(self._outbox.get_nowait())
+        await socket.close()
 
     async def _send(self, socket: ClientConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -225,6 +242,7 @@ class WebSocketSession:
                     compression=None,
                     max_size=MAX_MESSAGE_BYTES,
                     open_timeout=self._open_timeout_s,
+                    close_timeout=CLOSE_TIMEOUT_S,
                     proxy=self._proxy,
                 )
             except InvalidStatus as error:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -215,11 +218,53 @@ async def test_nobody_listening_is_a_failed_connection() -> None:
             raise AssertionError("the session must not open")
 
 
-async def test_leaving_the_session_ends_its_readers() -> None:
+async def test_leaving_the_session_cancels_its_streams_and_ends_their_readers() -> None:
     async def script(socket: ServerConnection) -> None:
+        heard.append((await receive(socket))["type"])
+        heard.append((await receive(socket))["type"])
         await socket.wait_closed()
 
+    heard: list[str] = []
     async with server(script) as url, AsyncClient(url).websocket() as session:
         stream = await session.stream_completion("p", model="m")
     with pytest.raises(StreamInterrupted, match="session was closed"):
         await anext(stream)
+    assert heard == ["completion.create", "response.cancel"]
+
+
+async def cli(url: str, *arguments: str) -> asyncio.subprocess.Process:
+    command = [sys.executable, "-m", "streamserve_client.cli", *arguments, "-m", "m", "--ws", "--base-url", url]
+    return await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, stdin=DEVNULL)
+
+
+async def test_the_command_line_streams_over_a_websocket() -> None:
+    async def script(socket: ServerConnection) -> None:
+        asked = await receive(socket)
+        assert asked["messages"] == [{"role": "user", "content": "北京"}]
+        await send_chunks(socket, asked["stream_id"], "秋", "天🍂", kind="chat.completion")
+        await send_done(socket, asked["stream_id"], 2, kind="chat.completion")
+        await socket.wait_closed()
+
+    async with server(script) as url:
+        process = await cli(url, "chat", "北京")
+        stdout, stderr = await process.communicate()
+    assert (process.returncode, stdout.decode(), stderr.decode()) == (0, "秋天🍂\n", "")
+
+
+async def test_ctrl_c_cancels_the_stream_on_the_server() -> None:
+    async def script(socket: ServerConnection) -> None:
+        asked = await receive(socket)
+        await send_chunks(socket, asked["stream_id"], "a")
+        heard.append((await receive(socket))["type"])
+        await socket.wait_closed()
+
+    heard: list[str] = []
+    async with server(script) as url:
+        process = await cli(url, "complete", "p")
+        assert process.stdout is not None
+        assert await process.stdout.readexactly(1) == b"a"
+        process.send_signal(signal.SIGINT)
+        _, stderr = await process.communicate()
+    assert process.returncode == 130
+    assert heard == ["response.cancel"]
+    assert b"Traceback" not in stderr
