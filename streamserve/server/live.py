@@ -14,6 +14,10 @@ import anyio
 from streamserve.errors import InvalidParameter, StreamserveError
 
 
+PREFIXES = ("", "cmpl-", "chatcmpl-")
+"""What an answer's id begins with; after it comes the request's own id, when it has one."""
+
+
 class Answer(Protocol):
     """A request on its way to its client."""
 
@@ -56,12 +60,13 @@ class LiveRequests:
                 self._idle.set()
 
     def abort(self, request_id: str) -> bool:
-        """Cancel one request; False when it is not running here."""
-        answer = self._answers.get(request_id)
-        if answer is None:
-            return False
-        answer.abort()
-        return True
+        """Cancel one request, by its answer's id or that without its prefix; False when it is not running here."""
+        for prefix in PREFIXES:
+            answer = self._answers.get(prefix + request_id)
+            if answer is not None:
+                answer.abort()
+                return True
+        return False
 
     def fail_all(self, error: StreamserveError) -> None:
         for answer in list(self._answers.values()):

@@ -52,8 +52,8 @@ class Metrics:
         self.rejected = Counter(layout, REJECTIONS)
         self.slow_client_closes = Counter(layout)
         self.events = Counter(layout)
-        self._memory = CellMemory(layout.size, workers=workers, fd=memory_fd)
-        cells = self._memory.stretch(worker)
+        self.memory = CellMemory(layout.size, workers=workers, fd=memory_fd)
+        cells = self.memory.stretch(worker)
         for metric in vars(self).values():
             if isinstance(metric, Counter | Histogram):
                 metric.bind(cells)
@@ -118,7 +118,7 @@ class Metrics:
         yield self._counter("streamserve:stream_events", "Deltas streamed.", self._one(self.events))
 
     def _one(self, counter: Counter) -> float:
-        return counter.totals(self._memory)[""]
+        return counter.totals(self.memory)[""]
 
     def _gauge(self, name: str, help: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, help, labels=list(self._labels))
@@ -132,13 +132,13 @@ class Metrics:
 
     def _counters(self, name: str, help: str, label: str, counter: Counter) -> Metric:
         family = CounterMetricFamily(name, help, labels=[*self._labels, label])
-        for value, total in counter.totals(self._memory).items():
+        for value, total in counter.totals(self.memory).items():
             family.add_metric([*self._labels.values(), value], total)
         return family
 
     def _histogram(self, name: str, help: str, histogram: Histogram) -> Metric:
         family = HistogramMetricFamily(name, help, labels=list(self._labels))
-        buckets, total = histogram.cumulative(self._memory)
+        buckets, total = histogram.cumulative(self.memory)
         family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=total)
         return family
 

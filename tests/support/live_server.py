@@ -35,22 +35,29 @@ class LiveServer:
 
 
 @asynccontextmanager
-async def live_server(engine: ScriptedEngine, *, ready: bool = True, **config: Any) -> AsyncIterator[LiveServer]:
-    """Serve `engine`; `config` are fields of `ServerConfig`."""
+async def live_server(
+    engine: ScriptedEngine, *, ready: bool = True, send_buffer: int | None = None, **config: Any
+) -> AsyncIterator[LiveServer]:
+    """Serve `engine`; `config` are fields of `ServerConfig`, `send_buffer` as in `serving`."""
     service = Service(ServerConfig(**{"model_names": ["scripted"], **config}))
     if ready:
         service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], next_seed=lambda: 7), {})
-    async with serving(create_app(service)) as port:
+    async with serving(create_app(service), send_buffer=send_buffer) as port:
         yield LiveServer(service, engine, port)
 
 
 @asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[int]:
-    """Run an ASGI app under uvicorn; yields its port."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = http_server(app, Listen(log_level="error", access_log=False), shutdown_timeout_s=1)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve, [listening])
-        await server.listening.wait()
-        yield listening.getsockname()[1]
-        server.should_exit = True
+async def serving(app: Any, *, send_buffer: int | None = None) -> AsyncIterator[int]:
+    """Run an ASGI app under uvicorn; yields its port.
+
+    send_buffer  bytes that the kernel holds for a client that does not read; megabytes when not given
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        if send_buffer is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        server = http_server(app, Listen(log_level="error", access_log=False), shutdown_timeout_s=1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listening])
+            await server.listening.wait()
+            yield listening.getsockname()[1]
+            server.should_exit = True

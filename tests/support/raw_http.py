@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import SocketStream
 
 
 class RawResponse:
@@ -95,15 +95,22 @@ async def request(
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", "Host: test", f"Content-Length: {len(data)}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-    stream = await anyio.connect_tcp("127.0.0.1", port)
-    async with stream:
-        if receive_buffer is not None:
-            stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    async with await _connect(port, receive_buffer) as stream:
         await stream.send("\r\n".join([*lines, "", ""]).encode() + data)
         response = RawResponse(stream)
         with anyio.fail_after(10):
             await response.read_head()
         yield response
+
+
+async def _connect(port: int, receive_buffer: int | None) -> SocketStream:
+    if receive_buffer is None:
+        return await anyio.connect_tcp("127.0.0.1", port)
+    raw = socket.socket()
+    # Before it connects: the window that TCP offers is agreed on then.
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    raw.connect(("127.0.0.1", port))
+    return await SocketStream.from_socket(raw)
 
 
 def events(body: bytes) -> list[Any]:
