@@ -18,6 +18,12 @@ from triton.language.extra import cuda
 from .kv_write import rotary_write
 from .launch import MAX_ARRIVALS, arrivals, dependent_launch, multiprocessors, power_of_two
 
+_PART = 128
+"""Tokens that a part of a sequence's context has at least."""
+
+_AT_ONCE = tl.constexpr(4)
+"""Parts whose loads are in flight together when they are added up."""
+
 
 @triton.jit
 def _block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
@@ -102,7 +108,7 @@ def _decode_kernel(
     cache_ptr, tables_ptr, seq_lens_ptr, out_ptr, partial_ptr, arrivals_ptr,
     scale, eps, q_stride, block_stride, table_stride, max_blocks, min_split,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    GROUP: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
+    GROUP: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -111,10 +117,11 @@ def _decode_kernel(
     With ROTATE `q_ptr` is the fused projection: the token's query heads and key are normed and rotated here, and its key and
     value written to the cache. Otherwise queries are ready and the token's key and value are in the cache.
 
-    The tokens before this one were written by earlier steps, so the first tile of them is on its way before the predecessor is
-    done; the next tile is always one ahead of the one that is computed, its block ids two.
+    The tokens before this one were written by earlier steps. With AHEAD, for launches of few programs, the first tile of them is
+    on its way to registers before the predecessor is done, and the next tile always one ahead of the one that is computed, its
+    block ids two. Without, tiles stream through shared memory, which leaves registers for more programs at a time.
 
-    partial_ptr   fp32 [sequences, kv_heads, SPLITS, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
+    partial_ptr   fp32 [sequences, kv_heads, splits, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
     arrivals_ptr  int32 [sequences * kv_heads], zero before and after
     """
     if PDL:
@@ -128,13 +135,14 @@ def _decode_kernel(
     start = 0
     if WINDOW is not None:
         start = tl.maximum(seq_len - WINDOW, 0) // BLOCK_N * BLOCK_N
-    if SPLITS == 1:
+    if not SPLIT:
         split = 0
         parts = 1
         end = earlier
     else:
         split = tl.program_id(2)
-        per_split = tl.cdiv(tl.maximum(tl.cdiv(earlier - start, SPLITS), min_split), BLOCK_N) * BLOCK_N
+        splits = tl.num_programs(2)
+        per_split = tl.cdiv(tl.maximum(tl.cdiv(earlier - start, splits), min_split), BLOCK_N) * BLOCK_N
         parts = tl.maximum(tl.cdiv(earlier - start, per_split), 1)
         start += split * per_split
         end = tl.minimum(start + per_split, earlier)
@@ -144,12 +152,13 @@ def _decode_kernel(
     table_ptr = tables_ptr + sequence * table_stride
     # Ids past the end of a table's used part are fetched with the others, and never followed.
     reach = max_blocks * BLOCK_SIZE - 1
-    blocks = _block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
-    blocks_ahead = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
-    tokens = start + tl.arange(0, BLOCK_N)
-    k_first, k_second, v = _load_tile(
-        cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
-    )
+    if AHEAD:
+        blocks = _block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
+        blocks_ahead = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+        tokens = start + tl.arange(0, BLOCK_N)
+        k_first, k_second, v = _load_tile(
+            cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
+        )
     group = tl.arange(0, GROUP)
     lane = tl.arange(0, HALF)[None, :]
     lanes = tl.arange(0, LANES)
@@ -202,12 +211,27 @@ def _decode_kernel(
     sums = total[:, None] * own_value.to(tl.float32)[None, :]
     q_first, q_second = q_first.to(COMPUTE), q_second.to(COMPUTE)
     for begin in range(start, end, BLOCK_N):
-        tokens_next = begin + BLOCK_N + tl.arange(0, BLOCK_N)
-        k_first_next, k_second_next, v_next = _load_tile(
-            cache_ptr, blocks_ahead, tokens_next, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
-        )
-        blocks_ahead = _block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
         tokens = begin + tl.arange(0, BLOCK_N)
+        if AHEAD:
+            k_first_next, k_second_next, v_next = _load_tile(
+                cache_ptr,
+                blocks_ahead,
+                tokens + BLOCK_N,
+                end,
+                kv_head,
+                block_stride,
+                HEAD_DIM,
+                KV_HEADS,
+                BLOCK_SIZE,
+                HALF,
+                LANES,
+            )
+            blocks_ahead = _block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+        else:
+            blocks = _block_ids(table_ptr, begin, reach, BLOCK_SIZE, BLOCK_N)
+            k_first, k_second, v = _load_tile(
+                cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
+            )
         scores = tl.dot(q_first, tl.trans(k_first.to(COMPUTE)), input_precision="ieee")
         scores = _scaled(tl.dot(q_second, tl.trans(k_second.to(COMPUTE)), scores, input_precision="ieee"), scale, SOFTCAP)
         seen = tokens < end
@@ -222,16 +246,17 @@ def _decode_kernel(
         total = total * decay + tl.sum(weights, axis=1)
         sums = tl.dot(weights.to(COMPUTE), v.to(COMPUTE), sums * decay[:, None], input_precision="ieee")
         highest = higher
-        k_first, k_second, v = k_first_next, k_second_next, v_next
+        if AHEAD:
+            k_first, k_second, v = k_first_next, k_second_next, v_next
 
     heads = sequence * Q_HEADS + kv_head * heads_per_group + group
     out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
     real = used[:, None] & (lanes < HEAD_DIM)[None, :]
-    if SPLITS > 1:
+    if SPLIT:
         if parts > 1:
             place = sequence * KV_HEADS + kv_head
             width: tl.constexpr = LANES + 2
-            part_rows = ((place * SPLITS + split) * GROUP + group) * width
+            part_rows = ((place * splits + split) * GROUP + group) * width
             tl.store(partial_ptr + part_rows[:, None] + lanes[None, :], sums, mask=used[:, None])
             tl.store(partial_ptr + part_rows + LANES, highest, mask=used)
             tl.store(partial_ptr + part_rows + LANES + 1, total, mask=used)
@@ -243,18 +268,29 @@ def _decode_kernel(
             highest = tl.full([GROUP], float("-inf"), tl.float32)
             total = tl.zeros([GROUP], tl.float32)
             sums = tl.zeros([GROUP, LANES], tl.float32)
-            for part in range(parts):
-                part_rows = ((place * SPLITS + part) * GROUP + group) * width
-                top = tl.load(partial_ptr + part_rows + LANES, mask=used, other=0.0, cache_modifier=".cg")
-                share = tl.load(partial_ptr + part_rows + LANES + 1, mask=used, other=0.0, cache_modifier=".cg")
-                partial_ptrs = partial_ptr + part_rows[:, None] + lanes[None, :]
-                partial = tl.load(partial_ptrs, mask=used[:, None], other=0.0, cache_modifier=".cg")
-                higher = tl.maximum(highest, top)
-                decay = tl.exp2(highest - higher)
-                weight = tl.exp2(top - higher)
-                total = total * decay + share * weight
-                sums = sums * decay[:, None] + partial * weight[:, None]
-                highest = higher
+            for first in range(0, parts, _AT_ONCE):
+                tops = ()
+                shares = ()
+                partials = ()
+                for index in tl.static_range(_AT_ONCE):
+                    live = used & (first + index + group * 0 < parts)
+                    part_rows = ((place * splits + first + index) * GROUP + group) * width
+                    part_ptrs = partial_ptr + part_rows[:, None] + lanes[None, :]
+                    tops = tops + (
+                        tl.load(partial_ptr + part_rows + LANES, mask=live, other=float("-inf"), cache_modifier=".cg"),
+                    )
+                    shares = shares + (
+                        tl.load(partial_ptr + part_rows + LANES + 1, mask=live, other=0.0, cache_modifier=".cg"),
+                    )
+                    partials = partials + (tl.load(part_ptrs, mask=live[:, None], other=0.0, cache_modifier=".cg"),)
+                for index in tl.static_range(_AT_ONCE):
+                    higher = tl.maximum(highest, tops[index])
+                    shift = tl.where(higher == float("-inf"), 0.0, higher)
+                    decay = tl.exp2(highest - shift)
+                    weight = tl.exp2(tops[index] - shift)
+                    total = total * decay + shares[index] * weight
+                    sums = sums * decay[:, None] + partials[index] * weight[:, None]
+                    highest = higher
     y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=real)
 
@@ -463,7 +499,7 @@ def _decode(
     num_decodes: int,
     max_seq_len: int,
 ) -> None:
-    group, lanes, block_n, splits, min_split, warps = decode_shape(shape, q, num_decodes, max_seq_len)
+    group, lanes, block_n, splits, min_split, warps, stages = decode_shape(shape, q, num_decodes, max_seq_len)
     partial = None
     if splits > 1:
         partial = q.new_empty(num_decodes * shape.kv_heads * splits * group * (lanes + 2), dtype=torch.float32)
@@ -473,25 +509,31 @@ def _decode(
         kv_cache, block_tables, seq_lens, out, partial, arrivals(q.device),
         shape.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1], min_split,
         Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, BLOCK_SIZE=kv_cache.shape[3],
-        GROUP=group, HALF=max(16, lanes // 2), LANES=lanes, BLOCK_N=block_n, SPLITS=splits,
+        GROUP=group, HALF=max(16, lanes // 2), LANES=lanes, BLOCK_N=block_n, SPLIT=splits > 1, AHEAD=stages == 1,
         WINDOW=shape.window, SOFTCAP=shape.softcap, ROTATE=rotation is not None, NORM=turn.q_norm is not None,
-        COMPUTE=_compute_dtype(q.dtype), num_warps=warps, num_stages=1, **dependent_launch(q.device),
+        COMPUTE=_compute_dtype(q.dtype), num_warps=warps, num_stages=stages, **dependent_launch(q.device),
     )  # fmt: skip
 
 
-def decode_shape(shape: _Shape, q: torch.Tensor, num_decodes: int, max_seq_len: int) -> tuple[int, int, int, int, int, int]:
-    """GROUP, LANES, BLOCK_N, SPLITS, tokens of a part at least, warps."""
+def decode_shape(
+    shape: _Shape, q: torch.Tensor, num_decodes: int, max_seq_len: int
+) -> tuple[int, int, int, int, int, int, int]:
+    """GROUP, LANES, BLOCK_N, parts at most, tokens of a part at least, warps, pipeline stages (1 is AHEAD)."""
     lanes = power_of_two(shape.head_dim, least=32)
     group = power_of_two(shape.q_heads // shape.kv_heads, least=16)
-    block_n = 64 if q.element_size() == 2 and lanes <= 128 else 32
-    min_split = 128
-    reach = max_seq_len if shape.window is None else min(max_seq_len, shape.window + block_n)
+    is_small = q.element_size() == 2 and lanes <= 128
     # Parts beyond what fills the device cost a launch of empty programs and a reduction.
     pairs = num_decodes * shape.kv_heads
-    splits = max(1, min(4 * multiprocessors(q.device) // pairs, -(-reach // min_split), 64))
+    programs = 2 * multiprocessors(q.device)
+    reach = max_seq_len if shape.window is None else min(max_seq_len, shape.window + 64)
+    splits = max(1, min(2 * programs // pairs, -(-reach // _PART), 64))
     if pairs * splits > MAX_ARRIVALS:
         splits = 1
-    return group, lanes, block_n, power_of_two(splits), min_split, 4
+    if not is_small:
+        return group, lanes, 32, splits, _PART, 4, 3
+    if pairs <= programs // 8:
+        return group, lanes, 128, splits, _PART, 8, 1
+    return group, lanes, 64, splits, _PART, 4, 1 if pairs <= programs else 3
 
 
 def _prefill(

@@ -83,12 +83,11 @@ def _one_row_kernel(
 
 @triton.jit
 def _finish(
-    sums, squares, columns, bias_ptr, residual_ptr, out_ptr, M, N, eps,
+    sums, squares, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, eps,
     K: tl.constexpr, BLOCK_M: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Scale, bias, activation and residual of the products [columns, BLOCK_M]; gated ones hold the gate's columns, then up's."""
-    rows = tl.arange(0, BLOCK_M)
     if NORM:
         sums = sums * tl.rsqrt(squares / K + eps)[None, :]
     if ACTIVATION != "none":
@@ -150,7 +149,7 @@ def _few_rows_kernel(
         x = tl.permute(x.to(COMPUTE), (0, 2, 1))
         sums = tl.dot(tiles[k // BLOCK_K].to(COMPUTE), x, sums, input_precision="ieee")
     _finish(
-        tl.sum(sums, axis=0), tl.sum(squares, axis=0), columns, bias_ptr, residual_ptr, out_ptr, M, N, eps,
+        tl.sum(sums, axis=0), tl.sum(squares, axis=0), columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, eps,
         K, BLOCK_M, NORM, BIAS, RESIDUAL, ACTIVATION,
     )  # fmt: skip
 
@@ -163,12 +162,12 @@ def _some_rows_kernel(
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_N weight rows streams through shared memory against all rows of x; with SPLITS, a part of the inner dimension.
+    """A tile of BLOCK_N weight rows streams through shared memory against BLOCK_M rows of x; with SPLITS, a part of the inner dimension.
 
     The last program of a tile to finish adds its parts up, in their order.
 
-    partial_ptr   fp32 [tiles, SPLITS, BLOCK_N, BLOCK_M]
-    arrivals_ptr  int32 [tiles], zero before and after
+    partial_ptr   fp32 [tiles, row tiles, SPLITS, BLOCK_N, BLOCK_M]
+    arrivals_ptr  int32 [tiles, row tiles], zero before and after
     """
     if PDL:
         cuda.gdc_launch_dependents()
@@ -195,7 +194,7 @@ def _some_rows_kernel(
             "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [line_ptrs, PREFETCH * 2],
             dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
-    rows = tl.arange(0, BLOCK_M)
+    rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     x_ptrs = x_ptr + rows[:, None] * K + lanes[None, :]
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     if PDL:
@@ -205,20 +204,21 @@ def _some_rows_kernel(
         x = tl.load(x_ptrs + k, mask=(rows < M)[:, None] & (lanes + k < K)[None, :], other=0.0)
         sums = tl.dot(weights.to(COMPUTE), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
     if SPLITS > 1:
-        part_ptr = partial_ptr + (tile * SPLITS + split).to(tl.int64) * (BLOCK_N * BLOCK_M)
-        places = lines[:, None] * BLOCK_M + rows[None, :]
+        place = tile * tl.num_programs(2) + tl.program_id(2)
+        part_ptr = partial_ptr + (place * SPLITS + split).to(tl.int64) * (BLOCK_N * BLOCK_M)
+        places = lines[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
         tl.store(part_ptr + places, sums)
         # Every thread's stores must be out before the one thread that announces this part.
         tl.debug_barrier()
-        if tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel", scope="gpu") != SPLITS - 1:
+        if tl.atomic_add(arrivals_ptr + place, 1, sem="acq_rel", scope="gpu") != SPLITS - 1:
             return
-        tl.store(arrivals_ptr + tile, 0)
+        tl.store(arrivals_ptr + place, 0)
         sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for part in tl.static_range(SPLITS):
-            part_ptr = partial_ptr + (tile * SPLITS + part).to(tl.int64) * (BLOCK_N * BLOCK_M)
+            part_ptr = partial_ptr + (place * SPLITS + part).to(tl.int64) * (BLOCK_N * BLOCK_M)
             sums += tl.load(part_ptr + places, cache_modifier=".cg")
     _finish(
-        sums, sums, columns, bias_ptr, residual_ptr, out_ptr, M, N, 0.0,
+        sums, sums, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, 0.0,
         K, BLOCK_M, False, BIAS, RESIDUAL, ACTIVATION,
     )  # fmt: skip
 
@@ -309,10 +309,11 @@ def _skinny(
         x = rms_norm(x, norm_weight, eps)
     block_m, block_n, block_k, splits, warps, stages = some_rows_shape(rows, outer, inner, gated)
     tiles = -(-outer // (block_n // 2 if gated else block_n))
+    row_tiles = -(-rows // block_m)
     partial = None
     if splits > 1:
-        partial = x.new_empty(tiles * splits * block_n * block_m, dtype=torch.float32)
-    _some_rows_kernel[(tiles, splits)](
+        partial = x.new_empty(tiles * row_tiles * splits * block_n * block_m, dtype=torch.float32)
+    _some_rows_kernel[(tiles, splits, row_tiles)](
         x, weight, bias, residual, out, partial, arrivals(x.device), rows, outer,
         K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits, PREFETCH=min(inner // splits // 8 * 8, 512),
         BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=activation, COMPUTE=compute,
@@ -330,17 +331,19 @@ def one_row_shape(outer: int, inner: int, gated: bool) -> tuple[int, int, int]:
 
 def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int] | None:
     """BLOCK_M, BLOCK_N, slices (one per warp), lanes of a slice; None where streaming is better."""
-    if rows > 16 or inner > 3072 or outer > 16384:
+    if rows > 8 or inner > 3072 or outer > 16384:
         return None
     block_n = 16 if outer <= 2048 else 32
     return power_of_two(rows, least=8), block_n, 8, max(16, min(128, power_of_two(inner) // 8))
 
 
 def some_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int, int, int]:
-    """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, warps, stages: tiles times splits near one program per multiprocessor or two."""
+    """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, warps, stages: near one program per multiprocessor or two."""
     block_n = 64
     tiles = -(-outer // (block_n // 2 if gated else block_n))
+    # Rows in two tiles read the weights twice, the second time from the cache, but halve what a reduction has to add.
+    block_m = 32 if rows > 32 and tiles <= 128 else power_of_two(rows, least=16)
     splits = 1
-    while tiles * splits < 100 and inner // (splits * 2) >= 256:
+    while tiles * -(-rows // block_m) * splits < 100 and inner // (splits * 2) >= 512:
         splits *= 2
-    return power_of_two(rows, least=16), block_n, 128, splits, 4, 4
+    return block_m, block_n, 128, splits, 4, 4

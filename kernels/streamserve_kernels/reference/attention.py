@@ -148,7 +148,7 @@ def _decode(
     seen = place < ends
     if window is not None and window < longest:
         seen &= place >= ends - window
-    return _attend(grouped, keys, values, _bias(seen, q.dtype)[:, None, None], scale, softcap).view_as(q)
+    return _attend(grouped, keys, values, _bias(seen, q.dtype)[:, None, None], scale, softcap).reshape(q.shape)
 
 
 def _prefill(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
