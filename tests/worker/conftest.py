@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from streamserve.checkpoint import resolve
 from streamserve.config import EngineConfig
@@ -16,19 +17,28 @@ from tests.support.tiny_model import TinyLlama
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 16 * 4
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other at every operation crawl where other processes want their cores too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyLlama:
     return TinyLlama(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture
-def stepper(tiny: TinyLlama) -> Callable[..., Stepper]:
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def stepper(request: pytest.FixtureRequest, tiny: TinyLlama) -> Callable[..., Stepper]:
     """Makes a stepper over a fresh runner: how many blocks, how large a step, how many rows and steps in flight."""
 
     def make(*, num_blocks: int = 64, step_tokens: int = 64, rows: int = 8, in_flight: int = 2) -> Stepper:
         config = EngineConfig(
             model=tiny.path,
-            device="cpu",
+            device=request.param,
             dtype="float32",
             max_num_seqs=rows,
             max_num_batched_tokens=step_tokens,
