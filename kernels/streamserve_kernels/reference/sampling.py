@@ -133,8 +133,8 @@ def argmax(values: Tensor) -> Tensor:
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of each line, descending, and their places (among equals, any): [lines, width] -> 2 x [lines, count].
 
-    They lie in the `count` groups with the largest maxima, so that torch's slow selection sees only those. A group's members are
-    far apart: maxima of neighbours, not within a group, are what a CPU computes many of at a time.
+    They lie in the `count` groups with the largest maxima, so that torch's slow selection sees only those. A group's members
+    are far apart, so that a CPU takes the maxima of many neighbouring groups at a time.
     """
     size = math.gcd(values.shape[1], 16)
     num_groups = values.shape[1] // size
