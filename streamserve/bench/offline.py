@@ -176,8 +176,8 @@ async def _measure(
 def _row(workload: Workload, runs: list[dict[str, float | None]]) -> Row:
     row: Row = {
         "sequences": workload.count,
-        "input_len": str(workload.input_len),
-        "output_len": str(workload.output_len),
+        "input_len": workload.input_len.as_json(),
+        "output_len": workload.output_len.as_json(),
         "repeats": len(runs),
     }
     for name in runs[0]:

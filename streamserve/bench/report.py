@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+PIPE_WIDTH = 160
 Row = dict[str, Any]
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -38,14 +40,15 @@ class Report:
             for row in self.rows:
                 click.echo(json.dumps(row))
         else:
-            Console().print(self._table())
+            # A pipe has no width: don't squeeze the table into the 80 columns that are assumed.
+            Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(self._table())
         if plot is not None:
             from streamserve.bench.plot import draw
 
             draw(self, plot)
 
     def _table(self) -> Table:
-        table = Table(title=self.title, title_justify="left", box=None)
+        table = Table(title=self.title, title_justify="left", box=None, pad_edge=False)
         for heading in self.columns.values():
             table.add_column(heading, justify="right")
         for row in self.rows:

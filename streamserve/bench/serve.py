@@ -17,15 +17,15 @@ from streamserve.errors import ConfigError
 COLUMNS = {
     "c": "streams",
     "n": "requests",
-    "i": "input",
-    "o": "output",
+    "i": "in",
+    "o": "out",
     "tok_s": "tokens/s",
-    "req_s": "requests/s",
-    "ttft_p50": "TTFT p50 ms",
+    "req_s": "req/s",
+    "ttft_p50": "TTFT p50",
     "ttft_p99": "p99",
-    "tpot_p50": "TPOT p50 ms",
-    "gap_p99": "gap p99 ms",
-    "e2e_p50": "end to end p50 ms",
+    "tpot_p50": "TPOT p50",
+    "gap_p99": "gap p99",
+    "e2e_p50": "all p50",
     "failed": "failed",
     "short": "short",
 }
@@ -69,7 +69,7 @@ def serve(
     """Load any server with OpenAI's API: closed loop, streamed, several client processes. Exit code 1 when a request failed."""
     model = model or first_model(values["base_url"], values["api_key"])
     extra = _json_object(body)
-    report = Report(f"{model} at {values['base_url']}", COLUMNS, "c", PLOTTED)
+    report = Report(f"{model} at {values['base_url']}, times in ms", COLUMNS, "c", PLOTTED)
     for streams in concurrency:
         load = Load(concurrency=streams, model=model, body=extra, requires_done=not lenient, **values)
         report.rows.append(summary(load, run_load(load), tag=tag))

@@ -28,6 +28,10 @@ class Span:
     def __str__(self) -> str:
         return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
 
+    def as_json(self) -> int | str:
+        """A number when it is one length only."""
+        return self.low if self.low == self.high else str(self)
+
 
 class SpanType(click.ParamType[Span]):
     """`128` or `100:1024` on the command line."""
