@@ -45,11 +45,18 @@ class ApiWorker:
         cancel_elsewhere: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self.service = Service(config, metrics=metrics, cancel_elsewhere=cancel_elsewhere)
-        self._http = http_server(create_app(self.service), listen, shutdown_timeout_s=LAST_ANSWERS_S)
+        self._http = http_server(
+            create_app(self.service),
+            listen,
+            shutdown_timeout_s=LAST_ANSWERS_S,
+            max_message_bytes=config.max_body_bytes,
+            pong_timeout_s=config.send_timeout_s + LAST_ANSWERS_S,
+        )
 
     async def serve(self, listening: socket.socket) -> None:
         """Answer HTTP until `close`."""
-        await self._http.serve(sockets=[listening])
+        async with self.service.running():
+            await self._http.serve(sockets=[listening])
 
     async def wait_started(self) -> None:
         """Returns once connections are taken."""
@@ -78,9 +85,7 @@ class ApiWorker:
 
     async def fail(self) -> None:
         """The engine is gone: its streams have ended by themselves, so give their last bytes a moment."""
-        self.service.lifecycle.die()
-        with anyio.move_on_after(LAST_ANSWERS_S):
-            await self.service.live.wait_idle()
+        await self.service.die(LAST_ANSWERS_S)
 
     def close(self) -> None:
         """Stop listening; `serve` returns once the connections are closed."""

@@ -21,15 +21,23 @@ from streamserve.server.config import CorsConfig
 from streamserve.server.errors import InternalError, error_body, error_headers, from_exception
 from streamserve.server.page import page_router
 from streamserve.server.service import Service
+from streamserve.server.ws.creation import create_chat, create_completion
+from streamserve.server.ws.socket import Create
+from streamserve.server.ws.upgrade import websocket_routes
 
 logger = logging.getLogger("streamserve.server")
 
+CREATES: dict[str, Create] = {
+    "chat.completion.create": create_chat,
+    "completion.create": create_completion,
+}
 ROUTES = [
     completions.create_completion,
     chat.create_chat_completion,
     tokens.tokenize,
     tokens.detokenize,
     *meta.ROUTES,
+    websocket_routes(["/v1/ws", "/v1/responses"], CREATES),
 ]
 _REASONS = {401: "auth", 404: "not_found", 413: "too_large", 429: "queue_full", 503: "unavailable"}
 

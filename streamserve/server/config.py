@@ -34,6 +34,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     trust_request_chat_template     whether requests may bring a template of their own
     priority_scheduling     whether a request's priority means anything
     return_tokens_as_token_ids  default of the parameter of that name
+    max_sockets             WebSockets that one API worker holds at a time
+    max_streams_per_socket  streams that a WebSocket carries at a time
+    socket_age_s            a WebSocket open for longer is closed
+    socket_idle_s           a WebSocket that carries no stream and hears nothing for this long is closed
+    resume_s                how long a resumable stream goes on unread, and how long its events are kept after its end
+    response_ttl_s          how long a stored response is kept after its end
     seed                    makes the seeds of requests that bring none reproducible; None for random ones
     """
 
@@ -50,5 +56,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     trust_request_chat_template: bool = False
     priority_scheduling: bool = False
     return_tokens_as_token_ids: bool = False
+    max_sockets: int = 1024
+    max_streams_per_socket: int = 64
+    socket_age_s: float = 3600.0
+    socket_idle_s: float = 600.0
+    resume_s: float = 60.0
+    response_ttl_s: float = 3600.0
     seed: int | None = None
     cors: CorsConfig | None = CorsConfig()

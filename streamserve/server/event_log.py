@@ -42,11 +42,19 @@ class LogLimits(NamedTuple):
 class EventLog:
     """See the module.
 
+    on_read    called when somebody begins to read
     on_unread  called when the last reader has left a log that is not at its end
     """
 
-    def __init__(self, limits: LogLimits | None = None, *, on_unread: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        limits: LogLimits | None = None,
+        *,
+        on_read: Callable[[], None] | None = None,
+        on_unread: Callable[[], None] | None = None,
+    ) -> None:
         self._limits = limits or LogLimits()
+        self._on_read = on_read
         self._on_unread = on_unread
         self._entries: deque[Entry] = deque()
         self._dropped = 0
@@ -91,6 +99,8 @@ class EventLog:
             raise ResumeGap(f"events {self._dropped} to {self.next_number - 1} are kept, {number} is not among them")
         cursor = Cursor(self, number, ready)
         self._cursors.append(cursor)
+        if self._on_read is not None:
+            self._on_read()
         ready()
         return cursor
 

@@ -17,8 +17,11 @@ import msgspec
 import uvicorn
 
 from streamserve.errors import ConfigError
+from streamserve.server.ws.protocol import SocketProtocol
 
 BACKLOG = 2048
+MAX_MESSAGE_BYTES = 64 << 20
+PONG_TIMEOUT_S = 65.0
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,8 +66,18 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_server(app: Any, listen: Listen, *, shutdown_timeout_s: float) -> HttpServer:
+def http_server(
+    app: Any,
+    listen: Listen,
+    *,
+    shutdown_timeout_s: float,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    pong_timeout_s: float = PONG_TIMEOUT_S,
+) -> HttpServer:
     """The server for `app`; `serve(sockets=[...])` runs it until `should_exit` is set.
+
+    max_message_bytes  a WebSocket that sends a larger message is closed with 1009
+    pong_timeout_s     one that does not answer a ping for this long is closed with 1011: longer than it may take nothing
 
     Raises `ConfigError` for unusable TLS files.
     """
@@ -75,7 +88,9 @@ def http_server(app: Any, listen: Listen, *, shutdown_timeout_s: float) -> HttpS
         lifespan="off",
         root_path=listen.root_path,
         backlog=BACKLOG,
-        ws="websockets-sansio",
+        ws=SocketProtocol,
+        ws_max_size=max_message_bytes,
+        ws_ping_timeout=pong_timeout_s,
         ws_per_message_deflate=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(shutdown_timeout_s)),

@@ -44,6 +44,10 @@ class Kept(Generic[T]):
         self._sweep()
         self._running[id] = item
 
+    def running(self) -> list[T]:
+        """What has not ended."""
+        return [item for item in self._running.values() if not item.is_ended]
+
     def get(self, id: str) -> T | None:
         self._sweep()
         if id in self._running:

@@ -52,6 +52,8 @@ class Metrics:
         self.rejected = Counter(layout, REJECTIONS)
         self.slow_client_closes = Counter(layout)
         self.events = Counter(layout)
+        self.ws_connections = Counter(layout)
+        self.ws_streams = Counter(layout)
         self.memory = CellMemory(layout.size, workers=workers, fd=memory_fd)
         cells = self.memory.stretch(worker)
         for metric in vars(self).values():
@@ -115,6 +117,8 @@ class Metrics:
         yield self._counter(
             "streamserve:slow_client_closes", "Clients that stopped reading.", self._one(self.slow_client_closes)
         )
+        yield self._gauge("streamserve:ws_connections", "WebSockets open.", self._one(self.ws_connections))
+        yield self._gauge("streamserve:ws_streams", "Streams running over WebSockets.", self._one(self.ws_streams))
         yield self._counter("streamserve:stream_events", "Deltas streamed.", self._one(self.events))
 
     def _one(self, counter: Counter) -> float:

@@ -6,20 +6,29 @@ Lives on the worker's event loop. Endpoints get it by injection; nothing of it i
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from streamserve.errors import ModelNotFound, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
 from streamserve.server.config import ServerConfig
 from streamserve.server.flusher import Flusher
+from streamserve.server.kept import Kept
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.live import LiveRequests
 from streamserve.server.metrics import Metrics
 from streamserve.server.parameters import Limits
+from streamserve.server.producer import Producer
+from streamserve.server.sockets import DRAINING, FAILED, Sockets
 from streamserve.types import EngineStats
+
+MAX_RESUMABLE = 4096
+MAX_RESUMABLE_BYTES = 256 << 20
+"""What streams that have ended may hold in memory for clients that come back."""
 
 HEARTBEAT_LIMIT_S = 30.0
 """An engine loop that has not turned for this long is not ready."""
@@ -44,6 +53,9 @@ class Service:
         self.flusher = Flusher()
         self.metrics = metrics or Metrics(config.model_names[0])
         self.started_at = int(time.time())
+        self.sockets = Sockets()
+        self.resumable: Kept[Producer] = Kept(ttl_s=config.resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES)
+        self._tasks: TaskGroup | None = None
         self._cancel_elsewhere = cancel_elsewhere
         self._frontend: Frontend | None = None
         self._limits: Limits | None = None
@@ -61,6 +73,26 @@ class Service:
             priority_scheduling=self.config.priority_scheduling,
         )
         self.lifecycle.serve()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """What was started with `start` lives as long as this block."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def start(self, producer: Producer) -> None:
+        """Run a producer beside the connection that asked for it. Returns once admitted, raises what it is refused with."""
+        if self._tasks is None:
+            raise Unavailable("the server is starting")
+        await self._tasks.start(producer.run)
+        if producer.is_resumable:
+            self.resumable.put(producer.request_id, producer)
+
+    def producer_of(self, response_id: str) -> Producer | None:
+        """Who makes or has made a response whose events are still kept here."""
+        return self.resumable.get(response_id)
 
     @property
     def frontend(self) -> Frontend:
@@ -114,8 +146,23 @@ class Service:
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, end the rest after `timeout_s` with an error event."""
         self.lifecycle.drain()
+        self.sockets.leave(DRAINING)
+        for producer in self.resumable.running():
+            if not producer.log.is_read:
+                # Whoever might come back can't: this server takes no new sockets.
+                producer.abort()
         with anyio.move_on_after(timeout_s):
             await self.live.wait_idle()
         self.live.fail_all(Unavailable("the server is shutting down"))
-        with anyio.move_on_after(2.0):
+        await self._wait_idle(2.0)
+
+    async def die(self, timeout_s: float) -> None:
+        """The engine is gone: its streams have ended by themselves, so give their last bytes a moment."""
+        self.lifecycle.die()
+        self.sockets.leave(FAILED)
+        await self._wait_idle(timeout_s)
+
+    async def _wait_idle(self, timeout_s: float) -> None:
+        with anyio.move_on_after(timeout_s):
             await self.live.wait_idle()
+            await self.sockets.wait_idle()

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from litestar import Litestar
 
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
@@ -24,7 +25,8 @@ from tests.support.scripted_engine import ScriptedEngine
 class LiveServer:
     """A server and what is behind it."""
 
-    def __init__(self, service: Service, engine: ScriptedEngine, port: int) -> None:
+    def __init__(self, app: Litestar, service: Service, engine: ScriptedEngine, port: int) -> None:
+        self.app = app
         self.service = service
         self.engine = engine
         self.port = port
@@ -36,26 +38,37 @@ class LiveServer:
 
 @asynccontextmanager
 async def live_server(
-    engine: ScriptedEngine, *, ready: bool = True, send_buffer: int | None = None, **config: Any
+    engine: ScriptedEngine,
+    *,
+    ready: bool = True,
+    defaults: dict[str, Any] | None = None,
+    send_buffer: int | None = None,
+    **config: Any,
 ) -> AsyncIterator[LiveServer]:
-    """Serve `engine`; `config` are fields of `ServerConfig`, `send_buffer` as in `serving`."""
+    """Serve `engine`; `config` are fields of `ServerConfig`, `defaults` as in `Service.attach`, `send_buffer` as in `serving`."""
     service = Service(ServerConfig(**{"model_names": ["scripted"], **config}))
     if ready:
-        service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], next_seed=lambda: 7), {})
-    async with serving(create_app(service), send_buffer=send_buffer) as port:
-        yield LiveServer(service, engine, port)
+        service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], next_seed=lambda: 7), defaults or {})
+    app = create_app(service)
+    limits: dict[str, Any] = {
+        "max_message_bytes": service.config.max_body_bytes,
+        "pong_timeout_s": service.config.send_timeout_s + 5,
+    }
+    async with service.running(), serving(app, send_buffer=send_buffer, **limits) as port:
+        yield LiveServer(app, service, engine, port)
 
 
 @asynccontextmanager
-async def serving(app: Any, *, send_buffer: int | None = None) -> AsyncIterator[int]:
+async def serving(app: Any, *, send_buffer: int | None = None, **limits: Any) -> AsyncIterator[int]:
     """Run an ASGI app under uvicorn; yields its port.
 
     send_buffer  bytes that the kernel holds for a client that does not read; megabytes when not given
+    limits       as in `http_server`
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        server = http_server(app, Listen(log_level="error", access_log=False), shutdown_timeout_s=1)
+        server = http_server(app, Listen(log_level="error", access_log=False), shutdown_timeout_s=1, **limits)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])
             await server.listening.wait()

@@ -1,0 +1,72 @@
+"""What a client may say on a socket, checked; and what is answered outside of any stream.
+
+Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import orjson
+
+from streamserve.errors import InvalidParameter, StreamserveError
+from streamserve.server.errors import error_object
+
+MAX_STREAM_ID = 64
+
+
+def parse(text: str) -> dict[str, Any] | None:
+    """The JSON object that a message is, or None when it is none."""
+    try:
+        message = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def stream_id_of(message: Mapping[str, Any], *, required: bool = False) -> str | None:
+    """The stream a message names. Raises `InvalidParameter`."""
+    stream_id = message.get("stream_id")
+    if stream_id is None:
+        if required:
+            raise InvalidParameter("stream_id", "is required: choose any string")
+        return None
+    if not isinstance(stream_id, str) or not 0 < len(stream_id) <= MAX_STREAM_ID:
+        raise InvalidParameter("stream_id", f"must be a string of 1 to {MAX_STREAM_ID} characters")
+    return stream_id
+
+
+def response_id_of(message: Mapping[str, Any]) -> str | None:
+    """The response a message names. Raises `InvalidParameter`."""
+    response_id = message.get("response_id")
+    if not isinstance(response_id, str | None):
+        raise InvalidParameter("response_id", "must be a string")
+    return response_id
+
+
+def starting_after_of(message: Mapping[str, Any]) -> int:
+    """The number of the last event that a client has seen. Raises `InvalidParameter`."""
+    number = message.get("starting_after", -1)
+    if not isinstance(number, int) or isinstance(number, bool) or number < -1:
+        raise InvalidParameter("starting_after", "must be the sequence_number of the last event seen, or -1 for none")
+    return number
+
+
+def error_message(error: StreamserveError, stream_id: str | None = None, *, sequence_number: int | None = None) -> str:
+    """An `error` message; without `stream_id` it concerns a message that named no stream."""
+    message: dict[str, Any] = {"type": "error"}
+    if stream_id is not None:
+        message["stream_id"] = stream_id
+    if sequence_number is not None:
+        message["sequence_number"] = sequence_number
+    return orjson.dumps({**message, "status": error.status, **error_object(error)}).decode()
+
+
+def pong_message(message: Mapping[str, Any]) -> str:
+    """The answer to a ping, with its id."""
+    answer = {"type": "pong"}
+    if "id" in message:
+        answer["id"] = message["id"]
+    return orjson.dumps(answer).decode()

@@ -1,0 +1,183 @@
+"""One open WebSocket: listens, starts and cancels streams, notices when it has been silent, slow or open for too long.
+
+A reading task, a writing one, one that watches the clock, and one per stream that runs, in one task group on the API worker's
+event loop: when the client goes, all of them go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import anyio
+from litestar.exceptions import WebSocketDisconnect
+from litestar.types import Receive, Send
+
+from streamserve.errors import InvalidParameter
+from streamserve.server.config import ServerConfig
+from streamserve.server.errors import guarded
+from streamserve.server.producer import Producer
+from streamserve.server.service import Service
+from streamserve.server.sockets import Closing
+from streamserve.server.ws.closing import BINARY, IDLE, NOT_AN_OBJECT, SLOW, TOO_MANY_CREATES, TOO_OLD
+from streamserve.server.ws.messages import (
+    error_message,
+    parse,
+    pong_message,
+    response_id_of,
+    starting_after_of,
+    stream_id_of,
+)
+from streamserve.server.ws.streams import Streams, TooManyStreams
+from streamserve.server.ws.writer import SocketWriter
+
+Create = Callable[[Service, dict[str, Any]], Awaitable[Producer]]
+"""Checks the body of a create message and gives the producer that will answer it."""
+
+LAST_WORDS_S = 1.0
+"""How long answers that wait may hold up a close."""
+
+
+class StreamSocket:
+    """See the module.
+
+    creates  by message type
+    """
+
+    def __init__(self, service: Service, creates: Mapping[str, Create], receive: Receive, send: Send) -> None:
+        self._service = service
+        self._creates = creates
+        self._receive = receive
+        self._send = send
+        self._writer = SocketWriter(send)
+        self._scope = anyio.CancelScope()
+        self._streams: Streams | None = None
+        self._closing: Closing | None = None
+        self._leaving: Closing | None = None
+        self._opened_at = self._last_heard_at = monotonic()
+
+    async def run(self) -> None:
+        """Serve an accepted socket until it is closed by either side."""
+        service = self._service
+        service.metrics.ws_connections.add(1)
+        try:
+            with service.sockets.registered(self):
+                await self._serve()
+                if self._closing is not None:
+                    await self._say_goodbye(self._closing)
+        finally:
+            service.metrics.ws_connections.add(-1)
+
+    def leave(self, closing: Closing) -> None:
+        """Take nothing new, and close once every stream has had its ending. Idempotent."""
+        self._leaving = closing
+        self._close_when_idle()
+
+    async def _serve(self) -> None:
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                self._streams = Streams(
+                    self._service,
+                    self._writer,
+                    tasks,
+                    max_streams=self._service.config.max_streams_per_socket,
+                    on_idle=self._close_when_idle,
+                )
+                tasks.start_soon(self._writer.run)
+                tasks.start_soon(self._watch, self._service.config, self._streams)
+                self._close_when_idle()
+                await self._read(self._streams)
+                tasks.cancel_scope.cancel()
+
+    def _close(self, closing: Closing) -> None:
+        if self._closing is None:
+            self._closing = closing
+            self._scope.cancel()
+
+    def _close_when_idle(self) -> None:
+        self._last_heard_at = monotonic()
+        if self._leaving is not None and self._streams is not None and self._streams.is_idle:
+            self._close(self._leaving)
+
+    async def _say_goodbye(self, closing: Closing) -> None:
+        try:
+            if closing is SLOW:
+                self._service.metrics.slow_client_closes.add()
+            else:
+                with anyio.move_on_after(LAST_WORDS_S):
+                    await self._writer.flush_said()
+            await self._send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
+        except (OSError, WebSocketDisconnect):
+            # It left first.
+            return
+
+    async def _read(self, streams: Streams) -> None:
+        while (event := await self._receive())["type"] == "websocket.receive":
+            self._last_heard_at = monotonic()
+            text = event.get("text")
+            message = None if text is None else parse(text)
+            if message is None:
+                self._close(BINARY if text is None else NOT_AN_OBJECT)
+            else:
+                self._obey(message, streams)
+            await self._writer.wait_for_room()
+
+    def _obey(self, message: dict[str, Any], streams: Streams) -> None:
+        kind = message.pop("type", None)
+        try:
+            create = self._creates.get(kind) if isinstance(kind, str) else None
+            if create is not None:
+                self._create(message, streams, create, names_stream=kind != "response.create")
+            elif kind == "response.resume":
+                self._resume(message, streams)
+            elif kind == "response.cancel":
+                self._cancel(message, streams)
+            elif kind == "ping":
+                self._writer.say(pong_message(message))
+            else:
+                known = ", ".join([*self._creates, "response.resume", "response.cancel", "ping"])
+                raise InvalidParameter("type", f"must be one of {known}")
+        except Exception as error:
+            self._writer.say(error_message(guarded(error, "-")))
+
+    def _create(self, body: dict[str, Any], streams: Streams, create: Create, *, names_stream: bool) -> None:
+        stream_id = stream_id_of(body, required=names_stream)
+        body.pop("stream_id", None)
+        try:
+            streams.create(stream_id, partial(create, self._service, body))
+        except TooManyStreams as error:
+            self._writer.say(error_message(error, stream_id))
+        if streams.is_overfull:
+            self._close(TOO_MANY_CREATES)
+
+    def _resume(self, message: dict[str, Any], streams: Streams) -> None:
+        stream_id = stream_id_of(message)
+        response_id = response_id_of(message)
+        if response_id is None:
+            raise InvalidParameter("response_id", "is required")
+        try:
+            streams.resume(stream_id, response_id, starting_after_of(message))
+        except TooManyStreams as error:
+            self._writer.say(error_message(error, stream_id))
+
+    def _cancel(self, message: dict[str, Any], streams: Streams) -> None:
+        response_id = response_id_of(message)
+        if response_id is None:
+            streams.cancel(stream_id_of(message))
+        else:
+            streams.cancel_response(response_id)
+
+    async def _watch(self, config: ServerConfig, streams: Streams) -> None:
+        while True:
+            now = monotonic()
+            busy_since = self._last_heard_at if streams.is_idle else now
+            due, closing = min(
+                (self._opened_at + config.socket_age_s, TOO_OLD),
+                (busy_since + config.socket_idle_s, IDLE),
+                ((self._writer.sending_since or now) + config.send_timeout_s, SLOW),
+            )
+            if due <= now:
+                self._close(closing)
+            await anyio.sleep(due - now)

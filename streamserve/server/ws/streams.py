@@ -1,0 +1,157 @@
+"""The streams of one socket: those with the same id run one after another, different ones side by side.
+
+A lane is a task in the socket's task group; what it relays is made by a producer that belongs to the service, so that a dropped
+socket takes the lanes with it and leaves to each producer what then becomes of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from anyio.abc import TaskGroup
+
+from streamserve.errors import QueueFull, RequestAborted
+from streamserve.server.errors import NotFound, guarded
+from streamserve.server.event_log import ResumeGap
+from streamserve.server.producer import Producer
+from streamserve.server.service import Service
+from streamserve.server.ws.messages import error_message
+from streamserve.server.ws.writer import Relay, SocketWriter
+
+Begin = Callable[[], Awaitable[Producer]]
+"""Checks a request and gives the producer that will answer it, not yet run."""
+
+WAITING_PER_STREAM = 4
+"""Creates that may wait behind others, per stream that a socket may have."""
+
+
+class TooManyStreams(QueueFull):
+    """This socket has as many streams as it may."""
+
+    code = "too_many_streams"
+
+
+class _Lane:
+    """What runs under one stream id, and what waits for its turn."""
+
+    def __init__(self, stream_id: str | None) -> None:
+        self.stream_id = stream_id
+        self.jobs: deque[Callable[[_Lane], Awaitable[None]]] = deque()
+        self.producer: Producer | None = None
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        if self.producer is not None:
+            self.producer.abort()
+        else:
+            self.is_cancelled = True
+
+
+class Streams:
+    """See the module.
+
+    on_idle  called when the last stream has ended
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        writer: SocketWriter,
+        tasks: TaskGroup,
+        *,
+        max_streams: int,
+        on_idle: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._writer = writer
+        self._tasks = tasks
+        self._max_streams = max_streams
+        self._on_idle = on_idle
+        self._lanes: dict[str | None, _Lane] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._lanes
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether more waits than a client in its right mind would send."""
+        return sum(len(lane.jobs) for lane in self._lanes.values()) > WAITING_PER_STREAM * self._max_streams
+
+    def create(self, stream_id: str | None, begin: Begin) -> None:
+        """Start a stream, after those before it with the same id. Raises `TooManyStreams`."""
+        self._enqueue(stream_id, functools.partial(self._create, begin=begin))
+
+    def resume(self, stream_id: str | None, response_id: str, starting_after: int) -> None:
+        """Go on with a stream that another socket began; as `create`."""
+        self._enqueue(stream_id, functools.partial(self._resume, response_id=response_id, number=starting_after + 1))
+
+    def cancel(self, stream_id: str | None) -> None:
+        """Cancel what runs under this id. Raises `NotFound` when nothing does."""
+        lane = self._lanes.get(stream_id)
+        if lane is None:
+            raise NotFound("no such stream is running")
+        lane.cancel()
+
+    def cancel_response(self, response_id: str) -> None:
+        """Cancel a response wherever it is made; what it was asked for over another socket, too."""
+        self._tasks.start_soon(self._cancel_response, response_id)
+
+    def _enqueue(self, stream_id: str | None, job: Callable[[_Lane], Awaitable[None]]) -> None:
+        lane = self._lanes.get(stream_id)
+        if lane is None:
+            if len(self._lanes) >= self._max_streams:
+                raise TooManyStreams(f"a socket may have {self._max_streams} streams at a time; wait for one to end")
+            lane = self._lanes[stream_id] = _Lane(stream_id)
+            self._tasks.start_soon(self._serve, lane)
+        lane.jobs.append(job)
+
+    async def _serve(self, lane: _Lane) -> None:
+        while lane.jobs:
+            lane.is_cancelled = False
+            try:
+                await lane.jobs.popleft()(lane)
+            except Exception as error:
+                self._writer.say(error_message(guarded(error, lane.stream_id or "-"), lane.stream_id))
+        del self._lanes[lane.stream_id]
+        if not self._lanes:
+            self._on_idle()
+
+    async def _create(self, lane: _Lane, begin: Begin) -> None:
+        producer = await begin()
+        if lane.is_cancelled:
+            raise RequestAborted("the request was cancelled")
+        with self._running(lane, producer), Relay(self._writer, producer.log, 0, lane.stream_id) as relay:
+            await self._service.start(producer)
+            await relay.wait_sent()
+
+    async def _resume(self, lane: _Lane, response_id: str, number: int) -> None:
+        producer = self._service.producer_of(response_id)
+        if producer is None:
+            raise ResumeGap("no events of this response are kept here")
+        with self._running(lane, producer), Relay(self._writer, producer.log, number, lane.stream_id) as relay:
+            await relay.wait_sent()
+
+    @contextmanager
+    def _running(self, lane: _Lane, producer: Producer) -> Iterator[None]:
+        lane.producer = producer
+        self._service.metrics.ws_streams.add(1)
+        try:
+            yield
+        finally:
+            lane.producer = None
+            self._service.metrics.ws_streams.add(-1)
+            if not producer.log.is_ended:
+                self._service.metrics.disconnects.add(1, self._phase(producer))
+
+    def _phase(self, producer: Producer) -> str:
+        if self._writer.sending_since is not None:
+            return "blocked"
+        return "streaming" if producer.has_begun else "queued"
+
+    async def _cancel_response(self, response_id: str) -> None:
+        if not await self._service.cancel(response_id):
+            self._writer.say(error_message(NotFound("no such response is running")))
