@@ -36,9 +36,7 @@ async def test_leaving_before_admission_aborts_as_soon_as_it_is_admitted() -> No
         await stream.send(
             b'POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 31\r\n\r\n{"prompt": "say","stream":true}'
         )
-        with anyio.fail_after(5):
-            while not len(server.service.live):
-                await anyio.sleep(0.001)
+        await engine.asked()
         await stream.aclose()
         engine.admit.set()
         assert await engine.aborts() == await engine.sequences()

@@ -44,6 +44,7 @@ class ScriptedEngine:
         self.refuse: StreamserveError | None = None
         self.admit = anyio.Event()
         self.admit.set()
+        self.num_asked = 0
         self.specs: dict[str, SequenceSpec] = {}
         self.aborted: list[str] = []
         self.paused: list[str] = []
@@ -59,6 +60,8 @@ class ScriptedEngine:
         return self.info
 
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
+        self.num_asked += 1
+        await self._notify()
         await self.admit.wait()
         if self.refuse is not None:
             raise self.refuse
@@ -101,6 +104,10 @@ class ScriptedEngine:
     def die(self) -> None:
         """End every stream as an engine that crashed does."""
         self._streams.end_all(EngineDead("the engine process ended"))
+
+    async def asked(self) -> None:
+        """Wait until an admission is waiting at the gate, or through it."""
+        await self._until(lambda: [str(self.num_asked)] if self.num_asked else None)
 
     async def sequences(self, count: int = 1) -> list[str]:
         """Wait until `count` sequences have been admitted; their ids in that order."""

@@ -1,0 +1,238 @@
+"""Bad input gets the right 4xx, in OpenAI's shape, before any 200, and costs the engine nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from streamserve.errors import ContextLengthExceeded, EngineDead, PromptTooLarge, QueueFull, StreamserveError, Unavailable
+from tests.support.live_server import live_server
+from tests.support.raw_http import request
+from tests.support.scripted_engine import ScriptedEngine, text_reply
+
+pytestmark = pytest.mark.anyio
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"prompt": "a", **fields}
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"messages": HELLO, **fields}
+
+
+REFUSED: list[tuple[str, Any, int, str, str | None]] = [
+    (COMPLETIONS, b"", 400, "invalid_request", None),
+    (COMPLETIONS, b"{", 400, "invalid_request", None),
+    (COMPLETIONS, b"[1]", 400, "invalid_request", None),
+    (COMPLETIONS, b'{"prompt": "\xff"}', 400, "invalid_request", None),
+    (COMPLETIONS, b'{"prompt": "a", "temperature": NaN}', 400, "invalid_request", None),
+    (COMPLETIONS, b'{"prompt": "a", "temperature": 1e999}', 400, "invalid_request", None),
+    (COMPLETIONS, b"[" * 5000, 400, "invalid_request", None),
+    (COMPLETIONS, b'{"prompt": "\\ud800"}', 400, "invalid_request", None),
+    (COMPLETIONS, {}, 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(prompt=7), 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(prompt=""), 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(prompt=[]), 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(prompt=["a", 1]), 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(prompt=[[1], []]), 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(prompt=[257]), 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(prompt=[-1]), 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(prompt=["a"] * 5000), 400, "invalid_value", "prompt"),
+    (COMPLETIONS, completion(max_tokens="x"), 400, "invalid_value", "max_tokens"),
+    (COMPLETIONS, completion(max_tokens=0), 400, "invalid_value", "max_tokens"),
+    (COMPLETIONS, completion(max_tokens=4096), 400, "context_length_exceeded", "max_tokens"),
+    (COMPLETIONS, completion(prompt="a" * 5000), 400, "context_length_exceeded", "prompt"),
+    (COMPLETIONS, completion(prompt=[97] * 4096), 400, "context_length_exceeded", "prompt"),
+    (COMPLETIONS, completion(temperature=-1), 400, "invalid_value", "temperature"),
+    (COMPLETIONS, completion(top_p=0), 400, "invalid_value", "top_p"),
+    (COMPLETIONS, completion(top_p=1.5), 400, "invalid_value", "top_p"),
+    (COMPLETIONS, completion(n=0), 400, "invalid_value", "n"),
+    (COMPLETIONS, completion(n=2, temperature=0), 400, "invalid_value", "n"),
+    (COMPLETIONS, completion(seed=2**80), 400, "invalid_value", "seed"),
+    (COMPLETIONS, completion(stop=[1]), 400, "invalid_value", "stop[0]"),
+    (COMPLETIONS, completion(stop=""), 400, "invalid_value", "stop"),
+    (COMPLETIONS, completion(stream=1), 400, "invalid_value", "stream"),
+    (COMPLETIONS, completion(stream_options={"include_usage": True}), 400, "invalid_value", "stream_options"),
+    (
+        COMPLETIONS,
+        completion(stream=True, stream_options={"include_usage": 1}),
+        400,
+        "invalid_value",
+        "stream_options.include_usage",
+    ),
+    (COMPLETIONS, completion(logit_bias={"x": 1}), 400, "invalid_value", "logit_bias"),
+    (COMPLETIONS, completion(logit_bias={"5": 101}), 400, "invalid_value", "logit_bias"),
+    (COMPLETIONS, completion(logit_bias={"999": 1}), 400, "invalid_value", "logit_bias"),
+    (COMPLETIONS, completion(presence_penalty=3), 400, "invalid_value", "presence_penalty"),
+    (COMPLETIONS, completion(logprobs=21), 400, "invalid_value", "logprobs"),
+    (COMPLETIONS, completion(logprobs=True), 400, "invalid_value", "logprobs"),
+    (COMPLETIONS, completion(prompt_logprobs=21), 400, "invalid_value", "prompt_logprobs"),
+    (COMPLETIONS, completion(prompt_logprobs=1, stream=True), 400, "invalid_value", "prompt_logprobs"),
+    (COMPLETIONS, completion(min_tokens=20, max_tokens=10), 400, "invalid_value", "min_tokens"),
+    (COMPLETIONS, completion(allowed_token_ids=[]), 400, "invalid_value", "allowed_token_ids"),
+    (COMPLETIONS, completion(allowed_token_ids=[999]), 400, "invalid_value", "allowed_token_ids"),
+    (COMPLETIONS, completion(bad_words=[""]), 400, "invalid_value", "bad_words"),
+    (COMPLETIONS, completion(max_time=0), 400, "invalid_value", "max_time"),
+    (COMPLETIONS, completion(priority=1), 400, "invalid_value", "priority"),
+    (COMPLETIONS, completion(cache_salt=""), 400, "invalid_value", "cache_salt"),
+    (COMPLETIONS, completion(request_id="a b"), 400, "invalid_value", "request_id"),
+    (COMPLETIONS, completion(truncate_prompt_tokens=0), 400, "invalid_value", "truncate_prompt_tokens"),
+    (
+        COMPLETIONS,
+        completion(guided_choice=["a"], structured_outputs={"regex": "a"}),
+        400,
+        "invalid_value",
+        "structured_outputs",
+    ),
+    (COMPLETIONS, completion(structured_outputs={}), 400, "invalid_value", "structured_outputs"),
+    (COMPLETIONS, completion(response_format={"type": "xml"}), 400, "invalid_value", "response_format.type"),
+    (COMPLETIONS, completion(response_format={}), 400, "invalid_value", "response_format.type"),
+    (
+        COMPLETIONS,
+        completion(response_format={"type": "json_schema"}),
+        400,
+        "invalid_value",
+        "response_format.json_schema.schema",
+    ),
+    (COMPLETIONS, completion(suffix="b"), 400, "unsupported_parameter", "suffix"),
+    (COMPLETIONS, completion(best_of=3), 400, "unsupported_parameter", "best_of"),
+    (COMPLETIONS, completion(use_beam_search=True), 400, "unsupported_parameter", "use_beam_search"),
+    (COMPLETIONS, completion(model="other"), 404, "model_not_found", "model"),
+    (CHAT, {}, 400, "invalid_value", "messages"),
+    (CHAT, chat(messages=[]), 400, "invalid_value", "messages"),
+    (CHAT, chat(messages="hello"), 400, "invalid_value", "messages"),
+    (CHAT, chat(messages=[{"role": "king", "content": "a"}]), 400, "invalid_value", "messages[0].role"),
+    (CHAT, chat(messages=[{"role": "user"}]), 400, "invalid_value", "messages[0].content"),
+    (CHAT, chat(messages=[{"role": "user", "content": 5}]), 400, "invalid_value", "messages[0].content"),
+    (
+        CHAT,
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+        400,
+        "unsupported_parameter",
+        "messages[0].content[0]",
+    ),
+    (CHAT, chat(top_logprobs=2), 400, "invalid_value", "top_logprobs"),
+    (CHAT, chat(logprobs=True, top_logprobs=21), 400, "invalid_value", "top_logprobs"),
+    (CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), 400, "unsupported_parameter", "tools"),
+    (CHAT, chat(tool_choice="required"), 400, "unsupported_parameter", "tool_choice"),
+    (CHAT, chat(functions=[{"name": "f"}]), 400, "unsupported_parameter", "functions"),
+    (CHAT, chat(modalities=["audio"]), 400, "unsupported_parameter", "modalities"),
+    (CHAT, chat(chat_template="{{ 1 }}"), 400, "unsupported_parameter", "chat_template"),
+    (CHAT, chat(continue_final_message=True, add_generation_prompt=True), 400, "invalid_value", "continue_final_message"),
+    (CHAT, chat(messages=[{"role": "user", "content": "a" * 5000}]), 400, "context_length_exceeded", "prompt"),
+    ("/tokenize", {}, 400, "invalid_value", "prompt"),
+    ("/detokenize", {"tokens": ["a"]}, 400, "invalid_value", "tokens[0]"),
+    ("/detokenize", {"tokens": [999]}, 400, "invalid_value", "tokens"),
+    ("/v1/nothing", {}, 404, "not_found", None),
+    ("/v1/models", {}, 405, "method_not_allowed", None),
+    ("/v1/requests/none/cancel", {}, 404, "not_found", None),
+]
+
+
+def described(case: tuple[str, Any, int, str, str | None]) -> str:
+    return f"{case[0].rpartition('/')[2]}-{case[4]}-{str(case[1])[:40]}"
+
+
+async def refusal(port: int, path: str, body: Any) -> tuple[int, dict[str, str], dict[str, Any]]:
+    async with request(port, "POST", path, body) as response:
+        if response.status == 200:
+            return 200, response.headers, {"code": "accepted", "param": None}
+        answer = json.loads(await response.body())
+        assert set(answer) == {"error"}
+        assert set(answer["error"]) == {"message", "type", "param", "code"}
+        return response.status, response.headers, answer["error"]
+
+
+async def test_every_mistake_is_refused_by_name_before_anything_runs() -> None:
+    engine = ScriptedEngine(reply=text_reply("a"))
+    wrong = []
+    async with live_server(engine) as server:
+        for case in REFUSED:
+            path, body, status, code, param = case
+            streams_too = isinstance(body, dict) and not {"stream", "stream_options"} & body.keys()
+            for asked in [body, {**body, "stream": True}] if streams_too else [body]:
+                got, _, error = await refusal(server.port, path, asked)
+                if (got, error["code"], error["param"]) != (status, code, param):
+                    wrong.append((described(case), got, error))
+    assert wrong == []
+    assert engine.specs == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retries"),
+    [
+        (QueueFull("too many wait", retry_after_s=1.5), 429, True),
+        (PromptTooLarge("needs more blocks than there are"), 400, False),
+        (ContextLengthExceeded("too long"), 400, False),
+        (Unavailable("no engine"), 503, True),
+        (EngineDead("gone"), 503, False),
+    ],
+)
+async def test_what_the_engine_refuses_is_refused_before_the_200(error: StreamserveError, status: int, retries: bool) -> None:
+    engine = ScriptedEngine()
+    engine.refuse = error
+    async with live_server(engine) as server:
+        for body in (completion(), completion(stream=True)):
+            got, headers, answer = await refusal(server.port, COMPLETIONS, body)
+            assert (got, answer["code"], answer["message"]) == (status, error.code, error.message)
+            assert ("retry-after" in headers, headers.get("x-should-retry")) == (retries, "true" if retries else None)
+
+
+async def test_a_full_queue_says_when_to_come_back() -> None:
+    engine = ScriptedEngine()
+    engine.refuse = QueueFull("too many wait", retry_after_s=1.5)
+    async with live_server(engine) as server:
+        _, headers, _ = await refusal(server.port, COMPLETIONS, completion())
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1500")
+
+
+async def test_a_body_over_the_limit_is_413() -> None:
+    async with live_server(ScriptedEngine(), max_body_bytes=1000) as server:
+        status, _, error = await refusal(server.port, COMPLETIONS, completion(prompt="a" * 1000))
+    assert (status, error["code"]) == (413, "request_too_large")
+
+
+async def test_two_running_requests_cannot_share_a_request_id() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server:
+        async with request(server.port, "POST", COMPLETIONS, completion(request_id="one", stream=True)):
+            await engine.sequences()
+            status, _, error = await refusal(server.port, COMPLETIONS, completion(request_id="one"))
+    assert (status, error["param"]) == (400, "request_id")
+
+
+async def test_while_loading_health_answers_and_everything_else_is_503() -> None:
+    async with live_server(ScriptedEngine(), ready=False) as server:
+        async with request(server.port, "GET", "/health") as health:
+            assert health.status == 200
+        for method, path, body in [("POST", COMPLETIONS, completion()), ("POST", CHAT, chat()), ("POST", "/tokenize", {})]:
+            async with request(server.port, method, path, body) as response:
+                assert response.status == 503
+                assert response.headers["x-should-retry"] == "true"
+        for path in ("/ready", "/v1/models"):
+            async with request(server.port, "GET", path) as response:
+                assert response.status == 503
+
+
+async def test_unknown_fields_are_ignored_with_a_warning() -> None:
+    body = completion(zork=1, **{'quo"te\r\n': 2})
+    async with live_server(ScriptedEngine(reply=text_reply("a"))) as server:
+        async with request(server.port, "POST", COMPLETIONS, body) as response:
+            assert response.status == 200
+            assert response.headers["warning"] == '299 streamserve "unknown parameters ignored: zork, quo?te??"'
+
+
+async def test_an_unexpected_fault_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ScriptedEngine()
+    engine.refuse = ValueError("secret")  # type: ignore[assignment]
+    async with live_server(engine) as server:
+        status, _, error = await refusal(server.port, COMPLETIONS, completion())
+    assert (status, error["type"]) == (500, "internal_error")
+    assert "secret" not in error["message"]
+    assert "unexpected error" in caplog.text

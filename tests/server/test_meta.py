@@ -1,0 +1,165 @@
+"""The endpoints beside generation, keys and cross-origin rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from litestar.routes import HTTPRoute
+from prometheus_client.parser import text_string_to_metric_families
+
+import streamserve
+from tests.support.live_server import live_server
+from tests.support.raw_http import RawResponse, request
+from tests.support.scripted_engine import ScriptedEngine, text_reply
+
+pytestmark = pytest.mark.anyio
+
+
+async def json_of(response: RawResponse) -> Any:
+    assert response.status == 200
+    return json.loads(await response.body())
+
+
+async def test_models_are_listed_under_every_served_name() -> None:
+    async with live_server(ScriptedEngine(), model_names=["a", "org/b"], model_root="/weights") as server:
+        async with request(server.port, "GET", "/v1/models") as response:
+            listed = await json_of(response)
+        async with request(server.port, "GET", "/v1/models/org/b") as response:
+            shown = await json_of(response)
+        async with request(server.port, "GET", "/v1/models/c") as response:
+            assert response.status == 404
+    assert [model["id"] for model in listed["data"]] == ["a", "org/b"]
+    assert (shown["id"], shown["root"], shown["max_model_len"]) == ("org/b", "/weights", 4096)
+
+
+async def test_answers_name_the_model_as_it_was_asked_for() -> None:
+    async with live_server(ScriptedEngine(reply=text_reply("x")), model_names=["a", "b"]) as server:
+        names = []
+        for asked in ({}, {"model": "b"}):
+            async with request(server.port, "POST", "/v1/completions", {"prompt": "x", **asked}) as response:
+                names.append((await json_of(response))["model"])
+    assert names == ["a", "b"]
+
+
+async def test_ready_needs_an_engine_whose_loop_turns() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server:
+        async with request(server.port, "GET", "/ready") as response:
+            assert response.status == 200
+        engine.heartbeat_s = 100.0
+        async with request(server.port, "GET", "/ready") as response:
+            assert response.status == 503
+
+
+async def test_a_dead_engine_shows_in_health_and_ready() -> None:
+    async with live_server(ScriptedEngine()) as server:
+        server.service.lifecycle.die()
+        for path in ("/health", "/ready"):
+            async with request(server.port, "GET", path) as response:
+                assert response.status == 503
+
+
+@pytest.mark.parametrize("path", ["/health", "/version", "/load", "/openapi.json"])
+async def test_small_endpoints_answer(path: str) -> None:
+    async with live_server(ScriptedEngine()) as server, request(server.port, "GET", path) as response:
+        assert response.status == 200
+
+
+async def test_version_and_load() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server:
+        async with request(server.port, "GET", "/version") as response:
+            assert (await json_of(response))["version"] == streamserve.__version__
+        async with request(server.port, "POST", "/v1/completions", {"prompt": "a", "stream": True}):
+            async with request(server.port, "GET", "/load") as response:
+                load = await json_of(response)
+    assert (load["server_load"], load["num_requests_running"], load["phase"]) == (1, 1, "ready")
+
+
+async def test_tokenize_and_detokenize_are_inverse() -> None:
+    async with live_server(ScriptedEngine()) as server:
+        async with request(server.port, "POST", "/tokenize", {"prompt": "hé", "return_token_strs": True}) as response:
+            tokens = await json_of(response)
+        async with request(server.port, "POST", "/detokenize", {"tokens": tokens["tokens"]}) as response:
+            text = await json_of(response)
+        chat = {"messages": [{"role": "user", "content": "x"}]}
+        async with request(server.port, "POST", "/tokenize", chat) as response:
+            rendered = await json_of(response)
+    assert tokens == {"count": 3, "max_model_len": 4096, "tokens": [104, 195, 169], "token_strs": ["h", "�", "�"]}
+    assert text == {"prompt": "hé"}
+    assert bytes(rendered["tokens"]) == b"<user>x\n<assistant>"
+
+
+async def test_metrics_count_requests_under_vllms_names() -> None:
+    engine = ScriptedEngine(reply=text_reply("abc"))
+    async with live_server(engine) as server:
+        for body in ({"prompt": "ab", "stream": True}, {"prompt": "ab", "n": 2}, {"prompt": 5}):
+            async with request(server.port, "POST", "/v1/completions", body) as response:
+                await response.body()
+        async with request(server.port, "GET", "/metrics") as response:
+            assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+            page = (await response.body()).decode()
+    samples = {
+        (
+            sample.name,
+            sample.labels.get("finished_reason", sample.labels.get("reason", sample.labels.get("le", ""))),
+        ): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+    assert samples["vllm:request_success_total", "stop"] == 3
+    assert samples["vllm:time_to_first_token_seconds_count", ""] == 2
+    assert samples["vllm:request_generation_tokens_sum", ""] == 12
+    assert samples["vllm:request_prompt_tokens_bucket", "2.0"] == 2
+    assert samples["vllm:inter_token_latency_seconds_count", ""] == 3 + 6 + 1
+    assert samples["streamserve:rejected_total", "invalid"] == 1
+    assert samples["vllm:num_requests_running", ""] == 0
+
+
+async def test_the_openapi_document_names_every_route_and_body() -> None:
+    async with live_server(ScriptedEngine()) as server, request(server.port, "GET", "/openapi.json") as response:
+        document = await json_of(response)
+        served = {route.path_format for route in server.app.routes if isinstance(route, HTTPRoute)}
+    described = set(document["paths"])
+    assert {path for path in described if "{" not in path} <= served
+    assert {path for path in served if path.startswith("/v1/") and "{" not in path} <= described
+    completion = document["components"]["schemas"]["CompletionRequest"]
+    assert completion["required"] == ["prompt"]
+    assert {"temperature", "logit_bias", "max_time"} <= set(completion["properties"])
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/models", {}, 401),
+        ("/v1/models", {"Authorization": "Bearer wrong"}, 401),
+        ("/v1/models", {"Authorization": "Basic one"}, 401),
+        ("/v1/models", {"Authorization": "Bearer "}, 401),
+        ("/v1/models", {"Authorization": "Bearer one"}, 200),
+        ("/v1/models", {"Authorization": "bearer two"}, 200),
+        ("//v1//models", {}, 401),
+        ("/health", {}, 200),
+        ("/metrics", {}, 200),
+    ],
+)
+async def test_keys_open_v1(path: str, headers: dict[str, str], status: int) -> None:
+    async with live_server(ScriptedEngine(), api_keys=["one", "two"]) as server:
+        async with request(server.port, "GET", path, headers=headers) as response:
+            assert response.status == status
+            if status == 401:
+                assert json.loads(await response.body())["error"]["code"] == "invalid_api_key"
+                assert response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_browsers_of_allowed_origins_may_read_answers_and_errors() -> None:
+    async with live_server(ScriptedEngine(), api_keys=["one"]) as server:
+        headers = {"Origin": "http://page.test"}
+        async with request(server.port, "GET", "/v1/models", headers=headers) as response:
+            assert response.status == 401
+            assert response.headers["access-control-allow-origin"] == "*"
+        preflight = {**headers, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        async with request(server.port, "OPTIONS", "/v1/completions", headers=preflight) as response:
+            assert response.status == 204
+            assert "POST" in response.headers["access-control-allow-methods"]
