@@ -64,7 +64,7 @@ class Metrics:
     @staticmethod
     def shared_memory(workers: int) -> int:
         """A descriptor to pass to every worker as `memory_fd`."""
-        return CellMemory.create_shared(Metrics("")._memory.cells, workers)
+        return CellMemory.create_shared(Metrics("").memory.cells, workers)
 
     def page(self, stats: EngineStats | None) -> bytes:
         """The text exposition; without the engine's part while there is no engine."""
