@@ -14,7 +14,7 @@ from streamserve_kernels.reference.logit_edits import edit_logits
 from streamserve_kernels.reference.noise import exponential_noise, line_keys
 from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
 
-_FIRST_CANDIDATES = 256
+_FIRST_CANDIDATES = 64
 _TIE_MARGIN = 8
 
 
@@ -73,20 +73,22 @@ def _choose_random(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
 
 
 def _choose_restricted(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
-    """Noise and comparison touch only the likeliest tokens: as many as it takes to hold every token that a line keeps."""
-    rows = p.rows[lines]
-    logprobs = torch.div(logits, p.tables.temperature[rows].unsqueeze(1)).log_softmax(-1)
-    vocab_size = logits.shape[1]
-    width = min(vocab_size, p.max_top_k + _TIE_MARGIN if p.max_top_k else _FIRST_CANDIDATES)
-    while True:
-        values, token_ids = largest(logprobs, width)
-        threshold, complete = _threshold(values, p.tables.top_k[rows], p.tables.top_p[rows], p.tables.min_p[rows])
-        if width == vocab_size or bool(complete.all()):
-            break
-        width = min(vocab_size, width * 8)
+    logprobs = torch.div(logits, p.tables.temperature[p.rows[lines]].unsqueeze(1)).log_softmax(-1)
+    return _choose_among(logprobs, p, lines, p.max_top_k + _TIE_MARGIN if p.max_top_k else _FIRST_CANDIDATES)
+
+
+def _choose_among(logprobs: Tensor, p: SamplingTensors, lines: Tensor, width: int) -> Tensor:
+    """Noise and comparison touch only the `width` likeliest tokens; lines that keep more than those try again with more."""
+    rows, width = p.rows[lines], min(width, logprobs.shape[1])
+    values, token_ids = largest(logprobs, width)
+    threshold, complete = _threshold(values, p.tables.top_k[rows], p.tables.top_p[rows], p.tables.min_p[rows])
     scores = values.exp() / exponential_noise(_keys(p, lines), token_ids.int())
     scores.masked_fill_(values < threshold.unsqueeze(1), -1.0)
-    return token_ids.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+    chosen = token_ids.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+    if width < logprobs.shape[1] and not bool(complete.all()):
+        rest = (~complete).nonzero().squeeze(1)
+        chosen[rest] = _choose_among(logprobs[rest], p, lines[rest], 8 * width)
+    return chosen
 
 
 def _threshold(values: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
