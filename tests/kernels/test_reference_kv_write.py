@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference.kv_write import rotary_write
+from streamserve_kernels.reference.kv_write import rotary_write, write_kv
 
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 16, 16
 SLOTS = torch.tensor([35, 3, 64, 17, 18])
@@ -80,3 +80,15 @@ def test_padding_is_written_nowhere() -> None:
     by_slot = kv_cache.permute(0, 3, 1, 2, 4).flatten(0, 1)
     assert (by_slot[[3, 18, 6 * BLOCK_SIZE - 1]] == 7.0).all()
     assert q.shape == (5, Q_HEADS, HEAD_DIM)
+
+
+@pytest.mark.parametrize("slots", [[], [35], [-1], [17, 18], [-1, 3], [3, -1], [35, -1, 64]])
+def test_however_few_tokens_each_goes_to_its_slot_or_nowhere(slots: list[int]) -> None:
+    key_value = torch.randn(len(slots), 2, KV_HEADS, HEAD_DIM)
+    kv_cache = torch.full((6, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM), 7.0)
+    write_kv(key_value, kv_cache, torch.tensor(slots, dtype=torch.int64))
+    expected = torch.full((6 * BLOCK_SIZE, 2, KV_HEADS, HEAD_DIM), 7.0)
+    for slot, token in zip(slots, key_value, strict=True):
+        if slot >= 0:
+            expected[slot] = token
+    assert torch.equal(kv_cache.permute(0, 3, 1, 2, 4).flatten(0, 1), expected)

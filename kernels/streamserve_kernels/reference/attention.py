@@ -102,11 +102,13 @@ def paged_attention(
     max_query_len, max_seq_len  the largest query and sequence lengths of this batch
     returns        [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32
     """
-    out = torch.empty_like(q)
     lengths = seq_lens.tolist()
-    for sequences in _similar(lengths[:num_decodes]):
-        rows = sequences if len(sequences) < len(lengths) else slice(None)
-        longest = max(lengths[sequence] for sequence in sequences)
+    groups = _similar(lengths[:num_decodes])
+    if len(groups) == 1 and num_decodes == len(lengths):
+        return _decode(q, kv_cache, block_tables, seq_lens, max(lengths), scale, window, softcap)
+    out = torch.empty_like(q)
+    for rows in groups:
+        longest = max(lengths[row] for row in rows)
         out[rows] = _decode(q[rows], kv_cache, block_tables[rows], seq_lens[rows], longest, scale, window, softcap)
     starts = query_start.tolist()
     for sequence in range(num_decodes, len(lengths)):
@@ -137,9 +139,10 @@ def _decode(
     softcap: float | None,
 ) -> Tensor:
     """One query per sequence, [sequences, q_heads, head_dim]; heads that share keys are a head's queries."""
+    num_sequences, _, head_dim = q.shape
     keys, values = _gather(kv_cache, block_tables, longest)
-    grouped = q.unflatten(1, (kv_cache.shape[2], -1))
-    if q.shape[0] == 1:
+    grouped = q.view(num_sequences, kv_cache.shape[2], -1, head_dim)
+    if num_sequences == 1:
         first = 0 if window is None else max(0, longest - window)
         keys, values = keys[..., first:longest, :], values[..., first:longest, :]
         return _attend(grouped, keys, values, None, scale, softcap).reshape(q.shape)
@@ -172,7 +175,11 @@ def _gather(kv_cache: Tensor, block_tables: Tensor, longest: int) -> tuple[Tenso
     What lies past a sequence's end is another's or nothing's: it must be masked.
     """
     blocks, _, kv_heads, block_size, head_dim = kv_cache.shape
-    tables = block_tables[:, : -(-longest // block_size)].clamp(0, blocks - 1)
+    tables = block_tables[:, : -(-longest // block_size)]
+    if tables.shape[0] == 1:
+        alone = kv_cache.index_select(0, tables[0]).permute(1, 2, 0, 3, 4).reshape(2, 1, kv_heads, -1, head_dim)
+        return alone[0], alone[1]
+    tables = tables.clamp(0, blocks - 1)
     by_head = torch.arange(2 * kv_heads, dtype=tables.dtype, device=tables.device).view(2, 1, kv_heads, 1)
     rows = (tables * (2 * kv_heads)).unsqueeze(1) + by_head
     gathered = kv_cache.view(-1, block_size * head_dim).index_select(0, rows.flatten())
@@ -183,7 +190,8 @@ def _gather(kv_cache: Tensor, block_tables: Tensor, longest: int) -> tuple[Tenso
 def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
     """softmax(q k * scale + bias) v: q [..., q_heads, queries, head_dim], keys and values [..., kv_heads, places, head_dim]."""
     if softcap is None:
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=scale, enable_gqa=True)
+        shares_keys = q.shape[-3] != keys.shape[-3]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=scale, enable_gqa=shares_keys)
     groups = q.shape[-3] // keys.shape[-3]
     keys, values = keys.repeat_interleave(groups, dim=-3), values.repeat_interleave(groups, dim=-3)
     scores = torch.tanh(q.float() @ keys.float().transpose(-1, -2) * (scale / softcap)) * softcap

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from streamserve_kernels.reference.norm_rope import rms_norm, rotate_
 
+FEW_TOKENS = 2
+"""Up to this many tokens are stored one by one, which is quicker than computing indices."""
+
 
 def write_kv(key_value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
     """Store the keys and values of a step's tokens, in place.
@@ -19,9 +22,14 @@ def write_kv(key_value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
     slot_mapping  [tokens]  int64; a negative slot is padding and written nowhere
     """
     block_size = kv_cache.shape[3]
+    if slot_mapping.shape[0] <= FEW_TOKENS:
+        for slot, token in zip(slot_mapping.tolist(), key_value, strict=True):
+            if slot >= 0:
+                kv_cache[slot // block_size, :, :, slot % block_size] = token
+        return
     by_token = kv_cache.permute(0, 3, 1, 2, 4)
     # index_put_ would take -1 for the last block: padding must be dropped, and a step on a CPU hardly ever has any.
-    if slot_mapping.shape[0] and int(slot_mapping.min()) < 0:
+    if int(slot_mapping.min()) < 0:
         kept = slot_mapping >= 0
         key_value, slot_mapping = key_value[kept], slot_mapping[kept]
     by_token[slot_mapping // block_size, slot_mapping % block_size] = key_value
@@ -60,5 +68,5 @@ def rotary_write(
         keys.copy_(rms_norm(keys, k_norm, eps))
     if cos_sin is not None:
         rotate_(heads[:, : q_heads + kv_heads], cos_sin.index_select(0, positions))
-    write_kv(heads[:, q_heads:].unflatten(1, (2, kv_heads)), kv_cache, slot_mapping)
+    write_kv(heads[:, q_heads:].view(-1, 2, kv_heads, head_dim), kv_cache, slot_mapping)
     return queries
