@@ -24,7 +24,7 @@ def draw(report: Report, path: Path) -> None:
         bars = axes.bar(places, heights, width=0.6, color="#3b6ea5")
         axes.bar_label(bars, fmt="%.4g", fontsize=8)
         axes.set_title(label, fontsize=10)
-        axes.set_xlabel(report.swept.replace("_", " "))
+        axes.set_xlabel(report.columns[report.swept])
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.15)
     figure.suptitle(report.title, fontsize=10)

@@ -27,6 +27,14 @@ def snippets(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
+def test_both_readmes_show_the_same_code() -> None:
+    def code(name: str) -> list[str]:
+        blocks = re.findall(r"```\w+\n.*?```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+        return [re.sub(r"[ \t]+#.*", "", block) for block in blocks]
+
+    assert code("README.md") == code("README.zh-CN.md")
+
+
 def snippet(language: str, containing: str) -> str:
     [found] = [text for text in snippets(language) if containing in text]
     return MODELS.sub("demo", found)
