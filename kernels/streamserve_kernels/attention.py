@@ -102,7 +102,7 @@ def _rotated(first, second, cos, sin):
     return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr", "seq_lens_ptr"])
 def _decode_kernel(
     q_ptr, positions_ptr, cos_sin_ptr, slots_ptr, q_norm_ptr, k_norm_ptr,
     cache_ptr, tables_ptr, seq_lens_ptr, out_ptr, partial_ptr, arrivals_ptr,
@@ -339,7 +339,7 @@ def _prefill_tile(
     return highest, total, sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_sequence", "first_query"], do_not_specialize_on_alignment=["seq_lens_ptr", "query_start_ptr"])
 def _prefill_kernel(
     q_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, out_ptr,
     scale, block_stride, table_stride, first_sequence, first_query,

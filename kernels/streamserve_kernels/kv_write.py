@@ -13,7 +13,7 @@ from triton.language.extra import cuda
 from .launch import dependent_launch, power_of_two
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def _rotary_write_kernel(
     qkv_ptr, positions_ptr, cos_sin_ptr, cache_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, q_ptr,
     qkv_stride, block_stride, eps,

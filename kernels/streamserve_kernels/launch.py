@@ -8,6 +8,9 @@ still runs. A kernel launched that way
  * calls `gdc_wait` in every program, early exits included, before it touches anything a step writes: completion is transitive
    only because each kernel completes after its own predecessor did;
  * calls `gdc_launch_dependents` as its first act, so that successors prefetch their weights meanwhile.
+
+A kernel is compiled again for every pattern of arguments that are 1 or divisible by 16, pointers included. Arguments that change
+from step to step are therefore exempt (`do_not_specialize`): a server must not stop to compile.
 """
 
 from __future__ import annotations
@@ -42,11 +45,14 @@ def power_of_two(size: int, *, least: int = 1) -> int:
     return max(least, triton.next_power_of_2(size))
 
 
-@functools.cache
 def arrivals(device: torch.device) -> torch.Tensor:
-    """[MAX_ARRIVALS] int32 counters of finished parts, zero between launches.
+    """[MAX_ARRIVALS] int32 counters of finished parts, zero between launches, those of the current stream.
 
-    Kernels whose last program adds up what the others left count with them. All launches on a device share them, so they must
-    be on one stream.
+    Kernels whose last program adds up what the others left count with them. Make them before a capture: run it once without.
     """
+    return _arrivals(device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+
+
+@functools.cache
+def _arrivals(device: torch.device, stream: int) -> torch.Tensor:
     return torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)

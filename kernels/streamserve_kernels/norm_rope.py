@@ -24,7 +24,7 @@ def activate(gate, up, ACTIVATION: tl.constexpr):
     return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)) * up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _norm_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, total_ptr, out_ptr, num_rows, width, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, CENTER: tl.constexpr, PDL: tl.constexpr,

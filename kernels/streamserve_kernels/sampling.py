@@ -53,7 +53,7 @@ def _exponential(a, b, tokens):
     return -tl.log((2 * (h >> 9) + 1).to(tl.float32) * 5.9604644775390625e-08)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows_ptr", "positions_ptr"])
 def _scores_kernel(
     logits_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr, best_ptr, best_ids_ptr,
     vocab, parts, row_stride, CHUNK: tl.constexpr, PDL: tl.constexpr,
@@ -118,7 +118,7 @@ def _above(logits_ptr, vocab, temperature, top, bound, CHUNK: tl.constexpr):
     return tl.sum(counts, axis=0), tl.sum(masses, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["lines_ptr", "rows_ptr", "positions_ptr"])
 def _restricted_kernel(
     logits_ptr, lines_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
     out_ptr, vocab, row_stride, CHUNK: tl.constexpr,
@@ -185,7 +185,7 @@ def _restricted_kernel(
     tl.store(out_ptr + line, token.to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["lines_ptr", "bits_ptr"])
 def _mask_kernel(logits_ptr, lines_ptr, bits_ptr, vocab, num_words, CHUNK: tl.constexpr):
     """Ban what one mask leaves out, in one chunk of its line."""
     mask = tl.program_id(0)
@@ -196,7 +196,7 @@ def _mask_kernel(logits_ptr, lines_ptr, bits_ptr, vocab, num_words, CHUNK: tl.co
     tl.store(logits_ptr + line * vocab + tokens, tl.full([CHUNK], float("-inf"), tl.float32), mask=banned & (tokens < vocab))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["lines_ptr", "ids_ptr", "values_ptr"])
 def _edit_kernel(logits_ptr, lines_ptr, ids_ptr, values_ptr, count, vocab, CHUNK: tl.constexpr):
     """Add to single logits; atomic, since one token may have several edits."""
     edits = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
@@ -206,7 +206,7 @@ def _edit_kernel(logits_ptr, lines_ptr, ids_ptr, values_ptr, count, vocab, CHUNK
     tl.atomic_add(logits_ptr + line * vocab + token, tl.load(values_ptr + edits, mask=inside, other=0.0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"], do_not_specialize_on_alignment=["lines_ptr", "prefixes_ptr", "last_ptr", "rows_ptr", "positions_ptr"])
 def _bad_word_kernel(
     logits_ptr, lines_ptr, prefixes_ptr, last_ptr, rows_ptr, positions_ptr, ids_ptr, num_prompt_ptr,
     length, vocab, row_stride, LENGTH: tl.constexpr,

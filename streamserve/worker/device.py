@@ -5,8 +5,8 @@ Used by the rank's launch thread; `Event.wait` alone is called on the wait threa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -40,6 +40,10 @@ class Device(Protocol):
 
     def stream(self) -> AbstractContextManager[object]:
         """Everything launched inside, by this thread, goes to the worker's stream."""
+        ...
+
+    def another_stream(self) -> AbstractContextManager[object]:
+        """As `stream`, with a stream that nothing else uses; when left, its work is done."""
         ...
 
     def staging(self, num_words: int) -> Tensor:
@@ -112,6 +116,9 @@ class CpuDevice:
     def stream(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def another_stream(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def staging(self, num_words: int) -> Tensor:
         return torch.empty(num_words, dtype=torch.int32)
 
@@ -160,6 +167,13 @@ class CudaDevice:
 
     def stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)
+
+    @contextmanager
+    def another_stream(self) -> Iterator[object]:
+        stream: torch.cuda.Stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            yield stream
+        stream.synchronize()
 
     def staging(self, num_words: int) -> Tensor:
         return torch.empty(num_words, dtype=torch.int32, pin_memory=True)

@@ -18,7 +18,7 @@ def measure_activations(
 ) -> int:
     """Bytes that a step of `num_tokens` tokens and `num_lines` sampled lines holds at its peak, beside what stays."""
     kv_caches = allocate(shape, 1, device)
-    inputs = _prefill(device, shape, num_tokens, max_model_len)
+    inputs = prefill_inputs(device, shape, num_tokens, max_model_len)
     lines = torch.arange(num_lines, dtype=torch.int32, device=device.torch_device)
     padding = torch.full_like(lines, rows.tables.padding_row)
     parameters = SamplingTensors(rows.tables, padding, torch.zeros_like(lines), random=lines)
@@ -30,7 +30,7 @@ def measure_activations(
     return device.measure_peak(step)
 
 
-def _prefill(device: Device, shape: KvShape, num_tokens: int, max_model_len: int) -> StepInputs:
+def prefill_inputs(device: Device, shape: KvShape, num_tokens: int, max_model_len: int) -> StepInputs:
     """Prompts that fill a step. All of them read block 0 and write nowhere."""
     length = min(num_tokens, max_model_len)
     lengths = [length] * (num_tokens // length)

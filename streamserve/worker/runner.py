@@ -14,10 +14,12 @@ from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
+from streamserve.worker.compilation import compile_kernels
 from streamserve.worker.device import Device, open_device
 from streamserve.worker.dtypes import resolve_dtype
 from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
 from streamserve.worker.model import Model
+from streamserve.worker.progress import weights_bar
 from streamserve.worker.rehearsal import measure_activations
 from streamserve.worker.rows import Room, Rows
 from streamserve.worker.shortage import explain_shortage
@@ -46,7 +48,7 @@ class Runner:
         dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
         shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
         with device.stream(), explain_shortage(device, config, timeline):
-            with timeline.measure("weights"):
+            with timeline.measure("weights"), weights_bar(self._checkpoint.source) as on_progress:
                 model = load_model(
                     self._checkpoint,
                     arch,
@@ -54,9 +56,13 @@ class Runner:
                     device=device.torch_device,
                     quantization=config.quantization,
                     max_model_len=max_model_len,
+                    on_progress=on_progress,
                 )
+            rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
+            if device.captures:
+                with timeline.measure("kernels"):
+                    compile_kernels(device, model, rows, shape, config.max_num_batched_tokens)
             with timeline.measure("kv_cache"):
-                rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
                 num_blocks = _size_cache(config, device, model, rows, shape, max_model_len)
                 self._steps = StepRunner(device, model, rows, allocate(shape, num_blocks, device))
             with timeline.measure("warmup"):

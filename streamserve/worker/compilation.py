@@ -1,0 +1,63 @@
+"""Kernels compiled before the first step, on many threads: one after another they would take most of a start.
+
+Called on the rank's launch thread while nothing else runs. Each thread runs one size of step on a stream of its own, over a cache
+of one block that nobody reads. On a device that compiles nothing there is nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from streamserve.models.inputs import StepInputs
+from streamserve.worker.cuda_graphs import decode_sizes
+from streamserve.worker.device import Device
+from streamserve.worker.kv_cache import KvShape, allocate
+from streamserve.worker.model import Model
+from streamserve.worker.rehearsal import prefill_inputs
+from streamserve.worker.rows import Rows
+from streamserve_kernels import SamplingTensors, gather_inputs, sample, scatter_sampled
+
+_DECODES = (1, 2, 8, 16, 32, 64, 128)
+_PREFILLS = (100, 1000)
+
+
+def compile_kernels(device: Device, model: Model, rows: Rows, shape: KvShape, max_num_batched_tokens: int) -> None:
+    """Run steps of every size that kernels tell apart, at the same time."""
+    kv_caches = allocate(shape, 1, device)
+    most = decode_sizes(rows.room.max_num_seqs)[-1]
+
+    def decode(size: int) -> Callable[[], object]:
+        return lambda: _decode(device, model, rows, kv_caches, size)
+
+    def prefill(num_tokens: int) -> Callable[[], object]:
+        inputs = prefill_inputs(device, shape, num_tokens, rows.room.max_model_len)
+        return lambda: model.logits(model(inputs, kv_caches)[:1])
+
+    steps = [decode(size) for size in (*(size for size in _DECODES if size < most), most)]
+    steps += [
+        prefill(size) for size in (*(size for size in _PREFILLS if size < max_num_batched_tokens), max_num_batched_tokens)
+    ]
+    device.synchronize()
+    with ThreadPoolExecutor(len(steps), thread_name_prefix="streamserve-compile") as threads:
+        for done in [threads.submit(_apart, device, step) for step in steps]:
+            done.result()
+
+
+def _apart(device: Device, step: Callable[[], object]) -> None:
+    with torch.inference_mode(), device.another_stream():
+        step()
+
+
+def _decode(device: Device, model: Model, rows: Rows, kv_caches: list[Tensor], size: int) -> None:
+    tables, room = rows.tables, rows.room
+    padding = torch.full((size,), tables.padding_row, dtype=torch.int32, device=device.torch_device)
+    starts = torch.zeros_like(padding)
+    query_start = torch.arange(size + 1, dtype=torch.int32, device=device.torch_device)
+    gathered = gather_inputs(tables, padding, starts, query_start, num_tokens=size, block_size=room.block_size)
+    hidden = model(StepInputs(*gathered, query_start, size, 1, room.max_model_len), kv_caches)
+    tokens = sample(model.logits(hidden), SamplingTensors(tables, padding, starts + 1, restricted=starts[:1]))
+    scatter_sampled(tables, padding, starts + 1, tokens.token_ids)
