@@ -70,27 +70,35 @@ class Server:
         self._failure: str | None = None
 
     async def run(self) -> int:
-        """Serve until a signal or a failure; the exit status. Raises `ConfigError` when it can't listen like this."""
+        """Serve until a signal or a failure; the exit status.
+
+        Raises `ConfigError` when it can't listen like this; whatever else keeps it from starting is told and makes the status 1.
+        """
         listening = bind(self._options.listen)
+        memory_fd = Metrics.shared_memory(self._options.workers)
         try:
             listen = msgspec.structs.replace(self._options.listen, port=listening.getsockname()[1])
+            first = self._first_worker(listen, memory_fd)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._obey_signals)
-                await self._serve(listening, listen, watching)
+                await self._serve(first, listening, listen, memory_fd, watching)
                 watching.cancel_scope.cancel()
         finally:
             listening.close()
+            os.close(memory_fd)
             await self._stop_engine()
             for worker in self._workers:
                 worker.kill()
         return 0 if self._failure is None else EXIT_FAILED
 
-    async def _serve(self, listening: socket.socket, listen: Listen, watching: TaskGroup) -> None:
-        options = self._options
-        name = options.server.model_names[0]
-        memory_fd = Metrics.shared_memory(options.workers)
-        metrics = Metrics(name, memory_fd=memory_fd, workers=options.workers)
-        first = ApiWorker(options.server, listen, metrics=metrics, cancel_elsewhere=partial(cancel_anywhere, self._workers))
+    def _first_worker(self, listen: Listen, memory_fd: int) -> ApiWorker:
+        config, workers = self._options.server, self._options.workers
+        metrics = Metrics(config.model_names[0], memory_fd=memory_fd, workers=workers)
+        return ApiWorker(config, listen, metrics=metrics, cancel_elsewhere=partial(cancel_anywhere, self._workers))
+
+    async def _serve(
+        self, first: ApiWorker, listening: socket.socket, listen: Listen, memory_fd: int, watching: TaskGroup
+    ) -> None:
         async with anyio.create_task_group() as http:
             http.start_soon(first.serve, listening)
             await first.wait_started()

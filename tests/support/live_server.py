@@ -45,7 +45,10 @@ async def live_server(
     send_buffer: int | None = None,
     **config: Any,
 ) -> AsyncIterator[LiveServer]:
-    """Serve `engine`; `config` are fields of `ServerConfig`, `defaults` as in `Service.attach`, `send_buffer` as in `serving`."""
+    """Serve `engine`; `config` are fields of `ServerConfig`.
+
+    defaults, send_buffer  as in `Service.attach` and `serving`
+    """
     service = Service(ServerConfig(**{"model_names": ["scripted"], **config}))
     if ready:
         service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], next_seed=lambda: 7), defaults or {})

@@ -1,0 +1,238 @@
+"""`streamserve serve` from the outside: its command line, its life, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from streamserve.cli import run
+from streamserve.commands.serve import serve, serve_options
+from tests.support.serve_process import ServeProcess, is_running, serve_process
+
+SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024", "--enforce-eager")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["name a model", "--model"]),
+        (["demo", "--model", "other"], ["two models"]),
+        (["demo", "--zork", "1"], ["--zork"]),
+        (["demo", "--port", "many"], ["--port", "many"]),
+        (["demo", "--port", "99999"], ["--port 99999", "65535"]),
+        (["demo", "--swap-space", "4"], ["--swap-space", "vLLM"]),
+        (["demo", "--enable_lora"], ["--enable-lora", "vLLM"]),
+        (["demo", "--no-enable-log-requests"], ["--no-enable-log-requests", "vLLM"]),
+        (["demo", "-tp", "2"], ["--tensor-parallel-size 2"]),
+        (["demo", "--distributed-executor-backend", "ray"], ["ray"]),
+        (["demo", "--dtype", "int3"], ["--dtype", "bfloat16"]),
+        (["demo", "--block-size", "7"], ["--block-size", "16"]),
+        (["demo", "--max-model-len", "4.5"], ["--max-model-len"]),
+        (["demo", "--max-num-seqs", "0"], ["--max-num-seqs 0"]),
+        (["demo", "--api-key", ""], ["--api-key"]),
+        (["demo", "--chat-template", "nowhere.jinja"], ["--chat-template", "nowhere.jinja"]),
+        (["demo", "--allowed-origins", "x"], ["--allowed-origins", "JSON"]),
+        (["demo", "--override-generation-config", "[1]"], ["--override-generation-config"]),
+        (["demo", "--generation-config", "/nowhere"], ["--generation-config /nowhere"]),
+        (["demo", "--ssl-certfile", "/nowhere.pem"], ["TLS"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_status_2(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.err.startswith("error: ")
+    assert all(word in printed.err for word in words), printed.err
+
+
+def test_a_port_in_use_is_one_line_that_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments in ([], ["--api-server-count", "2"]):
+            assert run(["serve", "demo", "--host", "127.0.0.1", "--port", str(port), *arguments]) == 2
+            error = capsys.readouterr().err
+            assert len(error.strip().splitlines()) == 1
+            assert f"port {port}" in error
+            assert "--port" in error
+
+
+def options(*arguments: str) -> Any:
+    """What a command line means, without running it."""
+    with serve.make_context("serve", list(arguments)) as context:
+        values = dict(context.params)
+        return serve_options(values.pop("model"), values)
+
+
+def test_vllms_command_line_means_what_it_means_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STREAMSERVE_API_KEY", raising=False)
+    told = options(
+        "facebook/opt-125m", "--served_model_name", "a", "b", "--max-model-len", "25.6k", "--dtype=half", "-tp", "1",
+        "--trust-remote-code", "--gpu-memory-utilization", "0.5", "--seed", "3", "--block-size", "32", "--max-num-seqs", "8",
+        "--max-num-batched-tokens", "1K", "--no-enable-prefix-caching", "--no-async-scheduling", "--kv-cache-memory-bytes", "2G",
+        "--api-key", "k1", "--api-key", "k2", "--disable-log-requests", "--uvicorn-log-level", "warning",
+    )  # fmt: skip
+    engine = told.engine
+    assert (engine.model, engine.dtype, engine.max_model_len, engine.block_size) == ("facebook/opt-125m", "half", 25600, 32)
+    assert (engine.gpu_memory_utilization, engine.max_num_seqs, engine.max_num_batched_tokens) == (0.5, 8, 1024)
+    assert (engine.trust_remote_code, engine.enable_prefix_caching, engine.overlap) == (True, False, False)
+    assert (engine.kv_cache_memory, told.server.seed) == (2 * 1024**3, 3)
+    assert (told.server.model_names, told.server.api_keys) == (["a", "b"], ["k1", "k2"])
+    assert (told.listen.port, told.listen.log_level, told.workers) == (8000, "warning", 1)
+
+
+def test_the_model_may_come_as_a_flag_and_the_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMSERVE_API_KEY", "hidden")
+    told = options("--model", "demo")
+    assert (told.engine.model, told.server.model_names, told.server.api_keys) == ("demo", ["demo"], ["hidden"])
+
+
+def test_sampling_defaults_come_from_model_flag_or_nowhere() -> None:
+    assert options("demo").uses_model_defaults
+    assert not options("demo", "--generation-config", "vllm").uses_model_defaults
+    told = options("demo", "--override-generation-config", '{"temperature": 0.5, "max_new_tokens": 7}')
+    assert told.sampling_overrides == {"temperature": 0.5, "max_tokens": 7}
+
+
+def complete(base_url: str, **fields: Any) -> str:
+    answer = httpx.post(f"{base_url}/v1/completions", json={"prompt": "The capital of France is", **fields}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["text"])
+
+
+def test_an_unknown_model_leaves_with_one_line_and_status_1() -> None:
+    with serve_process("--model", "/nowhere/at/all") as server:
+        assert server.wait() == 1
+        assert "error: /nowhere/at/all: no such file or folder" in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    with serve_process(*SMALL, "--served-model-name", "demo", "smol", "--shutdown-timeout", "20") as server:
+        early = httpx.get(f"{server.base_url}/health").status_code, httpx.get(f"{server.base_url}/ready").status_code
+        server.wait_ready()
+        yield server, early
+
+
+def test_the_port_answers_before_the_model_is_there(demo: tuple[ServeProcess, tuple[int, int]]) -> None:
+    server, early = demo
+    assert early == (200, 503)
+    assert httpx.get(f"{server.base_url}/ready").status_code == 200
+
+
+def test_a_real_model_answers(demo: tuple[ServeProcess, Any]) -> None:
+    server, _ = demo
+    text = complete(server.base_url, max_tokens=8, temperature=0)
+    assert text.startswith(" Paris")
+    with httpx.stream(
+        "POST",
+        f"{server.base_url}/v1/completions",
+        json={"model": "smol", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "stream": True},
+        timeout=60,
+    ) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    assert "".join(json.loads(line)["choices"][0]["text"] for line in lines[:-1]) == text
+    assert len(lines) == 9
+
+
+def test_a_schema_holds_over_http(demo: tuple[ServeProcess, Any]) -> None:
+    server, _ = demo
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+    text = complete(
+        server.base_url, max_tokens=40, seed=1, response_format={"type": "json_schema", "json_schema": {"schema": schema}}
+    )
+    assert set(json.loads(text)) == {"n"}
+
+
+def test_prompts_and_keys_are_never_logged(demo: tuple[ServeProcess, Any]) -> None:
+    server, _ = demo
+    complete(server.base_url, max_tokens=2)
+    httpx.post(
+        f"{server.base_url}/v1/completions", json={"prompt": "xyzzy", "n": -1}, headers={"Authorization": "Bearer plugh"}
+    )
+    assert '"POST /v1/completions HTTP/1.1" 200' in server.log
+    assert not {"capital", "xyzzy", "plugh"} & set(server.log.replace('"', " ").split())
+
+
+def test_a_signal_drains_finishes_the_stream_and_leaves_nothing(demo: tuple[ServeProcess, Any]) -> None:
+    server, _ = demo
+    base_url, children = server.base_url, server.children
+    body = {"prompt": "Once upon a time", "max_tokens": 60, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", f"{base_url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert server.wait() == 0
+    assert not any(map(is_running, children))
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{base_url}/health")
+
+
+def test_workers_share_the_port_and_die_with_the_engine() -> None:
+    with serve_process(*SMALL, "--api-server-count", "2") as server:
+        server.wait_ready()
+        base_url, children = server.base_url, server.children
+        assert len(children) == 2
+        # Every connection may meet either worker: between them they must know each other's requests and counts.
+        for _ in range(6):
+            complete(base_url, max_tokens=1)
+        assert (
+            'vllm:request_success_total{engine="0",finished_reason="length",model_name="demo"} 6.0'
+            in httpx.get(f"{base_url}/metrics").text
+        )
+        assert [cancel_from_anywhere(base_url, f"job-{number}") for number in range(6)] == ["abort"] * 6
+        engine = engine_of(children)
+        with ThreadPoolExecutor() as threads:
+            streams = [threads.submit(read_stream, base_url) for _ in range(4)]
+            wait_running(base_url, 4)
+            os.kill(engine, signal.SIGKILL)
+            endings = [stream.result(timeout=30)[-2:] for stream in streams]
+        assert all('"engine_dead"' in error and done == "data: [DONE]" for error, done in endings)
+        assert server.wait() == 1
+        assert "error: the engine process ended" in server.log
+        assert not any(map(is_running, children))
+
+
+def engine_of(children: list[int]) -> int:
+    for pid in children:
+        with open(f"/proc/{pid}/cmdline", "rb") as command:
+            if b"streamserve.engine.process" in command.read():
+                return pid
+    raise AssertionError("no engine process")
+
+
+def read_stream(base_url: str, **fields: Any) -> list[str]:
+    body = {"prompt": "Once upon a time", "max_tokens": 900, "stream": True, "ignore_eos": True, **fields}
+    with httpx.stream("POST", f"{base_url}/v1/completions", json=body, timeout=60) as response:
+        return [line for line in response.iter_lines() if line]
+
+
+def wait_running(base_url: str, count: int) -> None:
+    with httpx.Client(base_url=base_url) as client:
+        while client.get("/load").json()["num_requests_running"] < count:
+            continue
+
+
+def cancel_from_anywhere(base_url: str, request_id: str) -> str:
+    """Start a stream, cancel it over a connection of its own; how the stream finished."""
+    body = {"prompt": "Once upon a time", "max_tokens": 900, "stream": True, "ignore_eos": True, "request_id": request_id}
+    with httpx.stream("POST", f"{base_url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        assert httpx.post(f"{base_url}/v1/requests/{request_id}/cancel").status_code == 200
+        last = [line for line in lines if line][-2]
+    return str(json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"])
