@@ -65,10 +65,10 @@ def test_every_flag_it_names_exists() -> None:
         assert flag in help_text
 
 
-@pytest.mark.parametrize("library", ["openai", "streamserve_client"])
-def test_the_clients_stream_an_answer(library: str, base_url: str) -> None:
-    source = snippet("python", f"from {library} import").replace("http://localhost:8000", base_url).replace("=256", "=16")
-    assert len(run(sys.executable, "-c", source)) > 10
+@pytest.mark.parametrize("name", ["import OpenAI", "import Client", "client.websocket()"])
+def test_the_clients_stream_an_answer(name: str, base_url: str) -> None:
+    source = snippet("python", name).replace("http://localhost:8000", base_url).replace("=256", "=16")
+    assert len(run(sys.executable, "-c", source)) > 2
 
 
 def test_the_command_line_client_streams_an_answer(base_url: str) -> None:
