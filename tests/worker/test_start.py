@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from streamserve.scheduling.plan import Plan, RowWork
 from streamserve.worker.device import open_device
 from streamserve.worker.dtypes import resolve_dtype
 from streamserve.worker.memory import Memory, host_memory
+from streamserve.worker.progress import weights_bar
 from streamserve.worker.runner import Runner
 from streamserve.worker.shortage import explain_shortage
 from streamserve.worker.timeline import Timeline
@@ -100,3 +102,22 @@ def test_host_memory_is_the_machines_unless_a_container_has_less(tmp_path: Path)
     assert host_memory(tmp_path, tmp_path) == Memory(4 << 20, 1 << 20)
     write_memory(tmp_path, limit=str(64 << 20))
     assert host_memory(tmp_path, tmp_path) == Memory(16 << 20, 8 << 20)
+
+
+def test_the_weights_bar_shows_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with weights_bar("model") as on_progress:
+        assert on_progress is None
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with weights_bar("tiny") as on_progress:
+        assert on_progress is not None
+        on_progress(500_000, 1_000_000)
+    assert "loading tiny" in terminal.getvalue()
+    assert "1.0 MB" in terminal.getvalue()
+
+
+class Terminal(io.StringIO):
+    """Standard error that somebody watches."""
+
+    def isatty(self) -> bool:
+        return True
