@@ -99,7 +99,7 @@ def paged_attention(
     window         a token sees itself and the window - 1 tokens before it (Mistral, Gemma 3); None sees all
     softcap        scores become softcap * tanh(score / softcap) (Gemma 2)
     num_decodes    how many leading sequences have exactly one query
-    max_query_len, max_seq_len  the largest query and sequence lengths of this batch
+    max_query_len, max_seq_len  the largest query and sequence lengths of this batch, for choosing launches
     returns        [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32
     """
     lengths = seq_lens.tolist()
