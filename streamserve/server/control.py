@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 import msgspec
@@ -64,29 +64,35 @@ class Control:
         self._calls: dict[int, asyncio.Future[bool]] = {}
         self._numbers = itertools.count()
         self._writer: asyncio.StreamWriter | None = None
+        self._unsent: list[bytes] = []
+        self._has_ended = False
 
     async def run(self, end: socket.socket) -> None:
         """Obey the other end until it closes."""
         reader, self._writer = await asyncio.open_connection(sock=end)
+        self._writer.writelines(self._unsent)
         try:
             async with anyio.create_task_group() as tasks:
-                while line := await reader.readline():
+                async for line in _lines(reader):
                     self._obey(_DECODER.decode(line), tasks)
                 tasks.cancel_scope.cancel()
         finally:
+            self._has_ended = True
             for call in self._calls.values():
                 call.cancel()
             self._writer.close()
-            self._writer = None
 
     def tell(self, message: Message) -> None:
-        """Send without waiting; nothing when the other end is gone."""
-        if self._writer is not None:
-            self._writer.write(_ENCODER.encode(message) + b"\n")
+        """Send without waiting, as soon as there is a connection; nothing once the other end is gone."""
+        line = _ENCODER.encode(message) + b"\n"
+        if self._writer is None:
+            self._unsent.append(line)
+        elif not self._has_ended:
+            self._writer.write(line)
 
     async def cancel(self, request_id: str) -> bool:
         """Ask the other end to cancel a request; False when it does not have it, or is gone."""
-        if self._writer is None:
+        if self._has_ended:
             return False
         number = next(self._numbers)
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -116,3 +122,12 @@ class Control:
                 answer = self._calls.get(call)
                 if answer is not None and not answer.done():
                     answer.set_result(found)
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Lines until the other end is gone, in whatever way."""
+    try:
+        while line := await reader.readline():
+            yield line
+    except ConnectionError:
+        return

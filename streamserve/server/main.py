@@ -72,7 +72,7 @@ class Server:
     async def run(self) -> int:
         """Serve until a signal or a failure; the exit status.
 
-        Raises `ConfigError` when it can't listen like this; whatever else keeps it from starting is told and makes the status 1.
+        Raises `ConfigError` when it can't listen like this; what else keeps it from starting is told and makes the status 1.
         """
         listening = bind(self._options.listen)
         memory_fd = Metrics.shared_memory(self._options.workers)

@@ -78,7 +78,8 @@ def test_vllms_command_line_means_what_it_means_there(monkeypatch: pytest.Monkey
     told = options(
         "facebook/opt-125m", "--served_model_name", "a", "b", "--max-model-len", "25.6k", "--dtype=half", "-tp", "1",
         "--trust-remote-code", "--gpu-memory-utilization", "0.5", "--seed", "3", "--block-size", "32", "--max-num-seqs", "8",
-        "--max-num-batched-tokens", "1K", "--no-enable-prefix-caching", "--no-async-scheduling", "--kv-cache-memory-bytes", "2G",
+        "--max-num-batched-tokens", "1K", "--no-enable-prefix-caching", "--no-async-scheduling",
+        "--kv-cache-memory-bytes", "2G",
         "--api-key", "k1", "--api-key", "k2", "--disable-log-requests", "--uvicorn-log-level", "warning",
     )  # fmt: skip
     engine = told.engine
@@ -236,3 +237,30 @@ def cancel_from_anywhere(base_url: str, request_id: str) -> str:
         assert httpx.post(f"{base_url}/v1/requests/{request_id}/cancel").status_code == 200
         last = [line for line in lines if line][-2]
     return str(json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"])
+
+
+def test_a_second_signal_ends_everything_at_once() -> None:
+    with serve_process(*SMALL, "--shutdown-timeout", "60") as server:
+        server.wait_ready()
+        base_url, children = server.base_url, server.children
+        with ThreadPoolExecutor() as threads:
+            stream = threads.submit(read_stream, base_url)
+            wait_running(base_url, 1)
+            server.signal(signal.SIGINT)
+            server.wait_for_log("a second signal ends them now")
+            server.signal(signal.SIGINT)
+            assert server.wait(10) == 128 + signal.SIGINT
+            with pytest.raises(httpx.RemoteProtocolError):
+                stream.result(timeout=10)
+        assert not any(map(is_running, children))
+
+
+def test_a_signal_while_loading_leaves_nothing() -> None:
+    with serve_process(*SMALL) as server:
+        server.wait_for_log("tokenizer")
+        children = server.children
+        assert children
+        server.signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+        assert "Traceback" not in server.log
+        assert not any(map(is_running, children))

@@ -41,7 +41,10 @@ class ServeProcess:
         return [int(pid) for pid in found.stdout.split()]
 
     def wait_ready(self) -> None:
-        self._until(lambda: "Ready: " in self.log or None)
+        self.wait_for_log("Ready: ")
+
+    def wait_for_log(self, text: str) -> None:
+        self._until(lambda: text in self.log or None)
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)

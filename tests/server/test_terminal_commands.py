@@ -1,0 +1,59 @@
+"""`streamserve generate` and `streamserve chat`, with the demo model, as processes on a pipe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from streamserve.cli import run
+
+SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024", "--temperature", "0")
+
+
+def command(*arguments: str, said: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "streamserve", *arguments],
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_generate_continues_standard_input_and_tells_its_speed() -> None:
+    done = command("generate", *SMALL, "--max-tokens", "6", "--stats", said="The capital of France is\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(" Paris")
+    assert "[6 tokens, first after " in done.stderr
+
+
+def test_chat_remembers_until_cleared_and_survives_a_message_that_does_not_fit() -> None:
+    said = "What is 2+2?\n" + "x " * 3000 + "\n/clear\nSay hello.\n/exit\nnever asked\n"
+    done = command("chat", *SMALL, "--max-tokens", "12", said=said)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip().splitlines()) >= 2
+    assert "error: " in done.stderr
+    assert "maximum context length" in done.stderr
+
+
+def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "hi", "--model", "/nowhere/at/all"]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: /nowhere/at/all")
+
+
+def test_help_loads_neither_torch_nor_a_server() -> None:
+    program = (
+        "import sys; from streamserve.cli import run; run(['--help']); "
+        "sys.exit(bool({'torch', 'litestar', 'uvicorn'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60).returncode == 0
+
+
+def test_serve_loads_no_torch_in_its_api_process() -> None:
+    program = "import sys, streamserve.commands.serve; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60).returncode == 0
