@@ -20,10 +20,12 @@ def randomize(model: CausalModel, seed: int = 0) -> None:
     for module in model.modules():
         if isinstance(module, RmsNorm | LayerNorm):
             module.weight.fill_(1.0)
-    skip = {id(module.weight) for module in model.modules() if isinstance(module, RmsNorm | LayerNorm)}
-    for parameter in model.parameters():
-        if id(parameter) not in skip:
-            _tile(parameter.view(-1), noise.to(parameter))
+    norms = {id(module.weight) for module in model.modules() if isinstance(module, RmsNorm | LayerNorm)}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in norms]
+    # All weights share a place; only norms may be of another dtype.
+    noise = noise.to(weights[0])
+    for weight in weights:
+        _tile(weight.view(-1), noise)
 
 
 def _tile(target: torch.Tensor, noise: torch.Tensor) -> None:
