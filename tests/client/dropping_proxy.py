@@ -1,0 +1,55 @@
+"""A TCP proxy that passes bytes on until it is told to drop every connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class DroppingProxy:
+    """Forwards to `port` of this machine; `drop` resets whatever is open and counts it."""
+
+    def __init__(self, port: int) -> None:
+        self.dropped = 0
+        self.accepted = 0
+        self._port = port
+        self._open: set[asyncio.StreamWriter] = set()
+
+    def drop(self) -> None:
+        """Cut every connection at once, without a goodbye."""
+        for writer in list(self._open):
+            writer.transport.abort()
+            self.dropped += 1
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._open |= {writer, inner_writer}
+        try:
+            await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
+        finally:
+            self._open -= {writer, inner_writer}
+            writer.close()
+            inner_writer.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        return
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def dropping_proxy(port: int) -> AsyncIterator[tuple[DroppingProxy, str]]:
+    """The proxy in front of `port`, and its base URL."""
+    proxy = DroppingProxy(port)
+    server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)
+    async with server:
+        yield proxy, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        proxy.drop()
