@@ -170,7 +170,8 @@ async def test_a_paused_sequence_resumes_at_the_low_mark_and_not_before(running:
         for _ in range(unread - 6):
             assert stream.take_nowait() is not None
         await anyio.wait_all_tasks_blocked()
-        assert (await engine.stats()).num_requests_paused == 1
+        stats = await engine.stats()
+        assert (stats.num_requests_paused, stats.generation_tokens) == (1, unread)
         assert stream.take_nowait() is not None
         assert (await engine.stats()).num_requests_paused == 0
 

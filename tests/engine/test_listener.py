@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -171,28 +171,36 @@ async def test_a_hung_step_hangs_neither_open_nor_stats(serving: Serving, remote
             assert stats.num_requests_running + stats.num_requests_waiting == count
 
 
-async def test_a_caller_cancelled_while_its_grammar_compiles_leaves_nothing(
-    serving: Serving, remote: RemoteEngine, make_spec: MakeSpec
+@pytest.mark.parametrize("how", ["cancelled", "disconnected"])
+async def test_a_caller_that_leaves_while_its_grammar_compiles_leaves_nothing(
+    serving: Serving, remote: RemoteEngine, make_spec: MakeSpec, how: str
 ) -> None:
-    compiling, cancelled = anyio.Event(), anyio.Event()
+    compiling, given_up = anyio.Event(), anyio.Event()
 
     async def compile_for_ever(wanted: StructuredOutputs) -> Constraint:
         compiling.set()
         try:
             await anyio.sleep_forever()
         finally:
-            cancelled.set()
+            given_up.set()
         raise AssertionError
 
-    async with serving(ScriptedExecutor(), compile_constraint=compile_for_ever):
+    async def ask() -> None:
+        with suppress(EngineDead):
+            await remote.open([make_spec(structured_outputs=CHOICE)])
+
+    async with serving(ScriptedExecutor(), compile_constraint=compile_for_ever) as core:
         await remote.start()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(remote.open, [make_spec(structured_outputs=CHOICE)])
+            tasks.start_soon(ask)
             await compiling.wait()
-            tasks.cancel_scope.cancel()
+            if how == "cancelled":
+                tasks.cancel_scope.cancel()
+            else:
+                await remote.stop()
         with anyio.fail_after(5):
-            await cancelled.wait()
-        stats = await remote.stats()
+            await given_up.wait()
+        stats = core.stats()
         assert (stats.num_requests_waiting, stats.num_requests_running) == (0, 0)
 
 

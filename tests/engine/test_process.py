@@ -120,28 +120,28 @@ async def test_refusals_come_back_as_the_exceptions_they_were(process: EnginePro
 
 async def test_a_worker_that_goes_takes_its_sequences_along_and_no_others(process: EngineProcess, make_spec: MakeSpec) -> None:
     async with connected(process.address, PAUSING_SOON) as stays, connected(process.address, PAUSING_SOON) as goes:
-        [kept] = await stays.open([spec := make_spec(max_tokens=200)])
-        lost = await goes.open([make_spec(max_tokens=200) for _ in range(3)])
+        [kept] = await stays.open([spec := make_spec(max_tokens=4000)])
+        lost = await goes.open([make_spec(max_tokens=4000) for _ in range(3)])
         await until(stays, lambda stats: stats.num_requests_paused == 4)
         await goes.stop()
         stats = await until(stays, lambda stats: num_alive(stats) == 1)
         assert stats.num_aborts == 3
-        assert (await read_all(kept)).token_ids == continuation(spec.prompt_token_ids, 200)
+        assert (await read_all(kept)).token_ids == continuation(spec.prompt_token_ids, 4000)
         assert {whole.error.code for whole in await read_together(lost) if whole.error} == {"engine_dead"}
 
 
 async def test_a_slow_reader_is_paused_across_the_socket(process: EngineProcess, make_spec: MakeSpec) -> None:
     async with connected(process.address, PAUSING_SOON) as engine:
-        slow, fast = make_spec(max_tokens=400), make_spec(max_tokens=400)
+        slow, fast = make_spec(max_tokens=4000), make_spec(max_tokens=4000)
         slow_stream, fast_stream = await engine.open([slow, fast])
-        assert (await read_all(fast_stream)).token_ids == continuation(fast.prompt_token_ids, 400)
+        assert (await read_all(fast_stream)).token_ids == continuation(fast.prompt_token_ids, 4000)
         assert num_alive(await engine.stats()) == 1
-        assert (await read_all(slow_stream)).token_ids == continuation(slow.prompt_token_ids, 400)
+        assert (await read_all(slow_stream)).token_ids == continuation(slow.prompt_token_ids, 4000)
 
 
 async def test_a_stalled_reader_is_failed_and_its_sequence_taken_out(process: EngineProcess, make_spec: MakeSpec) -> None:
     async with connected(process.address, PAUSING_SOON._replace(stall_timeout_s=0.2)) as engine:
-        [stream] = await engine.open([make_spec(max_tokens=2000)])
+        [stream] = await engine.open([make_spec(max_tokens=4000)])
         await until(engine, lambda stats: stats.num_requests_paused == 1)
         await until(engine, lambda stats: num_alive(stats) == stats.kv_blocks_used == 0)
         whole = await read_all(stream)
@@ -151,7 +151,7 @@ async def test_a_stalled_reader_is_failed_and_its_sequence_taken_out(process: En
 
 async def test_streams_end_with_engine_dead_when_the_process_is_killed(process: EngineProcess, make_spec: MakeSpec) -> None:
     async with connected(process.address, PAUSING_SOON) as engine:
-        [stream] = await engine.open([make_spec(max_tokens=2000)])
+        [stream] = await engine.open([make_spec(max_tokens=4000)])
         await until(engine, lambda stats: stats.num_requests_paused == 1)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
@@ -206,7 +206,7 @@ async def test_an_interrupt_from_the_terminal_is_left_to_the_parent(process: Eng
 
 async def test_sigterm_drains(process: EngineProcess, make_spec: MakeSpec) -> None:
     async with connected(process.address, PAUSING_SOON) as engine:
-        [stream] = await engine.open([spec := make_spec(max_tokens=400)])
+        [stream] = await engine.open([spec := make_spec(max_tokens=4000)])
         await until(engine, lambda stats: stats.num_requests_paused == 1)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)
@@ -215,7 +215,7 @@ async def test_sigterm_drains(process: EngineProcess, make_spec: MakeSpec) -> No
                 [late] = await engine.open([make_spec(max_tokens=1)])
                 late.close()
         assert refusal.value.code == "unavailable"
-        assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 400)
+        assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 4000)
         await wait_for_exit(process.pid)
     assert process.poll() == 0
 
@@ -256,7 +256,7 @@ async def test_an_idle_engine_process_uses_no_cpu(process: EngineProcess, make_s
         return int(fields[11]) + int(fields[12])
 
     async with connected(process.address, PAUSING_SOON) as engine:
-        await engine.open([make_spec(max_tokens=400)])
+        await engine.open([make_spec(max_tokens=4000)])
         await until(engine, lambda stats: stats.num_requests_paused == 1)
         before = cpu_ticks()
         await anyio.sleep(0.5)
