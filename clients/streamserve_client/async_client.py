@@ -1,4 +1,4 @@
-"""The asynchronous client, for asyncio and trio. One `AsyncClient` holds a pool of connections, for one event loop."""
+"""The asynchronous client. One `AsyncClient` holds a pool of connections, for one event loop."""
 
 from __future__ import annotations
 
