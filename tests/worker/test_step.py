@@ -200,3 +200,24 @@ def test_ids_outside_the_vocabulary_in_lists_harm_nobody(tiny: TinyLlama, steppe
         )
     )
     assert got["odd"].token_ids == tiny.greedy(prompt, 5)
+
+
+def test_prompt_logprobs_are_whole_though_the_prefix_is_cached(stepper: MakeStepper) -> None:
+    playing, prompt = stepper(), prompt_of(50, 10)
+    fresh = playing.run(spec("first", prompt, 3, prompt_logprobs=1))["first"].prompt_logprobs
+    again = playing.run(spec("again", prompt, 3, prompt_logprobs=1))["again"].prompt_logprobs
+    assert fresh is not None
+    assert again is not None
+    assert len(again) == 50
+    assert [entry and entry.top for entry in again] == [entry and entry.top for entry in fresh]
+
+
+def test_prompt_logprobs_survive_preemption(tiny: TinyLlama, stepper: MakeStepper) -> None:
+    prompts = [prompt_of(20, 20 + seed) for seed in range(5)]
+    playing = stepper(num_blocks=12)
+    got = playing.run(*(spec(f"s{place}", prompt, 40, prompt_logprobs=0) for place, prompt in enumerate(prompts)))
+    assert playing.scheduler.stats().num_preemptions > 0
+    for place, prompt in enumerate(prompts):
+        entries = got[f"s{place}"].prompt_logprobs
+        assert entries is not None
+        assert [entry.token_id for entry in entries[1:] if entry is not None] == prompt[1:]
