@@ -89,34 +89,33 @@ def _looks_like_a_path(model: str) -> bool:
 
 def _download(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
     """The local snapshot of a Hub repository: configuration, tokenizer and, unless "dummy", one form of the weights."""
+    folder = _snapshot(model, revision, CONFIG_PATTERNS + (["*.py"] if trust_remote_code else []))
+    formats = {"dummy": [], "safetensors": ["safetensors"]}.get(load_format, list(WEIGHT_PATTERNS))
+    for name in formats:
+        folder = _snapshot(model, revision, WEIGHT_PATTERNS[name])
+        if any(folder.glob(WEIGHT_PATTERNS[name][0])):
+            break
+    return folder
+
+
+def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
+    """Download a repository's files that match; raises `ConfigError` with what to do when they can't be had."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = CONFIG_PATTERNS + (["*.py"] if trust_remote_code else [])
-    formats = [] if load_format == "dummy" else ["safetensors"] if load_format == "safetensors" else list(WEIGHT_PATTERNS)
     try:
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=IGNORED_PATTERNS))
-        for name in formats:
-            patterns = WEIGHT_PATTERNS[name]
-            folder = Path(
-                snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS)
-            )
-            if any(folder.glob(patterns[0])):
-                break
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS))
     except GatedRepoError as error:
         raise ConfigError(f"{model}: gated on the Hub; accept its terms there and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
-        raise ConfigError(
-            f"{model}: no such folder here and no such repository on the Hub (private ones need HF_TOKEN)"
-        ) from error
+        missing = f"{model}: no such folder here and no such repository on the Hub (private ones need HF_TOKEN)"
+        raise ConfigError(missing) from error
     except LocalEntryNotFoundError as error:
-        raise ConfigError(
-            f"{model}: not downloaded yet and the Hub can't be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
-        ) from error
+        advice = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        raise ConfigError(f"{model}: not downloaded yet and the Hub can't be reached; {advice}") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{model}: download failed: {first_line}") from error
-    return folder
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{model}: download failed: {reason}") from error
 
 
 def _from_gguf(source: str, path: Path, load_format: str) -> Checkpoint:
@@ -161,10 +160,18 @@ def _weight_format(source: str, folder: Path, load_format: str) -> WeightFormat:
     if load_format == "gguf":
         raise ConfigError(f"{source} is a folder: --load-format gguf needs a .gguf file")
     if any(folder.glob("*.safetensors")):
+        _check_shards(source, folder)
         return "safetensors"
     if load_format == "auto" and any(folder.glob("pytorch_model*.bin")):
         return "pytorch"
     raise ConfigError(f"{source}: no *.safetensors weights in {folder}; for random weights add --load-format dummy")
+
+
+def _check_shards(source: str, folder: Path) -> None:
+    index = _read_json(folder / "model.safetensors.index.json") or {}
+    missing = sorted(name for name in set(index.get("weight_map", {}).values()) if not (folder / name).is_file())
+    if missing:
+        raise ConfigError(f"{source}: {len(missing)} of its files are missing, among them {missing[0]}; download it again")
 
 
 def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:

@@ -113,6 +113,15 @@ def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path, model: str, l
     assert "\n" not in str(refusal.value)
 
 
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    folder = folder_with(tmp_path / "model", first)
+    index = {"weight_map": {"a.weight": first, "b.weight": second, "c.weight": second}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=f"1 of its files are missing, among them {second}"):
+        resolve(str(folder))
+
+
 def test_a_gguf_header_becomes_a_config(tmp_path: Path) -> None:
     found = resolve(str(small_gguf(tmp_path / "small.gguf")))
     assert found.format == "gguf"
