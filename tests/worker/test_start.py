@@ -11,7 +11,7 @@ import torch
 from streamserve.checkpoint import resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.scheduling.plan import Plan, RowWork
+from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
 from streamserve.worker.device import open_device
 from streamserve.worker.dtypes import resolve_dtype
 from streamserve.worker.memory import Memory, host_memory
@@ -19,6 +19,7 @@ from streamserve.worker.progress import weights_bar
 from streamserve.worker.runner import Runner
 from streamserve.worker.shortage import explain_shortage
 from streamserve.worker.timeline import Timeline
+from tests.support.sampling import log_softmax
 from tests.support.tiny_model import VOCAB, TinyLlama
 
 CPU = torch.device("cpu")
@@ -121,3 +122,18 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "half", "float"])
+def test_every_dtype_runs_on_a_cpu(tiny: TinyLlama, dtype: str) -> None:
+    config = EngineConfig(model=tiny.path, device="cpu", dtype=dtype, max_num_seqs=2)  # type: ignore[arg-type]
+    runner = Runner(config, resolve(tiny.path))
+    runner.load()
+    start = RowStart(0, [5, 6, 7], 3, [0], RowSampling(seed=1, temperature=0.0, logprobs=1))
+    result = runner.step(Plan(1, [start], [], [RowWork(0, 0, 3, True)])).wait()
+    assert result.logprobs is not None
+    entry = result.logprobs[0]
+    assert entry is not None
+    assert entry.rank == 1
+    expected = tiny.logits((5, 6, 7))[-1]
+    assert entry.logprob == pytest.approx(log_softmax(expected)[expected.argmax()], abs=0.2)
