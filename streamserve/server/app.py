@@ -20,6 +20,8 @@ from streamserve.server.auth import Authentication
 from streamserve.server.config import CorsConfig
 from streamserve.server.errors import InternalError, error_body, error_headers, from_exception
 from streamserve.server.page import page_router
+from streamserve.server.responses import routes as responses
+from streamserve.server.responses.routes import create_response_over_socket
 from streamserve.server.service import Service
 from streamserve.server.ws.creation import create_chat, create_completion
 from streamserve.server.ws.socket import Create
@@ -30,6 +32,7 @@ logger = logging.getLogger("streamserve.server")
 CREATES: dict[str, Create] = {
     "chat.completion.create": create_chat,
     "completion.create": create_completion,
+    "response.create": create_response_over_socket,
 }
 ROUTES = [
     completions.create_completion,
@@ -37,6 +40,7 @@ ROUTES = [
     tokens.tokenize,
     tokens.detokenize,
     *meta.ROUTES,
+    *responses.ROUTES,
     websocket_routes(["/v1/ws", "/v1/responses"], CREATES),
 ]
 _REASONS = {401: "auth", 404: "not_found", 413: "too_large", 429: "queue_full", 503: "unavailable"}

@@ -53,6 +53,7 @@ class Producer:
 
     open      admits the sequences
     unread_s  how long it goes on while nobody reads the log, once somebody has
+    on_admitted  called once the sequences have been admitted
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Producer:
         *,
         live: LiveRequests,
         unread_s: float = 0.0,
+        on_admitted: Callable[[], None] | None = None,
         limits: LogLimits | None = None,
     ) -> None:
         self.request_id = request_id
@@ -75,6 +77,7 @@ class Producer:
         self._account = account
         self._live = live
         self._unread_s = unread_s
+        self._on_admitted = on_admitted
         self._leaving: asyncio.TimerHandle | None = None
         self._generation: Generation | None = None
         self._scope = anyio.CancelScope()
@@ -100,6 +103,8 @@ class Producer:
                 self._generation = generation
                 if self._error is not None:
                     raise self._error
+                if self._on_admitted is not None:
+                    self._on_admitted()
                 self.log.append(self._script.opening())
                 task_status.started()
                 await self._produce(generation)
@@ -123,6 +128,11 @@ class Producer:
         if self._error is None:
             self._error = error
             self._scope.cancel()
+
+    def stop_waiting(self) -> None:
+        """If it goes on only for a reader who may come back, end it: none can."""
+        if self._leaving is not None:
+            self.abort()
 
     async def _produce(self, generation: Generation) -> None:
         try:

@@ -23,9 +23,13 @@ from streamserve.server.live import LiveRequests
 from streamserve.server.metrics import Metrics
 from streamserve.server.parameters import Limits
 from streamserve.server.producer import Producer
+from streamserve.server.responses.record import ResponseRecord
 from streamserve.server.sockets import DRAINING, FAILED, Sockets
 from streamserve.types import EngineStats
 
+MAX_RESPONSES = 4096
+MAX_RESPONSE_BYTES = 256 << 20
+"""What stored responses may hold in memory."""
 MAX_RESUMABLE = 4096
 MAX_RESUMABLE_BYTES = 256 << 20
 """What streams that have ended may hold in memory for clients that come back."""
@@ -55,6 +59,9 @@ class Service:
         self.started_at = int(time.time())
         self.sockets = Sockets()
         self.resumable: Kept[Producer] = Kept(ttl_s=config.resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES)
+        self.responses: Kept[ResponseRecord] = Kept(
+            ttl_s=config.response_ttl_s, max_items=MAX_RESPONSES, max_bytes=MAX_RESPONSE_BYTES
+        )
         self._tasks: TaskGroup | None = None
         self._cancel_elsewhere = cancel_elsewhere
         self._frontend: Frontend | None = None
@@ -92,7 +99,11 @@ class Service:
 
     def producer_of(self, response_id: str) -> Producer | None:
         """Who makes or has made a response whose events are still kept here."""
-        return self.resumable.get(response_id)
+        producer = self.resumable.get(response_id)
+        if producer is not None:
+            return producer
+        record = self.responses.get(response_id)
+        return None if record is None else record.producer
 
     @property
     def frontend(self) -> Frontend:
@@ -148,9 +159,7 @@ class Service:
         self.lifecycle.drain()
         self.sockets.leave(DRAINING)
         for producer in self.resumable.running():
-            if not producer.log.is_read:
-                # Whoever might come back can't: this server takes no new sockets.
-                producer.abort()
+            producer.stop_waiting()
         with anyio.move_on_after(timeout_s):
             await self.live.wait_idle()
         self.live.fail_all(Unavailable("the server is shutting down"))

@@ -22,7 +22,7 @@ from streamserve.types import TextDelta
 
 async def create_chat(service: Service, body: dict[str, Any]) -> Producer:
     """`chat.completion.create`: the body of POST /v1/chat/completions, and `resumable`."""
-    is_resumable = _take_transport(body)
+    is_resumable = take_transport(body)
     asked, ignored = convert(body, ChatRequest)
     plan = await plan_chat(service, asked, ignored, identify(service, asked, "chatcmpl"))
     return _producer(service, plan, ChatFrames, "chat.completion", is_resumable)
@@ -30,20 +30,20 @@ async def create_chat(service: Service, body: dict[str, Any]) -> Producer:
 
 async def create_completion(service: Service, body: dict[str, Any]) -> Producer:
     """`completion.create`: the body of POST /v1/completions, and `resumable`."""
-    is_resumable = _take_transport(body)
+    is_resumable = take_transport(body)
     asked, ignored = convert(body, CompletionRequest)
     plan = await plan_completion(service, asked, ignored, identify(service, asked, "cmpl"))
     return _producer(service, plan, CompletionFrames, "completion", is_resumable)
 
 
-def _take_transport(body: dict[str, Any]) -> bool:
+def take_transport(body: dict[str, Any]) -> bool:
     """Leave in `body` what a POST would carry; whether the stream may outlive its socket."""
     if body.setdefault("stream", True) is not True:
         raise InvalidParameter("stream", "a socket carries streams only; leave it out")
-    return take_flag(body, "resumable")
+    return _take_flag(body, "resumable")
 
 
-def take_flag(body: dict[str, Any], name: str) -> bool:
+def _take_flag(body: dict[str, Any], name: str) -> bool:
     """Remove a boolean from `body`; False when it is not there. Raises `InvalidParameter`."""
     flag = body.pop(name, False)
     if not isinstance(flag, bool):

@@ -1,0 +1,62 @@
+"""From the body of a response request to a record with a producer that has not run yet; the same for HTTP and WebSockets."""
+
+from __future__ import annotations
+
+from functools import partial
+from uuid import uuid4
+
+from streamserve.errors import InvalidParameter, InvalidRequest
+from streamserve.server.account import Account
+from streamserve.server.answering import Identity, new_usage, opener
+from streamserve.server.chat import plan_chat
+from streamserve.server.producer import FOR_EVER, Producer
+from streamserve.server.responses.items import Message, as_items, as_messages
+from streamserve.server.responses.record import ResponseRecord
+from streamserve.server.responses.schema import ResponseRequest, as_chat
+from streamserve.server.responses.script import ResponseScript
+from streamserve.server.service import Service
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    """`previous_response_id` names nothing that is kept here."""
+
+    code = "previous_response_not_found"
+
+
+async def plan_response(service: Service, asked: ResponseRequest, *, is_resumable: bool = False) -> ResponseRecord:
+    """Check and tokenise; whatever can be refused before admission is refused here.
+
+    is_resumable  whether it goes on for a while when nobody reads; a background response always goes on to its end
+    """
+    id = f"resp_{asked.request_id or uuid4().hex}"
+    items = as_items(asked.input)
+    messages = [*_history(service, asked.previous_response_id), *as_messages(items)]
+    system: list[Message] = [] if asked.instructions is None else [{"role": "system", "content": asked.instructions}]
+    chat = as_chat(asked, [*system, *messages])
+    plan = await plan_chat(service, chat, [], Identity(id, id))
+    usage = new_usage(plan)
+    record = ResponseRecord(id, plan.model, asked, plan.params, items=items, messages=messages, usage=usage)
+    record.producer = Producer(
+        id,
+        opener(service, plan),
+        ResponseScript(record, top_logprobs=plan.logprobs),
+        Account(usage, service.metrics, num_prompts=1, n=1),
+        live=service.live,
+        unread_s=FOR_EVER if asked.background else service.config.resume_s if is_resumable else 0.0,
+        on_admitted=partial(service.responses.put, id, record) if asked.is_stored else None,
+    )
+    return record
+
+
+def _history(service: Service, previous_id: str | None) -> list[Message]:
+    if previous_id is None:
+        return []
+    previous = service.responses.get(previous_id)
+    if previous is None:
+        raise PreviousResponseNotFound(
+            f"no response {previous_id!r} is kept here: it was not stored, has expired, or lives in another API worker",
+            param="previous_response_id",
+        )
+    if not previous.is_ended:
+        raise InvalidParameter("previous_response_id", "that response is still being generated")
+    return previous.conversation()
