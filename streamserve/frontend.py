@@ -74,6 +74,7 @@ class Frontend:
         priority: int = 0,
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
+        shown_special_ids: frozenset[int] = frozenset(),
     ) -> PreparedPrompt:
         """Tokenise and check a prompt; arguments and errors as `Preparation.prepare`. Nothing is admitted yet.
 
@@ -88,6 +89,7 @@ class Frontend:
             priority=priority,
             cache_salt=cache_salt,
             clamp_max_tokens=clamp_max_tokens,
+            shown_special_ids=shown_special_ids,
         )
         return await to_thread.run_sync(prepare) if len(prompt) >= LONG_TEXT else prepare()
 
@@ -96,12 +98,22 @@ class Frontend:
 
         Tokenise it with `add_special_tokens=False`: templates write the special tokens themselves.
         """
-        template = self.chat_template
-        if chat_template is not None:
-            template = _compile(chat_template, self.tokenizer)
+        return self.template(chat_template).render(messages, **options)
+
+    def template(self, given: str | None = None) -> ChatTemplate:
+        """The model's template, or the one `given` as source text.
+
+        Raises `UnsupportedParameter` when there is none, `InvalidParameter` when the one given has a fault.
+        """
+        template = self.chat_template if given is None else _compile(given, self.tokenizer)
         if template is None:
             raise UnsupportedParameter("messages", "this model has no chat template; start the server with --chat-template")
-        return template.render(messages, **options)
+        return template
+
+    def special_ids_of(self, marks: Sequence[str]) -> frozenset[int]:
+        """The ids of those marks that are special tokens, whose text answers leave out as a rule."""
+        token_ids = {self.tokenizer.vocabulary.token_id(mark) for mark in marks}
+        return frozenset(token_id for token_id in token_ids if token_id in self.tokenizer.special_ids)
 
     async def open(self, prompts: Sequence[PreparedPrompt]) -> TextStream:
         """Admit prepared prompts, all or none; choices are numbered output index + prompt index * n.
@@ -110,7 +122,14 @@ class Frontend:
         """
         choices = [(prompt, spec) for prompt in prompts for spec in prompt.specs]
         texts = [
-            SequenceText(self.tokenizer, prompt.params, spec, eos_token_ids=prompt.eos_token_ids, index=index)
+            SequenceText(
+                self.tokenizer,
+                prompt.params,
+                spec,
+                eos_token_ids=prompt.eos_token_ids,
+                shown_special_ids=prompt.shown_special_ids,
+                index=index,
+            )
             for index, (prompt, spec) in enumerate(choices)
         ]
         return TextStream(self.engine, await self.engine.open([spec for _, spec in choices]), texts)

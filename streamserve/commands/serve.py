@@ -23,6 +23,7 @@ from streamserve.server.http_server import Listen
 from streamserve.server.logs import configure
 from streamserve.server.main import ServeOptions, Server
 from streamserve.server.timeline import Timeline
+from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.preparation import default_sampling_params
 
 API_KEY_VARIABLE = "STREAMSERVE_API_KEY"
@@ -58,6 +59,10 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--root-path", default="", help="Path under which a proxy shows this server.")
 @click.option("--chat-template", help="A Jinja file, or the template itself, instead of the model's own.")
 @click.option("--trust-request-chat-template", is_flag=True, help="Let requests bring a chat template.")
+@click.option("--tool-call-parser", type=click.Choice(list(TOOL_CALL_PARSERS)), help="Reads tool calls; else by the template.")
+@click.option("--reasoning-parser", type=click.Choice(list(REASONING_PARSERS)), help="Reads reasoning; else by the template.")
+@click.option("--enable-auto-tool-choice", is_flag=True, help="Do not start when the model's tool calls can't be read.")
+@click.option("--exclude-tools-when-tool-choice-none", is_flag=True, help="Leave tools not to be called out of the prompt.")
 @click.option("--generation-config", default="auto", help='"auto": defaults from the model; "vllm": none; or a folder.')
 @click.option("--override-generation-config", default="{}", help="JSON object of defaults that replace the model's.")
 @click.option("--max-logprobs", type=int, default=20, show_default=True, help="Most alternatives per position.")
@@ -107,6 +112,10 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         shutdown_timeout_s=values["shutdown_timeout"],
         chat_template=_template(values["chat_template"]),
         trust_request_chat_template=values["trust_request_chat_template"],
+        tool_call_parser=values["tool_call_parser"],
+        reasoning_parser=values["reasoning_parser"],
+        enable_auto_tool_choice=values["enable_auto_tool_choice"],
+        exclude_tools_when_tool_choice_none=values["exclude_tools_when_tool_choice_none"],
         priority_scheduling=engine.scheduling_policy == "priority",
         return_tokens_as_token_ids=values["return_tokens_as_token_ids"],
         seed=seed,

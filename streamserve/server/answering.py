@@ -19,6 +19,7 @@ from streamserve.server.answer import Answer, AnswerLimits, Generation
 from streamserve.server.frames import Frames, Opening, StreamFormat
 from streamserve.server.logprobs import TokenNames
 from streamserve.server.plain import PlainAnswer
+from streamserve.server.reading import Reading
 from streamserve.server.results import Result
 from streamserve.server.schemas import GenerationRequest
 from streamserve.server.service import Service
@@ -58,6 +59,7 @@ class Plan(msgspec.Struct, kw_only=True):
 
     logprobs       alternatives per token in the answer; None for no logprobs
     is_score_only  only the prompt was asked for: what is sampled is left out
+    reading        how a message is read out of the text; None when the text is all there is
     """
 
     identity: Identity
@@ -69,6 +71,7 @@ class Plan(msgspec.Struct, kw_only=True):
     openings: list[Opening]
     logprobs: int | None
     is_score_only: bool = False
+    reading: Reading | None = None
 
 
 def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Result]) -> Answer:
@@ -134,6 +137,7 @@ def stream_format(service: Service, plan: Plan) -> StreamFormat:
         include_usage=options is not None and bool(options.include_usage),
         continuous_usage=continuous and options is not None and bool(options.include_usage),
         token_ids=bool(asked.return_token_ids),
+        reading=plan.reading,
     )
 
 

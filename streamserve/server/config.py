@@ -32,6 +32,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_timeout_s      how long running streams may go on after a signal to stop
     chat_template           a template text that replaces the model's own
     trust_request_chat_template     whether requests may bring a template of their own
+    tool_call_parser        reads tool calls; chosen by the chat template when None
+    reasoning_parser        reads reasoning; chosen by the chat template when None
+    enable_auto_tool_choice     do not serve a model whose tool calls can't be read
+    exclude_tools_when_tool_choice_none     leave tools that must not be called out of the prompt
     priority_scheduling     whether a request's priority means anything
     return_tokens_as_token_ids  default of the parameter of that name
     max_sockets             WebSockets that one API worker holds at a time
@@ -54,6 +58,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_timeout_s: float = 30.0
     chat_template: str | None = None
     trust_request_chat_template: bool = False
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    enable_auto_tool_choice: bool = False
+    exclude_tools_when_tool_choice_none: bool = False
     priority_scheduling: bool = False
     return_tokens_as_token_ids: bool = False
     max_sockets: int = 1024

@@ -17,6 +17,7 @@ import orjson
 from streamserve.errors import StreamserveError
 from streamserve.server.errors import error_object
 from streamserve.server.logprobs import CompletionLogprobs, TokenNames, chat_logprobs, joined
+from streamserve.server.reading import MessageReader, Reading
 from streamserve.server.usage import Usage
 from streamserve.types import TextDelta, TextLogprob
 
@@ -42,6 +43,7 @@ class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
     include_usage     one more event with the usage at the end, `usage: null` on the others
     continuous_usage  the usage so far on every event
     token_ids         the ids behind each event's text, and those of the prompt on a choice's first
+    reading           how a chat's message is read out of the text; None when all text is content
     """
 
     id: str
@@ -52,6 +54,7 @@ class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     continuous_usage: bool = False
     token_ids: bool = False
+    reading: Reading | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -73,7 +76,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 class _Choice:
     """What must be remembered between the events of one choice; `is_plain` once only its text changes from event to event."""
 
-    __slots__ = ("head", "index", "is_plain", "logprobs", "opening", "tail")
+    __slots__ = ("head", "index", "is_plain", "logprobs", "opening", "reader", "tail")
 
     def __init__(self, index: int, opening: Opening, head: bytes, tail: bytes, logprobs: CompletionLogprobs | None) -> None:
         self.index = index
@@ -82,6 +85,7 @@ class _Choice:
         self.tail = tail
         self.is_plain = False
         self.logprobs = logprobs
+        self.reader: MessageReader | None = None
 
 
 class Frames(ABC):
@@ -198,48 +202,59 @@ class ChatFrames(Frames):
     object_name = "chat.completion.chunk"
 
     def _text_event(self, index: int, text: str) -> dict[str, Any]:
-        return self._event({"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None})
+        return self._event(self._body(index, {"content": text}))
+
+    def _new_choice(self, index: int, opening: Opening) -> _Choice:
+        choice = super()._new_choice(index, opening)
+        if self._format.reading is not None:
+            choice.reader = MessageReader(self._format.reading)
+        return choice
 
     def _events(self, choice: _Choice, delta: TextDelta) -> bytes:
-        has_more_to_say = bool(delta.text or (delta.token_ids and not self._format.is_plain))
-        if not has_more_to_say and delta.finish_reason is None:
+        said = self._said(choice, delta)
+        if not said and delta.finish_reason is None:
             return b""
         frames = b""
         if choice.opening is not None:
             frames = self._role(choice.index, choice.opening)
             choice.opening = None
-            choice.is_plain = self._format.is_plain
-        if has_more_to_say:
-            frames += self._content(choice.index, delta)
+        choice.is_plain = self._format.is_plain and (choice.reader is None or choice.reader.is_plain)
+        frames += b"".join(self._frame(self._event(body)) for body in said)
         if delta.finish_reason is not None:
-            frames += self._finish(choice.index, delta)
+            frames += self._finish(choice, delta)
         return frames
 
+    def _said(self, choice: _Choice, delta: TextDelta) -> list[dict[str, Any]]:
+        """The choice objects for a text. The first of them accounts for the tokens, those held back before included."""
+        token_ids, logprobs = delta.token_ids, delta.logprobs or []
+        if choice.reader is None:
+            messages = [{"content": delta.text}] if delta.text else []
+        else:
+            messages = choice.reader.read(delta)
+            if not messages and delta.finish_reason is None:
+                return []
+            token_ids, logprobs = choice.reader.take_tokens()
+        if not messages and token_ids and not self._format.is_plain:
+            messages = [{"content": ""}]
+        said = [self._body(choice.index, message) for message in messages]
+        if said and self._format.logprobs is not None:
+            said[0]["logprobs"] = chat_logprobs(self._format.names, logprobs, self._format.logprobs)
+        if said and self._format.token_ids:
+            said[0]["token_ids"] = token_ids
+        return said
+
+    def _body(self, index: int, message: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": message, "logprobs": None, "finish_reason": reason}
+
     def _role(self, index: int, opening: Opening) -> bytes:
-        body = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         extra = {"prompt_token_ids": opening.prompt_token_ids} if self._format.token_ids else {}
-        return self._frame(self._event(body, **extra))
+        return self._frame(self._event(self._body(index, {"role": "assistant", "content": ""}), **extra))
 
-    def _content(self, index: int, delta: TextDelta) -> bytes:
-        body: dict[str, Any] = {"index": index, "delta": {"content": delta.text}, "logprobs": None, "finish_reason": None}
-        if self._format.logprobs is not None:
-            body["logprobs"] = chat_logprobs(self._format.names, delta.logprobs or (), self._format.logprobs)
-        if self._format.token_ids:
-            body["token_ids"] = delta.token_ids
-        return self._frame(self._event(body))
-
-    def _finish(self, index: int, delta: TextDelta) -> bytes:
-        return self._frame(
-            self._event(
-                {
-                    "index": index,
-                    "delta": {},
-                    "logprobs": None,
-                    "finish_reason": finish_reason(delta),
-                    "stop_reason": delta.stop_reason,
-                }
-            )
-        )
+    def _finish(self, choice: _Choice, delta: TextDelta) -> bytes:
+        reason = finish_reason(delta)
+        if choice.reader is not None:
+            reason = choice.reader.finish_reason(reason)
+        return self._frame(self._event({**self._body(choice.index, {}, reason), "stop_reason": delta.stop_reason}))
 
 
 def finish_reason(delta: TextDelta) -> str | None:

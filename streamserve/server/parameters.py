@@ -16,6 +16,7 @@ from streamserve.server.schemas import (
     JsonSchemaFormat,
     StructuredOutputsInput,
 )
+from streamserve.server.tools import ToolUse
 from streamserve.types import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -59,7 +60,6 @@ _UNSUPPORTED = {
     "prediction": "leave it out; the answer is the same without",
     "web_search_options": "this server does not search the web",
     "documents": "put the documents into a message",
-    "reasoning_effort": "pass what the model's template knows in chat_template_kwargs",
 }
 
 
@@ -102,10 +102,13 @@ def for_completion(request: CompletionRequest, limits: Limits) -> SamplingParams
     return SamplingParams(**fields)
 
 
-def for_chat(request: ChatRequest, limits: Limits) -> SamplingParams:
+def for_chat(request: ChatRequest, limits: Limits, tools: ToolUse) -> SamplingParams:
     """Raises `InvalidParameter` or `UnsupportedParameter` naming the parameter."""
     _refuse_chat(request)
     fields = _common(request, limits)
+    if tools.is_forced:
+        _refuse_two_languages(request)
+        fields["structured_outputs"] = tools.grammar()
     fields["max_tokens"] = _first(request.max_completion_tokens, request.max_tokens, limits.defaults.get("max_tokens"))
     if request.logprobs:
         fields["logprobs"] = _capped("top_logprobs", request.top_logprobs or 0, limits)
@@ -115,14 +118,16 @@ def for_chat(request: ChatRequest, limits: Limits) -> SamplingParams:
 
 
 def _refuse_chat(request: ChatRequest) -> None:
-    if request.tools and request.tool_choice != "none":
-        raise UnsupportedParameter("tools", 'tool calls are not built yet; send tool_choice "none" to have them left out')
-    if request.tool_choice not in (None, "none", "auto"):
-        raise UnsupportedParameter("tool_choice", "tool calls are not built yet")
     if request.modalities not in (None, ["text"]):
         raise UnsupportedParameter("modalities", "this server gives text only")
     if request.echo:
         raise UnsupportedParameter("echo", "chat answers hold the new message only")
+
+
+def _refuse_two_languages(request: GenerationRequest) -> None:
+    """A forced call is the whole answer; `response_format` is about the answers that are none."""
+    if _from_structured_outputs(request.structured_outputs) or _from_guided(request):
+        raise InvalidParameter("structured_outputs", "can't be combined with a tool_choice that forces a call")
 
 
 def _common(request: GenerationRequest, limits: Limits) -> dict[str, Any]:
@@ -161,6 +166,11 @@ def _capped(name: str, value: int, limits: Limits) -> int:
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
+
+
+def is_constrained(request: GenerationRequest) -> bool:
+    """Whether a request confines its answers to a language. Raises as `for_chat`."""
+    return _structured_outputs(request) is not None
 
 
 def _structured_outputs(request: GenerationRequest) -> StructuredOutputs | None:

@@ -13,6 +13,7 @@ import orjson
 
 from streamserve.server.frames import Opening, StreamFormat, finish_reason
 from streamserve.server.logprobs import CompletionLogprobs, chat_logprobs, joined, prompt_logprobs
+from streamserve.server.reading import Message, MessageReader
 from streamserve.server.usage import Usage
 from streamserve.types import TextDelta, TextLogprob
 
@@ -132,15 +133,28 @@ class ChatResult(Result):
 
     def _choice(self, choice: _Choice) -> dict[str, Any]:
         logprobs = self._format.logprobs
+        message, reason = self._message(choice)
         body = {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": message,
             "logprobs": None if logprobs is None else chat_logprobs(self._format.names, choice.logprobs, logprobs),
             **choice.ending(),
+            "finish_reason": reason,
         }
         if self._format.token_ids:
             body["token_ids"] = choice.token_ids
         return body
+
+    def _message(self, choice: _Choice) -> tuple[dict[str, Any], str | None]:
+        """The message, and why it ended."""
+        assert choice.last is not None
+        reason = finish_reason(choice.last)
+        if self._format.reading is None:
+            return {"role": "assistant", "content": choice.text, "refusal": None}, reason
+        reader, message = MessageReader(self._format.reading), Message()
+        for fields in reader.read(TextDelta(choice.text, finish_reason=choice.last.finish_reason)):
+            message.add(fields)
+        return message.as_object(), reader.finish_reason(reason)
 
     def _extra(self) -> dict[str, Any]:
         first = self._choices[0]

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from streamserve.errors import ModelNotFound, StreamserveError, Unavailable
+from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
 from streamserve.server.config import ServerConfig
 from streamserve.server.flusher import Flusher
@@ -25,6 +25,9 @@ from streamserve.server.parameters import Limits
 from streamserve.server.producer import Producer
 from streamserve.server.responses.record import ResponseRecord
 from streamserve.server.sockets import DRAINING, FAILED, Sockets
+from streamserve.text.chat_template import ChatTemplate
+from streamserve.text.parsing.dialect import Dialect
+from streamserve.text.parsing.registry import dialect_of
 from streamserve.types import EngineStats
 
 MAX_RESPONSES = 4096
@@ -71,7 +74,10 @@ class Service:
         """The model is loaded: take requests from now on.
 
         defaults  sampling parameters, by `SamplingParams` name, for requests that don't give them
+
+        Raises `ConfigError` when the configuration asks of this model what it can't do.
         """
+        self._require_parsers(frontend.chat_template)
         self._frontend = frontend
         self._limits = Limits(
             defaults=defaults,
@@ -80,6 +86,18 @@ class Service:
             priority_scheduling=self.config.priority_scheduling,
         )
         self.lifecycle.serve()
+
+    def dialect(self, template: ChatTemplate | None) -> Dialect:
+        """How answers to the prompts of a template are written. Raises `ConfigError`."""
+        return dialect_of(
+            "" if template is None else template.source,
+            tool_call_parser=self.config.tool_call_parser,
+            reasoning_parser=self.config.reasoning_parser,
+        )
+
+    def _require_parsers(self, template: ChatTemplate | None) -> None:
+        if self.dialect(template).tool_calls is None and self.config.enable_auto_tool_choice:
+            raise ConfigError("--enable-auto-tool-choice: this model's chat template knows no tools; say --tool-call-parser")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -8,7 +8,7 @@ from litestar import Request, Response, post
 from litestar.di import NamedDependency
 
 from streamserve.errors import InvalidParameter
-from streamserve.server.chat import render
+from streamserve.server.chat import conversation
 from streamserve.server.json_response import json_response
 from streamserve.server.schemas import DetokenizeRequest, TokenizeRequest, decode
 from streamserve.server.service import Service
@@ -22,7 +22,7 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
     service.resolve_model(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise InvalidParameter("prompt", "give either prompt or messages")
-    text = render(service, asked) if asked.prompt is None else asked.prompt
+    text = conversation(service, asked) if asked.prompt is None else asked.prompt
     adds_special_tokens = asked.prompt is not None if asked.add_special_tokens is None else asked.add_special_tokens
     try:
         token_ids = await frontend.encode(text, add_special_tokens=adds_special_tokens)

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -34,6 +34,7 @@ class ChatTemplate:
     """One compiled template.
 
     special_tokens  by role (`bos_token`, `eos_token`, …), as variables of the template
+    variables       names that the template reads and does not set
 
     Raises `ConfigError` when the source is no valid template.
     """
@@ -43,7 +44,9 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         try:
             self._template = _environment().from_string(source)
-            self._takes_parts = _iterates_over_content(_environment().parse(source))
+            syntax = _environment().parse(source)
+            self._takes_parts = _iterates_over_content(syntax)
+            self.variables = frozenset(meta.find_undeclared_variables(syntax))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from error
 

@@ -35,18 +35,20 @@ def detokenizer_for(
     prompt_token_ids: Sequence[int],
     *,
     skip_special_tokens: bool = True,
+    shown_special_ids: frozenset[int] = frozenset(),
     spaces_between_special_tokens: bool = True,
 ) -> Detokenizer:
     """A detokenizer for what follows a prompt.
 
     skip_special_tokens            special tokens have no text
+    shown_special_ids              but for these
     spaces_between_special_tokens  False: special tokens in a row are joined without the spaces that some decoders put
                                    between all tokens; byte-level and sentencepiece vocabularies never have any
 
     A prompt that ends inside a character (only one given as ids can) lends its last bytes: tokens that complete the character
     yield it whole. If the first text doesn't, the broken character stays the prompt's.
     """
-    skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+    skipped = tokenizer.special_ids - shown_special_ids if skip_special_tokens else frozenset()
     if tokenizer.has_true_bytes:
         return ByteDetokenizer(tokenizer, prompt_token_ids, skipped)
     joined = frozenset() if spaces_between_special_tokens or skip_special_tokens else tokenizer.special_ids

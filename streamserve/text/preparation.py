@@ -43,6 +43,7 @@ class PreparedPrompt:
     prompt          the text as it was given; None when it was given as token ids
     specs           one sequence per output: `params.n` of them
     eos_token_ids   the model's end-of-sequence ids, which are no stop reason
+    shown_special_ids  special tokens that have text though special tokens are skipped
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class PreparedPrompt:
     params: SamplingParams
     specs: list[SequenceSpec]
     eos_token_ids: tuple[int, ...]
+    shown_special_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class Preparation:
         priority: int = 0,
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
+        shown_special_ids: frozenset[int] = frozenset(),
     ) -> PreparedPrompt:
         """Tokenise and resolve one prompt.
 
         add_special_tokens  put the model's beginning-of-sequence token in front of a text
         clamp_max_tokens    shorten the output to what the context leaves instead of refusing it
+        shown_special_ids   as in `PreparedPrompt`
 
         Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
         """
@@ -118,7 +122,8 @@ class Preparation:
             max_time_s=params.max_time,
         )
         text = prompt if isinstance(prompt, str) else None
-        return PreparedPrompt(request_id, text, token_ids, params, self._outputs(common, params), self.eos_token_ids)
+        specs = self._outputs(common, params)
+        return PreparedPrompt(request_id, text, token_ids, params, specs, self.eos_token_ids, shown_special_ids)
 
     def _tokenise(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, str):

@@ -18,6 +18,7 @@ class SequenceText:
     """Text of one sequence, delta by delta.
 
     eos_token_ids  ending on one of these is no stop reason, unless the request named it
+    shown_special_ids  special tokens that have text though the request skips special tokens
     index          which choice of the request this is
 
     With `spec.generated_token_ids` set, the text goes on after that of those tokens.
@@ -30,6 +31,7 @@ class SequenceText:
         spec: SequenceSpec,
         *,
         eos_token_ids: Sequence[int] = (),
+        shown_special_ids: frozenset[int] = frozenset(),
         index: int = 0,
     ) -> None:
         self.index = index
@@ -37,7 +39,7 @@ class SequenceText:
         self._params = params
         self._stop_ids = frozenset(spec.stop_token_ids)
         self._silent_stop_ids = frozenset(eos_token_ids) - frozenset(params.stop_token_ids or ())
-        self._detokenizer = _detokenizer(tokenizer, params, spec) if params.detokenize else None
+        self._detokenizer = _detokenizer(tokenizer, params, spec, shown_special_ids) if params.detokenize else None
         stops = params.stop_strings
         self._stops = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
         self._num_tokens = 0
@@ -130,10 +132,11 @@ class SequenceText:
         return TextLogprob(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), logprob, rank, top or [])
 
 
-def _detokenizer(tokenizer: Tokenizer, params: SamplingParams, spec: SequenceSpec) -> Detokenizer:
+def _detokenizer(tokenizer: Tokenizer, params: SamplingParams, spec: SequenceSpec, shown: frozenset[int]) -> Detokenizer:
     return detokenizer_for(
         tokenizer,
         spec.prompt_token_ids,
         skip_special_tokens=params.skip_special_tokens,
+        shown_special_ids=shown,
         spaces_between_special_tokens=params.spaces_between_special_tokens,
     )

@@ -39,7 +39,9 @@ class ByteVocabulary:
         return chr(token_id) if 0 <= token_id < EOS else None
 
     def token_id(self, token: str) -> int | None:
-        return EOS if token == "</s>" else ord(token)
+        if token == "</s>":
+            return EOS
+        return ord(token) if len(token) == 1 else None
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -51,7 +51,9 @@ async def live_server(
     """
     service = Service(ServerConfig(**{"model_names": ["scripted"], **config}))
     if ready:
-        service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], next_seed=lambda: 7), defaults or {})
+        template = service.config.chat_template
+        frontend = Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=template, next_seed=lambda: 7)
+        service.attach(frontend, defaults or {})
     app = create_app(service)
     limits: dict[str, Any] = {
         "max_message_bytes": service.config.max_body_bytes,

@@ -16,6 +16,10 @@ class BareCallParser:
         self._held = ""
         self._is_content = False
 
+    @property
+    def is_plain(self) -> bool:
+        return self._is_content
+
     def push(self, text: str) -> list[Piece]:
         if self._is_content:
             return [Content(text)] if text else []

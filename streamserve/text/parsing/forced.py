@@ -8,6 +8,8 @@ from streamserve.text.parsing.pieces import Piece, ToolCallArguments, ToolCallSt
 class ForcedCallParser:
     """Everything is the arguments of `name`."""
 
+    is_plain = False
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._is_announced = False

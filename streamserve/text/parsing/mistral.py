@@ -8,11 +8,13 @@ from streamserve.text.parsing.marker import split_at
 from streamserve.text.parsing.pieces import Content, Piece, ToolCallArguments, ToolCallStart
 
 MARKER = "[TOOL_CALLS]"
-_ARGS = "[ARGS]"
+ARGS = "[ARGS]"
 
 
 class MistralParser:
     """Content until the marker; then calls in whichever of the two forms."""
+
+    is_plain = False
 
     def __init__(self) -> None:
         self._held = ""
@@ -55,6 +57,8 @@ class MistralParser:
 class ArrayParser:
     """A JSON array of calls; also what `tool_choice: "required"` makes a model write."""
 
+    is_plain = False
+
     def __init__(self) -> None:
         self._calls = Calls()
 
@@ -92,7 +96,7 @@ class _NamedCalls:
                 if character != "{":
                     self._name += character
                     continue
-                pieces.append(ToolCallStart(self._index, self._name.replace(MARKER, "").removesuffix(_ARGS).strip()))
+                pieces.append(ToolCallStart(self._index, self._name.replace(MARKER, "").removesuffix(ARGS).strip()))
                 self._name, self._value, start = "", JsonValue(), at
             self._value.push(character)
             if self._value.is_complete:

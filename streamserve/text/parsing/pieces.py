@@ -37,6 +37,11 @@ Piece = Content | Reasoning | ToolCallStart | ToolCallArguments
 class Parser(Protocol):
     """Reads one answer as it comes. What was shown is never taken back."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that is still to come is content, just as it is: then it need not be read."""
+        ...
+
     def push(self, text: str) -> list[Piece]:
         """The pieces that `text` completes; what could still become part of a marker is held back."""
         ...

@@ -8,6 +8,8 @@ from streamserve.text.parsing.pieces import Content, Piece
 class PlainParser:
     """Passes text on."""
 
+    is_plain = True
+
     def push(self, text: str) -> list[Piece]:
         return [Content(text)] if text else []
 

@@ -30,6 +30,10 @@ class ReasoningParser:
         self._held = ""
         self._trims = is_thinking
 
+    @property
+    def is_plain(self) -> bool:
+        return self._state is _State.ANSWERING and not self._trims and self._answer.is_plain
+
     def push(self, text: str) -> list[Piece]:
         if self._state is _State.ANSWERING:
             return self._push_answer(text)

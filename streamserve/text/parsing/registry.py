@@ -5,44 +5,61 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from streamserve.errors import ConfigError
-from streamserve.text.parsing.bare import BareCallParser
-from streamserve.text.parsing.mistral import MARKER, MistralParser
+from streamserve.text.parsing.bare import PYTHON_TAG, BareCallParser
+from streamserve.text.parsing.dialect import Dialect
+from streamserve.text.parsing.mistral import ARGS as MISTRAL_ARGS
+from streamserve.text.parsing.mistral import MARKER as MISTRAL_MARKER
+from streamserve.text.parsing.mistral import MistralParser
 from streamserve.text.parsing.pieces import Parser
 from streamserve.text.parsing.reasoning import END as END_OF_REASONING
-from streamserve.text.parsing.tagged import START as TOOL_CALL_TAG
+from streamserve.text.parsing.reasoning import START as START_OF_REASONING
+from streamserve.text.parsing.tagged import END as END_OF_CALL
+from streamserve.text.parsing.tagged import START as START_OF_CALL
 from streamserve.text.parsing.tagged import TaggedCallParser
 
-TOOL_CALL_PARSERS: Mapping[str, Callable[[], Parser]] = {
-    "hermes": TaggedCallParser,
-    "llama3_json": BareCallParser,
-    "mistral": MistralParser,
+TOOL_CALL_PARSERS: Mapping[str, tuple[Callable[[], Parser], tuple[str, ...]]] = {
+    "hermes": (TaggedCallParser, (START_OF_CALL, END_OF_CALL)),
+    "llama3_json": (BareCallParser, (PYTHON_TAG,)),
+    "mistral": (MistralParser, (MISTRAL_MARKER, MISTRAL_ARGS)),
 }
-REASONING_PARSERS = ("deepseek_r1", "qwen3")
+"""By name: the parser, and the marks it looks for."""
+
+REASONING_PARSERS: Mapping[str, bool] = {"deepseek_r1": True, "qwen3": False}
+"""By name: whether an answer is reasoning from its first word even when neither it nor the prompt says so."""
 
 
-def tool_call_parser(name: str | None, chat_template: str) -> str | None:
-    """The name of the parser to use: the one asked for, else the one whose marks the template holds, else None.
+def dialect_of(chat_template: str, *, tool_call_parser: str | None = None, reasoning_parser: str | None = None) -> Dialect:
+    """How a model writes: as the flags say, else as its chat template does.
 
     Raises `ConfigError` for a name that is not in the registry.
     """
-    if name is not None:
-        if name not in TOOL_CALL_PARSERS:
-            raise ConfigError(f"--tool-call-parser {name}: choose one of {', '.join(TOOL_CALL_PARSERS)}")
-        return name
-    if TOOL_CALL_TAG in chat_template:
+    calls = _known("--tool-call-parser", tool_call_parser, TOOL_CALL_PARSERS) or _calls_in(chat_template)
+    reasoning = _known("--reasoning-parser", reasoning_parser, REASONING_PARSERS)
+    if reasoning is None and END_OF_REASONING in chat_template:
+        reasoning = "qwen3"
+    new_call_parser, marks = TOOL_CALL_PARSERS[calls] if calls is not None else (None, ())
+    return Dialect(
+        tool_calls=calls,
+        new_call_parser=new_call_parser,
+        call_marks=marks,
+        reasons=reasoning is not None,
+        reasons_at_once=reasoning is not None and REASONING_PARSERS[reasoning],
+        reasoning_marks=(START_OF_REASONING, END_OF_REASONING) if reasoning is not None else (),
+    )
+
+
+def _known(flag: str, name: str | None, parsers: Mapping[str, object]) -> str | None:
+    if name is not None and name not in parsers:
+        raise ConfigError(f"{flag} {name}: choose one of {', '.join(parsers)}")
+    return name
+
+
+def _calls_in(chat_template: str) -> str | None:
+    """The parser whose marks a template writes."""
+    if START_OF_CALL in chat_template:
         return "hermes"
-    if MARKER in chat_template:
+    if MISTRAL_MARKER in chat_template:
         return "mistral"
-    if "<|python_tag|>" in chat_template or '"parameters": ' in chat_template:
+    if PYTHON_TAG in chat_template or '"parameters": ' in chat_template:
         return "llama3_json"
     return None
-
-
-def has_reasoning(name: str | None, chat_template: str) -> bool:
-    """Whether answers may begin with reasoning: asked for, or written into the template.
-
-    Raises `ConfigError` for a name that is not in the registry.
-    """
-    if name is not None and name not in REASONING_PARSERS:
-        raise ConfigError(f"--reasoning-parser {name}: choose one of {', '.join(REASONING_PARSERS)}")
-    return name is not None or END_OF_REASONING in chat_template

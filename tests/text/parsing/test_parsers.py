@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from streamserve.errors import ConfigError
 from streamserve.text.parsing.bare import BareCallParser
+from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser
 from streamserve.text.parsing.mistral import ArrayParser, MistralParser
 from streamserve.text.parsing.pieces import Content, Parser, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from streamserve.text.parsing.plain import PlainParser
 from streamserve.text.parsing.reasoning import ReasoningParser
-from streamserve.text.parsing.registry import has_reasoning, tool_call_parser
+from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.parsing.tagged import TaggedCallParser
 
 Read = tuple[str, str, list[tuple[str, str]]]
@@ -149,10 +150,57 @@ def test_only_a_markers_beginning_is_held_back() -> None:
 
 
 def test_the_template_tells_which_parser_reads_it() -> None:
-    assert tool_call_parser(None, "…<tool_call>…") == "hermes"
-    assert tool_call_parser(None, "…[TOOL_CALLS]…") == "mistral"
-    assert tool_call_parser(None, "plain") is None
-    assert tool_call_parser("llama3_json", "…<tool_call>…") == "llama3_json"
-    assert has_reasoning(None, "…</think>…")
+    assert dialect_of("…<tool_call>…").tool_calls == "hermes"
+    assert dialect_of("…[TOOL_CALLS]…").tool_calls == "mistral"
+    assert dialect_of("{{- '\"parameters\": ' }}").tool_calls == "llama3_json"
+    assert dialect_of("plain").tool_calls is None
+    assert dialect_of("…<tool_call>…", tool_call_parser="llama3_json").tool_calls == "llama3_json"
+    assert dialect_of("…</think>…").reasons
+    assert not dialect_of("plain").reasons
     with pytest.raises(ConfigError, match="hermes"):
-        tool_call_parser("nonesuch", "")
+        dialect_of("", tool_call_parser="nonesuch")
+    with pytest.raises(ConfigError, match="qwen3"):
+        dialect_of("", reasoning_parser="nonesuch")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continued", "answer", "expected"),
+    [
+        ("assistant\n", None, "<think>a</think>b", ("a", "b", [])),
+        ("assistant\n", None, "b", ("", "b", [])),
+        ("assistant\n<think>\n", None, "a</think>b", ("a", "b", [])),
+        ("assistant\n<think>hm", "<think>hm", "a</think>b", ("a", "b", [])),
+    ],
+)
+def test_the_prompts_end_tells_where_an_answer_begins(prompt: str, continued: str | None, answer: str, expected: Read) -> None:
+    new_parser = dialect_of("</think>").parser_factory(prompt, calls=False, continued=continued)
+    assert new_parser is not None
+    assert read(new_parser(), list(answer)) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continued"), [("<think>\n\n</think>\n\n", None), ("well", "well"), ("a</think>b", "a</think>b")]
+)
+def test_nothing_is_read_where_no_reasoning_can_come(prompt: str, continued: str | None) -> None:
+    assert dialect_of("</think>").parser_factory(prompt, calls=False, continued=continued) is None
+    assert dialect_of("plain").parser_factory("assistant", calls=True) is None
+
+
+def test_deepseek_r1_reasons_without_a_mark() -> None:
+    new_parser = dialect_of("", reasoning_parser="deepseek_r1").parser_factory("Assistant:", calls=False)
+    assert new_parser is not None
+    assert read(new_parser(), ["hm</think>\n\nyes"]) == ("hm", "yes", [])
+
+
+def test_a_parser_says_when_all_else_is_content() -> None:
+    parser = ReasoningParser(PlainParser())
+    for part, is_plain in (("<think>a", False), ("</think>", False), ("\n\n", False), ("b", True)):
+        parser.push(part)
+        assert parser.is_plain is is_plain
+    assert not ReasoningParser(TaggedCallParser()).is_plain
+    assert not TaggedCallParser().is_plain
+
+
+def test_only_the_first_of_parallel_calls_is_passed_on() -> None:
+    parser = FirstCallParser(ArrayParser())
+    assert read(parser, ['[{"name": "a", "parameters": {}}, {"name": "b", "parameters": {}}]']) == ("", "", [("a", "{}")])

@@ -1,0 +1,24 @@
+"""One call at most, for requests that want no parallel tool calls: what comes after it is left out."""
+
+from __future__ import annotations
+
+from streamserve.text.parsing.pieces import Parser, Piece, ToolCallArguments, ToolCallStart
+
+
+class FirstCallParser:
+    """Passes on what `parser` reads, but for every call after the first."""
+
+    is_plain = False
+
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+
+    def push(self, text: str) -> list[Piece]:
+        return _without_further_calls(self._parser.push(text))
+
+    def finish(self) -> list[Piece]:
+        return _without_further_calls(self._parser.finish())
+
+
+def _without_further_calls(pieces: list[Piece]) -> list[Piece]:
+    return [piece for piece in pieces if not (isinstance(piece, ToolCallStart | ToolCallArguments) and piece.call > 0)]
