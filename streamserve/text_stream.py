@@ -85,14 +85,17 @@ class TextStream:
 
     def take_nowait(self) -> TextDelta | None:
         """The next delta with something to send, or None when that would have to be waited for."""
-        inbox = self._inbox
-        while (index := inbox.first()) is not None:
+        order = self._inbox.order
+        while order:
+            index = order[0]
             stream = self._streams.get(index)
             delta = stream.take_nowait() if stream is not None else None
             if stream is None or delta is None:
-                inbox.drop_first()
+                self._inbox.drop_first()
                 continue
-            inbox.turn()
+            if len(order) > 1:
+                # Behind the other choices, in case more of this one is waiting.
+                order.rotate(-1)
             text = self._texts[index].push(delta)
             if text is not None:
                 if text.finish_reason is not None:
@@ -105,10 +108,10 @@ class TextStream:
 class _Inbox:
     """Which choices may have something to take, in turn, and the reader that is told or waits."""
 
-    __slots__ = ("_is_listed", "_order", "_ready", "_waiter")
+    __slots__ = ("_is_listed", "_ready", "_waiter", "order")
 
     def __init__(self, num_choices: int) -> None:
-        self._order: deque[int] = deque()
+        self.order: deque[int] = deque()
         self._is_listed = [False] * num_choices
         self._ready: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -116,23 +119,15 @@ class _Inbox:
     def add(self, index: int) -> None:
         if not self._is_listed[index]:
             self._is_listed[index] = True
-            self._order.append(index)
+            self.order.append(index)
         self.wake()
 
-    def first(self) -> int | None:
-        return self._order[0] if self._order else None
-
     def drop_first(self) -> None:
-        self._is_listed[self._order.popleft()] = False
-
-    def turn(self) -> None:
-        """The first goes behind the others, in case more of it is waiting."""
-        if len(self._order) > 1:
-            self._order.rotate(-1)
+        self._is_listed[self.order.popleft()] = False
 
     def listen(self, ready: Callable[[], None] | None) -> None:
         self._ready = ready
-        if ready is not None and self._order:
+        if ready is not None and self.order:
             ready()
 
     def wake(self) -> None:
