@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -17,6 +18,8 @@ from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
 from tests.support.tiny_model import TinyLlama
 
 pytestmark = pytest.mark.anyio
+
+RankThreads = Callable[[], set[threading.Thread]]
 
 GREEDY = RowSampling(seed=0, temperature=0.0)
 
@@ -36,6 +39,13 @@ def make(checkpoint: Checkpoint, **settings: object) -> LocalExecutor:
     return LocalExecutor(EngineConfig(model=str(checkpoint.path), **{**defaults, **settings}), checkpoint)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+async def executor(checkpoint: Checkpoint) -> AsyncIterator[LocalExecutor]:
+    executor = make(checkpoint)
+    yield executor
+    await executor.stop()
+
+
 def prefill(step: int, prompt: list[int], row: int = 0) -> Plan:
     return Plan(step, [RowStart(row, prompt, len(prompt), [row], GREEDY)], [], [RowWork(row, 0, len(prompt), True)])
 
@@ -44,12 +54,14 @@ def decode(step: int, position: int, row: int = 0) -> Plan:
     return Plan(step, [], [], [RowWork(row, position, 1, True)])
 
 
-def rank_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("streamserve-")]
+@pytest.fixture
+def rank_threads() -> RankThreads:
+    """The threads started since, but for those of others."""
+    before = set(threading.enumerate())
+    return lambda: {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("streamserve-")}
 
 
-async def test_steps_run_in_the_order_submitted_and_feed_each_other(tiny: TinyLlama, checkpoint: Checkpoint) -> None:
-    executor = make(checkpoint)
+async def test_steps_run_in_the_order_submitted_and_feed_each_other(tiny: TinyLlama, executor: LocalExecutor) -> None:
     info = await executor.start()
     assert info.model == tiny.path
     assert list(info.startup_s) == ["imports", "weights", "kv_cache", "warmup"]
@@ -58,22 +70,16 @@ async def test_steps_run_in_the_order_submitted_and_feed_each_other(tiny: TinyLl
     results = [await handle.result() for handle in handles]
     assert [result.step for result in results] == list(range(1, 8))
     assert [result.token_ids[0] for result in results] == tiny.greedy([5, 6, 7], 7)
-    await executor.stop()
 
 
-async def test_the_event_loop_stays_free_while_the_model_loads(checkpoint: Checkpoint) -> None:
-    executor = make(checkpoint)
+async def test_the_event_loop_stays_free_while_the_model_loads(executor: LocalExecutor) -> None:
     starting = asyncio.ensure_future(executor.start())
-    turns = 0
-    while not starting.done():
-        await asyncio.sleep(0)
-        turns += 1
-    assert turns > 10
-    await executor.stop()
+    await asyncio.sleep(0)
+    assert not starting.done()
+    assert (await starting).max_num_seqs == 4
 
 
-async def test_a_failed_step_raises_and_so_do_all_later_ones(checkpoint: Checkpoint) -> None:
-    executor = make(checkpoint)
+async def test_a_failed_step_raises_and_so_do_all_later_ones(executor: LocalExecutor) -> None:
     await executor.start()
     good = executor.submit(prefill(1, [5, 6, 7]))
     bad = executor.submit(Plan(2, [], [], [RowWork(3, 0, 1, True)]))
@@ -84,49 +90,45 @@ async def test_a_failed_step_raises_and_so_do_all_later_ones(checkpoint: Checkpo
     for handle in (queued, executor.submit(decode(4, 4))):
         with pytest.raises(EngineDead, match="step 2 failed"):
             await handle.result()
-    await executor.stop()
 
 
-async def test_settings_that_cannot_work_are_told_at_start(checkpoint: Checkpoint) -> None:
+async def test_settings_that_cannot_work_are_told_at_start(checkpoint: Checkpoint, rank_threads: RankThreads) -> None:
     executor = make(checkpoint, max_model_len=100_000)
     with pytest.raises(ConfigError, match="--max-model-len"):
         await executor.start()
     with pytest.raises(EngineDead):
         await executor.submit(decode(1, 0)).result()
     await executor.stop()
-    assert rank_threads() == []
+    assert rank_threads() == set()
 
 
-async def test_stop_runs_what_was_submitted_and_joins_the_threads(checkpoint: Checkpoint) -> None:
-    executor = make(checkpoint)
+async def test_stop_runs_what_was_submitted_and_joins_the_threads(executor: LocalExecutor, rank_threads: RankThreads) -> None:
     await executor.start()
+    assert len(rank_threads()) == 2
     handles = [executor.submit(prefill(1, [5, 6])), executor.submit(decode(2, 2))]
     await executor.stop()
     assert [(await handle.result()).step for handle in handles] == [1, 2]
-    assert rank_threads() == []
+    assert rank_threads() == set()
     with pytest.raises(EngineDead, match="stopped"):
         await executor.submit(decode(3, 3)).result()
     await executor.stop()
 
 
-async def test_stop_before_start_and_stop_while_loading(checkpoint: Checkpoint) -> None:
-    executor = make(checkpoint)
+async def test_stop_before_start_and_stop_while_loading(executor: LocalExecutor, rank_threads: RankThreads) -> None:
     await executor.stop()
     starting = asyncio.ensure_future(executor.start())
     await asyncio.sleep(0)
     await executor.stop()
-    assert rank_threads() == []
+    assert rank_threads() == set()
     assert (await starting).max_num_seqs == 4
 
 
-async def test_a_cancelled_waiter_leaves_the_rank_running(checkpoint: Checkpoint) -> None:
-    executor = make(checkpoint)
+async def test_a_cancelled_waiter_leaves_the_rank_running(executor: LocalExecutor) -> None:
     await executor.start()
     waiting = asyncio.ensure_future(executor.submit(prefill(1, [5, 6])).result())
     await asyncio.sleep(0)
     waiting.cancel()
     assert (await executor.submit(decode(2, 2)).result()).step == 2
-    await executor.stop()
 
 
 def test_the_executor_imports_no_torch_before_it_starts() -> None:
