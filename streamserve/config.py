@@ -35,7 +35,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stall_timeout_s         a paused stream whose reader takes nothing for this long is failed
     overlap                 plan step n+1 while step n runs
     enforce_eager           no CUDA graphs
-    quantization            "int4" keeps 4-bit GGUF weights packed on a CPU; "none" expands them to dtype; "auto" decides by device
+    quantization            "int4" keeps 4-bit GGUF weights packed on a CPU, "none" expands them; "auto" decides by device
     """
 
     model: str
