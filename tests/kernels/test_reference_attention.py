@@ -83,6 +83,7 @@ MIXES = {
     "one token": [(1, 1)],
     "decodes of like lengths": [(37, 1), (5, 1), (64, 1)],
     "decodes of unlike lengths": [(700, 1), (5, 1), (300, 1), (16, 1)],
+    "many decodes": [(37, 1), (5, 1), (64, 1), (200, 1), (1, 1), (16, 1)],
     "one prefill": [(45, 45)],
     "a prefill longer than a chunk": [(300, 300)],
     "a later chunk of a prefill": [(300, 140)],
@@ -97,7 +98,7 @@ def test_every_query_sees_exactly_its_own_past(mix: str, window: int | None) -> 
     torch.testing.assert_close(batch.attend(window=window).double(), batch.expected(window=window), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mix", ["decodes of like lengths", "decodes and prefills"])
+@pytest.mark.parametrize("mix", ["many decodes", "decodes and prefills"])
 def test_scores_are_capped_softly(mix: str) -> None:
     batch = Batch(MIXES[mix])
     capped = batch.attend(softcap=0.5)
@@ -110,8 +111,9 @@ def test_decodes_give_the_same_whether_they_are_announced_or_not() -> None:
     torch.testing.assert_close(batch.attend(num_decodes=0), batch.attend(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mix", ["many decodes", "decodes and prefills"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_as_good_as_its_inputs(dtype: torch.dtype) -> None:
-    batch = Batch(MIXES["decodes and prefills"], dtype)
+def test_half_precision_is_as_good_as_its_inputs(dtype: torch.dtype, mix: str) -> None:
+    batch = Batch(MIXES[mix], dtype)
     error = (batch.attend().double() - batch.expected()).abs().max().item()
     assert error < 4 * math.ldexp(1.0, -8 if dtype is torch.bfloat16 else -11)
