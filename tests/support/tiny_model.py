@@ -16,10 +16,10 @@ VOCAB = 199
 class TinyLlama:
     """The reference model, and the folder that holds its weights."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, vocab_size: int = VOCAB) -> None:
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=VOCAB,
+            vocab_size=vocab_size,
             hidden_size=96,
             intermediate_size=160,
             num_hidden_layers=2,

@@ -1,0 +1,56 @@
+"""A whole server in one process on a random model that transformers made: real steps, real grammars, bytes as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from streamserve.checkpoint import resolve
+from streamserve.config import EngineConfig
+from streamserve.engine.inline import InlineEngine
+from streamserve.frontend import Frontend
+from streamserve.server.app import create_app
+from streamserve.server.config import ServerConfig
+from streamserve.server.service import Service
+from streamserve.text.grammar import GrammarCompiler
+from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
+from tests.support.live_server import serving
+from tests.support.tiny_model import TinyLlama
+
+_BLOCK_BYTES = 2 * 2 * 2 * 16 * 16 * 4
+
+
+class TinyServer(NamedTuple):
+    """Where it listens, and what it answers with."""
+
+    port: int
+    model: TinyLlama
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+@asynccontextmanager
+async def tiny_server(folder: Path, *, num_blocks: int = 40, **config: Any) -> AsyncIterator[TinyServer]:
+    """Serve as "tiny"; so small that a crowd is chunked, queued and preempted. `config` are fields of `ServerConfig`."""
+    model = TinyLlama(folder, vocab_size=VOCAB_SIZE)
+    settings = EngineConfig(
+        model=model.path,
+        dtype="float32",
+        kv_cache_memory=_BLOCK_BYTES * num_blocks,
+        max_num_seqs=8,
+        max_num_batched_tokens=32,
+    )
+    grammars = GrammarCompiler(byte_tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=[EOS])
+    engine = InlineEngine(settings, resolve(model.path), compile_constraint=grammars.compile)
+    await engine.start()
+    try:
+        service = Service(ServerConfig(model_names=["tiny"], **config))
+        service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=service.config.chat_template), {})
+        async with service.running(), serving(create_app(service)) as port:
+            yield TinyServer(port, model)
+    finally:
+        await engine.stop()
