@@ -6,6 +6,7 @@ event loop: when the client goes, all of them go.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from time import monotonic
@@ -21,7 +22,7 @@ from streamserve.server.errors import guarded
 from streamserve.server.producer import Producer
 from streamserve.server.service import Service
 from streamserve.server.sockets import Closing
-from streamserve.server.ws.closing import BINARY, IDLE, NOT_AN_OBJECT, SLOW, TOO_MANY_CREATES, TOO_OLD
+from streamserve.server.ws.closing import BINARY, IDLE, NOT_AN_OBJECT, SERVER_FAULT, SLOW, TOO_MANY_CREATES, TOO_OLD
 from streamserve.server.ws.messages import (
     error_message,
     parse,
@@ -32,6 +33,8 @@ from streamserve.server.ws.messages import (
 )
 from streamserve.server.ws.streams import Streams, TooManyStreams
 from streamserve.server.ws.writer import SocketWriter
+
+logger = logging.getLogger("streamserve.server")
 
 Create = Callable[[Service, dict[str, Any]], Awaitable[Producer]]
 """Checks the body of a create message and gives the producer that will answer it."""
@@ -64,7 +67,11 @@ class StreamSocket:
         service.metrics.ws_connections.add(1)
         try:
             with service.sockets.registered(self):
-                await self._serve()
+                try:
+                    await self._serve()
+                except Exception:
+                    logger.exception("a WebSocket failed")
+                    self._closing = SERVER_FAULT
                 if self._closing is not None:
                     await self._say_goodbye(self._closing)
         finally:
@@ -180,4 +187,5 @@ class StreamSocket:
             )
             if due <= now:
                 self._close(closing)
+                return
             await anyio.sleep(due - now)

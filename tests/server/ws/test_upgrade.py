@@ -1,0 +1,92 @@
+"""Who gets a socket, and what those are told who don't."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import anyio
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from streamserve.server.config import CorsConfig
+from tests.server.ws.session import session
+from tests.support.live_server import live_server
+from tests.support.scripted_engine import ScriptedEngine, text_reply
+
+pytestmark = pytest.mark.anyio
+
+
+async def refusal(port: int, **options: Any) -> tuple[int, dict[str, Any], str | None]:
+    """The status, error object and Retry-After of an upgrade that is refused."""
+    with pytest.raises(InvalidStatus) as refused:
+        async with session(port, **options):
+            raise AssertionError("the upgrade was accepted")
+    response = refused.value.response
+    assert response.headers["Content-Type"] == "application/json"
+    return response.status_code, json.loads(response.body)["error"], response.headers.get("Retry-After")
+
+
+@pytest.mark.parametrize("path", ["/v1/ws", "/v1/responses"])
+async def test_a_key_comes_as_header_or_as_subprotocol_and_is_never_echoed(path: str) -> None:
+    async with live_server(ScriptedEngine(reply=text_reply("in")), api_keys=["secret"]) as server:
+        async with session(server.port, path, additional_headers={"Authorization": "Bearer secret"}) as client:
+            assert client.connection.subprotocol is None
+        async with session(server.port, path, subprotocols=["realtime", "openai-insecure-api-key.secret"]) as client:
+            assert client.connection.subprotocol == "realtime"
+            await client.chat("s")
+            await client.ending("s")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"additional_headers": {"Authorization": "Bearer wrong"}},
+        {"subprotocols": ["realtime", "openai-insecure-api-key.wrong"]},
+    ],
+    ids=["none", "header", "subprotocol"],
+)
+async def test_without_the_right_key_the_upgrade_is_a_401(options: dict[str, Any]) -> None:
+    async with live_server(ScriptedEngine(), api_keys=["secret"]) as server:
+        status, error, _ = await refusal(server.port, **options)
+    assert (status, error["code"]) == (401, "invalid_api_key")
+    assert "secret" not in json.dumps(error)
+
+
+async def test_a_page_of_another_site_is_refused_unless_it_is_allowed() -> None:
+    allowed = CorsConfig(origins=("https://friend.example",))
+    async with live_server(ScriptedEngine(), cors=allowed) as server:
+        for origin in ("https://stranger.example", "null", f"http://127.0.0.1.stranger.example:{server.port}"):
+            status, error, _ = await refusal(server.port, origin=origin)
+            assert (status, error["code"]) == (403, "origin_forbidden")
+        for origin in ("https://friend.example", f"http://127.0.0.1:{server.port}", None):
+            async with session(server.port, origin=origin) as client:
+                await client.send({"type": "ping"})
+                assert (await client.receive())["type"] == "pong"
+
+
+async def test_a_server_without_room_says_429_and_when_to_come_back() -> None:
+    async with live_server(ScriptedEngine(), max_sockets=1) as server:
+        async with session(server.port):
+            status, error, retry_after = await refusal(server.port)
+            assert (status, error["code"]) == (429, "too_many_sockets")
+            assert retry_after is not None
+        await server.service.sockets.wait_idle()
+        async with session(server.port):
+            assert len(server.service.sockets) == 1
+
+
+async def test_a_loading_server_says_503() -> None:
+    async with live_server(ScriptedEngine(), ready=False) as server:
+        status, error, retry_after = await refusal(server.port)
+    assert (status, error["code"]) == (503, "unavailable")
+    assert retry_after is not None
+
+
+async def test_a_draining_server_says_503() -> None:
+    async with live_server(ScriptedEngine()) as server:
+        with anyio.fail_after(5):
+            await server.service.drain(1)
+        status, error, _ = await refusal(server.port)
+    assert (status, error["code"]) == (503, "unavailable")
