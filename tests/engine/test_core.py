@@ -247,6 +247,8 @@ async def test_an_engine_that_was_not_started_is_unavailable_and_can_be_stopped(
         await engine.open([make_spec()])
     await engine.stop()
     assert executor.is_stopped
+    with pytest.raises(EngineDead):
+        await engine.open([make_spec()])
 
 
 @pytest.mark.parametrize(

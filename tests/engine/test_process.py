@@ -118,6 +118,14 @@ async def test_refusals_come_back_as_the_exceptions_they_were(process: EnginePro
         assert num_alive(await engine.stats()) == 0
 
 
+async def test_a_refused_id_can_be_opened_later(process: EngineProcess, make_spec: MakeSpec) -> None:
+    async with connected(process.address) as engine:
+        with pytest.raises(ContextLengthExceeded):
+            await engine.open([make_spec(sequence_id="again", max_tokens=5000)])
+        [stream] = await engine.open([spec := make_spec(sequence_id="again")])
+        assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
+
+
 async def test_a_worker_that_goes_takes_its_sequences_along_and_no_others(process: EngineProcess, make_spec: MakeSpec) -> None:
     async with connected(process.address, PAUSING_SOON) as stays, connected(process.address, PAUSING_SOON) as goes:
         [kept] = await stays.open([spec := make_spec(max_tokens=4000)])
