@@ -154,7 +154,8 @@ def _decode(
     seen = place < ends
     if window is not None and window < longest:
         seen &= place >= ends - window
-    if softcap is None and num_sequences >= MANY_SEQUENCES:
+    # Unscaled scores may overflow fp16, and an infinite one is NaN under the mask.
+    if softcap is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16:
         return _multiply(grouped, keys, values, _bias(seen, torch.float32)[:, None, None], scale).view(q.shape)
     return _attend(grouped, keys, values, _bias(seen, q.dtype)[:, None, None], scale, softcap).reshape(q.shape)
 
