@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import msgspec
 import uvicorn
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.errors import ConfigError
 from streamserve.server.ws.protocol import SocketProtocol
@@ -82,11 +83,10 @@ def http_server(
     Raises `ConfigError` for unusable TLS files.
     """
     config = uvicorn.Config(
-        app,
+        _under(listen.root_path, app) if listen.root_path else app,
         log_config=None,
         access_log=listen.access_log,
         lifespan="off",
-        root_path=listen.root_path,
         backlog=BACKLOG,
         ws=SocketProtocol,
         ws_max_size=max_message_bytes,
@@ -104,6 +104,18 @@ def http_server(
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the TLS certificate or key can't be used: {error}") from error
     return HttpServer(config)
+
+
+def _under(root_path: str, app: ASGIApp) -> ASGIApp:
+    """`app` under a path and at the root as well: some proxies strip the prefix they add and some do not."""
+    prefix = root_path.rstrip("/")
+
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path", "").startswith(f"{prefix}/"):
+            scope = {**scope, "path": scope["path"][len(prefix) :]}  # type: ignore[assignment]
+        await app(scope, receive, send)
+
+    return mounted
 
 
 def bind(listen: Listen) -> socket.socket:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 import streamserve
+from streamserve.server.responses.schema import ResponseRequest
 from streamserve.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 _ERROR = {
@@ -47,7 +48,7 @@ _STATUS_TEXT = {
 
 def document(root_path: str = "") -> dict[str, Any]:
     """The OpenAPI 3.1 description of this server."""
-    bodies = [CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest]
+    bodies = [CompletionRequest, ChatRequest, ResponseRequest, TokenizeRequest, DetokenizeRequest]
     _, schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
@@ -91,6 +92,24 @@ def _paths() -> dict[str, dict[str, Any]]:
                 secured=True,
             )
         },
+        "/v1/responses": {
+            "post": _operation(
+                "createResponse",
+                "Answer an input; server-sent events with `stream: true`.",
+                _generated(),
+                body="ResponseRequest",
+                example={"model": "demo", "input": "Hello!", "stream": True},
+                secured=True,
+            )
+        },
+        "/v1/responses/{response_id}": {
+            "get": _response(
+                "showResponse", "A response as it stands; its events from `starting_after` on with `stream=true`.", _generated()
+            ),
+            "delete": _response("deleteResponse", "Forget a response."),
+        },
+        "/v1/responses/{response_id}/cancel": {"post": _response("cancelResponse", "End a response, keeping its text.")},
+        "/v1/responses/{response_id}/input_items": {"get": _response("listInputItems", "What a response was asked.")},
         "/v1/requests/{request_id}/cancel": {
             "post": _operation(
                 "cancelRequest", "End a running request.", _json({"type": "object"}), secured=True, parameter="request_id"
@@ -121,6 +140,11 @@ def _paths() -> dict[str, dict[str, Any]]:
         "/metrics": {"get": _operation("metrics", "Prometheus' text format.", {"text/plain": {}})},
         "/openapi.json": {"get": _operation("openapi", "This document.", _json({"type": "object"}))},
     }
+
+
+def _response(operation_id: str, summary: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An operation on one response."""
+    return _operation(operation_id, summary, content or _json({"type": "object"}), secured=True, parameter="response_id")
 
 
 def _operation(

@@ -120,7 +120,7 @@ REFUSED: list[tuple[str, Any, int, str, str | None]] = [
     (CHAT, chat(top_logprobs=2), 400, "invalid_value", "top_logprobs"),
     (CHAT, chat(logprobs=True, top_logprobs=21), 400, "invalid_value", "top_logprobs"),
     (CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), 400, "unsupported_parameter", "tools"),
-    (CHAT, chat(tool_choice="required"), 400, "unsupported_parameter", "tool_choice"),
+    (CHAT, chat(tool_choice="required"), 400, "invalid_value", "tool_choice"),
     (CHAT, chat(functions=[{"name": "f"}]), 400, "unsupported_parameter", "functions"),
     (CHAT, chat(modalities=["audio"]), 400, "unsupported_parameter", "modalities"),
     (CHAT, chat(chat_template="{{ 1 }}"), 400, "unsupported_parameter", "chat_template"),

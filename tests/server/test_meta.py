@@ -123,8 +123,8 @@ async def test_the_openapi_document_names_every_route_and_body() -> None:
         document = await json_of(response)
         served = {route.path_format for route in server.app.routes if isinstance(route, HTTPRoute)}
     described = set(document["paths"])
-    assert {path for path in described if "{" not in path} <= served
-    assert {path for path in served if path.startswith("/v1/") and "{" not in path} <= described
+    assert described <= served
+    assert {path for path in served if path.startswith("/v1/")} <= described
     completion = document["components"]["schemas"]["CompletionRequest"]
     assert completion["required"] == ["prompt"]
     assert {"temperature", "logit_bias", "max_time"} <= set(completion["properties"])
@@ -163,3 +163,11 @@ async def test_browsers_of_allowed_origins_may_read_answers_and_errors() -> None
         async with request(server.port, "OPTIONS", "/v1/completions", headers=preflight) as response:
             assert response.status == 204
             assert "POST" in response.headers["access-control-allow-methods"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/llm/v1/models"])
+async def test_a_proxy_may_strip_its_path_or_not(path: str) -> None:
+    async with live_server(ScriptedEngine(), root_path="/llm", api_keys=["one"]) as server:
+        for headers, status in (({"Authorization": "Bearer one"}, 200), ({}, 401)):
+            async with request(server.port, "GET", path, headers=headers) as response:
+                assert response.status == status

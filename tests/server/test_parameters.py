@@ -67,7 +67,7 @@ ONE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (CHAT, {"logprobs": True}, {"logprobs": 0}),
     (CHAT, {"logprobs": True, "top_logprobs": 4}, {"logprobs": 4}),
     (CHAT, {"tools": [], "tool_choice": "auto"}, {}),
-    (CHAT, {"tools": [{"type": "function"}], "tool_choice": "none"}, {}),
+    (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"}, {}),
     (CHAT, {"add_generation_prompt": False}, {"prompt_token_ids": list(b"<user>hi\n")}),
     (CHAT, {"messages": [{"role": "developer", "content": "x"}]}, {"prompt_token_ids": list(b"<system>x\n<assistant>")}),
     (

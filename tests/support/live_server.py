@@ -56,6 +56,7 @@ async def live_server(
         service.attach(frontend, defaults or {})
     app = create_app(service)
     limits: dict[str, Any] = {
+        "root_path": service.config.root_path,
         "max_message_bytes": service.config.max_body_bytes,
         "pong_timeout_s": service.config.send_timeout_s + 5,
     }
@@ -64,7 +65,7 @@ async def live_server(
 
 
 @asynccontextmanager
-async def serving(app: Any, *, send_buffer: int | None = None, **limits: Any) -> AsyncIterator[int]:
+async def serving(app: Any, *, root_path: str = "", send_buffer: int | None = None, **limits: Any) -> AsyncIterator[int]:
     """Run an ASGI app under uvicorn; yields its port.
 
     send_buffer  bytes that the kernel holds for a client that does not read; megabytes when not given
@@ -73,7 +74,8 @@ async def serving(app: Any, *, send_buffer: int | None = None, **limits: Any) ->
     with socket.create_server(("127.0.0.1", 0)) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        server = http_server(app, Listen(log_level="error", access_log=False), shutdown_timeout_s=1, **limits)
+        listen = Listen(log_level="error", access_log=False, root_path=root_path)
+        server = http_server(app, listen, shutdown_timeout_s=1, **limits)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])
             await server.listening.wait()
