@@ -110,10 +110,14 @@ class Frontend:
             raise UnsupportedParameter("messages", "this model has no chat template; start the server with --chat-template")
         return template
 
-    def special_ids_of(self, marks: Sequence[str]) -> frozenset[int]:
-        """The ids of those marks that are special tokens, whose text answers leave out as a rule."""
-        token_ids = {self.tokenizer.vocabulary.token_id(mark) for mark in marks}
-        return frozenset(token_id for token_id in token_ids if token_id in self.tokenizer.special_ids)
+    def special_ids_of(self, marks: Sequence[str]) -> dict[str, int]:
+        """Those marks that are special tokens, whose text answers leave out as a rule, with their ids."""
+        token_ids = {mark: self.tokenizer.vocabulary.token_id(mark) for mark in marks}
+        return {
+            mark: token_id
+            for mark, token_id in token_ids.items()
+            if token_id is not None and token_id in self.tokenizer.special_ids
+        }
 
     async def open(self, prompts: Sequence[PreparedPrompt]) -> TextStream:
         """Admit prepared prompts, all or none; choices are numbered output index + prompt index * n.

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from litestar import Request, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from streamserve.errors import UnsupportedParameter
 from streamserve.server.answering import Identity, Plan, answer, identify
+from streamserve.server.chat_form import chat_form
 from streamserve.server.frames import ChatFrames, Opening
-from streamserve.server.messages import checked, text_of
-from streamserve.server.parameters import for_chat, is_constrained
-from streamserve.server.reading import Reading, new_mistral_call_id
-from streamserve.server.reading import new_call_id as plain_call_id
+from streamserve.server.messages import checked
+from streamserve.server.parameters import for_chat
 from streamserve.server.results import ChatResult
 from streamserve.server.schemas import ChatRequest, TokenizeRequest, decode
 from streamserve.server.service import Service
-from streamserve.server.tools import AUTO, NAMED, NONE, REQUIRED, ToolUse, checked_tools, tool_use
+from streamserve.server.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.text.chat_template import ChatTemplate
-from streamserve.text.parsing.dialect import Dialect
-from streamserve.text.parsing.first_call import FirstCallParser
-from streamserve.text.parsing.forced import ForcedCallParser
-from streamserve.text.parsing.mistral import ArrayParser
-from streamserve.text.parsing.pieces import Parser
 
 
 @post("/v1/chat/completions", status_code=200)
@@ -46,7 +40,9 @@ async def plan_chat(service: Service, asked: ChatRequest, ignored: list[str], id
     template = _template(service, asked)
     dialect = service.dialect(template)
     text = _render(template, asked, tools.tools if _shows_tools(service, tools) else None, _variables(template, asked))
-    reading = _reading(dialect, asked, tools, text)
+    form = chat_form(frontend, dialect, asked, tools, text)
+    if form.grammar is not None:
+        params = msgspec.structs.replace(params, structured_outputs=form.grammar)
     prompt = await frontend.prepare(
         text,
         params,
@@ -55,7 +51,7 @@ async def plan_chat(service: Service, asked: ChatRequest, ignored: list[str], id
         add_special_tokens=bool(asked.add_special_tokens),
         priority=asked.priority or 0,
         cache_salt=asked.cache_salt or "",
-        shown_special_ids=frozenset() if reading is None else frontend.special_ids_of(dialect.marks),
+        shown_special_ids=form.shown_special_ids,
     )
     return Plan(
         identity=identity,
@@ -66,7 +62,7 @@ async def plan_chat(service: Service, asked: ChatRequest, ignored: list[str], id
         prompts=[prompt],
         openings=[Opening(prompt_token_ids=prompt.prompt_token_ids)],
         logprobs=params.logprobs,
-        reading=reading,
+        reading=form.reading,
     )
 
 
@@ -111,28 +107,3 @@ def _render(
         continue_final_message=continues,
         variables=variables,
     )
-
-
-def _reading(dialect: Dialect, asked: ChatRequest, tools: ToolUse, prompt: str) -> Reading | None:
-    """How answers to `prompt` become messages. Raises `UnsupportedParameter` when calls could not be told from content."""
-    new_call_id = new_mistral_call_id if dialect.tool_calls == "mistral" else plain_call_id
-    if tools.choice == NAMED:
-        return Reading(new_parser=partial(ForcedCallParser, tools.name), new_call_id=new_call_id, is_named=True)
-    if tools.choice == REQUIRED:
-        return Reading(new_parser=ArrayParser, new_call_id=new_call_id)
-    if tools.choice == AUTO and dialect.tool_calls is None:
-        raise UnsupportedParameter(
-            "tools", 'this model is not known to call any; name a --tool-call-parser or use tool_choice "required"'
-        )
-    if is_constrained(asked):
-        # A grammar leaves room for neither reasoning nor calls.
-        return None
-    continued = text_of(asked.messages[-1]) if asked.continue_final_message else None
-    new_parser = dialect.parser_factory(prompt, calls=tools.choice == AUTO, continued=continued)
-    if new_parser is None:
-        return None
-    return Reading(new_parser=new_parser if tools.parallel else partial(_first_call, new_parser), new_call_id=new_call_id)
-
-
-def _first_call(new_parser: Callable[[], Parser]) -> Parser:
-    return FirstCallParser(new_parser())

@@ -173,6 +173,14 @@ def is_constrained(request: GenerationRequest) -> bool:
     return _structured_outputs(request) is not None
 
 
+def answer_schema(request: GenerationRequest) -> dict[str, Any] | None:
+    """The JSON schema of the content that `response_format` asks for; None when it asks for none. Raises as `for_chat`."""
+    wanted = _from_response_format(request)
+    if wanted is None:
+        return None
+    return wanted.json if isinstance(wanted.json, dict) else {"type": "object"}
+
+
 def _structured_outputs(request: GenerationRequest) -> StructuredOutputs | None:
     asked = [
         constraint

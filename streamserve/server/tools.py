@@ -13,6 +13,7 @@ import msgspec
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.server.schemas import ChatRequest
+from streamserve.text.call_schema import ANY_ARGUMENTS, Function, arguments_schema, call_schema
 from streamserve.types import StructuredOutputs
 
 NONE, AUTO, REQUIRED, NAMED = "none", "auto", "required", "named"
@@ -21,7 +22,6 @@ MAX_TOOLS = 512
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
-_TYPE_WORDS = ("type", "$ref", "anyOf", "oneOf", "allOf")
 
 
 class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,12 +31,14 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
     choice    none, auto, required or named
     name      the function that must be called, when named
     parallel  whether there may be several calls
+    strict    names of the functions whose arguments must keep to their schemas in free answers, too
     """
 
     tools: list[dict[str, Any]] = []
     choice: str = NONE
     name: str = ""
     parallel: bool = True
+    strict: frozenset[str] = frozenset()
 
     @property
     def is_forced(self) -> bool:
@@ -45,9 +47,22 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
 
     def grammar(self) -> StructuredOutputs:
         """The language of a forced answer: the arguments of the named function, or an array of name and parameters."""
+        functions = self.functions(every=True)
         if self.choice == NAMED:
-            return StructuredOutputs(json=next(_schema(tool) for tool in self.tools if _name(tool) == self.name))
-        return StructuredOutputs(json=_schema_of_calls(self.tools, parallel=self.parallel))
+            return StructuredOutputs(json=next(dict(one.arguments) for one in functions if one.name == self.name))
+        call, definitions = call_schema(functions, "parameters")
+        bounds = {"minItems": 1} if self.parallel else {"minItems": 1, "maxItems": 1}
+        return StructuredOutputs(json={"type": "array", **bounds, "items": call, "$defs": definitions})
+
+    def functions(self, *, every: bool = False) -> list[Function]:
+        """The functions with the schemas that their arguments must keep to: all of them, or only where the tool is strict."""
+        return [
+            Function(
+                _name(tool),
+                arguments_schema(tool["function"]["parameters"]) if every or _name(tool) in self.strict else ANY_ARGUMENTS,
+            )
+            for tool in self.tools
+        ]
 
 
 def tool_use(asked: ChatRequest) -> ToolUse:
@@ -57,7 +72,8 @@ def tool_use(asked: ChatRequest) -> ToolUse:
     """
     tools = checked_tools(asked.tools or [])
     choice, name = _choice(asked.tool_choice, tools)
-    return ToolUse(tools=tools, choice=choice, name=name, parallel=asked.parallel_tool_calls is not False)
+    strict = frozenset(tool["function"]["name"] for tool in asked.tools or [] if tool["function"].get("strict"))
+    return ToolUse(tools=tools, choice=choice, name=name, parallel=asked.parallel_tool_calls is not False, strict=strict)
 
 
 def checked_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -126,42 +142,3 @@ def _named(choice: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str
 def _name(tool: Mapping[str, Any]) -> str:
     name: str = tool["function"]["name"]
     return name
-
-
-def _schema(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a tool's arguments, which are always an object."""
-    parameters: dict[str, Any] = tool["function"]["parameters"]
-    return parameters if any(word in parameters for word in _TYPE_WORDS) else {"type": "object", **parameters}
-
-
-def _schema_of_calls(tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> dict[str, Any]:
-    """An array of calls; each tool's own schema is a definition, with its references moved along."""
-    calls = [_schema_of_call(_name(tool), f"#/$defs/{place}") for place, tool in enumerate(tools)]
-    bounds = {"minItems": 1} if parallel else {"minItems": 1, "maxItems": 1}
-    definitions = {str(place): _moved(_schema(tool), f"#/$defs/{place}") for place, tool in enumerate(tools)}
-    return {"type": "array", **bounds, "items": {"anyOf": calls}, "$defs": definitions}
-
-
-def _schema_of_call(name: str, reference: str) -> dict[str, Any]:
-    # The name comes first, so that a client learns what is called before the arguments.
-    return {
-        "type": "object",
-        "properties": {"name": {"const": name}, "parameters": {"$ref": reference}},
-        "required": ["name", "parameters"],
-        "additionalProperties": False,
-    }
-
-
-def _moved(schema: Any, root: str) -> Any:
-    """A schema whose references from its own root start at `root`; what is data in it stays as it is."""
-    if isinstance(schema, list):
-        return [_moved(item, root) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {
-        key: value if key in ("const", "enum", "default", "examples") else _moved(value, root) for key, value in schema.items()
-    }
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = root + reference[1:]
-    return moved

@@ -23,14 +23,12 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.text.json_style import JSON_STYLE
 from streamserve.text.tokenizer import Tokenizer, load_tokenizer
 from streamserve.types import StructuredOutputs
 
 MAX_SOURCE_CHARS = 1 << 18
 """The longest schema, expression or grammar that is compiled."""
-
-# White space between JSON tokens is free but bounded: unbounded, a model may emit nothing else for ever.
-_JSON_STYLE: Any = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
 
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 2_000,
@@ -179,11 +177,11 @@ def grammar_source(wanted: StructuredOutputs) -> str:
 
 def _source(wanted: StructuredOutputs) -> str:
     if wanted.json is not None:
-        return str(LLMatcher.grammar_from_json_schema(wanted.json, overrides=_JSON_STYLE))
+        return str(LLMatcher.grammar_from_json_schema(wanted.json, overrides=JSON_STYLE))
     if wanted.json_object is not None:
         if not wanted.json_object:
             raise ValueError("json_object must be true")
-        return str(LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_JSON_STYLE))
+        return str(LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=JSON_STYLE))
     if wanted.regex is not None:
         return str(LLMatcher.grammar_from_regex(wanted.regex))
     if wanted.choice is not None:

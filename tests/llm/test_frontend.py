@@ -8,9 +8,10 @@ import pytest
 from streamserve.errors import InvalidParameter, QueueFull, UnsupportedParameter
 from streamserve.frontend import LONG_TEXT, Frontend
 from streamserve.text.loading import TokenizerParts
+from streamserve.text.token_codec import TokenCodec
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
-from streamserve.types import SamplingParams, TextDelta
+from streamserve.types import SamplingParams, TextDelta, TokenDelta
 from tests.support.byte_tokenizer import EOS, ByteVocabulary, byte_tokenizer
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
@@ -169,3 +170,28 @@ async def test_a_chat_uses_the_models_template_or_the_given_one() -> None:
         bare.render_chat(messages)
     own = Frontend(ScriptedEngine(), byte_tokenizer(), chat_template="fixed")
     assert own.render_chat(messages) == "fixed"
+
+
+class MarkedVocabulary(ByteVocabulary):
+    """Bytes, and two special tokens beyond them."""
+
+    size = 260
+    special_ids = frozenset({EOS, 258, 259})
+    codec = TokenCodec(lambda token: token.encode() if len(token) > 1 else bytes([ord(token)]))
+
+    def token(self, token_id: int) -> str | None:
+        return {258: "<mark>", 259: "<other>"}.get(token_id) or super().token(token_id)
+
+    def token_id(self, token: str) -> int | None:
+        return {"<mark>": 258, "<other>": 259}.get(token) or super().token_id(token)
+
+
+async def test_a_special_token_has_text_for_those_who_must_see_it() -> None:
+    engine = ScriptedEngine()
+    front = Frontend(engine, Tokenizer(TokenizerParts(MarkedVocabulary(), {}, {})), eos_token_ids=[EOS])
+    assert front.special_ids_of(["<mark>", "a", "unknown"]) == {"<mark>": 258}
+    for shown, text in ((frozenset({258}), "a<mark>b"), (frozenset(), "ab")):
+        prompt = await front.prepare("p", SamplingParams(), request_id=text, shown_special_ids=shown)
+        with await front.open([prompt]) as stream:
+            engine.generate(f"{text}-0", TokenDelta([97, 258, 259, 98], finish_reason="length"))
+            assert "".join([delta.text async for delta in stream]) == text

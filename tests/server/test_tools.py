@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from streamserve.errors import ConfigError
+from streamserve.types import StructuredOutputs
 from tests.support.live_server import live_server
 from tests.support.raw_http import events, request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
@@ -257,10 +258,52 @@ async def test_every_token_is_accounted_for_once_whatever_becomes_of_its_text() 
     assert (message["reasoning_content"], message["content"]) == ("hm", "Let me see.")
 
 
-async def test_a_grammar_is_not_read_as_calls_or_reasoning() -> None:
+async def grammar_of(body: dict[str, Any], **config: Any) -> StructuredOutputs | None:
+    """What the engine is told to keep to."""
+    _, engine = await ask("a", body, **config)
+    [spec] = engine.specs.values()
+    return spec.structured_outputs
+
+
+async def test_free_answers_are_confined_only_where_something_is_asked_of_them() -> None:
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    assert await grammar_of(WITH_TOOLS) is None
+    for body in (
+        {**CHAT, "tools": [strict, CLOCK]},
+        {**WITH_TOOLS, "response_format": schema},
+        {**WITH_TOOLS, "response_format": {"type": "json_object"}},
+        {**CHAT, "response_format": schema},
+    ):
+        wanted = await grammar_of(body)
+        assert wanted is not None
+        assert "%json" in (wanted.grammar or "")
+        assert ("thought" in (wanted.grammar or "")) is ("response_format" in body)
+        assert ("<tool_call>" in (wanted.grammar or "")) is ("tools" in body)
+    thoughtless = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert await grammar_of({**CHAT, "response_format": schema, **thoughtless}) == StructuredOutputs(json={"type": "object"})
+    assert await grammar_of({**WITH_TOOLS, "guided_regex": "a+"}) == StructuredOutputs(regex="a+")
+
+
+async def test_what_is_strict_is_no_concern_of_the_prompt() -> None:
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    _, engine = await ask("a", {**CHAT, "tools": [strict]})
+    assert "strict" not in prompt_of(engine)
+
+
+async def test_a_json_answer_comes_after_reasoning_or_calls_come_instead() -> None:
     body = {**WITH_TOOLS, "response_format": {"type": "json_object"}}
-    choice, _ = await ask('{"name": "weather", "arguments": {}}', body, tool_call_parser="llama3_json")
-    assert choice["message"]["content"] == '{"name": "weather", "arguments": {}}'
+    choice, _ = await ask('<think>\nhm\n</think>\n\n{"a": 1}', body)
+    assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ('{"a": 1}', "hm")
+    choice, _ = await ask(ONE_CALL, body)
+    assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["weather"]
+
+
+async def test_json_that_looks_like_a_call_is_content_when_json_was_asked_for() -> None:
+    text = '{"name": "weather", "arguments": {}}'
+    for body in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": ".*"}}):
+        choice, _ = await ask(text, {**WITH_TOOLS, **body}, tool_call_parser="llama3_json")
+        assert choice["message"]["content"] == text
 
 
 async def test_calls_and_their_results_reach_the_template() -> None:

@@ -39,12 +39,12 @@ class Dialect:
         continued  the assistant's text so far, when the prompt ends inside of it
         """
         new_answer = self.new_call_parser if calls and self.new_call_parser is not None else PlainParser
-        is_thinking = self._is_thinking(prompt, continued)
+        is_thinking = self.thinks(prompt, continued)
         if is_thinking is not None:
             return lambda: ReasoningParser(new_answer(), is_thinking=is_thinking)
         return None if new_answer is PlainParser else new_answer
 
-    def _is_thinking(self, prompt: str, continued: str | None) -> bool | None:
+    def thinks(self, prompt: str, continued: str | None) -> bool | None:
         """Whether an answer begins inside of reasoning; None when no reasoning can come any more."""
         if not self.reasons:
             return None

@@ -1,0 +1,54 @@
+"""JSON schemas of tool calls: one call of several functions, each with the schema of its own arguments. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}
+
+_TYPE_WORDS = ("type", "$ref", "anyOf", "oneOf", "allOf")
+_DATA_WORDS = ("const", "enum", "default", "examples")
+
+
+class Function(NamedTuple):
+    """A function that may be called; `arguments` is a JSON schema."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a function's arguments, which are an object even when its parameters don't say so."""
+    says_type = any(word in parameters for word in _TYPE_WORDS)
+    return dict(parameters) if says_type else {"type": "object", **parameters}
+
+
+def call_schema(functions: Sequence[Function], arguments_key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The schema of one call, and the `$defs` it refers to: each function's arguments, whose own references move along."""
+    calls = [_one_call(function.name, arguments_key, f"#/$defs/{place}") for place, function in enumerate(functions)]
+    definitions = {str(place): _moved(function.arguments, f"#/$defs/{place}") for place, function in enumerate(functions)}
+    return {"anyOf": calls}, definitions
+
+
+def _one_call(name: str, arguments_key: str, reference: str) -> dict[str, Any]:
+    # The name comes first, so that a client learns what is called before the arguments.
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, arguments_key: {"$ref": reference}},
+        "required": ["name", arguments_key],
+        "additionalProperties": False,
+    }
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A schema whose references from its own root start at `root`; what is data in it stays as it is."""
+    if isinstance(schema, list):
+        return [_moved(item, root) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {key: value if key in _DATA_WORDS else _moved(value, root) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved

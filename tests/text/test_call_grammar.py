@@ -1,0 +1,109 @@
+"""Answers that may be text, JSON or calls: what their grammars allow, and that parsers read it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from streamserve.text.call_grammar import AnswerForm
+from streamserve.text.call_schema import ANY_ARGUMENTS, Function
+from streamserve.text.parsing.pieces import Content, ToolCallArguments, ToolCallStart
+from streamserve.text.parsing.registry import TOOL_CALL_PARSERS
+
+BYTES = LLTokenizer("byte")
+STRICT = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "required": ["x"], "additionalProperties": False}
+FUNCTIONS = [Function("a", {**STRICT, "$defs": {"n": {"type": "integer"}}}), Function("b", ANY_ARGUMENTS)]
+ANSWER = {"type": "object", "properties": {"y": {"type": "boolean"}}, "required": ["y"], "additionalProperties": False}
+
+A = {"name": "a", "arguments": {"x": 1}}
+WRONG = {"name": "a", "arguments": {"x": "1"}}
+B = {"name": "b", "arguments": {"anything": [1]}}
+
+
+def is_allowed(form: AnswerForm, text: str) -> bool:
+    """Whether `text` is a whole answer."""
+    matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(form.lark()))
+    assert not matcher.is_error(), matcher.get_error()
+    data = list(text.encode())
+    return bool(matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting())
+
+
+def tagged(*calls: dict[str, Any]) -> str:
+    return "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
+
+
+def bare(*calls: dict[str, Any]) -> str:
+    return "; ".join(json.dumps({"name": call["name"], "parameters": call["arguments"]}) for call in calls)
+
+
+def array(*calls: dict[str, Any]) -> str:
+    return "[TOOL_CALLS] " + json.dumps(list(calls))
+
+
+def named(*calls: dict[str, Any]) -> str:
+    return "".join(f"[TOOL_CALLS]{call['name']}[ARGS]{json.dumps(call['arguments'])}" for call in calls)
+
+
+WAYS = [("hermes", tagged), ("llama3_json", bare), ("mistral", array), ("mistral", named)]
+
+
+@pytest.mark.parametrize(("dialect", "write"), WAYS, ids=["hermes", "llama3", "array", "named"])
+def test_free_text_is_free_and_calls_keep_to_their_schemas(dialect: str, write: Any) -> None:
+    form = AnswerForm(dialect=dialect, functions=FUNCTIONS)
+    for text in ("", "Hello, 1 < 2 [and] {so} on.\n", write(A), write(B), write(A, B, A)):
+        assert is_allowed(form, text), text
+    for text in (write(WRONG), write(A, WRONG), write({**A, "name": "c"}), write(A)[:-3]):
+        assert not is_allowed(form, text), text
+    assert not is_allowed(AnswerForm(dialect=dialect, functions=FUNCTIONS, parallel=False), write(A, B))
+
+
+@pytest.mark.parametrize(("dialect", "write"), WAYS, ids=["hermes", "llama3", "array", "named"])
+def test_what_is_allowed_is_what_the_parser_reads(dialect: str, write: Any) -> None:
+    new_parser, _ = TOOL_CALL_PARSERS[dialect]
+    parser = new_parser()
+    pieces = [*parser.push(write(A, B)), *parser.finish()]
+    assert [piece.name for piece in pieces if isinstance(piece, ToolCallStart)] == ["a", "b"]
+    texts = [
+        "".join(piece.json for piece in pieces if isinstance(piece, ToolCallArguments) and piece.call == n) for n in (0, 1)
+    ]
+    assert [json.loads(text) for text in texts] == [A["arguments"], B["arguments"]]
+    assert not any(isinstance(piece, Content) for piece in pieces)
+
+
+def test_text_may_stand_before_marked_calls() -> None:
+    for dialect, write in (("hermes", tagged), ("mistral", array)):
+        assert is_allowed(AnswerForm(dialect=dialect, functions=FUNCTIONS), "Let me see.\n" + write(A))
+
+
+@pytest.mark.parametrize("write", [tagged, array])
+def test_an_answer_is_json_or_calls(write: Any) -> None:
+    form = AnswerForm(dialect="hermes" if write is tagged else "mistral", functions=FUNCTIONS, answer=ANSWER)
+    for text in ('{"y": true}', write(A), write(A, B)):
+        assert is_allowed(form, text), text
+    for text in ("Hello", '{"y": 1}', write(WRONG), '{"y": true} ' + write(A)):
+        assert not is_allowed(form, text), text
+
+
+def test_reasoning_may_come_before_json_must_have_ended_or_can_not_come() -> None:
+    thought = "hm, {\n</think>\n\n"
+    may, has_begun, cannot = (AnswerForm(dialect=None, answer=ANSWER, thinks=thinks) for thinks in (False, True, None))
+    assert is_allowed(may, "<think>\n" + thought + '{"y": true}')
+    assert is_allowed(may, '{"y": true}')
+    assert not is_allowed(may, thought + '{"y": true}')
+    assert is_allowed(has_begun, thought + '{"y": true}')
+    assert not is_allowed(has_begun, '{"y": true}')
+    assert is_allowed(cannot, '{"y": true}')
+    assert not is_allowed(cannot, "<think>\n" + thought + '{"y": true}')
+
+
+@pytest.mark.parametrize("dialect", ["hermes", "llama3_json", "mistral"])
+def test_marks_that_are_special_tokens_are_named_by_their_ids(dialect: str) -> None:
+    _, marks = TOOL_CALL_PARSERS[dialect]
+    special = dict.fromkeys((*marks, "<think>", "</think>"), 7)
+    for answer in (None, ANSWER):
+        source = AnswerForm(dialect=dialect, functions=FUNCTIONS, answer=answer, thinks=False, special=special).lark()
+        assert not any(mark in source for mark in special)
+        assert "<[7]>" in source
