@@ -13,8 +13,7 @@ import anyio
 
 from streamserve.errors import InvalidParameter, StreamserveError
 
-
-PREFIXES = ("", "cmpl-", "chatcmpl-")
+PREFIXES = ("", "cmpl-", "chatcmpl-", "resp_")
 """What an answer's id begins with; after it comes the request's own id, when it has one."""
 
 

@@ -39,7 +39,7 @@ async def plan_response(service: Service, asked: ResponseRequest, *, is_resumabl
     record.producer = Producer(
         id,
         opener(service, plan),
-        ResponseScript(record, top_logprobs=plan.logprobs),
+        ResponseScript(record, reading=plan.reading, top_logprobs=plan.logprobs),
         Account(usage, service.metrics, num_prompts=1, n=1),
         live=service.live,
         unread_s=FOR_EVER if asked.background else service.config.resume_s if is_resumable else 0.0,

@@ -27,7 +27,7 @@ class ResponseRecord:
 
     items     this turn's input
     messages  the whole conversation up to this response, without instructions
-    usage     kept up to date while it is generated
+    usage     kept up to date while it is generated; `reasoning_tokens` tells how much of its output was reasoning
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class ResponseRecord:
         self.status = IN_PROGRESS
         self.error: StreamserveError | None = None
         self.incomplete_reason: str | None = None
+        self.reasoning_tokens = 0
         self._model = model
         self._asked = asked
         self._params = params
@@ -108,28 +109,28 @@ class ResponseRecord:
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
             "prompt_cache_key": asked.prompt_cache_key,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": None if asked.reasoning is None else asked.reasoning.effort, "summary": None},
             "safety_identifier": asked.safety_identifier,
             "service_tier": "default",
             "store": asked.is_stored,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"} if text is None else msgspec.to_builtins(text)},
             "tool_choice": asked.tool_choice or "auto",
-            "tools": asked.tools or [],
+            "tools": [{"parameters": None, "strict": None, **tool} for tool in asked.tools or ()],
             "top_logprobs": asked.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": "disabled",
-            "usage": None if self.status == IN_PROGRESS else _usage_object(self._usage),
+            "usage": None if self.status == IN_PROGRESS else _usage_object(self._usage, self.reasoning_tokens),
             "user": asked.user,
             "metadata": asked.metadata or {},
         }
 
 
-def _usage_object(usage: Usage) -> dict[str, Any]:
+def _usage_object(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

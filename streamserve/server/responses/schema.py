@@ -41,6 +41,14 @@ class TextConfig(msgspec.Struct, kw_only=True):
     verbosity: str | None = None
 
 
+class ReasoningConfig(msgspec.Struct, kw_only=True):
+    """`reasoning`: how much the model should think."""
+
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
 class ResponseStreamOptions(msgspec.Struct, kw_only=True):
     """include_obfuscation: random characters that hide the length of tokens."""
 
@@ -75,7 +83,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
     prompt_cache_key: str | None = None
     generate: bool | None = None
 
-    reasoning: dict[str, Any] | None = None
+    reasoning: ReasoningConfig | None = None
     max_tool_calls: Count | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
@@ -113,7 +121,6 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
 
 
 _UNSUPPORTED = {
-    "reasoning": "pass what the model's template knows in chat_template_kwargs",
     "max_tool_calls": "this server calls no tools of its own",
     "conversation": "continue with previous_response_id",
     "prompt": "this server keeps no prompt templates; send the text",
@@ -143,8 +150,6 @@ _SAMPLED = (
     "cache_salt",
     "structured_outputs",
     "chat_template_kwargs",
-    "tools",
-    "tool_choice",
     "parallel_tool_calls",
     "user",
 )
@@ -162,6 +167,9 @@ def as_chat(request: ResponseRequest, messages: list[dict[str, Any]]) -> ChatReq
         logprobs=logprobs or None,
         top_logprobs=request.top_logprobs if logprobs else None,
         response_format=_response_format(request.text),
+        reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
+        tools=None if request.tools is None else [_chat_tool(f"tools[{i}]", tool) for i, tool in enumerate(request.tools)],
+        tool_choice=_chat_choice(request.tool_choice),
         **{name: getattr(request, name) for name in _SAMPLED},
     )
 
@@ -170,6 +178,8 @@ def _refuse(request: ResponseRequest) -> None:
     for name, reason in _UNSUPPORTED.items():
         if getattr(request, name):
             raise UnsupportedParameter(name, reason)
+    if request.reasoning is not None and (request.reasoning.summary or request.reasoning.generate_summary):
+        raise UnsupportedParameter("reasoning.summary", "reasoning comes whole, as an item of its own")
     if request.truncation not in (None, "disabled"):
         raise UnsupportedParameter("truncation", "only disabled; an input that is too long is refused")
     if request.service_tier not in (None, "auto", "default"):
@@ -185,6 +195,20 @@ def _refuse(request: ResponseRequest) -> None:
     for name in request.include or ():
         if name != LOGPROBS:
             raise UnsupportedParameter("include", f"{name!r} does not exist here; {LOGPROBS!r} does")
+
+
+def _chat_tool(where: str, tool: dict[str, Any]) -> dict[str, Any]:
+    """A function as chats describe it: one level deeper."""
+    kind = tool.get("type")
+    if kind != "function":
+        raise UnsupportedParameter(f"{where}.type", f"{kind!r}: the only type is function")
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _chat_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    return choice
 
 
 def _response_format(text: TextConfig | None) -> ResponseFormat | None:
