@@ -71,7 +71,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--shutdown-timeout", type=float, default=30.0, show_default=True, help="Seconds running streams get at the end.")
 @click.option("--keepalive", type=float, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
 @click.option("--send-timeout", type=float, default=60.0, show_default=True, help="Seconds a client may take nothing.")
-@click.option("--max-request-bytes", type=AMOUNT, default="64M", show_default=True, help="Largest request body.")
+@click.option("--max-request-bytes", type=AMOUNT, default="16M", show_default=True, help="Largest request body.")
 @click.option("--uvicorn-log-level", type=click.Choice(_LOG_LEVELS), default="info", show_default=True)
 @click.option("--disable-uvicorn-access-log", is_flag=True, help="No line per request.")
 @click.option("--disable-log-requests", is_flag=True, help="Accepted for vLLM's command lines: prompts are never logged.")

@@ -51,7 +51,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_root: str = ""
     api_keys: list[str] = []
     root_path: str = ""
-    max_body_bytes: int = 64 * MEBIBYTE
+    max_body_bytes: int = 16 * MEBIBYTE
     max_logprobs: int = 20
     keepalive_s: float = 15.0
     send_timeout_s: float = 60.0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from streamserve.types import StructuredOutputs
+from streamserve.types import StructuredOutputs, TokenDelta
 from tests.support.byte_tokenizer import EOS
 from tests.support.live_server import live_server
 from tests.support.raw_http import request
@@ -118,3 +119,53 @@ async def test_defaults_of_the_model_hold_unless_the_request_says_otherwise() ->
                 assert response.status == 200
     taken = [(spec.temperature, spec.top_p, spec.max_tokens) for spec in engine.specs.values()]
     assert taken == [(0.6, 0.95, 9), (0.1, 0.95, 2)]
+
+
+async def test_cached_tokens_are_counted_once_per_prompt() -> None:
+    engine = ScriptedEngine(reply=lambda spec: [TokenDelta([97], finish_reason="length", cached_tokens=2)])
+    async with live_server(engine) as server:
+        async with request(server.port, "POST", COMPLETIONS, {"prompt": ["abc", "abd"], "n": 3}) as response:
+            usage = json.loads(await response.body())["usage"]
+    assert usage["prompt_tokens"] == 6
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
+async def test_a_score_only_request_answers_with_the_prompt_alone() -> None:
+    engine = ScriptedEngine(reply=text_reply("more"))
+    body = {"prompt": "ab", "max_tokens": 0, "echo": True, "logprobs": 1}
+    async with live_server(engine) as server, request(server.port, "POST", COMPLETIONS, body) as response:
+        answer = json.loads(await response.body())
+    assert answer["choices"][0]["text"] == "ab"
+    assert answer["choices"][0]["logprobs"]["tokens"] == ["a", "b"]
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+async def test_prompt_logprobs_are_maps_from_token_to_rank() -> None:
+    engine = ScriptedEngine(reply=text_reply("x"))
+    async with live_server(engine) as server:
+        async with request(server.port, "POST", COMPLETIONS, {"prompt": "ab", "prompt_logprobs": 1}) as response:
+            choice = json.loads(await response.body())["choices"][0]
+    assert choice["prompt_logprobs"] == [None, {"98": {"logprob": -0.5, "rank": 1, "decoded_token": "b"}}]
+
+
+async def test_tokens_may_be_written_as_ids() -> None:
+    engine = ScriptedEngine(reply=text_reply("x"))
+    async with live_server(engine) as server:
+        body = {"prompt": "a", "logprobs": 0, "return_tokens_as_token_ids": True}
+        async with request(server.port, "POST", COMPLETIONS, body) as response:
+            choice = json.loads(await response.body())["choices"][0]
+    assert choice["logprobs"]["tokens"] == ["token_id:120", "token_id:256"]
+
+
+async def test_requests_of_one_gateway_may_share_a_header_id() -> None:
+    engine = ScriptedEngine()
+    headers = {"X-Request-Id": "trace"}
+    body = {"prompt": "a", "stream": True}
+    async with (
+        live_server(engine) as server,
+        request(server.port, "POST", COMPLETIONS, body, headers=headers) as first,
+        request(server.port, "POST", COMPLETIONS, body, headers=headers) as second,
+    ):
+        assert (first.status, second.status) == (200, 200)
+        assert first.headers["x-request-id"] == second.headers["x-request-id"] == "trace"
+        assert len(await engine.sequences(2)) == 2
