@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from .kv_write import rotary_write
-from .launch import MAX_ARRIVALS, arrivals, dependent_launch, multiprocessors, power_of_two
+from .launch import MAX_ARRIVALS, arrivals, dependent_launch, multiprocessors, power_of_two, prefetch
 
 _PART = 128
 """Tokens that a part of a sequence's context has at least."""
@@ -50,56 +50,48 @@ def _scaled(scores, scale, SOFTCAP: tl.constexpr):
 @triton.jit
 def _load_tile(
     cache_ptr, blocks, tokens, end, kv_head, block_stride,
-    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr,
+    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Both halves of the keys [tokens, HALF] and the values [tokens, LANES] of the tokens before `end`, zeros elsewhere."""
-    half: tl.constexpr = HEAD_DIM // 2
-    lane = tl.arange(0, HALF)
+    """Keys and values [tokens, LANES] of the tokens before `end`, zeros elsewhere."""
     lanes = tl.arange(0, LANES)
-    inside = (tokens < end)[:, None]
+    mask = (tokens < end)[:, None] & (lanes < HEAD_DIM)[None, :]
     entry = blocks.to(tl.int64) * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
-    key_ptrs = cache_ptr + entry[:, None] + lane[None, :]
-    value_ptrs = cache_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM + entry[:, None] + lanes[None, :]
-    first = tl.load(key_ptrs, mask=inside & (lane < half)[None, :], other=0.0)
-    second = tl.load(key_ptrs + half, mask=inside & (lane < half)[None, :], other=0.0)
-    return first, second, tl.load(value_ptrs, mask=inside & (lanes < HEAD_DIM)[None, :], other=0.0)
+    ptrs = cache_ptr + entry[:, None] + lanes[None, :]
+    return tl.load(ptrs, mask=mask, other=0.0), tl.load(ptrs + KV_HEADS * BLOCK_SIZE * HEAD_DIM, mask=mask, other=0.0)
 
 
 @triton.jit
-def _halves(ptrs, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
-    """Two halves of a vector of HEAD_DIM as fp32 [1, HALF]."""
-    inside = tl.arange(0, HALF)[None, :] < HEAD_DIM // 2
-    first = tl.load(ptrs, mask=inside, other=0.0).to(tl.float32)
-    return first, tl.load(ptrs + HEAD_DIM // 2, mask=inside, other=0.0).to(tl.float32)
+def _prefetch(
+    cache_ptr, table_ptr, start, end, kv_head, block_stride,
+    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """Ask for the first 2 * THREADS tokens' keys and values to come to the L2 cache, 16 tokens of either at a time.
+
+    A warp issues one request after another, so each takes eight.
+    """
+    thread = tl.arange(0, THREADS)
+    piece = thread // 32 * 8 + thread % 32
+    pieces: tl.constexpr = THREADS // 8
+    token = start + piece % pieces * 16
+    wanted = (thread % 32 < 8) & (token < end)
+    block = tl.load(table_ptr + token // BLOCK_SIZE, mask=wanted, other=0).to(tl.int64)
+    plane = piece // pieces * KV_HEADS + kv_head
+    ptrs = cache_ptr + block * block_stride + (plane * BLOCK_SIZE + token % BLOCK_SIZE) * HEAD_DIM
+    prefetch(ptrs, tl.where(wanted, 16 * HEAD_DIM * cache_ptr.dtype.element_ty.primitive_bitwidth // 8, 0))
 
 
 @triton.jit
-def _angles(cos_sin_ptr, position, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
-    """Cosines and sines of a position, [1, HALF]; those of no rotation without a table."""
-    lane = tl.arange(0, HALF)[None, :]
-    if cos_sin_ptr is None:
-        cos = tl.full([1, HALF], 1.0, tl.float32)
-        sin = tl.zeros([1, HALF], tl.float32)
-    else:
-        cos, sin = _halves(cos_sin_ptr + position * HEAD_DIM + lane, HEAD_DIM, HALF)
-    return cos, sin
-
-
-@triton.jit
-def _normed(first, second, weight_first, weight_second, eps, HEAD_DIM: tl.constexpr):
-    """RMS norm of heads in two halves, [heads, HALF] each, rounded to their dtype."""
-    dtype = first.dtype
-    first, second = first.to(tl.float32), second.to(tl.float32)
-    scale = tl.rsqrt((tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / HEAD_DIM + eps)[:, None]
-    return (first * scale * weight_first).to(dtype), (second * scale * weight_second).to(dtype)
-
-
-@triton.jit
-def _rotated(first, second, cos, sin):
-    """Heads in two halves, [heads, HALF] each, rotated and rounded to their dtype."""
-    dtype = first.dtype
-    first, second = first.to(tl.float32), second.to(tl.float32)
-    return (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
+def _turned(x, partner, weight, partner_weight, cos, sin, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr):
+    """Heads [heads, LANES] normed and rotated; `partner` holds at each place what is half a head away."""
+    dtype = x.dtype
+    if NORM:
+        wide = x.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(wide * wide, axis=1) / HEAD_DIM + eps)[:, None]
+        x = (wide * scale * weight).to(dtype)
+        partner = (partner.to(tl.float32) * scale * partner_weight).to(dtype)
+    if ROTATE:
+        x = (x.to(tl.float32) * cos + partner.to(tl.float32) * sin).to(dtype)
+    return x
 
 
 @triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr", "seq_lens_ptr"])
@@ -108,7 +100,8 @@ def _decode_kernel(
     cache_ptr, tables_ptr, seq_lens_ptr, out_ptr, partial_ptr, arrivals_ptr,
     scale, eps, q_stride, block_stride, table_stride, max_blocks, min_split,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    GROUP: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
+    GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
+    THREADS: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -118,8 +111,8 @@ def _decode_kernel(
     value written to the cache. Otherwise queries are ready and the token's key and value are in the cache.
 
     The tokens before this one were written by earlier steps. With AHEAD, for launches of few programs, the first tile of them is
-    on its way to registers before the predecessor is done, and the next tile always one ahead of the one that is computed, its
-    block ids two. Without, tiles stream through shared memory, which leaves registers for more programs at a time.
+    on its way to registers before the predecessor is done. Without, tiles stream through shared memory, which leaves registers
+    for more programs at a time.
 
     partial_ptr   fp32 [sequences, kv_heads, splits, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
     arrivals_ptr  int32 [sequences * kv_heads], zero before and after
@@ -129,7 +122,6 @@ def _decode_kernel(
     sequence = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     heads_per_group: tl.constexpr = Q_HEADS // KV_HEADS
-    half: tl.constexpr = HEAD_DIM // 2
     seq_len = tl.load(seq_lens_ptr + sequence)
     earlier = seq_len - 1
     start = 0
@@ -153,87 +145,62 @@ def _decode_kernel(
     # Ids past the end of a table's used part are fetched with the others, and never followed.
     reach = max_blocks * BLOCK_SIZE - 1
     if AHEAD:
+        if PDL:
+            _prefetch(cache_ptr, table_ptr, start, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, THREADS)
         blocks = _block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
-        blocks_ahead = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+        blocks_next = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
         tokens = start + tl.arange(0, BLOCK_N)
-        k_first, k_second, v = _load_tile(
-            cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
-        )
+        k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
+
     group = tl.arange(0, GROUP)
-    lane = tl.arange(0, HALF)[None, :]
     lanes = tl.arange(0, LANES)
+    partner_lanes = (lanes + HEAD_DIM // 2) % HEAD_DIM
+    inside = (lanes < HEAD_DIM)[None, :]
     used = group < heads_per_group
+    cos, sin, q_weight, q_partner_weight, k_weight, k_partner_weight = 1.0, 0.0, 1.0, 1.0, 1.0, 1.0
     if ROTATE:
         slot = tl.load(slots_ptr + sequence)
-        cos, sin = _angles(cos_sin_ptr, tl.load(positions_ptr + sequence), HEAD_DIM, HALF)
+        if cos_sin_ptr is not None:
+            angles = cos_sin_ptr + tl.load(positions_ptr + sequence) * HEAD_DIM + lanes % (HEAD_DIM // 2)
+            cos = tl.load(angles)[None, :]
+            sin = tl.load(angles + HEAD_DIM // 2)[None, :]
+            sin = tl.where((lanes < HEAD_DIM // 2)[None, :], -sin, sin)
     if NORM:
-        q_norm_first, q_norm_second = _halves(q_norm_ptr + lane, HEAD_DIM, HALF)
-        k_norm_first, k_norm_second = _halves(k_norm_ptr + lane, HEAD_DIM, HALF)
+        q_weight = tl.load(q_norm_ptr + lanes[None, :], mask=inside, other=0.0).to(tl.float32)
+        q_partner_weight = tl.load(q_norm_ptr + partner_lanes[None, :]).to(tl.float32)
+        k_weight = tl.load(k_norm_ptr + lanes[None, :], mask=inside, other=0.0).to(tl.float32)
+        k_partner_weight = tl.load(k_norm_ptr + partner_lanes[None, :]).to(tl.float32)
     if PDL:
         cuda.gdc_wait()
 
-    query_ptrs = q_ptr + sequence * q_stride + (kv_head * heads_per_group + group)[:, None] * HEAD_DIM + lane
-    in_half = used[:, None] & (lane < half)
-    q_first = tl.load(query_ptrs, mask=in_half, other=0.0)
-    q_second = tl.load(query_ptrs + half, mask=in_half, other=0.0)
+    query_ptrs = q_ptr + sequence * q_stride + (kv_head * heads_per_group + group)[:, None] * HEAD_DIM
+    q = tl.load(query_ptrs + lanes[None, :], mask=used[:, None] & inside, other=0.0)
     if ROTATE:
-        key_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + kv_head) * HEAD_DIM + lane
-        value_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + KV_HEADS + kv_head) * HEAD_DIM + lanes
+        key_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + kv_head) * HEAD_DIM
+        value_ptrs = key_ptrs + KV_HEADS * HEAD_DIM
     else:
         last = tl.maximum(earlier, 0)
         block = tl.load(table_ptr + last // BLOCK_SIZE, mask=earlier >= 0, other=0).to(tl.int64)
-        entry = cache_ptr + block * block_stride + (kv_head * BLOCK_SIZE + last % BLOCK_SIZE) * HEAD_DIM
-        key_ptrs = entry + lane
-        value_ptrs = entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes
-    present = (lane < half) & (lane * 0 < seq_len)
-    own_first = tl.load(key_ptrs, mask=present, other=0.0)
-    own_second = tl.load(key_ptrs + half, mask=present, other=0.0)
-    own_value = tl.load(value_ptrs, mask=(lanes < HEAD_DIM) & (lanes * 0 < seq_len), other=0.0)
-    if NORM:
-        q_first, q_second = _normed(q_first, q_second, q_norm_first, q_norm_second, eps, HEAD_DIM)
-        own_first, own_second = _normed(own_first, own_second, k_norm_first, k_norm_second, eps, HEAD_DIM)
+        key_ptrs = cache_ptr + block * block_stride + (kv_head * BLOCK_SIZE + last % BLOCK_SIZE) * HEAD_DIM
+        value_ptrs = key_ptrs + KV_HEADS * BLOCK_SIZE * HEAD_DIM
+    present = inside & (lanes[None, :] * 0 < seq_len)
+    own_key = tl.load(key_ptrs + lanes[None, :], mask=present, other=0.0)
+    own_value = tl.load(value_ptrs + lanes[None, :], mask=present, other=0.0)
     if ROTATE:
-        q_first, q_second = _rotated(q_first, q_second, cos, sin)
-        own_first, own_second = _rotated(own_first, own_second, cos, sin)
-        written = (split + lane * 0 == 0) & (lane * 0 <= slot) & (lane < half)
-        entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
-        tl.store(entry + lane, own_first, mask=written)
-        tl.store(entry + half + lane, own_second, mask=written)
-        written_value = (split + lanes * 0 == 0) & (lanes * 0 <= slot) & (lanes < HEAD_DIM)
-        tl.store(entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes, own_value, mask=written_value)
-
-    # The token's own key and value start the sums, in the first part only.
-    own = tl.sum(q_first.to(tl.float32) * own_first.to(tl.float32), axis=1)
-    own += tl.sum(q_second.to(tl.float32) * own_second.to(tl.float32), axis=1)
-    counts = (split + group * 0 == 0) & (seq_len > 0)
-    highest = tl.where(counts, _scaled(own, scale, SOFTCAP), float("-inf"))
-    total = tl.where(counts, 1.0, 0.0)
-    sums = total[:, None] * own_value.to(tl.float32)[None, :]
-    q_first, q_second = q_first.to(COMPUTE), q_second.to(COMPUTE)
+        q_partner = tl.load(query_ptrs + partner_lanes[None, :], mask=used[:, None], other=0.0)
+        key_partner = tl.load(key_ptrs + partner_lanes[None, :], mask=present, other=0.0)
+        turned: tl.constexpr = cos_sin_ptr is not None
+        q = _turned(q, q_partner, q_weight, q_partner_weight, cos, sin, eps, HEAD_DIM, NORM, turned)
+    highest = tl.full([GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP], tl.float32)
+    sums = tl.zeros([GROUP, LANES], tl.float32)
+    wide_q = q.to(COMPUTE)
     for begin in range(start, end, BLOCK_N):
         tokens = begin + tl.arange(0, BLOCK_N)
-        if AHEAD:
-            k_first_next, k_second_next, v_next = _load_tile(
-                cache_ptr,
-                blocks_ahead,
-                tokens + BLOCK_N,
-                end,
-                kv_head,
-                block_stride,
-                HEAD_DIM,
-                KV_HEADS,
-                BLOCK_SIZE,
-                HALF,
-                LANES,
-            )
-            blocks_ahead = _block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
-        else:
+        if not AHEAD:
             blocks = _block_ids(table_ptr, begin, reach, BLOCK_SIZE, BLOCK_N)
-            k_first, k_second, v = _load_tile(
-                cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, HALF, LANES
-            )
-        scores = tl.dot(q_first, tl.trans(k_first.to(COMPUTE)), input_precision="ieee")
-        scores = _scaled(tl.dot(q_second, tl.trans(k_second.to(COMPUTE)), scores, input_precision="ieee"), scale, SOFTCAP)
+            k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
+        scores = _scaled(tl.dot(wide_q, tl.trans(k.to(COMPUTE)), input_precision="ieee"), scale, SOFTCAP)
         seen = tokens < end
         if WINDOW is not None:
             seen = seen & (tokens >= seq_len - WINDOW)
@@ -247,7 +214,27 @@ def _decode_kernel(
         sums = tl.dot(weights.to(COMPUTE), v.to(COMPUTE), sums * decay[:, None], input_precision="ieee")
         highest = higher
         if AHEAD:
-            k_first, k_second, v = k_first_next, k_second_next, v_next
+            k, v = _load_tile(
+                cache_ptr, blocks_next, tokens + BLOCK_N, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES
+            )
+            blocks_next = _block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+
+    # The first part takes the token's own key and value, and stores them.
+    if ROTATE:
+        own_key = _turned(own_key, key_partner, k_weight, k_partner_weight, cos, sin, eps, HEAD_DIM, NORM, turned)
+        entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
+        written = inside & (split + lanes[None, :] * 0 == 0) & (lanes[None, :] * 0 <= slot)
+        tl.store(entry + lanes[None, :], own_key, mask=written)
+        tl.store(entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes[None, :], own_value, mask=written)
+    own = _scaled(tl.sum(q.to(tl.float32) * own_key.to(tl.float32), axis=1), scale, SOFTCAP)
+    own = tl.where((split + group * 0 == 0) & (seq_len > 0), own, float("-inf"))
+    higher = tl.maximum(highest, own)
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    weight = tl.exp2(own - shift)
+    decay = tl.exp2(highest - shift)
+    total = total * decay + weight
+    sums = sums * decay[:, None] + weight[:, None] * own_value.to(tl.float32)
+    highest = higher
 
     heads = sequence * Q_HEADS + kv_head * heads_per_group + group
     out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
@@ -509,7 +496,7 @@ def _decode(
         kv_cache, block_tables, seq_lens, out, partial, arrivals(q.device),
         shape.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1], min_split,
         Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, BLOCK_SIZE=kv_cache.shape[3],
-        GROUP=group, HALF=max(16, lanes // 2), LANES=lanes, BLOCK_N=block_n, SPLIT=splits > 1, AHEAD=stages == 1,
+        GROUP=group, LANES=lanes, BLOCK_N=block_n, SPLIT=splits > 1, AHEAD=stages == 1, THREADS=32 * warps,
         WINDOW=shape.window, SOFTCAP=shape.softcap, ROTATE=rotation is not None, NORM=turn.q_norm is not None,
         COMPUTE=_compute_dtype(q.dtype), num_warps=warps, num_stages=stages, **dependent_launch(q.device),
     )  # fmt: skip
@@ -531,9 +518,9 @@ def decode_shape(
         splits = 1
     if not is_small:
         return group, lanes, 32, splits, _PART, 4, 3
-    if pairs <= programs // 8:
-        return group, lanes, 128, splits, _PART, 8, 1
-    return group, lanes, 64, splits, _PART, 4, 1 if pairs <= programs else 3
+    if pairs <= programs:
+        return group, lanes, 128, splits, _PART, 8 if pairs <= programs // 8 else 4, 1
+    return group, lanes, 64, splits, _PART, 4, 2
 
 
 def _prefill(

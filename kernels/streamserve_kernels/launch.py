@@ -21,8 +21,18 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 
 MAX_ARRIVALS = 1 << 16
+
+
+@triton.jit
+def prefetch(ptrs, num_bytes):
+    """Ask for `num_bytes` at each of `ptrs` to come to the L2 cache, both multiples of 16; 0 asks for nothing. Compute capability 9.0."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r", [ptrs.to(tl.int64), num_bytes], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @functools.cache

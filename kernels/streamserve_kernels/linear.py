@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import arrivals, dependent_launch, power_of_two
+from .launch import arrivals, dependent_launch, power_of_two, prefetch
 from .norm_rope import activate, gelu_tanh_mul, rms_norm, silu_mul
 
 SKINNY_ROWS = 64
@@ -189,11 +189,17 @@ def _some_rows_kernel(
     weight_ptrs = weight_ptr + weight_rows[:, None] * K + lanes[None, :]
     if PDL:
         # The first weights are on their way to the L2 cache while the predecessor still computes x.
-        line_ptrs = (weight_ptr + tl.where(inside, weight_rows, 0) * K + tl.minimum(begin, K - PREFETCH)).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [line_ptrs, PREFETCH * 2],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        thread = tl.arange(0, 2 * BLOCK_N)
+        line = thread // 32 * 16 + thread % 32
+        if ACTIVATION == "none":
+            ahead = tile * BLOCK_N + line
+            wanted = ahead < N
+        else:
+            ahead = tile * half + line % half
+            wanted = ahead < N
+            ahead += line // half * N
+        line_ptrs = weight_ptr + ahead.to(tl.int64) * K + tl.minimum(begin, K - PREFETCH)
+        prefetch(line_ptrs, tl.where(wanted & (thread % 32 < 16), 2 * PREFETCH, 0))
     rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     x_ptrs = x_ptr + rows[:, None] * K + lanes[None, :]
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -341,9 +347,7 @@ def some_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int
     """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, warps, stages: near one program per multiprocessor or two."""
     block_n = 64
     tiles = -(-outer // (block_n // 2 if gated else block_n))
-    # Rows in two tiles read the weights twice, the second time from the cache, but halve what a reduction has to add.
-    block_m = 32 if rows > 32 and tiles <= 128 else power_of_two(rows, least=16)
     splits = 1
-    while tiles * -(-rows // block_m) * splits < 100 and inner // (splits * 2) >= 512:
+    while tiles * splits < 100 and inner // (splits * 2) >= (512 if rows > 16 else 256):
         splits *= 2
-    return block_m, block_n, 128, splits, 4, 4
+    return power_of_two(rows, least=16), block_n, 128, splits, 4, 4 if rows > 16 else 6

@@ -1,0 +1,123 @@
+"""Attention in Triton against the reference in fp32: mixed batches, splits, windows, caps, head and block sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamserve_kernels.reference import attention as reference
+from streamserve_kernels.reference import kv_write as reference_kv_write
+from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, PagedBatch, paged_batch, random, relative_error, triton_area
+
+attention = triton_area("attention")
+kv_write = triton_area("kv_write")
+
+SHAPES = [
+    pytest.param(16, 4, 2, 16, id="grouped"),
+    pytest.param(16, 3, 1, 32, id="one-kv-head"),
+    pytest.param(16, 2, 2, 64, id="head-per-kv-head"),
+    pytest.param(24, 4, 2, 16, id="odd-head-dim"),
+]
+VARIANTS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"window": 20}, id="window"),
+    pytest.param({"softcap": 5.0}, id="softcap"),
+    pytest.param({"window": 150, "softcap": 3.0}, id="both"),
+]
+
+
+def mixed(kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> PagedBatch:
+    """Two decoding sequences that take several parts each, one of a single token, a chunk in the middle, a whole prompt."""
+    lens, queries = [300, 30, 1, 40, 50], [1, 1, 1, 9, 50]
+    return paged_batch(lens, queries, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "q_heads", "kv_heads", "block_size"), SHAPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_mixed_batch_agrees_with_the_reference(
+    head_dim: int, q_heads: int, kv_heads: int, block_size: int, variant: dict[str, Any], dtype: torch.dtype
+) -> None:
+    batch = mixed(kv_heads, head_dim, block_size, dtype)
+    q = random(batch.num_tokens, q_heads, head_dim, dtype=dtype)
+    options = {"scale": head_dim**-0.5, **variant, **batch.sizes}
+    actual = attention.paged_attention(q, batch.cache, *batch.tables, **options)
+    tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
+    expected = reference.paged_attention(q.float(), batch.finite_cache, *tables, **options)
+    assert relative_error(actual, expected) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "q_heads", "kv_heads", "block_size"), SHAPES[::3])
+@pytest.mark.parametrize(("rot_dim", "normed"), [("all", True), ("all", False), ("half", True), (None, False)])
+def test_rotation_write_and_attention_in_one_agree_with_the_reference(
+    head_dim: int, q_heads: int, kv_heads: int, block_size: int, rot_dim: str | None, normed: bool, dtype: torch.dtype
+) -> None:
+    batch = mixed(kv_heads, head_dim, block_size, dtype)
+    width = {"all": head_dim, "half": head_dim // 2, None: None}[rot_dim]
+    heads = heads_of(q_heads, kv_heads, head_dim, dtype, normed)
+    qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    cos_sin = None if width is None else random(batch.max_seq_len, width)
+    expected_cache = batch.cache.clone()
+    q = reference_kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, batch.slots, **heads)
+    tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
+    options = {"scale": head_dim**-0.5, **batch.sizes}
+    expected = reference.paged_attention(q.float(), expected_cache.float().nan_to_num(), *tables, **options)
+
+    settle()
+    actual = attention.rotary_attention(
+        qkv, batch.positions, cos_sin, batch.cache, batch.slots, *batch.tables, **heads, **options
+    )
+    assert relative_error(actual, expected) < LIMITS[dtype]
+    assert torch.equal(batch.cache.isnan(), expected_cache.isnan())
+    assert relative_error(batch.finite_cache, expected_cache.float().nan_to_num()) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rot_dim", [16, 8, None])
+def test_padding_is_written_nowhere(rot_dim: int | None, dtype: torch.dtype) -> None:
+    batch = paged_batch([5, 20], [5, 3], kv_heads=2, head_dim=16, block_size=16, dtype=dtype)
+    heads = heads_of(4, 2, 16, dtype, normed=True)
+    qkv = random(8, 8 * 16, dtype=dtype)
+    cos_sin = None if rot_dim is None else random(20, rot_dim)
+    slots = batch.slots.clone()
+    slots[3] = -1
+    expected_cache, cache = batch.cache.clone(), batch.cache.clone()
+    expected = reference_kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, slots, **heads)
+    settle()
+    actual = kv_write.rotary_write(qkv, batch.positions, cos_sin, cache, slots, **heads)
+    assert relative_error(actual, expected) < LIMITS[dtype]
+    assert relative_error(cache.float().nan_to_num(), expected_cache.float().nan_to_num()) < LIMITS[dtype]
+
+
+def test_parts_are_added_up_the_same_way_every_time() -> None:
+    batch = paged_batch([700, 300], [1, 1], kv_heads=1, head_dim=16, block_size=16, dtype=torch.float32)
+    q = random(2, 2, 16)
+    runs = [attention.paged_attention(q, batch.cache, *batch.tables, scale=0.25, **batch.sizes) for _ in range(3)]
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+
+
+def test_a_padded_sequence_of_no_tokens_gives_zeros() -> None:
+    batch = paged_batch([40, 1], [1, 1], kv_heads=1, head_dim=16, block_size=16, dtype=torch.float32)
+    lens = torch.tensor([40, 0], dtype=torch.int32, device=DEVICE)
+    out = attention.paged_attention(
+        random(2, 2, 16), batch.cache, batch.block_tables, lens, batch.query_start, scale=0.25, **batch.sizes
+    )
+    assert torch.equal(out[1], torch.zeros_like(out[1]))
+
+
+def heads_of(q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, normed: bool) -> dict[str, Any]:
+    norms: dict[str, Tensor] = {}
+    if normed:
+        norms = {"q_norm": random(head_dim, dtype=dtype), "k_norm": random(head_dim, dtype=dtype)}
+    return {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, **norms}
+
+
+def settle() -> None:
+    """What a decode reads of earlier tokens must be of an earlier step; here, of work that is done."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,35 @@
+"""Norms and gates in Triton against the reference in fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamserve_kernels.reference import norm_rope as reference
+from tests.support.kernel_cases import DTYPES, LIMITS, random, relative_error, triton_area
+
+norm_rope = triton_area("norm_rope")
+EPS = 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 80), (37, 1024)])
+def test_norms_agree_with_the_reference(rows: int, width: int, dtype: torch.dtype) -> None:
+    x, residual, weight, bias = random(rows, width, dtype=dtype), random(rows, width, dtype=dtype), random(width), random(width)
+    assert relative_error(norm_rope.rms_norm(x, weight, EPS), reference.rms_norm(x.float(), weight, EPS)) < LIMITS[dtype]
+    assert (
+        relative_error(norm_rope.layer_norm(x, weight, bias, EPS), reference.layer_norm(x.float(), weight, bias, EPS))
+        < LIMITS[dtype]
+    )
+    actual = norm_rope.add_rms_norm(x, residual, weight, EPS)
+    expected = reference.add_rms_norm(x, residual, weight, EPS)
+    assert torch.equal(actual[1], expected[1])
+    assert relative_error(actual[0], expected[0]) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(1, 24), (6, 96), (2, 3000)])
+def test_gates_agree_with_the_reference(rows: int, width: int, dtype: torch.dtype) -> None:
+    x = random(rows, 2 * width, dtype=dtype)
+    assert relative_error(norm_rope.silu_mul(x), reference.silu_mul(x.float())) < LIMITS[dtype]
+    assert relative_error(norm_rope.gelu_tanh_mul(x), reference.gelu_tanh_mul(x.float())) < LIMITS[dtype]
