@@ -1,0 +1,1 @@
+"""What `gpu_suite.py` runs: kernel checks, kernel timings, and the engine's figures."""

@@ -1,0 +1,116 @@
+"""Every kernel at real sizes against its reference in fp32, on fresh random inputs, with poisoned caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import streamserve_kernels as kernels
+from benchmarks.gpu.report import Report
+from streamserve_kernels.reference import attention, kv_write, linear, norm_rope, sampling
+from streamserve_kernels.row_tables import make_row_tables
+from tests.support.kernel_cases import LIMITS, paged_batch, random, relative_error
+
+EPS = 1e-6
+LINEAR_SHAPES = [(1024, 4096), (2048, 1024), (3072, 1024), (4096, 512), (12288, 512)]
+ATTENTION_SHAPES = [(64, 9, 3, 16), (80, 8, 8, 32), (96, 4, 1, 64), (128, 16, 8, 16), (128, 32, 8, 64), (256, 8, 4, 16)]
+SEQ_LENS, QUERY_LENS = [700, 30, 1, 4000, 290, 900], [1, 1, 1, 1, 77, 900]
+
+
+def check_kernels(report: Report, *, thorough: bool) -> None:
+    """thorough  fp16 and fp32 too, which compile their own kernels."""
+    dtypes = [torch.bfloat16, torch.float16, torch.float32] if thorough else [torch.bfloat16]
+    for dtype in dtypes:
+        for inner, outer in LINEAR_SHAPES:
+            for rows in (1, 8, 16, 64):
+                _check_linears(report, rows, inner, outer, dtype)
+        for width in (80, 1024, 5120):
+            _check_norms(report, width, dtype)
+        for head_dim, q_heads, kv_heads, block_size in ATTENTION_SHAPES:
+            _check_attention(report, head_dim, q_heads, kv_heads, block_size, dtype)
+    _check_attention(report, 128, 16, 8, 16, torch.bfloat16, window=100)
+    _check_attention(report, 128, 16, 8, 32, torch.bfloat16, window=1024, softcap=30.0)
+    _check_sampling(report)
+
+
+def _check_linears(report: Report, rows: int, inner: int, outer: int, dtype: torch.dtype) -> None:
+    x, weight, norm = random(rows, inner, dtype=dtype), random(outer, inner, dtype=dtype) / inner**0.5, random(inner)
+    bias, residual = random(outer, dtype=dtype), random(rows, outer, dtype=dtype)
+    wide, wide_weight = x.float(), weight.float()
+    plain = linear.linear(wide, wide_weight, bias.float())
+    pairs = {
+        "linear": (kernels.linear(x, weight, bias), plain),
+        "norm_linear": (kernels.norm_linear(x, norm, EPS, weight), linear.norm_linear(wide, norm, EPS, wide_weight)),
+        "norm_gated_linear": (
+            kernels.norm_gated_linear(x, norm, EPS, weight, "silu"),
+            linear.norm_gated_linear(wide, norm, EPS, wide_weight, "silu"),
+        ),
+        "linear_residual": (kernels.linear_residual(x, weight, residual.clone(), bias), plain + residual.float()),
+    }
+    for name, (actual, expected) in pairs.items():
+        _check(report, actual, expected, dtype, kernel=name, rows=rows, inner=inner, outer=outer)
+
+
+def _check_norms(report: Report, width: int, dtype: torch.dtype) -> None:
+    x, residual, weight, bias = random(37, width, dtype=dtype), random(37, width, dtype=dtype), random(width), random(width)
+    wide = x.float()
+    pairs = {
+        "rms_norm": (kernels.rms_norm(x, weight, EPS), norm_rope.rms_norm(wide, weight, EPS)),
+        "add_rms_norm": (
+            kernels.add_rms_norm(x, residual, weight, EPS)[0],
+            norm_rope.add_rms_norm(x, residual, weight, EPS)[0],
+        ),
+        "layer_norm": (kernels.layer_norm(x, weight, bias, EPS), norm_rope.layer_norm(wide, weight, bias, EPS)),
+        "silu_mul": (kernels.silu_mul(x), norm_rope.silu_mul(wide)),
+        "gelu_tanh_mul": (kernels.gelu_tanh_mul(x), norm_rope.gelu_tanh_mul(wide)),
+    }
+    for name, (actual, expected) in pairs.items():
+        _check(report, actual, expected, dtype, kernel=name, width=width)
+
+
+def _check_attention(
+    report: Report, head_dim: int, q_heads: int, kv_heads: int, block_size: int, dtype: torch.dtype, **variant: Any
+) -> None:
+    batch = paged_batch(SEQ_LENS, QUERY_LENS, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
+    qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    cos_sin = random(batch.max_seq_len, head_dim)
+    heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    norms = {"q_norm": random(head_dim, dtype=dtype), "k_norm": random(head_dim, dtype=dtype)}
+    options = {"scale": head_dim**-0.5, **batch.sizes, **variant}
+    expected_cache = batch.cache.clone()
+    q = kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, batch.slots, **heads, **norms)
+    tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
+    expected = attention.paged_attention(q.float(), expected_cache.float().nan_to_num(), *tables, **options)
+    torch.cuda.synchronize()
+    actual = kernels.rotary_attention(
+        qkv, batch.positions, cos_sin, batch.cache, batch.slots, *batch.tables, **heads, **norms, **options
+    )
+    shape = {"head_dim": head_dim, "heads": f"{q_heads}/{kv_heads}", "block_size": block_size, **variant}
+    _check(report, actual, expected, dtype, kernel="rotary_attention", **shape)
+    _check(report, batch.finite_cache, expected_cache.float().nan_to_num(), dtype, kernel="kv cache", **shape)
+    torch.cuda.synchronize()
+    again = kernels.paged_attention(q.to(dtype), batch.cache, *batch.tables, **options)
+    _check(report, again, expected, dtype, kernel="paged_attention", **shape)
+
+
+def _check_sampling(report: Report) -> None:
+    lines, vocab = 64, 151936
+    device = torch.device("cuda")
+    tables = make_row_tables(lines, 100, 8, device)
+    every = torch.arange(lines, dtype=torch.int32, device=device)
+    tables.seed_low.copy_(torch.arange(lines + 1) * 77)
+    logits = (random(lines, vocab) * 2).bfloat16()
+    tables.temperature.fill_(0.8)
+    for name, top_p, top_k in (("random", 1.0, 0), ("restricted", 0.9, 50)):
+        tables.top_p.fill_(top_p)
+        tables.top_k.fill_(top_k)
+        chosen = {"random": every} if name == "random" else {"restricted": every, "max_top_k": top_k}
+        parameters = kernels.SamplingTensors(tables, every, every + 5, **chosen)
+        same = kernels.sample(logits, parameters).token_ids == sampling.sample(logits, parameters).token_ids
+        report.check("check", 1.0 - float(same.float().mean()), 0.02, kernel=f"sample {name}", lines=lines, vocab=vocab)
+
+
+def _check(report: Report, actual: Tensor, expected: Tensor, dtype: torch.dtype, **row: Any) -> None:
+    report.check("check", relative_error(actual, expected), LIMITS[dtype], **row, dtype=str(dtype)[6:])

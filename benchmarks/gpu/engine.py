@@ -1,0 +1,129 @@
+"""The engine in this process: decode, prefill and mixed load on random weights, and greedy tokens under every kind of batch."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.gpu.report import Report
+from streamserve.bench.engine_run import run_asks, running_engine
+from streamserve.bench.offline import Figures, latency_figures, prefill_figures, throughput_figures
+from streamserve.bench.workloads import Ask, Span, Workload
+from streamserve.config import EngineConfig
+from streamserve.engine.base import Engine, SequenceStream
+from streamserve.types import SequenceSpec
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the table: a workload, what is read off it, and which figure counts."""
+
+    name: str
+    workload: Workload
+    figures: Figures
+    figure: str
+    temperature: float = 0.0
+
+
+def _fixed(count: int, prompt: int, output: int) -> Workload:
+    return Workload(count, Span(prompt, prompt), Span(output, output))
+
+
+def measurements(outputs: int) -> list[Measurement]:
+    """outputs  tokens that each sequence of a decode measurement generates after its 128 of prompt"""
+    decodes = [
+        Measurement(f"decode {rows}", _fixed(rows, 128, outputs if rows < 256 else 256), latency_figures, "step_ms")
+        for rows in (1, 8, 64, 256)
+    ]
+    mixed = Workload(256, Span(100, 1024), Span(100, 1024))
+    return [
+        *decodes,
+        Measurement("prefill 64 x 2048", _fixed(64, 2048, 1), prefill_figures, "prompt_tokens_per_s"),
+        Measurement("mixed 256", mixed, throughput_figures, "output_tokens_per_s", temperature=0.6),
+    ]
+
+
+def settings(model: str, **changes: Any) -> EngineConfig:
+    """The engine of all measurements: random weights of a model's shape in bf16, no prefix cache to read prompts from."""
+    defaults: dict[str, Any] = {
+        "model": str(CONFIGS / model),
+        "load_format": "dummy",
+        "dtype": "bfloat16",
+        "max_model_len": 4096,
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 8192,
+        "enable_prefix_caching": False,
+    }
+    return EngineConfig(**defaults | changes)
+
+
+async def measure_engine(report: Report, model: str, *, repeats: int, outputs: int, only: str | None, **changes: Any) -> None:
+    """Start the engine, warm every row up once, then report the median of `repeats` and their spread."""
+    async with running_engine(settings(model, **changes)) as engine:
+        report.add("start", model=model, **engine.info.startup_s, num_blocks=engine.info.num_blocks)
+        for item in measurements(outputs):
+            if only is None or item.name.startswith(only):
+                await _measure(report, engine, model, item, repeats)
+
+
+async def _measure(report: Report, engine: Engine, model: str, item: Measurement, repeats: int) -> None:
+    values = []
+    for variation in range(repeats + 1):
+        asks = item.workload.asks(vocab_size=engine.info.vocab_size, seed=0, variation=variation)
+        run = await run_asks(engine, asks, temperature=item.temperature)
+        values.append(item.figures(item.workload, run)[item.figure] or 0.0)
+    counted = values[1:]
+    report.add(
+        "engine", model=model, row=item.name, figure=item.figure, median=median(counted), low=min(counted), high=max(counted)
+    )
+
+
+async def check_greedy(report: Report, model: str) -> None:
+    """In fp32, the tokens of a prompt alone, among 64, in chunks, with and without overlap and graphs, are the same."""
+    rng = random.Random(0)
+    asks = [Ask([rng.randrange(1000, 100000) for _ in range(rng.randint(20, 300))], 24) for _ in range(64)]
+    base = {"dtype": "float32", "max_model_len": 1024, "kv_cache_memory": 8 << 30}
+    variants: dict[str, dict[str, Any]] = {
+        "together": {},
+        "in chunks of 64": {"max_num_batched_tokens": 64, "max_num_seqs": 16},
+        "no overlap": {"overlap": False},
+        "no graphs": {"enforce_eager": True},
+        "prefix cache": {"enable_prefix_caching": True},
+    }
+    async with running_engine(settings(model, **base)) as engine:
+        alone = [(await tokens_of(engine, [ask]))[0] for ask in asks[:16]]
+    for name, changes in variants.items():
+        async with running_engine(settings(model, **base | changes)) as engine:
+            batches = [asks, asks] if name == "prefix cache" else [asks]
+            for batch in batches:
+                together = await tokens_of(engine, batch)
+        differing = sum(mine != theirs for mine, theirs in zip(alone, together, strict=False))
+        report.check("greedy", float(differing), 0.5, model=model, variant=name, compared=len(alone))
+
+
+async def tokens_of(engine: Engine, asks: list[Ask]) -> list[list[int]]:
+    """Greedy tokens of each request, admitted together."""
+    specs = [
+        SequenceSpec(
+            sequence_id=f"greedy-{id(asks)}-{index}-{random.random()}",
+            prompt_token_ids=ask.prompt_token_ids,
+            seed=0,
+            max_tokens=ask.output_len,
+            temperature=0.0,
+        )
+        for index, ask in enumerate(asks)
+    ]
+    return [await _read(stream) for stream in await engine.open(specs)]
+
+
+async def _read(stream: SequenceStream) -> list[int]:
+    tokens: list[int] = []
+    with stream:
+        async for delta in stream:
+            tokens += delta.token_ids
+    return tokens

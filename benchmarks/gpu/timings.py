@@ -1,0 +1,153 @@
+"""Kernels timed in CUDA graphs: whole decode steps without an engine, and each kernel alone, with the bandwidth it reaches.
+
+Weights and caches of all layers are distinct, so that nothing is read from the L2 cache that a real step would not find there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import streamserve_kernels as kernels
+from benchmarks.gpu.report import Report
+from streamserve_kernels.row_tables import make_row_tables
+from streamserve_kernels.sampling_tensors import SamplingTensors
+from tests.support.kernel_cases import random
+
+EPS = 1e-6
+BF16 = torch.bfloat16
+BLOCK_SIZE = 16
+SHAPES = {
+    "Qwen3-0.6B": {"hidden": 1024, "q_heads": 16, "inner": 3072, "layers": 28},
+    "Qwen3-8B": {"hidden": 4096, "q_heads": 32, "inner": 12288, "layers": 36},
+}
+KV_HEADS, HEAD_DIM, VOCAB = 8, 128, 151936
+
+
+def microseconds(work: Callable[[int], object], calls: int, repeats: int = 20) -> float:
+    """Median time of one call of `work(index)`, `calls` of them in one graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        work(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # On the stream that has run it before: counters of parts are per stream.
+    with torch.cuda.graph(graph, stream=stream):
+        for index in range(calls):
+            work(index)
+    times = []
+    for _ in range(repeats + 3):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    times = sorted(times[3:])
+    return times[len(times) // 2] * 1000 / calls
+
+
+class Step:
+    """The layers of a model at one batch size, every sequence with the same context."""
+
+    def __init__(self, name: str, rows: int, context: int) -> None:
+        shape = SHAPES[name]
+        hidden, inner, self.q_heads = shape["hidden"], shape["inner"], shape["q_heads"]
+        width = self.q_heads * HEAD_DIM
+        self.rows, self.context, self.layers = rows, context, shape["layers"]
+        sizes = ((width + 2 * KV_HEADS * HEAD_DIM, hidden), (hidden, width), (2 * inner, hidden), (hidden, inner))
+        self.weights = [[random(*size, dtype=BF16) / size[1] ** 0.5 for size in sizes] for _ in range(self.layers)]
+        self.head = random(VOCAB, hidden, dtype=BF16) / hidden**0.5
+        self.norm, self.head_norm = random(hidden, dtype=BF16), random(HEAD_DIM, dtype=BF16)
+        self.x, self.attended = random(rows, hidden, dtype=BF16), random(rows, width, dtype=BF16)
+        blocks = -(-context // BLOCK_SIZE)
+        cache = (rows * blocks + 1, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+        self.caches = [random(*cache, dtype=BF16) for _ in range(self.layers)]
+        tables = torch.randperm(rows * blocks, dtype=torch.int32, device="cuda").view(rows, blocks)
+        self.tables = torch.nn.functional.pad(tables, (0, 256 - blocks))
+        self.seq_lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
+        self.positions = self.seq_lens.long() - 1
+        self.slots = tables[:, -1].long() * BLOCK_SIZE + (context - 1) % BLOCK_SIZE
+        self.query_start = torch.arange(rows + 1, dtype=torch.int32, device="cuda")
+        self.cos_sin = random(4096, HEAD_DIM)
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.rows * self.context * 2 * KV_HEADS * HEAD_DIM * 2
+
+    def attend(self, qkv: Tensor, layer: int) -> Tensor:
+        out = kernels.rotary_attention(
+            qkv,
+            self.positions,
+            self.cos_sin,
+            self.caches[layer],
+            self.slots,
+            self.tables,
+            self.seq_lens,
+            self.query_start,
+            q_heads=self.q_heads,
+            kv_heads=KV_HEADS,
+            head_dim=HEAD_DIM,
+            q_norm=self.head_norm,
+            k_norm=self.head_norm,
+            scale=HEAD_DIM**-0.5,
+            num_decodes=self.rows,
+            max_query_len=1,
+            max_seq_len=4096,
+        )
+        return out.flatten(1)
+
+    def run(self, _: int = 0, *, attention: bool = True) -> Tensor:
+        """A decode step from embedded tokens to logits."""
+        x = self.x.clone()
+        for layer, (qkv, output, gate_up, down) in enumerate(self.weights):
+            projected = kernels.norm_linear(x, self.norm, EPS, qkv)
+            x = kernels.linear_residual(self.attend(projected, layer) if attention else self.attended, output, x)
+            x = kernels.linear_residual(kernels.norm_gated_linear(x, self.norm, EPS, gate_up, "silu"), down, x)
+        return kernels.norm_linear(x, self.norm, EPS, self.head)
+
+
+def time_steps(report: Report, name: str, batches: list[tuple[int, int]]) -> None:
+    """Decode steps, their linears alone, and each kernel of them, at (rows, context)."""
+    for rows, context in batches:
+        step = Step(name, rows, context)
+        whole, linears = microseconds(step.run, 1), microseconds(lambda _, s=step: s.run(attention=False), 1)
+        report.add("step", model=name, rows=rows, context=context, us=whole, linears_us=linears)
+        _time_kernels(report, name, step)
+        del step
+        torch.cuda.empty_cache()
+
+
+def _time_kernels(report: Report, name: str, step: Step) -> None:
+    qkv_width = step.weights[0][0].shape[0]
+    qkv, inner = random(step.rows, qkv_width, dtype=BF16), random(step.rows, step.weights[0][3].shape[1], dtype=BF16)
+    x = step.x.clone()
+    works: dict[str, tuple[Callable[[int], object], int]] = {
+        "norm+qkv": (lambda i: kernels.norm_linear(x, step.norm, EPS, step.weights[i][0]), step.weights[0][0].nbytes),
+        "attention": (lambda i: step.attend(qkv, i), step.kv_bytes),
+        "output+residual": (lambda i: kernels.linear_residual(step.attended, step.weights[i][1], x), step.weights[0][1].nbytes),
+        "norm+gate_up": (
+            lambda i: kernels.norm_gated_linear(x, step.norm, EPS, step.weights[i][2], "silu"),
+            step.weights[0][2].nbytes,
+        ),
+        "down+residual": (lambda i: kernels.linear_residual(inner, step.weights[i][3], x), step.weights[0][3].nbytes),
+    }
+    for kernel, (work, num_bytes) in works.items():
+        us = microseconds(work, step.layers, 10)
+        report.add("kernel", model=name, rows=step.rows, kernel=kernel, us=us, gb_per_s=num_bytes / us / 1e3)
+    us = microseconds(lambda _: kernels.norm_linear(x, step.norm, EPS, step.head), 3, 10)
+    report.add("kernel", model=name, rows=step.rows, kernel="norm+head", us=us, gb_per_s=step.head.nbytes / us / 1e3)
+    _time_sampling(report, name, step.rows)
+
+
+def _time_sampling(report: Report, name: str, rows: int) -> None:
+    tables = make_row_tables(rows, 100, 8, torch.device("cuda"))
+    lines = torch.arange(rows, dtype=torch.int32, device="cuda")
+    logits = random(rows, VOCAB, dtype=BF16)
+    for temperature in (0.0, 0.6):
+        tables.temperature.fill_(temperature)
+        parameters = SamplingTensors(tables, lines, lines + 5, random=lines)
+        us = microseconds(lambda _, p=parameters: kernels.sample(logits, p), 3, 10)
+        report.add("kernel", model=name, rows=rows, kernel=f"sample T={temperature}", us=us, gb_per_s=logits.nbytes / us / 1e3)
