@@ -60,7 +60,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stall_timeout_s: float = 60.0
     overlap: bool = True
     enforce_eager: bool = False
-    batch_invariant: bool = False
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1

@@ -75,7 +75,6 @@ _OPTIONS = [
         help="Plan a step while the last one runs.",
     ),
     click.option("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs."),
-    click.option("--batch-invariant", is_flag=True, default=None, help="Same bits whatever the batch, a little slower."),
     click.option("-tp", "--tensor-parallel-size", type=int, help="GPUs that share each layer."),
     click.option("-pp", "--pipeline-parallel-size", type=int, help="GPUs that share the layers."),
     click.option("-dp", "--data-parallel-size", type=int, help="Copies of the model."),
