@@ -195,6 +195,56 @@ async def test_every_parameter_in_a_crowd(endpoint: Endpoint) -> None:
         check(endpoint.oracle, crowd[place], choices)
 
 
+def random_case(rng: np.random.Generator, number: int) -> Case:
+    """A request with a mixture of parameters, each left out as often as not."""
+    allowed = sorted(rng.choice(READABLE, size=rng.integers(20, 90), replace=False).tolist())
+    letters = [chr(token_id) for token_id in rng.choice(allowed, size=6)]
+    choices: dict[str, Any] = {
+        "presence_penalty": round(float(rng.uniform(-2, 2)), 2),
+        "frequency_penalty": round(float(rng.uniform(-2, 2)), 2),
+        "repetition_penalty": round(float(rng.uniform(0.6, 1.8)), 2),
+        "logit_bias": {str(token_id): round(float(rng.uniform(-5, 5)), 2) for token_id in rng.choice(allowed, size=5)},
+        "bad_words": [letters[0], letters[1] + letters[2]],
+        "stop": ["".join(letters[3:5]), letters[5]],
+        "stop_token_ids": rng.choice(allowed, size=2).tolist(),
+        "min_tokens": int(rng.integers(1, 12)),
+        "include_stop_str_in_output": True,
+    }
+    if rng.random() < 0.75:
+        sampling = {
+            "n": int(rng.integers(1, 4)),
+            "top_k": int(rng.integers(1, 40)),
+            "top_p": round(float(rng.uniform(0.3, 1.0)), 2),
+            "min_p": round(float(rng.uniform(0.0, 0.3)), 2),
+        }
+        sampling = {name: value for name, value in sampling.items() if rng.random() < 0.5}
+        sampling |= {"temperature": round(float(rng.uniform(0.2, 2.0)), 2), "seed": int(rng.integers(0, 2**62))}
+    else:
+        sampling = {"temperature": 0}
+    mixed = {name: value for name, value in choices.items() if rng.random() < 0.4}
+    prompt = "".join(map(chr, rng.choice(READABLE, size=rng.integers(1, 70))))
+    asked = {"max_tokens": int(rng.integers(12, 24)), "allowed_token_ids": allowed, **sampling, **mixed}
+    return Case(f"{number}: {asked}", prompt, asked)
+
+
+@pytest.mark.slow
+async def test_any_mixture_of_parameters_in_a_crowd(endpoint: Endpoint) -> None:
+    rng = np.random.default_rng(5)
+    crowd = [random_case(rng, number) for number in range(300)]
+    said: dict[int, list[Said]] = {}
+    limiter = anyio.CapacityLimiter(24)
+
+    async def send(place: int) -> None:
+        async with limiter:
+            said[place] = await ask(endpoint.port, crowd[place], stream=place % 2 == 0)
+
+    async with anyio.create_task_group() as tasks:
+        for place in range(len(crowd)):
+            tasks.start_soon(send, place)
+    for place, choices in said.items():
+        check(endpoint.oracle, crowd[place], choices)
+
+
 async def test_the_cases_reach_what_they_are_for(endpoint: Endpoint) -> None:
     """A parameter that never came into play would be no test of it."""
     answers = {case.name: endpoint.oracle.answer(case.prompt, case.asked) for case in cases(endpoint.oracle)}

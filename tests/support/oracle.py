@@ -48,7 +48,8 @@ class Oracle:
             lines.append(log_softmax(logits))
             output.append(self._next(logits, tokens, output, asked, stops, choice))
             if output[-1] in stops:
-                return Answer(output, _text(output[:-1]), lines, "stop", None if output[-1] == EOS else output[-1])
+                shown = output if asked.get("include_stop_str_in_output") else output[:-1]
+                return Answer(output, _text(shown), lines, "stop", None if output[-1] == EOS else output[-1])
             for stop in asked.get("stop", []):
                 text = _text(output)
                 # Counts when it is completed after the tokens that must come.
