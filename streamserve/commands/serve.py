@@ -72,6 +72,15 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--keepalive", type=float, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
 @click.option("--send-timeout", type=float, default=60.0, show_default=True, help="Seconds a client may take nothing.")
 @click.option("--max-request-bytes", type=AMOUNT, default="16M", show_default=True, help="Largest request body.")
+@click.option(
+    "--max-sockets", type=click.IntRange(1), default=1024, show_default=True, help="WebSockets open at a time, per API process."
+)
+@click.option(
+    "--max-streams-per-socket", type=click.IntRange(1), default=64, show_default=True, help="Streams on a WebSocket at a time."
+)
+@click.option("--socket-idle-timeout", type=float, default=600.0, show_default=True, help="Seconds a WebSocket may do nothing.")
+@click.option("--resume-timeout", type=float, default=60.0, show_default=True, help="Seconds a dropped stream can be resumed.")
+@click.option("--response-ttl", type=float, default=3600.0, show_default=True, help="Seconds a stored response is kept.")
 @click.option("--uvicorn-log-level", type=click.Choice(_LOG_LEVELS), default="info", show_default=True)
 @click.option("--disable-uvicorn-access-log", is_flag=True, help="No line per request.")
 @click.option("--disable-log-requests", is_flag=True, help="Accepted for vLLM's command lines: prompts are never logged.")
@@ -110,6 +119,11 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         keepalive_s=values["keepalive"],
         send_timeout_s=values["send_timeout"],
         shutdown_timeout_s=values["shutdown_timeout"],
+        max_sockets=values["max_sockets"],
+        max_streams_per_socket=values["max_streams_per_socket"],
+        socket_idle_s=values["socket_idle_timeout"],
+        resume_s=values["resume_timeout"],
+        response_ttl_s=values["response_ttl"],
         chat_template=_template(values["chat_template"]),
         trust_request_chat_template=values["trust_request_chat_template"],
         tool_call_parser=values["tool_call_parser"],
