@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.server.ws.session import session
@@ -37,9 +39,9 @@ async def test_text_that_is_not_utf8_closes_with_1007() -> None:
         assert await client.closed() == 1007
 
 
-@pytest.mark.parametrize("limit", ["socket_age_s", "socket_idle_s"])
-async def test_a_socket_too_old_or_idle_is_closed_with_4408(limit: str) -> None:
-    async with live_server(ScriptedEngine(), **{limit: 0.1}) as server, session(server.port) as client:
+@pytest.mark.parametrize("limit", [{"socket_age_s": 0.1}, {"socket_idle_s": 0.1}], ids=["age", "idle"])
+async def test_a_socket_too_old_or_idle_is_closed_with_4408(limit: dict[str, Any]) -> None:
+    async with live_server(ScriptedEngine(), **limit) as server, session(server.port) as client:
         assert await client.closed() == 4408
 
 

@@ -60,8 +60,8 @@ async def test_a_page_of_another_site_is_refused_unless_it_is_allowed() -> None:
         for origin in ("https://stranger.example", "null", f"http://127.0.0.1.stranger.example:{server.port}"):
             status, error, _ = await refusal(server.port, origin=origin)
             assert (status, error["code"]) == (403, "origin_forbidden")
-        for origin in ("https://friend.example", f"http://127.0.0.1:{server.port}", None):
-            async with session(server.port, origin=origin) as client:
+        for welcome in ("https://friend.example", f"http://127.0.0.1:{server.port}", None):
+            async with session(server.port, origin=welcome) as client:
                 await client.send({"type": "ping"})
                 assert (await client.receive())["type"] == "pong"
 
