@@ -1,12 +1,10 @@
 """Inputs for the Triton kernels, and how far they are from their references in fp32.
 
-On a machine with a GPU the kernels run there; elsewhere in Triton's interpreter, which must be chosen before triton is
-imported: take the kernels from `triton_area`.
+On a machine with a GPU the kernels run there; elsewhere in Triton's interpreter, which tests/conftest.py chooses.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -22,9 +20,7 @@ LIMITS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
 
 def triton_area(name: str) -> ModuleType:
-    """A Triton module of the kernels, for `DEVICE`."""
-    if DEVICE.type != "cuda":
-        os.environ["TRITON_INTERPRET"] = "1"
+    """A Triton module of the kernels; those of the package itself are imported only for tensors on a GPU."""
     return import_module(f"streamserve_kernels.{name}")
 
 
