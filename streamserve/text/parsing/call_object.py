@@ -46,10 +46,17 @@ class CallObject:
 
     def push(self, text: str) -> str:
         """Scan on; returns what follows the object's end. Raises `MalformedCall`."""
-        for at, character in enumerate(text):
+        at = 0
+        while at < len(text):
             if self._expect is _Expect.END:
                 return text[at:]
-            self._scan(character)
+            end = self._value.end_of_run(text, at) if self._expect is _Expect.INSIDE else at
+            if end > at:
+                self._take_run(text[at:end])
+            else:
+                end = at + 1
+                self._scan(text[at])
+            at = end
         return ""
 
     def take_arguments(self) -> str:
@@ -58,6 +65,11 @@ class CallObject:
             return ""
         text, self._arguments = "".join(self._arguments), []
         return _decoded(text) if self._is_encoded and text else text
+
+    def _take_run(self, text: str) -> None:
+        self._value.take_run(text)
+        if not self._reads_key and self._key in ARGUMENT_KEYS:
+            self._arguments.append(text)
 
     def _scan(self, character: str) -> None:
         if self._expect is _Expect.INSIDE:
@@ -148,6 +160,17 @@ class JsonValue:
             return False
         self._characters.append(character)
         return True
+
+    def end_of_run(self, text: str, at: int) -> int:
+        """Where the characters from `at` on end that are nothing but the inside of a string; `at` when there are none."""
+        if not self._in_string or self._escaped:
+            return at
+        ends = [end for end in (text.find('"', at), text.find("\\", at)) if end >= 0]
+        return min(ends, default=len(text))
+
+    def take_run(self, text: str) -> None:
+        """Such characters."""
+        self._characters.append(text)
 
     def _scan_string(self, character: str) -> None:
         if self._escaped:

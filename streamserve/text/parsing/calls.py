@@ -13,7 +13,7 @@ class Calls:
         self._count = 0
         self._open: CallObject | None = None
         self._is_announced = False
-        self._raw = ""
+        self._raw: list[str] = []
 
     @property
     def is_open(self) -> bool:
@@ -25,12 +25,13 @@ class Calls:
 
     def begin(self) -> None:
         """A call's object comes next."""
-        self._open, self._is_announced, self._raw = CallObject(), False, ""
+        self._open, self._is_announced, self._raw = CallObject(), False, []
 
     def push(self, text: str) -> tuple[list[Piece], str]:
         """Pieces of the open call, and the text after its end."""
         assert self._open is not None
-        self._raw += text
+        if not self._is_announced:
+            self._raw.append(text)
         try:
             rest = self._open.push(text)
         except MalformedCall:
@@ -59,7 +60,7 @@ class Calls:
         self._open = None
 
     def _give_up(self) -> list[Piece]:
-        was_announced, raw = self._is_announced, self._raw
+        was_announced, raw = self._is_announced, "".join(self._raw)
         if was_announced:
             self._count += 1
         self._open = None

@@ -16,7 +16,9 @@ def split_at(text: str, marker: str) -> tuple[str, str, bool]:
 
 
 def _possible_start(text: str, marker: str) -> int:
-    for at in range(max(0, len(text) - len(marker) + 1), len(text)):
+    at = text.find(marker[0], max(0, len(text) - len(marker) + 1))
+    while at >= 0:
         if marker.startswith(text[at:]):
             return at
+        at = text.find(marker[0], at + 1)
     return len(text)
