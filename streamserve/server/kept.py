@@ -70,8 +70,9 @@ class Kept(Generic[T]):
         now = self._clock()
         for id in [id for id, item in self._running.items() if item.is_ended]:
             item = self._running.pop(id)
+            _, replaced_bytes, _ = self._ended.pop(id, (0.0, 0, None))
             self._ended[id] = (now + self._ttl_s, item.num_bytes, item)
-            self._num_bytes += item.num_bytes
+            self._num_bytes += item.num_bytes - replaced_bytes
         while self._ended and self._must_go(now):
             _, (_, num_bytes, _) = self._ended.popitem(last=False)
             self._num_bytes -= num_bytes

@@ -72,7 +72,7 @@ class Producer:
         self.log = EventLog(limits, on_read=self._keep_on, on_unread=self._abandon)
         self.is_resumable = unread_s > 0
         self._ended = anyio.Event()
-        self._open = open
+        self._open: Callable[[], Awaitable[Generation]] | None = open
         self._script = script
         self._account = account
         self._live = live
@@ -98,8 +98,11 @@ class Producer:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Generate until the end; starts once admitted, and raises before that what keeps it from being admitted."""
+        assert self._open is not None, "runs once"
+        # It holds the whole request, and the log may be kept for long.
+        open, self._open = self._open, None
         try:
-            with self._live.registered(self.request_id, self), await self._open() as generation:
+            with self._live.registered(self.request_id, self), await open() as generation:
                 self._generation = generation
                 if self._error is not None:
                     raise self._error
@@ -110,6 +113,7 @@ class Producer:
                 await self._produce(generation)
         finally:
             self._keep_on()
+            self._generation = None
             self._ended.set()
 
     async def wait_ended(self) -> None:

@@ -64,3 +64,14 @@ def test_only_what_runs_is_told_as_running() -> None:
     things.put("running", running)
     things.put("ended", Thing())
     assert things.running() == [running]
+
+
+def test_an_id_that_comes_again_stands_for_the_later_one() -> None:
+    things = kept(Clock(), max_bytes=20)
+    later = Thing(num_bytes=10)
+    for thing in (Thing(num_bytes=10), later):
+        things.put("again", thing)
+        assert things.get("again") is thing
+    things.put("other", Thing(num_bytes=10))
+    assert things.get("again") is later
+    assert len(things) == 2
