@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 import anyio.lowlevel
 import pytest
 from websockets.asyncio.client import connect
@@ -39,6 +40,13 @@ async def slow_session(server: LiveServer) -> AsyncIterator[Session]:
         yield Session(connection)
 
 
+async def generate(engine: ScriptedEngine, sequence: str) -> None:
+    """More than buffers hold, a message per delta: merged into one they would be written at a stroke."""
+    for _ in range(MORE_THAN_BUFFERS_HOLD):
+        engine.generate(sequence, LONG_DELTA)
+        await anyio.lowlevel.checkpoint()
+
+
 async def test_a_socket_that_lags_pauses_its_own_stream_only_and_loses_nothing() -> None:
     engine = ScriptedEngine(limits=StreamLimits(high_water_tokens=400, low_water_tokens=100))
     async with live_server(engine, send_buffer=BUFFER) as server, slow_session(server) as slow, session(server.port) as fast:
@@ -46,8 +54,7 @@ async def test_a_socket_that_lags_pauses_its_own_stream_only_and_loses_nothing()
         [lagging] = await engine.sequences(1)
         await fast.chat("f")
         [_, quick] = await engine.sequences(2)
-        for _ in range(MORE_THAN_BUFFERS_HOLD):
-            engine.generate(lagging, LONG_DELTA)
+        await generate(engine, lagging)
         assert await engine.pauses() == [lagging]
         engine.say(quick, "not held up")
         engine.finish(quick)
@@ -65,11 +72,11 @@ async def test_a_socket_that_does_not_drain_is_closed_with_1013_and_its_streams_
         async with slow_session(server) as slow:
             await slow.chat("s")
             [sequence] = await engine.sequences()
-            for _ in range(MORE_THAN_BUFFERS_HOLD):
-                engine.generate(sequence, LONG_DELTA)
-                # Each delta its own message: merged into one they would be written at a stroke.
-                await anyio.lowlevel.checkpoint()
+            await generate(engine, sequence)
             assert await engine.aborts() == [sequence]
+            with anyio.fail_after(5):
+                # Closed without waiting for the client to read.
+                await server.service.sockets.wait_idle()
             with pytest.raises(ConnectionClosed) as closed:
                 while True:
                     json.loads(await slow.connection.recv())
