@@ -63,15 +63,15 @@ def _load_tile(
 @triton.jit
 def _prefetch(
     cache_ptr, table_ptr, start, end, kv_head, block_stride,
-    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, THREADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """Ask for the first 2 * THREADS tokens' keys and values to come to the L2 cache, 16 tokens of either at a time.
+    """Ask for the first PREFETCH tokens' keys and values to come to the L2 cache, 16 tokens of either at a time.
 
     A warp issues one request after another, so each takes eight.
     """
-    thread = tl.arange(0, THREADS)
+    thread = tl.arange(0, PREFETCH // 2)
     piece = thread // 32 * 8 + thread % 32
-    pieces: tl.constexpr = THREADS // 8
+    pieces: tl.constexpr = PREFETCH // 16
     token = start + piece % pieces * 16
     wanted = (thread % 32 < 8) & (token < end)
     block = tl.load(table_ptr + token // BLOCK_SIZE, mask=wanted, other=0).to(tl.int64)
@@ -81,7 +81,9 @@ def _prefetch(
 
 
 @triton.jit
-def _turned(x, partner, weight, partner_weight, cos, sin, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr):
+def _turned(
+    x, partner, weight, partner_weight, cos, sin, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr
+):
     """Heads [heads, LANES] normed and rotated; `partner` holds at each place what is half a head away."""
     dtype = x.dtype
     if NORM:
@@ -101,7 +103,7 @@ def _decode_kernel(
     scale, eps, q_stride, block_stride, table_stride, max_blocks, min_split,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
-    THREADS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -144,9 +146,9 @@ def _decode_kernel(
     table_ptr = tables_ptr + sequence * table_stride
     # Ids past the end of a table's used part are fetched with the others, and never followed.
     reach = max_blocks * BLOCK_SIZE - 1
+    if PDL and PREFETCH > 0:
+        _prefetch(cache_ptr, table_ptr, start, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, PREFETCH)
     if AHEAD:
-        if PDL:
-            _prefetch(cache_ptr, table_ptr, start, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, THREADS)
         blocks = _block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
         blocks_next = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
         tokens = start + tl.arange(0, BLOCK_N)
@@ -326,7 +328,9 @@ def _prefill_tile(
     return highest, total, sums
 
 
-@triton.jit(do_not_specialize=["first_sequence", "first_query"], do_not_specialize_on_alignment=["seq_lens_ptr", "query_start_ptr"])
+@triton.jit(
+    do_not_specialize=["first_sequence", "first_query"], do_not_specialize_on_alignment=["seq_lens_ptr", "query_start_ptr"]
+)
 def _prefill_kernel(
     q_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, out_ptr,
     scale, block_stride, table_stride, first_sequence, first_query,
@@ -486,7 +490,7 @@ def _decode(
     num_decodes: int,
     max_seq_len: int,
 ) -> None:
-    group, lanes, block_n, splits, min_split, warps, stages = decode_shape(shape, q, num_decodes, max_seq_len)
+    group, lanes, block_n, splits, min_split, warps, stages, ahead = decode_shape(shape, q, num_decodes, max_seq_len)
     partial = None
     if splits > 1:
         partial = q.new_empty(num_decodes * shape.kv_heads * splits * group * (lanes + 2), dtype=torch.float32)
@@ -496,7 +500,7 @@ def _decode(
         kv_cache, block_tables, seq_lens, out, partial, arrivals(q.device),
         shape.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1], min_split,
         Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, BLOCK_SIZE=kv_cache.shape[3],
-        GROUP=group, LANES=lanes, BLOCK_N=block_n, SPLIT=splits > 1, AHEAD=stages == 1, THREADS=32 * warps,
+        GROUP=group, LANES=lanes, BLOCK_N=block_n, SPLIT=splits > 1, AHEAD=stages == 1, PREFETCH=ahead,
         WINDOW=shape.window, SOFTCAP=shape.softcap, ROTATE=rotation is not None, NORM=turn.q_norm is not None,
         COMPUTE=_compute_dtype(q.dtype), num_warps=warps, num_stages=stages, **dependent_launch(q.device),
     )  # fmt: skip
@@ -504,8 +508,8 @@ def _decode(
 
 def decode_shape(
     shape: _Shape, q: torch.Tensor, num_decodes: int, max_seq_len: int
-) -> tuple[int, int, int, int, int, int, int]:
-    """GROUP, LANES, BLOCK_N, parts at most, tokens of a part at least, warps, pipeline stages (1 is AHEAD)."""
+) -> tuple[int, int, int, int, int, int, int, int]:
+    """GROUP, LANES, BLOCK_N, parts at most, tokens of a part at least, warps, pipeline stages (1 is AHEAD), PREFETCH."""
     lanes = power_of_two(shape.head_dim, least=32)
     group = power_of_two(shape.q_heads // shape.kv_heads, least=16)
     is_small = q.element_size() == 2 and lanes <= 128
@@ -517,10 +521,10 @@ def decode_shape(
     if pairs * splits > MAX_ARRIVALS:
         splits = 1
     if not is_small:
-        return group, lanes, 32, splits, _PART, 4, 3
+        return group, lanes, 32, splits, _PART, 4, 3, 0
     if pairs <= programs:
-        return group, lanes, 128, splits, _PART, 8 if pairs <= programs // 8 else 4, 1
-    return group, lanes, 64, splits, _PART, 4, 2
+        return group, lanes, 128, splits, _PART, 8 if pairs <= programs // 8 else 4, 1, 256
+    return group, lanes, 64, splits, _PART, 4, 2, 0
 
 
 def _prefill(

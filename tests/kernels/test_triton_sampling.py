@@ -62,6 +62,13 @@ def test_plain_and_restricted_lines_take_the_references_tokens(tables: RowTables
         assert torch.equal(sampling.sample(values, p).token_ids, reference.sample(values, p).token_ids)
 
 
+@pytest.mark.parametrize("spread", [0.01, 3.0], ids=["flat", "peaked"])
+def test_a_large_vocabulary_is_restricted_as_in_the_reference(tables: RowTables, spread: float) -> None:
+    """Flat logits keep more tokens than are looked into first; peaked ones don't."""
+    values, p = torch.randn(LINES, 20000, device=DEVICE) * spread, parameters(tables)
+    assert torch.equal(sampling.sample(values, p).token_ids, reference.sample(values, p).token_ids)
+
+
 def test_edited_lines_take_the_references_tokens(tables: RowTables) -> None:
     values = logits(torch.float32)
     p = parameters(tables)
