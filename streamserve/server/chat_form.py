@@ -20,8 +20,7 @@ from streamserve.server.tools import AUTO, NAMED, REQUIRED, ToolUse
 from streamserve.text.call_grammar import MARKED_DIALECTS, AnswerForm
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.first_call import FirstCallParser
-from streamserve.text.parsing.forced import ForcedCallParser
-from streamserve.text.parsing.mistral import ArrayParser
+from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
 from streamserve.text.parsing.pieces import Parser
 from streamserve.types import StructuredOutputs
 
@@ -45,7 +44,7 @@ def chat_form(frontend: Frontend, dialect: Dialect, asked: ChatRequest, tools: T
     if tools.choice == NAMED:
         return ChatForm(reading=Reading(new_parser=partial(ForcedCallParser, tools.name), new_call_id=call_id, is_named=True))
     if tools.choice == REQUIRED:
-        return ChatForm(reading=Reading(new_parser=ArrayParser, new_call_id=call_id))
+        return ChatForm(reading=Reading(new_parser=RequiredCallsParser, new_call_id=call_id))
     if tools.choice == AUTO and dialect.tool_calls is None:
         reason = 'this model is not known to call any; name a --tool-call-parser or use tool_choice "required"'
         raise UnsupportedParameter("tools", reason)

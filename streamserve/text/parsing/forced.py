@@ -1,8 +1,9 @@
-"""A call of one tool that the request chose: a grammar makes the whole answer its arguments."""
+"""Calls that the request demands: a grammar makes the whole answer the arguments of one function, or an array of calls."""
 
 from __future__ import annotations
 
-from streamserve.text.parsing.pieces import Piece, ToolCallArguments, ToolCallStart
+from streamserve.text.parsing.mistral import ArrayParser
+from streamserve.text.parsing.pieces import Content, Piece, ToolCallArguments, ToolCallStart
 
 
 class ForcedCallParser:
@@ -23,3 +24,10 @@ class ForcedCallParser:
 
     def finish(self) -> list[Piece]:
         return []
+
+
+class RequiredCallsParser(ArrayParser):
+    """An array of calls and nothing else: one that is cut short before its name is no content."""
+
+    def finish(self) -> list[Piece]:
+        return [piece for piece in super().finish() if not isinstance(piece, Content)]

@@ -55,7 +55,7 @@ class MistralParser:
 
 
 class ArrayParser:
-    """A JSON array of calls; also what `tool_choice: "required"` makes a model write."""
+    """A JSON array of calls; also the base of what a request that demands calls gets."""
 
     is_plain = False
 

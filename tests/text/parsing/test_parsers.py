@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streamserve.errors import ConfigError
 from streamserve.text.parsing.bare import BareCallParser
 from streamserve.text.parsing.first_call import FirstCallParser
-from streamserve.text.parsing.forced import ForcedCallParser
+from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
 from streamserve.text.parsing.mistral import ArrayParser, MistralParser
 from streamserve.text.parsing.pieces import Content, Parser, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from streamserve.text.parsing.plain import PlainParser
@@ -87,6 +87,7 @@ CASES: list[tuple[Callable[[], Parser], str, Read]] = [
         ("", "Sure. ", [("a", '{"x": {}}'), ("b", '{"y": "}"}')]),
     ),
     (ArrayParser, '[{"name": "a", "parameters": {"x": 1}}]', ("", "", [("a", '{"x": 1}')])),
+    (RequiredCallsParser, '[{"name": "a", "parameters": {"x": 1}}, {"na', ("", "", [("a", '{"x": 1}')])),
     (lambda: ForcedCallParser("a"), '{"x": 1}', ("", "", [("a", '{"x": 1}')])),
     (lambda: ReasoningParser(PlainParser()), "<think>\nhm, 1 < 2\n</think>\n\nyes", ("hm, 1 < 2", "yes", [])),
     (lambda: ReasoningParser(PlainParser(), is_thinking=True), "\nhm\n</think>\n\nyes", ("hm", "yes", [])),
