@@ -195,6 +195,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     stop_reason      the stop token id that ended it, None when that was end-of-sequence or no token
     cached_tokens    prompt tokens taken from the prefix cache, on the first delta
     error            set with finish_reason "error"
+    queue_s          seconds between admission to the queue and the first step, on the first delta
     """
 
     token_ids: list[int]
@@ -204,6 +205,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     stop_reason: int | None = None
     cached_tokens: int = 0
     error: ErrorInfo | None = None
+    queue_s: float | None = None
 
     def then(self, later: TokenDelta) -> TokenDelta:
         """This delta followed by `later`, as one: order kept, nothing lost."""
@@ -218,6 +220,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
             stop_reason=later.stop_reason,
             cached_tokens=self.cached_tokens or later.cached_tokens,
             error=later.error,
+            queue_s=later.queue_s if self.queue_s is None else self.queue_s,
         )
 
 
@@ -250,6 +253,7 @@ class TextDelta(msgspec.Struct, frozen=True):
     cached_tokens     prompt tokens taken from the prefix cache, on the first delta
     error             set with finish_reason "error"
     index             which choice: output index + prompt index * n
+    queue_s           seconds between admission to the queue and the first step, on the first delta
     """
 
     text: str
@@ -261,6 +265,7 @@ class TextDelta(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     error: ErrorInfo | None = None
     index: int = 0
+    queue_s: float | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,6 +48,7 @@ def delta_of(sequence: Sequence, token_id: int, ending: Ending | None, logprobs:
         stop_reason=stop_reason,
         cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
         error=error,
+        queue_s=sequence.queue_s if is_first else None,
     )
 
 

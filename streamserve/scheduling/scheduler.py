@@ -61,7 +61,7 @@ class Scheduler:
             replay(constraint, spec.generated_token_ids)
         order = order_of(self.limits.policy, spec.priority, self._arrivals)
         deadline = None if spec.max_time_s is None else now + spec.max_time_s
-        sequence = Sequence(spec, order, deadline, constraint)
+        sequence = Sequence(spec, order, deadline, constraint, now)
         self._arrivals += 1
         self.population.enter(sequence)
         self.deadlines.add(sequence)
@@ -114,7 +114,7 @@ class Scheduler:
         draft = StepDraft(self._next_step, self.limits.max_num_batched_tokens)
         unfinished = self._plan_decodes(draft)
         self._plan_chunks(draft, unfinished)
-        self._plan_admissions(draft)
+        self._plan_admissions(draft, now)
         step = draft.finish()
         if step is not None:
             self._next_step += 1
@@ -200,7 +200,7 @@ class Scheduler:
             if draft.budget and sequence.is_resident:
                 draft.work(sequence, min(draft.budget, sequence.num_known - sequence.num_computed))
 
-    def _plan_admissions(self, draft: StepDraft) -> None:
+    def _plan_admissions(self, draft: StepDraft, now: float) -> None:
         """Rows and blocks for those that wait, strictly in order, as far as the budget and the watermark go."""
         while draft.budget:
             sequence = self.population.waiting.first
@@ -211,6 +211,8 @@ class Scheduler:
                 return
             if not self.population.admit(sequence):
                 return
+            if sequence.queue_s is None:
+                sequence.queue_s = now - sequence.arrived_at
             draft.start(sequence)
             draft.work(sequence, min(draft.budget, sequence.num_known - sequence.num_computed))
 

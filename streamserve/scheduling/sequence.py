@@ -21,6 +21,8 @@ class Sequence:
 
     order          position under the policy: lower runs first, higher is preempted first; unique
     deadline       time at which it ends with reason "time", or None
+    arrived_at     when it began to wait
+    queue_s        seconds it waited for its first row; None while it does
     limit          token count (prompt included) at which it ends with reason "length"
     token_ids      prompt and generated tokens known to the host, that is committed ones
     num_known      the same, plus the tokens in flight, which exist on the device only
@@ -33,6 +35,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "arrived_at",
         "block_ids",
         "constraint",
         "deadline",
@@ -51,6 +54,7 @@ class Sequence:
         "order",
         "prefix",
         "prompt_logprobs",
+        "queue_s",
         "row",
         "sequence_id",
         "spec",
@@ -58,11 +62,20 @@ class Sequence:
         "token_ids",
     )
 
-    def __init__(self, spec: SequenceSpec, order: Order, deadline: float | None, constraint: Constraint | None) -> None:
+    def __init__(
+        self,
+        spec: SequenceSpec,
+        order: Order,
+        deadline: float | None,
+        constraint: Constraint | None,
+        arrived_at: float = 0.0,
+    ) -> None:
         self.spec = spec
         self.sequence_id = spec.sequence_id
         self.order = order
         self.deadline = deadline
+        self.arrived_at = arrived_at
+        self.queue_s: float | None = None
         self.constraint = constraint
         self.token_ids = [*spec.prompt_token_ids, *spec.generated_token_ids]
         self.num_prompt_tokens = len(spec.prompt_token_ids)

@@ -106,7 +106,7 @@ class Answer(ABC):
                         await self._answer_failure(self._error, send)
                     tasks.cancel_scope.cancel()
             finally:
-                self._account.close()
+                self._account.close("abort" if self._client_left else "error")
 
     def abort(self) -> None:
         if self._generation is None:

@@ -51,6 +51,7 @@ class ApiWorker:
             shutdown_timeout_s=LAST_ANSWERS_S,
             max_message_bytes=config.max_body_bytes,
             pong_timeout_s=config.send_timeout_s + LAST_ANSWERS_S,
+            on_buffered=metrics.client_buffer_bytes.set,
         )
 
     async def serve(self, listening: socket.socket) -> None:

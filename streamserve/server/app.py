@@ -14,7 +14,6 @@ from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from litestar.types import Middleware
 
-from streamserve.errors import StreamserveError
 from streamserve.server import chat, completions, meta, tokens
 from streamserve.server.auth import Authentication
 from streamserve.server.config import CorsConfig
@@ -43,7 +42,6 @@ ROUTES = [
     *responses.ROUTES,
     websocket_routes(["/v1/ws", "/v1/responses"], CREATES),
 ]
-_REASONS = {401: "auth", 404: "not_found", 413: "too_large", 429: "queue_full", 503: "unavailable"}
 
 
 def create_app(service: Service) -> Litestar:
@@ -71,13 +69,9 @@ def _error_response(service: Service, error: Exception) -> Response[bytes]:
     known = from_exception(error)
     if isinstance(known, InternalError):
         logger.error("unexpected error", exc_info=error)
-    service.metrics.rejected.add(1, _reason(known))
+    service.metrics.reject(known)
     headers = {name.decode(): value.decode() for name, value in error_headers(known)}
     return Response(error_body(known), status_code=known.status, headers=headers, media_type="application/json")
-
-
-def _reason(error: StreamserveError) -> str:
-    return _REASONS.get(error.status, "invalid" if error.status < 500 else "internal")
 
 
 def _cors(cors: CorsConfig | None) -> CORSConfig | None:

@@ -70,6 +70,11 @@ class Counter:
         assert self._cells is not None
         self._cells[self._first + self._offsets[label]] += amount
 
+    def set(self, value: float) -> None:
+        """Make this worker's share `value`; for a level that is measured and not counted."""
+        assert self._cells is not None
+        self._cells[self._first] = value
+
     def totals(self, memory: CellMemory) -> dict[str, float]:
         return {label: memory.total(self._first + offset) for label, offset in self._offsets.items()}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -41,6 +42,10 @@ class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
 
+    def __init__(self, allow: str) -> None:
+        super().__init__(f"this path does not answer to this method, only to {allow}")
+        self.allow = allow
+
 
 class BodyTooLarge(InvalidRequest):
     """The request body is over the server's limit."""
@@ -67,6 +72,8 @@ def error_headers(error: StreamserveError) -> list[tuple[bytes, bytes]]:
     headers = [(b"content-type", b"application/json")]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
     retry_after_s = _retry_after_s(error)
     if retry_after_s is not None:
         headers += [
@@ -100,12 +107,17 @@ def _from_http_exception(error: HTTPException) -> StreamserveError:
     if error.status_code == 404:
         return NotFound("no such path; /openapi.json lists the ones there are")
     if error.status_code == 405:
-        return MethodNotAllowed("this path does not answer to this method; /openapi.json says which it does")
+        return MethodNotAllowed(_allowed(error.headers or {}))
     if error.status_code == 413:
         return BodyTooLarge("the request body is larger than this server accepts")
     if 400 <= error.status_code < 500:
         return InvalidRequest(error.detail)
     return InternalError("internal server error; the server's log says more")
+
+
+def _allowed(headers: Mapping[str, str]) -> str:
+    """The methods of an Allow header, less what the router calls its other kinds of routes."""
+    return ", ".join(sorted(name for name in headers.get("allow", "").split(", ") if name.isupper()))
 
 
 def guarded(error: Exception, request_id: str) -> StreamserveError:

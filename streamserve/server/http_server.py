@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ from streamserve.server.ws.protocol import SocketProtocol
 BACKLOG = 2048
 MAX_MESSAGE_BYTES = 64 << 20
 PONG_TIMEOUT_S = 65.0
+BUFFER_TICKS = 5
+"""uvicorn's ticks, ten a second, from one look at what waits for clients to the next."""
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,13 +56,23 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
 class HttpServer(uvicorn.Server):
     """A uvicorn server whose process listens to signals elsewhere."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, *, on_buffered: Callable[[float], None] | None = None) -> None:
         super().__init__(config)
         self.listening = anyio.Event()
+        self._on_buffered = on_buffered
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._on_buffered is not None and counter % BUFFER_TICKS == 0:
+            self._on_buffered(self._buffered_bytes())
+        return await super().on_tick(counter)
+
+    def _buffered_bytes(self) -> int:
+        transports = (getattr(connection, "transport", None) for connection in self.server_state.connections)
+        return sum(transport.get_write_buffer_size() for transport in transports if transport is not None)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -74,11 +86,13 @@ def http_server(
     shutdown_timeout_s: float,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     pong_timeout_s: float = PONG_TIMEOUT_S,
+    on_buffered: Callable[[float], None] | None = None,
 ) -> HttpServer:
     """The server for `app`; `serve(sockets=[...])` runs it until `should_exit` is set.
 
     max_message_bytes  a WebSocket that sends a larger message is closed with 1009
     pong_timeout_s     one that does not answer a ping for this long is closed with 1011: longer than it may take nothing
+    on_buffered        told twice a second how many bytes wait for clients to read them
 
     Raises `ConfigError` for unusable TLS files.
     """
@@ -103,7 +117,7 @@ def http_server(
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the TLS certificate or key can't be used: {error}") from error
-    return HttpServer(config)
+    return HttpServer(config, on_buffered=on_buffered)
 
 
 def _under(root_path: str, app: ASGIApp) -> ASGIApp:

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 
+from streamserve.errors import StreamserveError
 from streamserve.server.cells import CellMemory, Counter, Histogram, Layout
 from streamserve.types import EngineStats
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "time")
 PHASES = ("queued", "streaming", "blocked")
-REJECTIONS = ("invalid", "auth", "not_found", "too_large", "queue_full", "unavailable", "internal")
+_REASONS = {401: "auth", 403: "auth", 404: "not_found", 413: "too_large", 429: "queue_full", 503: "unavailable"}
+REJECTIONS = (*dict.fromkeys(_REASONS.values()), "invalid", "internal")
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
@@ -43,15 +45,20 @@ class Metrics:
         self.inter_token_s = Histogram(layout, _SECONDS)
         self.per_output_token_s = Histogram(layout, _SECONDS)
         self.e2e_s = Histogram(layout, _REQUEST_SECONDS)
+        self.queue_s = Histogram(layout, _REQUEST_SECONDS)
+        self.prefill_s = Histogram(layout, _REQUEST_SECONDS)
+        self.decode_s = Histogram(layout, _REQUEST_SECONDS)
+        self.inference_s = Histogram(layout, _REQUEST_SECONDS)
         self.request_prompt_tokens = Histogram(layout, _TOKENS)
         self.request_generation_tokens = Histogram(layout, _TOKENS)
+        self.request_max_generation_tokens = Histogram(layout, _TOKENS)
         self.request_max_tokens = Histogram(layout, _TOKENS)
         self.request_n = Histogram(layout, _CHOICES)
         self.finished = Counter(layout, FINISH_REASONS)
         self.disconnects = Counter(layout, PHASES)
         self.rejected = Counter(layout, REJECTIONS)
         self.slow_client_closes = Counter(layout)
-        self.events = Counter(layout)
+        self.client_buffer_bytes = Counter(layout)
         self.ws_connections = Counter(layout)
         self.ws_streams = Counter(layout)
         self.memory = CellMemory(layout.size, workers=workers, fd=memory_fd)
@@ -65,6 +72,10 @@ class Metrics:
     def shared_memory(workers: int) -> int:
         """A descriptor to pass to every worker as `memory_fd`."""
         return CellMemory.create_shared(Metrics("").memory.cells, workers)
+
+    def reject(self, error: StreamserveError) -> None:
+        """Count a request that was refused."""
+        self.rejected.add(1, _REASONS.get(error.status, "invalid" if error.status < 500 else "internal"))
 
     def page(self, stats: EngineStats | None) -> bytes:
         """The text exposition; without the engine's part while there is no engine."""
@@ -81,6 +92,7 @@ class Metrics:
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting for a row.", stats.num_requests_waiting)
         usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 1 is all.", usage)
+        yield self._gauge("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc.", usage)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.", stats.prefix_cache_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits)
         yield self._counter("vllm:num_preemptions", "Sequences that had to give their blocks back.", stats.num_preemptions)
@@ -94,18 +106,31 @@ class Metrics:
             "Tokens computed for clients that had left.",
             stats.tokens_wasted_after_disconnect,
         )
+        yield self._abort_latency(stats)
         yield self._gauge("streamserve:engine_heartbeat_seconds", "Age of the engine loop's last turn.", stats.heartbeat_s)
 
     def _request_families(self) -> Iterator[Metric]:
         yield self._histogram("vllm:time_to_first_token_seconds", "From request to first text.", self.ttft_s)
-        yield self._histogram("vllm:inter_token_latency_seconds", "Between two events of a stream.", self.inter_token_s)
+        yield self._histogram("vllm:inter_token_latency_seconds", "Between two texts of a choice.", self.inter_token_s)
+        yield self._histogram(
+            "vllm:time_per_output_token_seconds", "Older name of vllm:inter_token_latency_seconds.", self.inter_token_s
+        )
         yield self._histogram(
             "vllm:request_time_per_output_token_seconds", "Mean time per token of a request.", self.per_output_token_s
         )
         yield self._histogram("vllm:e2e_request_latency_seconds", "From request to its last byte.", self.e2e_s)
+        yield self._histogram("vllm:request_queue_time_seconds", "From the queue to the first step.", self.queue_s)
+        yield self._histogram("vllm:request_prefill_time_seconds", "From the first step to the first text.", self.prefill_s)
+        yield self._histogram("vllm:request_decode_time_seconds", "From the first text to the last.", self.decode_s)
+        yield self._histogram("vllm:request_inference_time_seconds", "From the first step to the last text.", self.inference_s)
         yield self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", self.request_prompt_tokens)
         yield self._histogram(
             "vllm:request_generation_tokens", "Tokens generated for a request.", self.request_generation_tokens
+        )
+        yield self._histogram(
+            "vllm:request_max_num_generation_tokens",
+            "Tokens of a request's longest choice.",
+            self.request_max_generation_tokens,
         )
         yield self._histogram("vllm:request_params_max_tokens", "max_tokens of a request.", self.request_max_tokens)
         yield self._histogram("vllm:request_params_n", "n of a request.", self.request_n)
@@ -119,7 +144,18 @@ class Metrics:
         )
         yield self._gauge("streamserve:ws_connections", "WebSockets open.", self._one(self.ws_connections))
         yield self._gauge("streamserve:ws_streams", "Streams running over WebSockets.", self._one(self.ws_streams))
-        yield self._counter("streamserve:stream_events", "Deltas streamed.", self._one(self.events))
+        yield self._gauge(
+            "streamserve:client_buffer_bytes", "Bytes waiting for clients to read them.", self._one(self.client_buffer_bytes)
+        )
+
+    def _abort_latency(self, stats: EngineStats) -> Metric:
+        family = SummaryMetricFamily(
+            "streamserve:abort_latency_seconds",
+            "From a reader's leaving to its sequence's blocks being free.",
+            labels=list(self._labels),
+        )
+        family.add_metric(list(self._labels.values()), count_value=stats.num_aborts, sum_value=stats.abort_latency_s)
+        return family
 
     def _one(self, counter: Counter) -> float:
         return counter.totals(self.memory)[""]

@@ -149,7 +149,7 @@ class Producer:
                 self.log.append(self._script.failure(self._error))
         finally:
             self.log.end()
-            self._account.close()
+            self._account.close("abort" if self._error is None else "error")
 
     async def _relay(self, generation: Generation) -> None:
         async for delta in generation:

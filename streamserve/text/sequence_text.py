@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from streamserve.text.detokenizer import Detokenizer, detokenizer_for
 from streamserve.text.stop_strings import StopStrings
 from streamserve.text.tokenizer import Tokenizer
@@ -58,7 +60,9 @@ class SequenceText:
         text, stop, used = self._read(delta)
         if stop is not None:
             logprobs = None if delta.logprobs is None else delta.logprobs[:used]
-            delta = TokenDelta(delta.token_ids[:used], logprobs, delta.prompt_logprobs, "stop", None, delta.cached_tokens)
+            delta = msgspec.structs.replace(
+                delta, token_ids=delta.token_ids[:used], logprobs=logprobs, finish_reason="stop", stop_reason=None, error=None
+            )
         elif delta.finish_reason is not None:
             text += self._rest()
         if self._kept is not None:
@@ -116,6 +120,7 @@ class SequenceText:
             cached_tokens=delta.cached_tokens,
             error=delta.error,
             index=self.index,
+            queue_s=delta.queue_s,
         )
 
     def _prompt_logprobs(self, entries: list[TokenLogprobs | None] | None) -> list[TextLogprob | None] | None:

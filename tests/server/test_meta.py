@@ -113,7 +113,7 @@ async def test_metrics_count_requests_under_vllms_names() -> None:
     assert samples["vllm:time_to_first_token_seconds_count", ""] == 2
     assert samples["vllm:request_generation_tokens_sum", ""] == 12
     assert samples["vllm:request_prompt_tokens_bucket", "2.0"] == 2
-    assert samples["vllm:inter_token_latency_seconds_count", ""] == 3 + 6 + 1
+    assert samples["vllm:inter_token_latency_seconds_count", ""] == 3 + 2 * 3
     assert samples["streamserve:rejected_total", "invalid"] == 1
     assert samples["vllm:num_requests_running", ""] == 0
 

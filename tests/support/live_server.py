@@ -59,6 +59,7 @@ async def live_server(
         "root_path": service.config.root_path,
         "max_message_bytes": service.config.max_body_bytes,
         "pong_timeout_s": service.config.send_timeout_s + 5,
+        "on_buffered": service.metrics.client_buffer_bytes.set,
     }
     async with service.running(), serving(app, send_buffer=send_buffer, **limits) as port:
         yield LiveServer(app, service, engine, port)
