@@ -23,7 +23,7 @@ from streamserve.server.responses.record import ResponseRecord
 from streamserve.server.responses.schema import ResponseRequest
 from streamserve.server.schemas import convert, decode
 from streamserve.server.service import Service
-from streamserve.server.ws.creation import take_transport
+from streamserve.server.ws.messages import take_resumable
 
 MAX_PAGE = 100
 
@@ -43,7 +43,7 @@ async def create_response(request: Request[Any, Any, Any], service: NamedDepende
 
 async def create_response_over_socket(service: Service, body: dict[str, Any]) -> Producer:
     """`response.create`: the body of POST /v1/responses, and `resumable`."""
-    is_resumable = take_transport(body)
+    is_resumable = take_resumable(body)
     asked, _ = convert(body, ResponseRequest)
     return (await plan_response(service, asked, is_resumable=is_resumable)).producer
 

@@ -1,1 +1,1 @@
-"""Many streams over one WebSocket: docs/WEBSOCKET.md says what is spoken. Knows nothing of how events are made."""
+"""Many streams over one WebSocket: docs/WEBSOCKET.md says what is spoken. `creation` makes the streams of the superset."""

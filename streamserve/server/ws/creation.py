@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from streamserve.errors import InvalidParameter, StreamserveError
+from streamserve.errors import StreamserveError
 from streamserve.server.account import Account
 from streamserve.server.answering import Plan, choice_openings, identify, new_usage, opener, stream_format
 from streamserve.server.chat import plan_chat
@@ -17,12 +17,13 @@ from streamserve.server.frames import LINES, ChatFrames, CompletionFrames, Frame
 from streamserve.server.producer import Producer
 from streamserve.server.schemas import ChatRequest, CompletionRequest, convert
 from streamserve.server.service import Service
+from streamserve.server.ws.messages import take_resumable
 from streamserve.types import TextDelta
 
 
 async def create_chat(service: Service, body: dict[str, Any]) -> Producer:
     """`chat.completion.create`: the body of POST /v1/chat/completions, and `resumable`."""
-    is_resumable = take_transport(body)
+    is_resumable = take_resumable(body)
     asked, ignored = convert(body, ChatRequest)
     plan = await plan_chat(service, asked, ignored, identify(service, asked, "chatcmpl"))
     return _producer(service, plan, ChatFrames, "chat.completion", is_resumable)
@@ -30,25 +31,10 @@ async def create_chat(service: Service, body: dict[str, Any]) -> Producer:
 
 async def create_completion(service: Service, body: dict[str, Any]) -> Producer:
     """`completion.create`: the body of POST /v1/completions, and `resumable`."""
-    is_resumable = take_transport(body)
+    is_resumable = take_resumable(body)
     asked, ignored = convert(body, CompletionRequest)
     plan = await plan_completion(service, asked, ignored, identify(service, asked, "cmpl"))
     return _producer(service, plan, CompletionFrames, "completion", is_resumable)
-
-
-def take_transport(body: dict[str, Any]) -> bool:
-    """Leave in `body` what a POST would carry; whether the stream may outlive its socket."""
-    if body.setdefault("stream", True) is not True:
-        raise InvalidParameter("stream", "a socket carries streams only; leave it out")
-    return _take_flag(body, "resumable")
-
-
-def _take_flag(body: dict[str, Any], name: str) -> bool:
-    """Remove a boolean from `body`; False when it is not there. Raises `InvalidParameter`."""
-    flag = body.pop(name, False)
-    if not isinstance(flag, bool):
-        raise InvalidParameter(name, "must be true or false")
-    return flag
 
 
 def _producer(service: Service, plan: Plan, frames: type[Frames], kind: str, is_resumable: bool) -> Producer:

@@ -1,6 +1,6 @@
 """What a client may say on a socket, checked; and what is answered outside of any stream.
 
-Pure functions.
+Pure functions; `take_resumable` alone changes what it is given.
 """
 
 from __future__ import annotations
@@ -52,6 +52,19 @@ def starting_after_of(message: Mapping[str, Any]) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < -1:
         raise InvalidParameter("starting_after", "must be the sequence_number of the last event seen, or -1 for none")
     return number
+
+
+def take_resumable(body: dict[str, Any]) -> bool:
+    """Leave in the body of a create what a POST would carry; whether the stream may outlive its socket.
+
+    Raises `InvalidParameter`.
+    """
+    if body.setdefault("stream", True) is not True:
+        raise InvalidParameter("stream", "a socket carries streams only; leave it out")
+    is_resumable = body.pop("resumable", False)
+    if not isinstance(is_resumable, bool):
+        raise InvalidParameter("resumable", "must be true or false")
+    return is_resumable
 
 
 def error_message(error: StreamserveError, stream_id: str | None = None, *, sequence_number: int | None = None) -> str:

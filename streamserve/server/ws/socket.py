@@ -147,7 +147,9 @@ class StreamSocket:
                 known = ", ".join([*self._creates, "response.resume", "response.cancel", "ping"])
                 raise InvalidParameter("type", f"must be one of {known}")
         except Exception as error:
-            self._writer.say(error_message(guarded(error, "-")))
+            refusal = guarded(error, "-")
+            self._service.metrics.reject(refusal)
+            self._writer.say(error_message(refusal))
 
     def _create(self, body: dict[str, Any], streams: Streams, create: Create, *, names_stream: bool) -> None:
         stream_id = stream_id_of(body, required=names_stream)
@@ -155,6 +157,7 @@ class StreamSocket:
         try:
             streams.create(stream_id, partial(create, self._service, body))
         except TooManyStreams as error:
+            self._service.metrics.reject(error)
             self._writer.say(error_message(error, stream_id))
         if streams.is_overfull:
             self._close(TOO_MANY_CREATES)
@@ -167,6 +170,7 @@ class StreamSocket:
         try:
             streams.resume(stream_id, response_id, starting_after_of(message))
         except TooManyStreams as error:
+            self._service.metrics.reject(error)
             self._writer.say(error_message(error, stream_id))
 
     def _cancel(self, message: dict[str, Any], streams: Streams) -> None:

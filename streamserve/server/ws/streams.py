@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
+import anyio
 from anyio.abc import TaskGroup
 
 from streamserve.errors import QueueFull, RequestAborted
@@ -115,7 +116,9 @@ class Streams:
             try:
                 await lane.jobs.popleft()(lane)
             except Exception as error:
-                self._writer.say(error_message(guarded(error, lane.stream_id or "-"), lane.stream_id))
+                refusal = guarded(error, lane.stream_id or "-")
+                self._service.metrics.reject(refusal)
+                self._writer.say(error_message(refusal, lane.stream_id))
         del self._lanes[lane.stream_id]
         if not self._lanes:
             self._on_idle()
@@ -141,11 +144,13 @@ class Streams:
         self._service.metrics.ws_streams.add(1)
         try:
             yield
+        except anyio.get_cancelled_exc_class():
+            if not producer.log.is_ended:
+                self._service.metrics.disconnects.add(1, self._phase(producer))
+            raise
         finally:
             lane.producer = None
             self._service.metrics.ws_streams.add(-1)
-            if not producer.log.is_ended:
-                self._service.metrics.disconnects.add(1, self._phase(producer))
 
     def _phase(self, producer: Producer) -> str:
         if self._writer.sending_since is not None:

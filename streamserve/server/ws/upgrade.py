@@ -16,7 +16,7 @@ from litestar.types import Scope
 
 from streamserve.errors import QueueFull, StreamserveError
 from streamserve.server.config import CorsConfig
-from streamserve.server.errors import from_exception, send_error
+from streamserve.server.errors import send_error
 from streamserve.server.service import Service
 from streamserve.server.ws.socket import Create, StreamSocket
 
@@ -47,7 +47,8 @@ def websocket_routes(paths: list[str], creates: Mapping[str, Create]) -> Websock
         try:
             _check(service, socket.scope)
         except StreamserveError as error:
-            await send_error(socket.send, from_exception(error), prefix="websocket.http")
+            service.metrics.reject(error)
+            await send_error(socket.send, error, prefix="websocket.http")
             return
         offered = socket.scope.get("subprotocols") or []
         subprotocol = PROTOCOL if PROTOCOL in offered else None

@@ -108,6 +108,9 @@ async def test_a_full_queue_refuses_the_stream_and_not_the_socket() -> None:
         await client.chat("s")
         ending = await client.ending("s")
         assert (ending["status"], ending["error"]["code"]) == (429, "queue_full")
+        metrics = server.service.metrics
+        assert metrics.rejected.totals(metrics.memory)["queue_full"] == 1
+        assert not any(metrics.disconnects.totals(metrics.memory).values())
         engine.refuse = None
         await client.chat("s")
         [sequence] = await engine.sequences()
