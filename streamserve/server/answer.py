@@ -133,6 +133,8 @@ class Answer(ABC):
 
     def _leave(self, phase: str) -> None:
         """The client is gone: stop without another word."""
-        self._client_left = True
-        self._metrics.disconnects.add(1, phase)
+        # The end of a failed answer looks the same from here as a client that leaves.
+        if self._error is None:
+            self._client_left = True
+            self._metrics.disconnects.add(1, phase)
         self._scope.cancel()

@@ -51,7 +51,9 @@ def create_app(service: Service) -> Litestar:
     def to_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         return _error_response(service, error)
 
-    keys: list[Middleware] = [DefineMiddleware(Authentication, api_keys=config.api_keys)] if config.api_keys else []
+    keys: list[Middleware] = []
+    if config.api_keys:
+        keys.append(DefineMiddleware(Authentication, api_keys=config.api_keys, metrics=service.metrics))
     return Litestar(
         route_handlers=[*ROUTES, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},

@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.errors import AuthenticationFailed
 from streamserve.server.errors import send_error
+from streamserve.server.metrics import Metrics
 
 PROTECTED_PREFIX = "/v1"
 _KEY_PROTOCOL = "openai-insecure-api-key."
@@ -24,8 +25,9 @@ class Authentication:
     A browser can't set headers on a WebSocket: there a key may come as the subprotocol `openai-insecure-api-key.<key>`.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._api_keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,6 +35,7 @@ class Authentication:
             error = AuthenticationFailed("missing or wrong API key: send it as `Authorization: Bearer <key>`")
             if scope["type"] == ScopeType.HTTP:
                 raise error
+            self._metrics.reject(error)
             await _refuse_upgrade(scope, receive, send, error)
         else:
             await self._app(scope, receive, send)
