@@ -14,14 +14,14 @@ from torch import Tensor
 
 from streamserve_kernels.reference import attention as _attention
 from streamserve_kernels.reference import kv_write as _kv_write
-from streamserve_kernels.reference import linear as _linear
 from streamserve_kernels.reference import norm_rope as _norm_rope
+from streamserve_kernels.reference import projections as _projections
 from streamserve_kernels.reference import rows as _rows
 from streamserve_kernels.reference import sampling as _sampling
 from streamserve_kernels.reference.blocked import BlockedWeight, prepare_weight
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, pack_eight_bits, pack_four_bits
-from streamserve_kernels.reference.linear import Activation, Weight
+from streamserve_kernels.reference.projections import Activation, Weight
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.row_tables import RowTables
 from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
@@ -63,25 +63,25 @@ def gelu_tanh_mul(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    area = _triton("linear") if x.is_cuda else _linear
+    area = _triton("projections") if x.is_cuda else _projections
     y: Tensor = area.linear(x, weight, bias)
     return y
 
 
 def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-    area = _triton("linear") if x.is_cuda else _linear
+    area = _triton("projections") if x.is_cuda else _projections
     y: Tensor = area.linear_residual(x, weight, residual, bias)
     return y
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    area = _triton("linear") if x.is_cuda else _linear
+    area = _triton("projections") if x.is_cuda else _projections
     y: Tensor = area.norm_linear(x, norm_weight, eps, weight, bias)
     return y
 
 
 def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Weight, activation: Activation) -> Tensor:
-    area = _triton("linear") if x.is_cuda else _linear
+    area = _triton("projections") if x.is_cuda else _projections
     y: Tensor = area.norm_gated_linear(x, norm_weight, eps, gate_up_weight, activation)
     return y
 

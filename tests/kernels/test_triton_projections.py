@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamserve_kernels.reference import linear as reference
+from streamserve_kernels.reference import projections as reference
 from tests.support.kernel_cases import DTYPES, LIMITS, random, relative_error, triton_area
 
-linear = triton_area("linear")
+projections = triton_area("projections")
 EPS = 1e-6
 ROWS = [1, 2, 8, 9, 17, 40]
 SHAPES = [(64, 24), (4096, 24), (48, 10)]
@@ -25,9 +25,9 @@ def test_linears_agree_with_the_reference(rows: int, inner: int, outer: int, dty
     )
     residual = random(rows, outer, dtype=dtype)
     wide = x.float(), weight.float()
-    assert relative_error(linear.linear(x, weight, bias), reference.linear(*wide, bias.float())) < LIMITS[dtype]
+    assert relative_error(projections.linear(x, weight, bias), reference.linear(*wide, bias.float())) < LIMITS[dtype]
     expected = reference.linear_residual(*wide, residual.float(), bias.float())
-    assert relative_error(linear.linear_residual(x, weight, residual, bias), expected) < LIMITS[dtype]
+    assert relative_error(projections.linear_residual(x, weight, residual, bias), expected) < LIMITS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -37,13 +37,13 @@ def test_fused_norms_and_activations_agree_with_the_reference(rows: int, inner: 
     x, norm = random(rows, inner, dtype=dtype), random(inner)
     weight, bias = random(outer, inner, dtype=dtype) / inner**0.5, random(outer, dtype=dtype)
     expected = reference.norm_linear(x.float(), norm, EPS, weight.float(), bias.float())
-    assert relative_error(linear.norm_linear(x, norm, EPS, weight, bias), expected) < LIMITS[dtype]
+    assert relative_error(projections.norm_linear(x, norm, EPS, weight, bias), expected) < LIMITS[dtype]
     for activation in ("silu", "gelu_tanh"):
         gated = reference.norm_gated_linear(x.float(), norm, EPS, weight.float(), activation)  # type: ignore[arg-type]
-        assert relative_error(linear.norm_gated_linear(x, norm, EPS, weight, activation), gated) < LIMITS[dtype]
+        assert relative_error(projections.norm_gated_linear(x, norm, EPS, weight, activation), gated) < LIMITS[dtype]
 
 
 def test_a_row_does_not_depend_on_its_batch_mates() -> None:
     x, weight = random(8, 256, dtype=torch.float16), random(32, 256, dtype=torch.float16)
-    alone = linear.linear(torch.cat([x[:1], torch.zeros_like(x[1:])]), weight)
-    assert torch.equal(linear.linear(x, weight)[:1], alone[:1])
+    alone = projections.linear(torch.cat([x[:1], torch.zeros_like(x[1:])]), weight)
+    assert torch.equal(projections.linear(x, weight)[:1], alone[:1])
