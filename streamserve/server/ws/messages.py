@@ -5,6 +5,7 @@ Pure functions; `take_resumable` alone changes what it is given.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +21,20 @@ MAX_STREAM_ID = 64
 def parse(text: str) -> dict[str, Any] | None:
     """The JSON object that a message is, or None when it is none."""
     try:
-        message = msgspec.json.decode(text)
+        message = _decode(text)
     except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None
+
+
+def _decode(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except ValueError:
+        # JavaScript writes a text cut inside a character as half of a surrogate pair, which is JSON but no Unicode. It is
+        # read as U+FFFD, as a browser sends it outside of JSON: one such text must not close the socket on all streams.
+        halved = json.dumps(json.loads(text), ensure_ascii=False)
+        return msgspec.json.decode(halved.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
 
 def stream_id_of(message: Mapping[str, Any], *, required: bool = False) -> str | None:
