@@ -1,4 +1,4 @@
-"""A submodule becomes an attribute of its package when it is imported, so it may not be named like one of the functions there."""
+"""A submodule becomes an attribute of its package when it is imported, so it may not be named like a function there."""
 
 from __future__ import annotations
 
