@@ -23,6 +23,7 @@ from streamserve.server.http_server import Listen
 from streamserve.server.logs import configure
 from streamserve.server.main import ServeOptions, Server
 from streamserve.server.timeline import Timeline
+from streamserve.server.tracing import require_installed
 from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.preparation import default_sampling_params
 
@@ -84,6 +85,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--uvicorn-log-level", type=click.Choice(_LOG_LEVELS), default="info", show_default=True)
 @click.option("--disable-uvicorn-access-log", is_flag=True, help="No line per request.")
 @click.option("--disable-log-requests", is_flag=True, help="Accepted for vLLM's command lines: prompts are never logged.")
+@click.option("--otlp-traces-endpoint", help="URL to send OpenTelemetry traces to, over OTLP/HTTP.")
 @click.option("--allow-credentials", is_flag=True, help="CORS: allow cookies and the like.")
 @click.option("--allowed-origins", type=JsonList(), default=("*",), help="CORS: JSON array of origins.")
 @click.option("--allowed-methods", type=JsonList(), default=("*",), help="CORS: JSON array of methods.")
@@ -107,6 +109,8 @@ async def _run(options: ServeOptions, timeline: Timeline) -> int:
 def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
     """Everything the command line says. Raises `ConfigError` for what does not fit together."""
     seed = values["seed"]
+    if values["otlp_traces_endpoint"] is not None:
+        require_installed()
     engine = engine_config(model, values)
     overrides, uses_defaults = _sampling_defaults(values)
     server = ServerConfig(
@@ -132,6 +136,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         exclude_tools_when_tool_choice_none=values["exclude_tools_when_tool_choice_none"],
         priority_scheduling=engine.scheduling_policy == "priority",
         return_tokens_as_token_ids=values["return_tokens_as_token_ids"],
+        otlp_traces_endpoint=values["otlp_traces_endpoint"],
         seed=seed,
         cors=CorsConfig(
             origins=values["allowed_origins"],

@@ -22,7 +22,7 @@ UNSUPPORTED = frozenset(
     --max-long-partial-prefills --max-lora-rank --max-loras --max-num-partial-prefills --max-parallel-loading-workers
     --max-seq-len-to-capture --media-io-kwargs --middleware --mm-encoder-tp-mode --mm-processor-cache-gb
     --mm-processor-cache-type --mm-processor-kwargs --model-impl --model-loader-extra-config --nnodes --node-rank
-    --num-gpu-blocks-override --num-lookahead-slots --otlp-traces-endpoint --override-attention-dtype --override-neuron-config
+    --num-gpu-blocks-override --num-lookahead-slots --override-attention-dtype --override-neuron-config
     --override-pooler-config --pooler-config --preemption-mode --prefix-caching-hash-algo --pt-load-map-location
     --ray-workers-use-nsight --reasoning-parser-plugin --response-role --rope-scaling --rope-theta --runner
     --safetensors-load-strategy --scheduler-cls --scheduler-delay-factor --scheduler-reserve-full-isl

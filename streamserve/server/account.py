@@ -6,10 +6,18 @@ Fed with every delta on its way out. Lives on one API worker's event loop.
 from __future__ import annotations
 
 from time import monotonic
+from typing import Protocol
 
 from streamserve.server.metrics import Metrics
+from streamserve.server.spent import Spent, Times
 from streamserve.server.usage import Usage
 from streamserve.types import FinishReason, TextDelta
+
+
+class Trace(Protocol):
+    """Wants to know what a request has cost."""
+
+    def end(self, spent: Spent) -> None: ...
 
 
 class Account:
@@ -17,9 +25,10 @@ class Account:
 
     usage           kept up to date with every delta
     num_prompts, n  the request's shape: choice = output index + prompt index * n
+    trace           told what it has cost when it is over
     """
 
-    def __init__(self, usage: Usage, metrics: Metrics, *, num_prompts: int, n: int) -> None:
+    def __init__(self, usage: Usage, metrics: Metrics, *, num_prompts: int, n: int, trace: Trace | None = None) -> None:
         self.usage = usage
         self.unfinished = num_prompts * n
         self.last_event_at = self._received_at = monotonic()
@@ -28,6 +37,8 @@ class Account:
         self._num_tokens = [0] * (num_prompts * n)
         self._queue_s = 0.0
         self._metrics = metrics
+        self._finish_reasons: list[FinishReason] = []
+        self._trace = trace
         self._n = n
 
     @property
@@ -52,6 +63,7 @@ class Account:
             usage.cached_tokens += delta.cached_tokens
         if delta.finish_reason is not None:
             self.unfinished -= 1
+            self._finish_reasons.append(delta.finish_reason)
             self._metrics.finished.add(1, delta.finish_reason)
 
     def close(self, unfinished: FinishReason = "abort") -> None:
@@ -59,30 +71,29 @@ class Account:
 
         unfinished  what became of the choices whose end nobody was told: "abort" when the client left, or "error"
         """
-        metrics = self._metrics
-        metrics.e2e_s.observe(monotonic() - self._received_at)
-        metrics.request_prompt_tokens.observe(self.usage.prompt_tokens)
-        metrics.request_generation_tokens.observe(self.usage.completion_tokens)
-        metrics.request_max_generation_tokens.observe(max(self._num_tokens))
         if self.unfinished:
-            metrics.finished.add(self.unfinished, unfinished)
-        if self._first_event_at is not None:
-            self._close_times(self._first_event_at)
+            self._metrics.finished.add(self.unfinished, unfinished)
+            self._finish_reasons += [unfinished] * self.unfinished
+        spent = Spent(
+            prompt_tokens=self.usage.prompt_tokens,
+            completion_tokens=self.usage.completion_tokens,
+            longest_choice=max(self._num_tokens),
+            e2e_s=monotonic() - self._received_at,
+            times=self._times(),
+            finish_reasons=self._finish_reasons,
+        )
+        self._metrics.count(spent)
+        if self._trace is not None:
+            self._trace.end(spent)
 
     def _begin(self, delta: TextDelta, now: float) -> None:
         """The first text of the request."""
         self._first_event_at = now
         self._queue_s = min(delta.queue_s or 0.0, now - self._received_at)
         self._metrics.ttft_s.observe(now - self._received_at)
-        self._metrics.queue_s.observe(self._queue_s)
 
-    def _close_times(self, first_event_at: float) -> None:
-        """Where the time went, of a request that had text."""
-        metrics, tokens = self._metrics, self.usage.completion_tokens
-        prefill_s = first_event_at - self._received_at - self._queue_s
-        decode_s = self.last_event_at - first_event_at
-        metrics.prefill_s.observe(prefill_s)
-        metrics.decode_s.observe(decode_s)
-        metrics.inference_s.observe(prefill_s + decode_s)
-        if tokens > 1:
-            metrics.per_output_token_s.observe(decode_s / (tokens - 1))
+    def _times(self) -> Times | None:
+        first = self._first_event_at
+        if first is None:
+            return None
+        return Times(self._queue_s, first - self._received_at - self._queue_s, self.last_event_at - first)

@@ -17,7 +17,7 @@ import msgspec
 from litestar.types import Receive, Scope, Send
 
 from streamserve.errors import RequestAborted, StreamserveError
-from streamserve.server.account import Account
+from streamserve.server.account import Account, Trace
 from streamserve.server.live import LiveRequests
 from streamserve.server.metrics import Metrics
 from streamserve.server.usage import Usage
@@ -63,6 +63,7 @@ class Answer(ABC):
     open        admits the sequences; what it raises is answered as an error, before any 200
     usage       kept up to date with every delta
     num_prompts, n  the request's shape: choice = output index + prompt index * n
+    trace       told what it has cost when it is over
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Answer(ABC):
         metrics: Metrics,
         limits: AnswerLimits,
         headers: list[tuple[bytes, bytes]],
+        trace: Trace | None = None,
     ) -> None:
         self.request_id = request_id
         self._open = open
-        self._account = Account(usage, metrics, num_prompts=num_prompts, n=n)
+        self._account = Account(usage, metrics, num_prompts=num_prompts, n=n, trace=trace)
         self._live = live
         self._metrics = metrics
         self._limits = limits

@@ -15,6 +15,7 @@ from uuid import uuid4
 import msgspec
 
 from streamserve.errors import InvalidParameter
+from streamserve.server.account import Trace
 from streamserve.server.answer import Answer, AnswerLimits, Generation
 from streamserve.server.frames import Frames, Opening, StreamFormat
 from streamserve.server.logprobs import TokenNames
@@ -87,6 +88,7 @@ def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Resu
         "metrics": service.metrics,
         "limits": AnswerLimits(service.config.keepalive_s, service.config.send_timeout_s),
         "headers": answer_headers(plan),
+        "trace": begin_trace(service, plan),
     }
     open = opener(service, plan)
     identity = plan.identity.answer_id
@@ -108,6 +110,13 @@ def opener(service: Service, plan: Plan) -> Callable[[], Awaitable[Generation]]:
         return PromptOnly(generation) if plan.is_score_only else generation
 
     return open
+
+
+def begin_trace(service: Service, plan: Plan) -> Trace | None:
+    """The request's trace; None unless traces are wanted."""
+    if service.tracer is None:
+        return None
+    return service.tracer.begin(plan.identity.answer_id, plan.model, plan.params, plan.prompts[0].specs[0].max_tokens)
 
 
 def new_usage(plan: Plan) -> Usage:

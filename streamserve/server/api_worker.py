@@ -25,6 +25,7 @@ from streamserve.server.config import ServerConfig
 from streamserve.server.http_server import Listen, http_server
 from streamserve.server.metrics import Metrics
 from streamserve.server.service import Service
+from streamserve.server.tracing import exporting_to
 from streamserve.text.preparation import MAX_SEED
 from streamserve.text.tokenizer import Tokenizer, load_tokenizer
 from streamserve.types import EngineInfo
@@ -34,7 +35,10 @@ LAST_ANSWERS_S = 5.0
 
 
 class ApiWorker:
-    """Serves `listen` on a bound socket until told to stop. Raises `ConfigError` for unusable TLS files."""
+    """Serves `listen` on a bound socket until told to stop.
+
+    Raises `ConfigError` for unusable TLS files, and without a package that the configuration needs.
+    """
 
     def __init__(
         self,
@@ -44,7 +48,9 @@ class ApiWorker:
         metrics: Metrics,
         cancel_elsewhere: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
-        self.service = Service(config, metrics=metrics, cancel_elsewhere=cancel_elsewhere)
+        endpoint = config.otlp_traces_endpoint
+        self._tracer = None if endpoint is None else exporting_to(endpoint)
+        self.service = Service(config, metrics=metrics, tracer=self._tracer, cancel_elsewhere=cancel_elsewhere)
         self._http = http_server(
             create_app(self.service),
             listen,
@@ -58,6 +64,8 @@ class ApiWorker:
         """Answer HTTP until `close`."""
         async with self.service.running():
             await self._http.serve(sockets=[listening])
+        if self._tracer is not None:
+            await anyio.to_thread.run_sync(self._tracer.close)
 
     async def wait_started(self) -> None:
         """Returns once connections are taken."""

@@ -22,6 +22,7 @@ from streamserve.server.page import page_router
 from streamserve.server.responses import routes as responses
 from streamserve.server.responses.routes import create_response_over_socket
 from streamserve.server.service import Service
+from streamserve.server.tracing import TraceContext
 from streamserve.server.ws.creation import create_chat, create_completion
 from streamserve.server.ws.socket import Create
 from streamserve.server.ws.upgrade import websocket_routes
@@ -51,15 +52,17 @@ def create_app(service: Service) -> Litestar:
     def to_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         return _error_response(service, error)
 
-    keys: list[Middleware] = []
+    middleware: list[Middleware] = []
+    if service.tracer is not None:
+        middleware.append(DefineMiddleware(TraceContext, tracer=service.tracer))
     if config.api_keys:
-        keys.append(DefineMiddleware(Authentication, api_keys=config.api_keys, metrics=service.metrics))
+        middleware.append(DefineMiddleware(Authentication, api_keys=config.api_keys, metrics=service.metrics))
     return Litestar(
         route_handlers=[*ROUTES, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         signature_namespace={"Service": Service},
         exception_handlers={Exception: to_response},
-        middleware=keys,
+        middleware=middleware,
         cors_config=_cors(config.cors),
         request_max_body_size=config.max_body_bytes,
         openapi_config=None,

@@ -44,6 +44,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     socket_idle_s           a WebSocket that carries no stream and hears nothing for this long is closed
     resume_s                how long a resumable stream goes on unread, and how long its events are kept after its end
     response_ttl_s          how long a stored response is kept after its end
+    otlp_traces_endpoint    where to send OpenTelemetry traces, over OTLP/HTTP; None for no traces
     seed                    makes the seeds of requests that bring none reproducible; None for random ones
     """
 
@@ -70,5 +71,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     socket_idle_s: float = 600.0
     resume_s: float = 60.0
     response_ttl_s: float = 3600.0
+    otlp_traces_endpoint: str | None = None
     seed: int | None = None
     cors: CorsConfig | None = CorsConfig()

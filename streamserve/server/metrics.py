@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from streamserve.errors import StreamserveError
 from streamserve.server.cells import CellMemory, Counter, Histogram, Layout
+from streamserve.server.spent import Spent
 from streamserve.types import EngineStats
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "time")
@@ -76,6 +77,22 @@ class Metrics:
     def reject(self, error: StreamserveError) -> None:
         """Count a request that was refused."""
         self.rejected.add(1, _REASONS.get(error.status, "invalid" if error.status < 500 else "internal"))
+
+    def count(self, spent: Spent) -> None:
+        """Count a request that is over, well or not."""
+        self.e2e_s.observe(spent.e2e_s)
+        self.request_prompt_tokens.observe(spent.prompt_tokens)
+        self.request_generation_tokens.observe(spent.completion_tokens)
+        self.request_max_generation_tokens.observe(spent.longest_choice)
+        if spent.times is None:
+            return
+        queue_s, prefill_s, decode_s = spent.times
+        self.queue_s.observe(queue_s)
+        self.prefill_s.observe(prefill_s)
+        self.decode_s.observe(decode_s)
+        self.inference_s.observe(prefill_s + decode_s)
+        if spent.completion_tokens > 1:
+            self.per_output_token_s.observe(decode_s / (spent.completion_tokens - 1))
 
     def page(self, stats: EngineStats | None) -> bytes:
         """The text exposition; without the engine's part while there is no engine."""

@@ -25,6 +25,7 @@ from streamserve.server.parameters import Limits
 from streamserve.server.producer import Producer
 from streamserve.server.responses.record import ResponseRecord
 from streamserve.server.sockets import DRAINING, FAILED, Sockets
+from streamserve.server.tracing import Tracer
 from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of
@@ -44,6 +45,7 @@ HEARTBEAT_LIMIT_S = 30.0
 class Service:
     """One API worker's share of the server.
 
+    tracer            makes a span of every request; None for no traces
     cancel_elsewhere  asks the other API workers to cancel a request that is not answered here
     """
 
@@ -52,6 +54,7 @@ class Service:
         config: ServerConfig,
         *,
         metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
         cancel_elsewhere: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self.config = config
@@ -59,6 +62,7 @@ class Service:
         self.live = LiveRequests()
         self.flusher = Flusher()
         self.metrics = metrics or Metrics(config.model_names[0])
+        self.tracer = tracer
         self.started_at = int(time.time())
         self.sockets = Sockets()
         self.resumable: Kept[Producer] = Kept(ttl_s=config.resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES)

@@ -17,7 +17,7 @@ from streamserve.types import EngineStats, TokenDelta
 from tests.server.ws.session import session
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
-from tests.support.scripted_engine import ScriptedEngine, text_reply
+from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tiny_server import tiny_server
 
 pytestmark = pytest.mark.anyio

@@ -18,6 +18,7 @@ from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
 from streamserve.server.http_server import Listen, http_server
 from streamserve.server.service import Service
+from streamserve.server.tracing import Tracer
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
 from tests.support.scripted_engine import ScriptedEngine
 
@@ -43,13 +44,14 @@ async def live_server(
     ready: bool = True,
     defaults: dict[str, Any] | None = None,
     send_buffer: int | None = None,
+    tracer: Tracer | None = None,
     **config: Any,
 ) -> AsyncIterator[LiveServer]:
     """Serve `engine`; `config` are fields of `ServerConfig`.
 
-    defaults, send_buffer  as in `Service.attach` and `serving`
+    defaults, send_buffer, tracer  as in `Service.attach`, `serving` and `Service`
     """
-    service = Service(ServerConfig(**{"model_names": ["scripted"], **config}))
+    service = Service(ServerConfig(**{"model_names": ["scripted"], **config}), tracer=tracer)
     if ready:
         template = service.config.chat_template
         frontend = Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=template, next_seed=lambda: 7)

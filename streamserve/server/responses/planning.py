@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from streamserve.errors import InvalidParameter, InvalidRequest
 from streamserve.server.account import Account
-from streamserve.server.answering import Identity, new_usage, opener
+from streamserve.server.answering import Identity, begin_trace, new_usage, opener
 from streamserve.server.chat import plan_chat
 from streamserve.server.producer import FOR_EVER, Producer
 from streamserve.server.responses.items import Message, as_items, as_messages
@@ -40,7 +40,7 @@ async def plan_response(service: Service, asked: ResponseRequest, *, is_resumabl
         id,
         opener(service, plan),
         ResponseScript(record, reading=plan.reading, top_logprobs=plan.logprobs),
-        Account(usage, service.metrics, num_prompts=1, n=1),
+        Account(usage, service.metrics, num_prompts=1, n=1, trace=begin_trace(service, plan)),
         live=service.live,
         unread_s=FOR_EVER if asked.background else service.config.resume_s if is_resumable else 0.0,
         on_admitted=partial(service.responses.put, id, record) if asked.is_stored else None,

@@ -8,7 +8,7 @@ import orjson
 
 from streamserve.errors import StreamserveError
 from streamserve.server.account import Account
-from streamserve.server.answering import Plan, choice_openings, identify, new_usage, opener, stream_format
+from streamserve.server.answering import Plan, begin_trace, choice_openings, identify, new_usage, opener, stream_format
 from streamserve.server.chat import plan_chat
 from streamserve.server.completions import plan_completion
 from streamserve.server.errors import error_object
@@ -44,7 +44,7 @@ def _producer(service: Service, plan: Plan, frames: type[Frames], kind: str, is_
         plan.identity.answer_id,
         opener(service, plan),
         FrameScript(lines, kind, plan.identity.answer_id),
-        Account(usage, service.metrics, num_prompts=len(plan.prompts), n=plan.params.n),
+        Account(usage, service.metrics, num_prompts=len(plan.prompts), n=plan.params.n, trace=begin_trace(service, plan)),
         live=service.live,
         unread_s=service.config.resume_s if is_resumable else 0.0,
     )
