@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -21,6 +22,7 @@ from streamserve.models.inputs import StepInputs
 from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
+from streamserve_kernels import Shared
 
 BLOCK_SIZE = 16
 
@@ -49,7 +51,7 @@ def one_step(model: CausalModel, kv_caches: list[torch.Tensor], inputs: StepInpu
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
-        hidden = model(inputs, kv_caches)
+        hidden = model(replace(inputs, shared=Shared()), kv_caches)
         return model.logits(hidden[last]).argmax(-1)
 
     return run

@@ -6,7 +6,7 @@ contract of both implementations.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 
@@ -23,6 +23,7 @@ from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, pack_eight_bits, pack_four_bits
 from streamserve_kernels.reference.projections import Activation, Weight
 from streamserve_kernels.reference.rows import GatheredInputs
+from streamserve_kernels.reference.shared import Shared
 from streamserve_kernels.row_tables import RowTables
 from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
 
@@ -170,9 +171,11 @@ def rotary_attention(
     num_decodes: int,
     max_query_len: int,
     max_seq_len: int,
+    shared: Shared | None = None,
 ) -> Tensor:
-    area = _triton("attention") if qkv.is_cuda else _attention
-    out: Tensor = area.rotary_attention(
+    # The Triton kernels compute indices and masks in registers: there is nothing to share.
+    attend = _triton("attention").rotary_attention if qkv.is_cuda else partial(_attention.rotary_attention, shared=shared)
+    out: Tensor = attend(
         qkv,
         positions,
         cos_sin,
@@ -233,6 +236,7 @@ __all__ = [
     "BlockedWeight",
     "GatheredInputs",
     "Int4Weight",
+    "Shared",
     "Weight",
     "add_rms_norm",
     "apply_row_deltas",

@@ -45,5 +45,6 @@ class Attention(nn.Module):
             num_decodes=inputs.num_decodes,
             max_query_len=inputs.max_query_len,
             max_seq_len=inputs.max_seq_len,
+            shared=inputs.shared,
         )
         return attended.flatten(1)

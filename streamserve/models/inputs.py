@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from streamserve_kernels import Shared
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class StepInputs:
     num_decodes      leading sequences with exactly one token
     max_query_len    most tokens of one sequence in this step
     max_seq_len      largest of seq_lens
+    shared           what the layers compute alike; a step's own
     """
 
     token_ids: Tensor
@@ -31,3 +34,4 @@ class StepInputs:
     num_decodes: int
     max_query_len: int
     max_seq_len: int
+    shared: Shared = field(default_factory=Shared)

@@ -7,11 +7,16 @@ queries that leave out the keys none of them sees.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from streamserve_kernels.reference.kv_write import rotary_write
+from streamserve_kernels.reference.shared import Shared
 
 QUERY_CHUNK = 128
 MANY_SEQUENCES = 4
@@ -43,11 +48,15 @@ def rotary_attention(
     num_decodes: int,
     max_query_len: int,
     max_seq_len: int,
+    shared: Shared | None = None,
 ) -> Tensor:
     """`rotary_write`, then `paged_attention` with its queries: all of attention between the two projections.
 
     One call, since a decode row can do both in one launch. Arguments and result are those of the two.
+
+    shared  the step's, the same for all of its layers; what one layer's indices and masks cost is then paid once a step
     """
+    shared = shared or Shared()
     q = rotary_write(
         qkv,
         positions,
@@ -60,6 +69,7 @@ def rotary_attention(
         q_norm=q_norm,
         k_norm=k_norm,
         eps=eps,
+        shared=shared,
     )
     return paged_attention(
         q,
@@ -73,6 +83,7 @@ def rotary_attention(
         num_decodes=num_decodes,
         max_query_len=max_query_len,
         max_seq_len=max_seq_len,
+        shared=shared,
     )
 
 
@@ -89,6 +100,7 @@ def paged_attention(
     num_decodes: int,
     max_query_len: int,
     max_seq_len: int,
+    shared: Shared | None = None,
 ) -> Tensor:
     """Causal attention of a mixed batch over a paged KV cache (Kwon et al., 2023).
 
@@ -105,22 +117,37 @@ def paged_attention(
     max_query_len, max_seq_len  the largest query and sequence lengths of this batch, for choosing launches
     returns        [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32, scores not coarser than the dtype of q
     """
-    lengths = seq_lens.tolist()
-    groups = _similar(lengths[:num_decodes])
+    shared = shared or Shared()
+    lengths = shared.get("lengths", seq_lens.tolist)
+    groups = shared.get("groups", lambda: _group(lengths[:num_decodes], block_tables, seq_lens))
     if len(groups) == 1 and num_decodes == len(lengths):
-        return _decode(q, kv_cache, block_tables, seq_lens, max(lengths), scale, window, softcap)
+        return _decode(q, kv_cache, groups[0], scale, window, softcap, shared)
     out = torch.empty_like(q)
-    for rows in groups:
-        longest = max(lengths[row] for row in rows)
-        out[rows] = _decode(q[rows], kv_cache, block_tables[rows], seq_lens[rows], longest, scale, window, softcap)
-    starts = query_start.tolist()
+    for group in groups:
+        rows = list(group.sequences)
+        out[rows] = _decode(q[rows], kv_cache, group, scale, window, softcap, shared)
+    starts = shared.get("starts", query_start.tolist)
     for sequence in range(num_decodes, len(lengths)):
-        rows = slice(starts[sequence], starts[sequence + 1])
-        keys, values = _gather(kv_cache, block_tables[sequence : sequence + 1], lengths[sequence])
-        out[rows] = _prefill(
-            q[rows], keys[..., : lengths[sequence], :], values[..., : lengths[sequence], :], scale, window, softcap
-        )
+        length, span = lengths[sequence], slice(starts[sequence], starts[sequence + 1])
+        keys, values = _gather(kv_cache, block_tables[sequence : sequence + 1], length, ("cells", sequence), shared)
+        out[span] = _prefill(q[span], keys[..., :length, :], values[..., :length, :], scale, window, softcap, shared)
     return out
+
+
+class _Group(NamedTuple):
+    """Decoding sequences that attend together, padded to the longest."""
+
+    sequences: tuple[int, ...]
+    longest: int
+    block_tables: Tensor
+    seq_lens: Tensor
+
+
+def _group(lengths: list[int], block_tables: Tensor, seq_lens: Tensor) -> list[_Group]:
+    groups = _similar(lengths)
+    if len(groups) == 1:
+        return [_Group(tuple(groups[0]), max(lengths), block_tables[: len(lengths)], seq_lens[: len(lengths)])]
+    return [_Group(tuple(rows), max(lengths[row] for row in rows), block_tables[rows], seq_lens[rows]) for rows in groups]
 
 
 def _similar(lengths: list[int]) -> list[list[int]]:
@@ -134,30 +161,38 @@ def _similar(lengths: list[int]) -> list[list[int]]:
 def _decode(
     q: Tensor,
     kv_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    longest: int,
+    group: _Group,
     scale: float,
     window: int | None,
     softcap: float | None,
+    shared: Shared,
 ) -> Tensor:
     """One query per sequence, [sequences, q_heads, head_dim]; heads that share keys are a head's queries."""
     num_sequences, _, head_dim = q.shape
-    keys, values = _gather(kv_cache, block_tables, longest)
+    longest = group.longest
+    keys, values = _gather(kv_cache, group.block_tables, longest, ("cells", group.sequences), shared)
     grouped = q.view(num_sequences, kv_cache.shape[2], -1, head_dim)
     if num_sequences == 1:
         first = 0 if window is None else max(0, longest - window)
         keys, values = keys[..., first:longest, :], values[..., first:longest, :]
         return _attend(grouped, keys, values, None, scale, softcap).reshape(q.shape)
-    place = torch.arange(keys.shape[2], device=q.device)
-    ends = seq_lens.unsqueeze(1)
-    seen = place < ends
-    if window is not None and window < longest:
-        seen &= place >= ends - window
     # Unscaled scores may overflow fp16, and an infinite one is NaN under the mask.
-    if softcap is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16:
-        return _multiply(grouped, keys, values, _bias(seen, torch.float32)[:, None, None], scale).view(q.shape)
-    return _attend(grouped, keys, values, _bias(seen, q.dtype)[:, None, None], scale, softcap).reshape(q.shape)
+    multiplies = softcap is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16
+    dtype = torch.float32 if multiplies else q.dtype
+    key = ("bias", group.sequences, window, dtype)
+    bias = shared.get(key, lambda: _decode_bias(keys.shape[2], group, window, dtype))
+    if multiplies:
+        return _multiply(grouped, keys, values, bias, scale).view(q.shape)
+    return _attend(grouped, keys, values, bias, scale, softcap).reshape(q.shape)
+
+
+def _decode_bias(num_places: int, group: _Group, window: int | None, dtype: torch.dtype) -> Tensor:
+    """[sequences, 1, 1, num_places]"""
+    place, ends = torch.arange(num_places, device=group.seq_lens.device), group.seq_lens.unsqueeze(1)
+    seen = place < ends
+    if window is not None and window < group.longest:
+        seen &= place >= ends - window
+    return _bias(seen, dtype)[:, None, None]
 
 
 def _multiply(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -172,37 +207,52 @@ def _multiply(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: floa
     return torch.bmm(weights.view(batch * heads, queries, -1), values)
 
 
-def _prefill(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+def _prefill(
+    q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None, shared: Shared
+) -> Tensor:
     """The last tokens of one sequence, [queries, q_heads, head_dim]; a chunk of queries reads only the keys that it sees."""
-    out = torch.empty_like(q)
     seq_len, num_queries = keys.shape[2], q.shape[0]
+    if num_queries == seq_len and softcap is None and (window is None or window >= seq_len):
+        # Torch's own causal mask leaves out whole blocks of keys, and needs no tensor.
+        every = q.transpose(0, 1).unsqueeze(0)
+        return F.scaled_dot_product_attention(every, keys, values, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(
+            0, 1
+        )
+    out = torch.empty_like(q)
     for start in range(0, num_queries, QUERY_CHUNK):
         stop = min(start + QUERY_CHUNK, num_queries)
         first_position, end = seq_len - num_queries + start, seq_len - num_queries + stop
         begin = 0 if window is None else max(0, first_position - window + 1)
-        seen = visible(stop - start, end, window, q.device)[:, begin:]
+        key = ("prefill bias", stop - start, end, begin, window)
+        bias = shared.get(key, partial(_prefill_bias, stop - start, end, begin, window, q))
         chunk = q[start:stop].transpose(0, 1).unsqueeze(0)
-        attended = _attend(chunk, keys[..., begin:end, :], values[..., begin:end, :], _bias(seen, q.dtype), scale, softcap)
+        attended = _attend(chunk, keys[..., begin:end, :], values[..., begin:end, :], bias, scale, softcap)
         out[start:stop] = attended[0].transpose(0, 1)
     return out
 
 
-def _gather(kv_cache: Tensor, block_tables: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+def _prefill_bias(num_queries: int, end: int, begin: int, window: int | None, q: Tensor) -> Tensor:
+    return _bias(visible(num_queries, end, window, q.device)[:, begin:], q.dtype)
+
+
+def _gather(kv_cache: Tensor, block_tables: Tensor, longest: int, key: Hashable, shared: Shared) -> tuple[Tensor, Tensor]:
     """Keys and values of some sequences, each [sequences, kv_heads, places, head_dim], padded to whole blocks of the longest.
 
     What lies past a sequence's end is another's or nothing's: it must be masked.
     """
-    blocks, _, kv_heads, block_size, head_dim = kv_cache.shape
-    tables = block_tables[:, : -(-longest // block_size)]
-    if tables.shape[0] == 1:
-        alone = kv_cache.index_select(0, tables[0]).permute(1, 2, 0, 3, 4).reshape(2, 1, kv_heads, -1, head_dim)
-        return alone[0], alone[1]
+    _, _, kv_heads, block_size, head_dim = kv_cache.shape
+    cells = shared.get(key, lambda: _cells(kv_cache, block_tables[:, : -(-longest // block_size)]))
+    gathered = kv_cache.view(-1, block_size * head_dim).index_select(0, cells)
+    keys, values = gathered.view(2, block_tables.shape[0], kv_heads, -1, head_dim).unbind(0)
+    return keys, values
+
+
+def _cells(kv_cache: Tensor, tables: Tensor) -> Tensor:
+    """The cache as rows of one block of one head, keys or values: those of some sequences, in the order of `_gather`."""
+    blocks, _, kv_heads, _, _ = kv_cache.shape
     tables = tables.clamp(0, blocks - 1)
     by_head = torch.arange(2 * kv_heads, dtype=tables.dtype, device=tables.device).view(2, 1, kv_heads, 1)
-    rows = (tables * (2 * kv_heads)).unsqueeze(1) + by_head
-    gathered = kv_cache.view(-1, block_size * head_dim).index_select(0, rows.flatten())
-    keys, values = gathered.view(2, tables.shape[0], kv_heads, -1, head_dim).unbind(0)
-    return keys, values
+    return ((tables * (2 * kv_heads)).unsqueeze(1) + by_head).flatten()
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:

@@ -19,6 +19,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     returns [..., n]  dtype of x
     """
     wide = x.float()
+    if wide.numel() == weight.shape[0]:
+        flat = wide.reshape(-1)
+        alone = (float(torch.dot(flat, flat)) / weight.shape[0] + eps) ** -0.5
+        return (wide * alone).mul_(weight).to(x.dtype)
     scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     return (wide * scale).mul_(weight).to(x.dtype)
 
