@@ -52,10 +52,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", default=["Qwen3-0.6B"], choices=["Qwen3-0.6B", "Qwen3-8B"])
     parser.add_argument("--thorough", action="store_true", help="check fp16 and fp32 as well")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each engine row, after one to warm up")
-    parser.add_argument("--outputs", type=int, default=512, help="tokens that a decode measurement generates")
+    parser.add_argument("--outputs", type=int, default=512, help="tokens that a lone sequence generates")
     parser.add_argument("--only", help="engine rows whose name starts like this")
     parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=16384)
     parser.add_argument("--json", type=Path, help="where to write all rows")
     return parser.parse_args()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import streamserve_kernels as kernels
 from benchmarks.gpu.report import Report
-from streamserve_kernels.reference import attention, kv_write, linear, norm_rope, sampling
+from streamserve_kernels.reference import attention, kv_write, norm_rope, projections, sampling
 from streamserve_kernels.row_tables import make_row_tables
 from tests.support.kernel_cases import LIMITS, paged_batch, random, relative_error
 
@@ -39,13 +39,13 @@ def _check_linears(report: Report, rows: int, inner: int, outer: int, dtype: tor
     x, weight, norm = random(rows, inner, dtype=dtype), random(outer, inner, dtype=dtype) / inner**0.5, random(inner)
     bias, residual = random(outer, dtype=dtype), random(rows, outer, dtype=dtype)
     wide, wide_weight = x.float(), weight.float()
-    plain = linear.linear(wide, wide_weight, bias.float())
+    plain = projections.linear(wide, wide_weight, bias.float())
     pairs = {
         "linear": (kernels.linear(x, weight, bias), plain),
-        "norm_linear": (kernels.norm_linear(x, norm, EPS, weight), linear.norm_linear(wide, norm, EPS, wide_weight)),
+        "norm_linear": (kernels.norm_linear(x, norm, EPS, weight), projections.norm_linear(wide, norm, EPS, wide_weight)),
         "norm_gated_linear": (
             kernels.norm_gated_linear(x, norm, EPS, weight, "silu"),
-            linear.norm_gated_linear(wide, norm, EPS, wide_weight, "silu"),
+            projections.norm_gated_linear(wide, norm, EPS, wide_weight, "silu"),
         ),
         "linear_residual": (kernels.linear_residual(x, weight, residual.clone(), bias), plain + residual.float()),
     }

@@ -1,9 +1,9 @@
 """Paged attention in Triton: split-KV decode and tiled prefill over the same cache.
 
 The specification is `reference/attention.py`. A batch's leading decode rows go to `_decode_kernel`, whose programs share out a
-sequence's context (Flash-Decoding, Dao et al., 2023); longer queries go to `_prefill_kernel` (FlashAttention-2, Dao, 2023). In both
-the query heads that share a kv head are rows of one tile, so keys and values are read once per kv head. What a launch covers is
-decided from host integers alone; lengths are read on the device, so a captured launch serves every context length.
+sequence's context (Flash-Decoding, Dao et al., 2023); longer queries go to `_prefill_kernel` (FlashAttention-2, Dao, 2023).
+In both the query heads that share a kv head are rows of one tile, so keys and values are read once per kv head. What a launch
+covers is decided from host integers alone; lengths are read on the device, so a captured launch serves every context length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from .kv_write import rotary_write
-from .launch import MAX_ARRIVALS, arrivals, dependent_launch, multiprocessors, power_of_two, prefetch
+from .launch import MAX_ARRIVALS, arrivals, dependent_launch, multiprocessors, power_of_two
 
 _PART = 128
 """Tokens that a part of a sequence's context has at least."""
@@ -61,26 +61,6 @@ def _load_tile(
 
 
 @triton.jit
-def _prefetch(
-    cache_ptr, table_ptr, start, end, kv_head, block_stride,
-    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, PREFETCH: tl.constexpr,
-):  # fmt: skip
-    """Ask for the first PREFETCH tokens' keys and values to come to the L2 cache, 16 tokens of either at a time.
-
-    A warp issues one request after another, so each takes eight.
-    """
-    thread = tl.arange(0, PREFETCH // 2)
-    piece = thread // 32 * 8 + thread % 32
-    pieces: tl.constexpr = PREFETCH // 16
-    token = start + piece % pieces * 16
-    wanted = (thread % 32 < 8) & (token < end)
-    block = tl.load(table_ptr + token // BLOCK_SIZE, mask=wanted, other=0).to(tl.int64)
-    plane = piece // pieces * KV_HEADS + kv_head
-    ptrs = cache_ptr + block * block_stride + (plane * BLOCK_SIZE + token % BLOCK_SIZE) * HEAD_DIM
-    prefetch(ptrs, tl.where(wanted, 16 * HEAD_DIM * cache_ptr.dtype.element_ty.primitive_bitwidth // 8, 0))
-
-
-@triton.jit
 def _turned(
     x, partner, weight, partner_weight, cos, sin, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr
 ):
@@ -103,7 +83,6 @@ def _decode_kernel(
     scale, eps, q_stride, block_stride, table_stride, max_blocks, min_split,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
-    PREFETCH: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -146,8 +125,6 @@ def _decode_kernel(
     table_ptr = tables_ptr + sequence * table_stride
     # Ids past the end of a table's used part are fetched with the others, and never followed.
     reach = max_blocks * BLOCK_SIZE - 1
-    if PDL and PREFETCH > 0:
-        _prefetch(cache_ptr, table_ptr, start, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, PREFETCH)
     if AHEAD:
         blocks = _block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
         blocks_next = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
@@ -241,7 +218,7 @@ def _decode_kernel(
     heads = sequence * Q_HEADS + kv_head * heads_per_group + group
     out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
     real = used[:, None] & (lanes < HEAD_DIM)[None, :]
-    if SPLIT:
+    if SPLIT:  # noqa: SIM102 (decides what is compiled)
         if parts > 1:
             place = sequence * KV_HEADS + kv_head
             width: tl.constexpr = LANES + 2
@@ -490,7 +467,7 @@ def _decode(
     num_decodes: int,
     max_seq_len: int,
 ) -> None:
-    group, lanes, block_n, splits, min_split, warps, stages, ahead = decode_shape(shape, q, num_decodes, max_seq_len)
+    group, lanes, block_n, splits, min_split, warps, stages = decode_shape(shape, q, num_decodes, max_seq_len)
     partial = None
     if splits > 1:
         partial = q.new_empty(num_decodes * shape.kv_heads * splits * group * (lanes + 2), dtype=torch.float32)
@@ -500,7 +477,7 @@ def _decode(
         kv_cache, block_tables, seq_lens, out, partial, arrivals(q.device),
         shape.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1], min_split,
         Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, BLOCK_SIZE=kv_cache.shape[3],
-        GROUP=group, LANES=lanes, BLOCK_N=block_n, SPLIT=splits > 1, AHEAD=stages == 1, PREFETCH=ahead,
+        GROUP=group, LANES=lanes, BLOCK_N=block_n, SPLIT=splits > 1, AHEAD=stages == 1,
         WINDOW=shape.window, SOFTCAP=shape.softcap, ROTATE=rotation is not None, NORM=turn.q_norm is not None,
         COMPUTE=_compute_dtype(q.dtype), num_warps=warps, num_stages=stages, **dependent_launch(q.device),
     )  # fmt: skip
@@ -508,8 +485,8 @@ def _decode(
 
 def decode_shape(
     shape: _Shape, q: torch.Tensor, num_decodes: int, max_seq_len: int
-) -> tuple[int, int, int, int, int, int, int, int]:
-    """GROUP, LANES, BLOCK_N, parts at most, tokens of a part at least, warps, pipeline stages (1 is AHEAD), PREFETCH."""
+) -> tuple[int, int, int, int, int, int, int]:
+    """GROUP, LANES, BLOCK_N, parts at most, tokens of a part at least, warps, pipeline stages (1 is AHEAD)."""
     lanes = power_of_two(shape.head_dim, least=32)
     group = power_of_two(shape.q_heads // shape.kv_heads, least=16)
     is_small = q.element_size() == 2 and lanes <= 128
@@ -521,10 +498,10 @@ def decode_shape(
     if pairs * splits > MAX_ARRIVALS:
         splits = 1
     if not is_small:
-        return group, lanes, 32, splits, _PART, 4, 3, 0
+        return group, lanes, 32, splits, _PART, 4, 3
     if pairs <= programs:
-        return group, lanes, 128, splits, _PART, 8 if pairs <= programs // 8 else 4, 1, 256
-    return group, lanes, 64, splits, _PART, 4, 2, 0
+        return group, lanes, 128, splits, _PART, 8 if pairs <= programs // 8 else 4, 1
+    return group, lanes, 64, splits, _PART, 4, 2
 
 
 def _prefill(

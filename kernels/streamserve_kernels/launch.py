@@ -4,13 +4,13 @@ Host side only, on whichever thread launches a step. Knows no kernel.
 
 Programmatic dependent launch (PDL, compute capability 9.0 and later) lets a kernel start while its predecessor on the stream
 still runs. A kernel launched that way
- * may read weights and other memory that no step writes before `gdc_wait`;
- * calls `gdc_wait` in every program, early exits included, before it touches anything a step writes: completion is transitive
-   only because each kernel completes after its own predecessor did;
+ * may read weights, what an earlier step wrote, and a step's inputs (rows.py) before `gdc_wait`;
+ * calls `gdc_wait` before it touches anything else, and in at least one program: completion is transitive only because each
+   kernel completes after its own predecessor did;
  * calls `gdc_launch_dependents` as its first act, so that successors prefetch their weights meanwhile.
 
-A kernel is compiled again for every pattern of arguments that are 1 or divisible by 16, pointers included. Arguments that change
-from step to step are therefore exempt (`do_not_specialize`): a server must not stop to compile.
+A kernel is compiled again for every pattern of arguments that are 1 or divisible by 16, pointers included. Arguments that
+change from step to step are therefore exempt (`do_not_specialize`): a server must not stop to compile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_ARRIVALS = 1 << 16
 
 @triton.jit
 def prefetch(ptrs, num_bytes):
-    """Ask for `num_bytes` at each of `ptrs` to come to the L2 cache, both multiples of 16; 0 asks for nothing. Compute capability 9.0."""
+    """Ask for `num_bytes` at each of `ptrs` to come to the L2 cache, multiples of 16; 0 asks for nothing. Needs 9.0."""
     tl.inline_asm_elementwise(
         "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
         "=r,l,r", [ptrs.to(tl.int64), num_bytes], dtype=tl.int32, is_pure=False, pack=1,

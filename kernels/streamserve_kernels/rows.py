@@ -1,7 +1,7 @@
 """Row updates and input gathering in Triton: one launch each.
 
-The specification is `reference/rows.py`. None of these kernels lets its successor start early (launch.py): what they write, every
-later kernel of the step may read ahead of its own turn.
+The specification is `reference/rows.py`. None of these kernels lets its successor start early (launch.py): what they write,
+every later kernel of the step may read ahead of its own turn.
 """
 
 from __future__ import annotations
