@@ -1,9 +1,8 @@
 """Times a model's step on a CPU without an engine around it: decode at several batch sizes, and one long prefill.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/cpu_step.py --model demo --context 150
+    GOMP_SPINCOUNT=5000 python benchmarks/cpu_step.py --model demo --context 150
 
-The policy is the one that the server's engine runs with: where other processes share the cores, threads that spin at OpenMP's
-barriers instead of sleeping make a step ten times slower.
+The count is what an engine sets for itself (`executor/local.py`).
 Each figure is the median of several runs, taken in turn over the cases so that a machine's drift falls on all of them.
 """
 

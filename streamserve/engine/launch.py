@@ -24,10 +24,6 @@ from streamserve.errors import EngineDead
 
 EXECUTOR = "streamserve.executor.local:LocalExecutor"
 
-CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""What the child's environment has unless ours says otherwise. On a CPU the threads of torch spin at their barriers by default:
-when API workers take the core of one of them, the others burn theirs, and a step takes several times as long."""
-
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine process is told on its stdin, as one line of JSON.
@@ -121,7 +117,6 @@ class EngineProcess:
             [sys.executable, "-m", "streamserve.engine.process"],
             stdin=subprocess.PIPE,
             pass_fds=[listen_fd],
-            env=CHILD_ENVIRONMENT | os.environ,
         )
         assert child.stdin is not None
         child.stdin.write(encode_launch(launch))
