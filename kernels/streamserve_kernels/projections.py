@@ -1,10 +1,14 @@
 """Linear layers for one to 64 rows, which stream the weights at the speed of memory, with their neighbours fused in.
 
-One row: each program multiplies a few weight rows with the whole input on plain lanes. More rows: a program's warps share out the
-inner dimension, each multiplies its slice on tensor cores, and the slices are added at the end (split-K within the program, so that
-a narrow layer still fills the device without a second launch). A norm before needs no pass of its own: the row's scale factors out of
-the product, so it is gathered along the way and applied last. Weights are fetched before the predecessor has finished (launch.py).
-Above `SKINNY_ROWS` rows, and in fp32 beyond one row, cuBLAS.
+* One row: each program multiplies a few weight rows with the whole input on plain lanes.
+* Up to eight, where the inner dimension is short: a program's warps share it out, each multiplies its slice on tensor cores,
+  and the slices are added at the end, so that a narrow layer fills the device without a second pass.
+* Up to `SKINNY_ROWS`: tiles stream through shared memory; the programs of a tile share out the inner dimension, and the last
+  to finish adds up.
+* Above, and in fp32 beyond one row: cuBLAS.
+
+In the first two a norm needs no pass of its own: the row's scale factors out of the product, so it is gathered along the way
+and applied last, and weights are in registers before the predecessor has finished (launch.py).
 
 Tensors of one call live on one device and share one dtype (bf16, fp16 or fp32); products accumulate in fp32.
 """
@@ -31,7 +35,7 @@ def _one_row_kernel(
     K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """out[n] = act(Σ_k weight[n, k] · x'[k]) with x' = x or rms_norm(x); two tiles of weights are in registers ahead of their use."""
+    """out[n] = act(Σ weight[n, k] x'[k]) with x' = x or rms_norm(x); two tiles of weights are in registers ahead of use."""
     if PDL:
         cuda.gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -87,7 +91,7 @@ def _finish(
     K: tl.constexpr, BLOCK_M: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Scale, bias, activation and residual of the products [columns, BLOCK_M]; gated ones hold the gate's columns, then up's."""
+    """Scale, bias, activation and residual of products [columns, BLOCK_M]; gated ones hold the gate's columns, then up's."""
     if NORM:
         sums = sums * tl.rsqrt(squares / K + eps)[None, :]
     if ACTIVATION != "none":
@@ -113,7 +117,7 @@ def _few_rows_kernel(
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N weight rows times all rows of x; each warp multiplies a slice of every tile, and holds its weights in registers."""
+    """BLOCK_N weight rows times all rows of x; each warp multiplies a slice of every tile."""
     if PDL:
         cuda.gdc_launch_dependents()
     BLOCK_K: tl.constexpr = SLICES * SLICE_K
@@ -162,7 +166,7 @@ def _some_rows_kernel(
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_N weight rows streams through shared memory against BLOCK_M rows of x; with SPLITS, a part of the inner dimension.
+    """A tile of BLOCK_N weight rows streams through shared memory against BLOCK_M rows of x, or a part of the inner dimension.
 
     The last program of a tile to finish adds its parts up, in their order.
 
@@ -344,10 +348,12 @@ def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int,
 
 
 def some_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int, int, int]:
-    """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, warps, stages: near one program per multiprocessor or two."""
+    """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, warps, stages."""
     block_n = 64
     tiles = -(-outer // (block_n // 2 if gated else block_n))
+    # Half the multiprocessors read fast enough; a part that is too short costs more to add up than it saves to read.
+    programs, shortest = (64 if inner < 4096 else 100), (256 if rows <= 16 else 512)
     splits = 1
-    while tiles * splits < 100 and inner // (splits * 2) >= (512 if rows > 16 else 256):
+    while tiles * splits < programs and inner // (splits * 2) >= shortest:
         splits *= 2
     return power_of_two(rows, least=16), block_n, 128, splits, 4, 4 if rows > 16 else 6
