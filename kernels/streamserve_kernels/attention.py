@@ -91,9 +91,9 @@ def _decode_kernel(
     With ROTATE `q_ptr` is the fused projection: the token's query heads and key are normed and rotated here, and its key and
     value written to the cache. Otherwise queries are ready and the token's key and value are in the cache.
 
-    The tokens before this one were written by earlier steps. With AHEAD, for launches of few programs, the first tile of them is
-    on its way to registers before the predecessor is done. Without, tiles stream through shared memory, which leaves registers
-    for more programs at a time.
+    The tokens before this one were written by earlier steps. With AHEAD, for launches of few programs, the first tile of them
+    is on its way to registers before the predecessor is done. Without, tiles stream through shared memory, which leaves
+    registers for more programs at a time.
 
     partial_ptr   fp32 [sequences, kv_heads, splits, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
     arrivals_ptr  int32 [sequences * kv_heads], zero before and after

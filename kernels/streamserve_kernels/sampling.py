@@ -127,7 +127,7 @@ def _outline_kernel(
     logits_ptr, lines_ptr, rows_ptr, temperature_ptr, maxima_ptr, tops_ptr, masses_ptr,
     vocab, parts, num_groups, row_stride, CHUNK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Of one chunk of a line's scaled logits: the maximum of every group of tokens, the chunk's, and its sum of exp(z - top)."""
+    """Of a chunk of a line's scaled logits: the maximum of every group of tokens, the chunk's, and its sum of exp(z - top)."""
     index = tl.program_id(0)
     part = tl.program_id(1)
     groups: tl.constexpr = CHUNK // GROUP
@@ -152,14 +152,15 @@ def _count(keys, bound):
 
 @triton.jit(do_not_specialize_on_alignment=["lines_ptr", "rows_ptr", "positions_ptr"])
 def _restricted_kernel(
-    logits_ptr, lines_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    maxima_ptr, tops_ptr, masses_ptr, chosen_ptr, out_ptr, vocab, parts, num_groups, row_stride,
+    logits_ptr, lines_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr,
+    top_k_ptr, top_p_ptr, min_p_ptr, maxima_ptr, tops_ptr, masses_ptr, chosen_ptr, out_ptr,
+    vocab, parts, num_groups, row_stride,
     PARTS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CANDIDATES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One line: bisect for the k-th largest logit, then for the bound of the nucleus, then choose among what is left.
 
-    The CANDIDATES groups with the largest maxima hold every token above some bound. Nearly always all that a line keeps is above
-    it, and the line is done with these few tokens in registers; where it is not, bisection goes over the whole line.
+    The CANDIDATES groups with the largest maxima hold every token above some bound. Nearly always all that a line keeps is
+    above it, and the line is done with these few tokens in registers; where it is not, bisection goes over the whole line.
 
     maxima_ptr, tops_ptr, masses_ptr  what `_outline_kernel` found
     chosen_ptr  int32 [lines, CANDIDATES], for the groups' numbers

@@ -1,7 +1,7 @@
 """Kernels compiled before the first step, on many threads: one after another they would take most of a start.
 
-Called on the rank's launch thread while nothing else runs. Each thread runs one size of step on a stream of its own, over a cache
-of one block that nobody reads. On a device that compiles nothing there is nothing to do.
+Called on the rank's launch thread while nothing else runs. Each thread runs one size of step on a stream of its own, over a
+cache of one block that nobody reads. Devices that compile nothing need none of it.
 """
 
 from __future__ import annotations
