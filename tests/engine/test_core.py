@@ -14,7 +14,6 @@ from streamserve.engine.base import SequenceStream
 from streamserve.engine.inline import InlineEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.errors import ContextLengthExceeded, EngineDead, PromptTooLarge, QueueFull, Unavailable
-from streamserve.types import TokenDelta
 from tests.engine.conftest import MakeSpec, Running
 from tests.support.checkpoints import no_weights
 from tests.support.reading import next_push, read_all, read_together
