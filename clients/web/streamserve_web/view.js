@@ -5,10 +5,21 @@ import { titleOf } from "./chats.js";
 import { word } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
-const markdown = () => (markdown.parser ??= window.markdownit({ html: false, linkify: true, breaks: true }));
+const markdown = () => (markdown.parser ??= makeMarkdown());
+
+function makeMarkdown() {
+  const parser = window.markdownit({ html: false, linkify: true, breaks: true });
+  parser.renderer.rules.link_open = (tokens, index, options, _, renderer) => {
+    tokens[index].attrSet("target", "_blank");
+    tokens[index].attrSet("rel", "noopener noreferrer");
+    return renderer.renderToken(tokens, index, options);
+  };
+  return parser;
+}
 
 function toHtml(text) {
-  return window.DOMPurify.sanitize(markdown().render(text), { FORBID_TAGS: ["img", "style", "form"], FORBID_ATTR: ["style"] });
+  const rules = { FORBID_TAGS: ["img", "style", "form"], FORBID_ATTR: ["style"], ADD_ATTR: ["target"] };
+  return window.DOMPurify.sanitize(markdown().render(text), rules);
 }
 
 function element(tag, { className = "", text = "", onclick = null } = {}) {
@@ -31,34 +42,41 @@ export function drawChats(chats, { onSelect, onRemove }) {
   }));
 }
 
+let drawn = null;
+
 export function drawMessages(chat, { onRegenerate }) {
+  // A new question and another chat are shown from the end; a reader who has scrolled up stays there when an answer ends.
+  const followsEnd = chat !== drawn || chat.messages.at(-1)?.content === "" || isAtEnd();
+  drawn = chat;
   $("messages").replaceChildren(...chat.messages.map((message, index) => {
-    const isLast = index === chat.messages.length - 1;
-    return drawMessage(message, isLast && !chat.streamId && message.role === "assistant" ? onRegenerate : null);
+    const isLast = index === chat.messages.length - 1 && message.role === "assistant";
+    const article = drawMessage(message, isLast && !chat.streamId ? onRegenerate : null);
+    article.classList.toggle("live", isLast && Boolean(chat.streamId));
+    return article;
   }));
-  scrollToEnd(true);
+  if (followsEnd) scrollToEnd();
 }
 
 function drawMessage(message, onRegenerate) {
   const article = element("article", { className: message.role });
-  article.append(element("div", { className: "reasoning" }), element("div", { className: "content" }), element("p", { className: "ending" }));
+  const below = element("div", { className: "below" });
+  below.append(element("p", { className: "ending" }));
+  // Browsers offer the clipboard on https and localhost only.
+  if (navigator.clipboard) below.append(element("button", { text: word("copy"), onclick: () => navigator.clipboard.writeText(message.content) }));
+  if (onRegenerate) below.append(element("button", { className: "regenerate", text: word("regenerate"), onclick: onRegenerate }));
+  article.append(element("div", { className: "reasoning" }), element("div", { className: "content" }), below);
   fillMessage(article, message);
-  if (message.role === "assistant") {
-    const actions = element("div", { className: "actions" });
-    // Browsers offer the clipboard on https and localhost only.
-    if (navigator.clipboard) actions.append(element("button", { text: word("copy"), onclick: () => navigator.clipboard.writeText(message.content) }));
-    if (onRegenerate) actions.append(element("button", { className: "regenerate", text: word("regenerate"), onclick: onRegenerate }));
-    article.append(actions);
-  }
   return article;
 }
 
 function fillMessage(article, message) {
-  const [reasoning, content, ending] = article.children;
+  const [reasoning, content, below] = article.children;
   if (message.role === "user") content.textContent = message.content;
   else content.innerHTML = toHtml(message.content);
   if (message.reasoning) fillReasoning(reasoning, message.reasoning);
-  ending.textContent = [message.ending && word(message.ending), message.error, message.figures].filter(Boolean).join(" · ");
+  article.classList.toggle("failed", message.ending === "failed" || message.ending === "lost");
+  const ending = [message.ending && word(message.ending), message.error, message.figures].filter(Boolean).join(" · ");
+  below.firstChild.textContent = ending;
 }
 
 function fillReasoning(box, text) {
@@ -73,14 +91,18 @@ function fillReasoning(box, text) {
 // Redraw the answer that is streaming; called at most once a frame.
 export function drawLastMessage(chat) {
   const article = $("messages").lastElementChild;
+  const followsEnd = isAtEnd();
   if (article) fillMessage(article, chat.messages.at(-1));
-  scrollToEnd(false);
+  if (followsEnd) scrollToEnd();
 }
 
-// A reader who has scrolled up stays where they are.
-function scrollToEnd(always) {
+function isAtEnd() {
   const box = $("messages");
-  if (always || box.scrollHeight - box.scrollTop - box.clientHeight < 120) box.scrollTop = box.scrollHeight;
+  return box.scrollHeight - box.scrollTop - box.clientHeight < 80;
+}
+
+function scrollToEnd() {
+  $("messages").scrollTop = $("messages").scrollHeight;
 }
 
 export function drawConnection(state) {
@@ -91,5 +113,5 @@ export function drawConnection(state) {
 export function drawComposer(chat, figures) {
   $("send").hidden = Boolean(chat.streamId);
   $("stop").hidden = !chat.streamId;
-  $("figures").textContent = figures ?? "";
+  $("figures").textContent = figures || word("keys");
 }

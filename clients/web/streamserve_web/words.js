@@ -1,10 +1,12 @@
-// The page's words in English and Chinese. Elements ask for theirs with data-text, data-title or data-placeholder.
+// The page's words in English and Chinese. Elements ask for theirs with data-text, data-title,
+// data-placeholder or data-greet (shown while they are empty).
 
 const WORDS = {
   en: {
     newChat: "New chat", send: "Send", stop: "Stop", regenerate: "Regenerate", copy: "Copy", remove: "Delete chat",
     settings: "Settings", system: "System prompt", temperature: "Temperature", topP: "Top p", maxTokens: "Max tokens",
-    seed: "Seed", apiKey: "API key", placeholder: "Ask anything — Enter sends, Shift+Enter breaks the line, Esc stops",
+    seed: "Seed", apiKey: "API key", placeholder: "Ask anything", standard: "default", random: "random",
+    greeting: "What would you like to know?", keys: "Enter sends · Shift+Enter breaks the line · Esc stops",
     connected: "connected", connecting: "connecting…", refused: "API key needed", thinking: "Thinking",
     stopped: "stopped", cutOff: "cut off at max tokens", failed: "failed", lost: "the rest of this answer was lost",
     switchLanguage: "中文", switchTheme: "Light or dark",
@@ -12,7 +14,8 @@ const WORDS = {
   zh: {
     newChat: "新对话", send: "发送", stop: "停止", regenerate: "重新生成", copy: "复制", remove: "删除对话",
     settings: "设置", system: "系统提示词", temperature: "温度", topP: "Top p", maxTokens: "最大 token 数",
-    seed: "随机种子", apiKey: "API 密钥", placeholder: "输入问题，Enter 发送，Shift+Enter 换行，Esc 停止",
+    seed: "随机种子", apiKey: "API 密钥", placeholder: "输入问题", standard: "默认", random: "随机",
+    greeting: "想了解些什么？", keys: "Enter 发送 · Shift+Enter 换行 · Esc 停止",
     connected: "已连接", connecting: "正在连接…", refused: "需要 API 密钥", thinking: "思考过程",
     stopped: "已停止", cutOff: "达到最大 token 数", failed: "出错", lost: "这条回答的后续内容已丢失",
     switchLanguage: "English", switchTheme: "明暗主题",
@@ -28,6 +31,7 @@ export function translatePage() {
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = word(element.dataset.text);
   for (const element of document.querySelectorAll("[data-title]")) element.title = word(element.dataset.title);
   for (const element of document.querySelectorAll("[data-placeholder]")) element.placeholder = word(element.dataset.placeholder);
+  for (const element of document.querySelectorAll("[data-greet]")) element.dataset.greeting = word(element.dataset.greet);
   document.getElementById("language").textContent = word("switchLanguage");
 }
 

@@ -1,0 +1,1 @@
+"""The chat page in headless Chromium, before a real server."""
