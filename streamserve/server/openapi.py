@@ -253,9 +253,12 @@ def _json(name: str) -> Schema:
 
 def _streamed(whole: str, event: str) -> Schema:
     """One object, or server-sent events whose data are objects of their own kind."""
+    # OpenAPI 3.1 has no word for the items of a stream; by custom the schema describes each event.
     described = {
-        "type": "string",
+        "type": "object",
         "description": f"Server-sent events, each with a {event} as its data.",
+        "required": ["data"],
+        "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
         "x-event": ref(event),
     }
     return {**_json(whole), "text/event-stream": {"schema": described}}
