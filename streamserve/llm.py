@@ -33,7 +33,7 @@ _QUEUE = 1 << 20
 class LLM:
     """A model for offline use.
 
-        llm = LLM(model="facebook/opt-125m")
+        llm = LLM(model="demo")
         for output in llm.generate(["Hello, my name is", "The capital of France is"], SamplingParams(temperature=0.8)):
             print(output.prompt, output.outputs[0].text)
 

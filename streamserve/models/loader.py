@@ -19,7 +19,7 @@ from streamserve.models.gguf_source import GgufSource
 from streamserve.models.layers import Destination, Placement
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import build_model
-from streamserve.models.sources import PytorchSource, SafetensorsSource, WeightSource
+from streamserve.models.sources import SafetensorsSource, WeightSource
 from streamserve_kernels import prepare_weight
 
 Quantization = Literal["auto", "none", "int4"]
@@ -58,9 +58,8 @@ def load_model(
             filled = _fill_packed(model, source, progress) if _packs(quantization, place) else set()
             _fill(model, source, progress, filled)
         else:
-            _refuse_packing(quantization, f"{checkpoint.format} weights")
-            folder = checkpoint.path
-            plain: WeightSource = SafetensorsSource(folder) if checkpoint.format == "safetensors" else PytorchSource(folder)
+            _refuse_packing(quantization, "safetensors weights")
+            plain = SafetensorsSource(checkpoint.path)
             progress.total = plain.num_bytes
             _fill(model, plain, progress, set())
         for linear in model.linears():

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from streamserve.errors import ConfigError
@@ -49,19 +48,3 @@ class SafetensorsSource(WeightSource):
                         yield name, tensor, tensor.nbytes
             except SafetensorError as error:
                 raise ConfigError(f"{file}: damaged ({error}); download it again") from error
-
-
-class PytorchSource(WeightSource):
-    """Every pytorch_model*.bin file of a folder; only tensors are unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files = sorted(folder.glob("pytorch_model*.bin"))
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self._files)
-
-    def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
-        for file in self._files:
-            for name, tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).items():
-                yield name, tensor, tensor.nbytes

@@ -68,9 +68,13 @@ def test_a_hub_id_is_downloaded_once_and_found_again_offline(hub: StubHub, tmp_p
     assert hub.requests == []
 
 
-def test_a_repository_without_safetensors_is_read_from_its_pytorch_files(hub: StubHub, tmp_path: Path) -> None:
-    assert resolve_elsewhere(hub, tmp_path, "org/old")["format"] == "pytorch"
-    assert hub.downloads() == {"config.json", "tokenizer_config.json", "pytorch_model.bin"}
+def test_a_repository_of_pickles_is_refused_before_any_is_downloaded(hub: StubHub, tmp_path: Path) -> None:
+    error = str(resolve_elsewhere(hub, tmp_path, "org/old")["error"])
+    assert "its weights are pickles (pytorch_model.bin)" in error
+    assert "M, AutoTokenizer as T; [kind.from_pretrained('org/old').save_pretrained('old-safetensors')" in error
+    assert hub.downloads() == {"config.json", "tokenizer_config.json"}
+    offline = str(resolve_elsewhere(hub, tmp_path, "org/old", offline=True)["error"])
+    assert "no *.safetensors weights" in offline
 
 
 def test_dummy_weights_download_no_weights_and_remote_code_only_when_trusted(hub: StubHub, tmp_path: Path) -> None:

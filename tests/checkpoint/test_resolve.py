@@ -55,7 +55,6 @@ def small_gguf(path: Path, architecture: str = "llama", **values: int) -> Path:
     [
         (["model.safetensors", "pytorch_model.bin"], "auto", "safetensors"),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "safetensors", "safetensors"),
-        (["pytorch_model.bin"], "auto", "pytorch"),
         ([], "dummy", "dummy"),
     ],
 )
@@ -111,6 +110,13 @@ def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path, model: str, l
         resolve(model.format(tmp_path), load_format=load_format)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_pickled_weights_are_refused_with_the_command_that_converts_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        resolve(str(folder_with(tmp_path / "old", "training_args.bin", "pytorch_model.bin")))
+    assert "its weights are pickles (pytorch_model.bin)" in str(refusal.value)
+    assert str(refusal.value).endswith(" and serve ./old-safetensors")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

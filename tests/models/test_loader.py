@@ -56,14 +56,6 @@ def test_shards_are_one_model(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(logits(load(sharded)), expected)
 
 
-def test_pytorch_files_are_read_when_there_is_nothing_else(folder: Path) -> None:
-    expected = logits(load(folder))
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    assert resolve(str(folder)).format == "pytorch"
-    assert torch.equal(logits(load(folder)), expected)
-
-
 def test_names_of_a_bare_model_are_understood(folder: Path) -> None:
     expected = logits(load(folder))
 

@@ -20,7 +20,7 @@ from streamserve.errors import Unavailable
 from streamserve.server_process import ServerProcess, free_port, serve_command
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = re.compile(r"Qwen/Qwen3-0\.6B|facebook/opt-125m")
+MODELS = re.compile(r"Qwen/Qwen3-0\.6B")
 
 
 def snippets(language: str) -> list[str]:
