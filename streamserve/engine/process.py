@@ -85,7 +85,8 @@ async def _live(core: EngineCore, listener: Listener) -> int:
         listener.failed(error)
         await anyio.sleep(FAREWELL_S)
         return 1
-    # What loading left is here to stay: the collector need not walk it again in the middle of a step.
+    # What loading left is here to stay: the collector need not walk it again, which takes as long as twenty steps on a GPU. Not
+    # for an engine inside a caller's process, whose own cycles would never be freed.
     gc.collect()
     gc.freeze()
     listener.ready(info)

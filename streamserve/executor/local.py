@@ -7,7 +7,6 @@ blocks on launched steps and hands their results to the event loop. On a GPU the
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sys
 import threading
@@ -145,10 +144,6 @@ class _Rank:
             imports_s = time.perf_counter() - began
             runner = Runner(config, checkpoint)
             info = runner.load()
-            # What loading made lives as long as the rank. The collector would look through it again in the middle of serving,
-            # which takes as long as twenty steps on a GPU.
-            gc.collect()
-            gc.freeze()
         except Exception as error:
             self._fail(self.info, error)
             return None

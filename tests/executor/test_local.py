@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -77,6 +78,12 @@ async def test_the_event_loop_stays_free_while_the_model_loads(executor: LocalEx
     await asyncio.sleep(0)
     assert not starting.done()
     assert (await starting).max_num_seqs == 4
+
+
+async def test_the_callers_garbage_collector_is_left_alone(executor: LocalExecutor) -> None:
+    frozen = gc.get_freeze_count()
+    await executor.start()
+    assert gc.get_freeze_count() == frozen
 
 
 async def test_a_failed_step_raises_and_so_do_all_later_ones(executor: LocalExecutor) -> None:
