@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +26,7 @@ from streamserve.server.schemas import GenerationRequest
 from streamserve.server.service import Service
 from streamserve.server.sse import EventStream
 from streamserve.server.usage import Usage
+from streamserve.server.wording import in_words_of
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextDelta
 
@@ -45,7 +46,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 def identify(service: Service, asked: GenerationRequest, prefix: str, header: str = "") -> Identity:
     """The request's ids: its own `request_id`, else the client's X-Request-Id `header`, else a random one."""
-    header = header if _SAFE_ID.fullmatch(header) else ""
+    header = header if is_safe_id(header) else ""
     if asked.request_id is not None:
         return Identity(f"{prefix}-{asked.request_id}", header or f"{prefix}-{asked.request_id}")
     answer_id = f"{prefix}-{header}"
@@ -55,12 +56,18 @@ def identify(service: Service, asked: GenerationRequest, prefix: str, header: st
     return Identity(answer_id, header or answer_id)
 
 
+def is_safe_id(text: str) -> bool:
+    """Whether a client's id may stand in headers and logs as it came."""
+    return _SAFE_ID.fullmatch(text) is not None
+
+
 class Plan(msgspec.Struct, kw_only=True):
     """All that is known of a request once it has been checked and tokenised.
 
     logprobs       alternatives per token in the answer; None for no logprobs
     is_score_only  only the prompt was asked for: what is sampled is left out
     reading        how a message is read out of the text; None when the text is all there is
+    names          what the request calls parameters that are refused under another name (`wording.in_words_of`)
     """
 
     identity: Identity
@@ -73,6 +80,7 @@ class Plan(msgspec.Struct, kw_only=True):
     logprobs: int | None
     is_score_only: bool = False
     reading: Reading | None = None
+    names: Mapping[str, str] = {}
 
 
 def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Result]) -> Answer:
@@ -106,7 +114,8 @@ def opener(service: Service, plan: Plan) -> Callable[[], Awaitable[Generation]]:
     frontend = service.frontend
 
     async def open() -> Generation:
-        generation: Generation = await frontend.open(plan.prompts)
+        with in_words_of(plan.names):
+            generation: Generation = await frontend.open(plan.prompts)
         return PromptOnly(generation) if plan.is_score_only else generation
 
     return open

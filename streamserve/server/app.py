@@ -15,6 +15,7 @@ from litestar.middleware import DefineMiddleware
 from litestar.types import Middleware
 
 from streamserve.server import chat, completions, meta, tokens
+from streamserve.server.answering import is_safe_id
 from streamserve.server.auth import Authentication
 from streamserve.server.config import CorsConfig
 from streamserve.server.errors import InternalError, error_body, error_headers, from_exception
@@ -50,7 +51,7 @@ def create_app(service: Service) -> Litestar:
     config = service.config
 
     def to_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-        return _error_response(service, error)
+        return _error_response(service, error, request.headers.get("x-request-id", ""))
 
     middleware: list[Middleware] = []
     if service.tracer is not None:
@@ -70,12 +71,14 @@ def create_app(service: Service) -> Litestar:
     )
 
 
-def _error_response(service: Service, error: Exception) -> Response[bytes]:
+def _error_response(service: Service, error: Exception, request_id: str) -> Response[bytes]:
     known = from_exception(error)
     if isinstance(known, InternalError):
         logger.error("unexpected error", exc_info=error)
     service.metrics.reject(known)
     headers = {name.decode(): value.decode() for name, value in error_headers(known)}
+    if is_safe_id(request_id):
+        headers["x-request-id"] = request_id
     return Response(error_body(known), status_code=known.status, headers=headers, media_type="application/json")
 
 

@@ -20,6 +20,7 @@ from streamserve.server.results import ChatResult
 from streamserve.server.schemas import ChatRequest, TokenizeRequest, decode
 from streamserve.server.service import Service
 from streamserve.server.tools import NONE, ToolUse, checked_tools, tool_use
+from streamserve.server.wording import chat_names, in_words_of
 from streamserve.text.chat_template import ChatTemplate
 
 
@@ -33,6 +34,12 @@ async def create_chat_completion(request: Request[Any, Any, Any], service: Named
 
 async def plan_chat(service: Service, asked: ChatRequest, ignored: list[str], identity: Identity) -> Plan:
     """Check and tokenise a conversation; whatever can be refused before admission is refused here."""
+    names = chat_names(asked)
+    with in_words_of(names):
+        return await _plan(service, asked, ignored, identity, names)
+
+
+async def _plan(service: Service, asked: ChatRequest, ignored: list[str], identity: Identity, names: Mapping[str, str]) -> Plan:
     frontend = service.frontend
     model = service.resolve_model(asked.model)
     tools = tool_use(asked)
@@ -63,6 +70,7 @@ async def plan_chat(service: Service, asked: ChatRequest, ignored: list[str], id
         openings=[Opening(prompt_token_ids=prompt.prompt_token_ids)],
         logprobs=params.logprobs,
         reading=form.reading,
+        names=names,
     )
 
 

@@ -17,6 +17,7 @@ from streamserve.server.parameters import for_completion
 from streamserve.server.results import CompletionResult
 from streamserve.server.schemas import CompletionRequest, PromptInput, decode
 from streamserve.server.service import Service
+from streamserve.server.wording import completion_names, in_words_of
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextLogprob
 
@@ -33,10 +34,12 @@ async def plan_completion(service: Service, asked: CompletionRequest, ignored: l
     """Check and tokenise prompts; whatever can be refused before admission is refused here."""
     frontend = service.frontend
     model = service.resolve_model(asked.model)
-    params = for_completion(asked, service.limits)
-    prompts = split(asked.prompt)
-    require_choices(len(prompts), params.n)
-    prepared = await _prepare(frontend, asked, params, prompts, identity)
+    names = completion_names(asked)
+    with in_words_of(names):
+        params = for_completion(asked, service.limits)
+        prompts = split(asked.prompt)
+        require_choices(len(prompts), params.n)
+        prepared = await _prepare(frontend, asked, params, prompts, identity)
     return Plan(
         identity=identity,
         model=model,
@@ -47,6 +50,7 @@ async def plan_completion(service: Service, asked: CompletionRequest, ignored: l
         openings=[_opening(frontend, asked, prompt) for prompt in prepared],
         logprobs=asked.logprobs,
         is_score_only=asked.max_tokens == 0,
+        names=names,
     )
 
 

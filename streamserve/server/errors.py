@@ -47,6 +47,13 @@ class MethodNotAllowed(InvalidRequest):
         self.allow = allow
 
 
+class UpgradeRequired(InvalidRequest):
+    """The path takes WebSockets only."""
+
+    status = 426
+    code = "upgrade_required"
+
+
 class BodyTooLarge(InvalidRequest):
     """The request body is over the server's limit."""
 
@@ -74,6 +81,8 @@ def error_headers(error: StreamserveError) -> list[tuple[bytes, bytes]]:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, UpgradeRequired):
+        headers.append((b"upgrade", b"websocket"))
     retry_after_s = _retry_after_s(error)
     if retry_after_s is not None:
         headers += [
@@ -107,7 +116,8 @@ def _from_http_exception(error: HTTPException) -> StreamserveError:
     if error.status_code == 404:
         return NotFound("no such path; /openapi.json lists the ones there are")
     if error.status_code == 405:
-        return MethodNotAllowed(_allowed(error.headers or {}))
+        allowed = _allowed(error.headers or {})
+        return MethodNotAllowed(allowed) if allowed else UpgradeRequired("this path takes WebSockets: send an upgrade")
     if error.status_code == 413:
         return BodyTooLarge("the request body is larger than this server accepts")
     if 400 <= error.status_code < 500:

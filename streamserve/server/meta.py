@@ -57,9 +57,10 @@ async def health(service: NamedDependency[Service]) -> Response[bytes]:
 
 
 @head("/health")
-async def health_head(service: NamedDependency[Service]) -> None:
+async def health_head(service: NamedDependency[Service]) -> Response[None]:
     """As GET, for load balancers that ask this way."""
     service.lifecycle.require_alive()
+    return Response(None, media_type="text/plain")
 
 
 @get("/ready")
@@ -67,6 +68,13 @@ async def ready(service: NamedDependency[Service]) -> Response[bytes]:
     """200 when requests are taken: model loaded, engine turning, not draining."""
     await service.require_healthy()
     return json_response({"status": "ready"})
+
+
+@head("/ready")
+async def ready_head(service: NamedDependency[Service]) -> Response[None]:
+    """As GET, for load balancers that ask this way."""
+    await service.require_healthy()
+    return Response(None, media_type="application/json")
 
 
 @get("/version")
@@ -101,4 +109,16 @@ async def openapi(service: NamedDependency[Service]) -> Response[bytes]:
     return json_response(document(service.config.root_path))
 
 
-ROUTES = [list_models, show_model, cancel_request, health, health_head, ready, version, load, metrics, openapi]
+ROUTES = [
+    list_models,
+    show_model,
+    cancel_request,
+    health,
+    health_head,
+    ready,
+    ready_head,
+    version,
+    load,
+    metrics,
+    openapi,
+]

@@ -190,7 +190,10 @@ def _state() -> dict[str, dict[str, Operation]]:
             "get": _operation("health", "200 while the process is alive and its engine has not died.", text),
             "head": _operation("healthHead", "As GET.", {}),
         },
-        "/ready": {"get": _operation("ready", "200 while requests are taken.", _json("Ready"))},
+        "/ready": {
+            "get": _operation("ready", "200 while requests are taken.", _json("Ready")),
+            "head": _operation("readyHead", "As GET.", {}),
+        },
         "/version": {"get": _operation("version", "The server's version.", _json("Version"))},
         "/load": {"get": _operation("load", "How busy the server is.", _json("Load"))},
         "/metrics": {"get": _operation("metrics", "Prometheus' text format.", text)},

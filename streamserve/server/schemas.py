@@ -212,4 +212,5 @@ def _named(error: msgspec.ValidationError) -> InvalidRequest:
         return InvalidParameter(f"{name}.{missing}" if name else missing, "is required")
     if not name:
         return InvalidRequest(message)
-    return InvalidParameter(name, message.replace("`", "").lower())
+    message = message.replace("`", "")
+    return InvalidParameter(name, message[:1].lower() + message[1:])

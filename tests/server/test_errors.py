@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from streamserve.errors import ContextLengthExceeded, EngineDead, PromptTooLarge, QueueFull, StreamserveError, Unavailable
+from streamserve.errors import (
+    ContextLengthExceeded,
+    EngineDead,
+    InvalidParameter,
+    PromptTooLarge,
+    QueueFull,
+    StreamserveError,
+    Unavailable,
+)
 from tests.support.live_server import live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
@@ -125,7 +133,9 @@ REFUSED: list[tuple[str, Any, int, str, str | None]] = [
     (CHAT, chat(modalities=["audio"]), 400, "unsupported_parameter", "modalities"),
     (CHAT, chat(chat_template="{{ 1 }}"), 400, "unsupported_parameter", "chat_template"),
     (CHAT, chat(continue_final_message=True, add_generation_prompt=True), 400, "invalid_value", "continue_final_message"),
-    (CHAT, chat(messages=[{"role": "user", "content": "a" * 5000}]), 400, "context_length_exceeded", "prompt"),
+    (CHAT, chat(messages=[{"role": "user", "content": "a" * 5000}]), 400, "context_length_exceeded", "messages"),
+    (CHAT, chat(max_completion_tokens=0), 400, "invalid_value", "max_completion_tokens"),
+    (CHAT, chat(max_tokens=4096), 400, "context_length_exceeded", "max_tokens"),
     ("/tokenize", {}, 400, "invalid_value", "prompt"),
     ("/detokenize", {"tokens": ["a"]}, 400, "invalid_value", "tokens[0]"),
     ("/detokenize", {"tokens": [999]}, 400, "invalid_value", "tokens"),
@@ -182,6 +192,46 @@ async def test_what_the_engine_refuses_is_refused_before_the_200(error: Streamse
             got, headers, answer = await refusal(server.port, COMPLETIONS, body)
             assert (got, answer["code"], answer["message"]) == (status, error.code, error.message)
             assert ("retry-after" in headers, headers.get("x-should-retry")) == (retries, "true" if retries else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (COMPLETIONS, completion(guided_regex="("), "guided_regex"),
+        (COMPLETIONS, completion(structured_outputs={"regex": "("}), "structured_outputs"),
+        (CHAT, chat(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}), "response_format"),
+        (CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required"), "tools"),
+        ("/v1/responses", {"input": "a", "text": {"format": {"type": "json_object"}}}, "text.format"),
+    ],
+)
+async def test_a_grammar_that_can_not_be_compiled_is_refused_under_the_name_it_came_by(
+    path: str, body: Any, param: str
+) -> None:
+    engine = ScriptedEngine()
+    engine.refuse = InvalidParameter("structured_outputs", "can't be compiled: no such type")
+    async with live_server(engine) as server:
+        status, _, error = await refusal(server.port, path, body)
+    assert (status, error["param"], error["message"]) == (400, param, f"{param}: can't be compiled: no such type")
+
+
+async def test_a_wrong_type_is_told_as_it_was_written() -> None:
+    async with live_server(ScriptedEngine()) as server:
+        _, _, error = await refusal(server.port, COMPLETIONS, completion(request_id="a b"))
+    assert error["message"] == "request_id: expected str matching regex '^[A-Za-z0-9._:-]+$'"
+
+
+async def test_a_refusal_carries_the_clients_request_id_unless_it_is_unsafe() -> None:
+    async with live_server(ScriptedEngine()) as server:
+        for sent, echoed in (("mine-1", "mine-1"), ("a b", None)):
+            async with request(server.port, "POST", COMPLETIONS, {}, headers={"X-Request-Id": sent}) as response:
+                assert (response.status, response.headers.get("x-request-id")) == (400, echoed)
+
+
+async def test_a_plain_request_to_a_socket_is_told_to_upgrade() -> None:
+    async with live_server(ScriptedEngine()) as server:
+        async with request(server.port, "GET", "/v1/ws") as response:
+            assert (response.status, response.headers["upgrade"]) == (426, "websocket")
+            assert json.loads(await response.body())["error"]["code"] == "upgrade_required"
 
 
 async def test_a_full_queue_says_when_to_come_back() -> None:

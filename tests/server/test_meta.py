@@ -117,6 +117,13 @@ async def test_metrics_count_requests_under_vllms_names() -> None:
     assert samples["vllm:num_requests_running", ""] == 0
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_load_balancers_may_ask_for_the_head_alone(path: str) -> None:
+    async with live_server(ScriptedEngine()) as server:
+        async with request(server.port, "HEAD", path) as response:
+            assert (response.status, response.headers["content-length"]) == (200, "0")
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from uuid import uuid4
 
+import msgspec
+
 from streamserve.errors import InvalidParameter, InvalidRequest
 from streamserve.server.account import Account
 from streamserve.server.answering import Identity, begin_trace, new_usage, opener
@@ -15,6 +17,7 @@ from streamserve.server.responses.record import ResponseRecord
 from streamserve.server.responses.schema import ResponseRequest, as_chat
 from streamserve.server.responses.script import ResponseScript
 from streamserve.server.service import Service
+from streamserve.server.wording import in_words_of, response_names
 
 
 class PreviousResponseNotFound(InvalidRequest):
@@ -33,7 +36,9 @@ async def plan_response(service: Service, asked: ResponseRequest, *, is_resumabl
     messages = [*_history(service, asked.previous_response_id), *as_messages(items)]
     system: list[Message] = [] if asked.instructions is None else [{"role": "system", "content": asked.instructions}]
     chat = as_chat(asked, [*system, *messages])
-    plan = await plan_chat(service, chat, [], Identity(id, id))
+    with in_words_of(response_names({})):
+        plan = await plan_chat(service, chat, [], Identity(id, id))
+    plan = msgspec.structs.replace(plan, names=response_names(plan.names))
     usage = new_usage(plan)
     record = ResponseRecord(id, plan.model, asked, plan.params, items=items, messages=messages, usage=usage)
     record.producer = Producer(
