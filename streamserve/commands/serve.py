@@ -71,6 +71,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
 @click.option("--shutdown-timeout", type=float, default=30.0, show_default=True, help="Seconds running streams get at the end.")
 @click.option("--keepalive", type=float, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
+@click.option("--receive-timeout", type=float, default=20.0, show_default=True, help="Seconds a request may come to a halt.")
 @click.option("--send-timeout", type=float, default=60.0, show_default=True, help="Seconds a client may take nothing.")
 @click.option("--max-request-bytes", type=AMOUNT, default="16M", show_default=True, help="Largest request body.")
 @click.option(
@@ -121,6 +122,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         max_body_bytes=values["max_request_bytes"],
         max_logprobs=values["max_logprobs"],
         keepalive_s=values["keepalive"],
+        receive_timeout_s=values["receive_timeout"],
         send_timeout_s=values["send_timeout"],
         shutdown_timeout_s=values["shutdown_timeout"],
         max_sockets=values["max_sockets"],

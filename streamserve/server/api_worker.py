@@ -6,6 +6,7 @@ their own (`worker_process`). It answers /health from its first moment and reque
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -57,6 +58,7 @@ class ApiWorker:
             shutdown_timeout_s=LAST_ANSWERS_S,
             max_message_bytes=config.max_body_bytes,
             pong_timeout_s=config.send_timeout_s + LAST_ANSWERS_S,
+            receive_timeout_s=config.receive_timeout_s,
             on_buffered=metrics.client_buffer_bytes.set,
         )
 
@@ -86,6 +88,9 @@ class ApiWorker:
             next_seed=None if config.seed is None else partial(random.Random(config.seed).randrange, MAX_SEED),
         )
         self.service.attach(frontend, defaults)
+        # What loading left is here to stay: the collector need not walk it again between two events.
+        gc.collect()
+        gc.freeze()
         return info
 
     async def drain(self) -> None:

@@ -28,6 +28,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes          larger request bodies are refused with 413
     max_logprobs            the most alternatives per position a request may ask for
     keepalive_s             a stream silent for this long gets a blank line
+    receive_timeout_s       a client that stops in the middle of a request, or never begins one, is hung up on after this long
     send_timeout_s          a client that takes nothing for this long is disconnected
     shutdown_timeout_s      how long running streams may go on after a signal to stop
     chat_template           a template text that replaces the model's own
@@ -55,6 +56,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 16 * MEBIBYTE
     max_logprobs: int = 20
     keepalive_s: float = 15.0
+    receive_timeout_s: float = 20.0
     send_timeout_s: float = 60.0
     shutdown_timeout_s: float = 30.0
     chat_template: str | None = None

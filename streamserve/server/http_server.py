@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,11 +19,13 @@ import uvicorn
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.errors import ConfigError
+from streamserve.server.http_protocol import RequestProtocol
 from streamserve.server.ws.protocol import SocketProtocol
 
 BACKLOG = 2048
 MAX_MESSAGE_BYTES = 64 << 20
 PONG_TIMEOUT_S = 65.0
+RECEIVE_TIMEOUT_S = 20.0
 BUFFER_TICKS = 5
 """uvicorn's ticks, ten a second, from one look at what waits for clients to the next."""
 
@@ -86,12 +89,14 @@ def http_server(
     shutdown_timeout_s: float,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     pong_timeout_s: float = PONG_TIMEOUT_S,
+    receive_timeout_s: float = RECEIVE_TIMEOUT_S,
     on_buffered: Callable[[float], None] | None = None,
 ) -> HttpServer:
     """The server for `app`; `serve(sockets=[...])` runs it until `should_exit` is set.
 
     max_message_bytes  a WebSocket that sends a larger message is closed with 1009
     pong_timeout_s     one that does not answer a ping for this long is closed with 1011: longer than it may take nothing
+    receive_timeout_s  a client that stops in the middle of a request, or never begins one, is hung up on after this long
     on_buffered        told twice a second how many bytes wait for clients to read them
 
     Raises `ConfigError` for unusable TLS files.
@@ -102,6 +107,7 @@ def http_server(
         access_log=listen.access_log,
         lifespan="off",
         backlog=BACKLOG,
+        http=partial(RequestProtocol, receive_timeout_s=receive_timeout_s),  # type: ignore[arg-type]
         ws=SocketProtocol,
         ws_max_size=max_message_bytes,
         ws_ping_timeout=pong_timeout_s,

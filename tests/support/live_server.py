@@ -60,6 +60,7 @@ async def live_server(
     limits: dict[str, Any] = {
         "root_path": service.config.root_path,
         "max_message_bytes": service.config.max_body_bytes,
+        "receive_timeout_s": service.config.receive_timeout_s,
         "pong_timeout_s": service.config.send_timeout_s + 5,
         "on_buffered": service.metrics.client_buffer_bytes.set,
     }
