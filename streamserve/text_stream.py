@@ -32,6 +32,7 @@ class TextStream:
         self._engine = engine
         self._streams = dict(enumerate(streams))
         self._texts = texts
+        self._only = streams[0] if len(streams) == 1 else None
         # The callbacks hold the inbox and not this object, which would otherwise live on in a cycle and never abort.
         self._inbox = _Inbox(len(streams))
         for index, stream in enumerate(streams):
@@ -81,10 +82,15 @@ class TextStream:
     def listen(self, ready: Callable[[], None]) -> None:
         """Call `ready`, on the loop and without blocking, whenever `take_nowait` may have something, and now if it may. For a
         reader that takes from a callback instead of iterating."""
-        self._inbox.listen(ready)
+        if self._only is not None:
+            self._only.listen(ready)
+        else:
+            self._inbox.listen(ready)
 
     def take_nowait(self) -> TextDelta | None:
         """The next delta with something to send, or None when that would have to be waited for."""
+        if self._only is not None:
+            return self._take_only(self._only)
         order = self._inbox.order
         while order:
             index = order[0]
@@ -100,6 +106,17 @@ class TextStream:
             if text is not None:
                 if text.finish_reason is not None:
                     del self._streams[index]
+                    stream.close()
+                return text
+        return None
+
+    def _take_only(self, stream: SequenceStream) -> TextDelta | None:
+        """The same for a single choice, as nearly all requests have: there is no order to keep."""
+        while self._streams and (delta := stream.take_nowait()) is not None:
+            text = self._texts[0].push(delta)
+            if text is not None:
+                if text.finish_reason is not None:
+                    self._streams.clear()
                     stream.close()
                 return text
         return None

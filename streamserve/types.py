@@ -185,7 +185,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
-class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
+class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What happened to one sequence since the last delta; deltas of one sequence concatenate.
 
     token_ids        new tokens; may be empty on the last delta
@@ -206,6 +206,17 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     error: ErrorInfo | None = None
     queue_s: float | None = None
+
+    @property
+    def is_plain_token(self) -> bool:
+        """Whether it is a token in the middle of a sequence and nothing else, as nearly all deltas are."""
+        return (
+            len(self.token_ids) == 1
+            and self.logprobs is None
+            and self.finish_reason is None
+            and self.queue_s is None
+            and self.prompt_logprobs is None
+        )
 
     def then(self, later: TokenDelta) -> TokenDelta:
         """This delta followed by `later`, as one: order kept, nothing lost."""
@@ -241,7 +252,7 @@ class TextLogprob(msgspec.Struct, frozen=True):
     top: list[TextLogprob] = []
 
 
-class TextDelta(msgspec.Struct, frozen=True):
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """What to send a reader next: the text of one or more tokens; deltas of one choice concatenate.
 
     text              never ends inside a character, never holds back more than a stop string could still match

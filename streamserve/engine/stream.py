@@ -81,7 +81,10 @@ class ChannelStream:
         elif self._unread > self._limits.high_water_tokens and self._stall is None:
             self._control.pause(self.sequence_id)
             self._expect_reader()
-        self._wake_reader()
+        if self._ready is not None:
+            self._ready()
+        if self._waiter is not None:
+            self._wake_waiter()
 
     def end(self, reason: FinishReason, error: ErrorInfo | None = None) -> None:
         """Finish the stream from this side, keeping what is unread."""
@@ -97,11 +100,12 @@ class ChannelStream:
         """Abort the sequence unless it has finished, and forget what is unread. Idempotent, never blocks."""
         self._deltas.clear()
         self._unread = 0
+        self._ready = None
         if not self._ended:
             self._ended = True
             self._clear_stall()
             self._control.abort(self.sequence_id)
-            self._wake_reader()
+            self._wake_waiter()
 
     def __enter__(self) -> Self:
         return self
@@ -154,11 +158,9 @@ class ChannelStream:
         finally:
             self._waiter = None
 
-    def _wake_reader(self) -> None:
+    def _wake_waiter(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        if self._ready is not None and self._deltas:
-            self._ready()
 
     def _clear_stall(self) -> None:
         if self._stall is not None:

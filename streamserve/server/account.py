@@ -57,10 +57,9 @@ class Account:
         self._last_at[index] = self.last_event_at = now
         num_tokens = len(delta.token_ids)
         self._num_tokens[index] += num_tokens
-        usage = self.usage
-        usage.completion_tokens += num_tokens
+        self.usage.completion_tokens += num_tokens
         if delta.cached_tokens and index % self._n == 0:
-            usage.cached_tokens += delta.cached_tokens
+            self.usage.cached_tokens += delta.cached_tokens
         if delta.finish_reason is not None:
             self.unfinished -= 1
             self._finish_reasons.append(delta.finish_reason)

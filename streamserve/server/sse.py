@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 import msgspec
-from litestar.types import Receive, Send
+from litestar.types import Receive, Scope, Send
 
 from streamserve.engine.error_info import restore
 from streamserve.errors import StreamserveError
@@ -22,6 +22,7 @@ from streamserve.server.eager import Rest, run_eagerly
 from streamserve.server.errors import guarded
 from streamserve.server.flusher import Flusher
 from streamserve.server.frames import Frames
+from streamserve.server.http_protocol import direct_write
 from streamserve.types import TextDelta
 
 HEADERS = [
@@ -46,10 +47,15 @@ class EventStream(Answer):
         self._flusher = flusher
         self._take: Callable[[], TextDelta | None] = lambda: None
         self._send: Send | None = None
+        self._write: Callable[[bytes], bool] | None = None
         self._rest: Rest | None = None
         self._is_due = False
         self._is_over = False
         self._wanted = anyio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._write = direct_write(scope)
+        await super().__call__(scope, receive, send)
 
     async def _answer(self, generation: Generation, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *self._headers]})
@@ -84,10 +90,11 @@ class EventStream(Answer):
 
     def _write_ready(self) -> None:
         body = self._ready_events()
-        if body:
-            assert self._send is not None
-            self._rest = run_eagerly(self._send({"type": "http.response.body", "body": body, "more_body": not self._has_ended}))
-            self._is_sending = self._rest is not None
+        if not body or (self._write is not None and not self._has_ended and self._write(body)):
+            return
+        assert self._send is not None
+        self._rest = run_eagerly(self._send({"type": "http.response.body", "body": body, "more_body": not self._has_ended}))
+        self._is_sending = self._rest is not None
 
     def _ready_events(self) -> bytes:
         """Everything that can be had without waiting; a connection that lags finds several deltas."""

@@ -58,28 +58,38 @@ def detokenizer_for(
 class ByteDetokenizer:
     """For vocabularies whose tokens are bytes: a UTF-8 decoder fed token by token."""
 
-    __slots__ = ("_decoder", "_prompt_tail", "_skipped", "_strip", "_token_bytes")
+    __slots__ = ("_decoder", "_is_inside", "_prompt_tail", "_skipped", "_strip", "_token_bytes", "_whole_text")
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], skipped: frozenset[int]) -> None:
         self._token_bytes = tokenizer.token_bytes
+        self._whole_text = tokenizer.whole_text
         self._skipped = skipped
         self._decoder = _UTF8("replace")
         end = _last_bytes(tokenizer, prompt_token_ids, skipped)
         self._strip = 0 if end else tokenizer.stripped_spaces
         self._decoder.decode(end)
         self._prompt_tail: bytes = self._decoder.getstate()[0]
+        self._is_inside = bool(self._prompt_tail)
 
     def push(self, token_id: int) -> str:
         if token_id in self._skipped:
             return ""
-        data = self._token_bytes(token_id)
-        if self._prompt_tail and data:
-            self._leave_prompt(data)
-        text = self._decoder.decode(data)
+        text = None if self._is_inside else self._whole_text(token_id)
+        if text is None:
+            text = self._decode(token_id)
         return self._stripped(text) if self._strip and text else text
 
     def finish(self) -> str:
         return "" if self._prompt_tail else self._decoder.decode(b"", True)
+
+    def _decode(self, token_id: int) -> str:
+        """The way for tokens that begin, end or go on inside a character."""
+        data = self._token_bytes(token_id)
+        if self._prompt_tail and data:
+            self._leave_prompt(data)
+        text = self._decoder.decode(data)
+        self._is_inside = bool(self._prompt_tail or self._decoder.getstate()[0])
+        return text
 
     def _leave_prompt(self, data: bytes) -> None:
         """The first bytes after the prompt: unless they go on with its last character, that one is over."""

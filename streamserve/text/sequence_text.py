@@ -44,6 +44,8 @@ class SequenceText:
         self._detokenizer = _detokenizer(tokenizer, params, spec, shown_special_ids) if params.detokenize else None
         stops = params.stop_strings
         self._stops = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
+        # What the next token's text is, for requests that want nothing else; None for all others.
+        self._plain_text_of = self._detokenizer.push if self._detokenizer is not None and self._stops is None else None
         self._num_tokens = 0
         self._kept: TokenDelta | None = None
         self._is_finished = False
@@ -55,6 +57,13 @@ class SequenceText:
 
         After a delta with `finish_reason` nothing follows: a stop string found in the middle of `delta` drops the rest of it.
         """
+        plain_text_of = self._plain_text_of
+        if plain_text_of is not None and self._kept is None and delta.is_plain_token:
+            text = plain_text_of(delta.token_ids[0])
+            if text:
+                return TextDelta(text, delta.token_ids, index=self.index)
+            self._kept = delta
+            return None
         if self._is_finished:
             return None
         text, stop, used = self._read(delta)

@@ -42,6 +42,7 @@ class Tokenizer:
         self.special_ids = parts.vocabulary.special_ids
         self._codec = parts.vocabulary.codec
         self._bytes: dict[int, bytes] = {}
+        self._whole_texts: dict[int, str | None] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -122,6 +123,16 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """The token's bytes as UTF-8, U+FFFD in place of part of a character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def whole_text(self, token_id: int) -> str | None:
+        """The token's text when its bytes are whole characters; None when they begin or end inside of one."""
+        texts = self._whole_texts
+        if token_id not in texts:
+            try:
+                texts[token_id] = self.token_bytes(token_id).decode()
+            except UnicodeDecodeError:
+                texts[token_id] = None
+        return texts[token_id]
 
     def _compute_bytes(self, token_id: int) -> bytes:
         token = self.vocabulary.token(token_id)
