@@ -74,7 +74,7 @@ async def ready(service: NamedDependency[Service]) -> Response[bytes]:
 async def ready_head(service: NamedDependency[Service]) -> Response[None]:
     """As GET, for load balancers that ask this way."""
     await service.require_healthy()
-    return Response(None, media_type="application/json")
+    return Response(None, media_type="text/plain")
 
 
 @get("/version")
