@@ -135,8 +135,8 @@ class Answer(ABC):
 
     def _leave(self, phase: str) -> None:
         """The client is gone: stop without another word."""
-        # The end of a failed answer looks the same from here as a client that leaves.
-        if self._error is None:
+        # The end of an answer, a failed one too, looks the same from here as a client that leaves.
+        if self._error is None and (self._is_sending or not self._has_ended):
             self._client_left = True
             self._metrics.disconnects.add(1, phase)
         self._scope.cancel()

@@ -10,7 +10,7 @@ from streamserve.engine.stream import StreamLimits
 from streamserve.types import TokenDelta
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import events, request
-from tests.support.scripted_engine import ScriptedEngine
+from tests.support.scripted_engine import ScriptedEngine, text_reply
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +93,15 @@ async def test_a_plain_request_that_is_left_aborts() -> None:
         [sequence] = await engine.sequences()
         await stream.aclose()
         assert await engine.aborts() == [sequence]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_whole_answer_is_no_departure(stream: bool) -> None:
+    async with live_server(ScriptedEngine(reply=text_reply("abc"))) as server:
+        for _ in range(5):
+            async with request(server.port, "POST", "/v1/completions", {**COMPLETION, "stream": stream}) as response:
+                await response.body()
+        assert await disconnects(server) == {}
 
 
 async def test_nobody_else_notices_a_client_that_leaves() -> None:
