@@ -16,7 +16,7 @@ from litestar.types import Scope
 
 from streamserve.errors import QueueFull, StreamserveError
 from streamserve.server.config import CorsConfig
-from streamserve.server.errors import send_error
+from streamserve.server.errors import guarded, send_error
 from streamserve.server.service import Service
 from streamserve.server.ws.socket import Create, StreamSocket
 
@@ -46,9 +46,10 @@ def websocket_routes(paths: list[str], creates: Mapping[str, Create]) -> Websock
         await socket.receive()
         try:
             _check(service, socket.scope)
-        except StreamserveError as error:
-            service.metrics.reject(error)
-            await send_error(socket.send, error, prefix="websocket.http")
+        except Exception as error:
+            refusal = guarded(error, "upgrade")
+            service.metrics.reject(refusal)
+            await send_error(socket.send, refusal, prefix="websocket.http")
             return
         offered = socket.scope.get("subprotocols") or []
         subprotocol = PROTOCOL if PROTOCOL in offered else None

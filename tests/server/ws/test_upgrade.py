@@ -54,6 +54,14 @@ async def test_without_the_right_key_the_upgrade_is_a_401(options: dict[str, Any
     assert "secret" not in json.dumps(error)
 
 
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/models", "/"])
+async def test_a_path_without_sockets_is_a_404_that_names_those_there_are(path: str) -> None:
+    async with live_server(ScriptedEngine()) as server:
+        status, error, _ = await refusal(server.port, path=path)
+    assert (status, error["code"]) == (404, "not_found")
+    assert "/v1/ws" in error["message"]
+
+
 async def test_a_page_of_another_site_is_refused_unless_it_is_allowed() -> None:
     allowed = CorsConfig(origins=("https://friend.example",))
     async with live_server(ScriptedEngine(), cors=allowed) as server:
