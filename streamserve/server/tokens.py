@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
 
 from streamserve.errors import InvalidParameter
+from streamserve.server.answering import warning
 from streamserve.server.chat import conversation
 from streamserve.server.json_response import json_response
 from streamserve.server.schemas import DetokenizeRequest, TokenizeRequest, decode
@@ -18,7 +20,7 @@ from streamserve.server.service import Service
 async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[bytes]:
     """The token ids of a prompt or of a conversation."""
     frontend = service.frontend
-    asked, _ = decode(await request.body(), TokenizeRequest)
+    asked, ignored = decode(await request.body(), TokenizeRequest)
     service.resolve_model(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise InvalidParameter("prompt", "give either prompt or messages")
@@ -31,17 +33,21 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
     body: dict[str, Any] = {"count": len(token_ids), "max_model_len": frontend.info.max_model_len, "tokens": token_ids}
     if asked.return_token_strs:
         body["token_strs"] = [frontend.tokenizer.token_text(token_id) for token_id in token_ids]
-    return json_response(body)
+    return json_response(body, _headers(ignored))
 
 
 @post("/detokenize", status_code=200)
 async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[bytes]:
     """The text of token ids."""
     frontend = service.frontend
-    asked, _ = decode(await request.body(), DetokenizeRequest)
+    asked, ignored = decode(await request.body(), DetokenizeRequest)
     service.resolve_model(asked.model)
     size = frontend.info.vocab_size
     for token_id in asked.tokens:
         if not 0 <= token_id < size:
             raise InvalidParameter("tokens", f"must be ids from 0 to {size - 1}, got {token_id}")
-    return json_response({"prompt": frontend.tokenizer.decode(asked.tokens, skip_special_tokens=False)})
+    return json_response({"prompt": frontend.tokenizer.decode(asked.tokens, skip_special_tokens=False)}, _headers(ignored))
+
+
+def _headers(ignored: Sequence[str]) -> dict[str, str]:
+    return {"Warning": warning(ignored).decode()} if ignored else {}

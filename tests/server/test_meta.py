@@ -81,7 +81,8 @@ async def test_tokenize_and_detokenize_are_inverse() -> None:
     async with live_server(ScriptedEngine()) as server:
         async with request(server.port, "POST", "/tokenize", {"prompt": "hé", "return_token_strs": True}) as response:
             tokens = await json_of(response)
-        async with request(server.port, "POST", "/detokenize", {"tokens": tokens["tokens"]}) as response:
+        async with request(server.port, "POST", "/detokenize", {"tokens": tokens["tokens"], "zork": 1}) as response:
+            assert "zork" in response.headers["warning"]
             text = await json_of(response)
         chat = {"messages": [{"role": "user", "content": "x"}]}
         async with request(server.port, "POST", "/tokenize", chat) as response:

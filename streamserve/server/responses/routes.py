@@ -55,7 +55,7 @@ async def show_response(
     """A response as it stands; with ?stream=true its events after number `starting_after`, and those to come."""
     record = _find(service, response_id)
     headers: Headers = [(b"x-request-id", record.id.encode())]
-    if request.query_params.get("stream", "false") not in ("true", "1"):
+    if _choice(request, "stream", ("false", "true", "0", "1")) in ("false", "0"):
         return ResponseObject(record, headers)
     return ResponseEvents(service, record, headers, number=_integer(request, "starting_after", -1) + 1)
 
@@ -89,7 +89,7 @@ async def list_input_items(
 ) -> Response[bytes]:
     """The input that a response was asked with, newest first unless `order=asc`, from behind the item `after`."""
     items = list(_find(service, response_id).items)
-    if request.query_params.get("order", "desc") != "asc":
+    if _choice(request, "order", ("desc", "asc")) == "desc":
         items.reverse()
     after = request.query_params.get("after")
     ids = [item["id"] for item in items]
@@ -118,6 +118,14 @@ def _find(service: Service, response_id: str) -> ResponseRecord:
 
 def _not_found(response_id: str) -> NotFound:
     return NotFound(f"no response {response_id!r} is kept here: it was not stored, has expired, or lives in another API worker")
+
+
+def _choice(request: Request[Any, Any, Any], name: str, choices: tuple[str, ...]) -> str:
+    """One of `choices`, the first when the query does not say."""
+    given: str = request.query_params.get(name, choices[0])
+    if given not in choices:
+        raise InvalidParameter(name, f"must be one of {', '.join(choices)}")
+    return given
 
 
 def _integer(request: Request[Any, Any, Any], name: str, default: int) -> int:

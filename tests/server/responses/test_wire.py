@@ -192,6 +192,8 @@ async def test_events_beyond_the_end_are_a_410() -> None:
         assert (status, body["error"]["code"]) == (410, "resume_gap")
         status, body = await post(server, None, f"/v1/responses/{made['id']}?stream=true&starting_after=x", "GET")
         assert (status, body["error"]["param"]) == (400, "starting_after")
+        status, body = await post(server, None, f"/v1/responses/{made['id']}?stream=maybe", "GET")
+        assert (status, body["error"]["param"]) == (400, "stream")
 
 
 async def test_input_items_come_in_pages() -> None:
