@@ -58,7 +58,7 @@ class StepEngine:
         self._sequence_ids += [spec.sequence_id for spec in specs]
         if len(self._sequence_ids) == self._num_streams:
             self.full.set()
-        return list(self._streams.add(spec.sequence_id for spec in specs))
+        return list(self._streams.add(specs))
 
     async def stats(self) -> EngineStats:
         return EngineStats()

@@ -70,6 +70,9 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--return-tokens-as-token-ids", is_flag=True, help='Write tokens as "token_id:<id>" in logprobs.')
 @click.option("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
 @click.option("--shutdown-timeout", type=float, default=30.0, show_default=True, help="Seconds running streams get at the end.")
+@click.option(
+    "--max-engine-restarts", type=click.IntRange(0), default=3, show_default=True, help="Times in a row to revive the engine."
+)
 @click.option("--keepalive", type=float, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
 @click.option("--receive-timeout", type=float, default=20.0, show_default=True, help="Seconds a request may come to a halt.")
 @click.option("--send-timeout", type=float, default=60.0, show_default=True, help="Seconds a client may take nothing.")
@@ -125,6 +128,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         receive_timeout_s=values["receive_timeout"],
         send_timeout_s=values["send_timeout"],
         shutdown_timeout_s=values["shutdown_timeout"],
+        max_engine_restarts=values["max_engine_restarts"],
         max_sockets=values["max_sockets"],
         max_streams_per_socket=values["max_streams_per_socket"],
         socket_idle_s=values["socket_idle_timeout"],

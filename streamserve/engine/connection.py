@@ -20,10 +20,10 @@ Answer = frames.Opened | frames.Stats
 
 
 class EngineConnection:
-    """Connects once; once ended it stays ended, and every call raises the reason. The `SequenceControl` of remote streams.
+    """Once ended, every call raises the reason, until it has been connected again. The `SequenceControl` of remote streams.
 
     on_deltas  called with what a step brought
-    on_end     called once, with the reason
+    on_end     called at each end, with the reason
     """
 
     def __init__(
@@ -46,13 +46,18 @@ class EngineConnection:
         """Connect and wait until the model is loaded; raises what kept it from loading, or `EngineDead`."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[EngineInfo] = loop.create_future()
-        self._ready = ready
-        link = Link(frames.reply_decoder(), self._limits, on_message=self._take, on_lost=self._lose)
+        if self._link is not None:
+            self._link.cut_off()
+        self._ready, self._reason = ready, None
+        link: Link[frames.Reply] = Link(
+            frames.reply_decoder(), self._limits, on_message=self._take, on_lost=lambda: self._lose(link)
+        )
+        self._link = link
         try:
             await loop.create_unix_connection(lambda: link, address)
         except OSError as error:
+            self._link = self._ready = None
             raise EngineDead(f"the engine process can't be reached: {error.strerror}") from error
-        self._link = link
         return await ready
 
     async def open(self, specs: list[SequenceSpec]) -> None:
@@ -87,7 +92,7 @@ class EngineConnection:
     async def close(self, reason: StreamserveError) -> None:
         """End and disconnect. Idempotent."""
         self.end(reason)
-        if self._link is not None:
+        if self._link is not None and self._link.is_connected:
             self._link.cut_off()
             await self._link.wait_closed()
 
@@ -98,7 +103,7 @@ class EngineConnection:
     async def _ask(self, question: Callable[[int], frames.Command]) -> Answer:
         if self._reason is not None:
             raise self._reason
-        if self._link is None:
+        if self._link is None or not self._link.is_connected:
             raise Unavailable("the engine is starting: try again in a few seconds")
         number = next(self._numbers)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -132,5 +137,7 @@ class EngineConnection:
         else:
             future.set_result(answer)
 
-    def _lose(self) -> None:
-        self.end(EngineDead("the engine process has ended; restart it"))
+    def _lose(self, link: Link[frames.Reply]) -> None:
+        # The link of an engine before may take its time to be lost.
+        if link is self._link:
+            self.end(EngineDead("the engine process has ended; restart it"))

@@ -19,7 +19,7 @@ from streamserve.config import EngineConfig
 from streamserve.engine.constraints import CompileConstraint, compile_constraints
 from streamserve.engine.error_info import describe
 from streamserve.engine.stats import LoopStats
-from streamserve.errors import EngineDead, Unavailable
+from streamserve.errors import EngineDead, StreamserveError, Unavailable
 from streamserve.executor.base import Executor, StepHandle
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.limits import SchedulerLimits
@@ -35,6 +35,10 @@ class DeltaSink(Protocol):
 
     def deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
         """Take what a step brought for its sequences. Never blocks, never raises."""
+        ...
+
+    def end_all(self, error: StreamserveError) -> None:
+        """Nothing more comes for any of its sequences. Never blocks, never raises."""
         ...
 
 
@@ -161,8 +165,11 @@ class EngineCore:
         """End every sequence with this error and admit no more; the first reason stays. Idempotent."""
         if self.failure is None:
             self._refusal = reason
-            last = TokenDelta([], finish_reason="error", error=describe(reason))
-            self._publish([(sequence_id, last) for sequence_id in self._sinks])
+            sinks = set(self._sinks.values())
+            for sequence_id in list(self._sinks):
+                self._forget(sequence_id)
+            for sink in sinks:
+                sink.end_all(reason)
 
     def stats(self) -> EngineStats:
         """A snapshot; raises `Unavailable` before the start and `EngineDead` after the end."""

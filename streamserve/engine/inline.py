@@ -58,7 +58,7 @@ class InlineEngine:
         """Admit sequences, all or none; see `Engine.open`."""
         constraints = await self._core.compile(specs)
         self._core.admit(specs, constraints, self._streams)
-        return list(self._streams.add(spec.sequence_id for spec in specs))
+        return list(self._streams.add(specs))
 
     def abort(self, sequence_id: str) -> bool:
         """End a sequence with reason "abort", keeping what its reader has not read yet. False when unknown."""

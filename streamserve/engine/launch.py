@@ -88,6 +88,17 @@ class EngineProcess:
             raise
         return self.address
 
+    def restart(self) -> None:
+        """Start the process again after it has ended, at the same address. Blocks until the old one is quite gone."""
+        address, child = self.address, self._child
+        if child is not None:
+            assert child.stdin is not None
+            child.stdin.close()
+            child.wait()
+        os.unlink(address)
+        with _listening_socket(address) as listening:
+            self._child = self._spawn(listening.fileno())
+
     def poll(self) -> int | None:
         """The exit status, None while it runs."""
         return None if self._child is None else self._child.poll()

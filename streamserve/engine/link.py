@@ -57,6 +57,11 @@ class Link(asyncio.Protocol, Generic[M]):
         self._patience: asyncio.TimerHandle | None = None
         self._lost = self._loop.create_future()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection that has not been lost yet."""
+        return self._transport is not None
+
     def send(self, message: Command | Reply) -> None:
         """Queue a message; dropped when the peer has gone. Never blocks."""
         transport = self._transport

@@ -87,6 +87,10 @@ class ApiWorker:
         """Send what a step brought for this worker's sequences, as one frame."""
         self.link.send(frames.Deltas(deltas))
 
+    def end_all(self, error: StreamserveError) -> None:
+        """Send why none of this worker's sequences goes on."""
+        self.link.send(frames.Failed(describe(error)))
+
     def _arrive(self) -> None:
         self._listener.arrived(self)
 

@@ -1,10 +1,17 @@
 """The server's host: an engine in a process of its own, reached over a socket by one or several API workers.
 
 Runs on the API worker's event loop. Backpressure lives on this side: a stream over its mark sends pause and resume, a stalled
-one is failed and aborted from here. When the connection ends, every stream ends with `EngineDead`.
+one is failed and aborted from here. When the connection ends, every stream ends with `EngineDead`; or, where the engine is one
+that comes back, waits and goes on.
 """
 
 from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -16,30 +23,41 @@ from streamserve.engine.launch import EngineProcess
 from streamserve.engine.link import LinkLimits
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable
-from streamserve.errors import EngineDead, StreamserveError, Unavailable
+from streamserve.errors import EngineDead, QueueFull, StreamserveError, Unavailable
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
 STATS_TIMEOUT_S = 5.0
 """Seconds after which an engine that does not answer counts as hung."""
 
+KNOCK_S = 0.05
+"""Seconds between two looks whether an engine that went away is there again."""
+
+logger = logging.getLogger(__name__)
+
 
 class RemoteEngine:
     """An `Engine` behind a socket; everything from `start` on belongs to one event loop.
 
-    engine  the path of the engine socket, or the process that this side starts, connects to and stops
+    engine      the path of the engine socket, or the process that this side starts, connects to and stops
+    comes_back  an engine that goes away is started again by somebody, at the same path, for as long as the path exists: until
+                then new sequences are `Unavailable` and open ones wait
     """
 
     def __init__(
         self,
         engine: str | EngineProcess,
         *,
+        comes_back: bool = False,
         stream_limits: StreamLimits | None = None,
         link_limits: LinkLimits | None = None,
     ) -> None:
         self._engine = engine
-        self._connection = EngineConnection(link_limits or LinkLimits(), on_deltas=self._deliver, on_end=self._end_streams)
+        self._comes_back = comes_back
+        self._connection = EngineConnection(link_limits or LinkLimits(), on_deltas=self._deliver, on_end=self._end)
         self._streams = StreamTable(self._connection, stream_limits or StreamLimits())
         self._info: EngineInfo | None = None
+        self._is_away = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ended = anyio.Event()
 
     @property
@@ -61,12 +79,14 @@ class RemoteEngine:
 
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences, all or none; see `Engine.open`."""
+        self._require_present()
         # Opened before the answer: the first tokens may come in the same burst of frames.
-        streams = self._streams.add(spec.sequence_id for spec in specs)
+        streams = self._streams.add(specs)
         try:
             await self._connection.open(specs)
         except StreamserveError:
             self._streams.forget(streams)
+            self._require_present()
             raise
         except BaseException:
             for stream in streams:
@@ -80,6 +100,7 @@ class RemoteEngine:
 
     async def stats(self) -> EngineStats:
         """A snapshot; raises `Unavailable` when the engine does not answer within `STATS_TIMEOUT_S`."""
+        self._require_present()
         try:
             with anyio.fail_after(STATS_TIMEOUT_S):
                 stats = await self._connection.stats()
@@ -90,22 +111,93 @@ class RemoteEngine:
 
     async def stop(self) -> None:
         """End every stream with `EngineDead`, disconnect, and end the process if it is ours. Idempotent."""
+        self._comes_back = False
         with anyio.CancelScope(shield=True):
-            await self._connection.close(EngineDead("the engine was stopped"))
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+            reason = EngineDead("the engine was stopped")
+            await self._connection.close(reason)
+            self._give_up(reason)
             if isinstance(self._engine, EngineProcess):
                 await anyio.to_thread.run_sync(self._engine.stop)
 
     async def wait_ended(self) -> None:
-        """Returns once the engine is gone, for whatever reason; its streams have ended by then."""
+        """Returns once the engine is gone for good, for whatever reason; its streams have ended by then."""
         await self._ended.wait()
 
     @property
     def _address(self) -> str:
         return self._engine.address if isinstance(self._engine, EngineProcess) else self._engine
 
+    def _require_present(self) -> None:
+        if self._is_away:
+            raise Unavailable("the engine is being started again: try again in a few seconds")
+
     def _deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
         self._streams.deliver(deltas)
 
-    def _end_streams(self, reason: StreamserveError) -> None:
+    def _end(self, reason: StreamserveError) -> None:
+        """The connection is gone."""
+        if not (self._comes_back and self._info is not None):
+            self._give_up(reason)
+        elif not self._is_away:
+            self._is_away = True
+            self._begin(self._await_return(reason))
+
+    def _give_up(self, reason: StreamserveError) -> None:
+        self._comes_back = self._is_away = False
+        self._connection.end(reason)
         self._streams.end_all(reason)
         self._ended.set()
+
+    async def _await_return(self, reason: StreamserveError) -> None:
+        """Knock until the engine is there again, and hand it the sequences that it lost."""
+        logger.warning("the engine went away: %s", reason.message)
+        while self._is_away:
+            # Also for calls that were never answered, which now take their streams out of the table.
+            await asyncio.sleep(KNOCK_S)
+            try:
+                self._info = await self._connection.connect(self._address)
+            except EngineDead:
+                if not self._may_come_back():
+                    self._give_up(reason)
+            except StreamserveError as error:
+                # It is there, and says that it can't start.
+                self._give_up(error)
+            else:
+                self._is_away = False
+                self._hand_over(reason)
+
+    def _may_come_back(self) -> bool:
+        return os.path.exists(self._address)
+
+    def _hand_over(self, reason: StreamserveError) -> None:
+        """Have the engine that is there now go on with what the one before has lost."""
+        specs = self._streams.interrupted(reason)
+        logger.warning("the engine is back: %d sequences go on", len(specs))
+        for spec in specs:
+            self._begin(self._go_on(spec))
+
+    async def _go_on(self, spec: SequenceSpec) -> None:
+        """Continue one sequence in the engine that is there now, unless its reader has left."""
+        while spec.sequence_id in self._streams:
+            try:
+                await self._connection.open([spec])
+            except QueueFull as full:
+                await asyncio.sleep(min(full.retry_after_s, 1.0))
+            except EngineDead:
+                # Away again: the next return takes care of it.
+                return
+            except StreamserveError as error:
+                self._streams.fail(spec.sequence_id, error)
+            else:
+                self._streams.went_on(spec.sequence_id)
+                return
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -3,7 +3,7 @@
 Lives on the reader's event loop, in the API process. `push` never awaits, so no reader can slow the engine or another reader:
 deltas queue up to a small bound, then merge into the last one (order kept, nothing lost); past the high-water mark the
 sequence is paused in the scheduler; a paused stream whose reader takes nothing for the stall timeout is failed. Knows neither
-scheduler nor socket: it steers its sequence through a `SequenceControl`.
+scheduler nor socket: it steers its sequence through a `SequenceControl`. It keeps the record by which another engine can go on.
 
 asyncio and not anyio: a future per wait costs a third of an event, and there is one wait per token.
 """
@@ -19,8 +19,9 @@ from typing import NamedTuple, Protocol, Self
 import anyio
 
 from streamserve.engine.error_info import describe
+from streamserve.engine.record import SequenceRecord
 from streamserve.errors import SlowConsumer
-from streamserve.types import ErrorInfo, FinishReason, TokenDelta
+from streamserve.types import ErrorInfo, FinishReason, SequenceSpec, TokenDelta
 
 
 class SequenceControl(Protocol):
@@ -51,10 +52,23 @@ class StreamLimits(NamedTuple):
 class ChannelStream:
     """The reader's end of one sequence; see `streamserve.engine.base.SequenceStream`."""
 
-    __slots__ = ("_control", "_deltas", "_ended", "_limits", "_loop", "_ready", "_stall", "_unread", "_waiter", "sequence_id")
+    __slots__ = (
+        "_control",
+        "_deltas",
+        "_ended",
+        "_limits",
+        "_loop",
+        "_ready",
+        "_stall",
+        "_unread",
+        "_waiter",
+        "record",
+        "sequence_id",
+    )
 
-    def __init__(self, sequence_id: str, control: SequenceControl, limits: StreamLimits) -> None:
-        self.sequence_id = sequence_id
+    def __init__(self, spec: SequenceSpec, control: SequenceControl, limits: StreamLimits) -> None:
+        self.sequence_id = spec.sequence_id
+        self.record = SequenceRecord(spec)
         self._control = control
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -69,6 +83,9 @@ class ChannelStream:
         """Give the reader a delta; dropped once the stream has ended."""
         if self._ended:
             return
+        if delta.queue_s is not None:
+            delta = self.record.told_once(delta)
+        self.record.token_ids.extend(delta.token_ids)
         deltas = self._deltas
         if len(deltas) < self._limits.queue_deltas:
             deltas.append(delta)
@@ -89,6 +106,11 @@ class ChannelStream:
     def end(self, reason: FinishReason, error: ErrorInfo | None = None) -> None:
         """Finish the stream from this side, keeping what is unread."""
         self.push(TokenDelta([], finish_reason=reason, error=error))
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its sequence is to be planned no further until the reader has caught up."""
+        return self._stall is not None
 
     def abort(self) -> None:
         """End the sequence with reason "abort", keeping what is unread."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streamserve.engine.error_info import describe
+from streamserve.engine.record import MAX_INTERRUPTIONS
 from streamserve.engine.stream import ChannelStream, SequenceControl, StreamLimits
 from streamserve.errors import InvalidParameter, StreamserveError
-from streamserve.types import TokenDelta
+from streamserve.types import SequenceSpec, TokenDelta
 
 
 class StreamTable:
@@ -29,9 +30,9 @@ class StreamTable:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def add(self, sequence_ids: Iterable[str]) -> list[ChannelStream]:
+    def add(self, specs: Iterable[SequenceSpec]) -> list[ChannelStream]:
         """Open a stream per sequence, before anything can be delivered for it; raises `InvalidParameter` for an id in use."""
-        added = [ChannelStream(sequence_id, self, self._limits) for sequence_id in sequence_ids]
+        added = [ChannelStream(spec, self, self._limits) for spec in specs]
         if len({stream.sequence_id for stream in added} - self._streams.keys()) < len(added):
             raise InvalidParameter("sequence_id", "in use by a sequence that is still running")
         self._streams.update((stream.sequence_id, stream) for stream in added)
@@ -61,6 +62,32 @@ class StreamTable:
             return False
         stream.abort()
         return True
+
+    def interrupted(self, reason: StreamserveError) -> list[SequenceSpec]:
+        """The engine is gone: the open sequences as another can go on with them; those that can't go on end here."""
+        for stream in list(self._streams.values()):
+            stream.record.interruptions += 1
+            if stream.record.interruptions > MAX_INTERRUPTIONS:
+                self.fail(stream.sequence_id, reason)
+            elif stream.record.is_out_of_time:
+                del self._streams[stream.sequence_id]
+                stream.end("time")
+        return [stream.record.continuation() for stream in self._streams.values()]
+
+    def went_on(self, sequence_id: str) -> None:
+        """Another engine has the sequence: tell it what its reader has asked for meanwhile."""
+        stream = self._streams.get(sequence_id)
+        if stream is not None and stream.is_paused:
+            self._control.pause(sequence_id)
+
+    def __contains__(self, sequence_id: str) -> bool:
+        return sequence_id in self._streams
+
+    def fail(self, sequence_id: str, error: StreamserveError) -> None:
+        """End a stream with this error, keeping what is unread; unknown ones are ignored."""
+        stream = self._streams.pop(sequence_id, None)
+        if stream is not None:
+            stream.end("error", describe(error))
 
     def end_all(self, error: StreamserveError) -> None:
         """End every stream with this error, keeping what is unread."""

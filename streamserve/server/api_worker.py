@@ -106,9 +106,13 @@ class ApiWorker:
         self._http.should_exit = True
 
 
-def remote_engine(address: str, config: EngineConfig) -> RemoteEngine:
+def remote_engine(address: str, config: EngineConfig, server: ServerConfig) -> RemoteEngine:
     """This worker's side of the engine at `address`."""
-    return RemoteEngine(address, stream_limits=StreamLimits(stall_timeout_s=config.stall_timeout_s))
+    return RemoteEngine(
+        address,
+        comes_back=server.max_engine_restarts > 0,
+        stream_limits=StreamLimits(stall_timeout_s=config.stall_timeout_s),
+    )
 
 
 async def read_tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:

@@ -31,6 +31,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     receive_timeout_s       a client that stops in the middle of a request, or never begins one, is hung up on after this long
     send_timeout_s          a client that takes nothing for this long is disconnected
     shutdown_timeout_s      how long running streams may go on after a signal to stop
+    max_engine_restarts     how many times in a row an engine process that ended is started again; its streams go on then
     chat_template           a template text that replaces the model's own
     trust_request_chat_template     whether requests may bring a template of their own
     tool_call_parser        reads tool calls; chosen by the chat template when None
@@ -59,6 +60,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     receive_timeout_s: float = 20.0
     send_timeout_s: float = 60.0
     shutdown_timeout_s: float = 30.0
+    max_engine_restarts: int = 3
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     tool_call_parser: str | None = None

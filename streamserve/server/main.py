@@ -21,6 +21,7 @@ from streamserve.checkpoint import Checkpoint, resolve
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.launch import EXECUTOR, EngineProcess
 from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.supervision import keep_running
 from streamserve.errors import StreamserveError
 from streamserve.server.api_worker import ApiWorker, read_tokenizer, remote_engine
 from streamserve.server.config import ServerConfig
@@ -158,9 +159,10 @@ class Server:
     async def _connect(self, first: ApiWorker, launch: WorkerLaunch, watching: TaskGroup) -> None:
         tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
         self._timeline.step("tokenizer", f"{tokenizer.vocab_size} tokens")
-        self._engine = remote_engine(launch.engine_address, launch.engine_config)
+        self._engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config)
         info = await first.connect(self._engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
-        watching.start_soon(self._watch_engine, self._engine)
+        assert self._process is not None
+        watching.start_soon(self._watch_engine, self._engine, self._process)
         self._tell_of_engine(info)
         for worker in self._workers:
             await worker.ready.wait()
@@ -213,11 +215,19 @@ class Server:
             self._process.stop(timeout_s=0)
         os._exit(status)
 
-    async def _watch_engine(self, engine: RemoteEngine) -> None:
+    async def _watch_engine(self, engine: RemoteEngine, process: EngineProcess) -> None:
+        restarts = self._options.server.max_engine_restarts
+        status = await keep_running(process, max_restarts=restarts, on_restart=self._tell_of_restart)
+        # Its streams have their endings by then.
         await engine.wait_ended()
-        status = self._process.poll() if self._process is not None else None
-        how = "" if status is None else f" with status {status}"
-        self._end(f"the engine process ended{how}; its log says why, and the server must be started again")
+        self._end(f"the engine process ended with status {status}; its log says why, and the server must be started again")
+
+    def _tell_of_restart(self, status: int, restarts: int) -> None:
+        most = self._options.server.max_engine_restarts
+        self._timeline.note(
+            f"The engine process ended with status {status}; starting it again ({restarts} of {most} times in a row): "
+            "open streams wait for it"
+        )
 
     async def _watch_worker(self, worker: WorkerProcess) -> None:
         status = await worker.run()

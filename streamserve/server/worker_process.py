@@ -61,7 +61,7 @@ async def serve(launch: WorkerLaunch) -> None:
     drained = anyio.Event()
     here = Control(cancel=lambda request_id: _cancel(worker, request_id), on_drain=drained.set)
     worker = ApiWorker(launch.server_config, launch.listen, metrics=metrics, cancel_elsewhere=here.cancel)
-    engine = remote_engine(launch.engine_address, launch.engine_config)
+    engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey_parent, here, launch.control_fd, tasks.cancel_scope)

@@ -183,8 +183,8 @@ def test_a_signal_drains_finishes_the_stream_and_leaves_nothing(demo: tuple[Serv
         httpx.get(f"{base_url}/health")
 
 
-def test_workers_share_the_port_and_die_with_the_engine() -> None:
-    with serve_process(*SMALL, "--api-server-count", "2") as server:
+def test_workers_share_the_port_outlive_an_engine_and_die_with_the_last() -> None:
+    with serve_process(*SMALL, "--api-server-count", "2", "--max-engine-restarts", "1") as server:
         server.wait_ready()
         base_url, children = server.base_url, server.children
         assert len(children) == 2
@@ -196,16 +196,24 @@ def test_workers_share_the_port_and_die_with_the_engine() -> None:
             in httpx.get(f"{base_url}/metrics").text
         )
         assert [cancel_from_anywhere(base_url, f"job-{number}") for number in range(6)] == ["abort"] * 6
-        engine = engine_of(children)
-        with ThreadPoolExecutor() as threads:
-            streams = [threads.submit(read_stream, base_url) for _ in range(4)]
-            wait_running(base_url, 4)
-            os.kill(engine, signal.SIGKILL)
-            endings = [stream.result(timeout=30)[-2:] for stream in streams]
+        endings = endings_when_the_engine_is_killed(server)
+        assert all('"finish_reason":"length"' in last and done == "data: [DONE]" for last, done in endings)
+        assert "starting it again (1 of 1 times in a row)" in server.log
+        assert complete(base_url, max_tokens=1)
+        endings = endings_when_the_engine_is_killed(server)
         assert all('"engine_dead"' in error and done == "data: [DONE]" for error, done in endings)
         assert server.wait() == 1
         assert "error: the engine process ended" in server.log
-        assert not any(map(is_running, children))
+        assert not any(map(is_running, [*children, *server.children]))
+
+
+def endings_when_the_engine_is_killed(server: ServeProcess) -> list[list[str]]:
+    """The last two events of each of four streams under which the engine is killed."""
+    with ThreadPoolExecutor() as threads:
+        streams = [threads.submit(read_stream, server.base_url, max_tokens=300) for _ in range(4)]
+        wait_running(server.base_url, 4)
+        os.kill(engine_of(server.children), signal.SIGKILL)
+        return [stream.result(timeout=60)[-2:] for stream in streams]
 
 
 def engine_of(children: list[int]) -> int:

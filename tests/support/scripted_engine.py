@@ -65,7 +65,7 @@ class ScriptedEngine:
         await self.admit.wait()
         if self.refuse is not None:
             raise self.refuse
-        streams = self._streams.add(spec.sequence_id for spec in specs)
+        streams = self._streams.add(specs)
         self.specs.update((spec.sequence_id, spec) for spec in specs)
         if self.reply is not None:
             for spec in specs:

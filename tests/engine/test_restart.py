@@ -1,0 +1,188 @@
+"""Streams that outlive their engine: it is killed under them and started again, over its real socket, with scripted steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from streamserve.engine.launch import EngineProcess
+from streamserve.engine.record import MAX_INTERRUPTIONS, SequenceRecord
+from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.stream import StreamLimits
+from streamserve.engine.supervision import keep_running, wait_ended
+from streamserve.errors import EngineDead, Unavailable
+from streamserve.types import TokenDelta
+from tests.engine.conftest import MakeSpec
+from tests.engine.test_process import num_alive, scripted_process, until
+from tests.support.reading import read_all, read_together
+from tests.support.scripted import continuation
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+PAUSING_SOON = StreamLimits(high_water_tokens=20, low_water_tokens=5)
+
+
+@pytest.fixture(autouse=True)
+def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+def process() -> Iterator[EngineProcess]:
+    process = scripted_process()
+    process.start()
+    yield process
+    process.stop()
+
+
+@asynccontextmanager
+async def engine_at(address: str) -> AsyncIterator[RemoteEngine]:
+    """An engine of which this side knows that it comes back; its streams are paused soon, so that they last."""
+    engine = RemoteEngine(address, comes_back=True, stream_limits=PAUSING_SOON)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def kill(process: EngineProcess) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    await wait_ended(process)
+
+
+async def away(engine: RemoteEngine) -> None:
+    """Return once the engine is known to be gone."""
+    with anyio.fail_after(10), pytest.raises(Unavailable):
+        while True:
+            await engine.stats()
+
+
+async def back(engine: RemoteEngine) -> None:
+    """Return once there is an engine again."""
+    with anyio.fail_after(20):
+        while True:
+            try:
+                await engine.stats()
+                return
+            except Unavailable:
+                await anyio.sleep(0.01)
+
+
+async def test_streams_go_on_with_the_next_token_when_the_engine_is_started_again(
+    process: EngineProcess, make_spec: MakeSpec
+) -> None:
+    told: list[tuple[int, int]] = []
+    async with engine_at(process.address) as engine, anyio.create_task_group() as tasks:
+        specs = [make_spec(max_tokens=900) for _ in range(3)]
+        streams = await engine.open(specs)
+        await until(engine, lambda stats: stats.num_requests_paused == 3)
+        tasks.start_soon(partial(keep_running, process, max_restarts=1, on_restart=lambda *what: told.append(what)))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        wholes = await read_together(streams)
+        tasks.cancel_scope.cancel()
+    assert [whole.token_ids for whole in wholes] == [continuation(spec.prompt_token_ids, 900) for spec in specs]
+    assert [whole.finish_reason for whole in wholes] == ["length"] * 3
+    assert told == [(-signal.SIGKILL, 1)]
+
+
+async def test_meanwhile_new_sequences_are_told_to_try_again(process: EngineProcess, make_spec: MakeSpec) -> None:
+    async with engine_at(process.address) as engine:
+        await kill(process)
+        await away(engine)
+        with pytest.raises(Unavailable) as refusal:
+            await engine.open([make_spec()])
+        assert not isinstance(refusal.value, EngineDead)
+        process.restart()
+        await back(engine)
+        [stream] = await engine.open([spec := make_spec()])
+        assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
+
+
+async def test_a_reader_that_leaves_meanwhile_leaves_nothing_behind(process: EngineProcess, make_spec: MakeSpec) -> None:
+    async with engine_at(process.address) as engine:
+        stays, leaves, cancelled = await engine.open([make_spec(max_tokens=4000) for _ in range(3)])
+        await until(engine, lambda stats: stats.num_requests_paused == 3)
+        await kill(process)
+        await away(engine)
+        leaves.close()
+        assert engine.abort(cancelled.sequence_id)
+        assert (await read_all(cancelled)).finish_reason == "abort"
+        process.restart()
+        await back(engine)
+        # The one that stays was paused before, and its reader has read nothing since.
+        await until(engine, lambda stats: num_alive(stats) == stats.num_requests_paused == 1)
+        stays.close()
+        await until(engine, lambda stats: num_alive(stats) == stats.kv_blocks_used == 0)
+
+
+async def test_streams_end_when_the_engine_has_ended_once_too_often(process: EngineProcess, make_spec: MakeSpec) -> None:
+    async with engine_at(process.address) as engine, anyio.create_task_group() as tasks:
+        [stream] = await engine.open([make_spec(max_tokens=4000)])
+        await until(engine, lambda stats: stats.num_requests_paused == 1)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        tasks.start_soon(partial(keep_running, process, max_restarts=0, on_restart=lambda *_: None))
+        with anyio.fail_after(5):
+            whole = await read_all(stream)
+            await engine.wait_ended()
+        assert whole.error is not None
+        assert whole.error.code == "engine_dead"
+        with pytest.raises(EngineDead):
+            _ = process.address
+        with pytest.raises(EngineDead):
+            await engine.open([make_spec()])
+
+
+async def test_a_sequence_that_loses_engine_after_engine_is_given_up(process: EngineProcess, make_spec: MakeSpec) -> None:
+    async with engine_at(process.address) as engine:
+        [stream] = await engine.open([make_spec(max_tokens=4000)])
+        for _ in range(MAX_INTERRUPTIONS + 1):
+            await until(engine, lambda stats: stats.num_requests_paused == 1)
+            await kill(process)
+            await away(engine)
+            process.restart()
+            await back(engine)
+        whole = await read_all(stream)
+        assert whole.error is not None
+        assert whole.error.code == "engine_dead"
+        assert num_alive(await engine.stats()) == 0
+
+
+async def test_stopping_while_the_engine_is_away_ends_the_streams(process: EngineProcess, make_spec: MakeSpec) -> None:
+    async with engine_at(process.address) as engine:
+        [stream] = await engine.open([make_spec(max_tokens=4000)])
+        await until(engine, lambda stats: stats.num_requests_paused == 1)
+        await kill(process)
+        await away(engine)
+    whole = await read_all(stream)
+    assert whole.error is not None
+    assert whole.error.code == "engine_dead"
+
+
+def test_a_record_tells_an_engine_what_is_left_and_a_reader_nothing_twice(make_spec: MakeSpec) -> None:
+    now = 100.0
+    record = SequenceRecord(make_spec(max_tokens=9, prompt_logprobs=1, max_time_s=10.0), clock=lambda: now)
+    first = TokenDelta([4], cached_tokens=16, queue_s=0.5)
+    assert record.told_once(first) is first
+    untouched = record.continuation()
+    assert (untouched.generated_token_ids, untouched.prompt_logprobs) == ([], 1)
+    record.token_ids.extend(first.token_ids)
+    now += 4.0
+    record.interruptions += 1
+    rest = record.continuation()
+    assert (rest.generated_token_ids, rest.max_tokens, rest.prompt_logprobs, rest.max_time_s) == ([4], 9, None, 6.0)
+    assert record.told_once(TokenDelta([5], cached_tokens=16, queue_s=0.1)) == TokenDelta([5])
+    assert not record.is_out_of_time
+    now += 6.0
+    assert record.is_out_of_time
