@@ -73,11 +73,12 @@ def _free_form(
         thinks=dialect.thinks(prompt, continued),
         special=special,
     )
-    is_confined = schema is not None or (calls and bool(tools.strict))
+    is_confined = schema is not None or (calls and tools.is_confined)
     return ChatForm(
         reading=Reading(
             new_parser=new_parser if tools.parallel else partial(_first_call, new_parser),
             new_call_id=call_id,
+            shows_reasoning=asked.include_reasoning is not False,
         ),
         grammar=StructuredOutputs(grammar=form.lark()) if is_confined else None,
         shown_special_ids=frozenset(special.values()),

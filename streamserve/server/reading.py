@@ -32,12 +32,14 @@ def new_mistral_call_id() -> str:
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """How the answers to one request are to be read.
 
-    is_named  the request named the function to call: then making the call is no reason to stop
+    is_named         the request named the function to call: then making the call is no reason to stop
+    shows_reasoning  whether reasoning is part of the message; else it is read and dropped
     """
 
     new_parser: Callable[[], Parser]
     new_call_id: Callable[[], str] = new_call_id
     is_named: bool = False
+    shows_reasoning: bool = True
 
 
 class MessageReader:
@@ -47,6 +49,7 @@ class MessageReader:
         self._parser = reading.new_parser()
         self._new_call_id = reading.new_call_id
         self._is_named = reading.is_named
+        self._shows_reasoning = reading.shows_reasoning
         self._has_calls = False
         self._token_ids: list[int] = []
         self._logprobs: list[TextLogprob] = []
@@ -63,6 +66,8 @@ class MessageReader:
         pieces = self._parser.push(delta.text) if delta.text else []
         if delta.finish_reason is not None:
             pieces += self._parser.finish()
+        if not self._shows_reasoning:
+            pieces = [piece for piece in pieces if not isinstance(piece, Reasoning)]
         return [self._field(piece) for piece in _joined(pieces)]
 
     def take_tokens(self) -> tuple[list[int], list[TextLogprob]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,7 @@ from streamserve.text.call_schema import ANY_ARGUMENTS, Function, arguments_sche
 from streamserve.types import StructuredOutputs
 
 NONE, AUTO, REQUIRED, NAMED = "none", "auto", "required", "named"
+ALLOWED = "allowed_tools"
 MAX_TOOLS = 512
 """Tools of one request."""
 
@@ -32,6 +33,7 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
     name      the function that must be called, when named
     parallel  whether there may be several calls
     strict    names of the functions whose arguments must keep to their schemas in free answers, too
+    allowed   names of the only functions that may be called; None for all of them
     """
 
     tools: list[dict[str, Any]] = []
@@ -39,6 +41,12 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     parallel: bool = True
     strict: frozenset[str] = frozenset()
+    allowed: frozenset[str] | None = None
+
+    @property
+    def is_confined(self) -> bool:
+        """Whether calls in free answers must be other than the model likes."""
+        return self.allowed is not None or bool(self.strict)
 
     @property
     def is_forced(self) -> bool:
@@ -55,13 +63,14 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
         return StructuredOutputs(json={"type": "array", **bounds, "items": call, "$defs": definitions})
 
     def functions(self, *, every: bool = False) -> list[Function]:
-        """The functions with the schemas that their arguments must keep to: all of them, or only where the tool is strict."""
+        """What may be called, with the schemas that arguments must keep to: those of all tools, or only of strict ones."""
         return [
             Function(
                 _name(tool),
                 arguments_schema(tool["function"]["parameters"]) if every or _name(tool) in self.strict else ANY_ARGUMENTS,
             )
             for tool in self.tools
+            if self.allowed is None or _name(tool) in self.allowed
         ]
 
 
@@ -71,9 +80,10 @@ def tool_use(asked: ChatRequest) -> ToolUse:
     Raises `InvalidParameter` or `UnsupportedParameter` naming the place.
     """
     tools = checked_tools(asked.tools or [])
-    choice, name = _choice(asked.tool_choice, tools)
+    choice = _choice(asked.tool_choice, tools)
     strict = frozenset(tool["function"]["name"] for tool in asked.tools or [] if tool["function"].get("strict"))
-    return ToolUse(tools=tools, choice=choice, name=name, parallel=asked.parallel_tool_calls is not False, strict=strict)
+    parallel = asked.parallel_tool_calls is not False
+    return ToolUse(tools=tools, parallel=parallel, strict=strict, **choice._asdict())
 
 
 def checked_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -112,30 +122,63 @@ def _written(where: str, tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **described, "parameters": parameters or _NO_PARAMETERS}}
 
 
-def _choice(choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The kind of choice, and the name of a named one."""
+class _Choice(NamedTuple):
+    """`tool_choice`, in the fields of `ToolUse`."""
+
+    choice: str
+    name: str = ""
+    allowed: frozenset[str] | None = None
+
+
+def _choice(choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]]) -> _Choice:
     if choice is None or choice == AUTO:
-        return (AUTO if tools else NONE), ""
+        return _Choice(AUTO if tools else NONE)
     if choice == NONE:
-        return NONE, ""
+        return _Choice(NONE)
     if choice != REQUIRED and isinstance(choice, str):
         raise InvalidParameter("tool_choice", "must be none, auto, required or a function to call")
     if not tools:
         raise InvalidParameter("tool_choice", "needs tools")
     if isinstance(choice, str):
-        return REQUIRED, ""
-    return NAMED, _named(choice, tools)
+        return _Choice(REQUIRED)
+    kind = choice.get("type", "function")
+    if kind == ALLOWED:
+        return _allowed(choice.get(ALLOWED), tools)
+    if kind != "function":
+        raise UnsupportedParameter("tool_choice.type", f"{kind!r}: name one function, or say required or {ALLOWED}")
+    return _Choice(NAMED, _named("tool_choice", choice, tools))
 
 
-def _named(choice: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str:
-    if choice.get("type", "function") != "function":
-        raise UnsupportedParameter("tool_choice.type", f"{choice['type']!r}: name one function, or say required")
-    function = choice.get("function")
+def _allowed(given: Any, tools: Sequence[Mapping[str, Any]]) -> _Choice:
+    """All tools are told to the model, and some of them may be called."""
+    where = f"tool_choice.{ALLOWED}"
+    if not isinstance(given, dict):
+        raise InvalidParameter(where, "must be an object")
+    mode, named = given.get("mode"), given.get("tools")
+    if mode not in (AUTO, REQUIRED):
+        raise InvalidParameter(f"{where}.mode", f"must be {AUTO} or {REQUIRED}")
+    if not isinstance(named, list) or not named:
+        raise InvalidParameter(f"{where}.tools", "must name at least one tool")
+    return _Choice(
+        mode, allowed=frozenset(_allowed_name(f"{where}.tools[{index}]", tool, tools) for index, tool in enumerate(named))
+    )
+
+
+def _allowed_name(where: str, given: Any, tools: Sequence[Mapping[str, Any]]) -> str:
+    kind = given.get("type", "function") if isinstance(given, dict) else None
+    if kind != "function":
+        raise UnsupportedParameter(f"{where}.type", f"{kind!r}: the only type is function")
+    return _named(where, given, tools)
+
+
+def _named(where: str, given: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str:
+    """The function that is named at this place."""
+    function = given.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
-        raise InvalidParameter("tool_choice.function.name", "must be a string")
+        raise InvalidParameter(f"{where}.function.name", "must be a string")
     if not any(_name(tool) == name for tool in tools):
-        raise InvalidParameter("tool_choice.function.name", f"{name!r} is not among the tools")
+        raise InvalidParameter(f"{where}.function.name", f"{name!r} is not among the tools")
     return name
 
 

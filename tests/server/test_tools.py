@@ -265,6 +265,38 @@ async def grammar_of(body: dict[str, Any], **config: Any) -> StructuredOutputs |
     return spec.structured_outputs
 
 
+def allowing(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {**WITH_TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}}
+
+
+async def test_of_the_tools_that_the_model_is_told_only_allowed_ones_can_be_called() -> None:
+    _, engine = await ask("a", allowing("auto", "clock"))
+    prompt = prompt_of(engine)
+    assert '"weather"' in prompt
+    assert '"clock"' in prompt
+    [spec] = engine.specs.values()
+    assert spec.structured_outputs is not None
+    grammar = spec.structured_outputs.grammar or ""
+    assert '"clock"' in grammar
+    assert '"weather"' not in grammar
+    forced = await grammar_of(allowing("required", "clock"))
+    assert forced is not None
+    assert isinstance(forced.json, dict)
+    assert [call["properties"]["name"] for call in forced.json["items"]["anyOf"]] == [{"const": "clock"}]
+
+
+async def test_reasoning_that_is_not_wanted_is_left_out_and_still_counted() -> None:
+    text = "<think>\nhm, hm\n</think>\n\nyes"
+    body = {**CHAT, "include_reasoning": False, "return_token_ids": True}
+    choice, _ = await ask(text, body)
+    assert choice["message"] == {"role": "assistant", "content": "yes", "refusal": None}
+    choices = await stream(text, body)
+    message = collected(choices)
+    assert (message["reasoning_content"], message["content"]) == ("", "yes")
+    assert [token_id for choice in choices for token_id in choice.get("token_ids", [])] == choice["token_ids"]
+
+
 async def test_free_answers_are_confined_only_where_something_is_asked_of_them() -> None:
     strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
@@ -346,8 +378,13 @@ def tool(**fields: Any) -> dict[str, Any]:
         ({**CHAT, "tool_choice": "required"}, "tool_choice"),
         ({**WITH_TOOLS, "tool_choice": {"type": "function", "function": {"name": "nope"}}}, "tool_choice.function.name"),
         ({**WITH_TOOLS, "tool_choice": {"type": "function"}}, "tool_choice.function.name"),
-        ({**WITH_TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
-        ({**WITH_TOOLS, "tool_choice": "required", "guided_regex": "a"}, "structured_outputs"),
+        ({**WITH_TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "a"}}}, "tool_choice.type"),
+        ({**WITH_TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        (allowing("never", "clock"), "tool_choice.allowed_tools.mode"),
+        (allowing("auto"), "tool_choice.allowed_tools.tools"),
+        (allowing("auto", "clock", "nope"), "tool_choice.allowed_tools.tools[1].function.name"),
+        ({**allowing("auto", "clock"), "tools": None}, "tool_choice"),
+        ({**WITH_TOOLS, "tool_choice": "required", "guided_regex": "a"}, "guided_regex"),
         (assistant_with("x"), "messages[1].tool_calls"),
         (assistant_with([{"id": "a"}]), "messages[1].tool_calls[0].function"),
         (assistant_with([{"function": {"name": "a", "arguments": "{"}}]), "messages[1].tool_calls[0].function.arguments"),

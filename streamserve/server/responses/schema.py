@@ -20,6 +20,7 @@ from streamserve.server.schemas import (
     Seed,
     StructuredOutputsInput,
 )
+from streamserve.server.tools import ALLOWED
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -206,9 +207,20 @@ def _chat_tool(where: str, tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chat_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+    """The choice as chats describe it, where what is named lies one level deeper."""
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") == "function":
+        return _chat_named(choice)
+    if choice.get("type") == ALLOWED:
+        named = choice.get("tools")
+        tools = [_chat_named(tool) if isinstance(tool, dict) else tool for tool in named] if isinstance(named, list) else named
+        return {"type": ALLOWED, ALLOWED: {"mode": choice.get("mode"), "tools": tools}}
     return choice
+
+
+def _chat_named(named: dict[str, Any]) -> dict[str, Any]:
+    return {"type": named.get("type", "function"), "function": {"name": named.get("name")}}
 
 
 def _response_format(text: TextConfig | None) -> ResponseFormat | None:

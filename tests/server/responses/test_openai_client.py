@@ -227,6 +227,24 @@ async def test_a_demanded_function_call_is_an_item_and_its_output_continues_the_
         assert answer.output_text == "three"
 
 
+async def test_of_the_tools_that_are_told_only_allowed_ones_can_be_called() -> None:
+    engine = ScriptedEngine(reply=calls_a_tool)
+    tools: list[Any] = [
+        {"type": "function", "name": name, "parameters": {"type": "object", "properties": {}}, "strict": False}
+        for name in ("add", "multiply")
+    ]
+    allowed: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "add"}]}
+    async with live_server(engine) as server, openai_client(server.base_url) as client:
+        answer = await client.responses.create(model="scripted", input="1+2?", tools=tools, tool_choice=allowed)
+        [call] = answer.output
+        assert call.type == "function_call"
+        assert call.name == "add"
+        assert answer.tool_choice.type == "allowed_tools"  # type: ignore[union-attr]
+        [spec] = engine.specs.values()
+        assert spec.structured_outputs is not None
+        assert "multiply" not in str(spec.structured_outputs.json)
+
+
 async def test_reasoning_is_an_item_before_the_message() -> None:
     engine = ScriptedEngine(reply=text_reply("<think>hmm</think>\n\nso"))
     async with live_server(engine, reasoning_parser="qwen3") as server, openai_client(server.base_url) as client:
