@@ -17,6 +17,11 @@ PREFIXES = ("", "cmpl-", "chatcmpl-", "resp_")
 """What an answer's id begins with; after it comes the request's own id, when it has one."""
 
 
+def answer_ids(request_id: str) -> list[str]:
+    """What the answer may be called that a client means by its id, or by that without its prefix."""
+    return [prefix + request_id for prefix in PREFIXES]
+
+
 class Answer(Protocol):
     """A request on its way to its client."""
 
@@ -60,8 +65,8 @@ class LiveRequests:
 
     def abort(self, request_id: str) -> bool:
         """Cancel one request, by its answer's id or that without its prefix; False when it is not running here."""
-        for prefix in PREFIXES:
-            answer = self._answers.get(prefix + request_id)
+        for answer_id in answer_ids(request_id):
+            answer = self._answers.get(answer_id)
             if answer is not None:
                 answer.abort()
                 return True

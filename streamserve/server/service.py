@@ -19,7 +19,7 @@ from streamserve.server.config import ServerConfig
 from streamserve.server.flusher import Flusher
 from streamserve.server.kept import Kept
 from streamserve.server.lifecycle import Lifecycle, Phase
-from streamserve.server.live import LiveRequests
+from streamserve.server.live import LiveRequests, answer_ids
 from streamserve.server.metrics import Metrics
 from streamserve.server.parameters import Limits
 from streamserve.server.producer import Producer
@@ -120,12 +120,13 @@ class Service:
             self.resumable.put(producer.request_id, producer)
 
     def producer_of(self, response_id: str) -> Producer | None:
-        """Who makes or has made a response whose events are still kept here."""
-        producer = self.resumable.get(response_id)
-        if producer is not None:
-            return producer
-        record = self.responses.get(response_id)
-        return None if record is None else record.producer
+        """Who makes or has made a response whose events are still kept here, by its id or that without its prefix."""
+        for answer_id in answer_ids(response_id):
+            if (producer := self.resumable.get(answer_id)) is not None:
+                return producer
+            if (record := self.responses.get(answer_id)) is not None:
+                return record.producer
+        return None
 
     @property
     def frontend(self) -> Frontend:

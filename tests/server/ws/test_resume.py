@@ -112,6 +112,22 @@ async def test_coming_back_in_time_keeps_it_going() -> None:
             assert (await client.ending("s"))["status"] == "completed"
 
 
+async def test_a_client_that_named_its_request_can_come_back_without_having_seen_an_event() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server:
+        async with session(server.port) as client:
+            await client.chat("s", resumable=True, request_id="mine")
+            [sequence] = await engine.sequences()
+            await client.drop()
+        await server.service.sockets.wait_idle()
+        engine.say(sequence, "hello")
+        engine.finish(sequence)
+        async with session(server.port) as client:
+            await client.send({"type": "response.resume", "response_id": "mine", "stream_id": "again"})
+            assert (await client.ending("again"))["status"] == "completed"
+            assert client.text("again") == "hello"
+
+
 async def test_events_that_are_not_kept_are_a_resume_gap() -> None:
     engine = ScriptedEngine()
     async with live_server(engine) as server, session(server.port) as client:
