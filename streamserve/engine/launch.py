@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import msgspec
 
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
+from streamserve.engine.child import start_module
 from streamserve.errors import EngineDead
 
 EXECUTOR = "streamserve.executor.local:LocalExecutor"
@@ -124,11 +124,7 @@ class EngineProcess:
             executor=self._executor,
             compile_constraint=self._compile_constraint,
         )
-        child = subprocess.Popen(
-            [sys.executable, "-m", "streamserve.engine.process"],
-            stdin=subprocess.PIPE,
-            pass_fds=[listen_fd],
-        )
+        child = start_module("streamserve.engine.process", pass_fds=[listen_fd])
         assert child.stdin is not None
         child.stdin.write(encode_launch(launch))
         child.stdin.flush()

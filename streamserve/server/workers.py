@@ -6,13 +6,12 @@ Lives on the first worker's event loop.
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 import msgspec
 
+from streamserve.engine.child import start_module
 from streamserve.server.control import Control, Drain
 from streamserve.server.paths import encode_with_paths
 from streamserve.server.worker_process import WorkerLaunch
@@ -35,11 +34,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         self._end = ours
         with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "streamserve.server.worker_process"],
-                stdin=subprocess.PIPE,
-                pass_fds=[theirs.fileno(), launch.metrics_fd],
-            )
+            self._child = start_module("streamserve.server.worker_process", pass_fds=[theirs.fileno(), launch.metrics_fd])
             launch = msgspec.structs.replace(launch, control_fd=theirs.fileno())
         assert self._child.stdin is not None
         with self._child.stdin as stdin:

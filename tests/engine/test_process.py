@@ -86,6 +86,18 @@ async def wait_for_exit(pid: int) -> None:
     os.close(ended)
 
 
+async def test_what_lies_in_the_working_folder_shadows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("queue", "grp", "msgspec", "streamserve"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('taken from the working folder')")
+    monkeypatch.chdir(tmp_path)
+    process = scripted_process()
+    try:
+        async with connected(process.start()) as engine:
+            assert num_alive(await engine.stats()) == 0
+    finally:
+        process.stop()
+
+
 async def test_tokens_cross_the_socket_and_nothing_stays_behind(make_spec: MakeSpec) -> None:
     fds = set(os.listdir("/proc/self/fd"))
     process = scripted_process()
