@@ -72,10 +72,10 @@ def demo_path() -> Path:
 
 
 def _locate(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
-    if model == DEMO:
-        return demo_path()
-    path = Path(model).expanduser()
+    path = demo_path() if model == DEMO else Path(model).expanduser()
     if path.exists():
+        if revision is not None:
+            raise ConfigError(f"--revision {revision}: only repositories on the Hub have any, {model} is on this disk")
         return path.resolve()
     if _looks_like_a_path(model):
         raise ConfigError(f"{model}: no such file or folder; give a Hugging Face id, a folder, a .gguf file, or 'demo'")

@@ -115,6 +115,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
     seed = values["seed"]
     if values["otlp_traces_endpoint"] is not None:
         require_installed()
+    _check_tls(values)
     engine = engine_config(model, values)
     overrides, uses_defaults = _sampling_defaults(values)
     server = ServerConfig(
@@ -171,6 +172,15 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         uses_model_defaults=uses_defaults,
         sampling_overrides=overrides,
     )
+
+
+def _check_tls(values: dict[str, Any]) -> None:
+    if values["ssl_certfile"] is None:
+        for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"):
+            if values[name]:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {values[name]}: needs --ssl-certfile, the server's own certificate"
+                )
 
 
 def _sampling_defaults(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -112,6 +112,13 @@ def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path, model: str, l
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("model", ["demo", "{}"])
+def test_what_lies_on_the_disk_has_no_revisions(tmp_path: Path, model: str) -> None:
+    folder_with(tmp_path / "model", "model.safetensors")
+    with pytest.raises(ConfigError, match="--revision v2: only repositories on the Hub have any"):
+        resolve(model.format(tmp_path / "model"), revision="v2")
+
+
 def test_pickled_weights_are_refused_with_the_command_that_converts_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refusal:
         resolve(str(folder_with(tmp_path / "old", "training_args.bin", "pytorch_model.bin")))

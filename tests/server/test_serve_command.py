@@ -42,6 +42,8 @@ SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024
         (["demo", "--override-generation-config", "[1]"], ["--override-generation-config"]),
         (["demo", "--generation-config", "/nowhere"], ["--generation-config /nowhere"]),
         (["demo", "--ssl-certfile", "/nowhere.pem"], ["TLS"]),
+        (["demo", "--ssl-keyfile", "/nowhere.pem"], ["--ssl-keyfile", "--ssl-certfile"]),
+        (["demo", "--ssl-cert-reqs", "2"], ["--ssl-cert-reqs", "--ssl-certfile"]),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_status_2(
