@@ -33,7 +33,7 @@ class Amount(click.ParamType[int]):
             amount = float(text[:-1]) * unit if unit != 1 else float(int(text))
         except ValueError:
             self.fail(f"{value!r} is no whole number such as 4096, 4k or 2G", param, ctx)
-        if amount != int(amount):
+        if not amount.is_integer():
             self.fail(f"{value!r} is no whole number", param, ctx)
         return int(amount)
 

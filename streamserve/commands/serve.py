@@ -28,6 +28,8 @@ from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSE
 from streamserve.text.preparation import default_sampling_params
 
 API_KEY_VARIABLE = "STREAMSERVE_API_KEY"
+ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+NOT_NEGATIVE = click.FloatRange(min=0)
 
 _LISTS = ("--served-model-name", "--api-key")
 _LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -69,13 +71,17 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--max-logprobs", type=int, default=20, show_default=True, help="Most alternatives per position.")
 @click.option("--return-tokens-as-token-ids", is_flag=True, help='Write tokens as "token_id:<id>" in logprobs.')
 @click.option("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
-@click.option("--shutdown-timeout", type=float, default=30.0, show_default=True, help="Seconds running streams get at the end.")
+@click.option(
+    "--shutdown-timeout", type=NOT_NEGATIVE, default=30.0, show_default=True, help="Seconds running streams get at the end."
+)
 @click.option(
     "--max-engine-restarts", type=click.IntRange(0), default=3, show_default=True, help="Times in a row to revive the engine."
 )
-@click.option("--keepalive", type=float, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
-@click.option("--receive-timeout", type=float, default=20.0, show_default=True, help="Seconds a request may come to a halt.")
-@click.option("--send-timeout", type=float, default=60.0, show_default=True, help="Seconds a client may take nothing.")
+@click.option("--keepalive", type=ABOVE_ZERO, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
+@click.option(
+    "--receive-timeout", type=ABOVE_ZERO, default=20.0, show_default=True, help="Seconds a request may come to a halt."
+)
+@click.option("--send-timeout", type=ABOVE_ZERO, default=60.0, show_default=True, help="Seconds a client may take nothing.")
 @click.option("--max-request-bytes", type=AMOUNT, default="16M", show_default=True, help="Largest request body.")
 @click.option(
     "--max-sockets", type=click.IntRange(1), default=1024, show_default=True, help="WebSockets open at a time, per API process."
@@ -83,9 +89,13 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--max-streams-per-socket", type=click.IntRange(1), default=64, show_default=True, help="Streams on a WebSocket at a time."
 )
-@click.option("--socket-idle-timeout", type=float, default=600.0, show_default=True, help="Seconds a WebSocket may do nothing.")
-@click.option("--resume-timeout", type=float, default=60.0, show_default=True, help="Seconds a dropped stream can be resumed.")
-@click.option("--response-ttl", type=float, default=3600.0, show_default=True, help="Seconds a stored response is kept.")
+@click.option(
+    "--socket-idle-timeout", type=ABOVE_ZERO, default=600.0, show_default=True, help="Seconds a WebSocket may do nothing."
+)
+@click.option(
+    "--resume-timeout", type=NOT_NEGATIVE, default=60.0, show_default=True, help="Seconds a dropped stream can be resumed."
+)
+@click.option("--response-ttl", type=NOT_NEGATIVE, default=3600.0, show_default=True, help="Seconds a stored response is kept.")
 @click.option("--uvicorn-log-level", type=click.Choice(_LOG_LEVELS), default="info", show_default=True)
 @click.option("--disable-uvicorn-access-log", is_flag=True, help="No line per request.")
 @click.option("--disable-log-requests", is_flag=True, help="Accepted for vLLM's command lines: prompts are never logged.")
