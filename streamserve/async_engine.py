@@ -17,7 +17,7 @@ from typing import Any, Self
 import msgspec
 from anyio import to_thread
 
-from streamserve.checkpoint import Checkpoint, resolve
+from streamserve.checkpoint import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.error_info import restore
 from streamserve.engine.inline import InlineEngine
@@ -27,7 +27,7 @@ from streamserve.frontend import Frontend
 from streamserve.text.chat_template import Message
 from streamserve.text.grammar import GrammarCompiler
 from streamserve.text.preparation import PreparedPrompt, Prompt, default_sampling_params
-from streamserve.text.tokenizer import Tokenizer, load_tokenizer
+from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.text_stream import TextStream
 from streamserve.types import EngineInfo, EngineStats, SamplingParams, TextDelta
 
@@ -64,8 +64,8 @@ class AsyncEngine:
 
     async def start(self) -> EngineInfo:
         """Find and load the model. Raises `ConfigError` when that can't be done with these settings."""
-        checkpoint = await to_thread.run_sync(partial(_find, self.config), abandon_on_cancel=True)
-        tokenizer = await to_thread.run_sync(partial(_tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
+        checkpoint = await to_thread.run_sync(partial(checkpoint_of, self.config), abandon_on_cancel=True)
+        tokenizer = await to_thread.run_sync(partial(tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
         self._defaults = default_sampling_params(checkpoint)
         grammars = GrammarCompiler(
             lambda: tokenizer, vocab_size=checkpoint.config["vocab_size"], eos_token_ids=checkpoint.eos_token_ids
@@ -212,18 +212,3 @@ def plain_prompt(prompt: Prompt | Mapping[str, Any]) -> Prompt:
                 raise UnsupportedParameter(unknown[0], "a prompt is text or token ids")
             return plain_prompt(prompt[name])
     raise InvalidParameter("prompt", "must hold 'prompt' or 'prompt_token_ids'")
-
-
-def _find(config: EngineConfig) -> Checkpoint:
-    return resolve(
-        config.model,
-        revision=config.revision,
-        load_format=config.load_format,
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
-def _tokenizer_of(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
-    return load_tokenizer(
-        checkpoint, tokenizer=config.tokenizer, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )

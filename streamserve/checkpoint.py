@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, ModelNotSupported
 
 WeightFormat = Literal["safetensors", "gguf", "dummy"]
@@ -59,6 +60,16 @@ def resolve(
     if path.is_file() and path.suffix == ".gguf":
         return _from_gguf(model, path, load_format)
     return _from_folder(model, path.parent if path.name == "config.json" else path, load_format)
+
+
+def checkpoint_of(config: EngineConfig) -> Checkpoint:
+    """What `config` names, found as `resolve` does."""
+    return resolve(
+        config.model,
+        revision=config.revision,
+        load_format=config.load_format,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def demo_path() -> Path:
@@ -144,10 +155,10 @@ def _from_gguf(source: str, path: Path, load_format: str) -> Checkpoint:
 
 
 def _from_folder(source: str, folder: Path, load_format: str) -> Checkpoint:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         raise _no_config(source, folder)
-    generation = _read_json(folder / "generation_config.json") or {}
+    generation = read_json(folder / "generation_config.json") or {}
     return Checkpoint(
         source=source,
         path=folder,
@@ -192,7 +203,7 @@ def _refuse_pickles(source: str, names: list[str]) -> None:
 
 
 def _check_shards(source: str, folder: Path) -> None:
-    index = _read_json(folder / "model.safetensors.index.json") or {}
+    index = read_json(folder / "model.safetensors.index.json") or {}
     missing = sorted(name for name in set(index.get("weight_map", {}).values()) if not (folder / name).is_file())
     if missing:
         raise ConfigError(f"{source}: {len(missing)} of its files are missing, among them {missing[0]}; download it again")
@@ -206,7 +217,8 @@ def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[
     return ()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in one of a model's JSON files; None when there is no such file. Raises `ConfigError` for other content."""
     if not path.is_file():
         return None
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from streamserve.bench.workloads import Ask
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.base import Engine, SequenceStream
 from streamserve.engine.inline import InlineEngine
@@ -49,7 +49,7 @@ class Trace:
 @asynccontextmanager
 async def running_engine(config: EngineConfig) -> AsyncIterator[Engine]:
     """A started engine in this process, stopped on the way out. Raises `ConfigError` when it can't start."""
-    checkpoint = resolve(config.model, revision=config.revision, load_format=config.load_format)
+    checkpoint = checkpoint_of(config)
     engine = InlineEngine(replace(config, model=str(checkpoint.path)), checkpoint)
     try:
         await engine.start()

@@ -20,6 +20,7 @@ import msgspec
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.engine.child import start_module
+from streamserve.engine.paths import encode_with_paths
 from streamserve.errors import EngineDead
 
 EXECUTOR = "streamserve.executor.local:LocalExecutor"
@@ -38,16 +39,6 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Checkpoint
     executor: str = EXECUTOR
     compile_constraint: str | None = None
-
-
-def encode_launch(launch: Launch) -> bytes:
-    """The line for the child's stdin."""
-    return msgspec.json.encode(launch, enc_hook=_path_to_text) + b"\n"
-
-
-def decode_launch(line: bytes) -> Launch:
-    """The inverse of `encode_launch`."""
-    return msgspec.json.decode(line, type=Launch, dec_hook=_path_from_text)
 
 
 class EngineProcess:
@@ -81,7 +72,7 @@ class EngineProcess:
         """Start the process; returns the address, which can be connected to at once."""
         self._folder = Path(tempfile.mkdtemp(prefix="streamserve-"))
         try:
-            with _listening_socket(self.address) as listening:
+            with listening_socket(self.address) as listening:
                 self._child = self._spawn(listening.fileno())
         except BaseException:
             self._remove_folder()
@@ -96,7 +87,7 @@ class EngineProcess:
             child.stdin.close()
             child.wait()
         os.unlink(address)
-        with _listening_socket(address) as listening:
+        with listening_socket(address) as listening:
             self._child = self._spawn(listening.fileno())
 
     def poll(self) -> int | None:
@@ -126,7 +117,7 @@ class EngineProcess:
         )
         child = start_module("streamserve.engine.process", pass_fds=[listen_fd])
         assert child.stdin is not None
-        child.stdin.write(encode_launch(launch))
+        child.stdin.write(encode_with_paths(launch) + b"\n")
         child.stdin.flush()
         return child
 
@@ -136,7 +127,8 @@ class EngineProcess:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listening_socket(path: str) -> socket.socket:
+def listening_socket(path: str) -> socket.socket:
+    """A listening AF_UNIX socket at a new path, for this user only (mode 0600)."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(path)
@@ -146,15 +138,3 @@ def _listening_socket(path: str) -> socket.socket:
         listening.close()
         raise
     return listening
-
-
-def _path_to_text(value: object) -> str:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} can't cross to the engine process")
-
-
-def _path_from_text(kind: type, value: object) -> object:
-    if kind is Path:
-        return Path(str(value))
-    raise TypeError(f"{kind.__name__} can't cross to the engine process")

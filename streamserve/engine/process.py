@@ -24,8 +24,9 @@ from typing import Any
 import anyio
 
 from streamserve.engine.core import EngineCore
-from streamserve.engine.launch import Launch, decode_launch
+from streamserve.engine.launch import Launch
 from streamserve.engine.listener import Listener
+from streamserve.engine.paths import decode_with_paths
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.base import Executor
 
@@ -48,7 +49,7 @@ def main() -> None:
     """Read the launch line and serve until told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s")
-    launch = decode_launch(sys.stdin.buffer.readline())
+    launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)
     options = {"use_uvloop": find_spec("uvloop") is not None}
     sys.exit(anyio.run(serve, launch, sys.stdin.fileno(), backend_options=options))
 

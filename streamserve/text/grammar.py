@@ -24,7 +24,7 @@ from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.text.json_style import JSON_STYLE
-from streamserve.text.tokenizer import Tokenizer, load_tokenizer
+from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
 
 MAX_SOURCE_CHARS = 1 << 18
@@ -154,13 +154,7 @@ class _Vocabulary:
 
 def compiler_for(config: EngineConfig, checkpoint: Checkpoint) -> Callable[[StructuredOutputs], Any]:
     """The compiler of an engine that loads its tokenizer by itself; a `CompileConstraint`."""
-    load = partial(
-        load_tokenizer,
-        checkpoint,
-        tokenizer=config.tokenizer,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    load = partial(tokenizer_of, config, checkpoint)
     return GrammarCompiler(load, vocab_size=checkpoint.config["vocab_size"], eos_token_ids=checkpoint.eos_token_ids).compile
 
 

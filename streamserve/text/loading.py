@@ -7,14 +7,13 @@ Loading is the only time this room touches files or the network.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from streamserve.checkpoint import DEMO, demo_path
+from streamserve.checkpoint import DEMO, demo_path, read_json
 from streamserve.errors import ConfigError
 from streamserve.text.vocabulary import FastVocabulary, Vocabulary
 
@@ -93,8 +92,8 @@ def _from_folder(path: Path) -> TokenizerParts:
         backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"{path / 'tokenizer.json'} can't be read: {error}") from error
-    config = _read_json(path / "tokenizer_config.json")
-    special = _special_tokens(_read_json(path / "special_tokens_map.json") | config)
+    config = _object(path / "tokenizer_config.json")
+    special = _special_tokens(_object(path / "special_tokens_map.json") | config)
     _add_missing_tokens(backend, config)
     _honour_bos_and_eos(backend, config, special)
     return TokenizerParts(FastVocabulary(backend), special, _chat_templates(path, config))
@@ -103,7 +102,7 @@ def _from_folder(path: Path) -> TokenizerParts:
 def _from_transformers(path: Path, trust_remote_code: bool) -> TokenizerParts:
     from streamserve.text.transformers_tokenizer import load_with_transformers
 
-    config = _read_json(path / "tokenizer_config.json")
+    config = _object(path / "tokenizer_config.json")
     if "AutoTokenizer" in config.get("auto_map", {}) and not trust_remote_code:
         raise ConfigError(f"{path}: its tokenizer is code of its own; if you trust it, allow it with --trust-remote-code")
     vocabulary, special = load_with_transformers(path, trust_remote_code)
@@ -156,7 +155,7 @@ def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
         templates["default"] = given
     elif isinstance(given, list):
         templates |= {entry["name"]: entry["template"] for entry in given}
-    legacy = _read_json(path / "chat_template.json").get("chat_template")
+    legacy = _object(path / "chat_template.json").get("chat_template")
     if isinstance(legacy, str):
         templates["default"] = legacy
     for file in sorted((path / "additional_chat_templates").glob("*.jinja")):
@@ -166,13 +165,5 @@ def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
     return templates
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a JSON object")
-    return value
+def _object(path: Path) -> dict[str, Any]:
+    return read_json(path) or {}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamserve.checkpoint import Checkpoint
+from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.text.chat_template import Message, choose_template
 from streamserve.text.loading import TokenizerParts, load_parts, locate
@@ -26,6 +27,16 @@ def load_tokenizer(
     """
     path = checkpoint.path if tokenizer is None else locate(tokenizer, revision, trust_remote_code)
     return Tokenizer(load_parts(path, trust_remote_code))
+
+
+def tokenizer_of(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that `config` asks for, loaded as `load_tokenizer` does."""
+    return load_tokenizer(
+        checkpoint,
+        tokenizer=config.tokenizer,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 class Tokenizer:

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # files on disk
     "gguf_file": {"errors"},
     "gguf_config": {"errors", "gguf_file"},
-    "checkpoint": {"errors", "types", "gguf_file", "gguf_config"},
+    "checkpoint": FOUNDATION | {"gguf_file", "gguf_config"},
     # from the plan down to the device
     "scheduling": FOUNDATION,
     "models": FOUNDATION | {"checkpoint", "gguf_file", "scheduling.plan"},
