@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
 
 from streamserve.bench.workloads import Ask
 from streamserve.checkpoint import checkpoint_of
@@ -16,8 +15,6 @@ from streamserve.engine.base import Engine, SequenceStream
 from streamserve.engine.inline import InlineEngine
 from streamserve.errors import StreamFailed
 from streamserve.types import SequenceSpec
-
-_numbers = count()
 
 
 @dataclass(slots=True)
@@ -61,7 +58,7 @@ async def running_engine(config: EngineConfig) -> AsyncIterator[Engine]:
 async def run_asks(engine: Engine, asks: Sequence[Ask], *, temperature: float = 0.0) -> list[Trace]:
     """Admit every request at once and read all of them to the end; outputs have exactly the asked length."""
     started_s = time.perf_counter()
-    streams = await engine.open([_spec(ask, temperature) for ask in asks])
+    streams = await engine.open([_spec(number, ask, temperature) for number, ask in enumerate(asks)])
     return list(
         await asyncio.gather(
             *(_read(stream, Trace(started_s, len(ask.prompt_token_ids))) for stream, ask in zip(streams, asks, strict=True))
@@ -69,8 +66,7 @@ async def run_asks(engine: Engine, asks: Sequence[Ask], *, temperature: float = 
     )
 
 
-def _spec(ask: Ask, temperature: float) -> SequenceSpec:
-    number = next(_numbers)
+def _spec(number: int, ask: Ask, temperature: float) -> SequenceSpec:
     return SequenceSpec(
         sequence_id=f"bench-{number}",
         prompt_token_ids=ask.prompt_token_ids,

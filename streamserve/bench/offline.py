@@ -13,7 +13,7 @@ from streamserve.bench.engine_run import Trace, run_asks, running_engine
 from streamserve.bench.measures import median, milliseconds
 from streamserve.bench.report import Report, Row, output_options
 from streamserve.bench.workloads import Span, SpanType, Workload
-from streamserve.commands.engine_options import engine_config, engine_options
+from streamserve.commands.engine_options import VllmCommand, engine_config, engine_options
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.types import EngineInfo
@@ -50,7 +50,7 @@ _repeats = click.option(
 )
 
 
-@click.command()
+@click.command(cls=VllmCommand)
 @click.option("--batch-size", "-b", multiple=True, type=click.IntRange(min=1), default=[1, 8], help="Sequences; several sweep.")
 @click.option("--input-len", "-i", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of a prompt.")
 @click.option("--output-len", "-o", type=click.IntRange(min=2), default=128, show_default=True, help="Tokens to generate.")
@@ -72,7 +72,7 @@ def latency(
     Report(_title("latency", info), LATENCY_COLUMNS, "sequences", plotted, rows).show(as_json=as_json, plot=plot)
 
 
-@click.command()
+@click.command(cls=VllmCommand)
 @click.option("--num-prompts", "-n", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option(
     "--input-len", "-i", multiple=True, type=click.IntRange(min=1), default=[512], help="Tokens of a prompt; several sweep."
@@ -90,7 +90,7 @@ def prefill(
     Report(_title("prefill", info), PREFILL_COLUMNS, "input_len", plotted, rows).show(as_json=as_json, plot=plot)
 
 
-@click.command()
+@click.command(cls=VllmCommand)
 @click.option("--num-requests", "-n", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--input-len", "-i", type=SpanType(), default=Span(100, 1024), show_default=True, help="Tokens of a prompt.")
 @click.option("--output-len", "-o", type=SpanType(), default=Span(100, 1024), show_default=True, help="Tokens to generate.")
