@@ -129,6 +129,17 @@ def test_what_is_no_message_of_the_protocol_is_an_error(text: str) -> None:
         Multiplex().receive(text)
 
 
+def test_a_cancel_that_comes_after_the_ending_harms_no_other_stream() -> None:
+    streams = Multiplex()
+    ended, _ = streams.open("completion", {})
+    going_on, _ = streams.open("completion", {})
+    assert streams.cancel(ended) is not None
+    late = {"type": "error", "status": 404, "error": {"message": "no such stream is running", "code": "not_found"}}
+    assert streams.receive(json.dumps({"type": "completion.done", "stream_id": ended, "sequence_number": 0})) is not None
+    assert streams.receive(json.dumps(late)) is None
+    assert streams.cancel(going_on) is not None
+
+
 def test_pongs_and_unknown_messages_are_harmless() -> None:
     multiplex, stream_id = open_one()
     assert multiplex.receive('{"type": "pong"}') is None
