@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import random
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
 from streamserve.server.http_server import Listen, http_server
 from streamserve.server.metrics import Metrics
+from streamserve.server.neighbours import Neighbours
 from streamserve.server.service import Service
 from streamserve.server.tracing import exporting_to
 from streamserve.text.preparation import MAX_SEED
@@ -47,11 +48,11 @@ class ApiWorker:
         listen: Listen,
         *,
         metrics: Metrics,
-        cancel_elsewhere: Callable[[str], Awaitable[bool]] | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         endpoint = config.otlp_traces_endpoint
         self._tracer = None if endpoint is None else exporting_to(endpoint)
-        self.service = Service(config, metrics=metrics, tracer=self._tracer, cancel_elsewhere=cancel_elsewhere)
+        self.service = Service(config, metrics=metrics, tracer=self._tracer, neighbours=neighbours)
         self._http = http_server(
             create_app(self.service),
             listen,
@@ -72,6 +73,10 @@ class ApiWorker:
     async def wait_started(self) -> None:
         """Returns once connections are taken."""
         await self._http.listening.wait()
+
+    async def open_door(self, path: str) -> None:
+        """Answer the other API workers on a socket at `path`, too; ends with `serve`."""
+        await self._http.open_door(path)
 
     async def connect(
         self, engine: RemoteEngine, tokenizer: Tokenizer, eos_token_ids: Sequence[int], defaults: Mapping[str, Any]

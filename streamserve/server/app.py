@@ -19,6 +19,7 @@ from streamserve.server.answering import is_safe_id
 from streamserve.server.auth import Authentication
 from streamserve.server.config import CorsConfig
 from streamserve.server.errors import InternalError, error_body, error_headers, from_exception
+from streamserve.server.forwarding import ForwardingByPath
 from streamserve.server.page import page_router
 from streamserve.server.responses import routes as responses
 from streamserve.server.responses.routes import create_response_over_socket
@@ -58,6 +59,8 @@ def create_app(service: Service) -> Litestar:
         middleware.append(DefineMiddleware(TraceContext, tracer=service.tracer))
     if config.api_keys:
         middleware.append(DefineMiddleware(Authentication, api_keys=config.api_keys, metrics=service.metrics))
+    if service.neighbours is not None:
+        middleware.append(DefineMiddleware(ForwardingByPath, service=service))
     return Litestar(
         route_handlers=[*ROUTES, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},

@@ -1,4 +1,4 @@
-"""What the first API worker and its further ones say to each other: drain, cancel, and how that went.
+"""What the first API worker and its further ones say to each other: drain, and which of them has a request.
 
 One JSON message a line over a private socket pair. Each end lives on its own process's event loop; when one end goes, the other
 notices at once.
@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Literal
 
 import anyio
 import msgspec
@@ -24,21 +25,29 @@ class Drain(msgspec.Struct, tag="drain", frozen=True):
     """Finish what runs, then end."""
 
 
-class Cancel(msgspec.Struct, tag="cancel", frozen=True):
-    """Cancel a request if it is answered on your side; `call` comes back with the outcome."""
+Question = Literal["cancel", "find"]
+"""cancel: end the request with this id, if it is being answered; find: is what came of it kept?"""
+
+Asked = Callable[[Question, str], Awaitable[int | None]]
+"""Answers a question about an id with the number of the worker that has it; None when none does."""
+
+
+class Ask(msgspec.Struct, tag="ask", frozen=True):
+    """A question to all workers on your side; `call` comes back with the answer."""
 
     call: int
-    request_id: str
+    question: Question
+    id: str
 
 
-class Cancelled(msgspec.Struct, tag="cancelled", frozen=True):
-    """The outcome of a `Cancel`."""
+class Answer(msgspec.Struct, tag="answer", frozen=True):
+    """Which worker has what was asked about."""
 
     call: int
-    found: bool
+    worker: int | None
 
 
-Message = Ready | Drain | Cancel | Cancelled
+Message = Ready | Drain | Ask | Answer
 _DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 _ENCODER = msgspec.json.Encoder()
 
@@ -46,7 +55,7 @@ _ENCODER = msgspec.json.Encoder()
 class Control:
     """One end of the pair.
 
-    cancel    asked to cancel a request here
+    asked     answers for this side
     on_ready  told that the other end takes requests
     on_drain  told to drain
     """
@@ -54,14 +63,14 @@ class Control:
     def __init__(
         self,
         *,
-        cancel: Callable[[str], Awaitable[bool]],
+        asked: Asked,
         on_ready: Callable[[], None] | None = None,
         on_drain: Callable[[], None] | None = None,
     ) -> None:
-        self._cancel = cancel
+        self._asked = asked
         self._on_ready = on_ready
         self._on_drain = on_drain
-        self._calls: dict[int, asyncio.Future[bool]] = {}
+        self._calls: dict[int, asyncio.Future[int | None]] = {}
         self._numbers = itertools.count()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[bytes] = []
@@ -90,22 +99,22 @@ class Control:
         elif not self._has_ended:
             self._writer.write(line)
 
-    async def cancel(self, request_id: str) -> bool:
-        """Ask the other end to cancel a request; False when it does not have it, or is gone."""
+    async def ask(self, question: Question, id: str) -> int | None:
+        """The worker on the other side that has what is asked about; None when there is none, or that side is gone."""
         if self._has_ended:
-            return False
+            return None
         number = next(self._numbers)
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
-        self.tell(Cancel(number, request_id))
+        self.tell(Ask(number, question, id))
         try:
             await asyncio.wait([answer])
-            return not answer.cancelled() and answer.result()
+            return None if answer.cancelled() else answer.result()
         finally:
             del self._calls[number]
 
-    async def _answer_cancel(self, call: int, request_id: str) -> None:
-        self.tell(Cancelled(call, await self._cancel(request_id)))
+    async def _answer(self, call: int, question: Question, id: str) -> None:
+        self.tell(Answer(call, await self._asked(question, id)))
 
     def _obey(self, message: Message, tasks: TaskGroup) -> None:
         match message:
@@ -115,13 +124,13 @@ class Control:
             case Drain():
                 if self._on_drain is not None:
                     self._on_drain()
-            case Cancel(call, request_id):
+            case Ask(call, question, id):
                 # Beside the reading: the answer may have to come from a third process, through this very loop.
-                tasks.start_soon(self._answer_cancel, call, request_id)
-            case Cancelled(call, found):
+                tasks.start_soon(self._answer, call, question, id)
+            case Answer(call, worker):
                 answer = self._calls.get(call)
                 if answer is not None and not answer.done():
-                    answer.set_result(found)
+                    answer.set_result(worker)
 
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:

@@ -5,6 +5,7 @@ Lives on one API worker's event loop.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import ssl
@@ -18,6 +19,7 @@ import msgspec
 import uvicorn
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from streamserve.engine.launch import listening_socket
 from streamserve.errors import ConfigError
 from streamserve.server.http_protocol import RequestProtocol
 from streamserve.server.ws.protocol import SocketProtocol
@@ -67,6 +69,15 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
+
+    async def open_door(self, path: str) -> None:
+        """Serve on an AF_UNIX socket at `path`, too, that only this user may connect to; for a server that has started."""
+        config, state = self.config, self.server_state
+        door = await asyncio.get_running_loop().create_unix_server(
+            lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
+            sock=listening_socket(path),
+        )
+        self.servers.append(door)
 
     async def on_tick(self, counter: int) -> bool:
         if self._on_buffered is not None and counter % BUFFER_TICKS == 0:

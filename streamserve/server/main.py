@@ -25,11 +25,13 @@ from streamserve.engine.supervision import keep_running
 from streamserve.errors import StreamserveError
 from streamserve.server.api_worker import ApiWorker, read_tokenizer, remote_engine
 from streamserve.server.config import ServerConfig
+from streamserve.server.control import Question
 from streamserve.server.http_server import Listen, bind
 from streamserve.server.metrics import Metrics
+from streamserve.server.neighbours import Neighbours, door_of
 from streamserve.server.timeline import Timeline
 from streamserve.server.worker_process import WorkerLaunch
-from streamserve.server.workers import END_TIMEOUT_S, WorkerProcess, cancel_anywhere
+from streamserve.server.workers import END_TIMEOUT_S, WorkerProcess, ask_each
 from streamserve.text.preparation import default_sampling_params
 from streamserve.types import EngineInfo
 
@@ -95,7 +97,13 @@ class Server:
     def _first_worker(self, listen: Listen, memory_fd: int) -> ApiWorker:
         config, workers = self._options.server, self._options.workers
         metrics = Metrics(config.model_names[0], memory_fd=memory_fd, workers=workers)
-        return ApiWorker(config, listen, metrics=metrics, cancel_elsewhere=partial(cancel_anywhere, self._workers))
+        ask = partial(ask_each, self._workers)
+        neighbours = Neighbours(ask, self._door) if workers > 1 else None
+        return ApiWorker(config, listen, metrics=metrics, neighbours=neighbours)
+
+    def _door(self, worker: int) -> str:
+        assert self._process is not None, "nothing is kept before there is an engine"
+        return door_of(self._process.address, worker)
 
     async def _serve(
         self, first: ApiWorker, listening: socket.socket, listen: Listen, memory_fd: int, watching: TaskGroup
@@ -148,11 +156,12 @@ class Server:
     def _start_workers(self, launch: WorkerLaunch, first: ApiWorker, watching: TaskGroup) -> None:
         for number in range(1, self._options.workers):
 
-            async def cancel(request_id: str, number: int = number) -> bool:
-                others = [worker for worker in self._workers if worker.worker != number]
-                return first.service.live.abort(request_id) or await cancel_anywhere(others, request_id)
+            async def asked(question: Question, id: str, number: int = number) -> int | None:
+                if first.service.has(question, id):
+                    return 0
+                return await ask_each([worker for worker in self._workers if worker.worker != number], question, id)
 
-            worker = WorkerProcess(msgspec.structs.replace(launch, worker=number), cancel=cancel)
+            worker = WorkerProcess(msgspec.structs.replace(launch, worker=number), asked=asked)
             self._workers.append(worker)
             watching.start_soon(self._watch_worker, worker)
 
@@ -164,6 +173,8 @@ class Server:
         assert self._process is not None
         watching.start_soon(self._watch_engine, self._engine, self._process)
         self._tell_of_engine(info)
+        if self._workers:
+            await first.open_door(door_of(launch.engine_address, launch.worker))
         for worker in self._workers:
             await worker.ready.wait()
 

@@ -6,7 +6,7 @@ Lives on the worker's event loop. Endpoints get it by injection; nothing of it i
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,11 +16,13 @@ from anyio.abc import TaskGroup
 from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
 from streamserve.server.config import ServerConfig
+from streamserve.server.control import Question
 from streamserve.server.flusher import Flusher
 from streamserve.server.kept import Kept
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.live import LiveRequests, answer_ids
 from streamserve.server.metrics import Metrics
+from streamserve.server.neighbours import Neighbours
 from streamserve.server.parameters import Limits
 from streamserve.server.producer import Producer
 from streamserve.server.responses.record import ResponseRecord
@@ -45,8 +47,8 @@ HEARTBEAT_LIMIT_S = 30.0
 class Service:
     """One API worker's share of the server.
 
-    tracer            makes a span of every request; None for no traces
-    cancel_elsewhere  asks the other API workers to cancel a request that is not answered here
+    tracer      makes a span of every request; None for no traces
+    neighbours  the other API workers; None when there are none
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Service:
         *,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
-        cancel_elsewhere: Callable[[str], Awaitable[bool]] | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.config = config
         self.lifecycle = Lifecycle()
@@ -70,7 +72,7 @@ class Service:
             ttl_s=config.response_ttl_s, max_items=MAX_RESPONSES, max_bytes=MAX_RESPONSE_BYTES
         )
         self._tasks: TaskGroup | None = None
-        self._cancel_elsewhere = cancel_elsewhere
+        self.neighbours = neighbours
         self._frontend: Frontend | None = None
         self._limits: Limits | None = None
 
@@ -175,7 +177,15 @@ class Service:
         """Cancel a request wherever it is answered; False when it is not running."""
         if self.live.abort(request_id):
             return True
-        return self._cancel_elsewhere is not None and await self._cancel_elsewhere(request_id)
+        return self.neighbours is not None and await self.neighbours.cancel(request_id)
+
+    async def door_to(self, response_id: str) -> str | None:
+        """The door of another API worker that keeps a response or the events of a stream; None when none does."""
+        return None if self.neighbours is None else await self.neighbours.door_to(response_id)
+
+    def has(self, question: Question, id: str) -> bool:
+        """What this worker answers when others ask."""
+        return self.live.abort(id) if question == "cancel" else self.producer_of(id) is not None
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, end the rest after `timeout_s` with an error event."""

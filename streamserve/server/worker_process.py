@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,10 +21,11 @@ from streamserve.engine.paths import decode_with_paths
 from streamserve.engine.remote import RemoteEngine
 from streamserve.server.api_worker import ApiWorker, read_tokenizer, remote_engine
 from streamserve.server.config import ServerConfig
-from streamserve.server.control import Control, Ready
+from streamserve.server.control import Control, Question, Ready
 from streamserve.server.http_server import Listen, join
 from streamserve.server.logs import configure
 from streamserve.server.metrics import Metrics
+from streamserve.server.neighbours import Neighbours, door_of
 
 
 class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,8 +61,13 @@ async def serve(launch: WorkerLaunch) -> None:
         launch.server_config.model_names[0], memory_fd=launch.metrics_fd, worker=launch.worker, workers=launch.workers
     )
     drained = anyio.Event()
-    here = Control(cancel=lambda request_id: _cancel(worker, request_id), on_drain=drained.set)
-    worker = ApiWorker(launch.server_config, launch.listen, metrics=metrics, cancel_elsewhere=here.cancel)
+
+    async def asked(question: Question, id: str) -> int | None:
+        return launch.worker if worker.service.has(question, id) else None
+
+    here = Control(asked=asked, on_drain=drained.set)
+    neighbours = Neighbours(here.ask, partial(door_of, launch.engine_address))
+    worker = ApiWorker(launch.server_config, launch.listen, metrics=metrics, neighbours=neighbours)
     engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config)
     try:
         async with anyio.create_task_group() as tasks:
@@ -69,15 +76,11 @@ async def serve(launch: WorkerLaunch) -> None:
             await worker.connect(engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
             tasks.start_soon(_end_with_engine, engine, worker)
             tasks.start_soon(_drain_when_told, drained, worker)
-            tasks.start_soon(_tell_when_ready, here, worker)
+            tasks.start_soon(_tell_when_ready, here, worker, door_of(launch.engine_address, launch.worker))
             await worker.serve(join(launch.listen))
             tasks.cancel_scope.cancel()
     finally:
         await engine.stop()
-
-
-async def _cancel(worker: ApiWorker, request_id: str) -> bool:
-    return worker.service.live.abort(request_id)
 
 
 async def _obey_parent(here: Control, control_fd: int, scope: anyio.CancelScope) -> None:
@@ -85,8 +88,9 @@ async def _obey_parent(here: Control, control_fd: int, scope: anyio.CancelScope)
     scope.cancel()
 
 
-async def _tell_when_ready(here: Control, worker: ApiWorker) -> None:
+async def _tell_when_ready(here: Control, worker: ApiWorker, door: str) -> None:
     await worker.wait_started()
+    await worker.open_door(door)
     here.tell(Ready())
 
 

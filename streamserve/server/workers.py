@@ -6,14 +6,14 @@ Lives on the first worker's event loop.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import anyio
 import msgspec
 
 from streamserve.engine.child import start_module
 from streamserve.engine.paths import encode_with_paths
-from streamserve.server.control import Control, Drain
+from streamserve.server.control import Asked, Control, Drain, Question
 from streamserve.server.worker_process import WorkerLaunch
 
 END_TIMEOUT_S = 5.0
@@ -23,14 +23,14 @@ class WorkerProcess:
     """One further API worker.
 
     launch  with any `control_fd`: the pair is made here
-    cancel  asked by the worker to cancel a request anywhere else
+    asked   answers for all others when the worker asks
     """
 
-    def __init__(self, launch: WorkerLaunch, *, cancel: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(self, launch: WorkerLaunch, *, asked: Asked) -> None:
         self.worker = launch.worker
         self.ready = anyio.Event()
         self.ended = anyio.Event()
-        self.control = Control(cancel=cancel, on_ready=self.ready.set)
+        self.control = Control(asked=asked, on_ready=self.ready.set)
         ours, theirs = socket.socketpair()
         self._end = ours
         with theirs:
@@ -57,9 +57,9 @@ class WorkerProcess:
         self._child.wait()
 
 
-async def cancel_anywhere(workers: Sequence[WorkerProcess], request_id: str) -> bool:
-    """Ask these workers to cancel a request; False when none of them has it."""
+async def ask_each(workers: Sequence[WorkerProcess], question: Question, id: str) -> int | None:
+    """The first of these workers that has what is asked about; None when none of them has it."""
     for worker in workers:
-        if await worker.control.cancel(request_id):
-            return True
-    return False
+        if (found := await worker.control.ask(question, id)) is not None:
+            return found
+    return None

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from streamserve.server.control import Control, Drain, Ready
+from streamserve.server.control import Control, Drain, Question, Ready
 
 pytestmark = pytest.mark.anyio
 
@@ -25,28 +25,28 @@ async def connected(one: Control, other: Control) -> AsyncIterator[socket.socket
         tasks.cancel_scope.cancel()
 
 
-async def never(request_id: str) -> bool:
-    return False
+async def never(question: Question, id: str) -> int | None:
+    return None
 
 
-async def test_a_request_is_cancelled_where_it_is_answered() -> None:
-    asked: list[str] = []
+async def test_the_other_side_says_who_has_what_is_asked_about() -> None:
+    heard: list[tuple[Question, str]] = []
 
-    async def cancel(request_id: str) -> bool:
-        asked.append(request_id)
-        return request_id == "there"
+    async def asked(question: Question, id: str) -> int | None:
+        heard.append((question, id))
+        return 7 if id == "there" else None
 
-    here, there = Control(cancel=never), Control(cancel=cancel)
+    here, there = Control(asked=never), Control(asked=asked)
     async with connected(here, there):
-        assert await here.cancel("there")
-        assert not await here.cancel("nowhere")
-    assert asked == ["there", "nowhere"]
+        assert await here.ask("cancel", "there") == 7
+        assert await here.ask("find", "nowhere") is None
+    assert heard == [("cancel", "there"), ("find", "nowhere")]
 
 
 async def test_ends_tell_of_readiness_and_draining() -> None:
     ready, drained = anyio.Event(), anyio.Event()
-    here = Control(cancel=never, on_ready=ready.set)
-    there = Control(cancel=never, on_drain=drained.set)
+    here = Control(asked=never, on_ready=ready.set)
+    there = Control(asked=never, on_drain=drained.set)
     async with connected(here, there):
         there.tell(Ready())
         here.tell(Drain())
@@ -59,23 +59,23 @@ async def test_two_workers_may_ask_for_each_other_at_once_through_a_third() -> N
     """Each asks the middle one, which asks the other, which is asking itself."""
     gate = anyio.Event()
 
-    async def found_later(request_id: str) -> bool:
+    async def found_later(question: Question, id: str) -> int | None:
         await gate.wait()
-        return True
+        return 1
 
-    left, right = Control(cancel=found_later), Control(cancel=found_later)
+    left, right = Control(asked=found_later), Control(asked=found_later)
 
-    async def ask_right(request_id: str) -> bool:
-        return await to_right.cancel(request_id)
+    async def ask_right(question: Question, id: str) -> int | None:
+        return await to_right.ask(question, id)
 
-    async def ask_left(request_id: str) -> bool:
-        return await to_left.cancel(request_id)
+    async def ask_left(question: Question, id: str) -> int | None:
+        return await to_left.ask(question, id)
 
-    to_left, to_right = Control(cancel=ask_right), Control(cancel=ask_left)
-    found: list[bool] = []
+    to_left, to_right = Control(asked=ask_right), Control(asked=ask_left)
+    found: list[int | None] = []
 
     async def ask(worker: Control) -> None:
-        found.append(await worker.cancel("one"))
+        found.append(await worker.ask("find", "one"))
 
     async with connected(to_left, left), connected(to_right, right):
         with anyio.fail_after(5):
@@ -84,23 +84,23 @@ async def test_two_workers_may_ask_for_each_other_at_once_through_a_third() -> N
                 tasks.start_soon(ask, right)
                 await anyio.wait_all_tasks_blocked()
                 gate.set()
-    assert found == [True, True]
+    assert found == [1, 1]
 
 
 async def test_an_end_that_goes_leaves_no_question_open() -> None:
-    async def hang(request_id: str) -> bool:
+    async def hang(question: Question, id: str) -> int | None:
         await anyio.sleep_forever()
-        return True
+        return 1
 
-    here, there = Control(cancel=never), Control(cancel=hang)
-    found: list[bool] = []
+    here, there = Control(asked=never), Control(asked=hang)
+    found: list[int | None] = []
 
     async def ask() -> None:
-        found.append(await here.cancel("one"))
+        found.append(await here.ask("cancel", "one"))
 
     async with connected(here, there) as end, anyio.create_task_group() as tasks:
         tasks.start_soon(ask)
         await anyio.wait_all_tasks_blocked()
         end.shutdown(socket.SHUT_RDWR)
-    assert found == [False]
-    assert not await here.cancel("two")
+    assert found == [None]
+    assert await here.ask("cancel", "two") is None

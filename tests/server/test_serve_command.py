@@ -201,6 +201,8 @@ def test_workers_share_the_port_outlive_an_engine_and_die_with_the_last() -> Non
             'vllm:request_success_total{engine="0",finished_reason="length",model_name="demo"} 6.0'
             in httpx.get(f"{base_url}/metrics").text
         )
+        made = [make_response(base_url) for _ in range(3)]
+        assert {httpx.get(f"{base_url}/v1/responses/{id}").status_code for id in made * 4} == {200}
         assert [cancel_from_anywhere(base_url, f"job-{number}") for number in range(6)] == ["abort"] * 6
         endings = endings_when_the_engine_is_killed(server)
         assert all('"finish_reason":"length"' in last and done == "data: [DONE]" for last, done in endings)
@@ -213,13 +215,17 @@ def test_workers_share_the_port_outlive_an_engine_and_die_with_the_last() -> Non
         assert not any(map(is_running, [*children, *server.children]))
 
 
+def make_response(base_url: str) -> str:
+    return str(httpx.post(f"{base_url}/v1/responses", json={"input": "hi", "max_output_tokens": 1}, timeout=60).json()["id"])
+
+
 def endings_when_the_engine_is_killed(server: ServeProcess) -> list[list[str]]:
     """The last two events of each of four streams under which the engine is killed."""
     with ThreadPoolExecutor() as threads:
-        streams = [threads.submit(read_stream, server.base_url, max_tokens=300) for _ in range(4)]
+        streams = [threads.submit(read_stream, server.base_url, max_tokens=120) for _ in range(4)]
         wait_running(server.base_url, 4)
         os.kill(engine_of(server.children), signal.SIGKILL)
-        return [stream.result(timeout=60)[-2:] for stream in streams]
+        return [stream.result(timeout=120)[-2:] for stream in streams]
 
 
 def engine_of(children: list[int]) -> int:

@@ -17,6 +17,7 @@ from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
 from streamserve.server.http_server import Listen, http_server
+from streamserve.server.neighbours import Neighbours
 from streamserve.server.service import Service
 from streamserve.server.tracing import Tracer
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
@@ -45,13 +46,16 @@ async def live_server(
     defaults: dict[str, Any] | None = None,
     send_buffer: int | None = None,
     tracer: Tracer | None = None,
+    neighbours: Neighbours | None = None,
+    door: str | None = None,
     **config: Any,
 ) -> AsyncIterator[LiveServer]:
     """Serve `engine`; `config` are fields of `ServerConfig`.
 
-    defaults, send_buffer, tracer  as in `Service.attach`, `serving` and `Service`
+    defaults, tracer, neighbours  as in `Service`
+    send_buffer, door             as in `serving`
     """
-    service = Service(ServerConfig(**{"model_names": ["scripted"], **config}), tracer=tracer)
+    service = Service(ServerConfig(**{"model_names": ["scripted"], **config}), tracer=tracer, neighbours=neighbours)
     if ready:
         template = service.config.chat_template
         frontend = Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=template, next_seed=lambda: 7)
@@ -64,15 +68,18 @@ async def live_server(
         "pong_timeout_s": service.config.send_timeout_s + 5,
         "on_buffered": service.metrics.client_buffer_bytes.set,
     }
-    async with service.running(), serving(app, send_buffer=send_buffer, **limits) as port:
+    async with service.running(), serving(app, send_buffer=send_buffer, door=door, **limits) as port:
         yield LiveServer(app, service, engine, port)
 
 
 @asynccontextmanager
-async def serving(app: Any, *, root_path: str = "", send_buffer: int | None = None, **limits: Any) -> AsyncIterator[int]:
+async def serving(
+    app: Any, *, root_path: str = "", send_buffer: int | None = None, door: str | None = None, **limits: Any
+) -> AsyncIterator[int]:
     """Run an ASGI app under uvicorn; yields its port.
 
     send_buffer  bytes that the kernel holds for a client that does not read; megabytes when not given
+    door         the path of a further socket, for other workers
     limits       as in `http_server`
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -83,5 +90,7 @@ async def serving(app: Any, *, root_path: str = "", send_buffer: int | None = No
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])
             await server.listening.wait()
+            if door is not None:
+                await server.open_door(door)
             yield listening.getsockname()[1]
             server.should_exit = True

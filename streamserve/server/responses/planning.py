@@ -7,10 +7,11 @@ from uuid import uuid4
 
 import msgspec
 
-from streamserve.errors import InvalidParameter, InvalidRequest
+from streamserve.errors import InvalidParameter
 from streamserve.server.account import Account
 from streamserve.server.answering import Identity, begin_trace, new_usage, opener
 from streamserve.server.chat import plan_chat
+from streamserve.server.neighbours import NotKeptHere
 from streamserve.server.producer import FOR_EVER, Producer
 from streamserve.server.responses.items import Message, as_items, as_messages
 from streamserve.server.responses.record import ResponseRecord
@@ -20,7 +21,7 @@ from streamserve.server.service import Service
 from streamserve.server.wording import in_words_of, response_names
 
 
-class PreviousResponseNotFound(InvalidRequest):
+class PreviousResponseNotFound(NotKeptHere):
     """`previous_response_id` names nothing that is kept here."""
 
     code = "previous_response_not_found"
@@ -59,8 +60,7 @@ def _history(service: Service, previous_id: str | None) -> list[Message]:
     previous = service.responses.get(previous_id)
     if previous is None:
         raise PreviousResponseNotFound(
-            f"no response {previous_id!r} is kept here: it was not stored, has expired, or lives in another API worker",
-            param="previous_response_id",
+            previous_id, f"no response {previous_id!r} is kept: it was not stored, or has expired", param="previous_response_id"
         )
     if not previous.is_ended:
         raise InvalidParameter("previous_response_id", "that response is still being generated")

@@ -1,6 +1,7 @@
 """/v1/responses and what hangs below it.
 
-A response lives in the API worker that made it; with several workers only cancelling reaches every one of them.
+A response lives in the API worker that made it. What asks another worker about it by its path never comes here, but is sent on
+by a middleware (`forwarding`); what continues it is sent on from here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from litestar.types import ASGIApp
 from streamserve.errors import InvalidParameter
 from streamserve.server.answering import warning
 from streamserve.server.errors import NotFound
+from streamserve.server.forwarding import Forwarded
 from streamserve.server.json_response import json_response
+from streamserve.server.neighbours import NotKeptHere
 from streamserve.server.producer import Producer
 from streamserve.server.responses.answers import Headers, ResponseEvents, ResponseObject, WholeResponse
 from streamserve.server.responses.planning import plan_response
@@ -31,8 +34,15 @@ MAX_PAGE = 100
 @post("/v1/responses", status_code=200)
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
-    asked, ignored = decode(await request.body(), ResponseRequest)
-    record = await plan_response(service, asked)
+    body = await request.body()
+    asked, ignored = decode(body, ResponseRequest)
+    try:
+        record = await plan_response(service, asked)
+    except NotKeptHere as missing:
+        door = await service.door_to(missing.response_id)
+        if door is None:
+            raise
+        return Forwarded(door, body)
     headers: Headers = [(b"x-request-id", record.id.encode())]
     if ignored:
         headers.append((b"warning", warning(ignored)))
@@ -117,7 +127,7 @@ def _find(service: Service, response_id: str) -> ResponseRecord:
 
 
 def _not_found(response_id: str) -> NotFound:
-    return NotFound(f"no response {response_id!r} is kept here: it was not stored, has expired, or lives in another API worker")
+    return NotFound(f"no response {response_id!r} is kept: it was not stored, or has expired")
 
 
 def _choice(request: Request[Any, Any, Any], name: str, choices: tuple[str, ...]) -> str:

@@ -16,6 +16,17 @@ from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.server.errors import error_object
 
 MAX_STREAM_ID = 64
+TERMINAL = frozenset(
+    {
+        "chat.completion.done",
+        "completion.done",
+        "response.completed",
+        "response.failed",
+        "response.incomplete",
+        "error",
+    }
+)
+"""Types of the messages that end a stream."""
 
 
 def parse(text: str) -> dict[str, Any] | None:

@@ -134,9 +134,8 @@ class StreamSocket:
     def _obey(self, message: dict[str, Any], streams: Streams) -> None:
         kind = message.pop("type", None)
         try:
-            create = self._creates.get(kind) if isinstance(kind, str) else None
-            if create is not None:
-                self._create(message, streams, create, names_stream=kind != "response.create")
+            if isinstance(kind, str) and (create := self._creates.get(kind)) is not None:
+                self._create(kind, message, streams, create)
             elif kind == "response.resume":
                 self._resume(message, streams)
             elif kind == "response.cancel":
@@ -151,11 +150,11 @@ class StreamSocket:
             self._service.metrics.reject(refusal)
             self._writer.say(error_message(refusal))
 
-    def _create(self, body: dict[str, Any], streams: Streams, create: Create, *, names_stream: bool) -> None:
-        stream_id = stream_id_of(body, required=names_stream)
+    def _create(self, kind: str, body: dict[str, Any], streams: Streams, create: Create) -> None:
+        stream_id = stream_id_of(body, required=kind != "response.create")
         body.pop("stream_id", None)
         try:
-            streams.create(stream_id, partial(create, self._service, body))
+            streams.create(stream_id, partial(create, self._service, dict(body)), {"type": kind, **body})
         except TooManyStreams as error:
             self._service.metrics.reject(error)
             self._writer.say(error_message(error, stream_id))

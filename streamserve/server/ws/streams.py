@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
-from streamserve.errors import QueueFull, RequestAborted
+from streamserve.errors import QueueFull, RequestAborted, StreamserveError
 from streamserve.server.errors import NotFound, guarded
 from streamserve.server.event_log import ResumeGap
+from streamserve.server.neighbours import NotKeptHere
 from streamserve.server.producer import Producer
 from streamserve.server.service import Service
+from streamserve.server.ws.foreign import ForeignRelay
 from streamserve.server.ws.messages import error_message
 from streamserve.server.ws.writer import Relay, SocketWriter
 
 Begin = Callable[[], Awaitable[Producer]]
 """Checks a request and gives the producer that will answer it, not yet run."""
+
+Message = Mapping[str, Any]
 
 WAITING_PER_STREAM = 4
 """Creates that may wait behind others, per stream that a socket may have."""
@@ -41,12 +46,12 @@ class _Lane:
     def __init__(self, stream_id: str | None) -> None:
         self.stream_id = stream_id
         self.jobs: deque[Callable[[_Lane], Awaitable[None]]] = deque()
-        self.producer: Producer | None = None
+        self.abort: Callable[[], None] | None = None
         self.is_cancelled = False
 
     def cancel(self) -> None:
-        if self.producer is not None:
-            self.producer.abort()
+        if self.abort is not None:
+            self.abort()
         else:
             self.is_cancelled = True
 
@@ -82,9 +87,12 @@ class Streams:
         """Whether more waits than a client in its right mind would send."""
         return sum(len(lane.jobs) for lane in self._lanes.values()) > WAITING_PER_STREAM * self._max_streams
 
-    def create(self, stream_id: str | None, begin: Begin) -> None:
-        """Start a stream, after those before it with the same id. Raises `TooManyStreams`."""
-        self._enqueue(stream_id, functools.partial(self._create, begin=begin))
+    def create(self, stream_id: str | None, begin: Begin, message: Message) -> None:
+        """Start a stream, after those before it with the same id. Raises `TooManyStreams`.
+
+        message  what asks for it, in case another API worker must be asked
+        """
+        self._enqueue(stream_id, functools.partial(self._create, begin=begin, message=message))
 
     def resume(self, stream_id: str | None, response_id: str, starting_after: int) -> None:
         """Go on with a stream that another socket began; as `create`."""
@@ -123,8 +131,12 @@ class Streams:
         if not self._lanes:
             self._on_idle()
 
-    async def _create(self, lane: _Lane, begin: Begin) -> None:
-        producer = await begin()
+    async def _create(self, lane: _Lane, begin: Begin, message: Message) -> None:
+        try:
+            producer = await begin()
+        except NotKeptHere as missing:
+            await self._relay_foreign(lane, missing.response_id, message, missing)
+            return
         if lane.is_cancelled:
             raise RequestAborted("the request was cancelled")
         with self._running(lane, producer), Relay(self._writer, producer.log, 0, lane.stream_id) as relay:
@@ -134,13 +146,33 @@ class Streams:
     async def _resume(self, lane: _Lane, response_id: str, number: int) -> None:
         producer = self._service.producer_of(response_id)
         if producer is None:
-            raise ResumeGap("no events of this response are kept here")
+            message = {"type": "response.resume", "response_id": response_id, "starting_after": number - 1}
+            await self._relay_foreign(lane, response_id, message, ResumeGap("no events of this response are kept"))
+            return
         with self._running(lane, producer), Relay(self._writer, producer.log, number, lane.stream_id) as relay:
             await relay.wait_sent()
 
+    async def _relay_foreign(self, lane: _Lane, response_id: str, message: Message, missing: StreamserveError) -> None:
+        """Have the API worker that keeps a response make this stream. Raises `missing` when none does."""
+        door = await self._service.door_to(response_id)
+        if door is None:
+            raise missing
+        if lane.is_cancelled:
+            raise RequestAborted("the request was cancelled")
+        relay = ForeignRelay(self._writer, lane.stream_id, door, self._service.config.api_keys)
+
+        def abort() -> None:
+            self._tasks.start_soon(relay.cancel)
+
+        lane.abort = abort
+        try:
+            await relay.run(message)
+        finally:
+            lane.abort = None
+
     @contextmanager
     def _running(self, lane: _Lane, producer: Producer) -> Iterator[None]:
-        lane.producer = producer
+        lane.abort = producer.abort
         self._service.metrics.ws_streams.add(1)
         try:
             yield
@@ -149,7 +181,7 @@ class Streams:
                 self._service.metrics.disconnects.add(1, self._phase(producer))
             raise
         finally:
-            lane.producer = None
+            lane.abort = None
             self._service.metrics.ws_streams.add(-1)
 
     def _phase(self, producer: Producer) -> str:

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import anyio
 import orjson
@@ -25,6 +25,18 @@ MAX_SAID = 64
 """Answers outside of streams that may wait; beyond, the client is not listened to."""
 
 
+class Turn(Protocol):
+    """One stream of a socket, which asks for a turn whenever it has something to say."""
+
+    def next_message(self) -> str | None:
+        """The message whose turn it is, if there is one."""
+        ...
+
+    def settle(self) -> None:
+        """The message is out: queue again, or be done."""
+        ...
+
+
 class SocketWriter:
     """See the module.
 
@@ -34,7 +46,7 @@ class SocketWriter:
     def __init__(self, send: Send) -> None:
         self._send_event = send
         self._said: deque[str] = deque()
-        self._turns: deque[Relay] = deque()
+        self._turns: deque[Turn] = deque()
         self._wake = Wake()
         self._room = anyio.Event()
         self.sending_since: float | None = None
@@ -68,7 +80,7 @@ class SocketWriter:
         while self._said:
             await self._send(self._said.popleft())
 
-    def queue(self, relay: Relay) -> None:
+    def queue(self, relay: Turn) -> None:
         """Give a stream its turn."""
         self._turns.append(relay)
         self._wake.set()

@@ -1,0 +1,111 @@
+"""A stream of a socket that another API worker makes: asked for through that worker's door, its messages passed on as they are.
+
+One per such stream, in a task of the socket's own group. A client that lags holds it back like any other stream: few messages
+are kept here, and the connection between the workers does the rest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from websockets.asyncio.client import ClientConnection, unix_connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
+from streamserve.errors import StreamFailed
+from streamserve.server.wake import Wake
+from streamserve.server.ws.messages import TERMINAL
+from streamserve.server.ws.writer import SocketWriter
+
+WINDOW = 16
+"""Messages that may wait here for their turns."""
+
+_PATH = "ws://neighbour/v1/ws"
+
+
+class ForeignRelay:
+    """See the module.
+
+    door      of the worker that is asked
+    api_keys  of the server; the client has shown one of them already
+    """
+
+    def __init__(self, writer: SocketWriter, stream_id: str | None, door: str, api_keys: Sequence[str]) -> None:
+        self._writer = writer
+        self._name = {} if stream_id is None else {"stream_id": stream_id}
+        self._door = door
+        self._headers = {"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
+        self._messages: deque[str] = deque()
+        self._is_queued = False
+        self._room = Wake()
+        self._socket: ClientConnection | None = None
+        self._is_cancelled = False
+
+    async def run(self, message: Mapping[str, Any]) -> None:
+        """Ask with `message`, and return once the stream's ending has been sent to the client.
+
+        Raises `StreamFailed` when the other worker goes away.
+        """
+        try:
+            async with unix_connect(
+                self._door, uri=_PATH, additional_headers=self._headers, compression=None, max_size=None
+            ) as socket:
+                try:
+                    await self._ask(socket, message)
+                    await self._pass_on(socket)
+                finally:
+                    # Now: a task that is cancelled can't wait for a closing handshake.
+                    socket.transport.abort()
+        except (OSError, WebSocketException) as error:
+            raise StreamFailed("the API worker that makes this response is gone") from error
+
+    async def cancel(self) -> None:
+        """Have the stream end as cancelled; its ending is passed on."""
+        self._is_cancelled = True
+        if self._socket is not None:
+            await self._send_cancel(self._socket)
+
+    async def _ask(self, socket: ClientConnection, message: Mapping[str, Any]) -> None:
+        await socket.send(orjson.dumps({**message, **self._name}).decode())
+        self._socket = socket
+        if self._is_cancelled:
+            await self._send_cancel(socket)
+
+    async def _send_cancel(self, socket: ClientConnection) -> None:
+        with suppress(ConnectionClosed):
+            await socket.send(orjson.dumps({"type": "response.cancel", **self._name}).decode())
+
+    async def _pass_on(self, socket: ClientConnection) -> None:
+        async for text in socket:
+            assert isinstance(text, str), "a stream is made of text"
+            self._messages.append(text)
+            self._become_ready()
+            if orjson.loads(text)["type"] in TERMINAL:
+                break
+            await self._wait_until_fewer_than(WINDOW)
+        else:
+            raise ConnectionClosed(None, None)
+        await self._wait_until_fewer_than(1)
+
+    async def _wait_until_fewer_than(self, count: int) -> None:
+        while len(self._messages) >= count:
+            await self._room.wait()
+
+    def next_message(self) -> str | None:
+        """The message whose turn it is, if there is one."""
+        return self._messages.popleft() if self._messages else None
+
+    def settle(self) -> None:
+        """The message is out: queue again, or wait for the next."""
+        self._is_queued = False
+        self._room.set()
+        if self._messages:
+            self._become_ready()
+
+    def _become_ready(self) -> None:
+        if not self._is_queued:
+            self._is_queued = True
+            self._writer.queue(self)
