@@ -117,6 +117,23 @@ def test_an_answer_goes_on_where_the_line_was_cut(stage: SetStage, open_page: Op
     assert scene.engine.aborted == []
 
 
+def test_stop_counts_while_the_line_is_down(stage: SetStage, open_page: Open) -> None:
+    scene = stage()
+    page = open_page(scene.url)
+    page.ask("hello")
+    [sequence] = scene.sequences()
+    scene.say(sequence, "abc")
+    page.wait_for_answer("abc")
+    page.script(
+        "new MutationObserver((_, seen) => { seen.disconnect(); document.getElementById('stop').click(); })"
+        ".observe(document.getElementById('connection'), { attributes: true })"
+    )
+    scene.drop()
+    assert scene.aborts() == [sequence]
+    page.until(lambda: not page.is_streaming)
+    assert page.answers == ["abc"]
+
+
 def test_parameters_reach_the_engine(stage: SetStage, open_page: Open) -> None:
     scene = stage(text_reply("fine"))
     page = open_page(scene.url)

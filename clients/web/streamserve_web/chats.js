@@ -33,8 +33,16 @@ export class Chats {
     this.save();
   }
 
+  // The latest fifty, or as many of them as the browser has room for.
   save() {
-    localStorage.setItem(STORE, JSON.stringify(this.list.slice(0, 50)));
+    for (let kept = this.list.slice(0, 50); kept.length > 0; kept = kept.slice(0, kept.length >> 1)) {
+      try {
+        localStorage.setItem(STORE, JSON.stringify(kept));
+        return;
+      } catch {
+        // Full: keep fewer.
+      }
+    }
   }
 }
 

@@ -18,17 +18,22 @@ export class StreamSocket {
 
   // Start a chat stream. listener: { chunk(data), done(status), failed(error) }; exactly one of the last two is called, once.
   create(streamId, body, listener) {
-    this.streams.set(streamId, { listener, responseId: null, next: 0, isSent: false, body });
+    this.streams.set(streamId, { listener, responseId: null, next: 0, isSent: false, isCancelled: false, body });
     this.sendCreate(streamId);
   }
 
+  // While the line is down the wish is kept, and said once it is back.
   cancel(streamId) {
-    if (this.streams.has(streamId)) this.send({ type: "response.cancel", stream_id: streamId });
+    const stream = this.streams.get(streamId);
+    if (!stream) return;
+    stream.isCancelled = true;
+    this.sendCancel(streamId);
   }
 
   reconnect() {
     this.pauseMs = FIRST_PAUSE_MS;
     clearTimeout(this.retry);
+    clearInterval(this.ping);
     const old = this.socket;
     this.connect();
     old?.close();
@@ -46,9 +51,13 @@ export class StreamSocket {
       this.pauseMs = FIRST_PAUSE_MS;
       this.onState("connected");
       this.resumeStreams();
-      this.ping = setInterval(() => this.send({ type: "ping" }), PING_MS);
+      this.isQuiet = false;
+      this.ping = setInterval(() => this.checkLine(), PING_MS);
     };
-    socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
+    socket.onmessage = ({ data }) => {
+      this.isQuiet = false;
+      this.receive(JSON.parse(data));
+    };
     socket.onclose = ({ code }) => {
       if (this.socket !== socket) return; // replaced by reconnect()
       clearInterval(this.ping);
@@ -57,6 +66,13 @@ export class StreamSocket {
       if (!wasOpen) this.checkKey();
       this.pauseMs = Math.min(2 * this.pauseMs, LONGEST_PAUSE_MS);
     };
+  }
+
+  // A line that died without a word, as one does when a laptop sleeps, shows by a ping that brings nothing back.
+  checkLine() {
+    if (this.isQuiet) return this.reconnect();
+    this.isQuiet = true;
+    this.send({ type: "ping" });
   }
 
   // A browser does not say why an upgrade was refused: ask over HTTP.
@@ -75,7 +91,12 @@ export class StreamSocket {
       if (!stream.isSent) this.sendCreate(streamId);
       else if (stream.responseId === null) this.fail(streamId, { code: "resume_gap", message: "" });
       else this.send({ type: "response.resume", response_id: stream.responseId, starting_after: stream.next - 1, stream_id: streamId });
+      if (stream.isCancelled) this.sendCancel(streamId);
     }
+  }
+
+  sendCancel(streamId) {
+    this.send({ type: "response.cancel", stream_id: streamId });
   }
 
   sendCreate(streamId) {

@@ -120,13 +120,14 @@ class Streams:
 
     async def _serve(self, lane: _Lane) -> None:
         while lane.jobs:
-            lane.is_cancelled = False
             try:
                 await lane.jobs.popleft()(lane)
             except Exception as error:
                 refusal = guarded(error, lane.stream_id or "-")
                 self._service.metrics.reject(refusal)
                 self._writer.say(error_message(refusal, lane.stream_id))
+            # Not before: a cancel that comes on the heels of its create is there before the job has begun.
+            lane.is_cancelled = False
         del self._lanes[lane.stream_id]
         if not self._lanes:
             self._on_idle()
@@ -173,6 +174,8 @@ class Streams:
     @contextmanager
     def _running(self, lane: _Lane, producer: Producer) -> Iterator[None]:
         lane.abort = producer.abort
+        if lane.is_cancelled:
+            producer.abort()
         self._service.metrics.ws_streams.add(1)
         try:
             yield

@@ -57,6 +57,38 @@ async def test_cancelling_before_admission_ends_the_stream_and_frees_what_was_as
         assert await engine.aborts() == await engine.sequences()
 
 
+async def test_a_cancel_may_come_on_the_heels_of_its_create() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server, session(server.port) as client:
+        create = {"type": "completion.create", "stream_id": "s", "prompt": "x"}
+        for message in (create, {"type": "response.cancel", "stream_id": "s"}):
+            await client.send(message)
+        assert (await client.ending("s"))["error"]["code"] == "aborted"
+
+
+async def test_a_cancel_may_come_on_the_heels_of_a_resume() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server:
+        async with session(server.port) as client:
+            await client.chat("s", resumable=True)
+            [sequence] = await engine.sequences()
+            engine.say(sequence, "part")
+            last = await client.chunk("s", "part")
+        async with session(server.port) as client:
+            for message in (
+                {
+                    "type": "response.resume",
+                    "stream_id": "s",
+                    "response_id": last["data"]["id"],
+                    "starting_after": last["sequence_number"],
+                },
+                {"type": "response.cancel", "stream_id": "s"},
+            ):
+                await client.send(message)
+            assert (await client.ending("s"))["status"] == "cancelled"
+        assert engine.aborted == [sequence]
+
+
 async def test_cancelling_what_does_not_run_is_told_without_ending_any_stream() -> None:
     async with live_server(ScriptedEngine()) as server, session(server.port) as client:
         for target in ({"stream_id": "none"}, {"response_id": "none"}):
