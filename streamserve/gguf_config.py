@@ -30,6 +30,8 @@ LLAMA3_SCALING: dict[str, float] = {"low_freq_factor": 1.0, "high_freq_factor": 
 GEMMA3_PATTERN = 6
 """Every sixth layer of Gemma 3 sees everything, the others a window."""
 
+EMBEDDING = "token_embd.weight"
+
 _FLOATS = {"F32": "float32", "F16": "float16"}
 
 
@@ -43,6 +45,8 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         raise ModelNotSupported(
             f"{file.path}: GGUF architecture {name!r} is not supported; supported: {', '.join(sorted(ARCHITECTURES))}"
         )
+    if EMBEDDING not in file.tensors:
+        raise ModelNotSupported(f"{file.path}: holds no {EMBEDDING}, so it is a vocabulary or an adapter and no model")
     keys = _Keys(file, name)
     if keys.get("expert_count", 0):
         raise ModelNotSupported(f"{file.path}: mixture-of-experts models are not supported")
@@ -51,7 +55,7 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         "architectures": [architecture],
         "model_type": model_type,
         "dtype": _dtype(file),
-        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "vocab_size": file.tensors[EMBEDDING].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
         **_shape(keys),
         **_special_tokens(file),
@@ -79,9 +83,14 @@ class _Keys:
         return self.file.metadata.get(self._prefix + key, default)
 
     def need(self, key: str) -> Any:
+        """A number that the architecture can't do without, the same for all layers."""
         value = self.get(key)
         if value is None:
             raise ModelNotSupported(f"{self.file.path}: the header lacks {self._prefix}{key}")
+        if not isinstance(value, int | float):
+            raise ModelNotSupported(
+                f"{self.file.path}: {self._prefix}{key} differs from layer to layer, which is not supported"
+            )
         return value
 
 
@@ -93,7 +102,7 @@ def _shape(keys: _Keys) -> dict[str, Any]:
         "num_hidden_layers": keys.need("block_count"),
         "intermediate_size": keys.need("feed_forward_length"),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.get("attention.head_count_kv", heads),
+        "num_key_value_heads": heads if keys.get("attention.head_count_kv") is None else keys.need("attention.head_count_kv"),
         "head_dim": keys.get("attention.key_length", hidden // heads),
         "rms_norm_eps": keys.need("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": keys.need("context_length"),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from streamserve.errors import ModelNotSupported
+from streamserve.errors import ConfigError, ModelNotSupported
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -70,17 +70,23 @@ class GgufFile:
 def open_gguf(path: Path) -> GgufFile:
     """Parse the header of a .gguf file and map its tensors.
 
-    Raises `ModelNotSupported` when it is no GGUF, of another version, damaged, or one part of a split model.
+    Raises `ModelNotSupported` when it is no GGUF, of another version, damaged, or one part of a split model, and `ConfigError`
+    when it can't be read.
     """
-    with path.open("rb") as file:
-        data = mmap(file.fileno(), 0, access=ACCESS_READ)
     try:
+        with path.open("rb") as file:
+            data = mmap(file.fileno(), 0, access=ACCESS_READ)
         metadata, tensors = _parse_header(data)
-    except (struct.error, UnicodeDecodeError, ValueError, KeyError) as error:
+        is_part = metadata.get("split.count", 1) > 1
+        is_cut_off = any(tensor.offset + tensor.num_bytes > len(data) for tensor in tensors.values())
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror or error}") from error
+    # What a damaged header makes of lengths and types can go wrong in any of these ways.
+    except (struct.error, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise ModelNotSupported(f"{path}: damaged or unknown GGUF header ({error}); download the file again") from error
-    if metadata.get("split.count", 1) > 1:
+    if is_part:
         raise ModelNotSupported(f"{path}: one part of a split GGUF; join the parts with llama-gguf-split --merge first")
-    if any(tensor.offset + tensor.num_bytes > len(data) for tensor in tensors.values()):
+    if is_cut_off:
         raise ModelNotSupported(f"{path}: the file ends before its last tensor; download it again")
     return GgufFile(path, metadata, tensors, np.frombuffer(data, dtype=np.uint8))
 

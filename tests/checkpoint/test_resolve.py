@@ -163,6 +163,8 @@ def test_the_header_reads_like_the_gguf_packages_own_reader() -> None:
         (lambda data: data[:4] + struct.pack("<I", 9) + data[8:], "version 9"),
         (lambda data: data[:100], "damaged or unknown"),
         (lambda data: data[:-200], "ends before its last tensor"),
+        (lambda data: b"", "damaged or unknown"),
+        (lambda data: data.replace(b"general.architecture\x08\0\0\0", b"general.architecture\x63\0\0\0"), "damaged or unknown"),
     ],
 )
 def test_a_damaged_gguf_is_refused(tmp_path: Path, damage: object, said: str) -> None:
@@ -178,6 +180,7 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, damage: object, said: str) ->
         ("mamba", {}, "'mamba' is not supported; supported: gemma3, llama, phi3, qwen2, qwen3"),
         ("llama", {"llama__expert_count": 8}, "mixture-of-experts"),
         ("llama", {"split__count": 2}, "split GGUF"),
+        ("llama", {"general__alignment": 0}, "damaged or unknown"),
     ],
 )
 def test_ggufs_that_are_not_built_are_refused_by_name(
