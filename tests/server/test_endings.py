@@ -126,7 +126,7 @@ async def test_a_fault_of_our_own_in_the_middle_is_an_error_event_without_detail
     async with live_server(engine) as server, request(server.port, "POST", "/v1/completions", COMPLETION) as response:
         [sequence] = await engine.sequences()
         engine.say(sequence, "a")
-        engine.generate(sequence, TokenDelta(["no token id"]))  # type: ignore[list-item]
+        engine.generate(sequence, TokenDelta([97], logprobs=["no logprobs"]))  # type: ignore[list-item]
         _, error = ending(await response.body())
         assert await engine.aborts() == [sequence]
     assert error["type"] == "internal_error"
