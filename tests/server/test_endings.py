@@ -130,7 +130,7 @@ async def test_a_fault_of_our_own_in_the_middle_is_an_error_event_without_detail
         _, error = ending(await response.body())
         assert await engine.aborts() == [sequence]
     assert error["type"] == "internal_error"
-    assert "no token id" not in error["message"]
+    assert "no logprobs" not in error["message"]
 
 
 async def test_a_stop_string_ends_the_choice_and_aborts_its_sequence() -> None:
