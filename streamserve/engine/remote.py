@@ -161,12 +161,10 @@ class RemoteEngine:
             await asyncio.sleep(KNOCK_S)
             try:
                 self._info = await self._connection.connect(self._address)
-            except EngineDead:
+            except StreamserveError:
+                # Not there yet, or there and unable to start: whoever starts it may try again.
                 if not self._may_come_back():
                     self._give_up(reason)
-            except StreamserveError as error:
-                # It is there, and says that it can't start.
-                self._give_up(error)
             else:
                 self._is_away = False
                 self._hand_over(reason)

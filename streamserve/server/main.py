@@ -171,7 +171,7 @@ class Server:
         self._engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config)
         info = await first.connect(self._engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
         assert self._process is not None
-        watching.start_soon(self._watch_engine, self._engine, self._process)
+        watching.start_soon(self._watch_engine, self._engine, self._process, first.service.metrics)
         self._tell_of_engine(info)
         if self._workers:
             await first.open_door(door_of(launch.engine_address, launch.worker))
@@ -226,15 +226,16 @@ class Server:
             self._process.stop(timeout_s=0)
         os._exit(status)
 
-    async def _watch_engine(self, engine: RemoteEngine, process: EngineProcess) -> None:
+    async def _watch_engine(self, engine: RemoteEngine, process: EngineProcess, metrics: Metrics) -> None:
         restarts = self._options.server.max_engine_restarts
-        status = await keep_running(process, max_restarts=restarts, on_restart=self._tell_of_restart)
+        status = await keep_running(process, max_restarts=restarts, on_restart=partial(self._tell_of_restart, metrics))
         # Its streams have their endings by then.
         await engine.wait_ended()
         self._end(f"the engine process ended with status {status}; its log says why, and the server must be started again")
 
-    def _tell_of_restart(self, status: int, restarts: int) -> None:
+    def _tell_of_restart(self, metrics: Metrics, status: int, restarts: int) -> None:
         most = self._options.server.max_engine_restarts
+        metrics.engine_restarts.add()
         self._timeline.note(
             f"The engine process ended with status {status}; starting it again ({restarts} of {most} times in a row): "
             "open streams wait for it"

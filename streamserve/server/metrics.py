@@ -59,6 +59,7 @@ class Metrics:
         self.disconnects = Counter(layout, PHASES)
         self.rejected = Counter(layout, REJECTIONS)
         self.slow_client_closes = Counter(layout)
+        self.engine_restarts = Counter(layout)
         self.client_buffer_bytes = Counter(layout)
         self.ws_connections = Counter(layout)
         self.ws_streams = Counter(layout)
@@ -154,6 +155,9 @@ class Metrics:
         yield self._counters("vllm:request_success", "Choices finished.", "finished_reason", self.finished)
 
     def _stream_families(self) -> Iterator[Metric]:
+        yield self._counter(
+            "streamserve:engine_restarts", "Engines started in place of one that ended.", self._one(self.engine_restarts)
+        )
         yield self._counters("streamserve:stream_disconnects", "Clients that left before the end.", "phase", self.disconnects)
         yield self._counters("streamserve:rejected", "Requests refused.", "reason", self.rejected)
         yield self._counter(

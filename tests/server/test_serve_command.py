@@ -207,6 +207,8 @@ def test_workers_share_the_port_outlive_an_engine_and_die_with_the_last() -> Non
         endings = endings_when_the_engine_is_killed(server)
         assert all('"finish_reason":"length"' in last and done == "data: [DONE]" for last, done in endings)
         assert "starting it again (1 of 1 times in a row)" in server.log
+        restarts = 'streamserve:engine_restarts_total{engine="0",model_name="demo"} 1.0'
+        assert restarts in httpx.get(f"{base_url}/metrics").text
         assert complete(base_url, max_tokens=1)
         endings = endings_when_the_engine_is_killed(server)
         assert all('"engine_dead"' in error and done == "data: [DONE]" for error, done in endings)
