@@ -201,7 +201,7 @@ def plain_prompt(prompt: Prompt | Mapping[str, Any]) -> Prompt:
 
     Raises `InvalidParameter`.
     """
-    if isinstance(prompt, str | Sequence):
+    if isinstance(prompt, str | Sequence) and not isinstance(prompt, bytes | bytearray):
         return prompt
     if not isinstance(prompt, Mapping):
         raise InvalidParameter("prompt", f"must be a text or token ids, got {type(prompt).__name__}")

@@ -64,6 +64,16 @@ class UnsupportedParameter(InvalidRequest):
         super().__init__(f"{param} is not supported: {message}", param=param)
 
 
+def invalid_value(said: str) -> InvalidRequest:
+    """What msgspec says of a value, "Expected `int`, got `str` - at `$.n`", with the parameter first."""
+    message, _, path = said.replace("`", "").partition(" - at ")
+    name = path.replace("key in ", "").removeprefix("$").removeprefix(".")
+    if message.startswith("Object missing required field "):
+        missing = message.removeprefix("Object missing required field ")
+        return InvalidParameter(f"{name}.{missing}" if name else missing, "is required")
+    return InvalidParameter(name, message[:1].lower() + message[1:]) if name else InvalidRequest(message)
+
+
 class ContextLengthExceeded(InvalidRequest):
     """Prompt and max_tokens together are longer than the model's context."""
 

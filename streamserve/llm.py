@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -141,6 +141,9 @@ class LLM:
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         params = _one_each("sampling_params", sampling_params or self.get_default_sampling_params(), len(prompts))
+        for each in params:
+            if not isinstance(each, SamplingParams):
+                raise InvalidParameter("sampling_params", f"must be SamplingParams, got {type(each).__name__}")
         priorities = _one_each("priority", 0 if priority is None else priority, len(prompts))
         return self._loop.call(self._outputs(prompts, params, priorities, add_special_tokens, use_tqdm))
 
@@ -181,7 +184,7 @@ def _progress(prepared: list[PreparedPrompt], shown: bool) -> Progress:
 
 def _as_list(prompts: Any) -> list[Any]:
     """A list of prompts of what may be a single one; a list of integers is one prompt."""
-    if isinstance(prompts, str | Mapping):
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
     listed = list(prompts)
     return [listed] if listed and isinstance(listed[0], int) else listed

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from streamserve.errors import InvalidParameter
+from streamserve.errors import InvalidParameter, invalid_value
 
 FinishReason = Literal["stop", "length", "abort", "error", "time"]
 
@@ -37,7 +37,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to sample one request; names and meanings are vLLM's `SamplingParams`.
 
-    Raises `InvalidParameter` naming the field when a value is out of range.
+    Raises `InvalidParameter` naming the field when a value is of a wrong type or out of range.
     """
 
     n: int = 1
@@ -68,6 +68,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     max_time: float | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_ranges(self)
         if self.stop_strings and not self.detokenize:
             raise InvalidParameter("stop", "stop strings need detokenize=True")
@@ -89,6 +90,25 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+_Typed = msgspec.defstruct(
+    "_Typed", [(field.name, field.type, None) for field in msgspec.structs.fields(SamplingParams)], kw_only=True
+)
+"""The same fields without the checks, for msgspec to convert to; a struct's own constructor believes what it is given."""
+
+
+def _check_types(params: SamplingParams) -> None:
+    """Raise `InvalidParameter` for a wrong type; where another one will do, as a tuple for a list, put the right one."""
+    given = msgspec.structs.asdict(params)
+    try:
+        checked = msgspec.convert(given, _Typed)
+    except msgspec.ValidationError as error:
+        raise invalid_value(str(error)) from None
+    for name, value in given.items():
+        right = getattr(checked, name)
+        if type(right) is not type(value):
+            msgspec.structs.force_setattr(params, name, right)
 
 
 def _check_ranges(params: SamplingParams) -> None:

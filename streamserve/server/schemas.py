@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from streamserve.errors import InvalidParameter, InvalidRequest
+from streamserve.errors import InvalidRequest, invalid_value
 
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
@@ -180,7 +180,7 @@ def convert(fields: dict[str, Any], kind: type[T]) -> tuple[T, list[str]]:
     try:
         request = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        raise _named(error) from None
+        raise invalid_value(str(error)) from None
     known = kind.__struct_fields__
     return request, [name for name in fields if name not in known]
 
@@ -202,16 +202,3 @@ def _json_type(value: Any) -> str:
     if value is None:
         return "null"
     return {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}.get(type(value), "a number")
-
-
-def _named(error: msgspec.ValidationError) -> InvalidRequest:
-    """msgspec says "Expected `int`, got `str` - at `$.n`"; a client wants the parameter first."""
-    message, _, path = str(error).partition(" - at ")
-    name = path.replace("`", "").replace("key in ", "").removeprefix("$").removeprefix(".")
-    if "missing required field" in message:
-        missing = message.split("`")[1]
-        return InvalidParameter(f"{name}.{missing}" if name else missing, "is required")
-    if not name:
-        return InvalidRequest(message)
-    message = message.replace("`", "")
-    return InvalidParameter(name, message[:1].lower() + message[1:])

@@ -92,6 +92,13 @@ class Preparation:
 
         Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
         """
+        for name, value, kind in (
+            ("request_id", request_id, str),
+            ("priority", priority, int),
+            ("cache_salt", cache_salt, str),
+        ):
+            if not isinstance(value, kind):
+                raise InvalidParameter(name, f"expected {kind.__name__}, got {type(value).__name__}")
         self._check_ids(params)
         token_ids = self._tokenise(prompt, add_special_tokens)
         if params.truncate_prompt_tokens is not None:

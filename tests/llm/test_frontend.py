@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -121,6 +123,15 @@ async def test_a_failed_choice_ends_with_its_error() -> None:
     assert delta.finish_reason == "error"
     assert delta.error is not None
     assert delta.error.code == "slow_consumer"
+
+
+@pytest.mark.parametrize("option", [{"request_id": 7}, {"priority": "high"}, {"cache_salt": 1}])
+async def test_an_option_of_a_wrong_type_is_refused_by_name(option: dict[str, Any]) -> None:
+    engine = ScriptedEngine()
+    with pytest.raises(InvalidParameter) as refusal:
+        await frontend(engine).generate("p", SamplingParams(), **option)
+    assert [refusal.value.param] == list(option)
+    assert engine.specs == {}
 
 
 async def test_a_refused_request_raises_and_leaves_nothing() -> None:
