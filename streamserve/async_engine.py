@@ -64,6 +64,8 @@ class AsyncEngine:
 
     async def start(self) -> EngineInfo:
         """Find and load the model. Raises `ConfigError` when that can't be done with these settings."""
+        if self._engine is not None:
+            raise RuntimeError("this engine runs already")
         checkpoint = await to_thread.run_sync(partial(checkpoint_of, self.config), abandon_on_cancel=True)
         tokenizer = await to_thread.run_sync(partial(tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
         self._defaults = default_sampling_params(checkpoint)

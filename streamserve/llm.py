@@ -141,9 +141,6 @@ class LLM:
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         params = _one_each("sampling_params", sampling_params or self.get_default_sampling_params(), len(prompts))
-        for each in params:
-            if not isinstance(each, SamplingParams):
-                raise InvalidParameter("sampling_params", f"must be SamplingParams, got {type(each).__name__}")
         priorities = _one_each("priority", 0 if priority is None else priority, len(prompts))
         return self._loop.call(self._outputs(prompts, params, priorities, add_special_tokens, use_tqdm))
 

@@ -93,6 +93,7 @@ class Preparation:
         Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
         """
         for name, value, kind in (
+            ("sampling_params", params, SamplingParams),
             ("request_id", request_id, str),
             ("priority", priority, int),
             ("cache_salt", cache_salt, str),

@@ -89,6 +89,13 @@ async def test_a_broken_device_raises_from_the_loop() -> None:
                 pytest.fail("no token can come")
 
 
+async def test_an_engine_that_runs_is_not_started_again() -> None:
+    async with scripted() as engine:
+        with pytest.raises(RuntimeError, match="runs already"):
+            await engine.start()
+        assert engine.info.max_num_seqs > 0
+
+
 async def test_prompts_come_in_vllms_forms_too() -> None:
     async with scripted() as engine:
         params = SamplingParams(max_tokens=3, ignore_eos=True)

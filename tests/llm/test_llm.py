@@ -126,7 +126,7 @@ def test_a_bad_prompt_is_refused_before_anything_runs(llm: LLM) -> None:
     for wrong in (5, None, b"bytes", [None], [[1.5]]):
         with pytest.raises(InvalidParameter):
             llm.generate(wrong)  # type: ignore[arg-type]
-    with pytest.raises(InvalidParameter, match="sampling_params: must be SamplingParams, got dict"):
+    with pytest.raises(InvalidParameter, match="sampling_params: expected SamplingParams, got dict"):
         llm.generate("one", {"temperature": 0})  # type: ignore[arg-type]
     assert llm.generate([], GREEDY) == []
 
