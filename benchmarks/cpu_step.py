@@ -21,6 +21,7 @@ from streamserve.models.inputs import StepInputs
 from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
+from streamserve.worker.device import open_device
 from streamserve_kernels import Shared
 
 BLOCK_SIZE = 16
@@ -77,6 +78,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
+    open_device("cpu")  # keeps freed memory, as a worker does
     checkpoint = resolve(args.model)
     arch = read_arch(checkpoint.config)
     start = time.perf_counter()

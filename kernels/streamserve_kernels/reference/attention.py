@@ -178,9 +178,8 @@ def _decode(
         return _attend(grouped, keys, values, None, scale, softcap).reshape(q.shape)
     # Unscaled scores may overflow fp16, and an infinite one is NaN under the mask.
     multiplies = softcap is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16
-    dtype = torch.float32 if multiplies else q.dtype
-    key = ("bias", group.sequences, window, dtype)
-    bias = shared.get(key, lambda: _decode_bias(keys.shape[2], group, window, dtype))
+    key = ("bias", group.sequences, window)
+    bias = shared.get(key, lambda: _decode_bias(keys.shape[2], group, window, q.dtype))
     if multiplies:
         return _multiply(grouped, keys, values, bias, scale).view(q.shape)
     return _attend(grouped, keys, values, bias, scale, softcap).reshape(q.shape)
@@ -203,7 +202,7 @@ def _multiply(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: floa
     batch, heads, queries, head_dim = q.shape
     keys, values = keys.view(batch * heads, -1, head_dim), values.view(batch * heads, -1, head_dim)
     scores = torch.bmm(q.reshape(batch * heads, queries, head_dim), keys.transpose(1, 2)).view(batch, heads, queries, -1)
-    weights = torch.softmax(torch.add(bias, scores, alpha=scale), dim=-1).to(q.dtype)
+    weights = torch.softmax(torch.add(bias, scores, alpha=scale), dim=-1)
     return torch.bmm(weights.view(batch * heads, queries, -1), values)
 
 

@@ -50,7 +50,7 @@ class Int4Weight:
             return multiply(x, self._expanded, bias)
         # The digits of a weight lie side by side in one longer row, so that their products are summed in fp32.
         repeated = x.contiguous() if self._num_digits == 1 else x.repeat(1, self._num_digits)
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(repeated, self._packed, GROUP, self._scale_zero)
+        y: Tensor = torch._weight_int4pack_mm_for_cpu(repeated, self._packed, GROUP, self._scale_zero)
         return y if bias is None else y.add_(bias)
 
     def matmul_add(self, x: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -94,7 +94,7 @@ def _pack(digits: list[Tensor]) -> Tensor:
     """Torch's packed form of the digits side by side, made some rows at a time: it starts from int32."""
     chunks = zip(*(digit.split(PACKED_ROWS) for digit in digits), strict=True)
     wide = (torch.cat(parts, dim=1).to(torch.int32) for parts in chunks)
-    return torch.cat([torch.ops.aten._convert_weight_to_int4pack_for_cpu(rows, 1) for rows in wide])
+    return torch.cat([torch._convert_weight_to_int4pack_for_cpu(rows, 1) for rows in wide])
 
 
 def _interleave(scale: Tensor, zero: Tensor) -> Tensor:

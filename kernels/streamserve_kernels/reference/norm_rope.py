@@ -6,6 +6,8 @@ between activation and product.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,12 +20,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     weight  [n]       any float dtype, not necessarily that of x
     returns [..., n]  dtype of x
     """
+    # Few calls: on a few rows each costs more than its arithmetic.
+    if x.numel() == weight.shape[0]:
+        alone = x.to(torch.float32, copy=True)
+        square = torch.dot(alone.view(-1), alone.view(-1)).item()
+        return alone.mul_(weight).mul_((square / weight.shape[0] + eps) ** -0.5).to(x.dtype)
     wide = x.float()
-    if wide.numel() == weight.shape[0]:
-        flat = wide.reshape(-1)
-        alone = (float(torch.dot(flat, flat)) / weight.shape[0] + eps) ** -0.5
-        return (wide * alone).mul_(weight).to(x.dtype)
-    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = torch.addcmul(_scalar(eps), length, length, value=1 / weight.shape[0]).rsqrt_()
     return (wide * scale).mul_(weight).to(x.dtype)
 
 
@@ -54,7 +58,7 @@ def silu_mul(x: Tensor) -> Tensor:
     returns  [tokens, n]      dtype of x
     """
     gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return F.silu(gate).mul_(up)
 
 
 def gelu_tanh_mul(x: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ def gelu_tanh_mul(x: Tensor) -> Tensor:
     returns  [tokens, n]      dtype of x
     """
     gate, up = x.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh") * up
+    return F.gelu(gate, approximate="tanh").mul_(up)
 
 
 def rotate_(x: Tensor, cos_sin: Tensor) -> None:
@@ -80,3 +84,8 @@ def rotate_(x: Tensor, cos_sin: Tensor) -> None:
     turned = torch.addcmul(left * cos, right, sin, value=-1)
     second.copy_(torch.addcmul(right * cos, left, sin))
     first.copy_(turned)
+
+
+@cache
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
