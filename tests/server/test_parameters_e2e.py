@@ -228,6 +228,7 @@ def random_case(rng: np.random.Generator, number: int) -> Case:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_any_mixture_of_parameters_in_a_crowd(endpoint: Endpoint) -> None:
     rng = np.random.default_rng(5)
     crowd = [random_case(rng, number) for number in range(300)]
