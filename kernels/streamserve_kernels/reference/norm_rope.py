@@ -27,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return alone.mul_(weight).mul_((square / weight.shape[0] + eps) ** -0.5).to(x.dtype)
     wide = x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scale = torch.addcmul(_scalar(eps), length, length, value=1 / weight.shape[0]).rsqrt_()
+    scale = torch.addcmul(_scalar(eps, x.device), length, length, value=1 / weight.shape[0]).rsqrt_()
     return (wide * scale).mul_(weight).to(x.dtype)
 
 
@@ -87,5 +87,5 @@ def rotate_(x: Tensor, cos_sin: Tensor) -> None:
 
 
 @cache
-def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32)
+def _scalar(value: float, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=device)
