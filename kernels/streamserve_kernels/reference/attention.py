@@ -176,12 +176,12 @@ def _decode(
         first = 0 if window is None else max(0, longest - window)
         keys, values = keys[..., first:longest, :], values[..., first:longest, :]
         return _attend(grouped, keys, values, None, scale, softcap).reshape(q.shape)
+    key, places = ("bias", group.sequences, window), keys.shape[2]
     # Unscaled scores may overflow fp16, and an infinite one is NaN under the mask.
-    multiplies = softcap is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16
-    key = ("bias", group.sequences, window)
-    bias = shared.get(key, lambda: _decode_bias(keys.shape[2], group, window, q.dtype))
-    if multiplies:
+    if softcap is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16:
+        bias = shared.get(key, lambda: _for_every_head(_decode_bias(places, group, window, q.dtype), grouped))
         return _multiply(grouped, keys, values, bias, scale).view(q.shape)
+    bias = shared.get(key, lambda: _decode_bias(places, group, window, q.dtype))
     return _attend(grouped, keys, values, bias, scale, softcap).reshape(q.shape)
 
 
@@ -194,6 +194,11 @@ def _decode_bias(num_places: int, group: _Group, window: int | None, dtype: torc
     return _bias(seen, dtype)[:, None, None]
 
 
+def _for_every_head(bias: Tensor, q: Tensor) -> Tensor:
+    """[sequences, 1, 1, places] -> [sequences * heads, queries, places], as `_multiply` takes it."""
+    return bias.expand(*q.shape[:3], -1).flatten(0, 1)
+
+
 def _multiply(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
     """`_attend` without softcap as two batched products, for contiguous keys and values; scores are rounded to their dtype.
 
@@ -201,9 +206,8 @@ def _multiply(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: floa
     """
     batch, heads, queries, head_dim = q.shape
     keys, values = keys.view(batch * heads, -1, head_dim), values.view(batch * heads, -1, head_dim)
-    scores = torch.bmm(q.reshape(batch * heads, queries, head_dim), keys.transpose(1, 2)).view(batch, heads, queries, -1)
-    weights = torch.softmax(torch.add(bias, scores, alpha=scale), dim=-1)
-    return torch.bmm(weights.view(batch * heads, queries, -1), values)
+    scores = torch.baddbmm(bias, q.reshape(batch * heads, queries, head_dim), keys.transpose(1, 2), alpha=scale)
+    return torch.bmm(torch.softmax(scores, dim=-1), values)
 
 
 def _prefill(
