@@ -6,25 +6,26 @@ The specification is `reference/kv_write.py`.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import dependent_launch, power_of_two
+from .launch import dependent_launch, kernel, power_of_two
 
 
-@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
+@kernel(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def _rotary_write_kernel(
     qkv_ptr, positions_ptr, cos_sin_ptr, cache_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, q_ptr,
     qkv_stride, block_stride, eps,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROT_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
+    FIRST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """HEADS heads of one token: the two rotated halves [HEADS, HALF] and, where rot_dim < head_dim, the rest [HEADS, REST]."""
+    """HEADS heads of one token, from head FIRST on: the two rotated halves [HEADS, HALF] and, where rot_dim < head_dim, the
+    rest [HEADS, REST].
+    """
     if PDL:
         cuda.gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    head = FIRST + tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     is_query = head < Q_HEADS
     is_value = head >= Q_HEADS + KV_HEADS
     lane = tl.arange(0, HALF)
@@ -66,10 +67,13 @@ def _rotary_write_kernel(
     kv_head = (head - Q_HEADS) % KV_HEADS
     plane = tl.where(is_value, KV_HEADS, 0) + kv_head
     entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * HEAD_DIM
-    target = tl.where(
-        is_query, q_ptr + (token * Q_HEADS + head) * HEAD_DIM, entry + plane.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
-    )[:, None]
-    written = tl.where(is_query, 0, slot)[:, None] >= 0
+    target = entry + plane.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
+    written = slot + head * 0 >= 0
+    if FIRST < Q_HEADS:
+        target = tl.where(is_query, q_ptr + (token * Q_HEADS + head) * HEAD_DIM, target)
+        written = is_query | written
+    target = target[:, None]
+    written = written[:, None]
     tl.store(target + lane[None, :], first.to(dtype), mask=present & written)
     tl.store(target + half + lane[None, :], second.to(dtype), mask=present & written)
     if REST > 0:
@@ -91,17 +95,69 @@ def rotary_write(
     eps: float = 1e-6,
 ) -> torch.Tensor:
     """See the reference. Each block of `kv_cache` is contiguous; the row stride of `qkv` is free."""
-    num_tokens = qkv.shape[0]
-    q = qkv.new_empty(num_tokens, q_heads, head_dim)
+    q = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rot_dim = head_dim if cos_sin is None else cos_sin.shape[-1]
+    _launch(qkv, positions, cos_sin, kv_cache, slot_mapping, q_norm, k_norm, q, q_heads, kv_heads, head_dim, rot_dim, eps, 0)
+    return q
+
+
+def write_kv(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor | None,
+    kv_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    *,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    k_norm: torch.Tensor | None,
+    eps: float,
+) -> None:
+    """`rotary_write` of keys and values alone, rotated all over or not at all; queries stay as they are."""
+    _launch(
+        qkv,
+        positions,
+        cos_sin,
+        kv_cache,
+        slot_mapping,
+        k_norm,
+        k_norm,
+        None,
+        q_heads,
+        kv_heads,
+        head_dim,
+        head_dim,
+        eps,
+        q_heads,
+    )
+
+
+def _launch(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor | None,
+    kv_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    q: torch.Tensor | None,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    rot_dim: int,
+    eps: float,
+    first: int,
+) -> None:
+    """first  the first head to take, of queries, keys and values one after another"""
+    num_tokens, num_heads = qkv.shape[0], q_heads + 2 * kv_heads - first
     # Few tokens spread their heads over the device; many tokens take one program each.
-    all_heads = q_heads + 2 * kv_heads
-    heads = min(4 if num_tokens * all_heads <= 4096 else 32, power_of_two(all_heads))
-    _rotary_write_kernel[(num_tokens, -(-all_heads // heads))](
+    heads = min(4 if num_tokens * num_heads <= 4096 else 32, power_of_two(num_heads))
+    _rotary_write_kernel[(num_tokens, -(-num_heads // heads))](
         qkv, positions, cos_sin, kv_cache, slot_mapping, q_norm, k_norm, q,
         qkv.stride(0), kv_cache.stride(0), eps,
         Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROT_DIM=rot_dim, BLOCK_SIZE=kv_cache.shape[3],
-        HEADS=heads, HALF=power_of_two(rot_dim // 2), REST=power_of_two(head_dim - rot_dim) if rot_dim < head_dim else 0,
-        NORM=q_norm is not None, num_warps=1 if heads <= 4 else 4, **dependent_launch(qkv.device),
+        FIRST=first, HEADS=heads, HALF=power_of_two(rot_dim // 2),
+        REST=power_of_two(head_dim - rot_dim) if rot_dim < head_dim else 0,
+        NORM=k_norm is not None, num_warps=1 if heads <= 4 else 4, **dependent_launch(qkv.device),
     )  # fmt: skip
-    return q

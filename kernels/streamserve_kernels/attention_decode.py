@@ -1,0 +1,300 @@
+"""Decode rows in Triton: one launch rotates, writes the new keys and values, and attends (Flash-Decoding, Dao et al., 2023).
+
+Each program takes one kv head of one part of a row's context (decode_schedule.py); a row of several parts is added up by the
+last of their programs to finish. The query heads that share a kv head are rows of one tile, so keys and values are read once
+per kv head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+from .attention_tiles import angles, compute_dtype, norm_weights, scaled, turned
+from .decode_schedule import RECORD, DecodeSchedule
+from .launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
+
+_AT_ONCE = tl.constexpr(4)
+"""Parts whose loads are in flight together when they are added up."""
+
+
+class Layer(NamedTuple):
+    """What all launches of one layer share."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class Rotation(NamedTuple):
+    """What the fused launches need beyond attention; see `rotary_write`."""
+
+    positions: torch.Tensor
+    cos_sin: torch.Tensor | None
+    slots: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    eps: float
+
+
+class DecodeShape(NamedTuple):
+    """How a batch's decode rows are launched.
+
+    tile    tokens of a tile
+    spare   parts beyond one for each row
+    least   tokens of a part at least, where there are several
+    stages  of the pipeline; 1 takes tiles through registers
+    """
+
+    tile: int
+    spare: int
+    least: int
+    warps: int
+    stages: int
+
+
+@triton.jit
+def _block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The blocks of the tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or one for all; read up to token `last`."""
+    if BLOCK_SIZE % BLOCK_N == 0:
+        blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start <= last, other=0)
+    else:
+        tokens = start + tl.arange(0, BLOCK_N)
+        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens <= last, other=0)
+    return blocks
+
+
+@triton.jit
+def _load_tile(
+    cache_ptr, blocks, tokens, end, kv_head, block_stride,
+    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Keys and values [tokens, LANES] of the tokens before `end`, zeros elsewhere."""
+    lanes = tl.arange(0, LANES)
+    mask = (tokens < end)[:, None] & (lanes < HEAD_DIM)[None, :]
+    entry = blocks.to(tl.int64) * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
+    ptrs = cache_ptr + entry[:, None] + lanes[None, :]
+    return tl.load(ptrs, mask=mask, other=0.0), tl.load(ptrs + KV_HEADS * BLOCK_SIZE * HEAD_DIM, mask=mask, other=0.0)
+
+
+@triton.jit
+def _attend(q, k, v, seen, highest, total, sums, scale, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr):
+    """A tile's part in the online softmax: maxima, denominators and unnormalised sums with its tokens."""
+    scores = scaled(tl.dot(q, tl.trans(k.to(COMPUTE)), input_precision="ieee"), scale, SOFTCAP)
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, axis=1))
+    # Nothing seen so far keeps the maximum at -inf; exp2(-inf - -inf) would be NaN.
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.exp2(scores - shift[:, None])
+    decay = tl.exp2(highest - shift)
+    total = total * decay + tl.sum(weights, axis=1)
+    sums = tl.dot(weights.to(COMPUTE), v.to(COMPUTE), sums * decay[:, None], input_precision="ieee")
+    return higher, total, sums
+
+
+@triton.jit
+def _merge(highest, total, sums, top, share, values):
+    """The softmax of two disjoint sets of tokens."""
+    higher = tl.maximum(highest, top)
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    decay = tl.exp2(highest - shift)
+    weight = tl.exp2(top - shift)
+    return higher, total * decay + share * weight, sums * decay[:, None] + values * weight[:, None]
+
+
+@triton.jit
+def _add_up(partial_ptr, place, parts, used, GROUP: tl.constexpr, LANES: tl.constexpr):
+    """Merge the parts that a row's programs left from `place` on, in their order."""
+    group = tl.arange(0, GROUP)
+    lanes = tl.arange(0, LANES)
+    width: tl.constexpr = LANES + 2
+    highest = tl.full([GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP], tl.float32)
+    sums = tl.zeros([GROUP, LANES], tl.float32)
+    for first in range(0, parts, _AT_ONCE):
+        tops = ()
+        shares = ()
+        values = ()
+        for index in tl.static_range(_AT_ONCE):
+            live = used & (first + index + group * 0 < parts)
+            rows = partial_ptr + ((place + first + index) * GROUP + group) * width
+            tops = tops + (tl.load(rows + LANES, mask=live, other=float("-inf"), cache_modifier=".cg"),)
+            shares = shares + (tl.load(rows + LANES + 1, mask=live, other=0.0, cache_modifier=".cg"),)
+            loaded = tl.load(rows[:, None] + lanes[None, :], mask=live[:, None], other=0.0, cache_modifier=".cg")
+            values = values + (loaded,)
+        for index in tl.static_range(_AT_ONCE):
+            highest, total, sums = _merge(highest, total, sums, tops[index], shares[index], values[index])
+    return highest, total, sums
+
+
+@kernel(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
+def _decode_kernel(
+    q_ptr, positions_ptr, cos_sin_ptr, slots_ptr, q_norm_ptr, k_norm_ptr,
+    cache_ptr, tables_ptr, records_ptr, out_ptr, partial_ptr, arrivals_ptr,
+    scale, eps, q_stride, block_stride, table_stride, max_blocks,
+    Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, AHEAD: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
+    RECORD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One part of a row, one kv head.
+
+    With ROTATE `q_ptr` is the fused projection: the token's query heads and key are normed and rotated here, and its key and
+    value written to the cache; the parts are what earlier steps wrote. Otherwise queries are ready and the parts are all there
+    is to see. With AHEAD, for launches of few programs, the first tile is on its way to registers before the predecessor is
+    done. Without, tiles stream through shared memory, which leaves registers for more programs at a time.
+
+    partial_ptr   fp32 [kv_heads, parts, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
+    arrivals_ptr  int32 [kv_heads, rows], zero before and after
+    """
+    if PDL:
+        cuda.gdc_launch_dependents()
+        if not ROTATE:
+            cuda.gdc_wait()
+    kv_head = tl.program_id(0)
+    heads_per_group: tl.constexpr = Q_HEADS // KV_HEADS
+    record_ptr = records_ptr + tl.program_id(1) * RECORD
+    sequence = tl.load(record_ptr).to(tl.int64)
+    start = tl.load(record_ptr + 1)
+    end = tl.load(record_ptr + 2)
+    part = tl.load(record_ptr + 4)
+    parts = tl.load(record_ptr + 5)
+    # Without waiting: what comes after waits for the other programs, and those for what came before.
+    if parts == 0:
+        return
+    table_ptr = tables_ptr + sequence * table_stride
+    # Ids past the end of a table's used part are fetched with the others, and never followed.
+    reach = max_blocks * BLOCK_SIZE - 1
+    if AHEAD:
+        blocks = _block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
+        blocks_next = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+        tokens = start + tl.arange(0, BLOCK_N)
+        k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
+
+    group = tl.arange(0, GROUP)
+    lanes = tl.arange(0, LANES)
+    partner_lanes = (lanes + HEAD_DIM // 2) % HEAD_DIM
+    inside = (lanes < HEAD_DIM)[None, :]
+    used = group < heads_per_group
+    cos, sin, q_weight, q_partner_weight, k_weight, k_partner_weight = 1.0, 0.0, 1.0, 1.0, 1.0, 1.0
+    turns: tl.constexpr = ROTATE and cos_sin_ptr is not None
+    if ROTATE:
+        slot = tl.load(slots_ptr + sequence)
+    if turns:
+        cos, sin = angles(cos_sin_ptr, tl.load(positions_ptr + sequence + tl.arange(0, 1)), HEAD_DIM, LANES)
+    if NORM:
+        q_weight, q_partner_weight = norm_weights(q_norm_ptr, HEAD_DIM, LANES)
+        k_weight, k_partner_weight = norm_weights(k_norm_ptr, HEAD_DIM, LANES)
+    if PDL:
+        cuda.gdc_wait()
+
+    query_ptrs = q_ptr + sequence * q_stride + (kv_head * heads_per_group + group)[:, None] * HEAD_DIM
+    q = tl.load(query_ptrs + lanes[None, :], mask=used[:, None] & inside, other=0.0)
+    if ROTATE:
+        key_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + kv_head) * HEAD_DIM
+        own_key = tl.load(key_ptrs + lanes[None, :], mask=inside, other=0.0)
+        own_value = tl.load(key_ptrs + KV_HEADS * HEAD_DIM + lanes[None, :], mask=inside, other=0.0)
+        q_partner = tl.load(query_ptrs + partner_lanes[None, :], mask=used[:, None], other=0.0)
+        key_partner = tl.load(key_ptrs + partner_lanes[None, :], mask=inside, other=0.0)
+        q = turned(q, q_partner, q_weight, q_partner_weight, cos, sin, eps, HEAD_DIM, NORM, turns)
+    highest = tl.full([GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP], tl.float32)
+    sums = tl.zeros([GROUP, LANES], tl.float32)
+    wide_q = q.to(COMPUTE)
+    if WINDOW is not None:
+        seq_len = tl.load(record_ptr + 6)
+    for begin in range(start, end, BLOCK_N):
+        tokens = begin + tl.arange(0, BLOCK_N)
+        if not AHEAD:
+            blocks = _block_ids(table_ptr, begin, reach, BLOCK_SIZE, BLOCK_N)
+            k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
+        seen = tokens < end
+        if WINDOW is not None:
+            seen = seen & (tokens >= seq_len - WINDOW)
+        highest, total, sums = _attend(wide_q, k, v, seen, highest, total, sums, scale, SOFTCAP, COMPUTE)
+        if AHEAD:
+            k, v = _load_tile(
+                cache_ptr, blocks_next, tokens + BLOCK_N, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES
+            )
+            blocks_next = _block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+
+    if ROTATE:
+        # The first part takes the token's own key and value, and stores them.
+        own_key = turned(own_key, key_partner, k_weight, k_partner_weight, cos, sin, eps, HEAD_DIM, NORM, turns)
+        entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
+        written = inside & (part + lanes[None, :] * 0 == 0) & (lanes[None, :] * 0 <= slot)
+        tl.store(entry + lanes[None, :], own_key, mask=written)
+        tl.store(entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes[None, :], own_value, mask=written)
+        own = scaled(tl.sum(q.to(tl.float32) * own_key.to(tl.float32), axis=1), scale, SOFTCAP)
+        own = tl.where(part + group * 0 == 0, own, float("-inf"))
+        highest, total, sums = _merge(highest, total, sums, own, 1.0, own_value.to(tl.float32))
+
+    if parts > 1:
+        first = kv_head * tl.num_programs(1) + tl.load(record_ptr + 3)
+        part_ptrs = partial_ptr + ((first + part) * GROUP + group) * (LANES + 2)
+        tl.store(part_ptrs[:, None] + lanes[None, :], sums, mask=used[:, None])
+        tl.store(part_ptrs + LANES, highest, mask=used)
+        tl.store(part_ptrs + LANES + 1, total, mask=used)
+        # Every thread's stores must be out before the one thread that announces this part.
+        tl.debug_barrier()
+        counter_ptr = arrivals_ptr + sequence * KV_HEADS + kv_head
+        if tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") != parts - 1:
+            return
+        tl.store(counter_ptr, 0)
+        highest, total, sums = _add_up(partial_ptr, first, parts, used, GROUP, LANES)
+    heads = sequence * Q_HEADS + kv_head * heads_per_group + group
+    out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
+    y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=used[:, None] & inside)
+
+
+def decode(
+    layer: Layer,
+    q: torch.Tensor,
+    rotation: Rotation | None,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    shape: DecodeShape,
+    schedule: DecodeSchedule,
+    out: torch.Tensor,
+) -> None:
+    """Attend for the decode rows, the first of `q` and of `out`; with `rotation`, `q` is the fused projection."""
+    lanes = power_of_two(layer.head_dim, least=32)
+    group = power_of_two(layer.q_heads // layer.kv_heads, least=16)
+    partial = q.new_empty(layer.kv_heads * schedule.programs * group * (lanes + 2), dtype=torch.float32)
+    turn = rotation or Rotation(None, None, None, None, None, 0.0)  # type: ignore[arg-type]
+    _decode_kernel[(layer.kv_heads, schedule.programs)](
+        q, turn.positions, turn.cos_sin, turn.slots, turn.q_norm, turn.k_norm,
+        kv_cache, block_tables, schedule.records, out, partial, arrivals(q.device),
+        layer.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1],
+        Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
+        GROUP=group, LANES=lanes, BLOCK_N=shape.tile, AHEAD=shape.stages == 1,
+        WINDOW=layer.window, SOFTCAP=layer.softcap, ROTATE=rotation is not None, NORM=turn.q_norm is not None,
+        COMPUTE=compute_dtype(q.dtype), RECORD=RECORD, num_warps=shape.warps, num_stages=shape.stages,
+        **dependent_launch(q.device),
+    )  # fmt: skip
+
+
+def decode_shape(layer: Layer, dtype: torch.dtype, device: torch.device, num_rows: int, max_seq_len: int) -> DecodeShape:
+    """The launch for `num_rows` rows of this dtype on `device`."""
+    reach = max_seq_len if layer.window is None else min(max_seq_len, layer.window + 64)
+    pairs, programs = num_rows * layer.kv_heads, 2 * multiprocessors(device)
+    fills = pairs > programs
+    # Few rows are parted until the device is full; of many, what is long is cut so that no program finishes long after others.
+    least = 512 if fills else 128
+    spare = (8 if fills else 2) * programs // layer.kv_heads
+    spare = min(spare, num_rows * (-(-reach // least) - 1))
+    if pairs > MAX_ARRIVALS:
+        spare = 0
+    if dtype.itemsize == 4 or layer.head_dim > 128:
+        return DecodeShape(32, spare, least, 4, 3)
+    if 4 * pairs > programs:
+        return DecodeShape(64, spare, least, 4, 2)
+    return DecodeShape(128, spare, least, 8 if pairs <= programs // 8 else 4, 1)

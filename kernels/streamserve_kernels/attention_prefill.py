@@ -1,0 +1,218 @@
+"""Queries of several tokens in Triton, over the paged cache (FlashAttention-2, Dao, 2023).
+
+The query heads that share a kv head are rows of one tile, so keys and values are read once per kv head. Queries can be taken
+from the fused projection, normed and rotated on the way; the step's keys and values are in the cache by then (kv_write.py).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+from .attention_decode import Layer, Rotation
+from .attention_tiles import compute_dtype, scaled
+from .launch import dependent_launch, kernel, power_of_two
+
+
+@triton.jit
+def _block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The blocks of the tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or one for all; read up to token `last`."""
+    if BLOCK_SIZE % BLOCK_N == 0:
+        blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start <= last, other=0)
+    else:
+        tokens = start + tl.arange(0, BLOCK_N)
+        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens <= last, other=0)
+    return blocks
+
+
+@triton.jit
+def _rotated(
+    query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps,
+    HEAD_DIM: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """Queries [BLOCK_M, LANES] normed and rotated; each half of a head fills half of the lanes (`_dims`)."""
+    half: tl.constexpr = HEAD_DIM // 2
+    lanes = tl.arange(0, LANES // 2)
+    mask = present[:, None] & (lanes < half)[None, :]
+    first = tl.load(query_ptrs + lanes[None, :], mask=mask, other=0.0)
+    second = tl.load(query_ptrs + half + lanes[None, :], mask=mask, other=0.0)
+    dtype: tl.constexpr = first.dtype
+    first = first.to(tl.float32)
+    second = second.to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / HEAD_DIM + eps)[:, None]
+        first = first * scale * tl.load(q_norm_ptr + lanes, mask=lanes < half, other=0.0).to(tl.float32)[None, :]
+        second = second * scale * tl.load(q_norm_ptr + half + lanes, mask=lanes < half, other=0.0).to(tl.float32)[None, :]
+        first = first.to(dtype).to(tl.float32)
+        second = second.to(dtype).to(tl.float32)
+    if cos_sin_ptr is not None:
+        angle_ptrs = cos_sin_ptr + positions[:, None] * HEAD_DIM + lanes[None, :]
+        cos = tl.load(angle_ptrs, mask=mask, other=0.0)
+        sin = tl.load(angle_ptrs + half, mask=mask, other=0.0)
+        first, second = first * cos - second * sin, second * cos + first * sin
+    both = tl.permute(tl.join(first.to(dtype), second.to(dtype)), (0, 2, 1))
+    return tl.reshape(both, [BLOCK_M, LANES])
+
+
+@triton.jit
+def _dims(HEAD_DIM: tl.constexpr, LANES: tl.constexpr, HALVES: tl.constexpr):
+    """Which of a head's dimensions each lane holds, HEAD_DIM or more for none."""
+    lanes = tl.arange(0, LANES)
+    if HALVES and HEAD_DIM < LANES:
+        inner = lanes % (LANES // 2)
+        lanes = tl.where(inner < HEAD_DIM // 2, lanes // (LANES // 2) * (HEAD_DIM // 2) + inner, HEAD_DIM)
+    return lanes
+
+
+@triton.jit
+def _attend_run(
+    q, lanes, highest, total, sums, begin, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
+    block_stride, scale,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Attend to the keys from `begin` to `end` (multiples of BLOCK_N); without MASKED every query sees all of them.
+
+    lanes  [LANES], what `_dims` gives
+    """
+    for start in range(begin, end, BLOCK_N):
+        tokens = start + tl.arange(0, BLOCK_N)
+        inside = tokens < seq_len
+        blocks = _block_ids(table_ptr, start, seq_len - 1 if MASKED else start + BLOCK_N, BLOCK_SIZE, BLOCK_N).to(tl.int64)
+        places = blocks * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
+        places = places[:, None] + lanes[None, :]
+        if MASKED:
+            mask = inside[:, None] & (lanes < HEAD_DIM)[None, :]
+        else:
+            mask = (lanes < HEAD_DIM)[None, :]
+        k = tl.load(cache_ptr + places, mask=mask, other=0.0).to(COMPUTE)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        to_log2 = scale * 1.4426950408889634
+        if SOFTCAP is not None:
+            scores = scaled(scores, scale, SOFTCAP)
+            to_log2 = 1.0
+        if MASKED:
+            seen = tokens[None, :] <= positions[:, None]
+            if WINDOW is not None:
+                seen = seen & (tokens[None, :] > positions[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, axis=1))
+        shift = higher
+        if WINDOW is not None:
+            # A tile before a row's window leaves its maximum at -inf; exp2(-inf - -inf) would be NaN.
+            shift = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores * to_log2 - (shift * to_log2)[:, None])
+        decay = tl.exp2((highest - shift) * to_log2)
+        total = total * decay + tl.sum(weights, axis=1)
+        sums = sums * decay[:, None]
+        v = tl.load(cache_ptr + value_offset + places, mask=mask, other=0.0).to(COMPUTE)
+        sums = tl.dot(weights.to(COMPUTE), v, sums, input_precision="ieee")
+        highest = higher
+    return highest, total, sums
+
+
+@kernel(
+    do_not_specialize=["first_sequence"],
+    do_not_specialize_on_alignment=["seq_lens_ptr", "query_start_ptr"],
+)
+def _prefill_kernel(
+    q_ptr, cos_sin_ptr, q_norm_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, out_ptr,
+    scale, eps, q_stride, block_stride, table_stride, first_sequence,
+    Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A tile of BLOCK_M rows of one sequence and kv head; row r is query r // heads_per_group, head r % heads_per_group.
+
+    With ROTATE `q_ptr` is the fused projection, whose query heads are still to be normed and rotated.
+    """
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    sequence = first_sequence + tl.program_id(2)
+    kv_head = tl.program_id(1)
+    heads_per_group: tl.constexpr = Q_HEADS // KV_HEADS
+    query_begin = tl.load(query_start_ptr + sequence)
+    num_queries = tl.load(query_start_ptr + sequence + 1) - query_begin
+    seq_len = tl.load(seq_lens_ptr + sequence)
+    num_rows = num_queries * heads_per_group
+    # The last tiles see the most keys: they go first, and short ones fill the end of the launch.
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
+    if first_row >= num_rows:
+        return
+    row = first_row + tl.arange(0, BLOCK_M)
+    query = tl.minimum(row // heads_per_group, num_queries - 1)
+    positions = seq_len - num_queries + query
+    lanes = _dims(HEAD_DIM, LANES, ROTATE)
+    head = kv_head * heads_per_group + row % heads_per_group
+    token = (query_begin + query).to(tl.int64)
+    present = row < num_rows
+    real = present[:, None] & (lanes < HEAD_DIM)[None, :]
+    query_ptrs = q_ptr + (token * q_stride + head * HEAD_DIM)[:, None]
+    if ROTATE:
+        q = _rotated(query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps, HEAD_DIM, LANES, BLOCK_M, NORM)
+    else:
+        q = tl.load(query_ptrs + lanes[None, :], mask=real, other=0.0)
+    q = q.to(COMPUTE)
+
+    lowest = seq_len - num_queries + first_row // heads_per_group
+    last_query = tl.minimum((first_row + BLOCK_M - 1) // heads_per_group, num_queries - 1)
+    end = seq_len - num_queries + last_query + 1
+    table_ptr = tables_ptr + sequence.to(tl.int64) * table_stride
+    value_offset = KV_HEADS * BLOCK_SIZE * HEAD_DIM
+    highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M, LANES], tl.float32)
+    masked_from = 0
+    if WINDOW is None:
+        masked_from = (lowest + 1) // BLOCK_N * BLOCK_N
+        highest, total, sums = _attend_run(
+            q, lanes, highest, total, sums, 0, masked_from, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
+            block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False, WINDOW, SOFTCAP, COMPUTE,
+        )  # fmt: skip
+    else:
+        masked_from = tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+    highest, total, sums = _attend_run(
+        q, lanes, highest, total, sums, masked_from, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
+        block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True, WINDOW, SOFTCAP, COMPUTE,
+    )  # fmt: skip
+    out_ptrs = out_ptr + (token * Q_HEADS + head)[:, None] * HEAD_DIM + lanes[None, :]
+    tl.store(out_ptrs, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=real)
+
+
+def prefill(
+    layer: Layer,
+    q: torch.Tensor,
+    rotation: Rotation | None,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    query_start: torch.Tensor,
+    out: torch.Tensor,
+    first_sequence: int,
+    max_query_len: int,
+) -> None:
+    """Attend for the sequences from `first_sequence` on; with `rotation`, `q` is the fused projection."""
+    lanes = power_of_two(layer.head_dim, least=16)
+    rows = max_query_len * (layer.q_heads // layer.kv_heads)
+    block_m, block_n, warps, stages = prefill_shape(q.dtype, lanes)
+    cos_sin, q_norm, eps = (rotation.cos_sin, rotation.q_norm, rotation.eps) if rotation else (None, None, 0.0)
+    _prefill_kernel[(-(-rows // block_m), layer.kv_heads, seq_lens.shape[0] - first_sequence)](
+        q, cos_sin, q_norm, kv_cache, block_tables, seq_lens, query_start, out,
+        layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), first_sequence,
+        Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
+        LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=rotation is not None, NORM=q_norm is not None,
+        WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=compute_dtype(q.dtype), num_warps=warps, num_stages=stages,
+        **dependent_launch(q.device),
+    )  # fmt: skip
+
+
+def prefill_shape(dtype: torch.dtype, lanes: int) -> tuple[int, int, int, int]:
+    """BLOCK_M, BLOCK_N, warps and pipeline stages."""
+    if dtype == torch.float32:
+        return 32, 32, 4, 1
+    if lanes > 128:
+        return 64, 32, 4, 2
+    return 128, 128, 8, 2

@@ -1,0 +1,58 @@
+"""How the cached tokens of decode rows are shared out: every token once, in parts of about the same length."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from tests.support.kernel_cases import DEVICE, triton_area
+
+decode_schedule = triton_area("decode_schedule")
+TILE = 32
+
+
+def parts_of(lengths: list[int], *, spare: int, least: int = 64, window: int | None = None) -> list[tuple[int, ...]]:
+    """Row, first token, end, index of the row's first part, index among the row's, and parts of the row."""
+    lens = torch.tensor([length + 1 for length in lengths], dtype=torch.int32, device=DEVICE)
+    schedule = decode_schedule.make_schedule(
+        lens, num_rows=len(lengths), spare=spare, least=least, tile=TILE, own=True, window=window
+    )
+    assert schedule.programs == len(lengths) + spare
+    records = [tuple(record[:6]) for record in schedule.records.tolist()]
+    used = [record for record in records if record[5] > 0]
+    assert records[: len(used)] == used, "parts come first, then what is unused"
+    return used
+
+
+@pytest.mark.parametrize("spare", [0, 3, 40])
+def test_every_token_is_in_one_part(spare: int) -> None:
+    rng = random.Random(spare)
+    lengths = [0, 1, 31, 32, 33, 700, *(rng.randint(0, 400) for _ in range(20))]
+    parts = parts_of(lengths, spare=spare)
+    for row, length in enumerate(lengths):
+        mine = [part for part in parts if part[0] == row]
+        assert [token for _, begin, end, *_ in mine for token in range(begin, end)] == list(range(length))
+        assert [(first, index, count) for *_, first, index, count in mine] == [
+            (parts.index(mine[0]), index, len(mine)) for index in range(len(mine))
+        ]
+
+
+def test_long_rows_are_parted_evenly_and_short_ones_not_at_all() -> None:
+    parts = parts_of([1000, 60, 1000, 64], spare=10)
+    sizes = [[end - begin for row, begin, end, *_ in parts if row == wanted] for wanted in range(4)]
+    assert sizes[1] == [60]
+    assert sizes[3] == [64]
+    assert len(sizes[0]) > 1
+    assert max(sizes[0]) - min(sizes[0]) <= TILE * len(sizes[0])
+    assert all(size % TILE == 0 for size in sizes[0][:-1])
+
+
+def test_without_spare_programs_rows_stay_whole() -> None:
+    assert [part[5] for part in parts_of([4000, 10], spare=0)] == [1, 1]
+
+
+def test_a_window_leaves_out_what_lies_before_it() -> None:
+    (part,) = parts_of([500], spare=0, window=100)
+    assert part[1:3] == ((501 - 100) // TILE * TILE, 500)
