@@ -6,7 +6,7 @@ contract of both implementations.
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -31,6 +31,12 @@ from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, Sampli
 @cache
 def _triton(area: str) -> ModuleType:
     return import_module(f"streamserve_kernels.{area}")
+
+
+def preload() -> None:
+    """Import the kernels for GPUs, which first calls would do: several threads at once would find Triton half imported."""
+    for area in ("attention", "kv_write", "norm_rope", "projections", "rows", "sampling"):
+        _triton(area)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -173,9 +179,8 @@ def rotary_attention(
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
-    # The Triton kernels compute indices and masks in registers: there is nothing to share.
-    attend = _triton("attention").rotary_attention if qkv.is_cuda else partial(_attention.rotary_attention, shared=shared)
-    out: Tensor = attend(
+    area = _triton("attention") if qkv.is_cuda else _attention
+    out: Tensor = area.rotary_attention(
         qkv,
         positions,
         cos_sin,
@@ -196,6 +201,7 @@ def rotary_attention(
         num_decodes=num_decodes,
         max_query_len=max_query_len,
         max_seq_len=max_seq_len,
+        shared=shared,
     )
     return out
 
@@ -250,6 +256,7 @@ __all__ = [
     "pack_eight_bits",
     "pack_four_bits",
     "paged_attention",
+    "preload",
     "prepare_weight",
     "rms_norm",
     "rotary_attention",

@@ -1,4 +1,4 @@
-"""How Triton kernels are launched: programmatic dependent launch, block shapes, device facts.
+"""How Triton kernels are launched: by handle, programmatic dependent launch, block shapes, device facts.
 
 Host side only, on whichever thread launches a step. Knows no kernel.
 
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -24,6 +26,62 @@ import triton
 import triton.language as tl
 
 MAX_ARRIVALS = 1 << 16
+
+
+class Kernel:
+    """A Triton kernel whose later launches go straight to what the first one compiled.
+
+    Triton looks at every argument of every launch to find the right binary, which takes longer than most kernels run. Here a
+    launch is recognised by what that choice depends on. Use it as Triton's own: `kernel[grid](*arguments, **constants)`, with
+    run-time arguments by position and all else by name, always in the same order.
+    """
+
+    def __init__(self, function: Any) -> None:
+        """function  what `triton.jit` returned"""
+        self.function = function
+        self._compiled: dict[Hashable, tuple[Any, tuple[str, ...]]] = {}
+        self._compiling: dict[Hashable, threading.Lock] = {}
+        self._is_interpreted = not isinstance(function, triton.runtime.JITFunction)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self.function[grid] if self._is_interpreted else functools.partial(self._launch, grid)
+
+    def _launch(self, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        values: list[Any] = []
+        kinds: list[Hashable] = [arguments[0].device.index, *constants.values()]
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                pointer = argument.data_ptr()
+                values.append(pointer)
+                kinds.append(argument.dtype if pointer % 16 == 0 else (argument.dtype,))
+            else:
+                values.append(argument)
+                kinds.append(_kind(argument))
+        key = tuple(kinds)
+        known = self._compiled.get(key)
+        if known is None:
+            self._compile(key, grid, arguments, constants)
+            return
+        compiled, names = known
+        compiled[(*grid, 1, 1)[:3]](*values, *(constants[name] for name in names))
+
+    def _compile(self, key: Hashable, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        # Threads that start together want the same kernels: without the lock, each would compile all of them.
+        with self._compiling.setdefault(tuple(constants.values()), threading.Lock()):
+            compiled = self.function[grid](*arguments, **constants)
+        self._compiled[key] = compiled, tuple(self.function.arg_names[len(arguments) :])
+
+
+def _kind(argument: float | None) -> Hashable:
+    """What the choice of a binary may depend on: of a number its type, its width, and whether it is 1 or divisible by 16."""
+    if type(argument) is int:
+        return argument == 1, argument % 16 == 0, -(1 << 31) <= argument < 1 << 31
+    return type(argument)
+
+
+def kernel(**options: Any) -> Callable[[Callable[..., None]], Kernel]:
+    """Decorator: `triton.jit` with these options, as a `Kernel`."""
+    return lambda function: Kernel(triton.jit(**options)(function))
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import dependent_launch, power_of_two
+from .launch import dependent_launch, kernel, power_of_two
 
 _TILE = 4096
 
@@ -24,7 +24,7 @@ def activate(gate, up, ACTIVATION: tl.constexpr):
     return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)) * up
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@kernel(do_not_specialize=["num_rows"])
 def _norm_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, total_ptr, out_ptr, num_rows, width, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, CENTER: tl.constexpr, PDL: tl.constexpr,
@@ -53,7 +53,7 @@ def _norm_kernel(
     tl.store(out_ptr + offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel()
 def _gate_kernel(x_ptr, out_ptr, width, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr):
     """BLOCK elements of one row of the output per program."""
     if PDL:

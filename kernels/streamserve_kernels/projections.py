@@ -21,14 +21,14 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import arrivals, dependent_launch, power_of_two, prefetch
+from .launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
 from .norm_rope import activate, gelu_tanh_mul, rms_norm, silu_mul
 
 SKINNY_ROWS = 64
 """Rows up to which the tensor-core kernel is used instead of cuBLAS."""
 
 
-@triton.jit
+@kernel()
 def _one_row_kernel(
     x_ptr, weight_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr,
     N, eps,
@@ -110,7 +110,7 @@ def _finish(
     tl.store(out_ptr + offsets, sums.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M"])
+@kernel(do_not_specialize=["M"])
 def _few_rows_kernel(
     x_ptr, weight_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, M, N, eps,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLICES: tl.constexpr, SLICE_K: tl.constexpr,
@@ -158,7 +158,7 @@ def _few_rows_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["M"])
+@kernel(do_not_specialize=["M"])
 def _some_rows_kernel(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,

@@ -7,16 +7,16 @@ every later kernel of the step may read ahead of its own turn.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
+from .launch import kernel
 from .reference.rows import GatheredInputs
 from .row_tables import RowTables
 
 _CHUNK = 1024
 
 
-@triton.jit(do_not_specialize_on_alignment=["segments_ptr", "payload_ptr"])
+@kernel(do_not_specialize_on_alignment=["segments_ptr", "payload_ptr"])
 def _apply_kernel(state_ptr, segments_ptr, payload_ptr, row_stride, CHUNK: tl.constexpr):
     """One segment."""
     segment = segments_ptr + tl.program_id(0) * 4
@@ -28,7 +28,7 @@ def _apply_kernel(state_ptr, segments_ptr, payload_ptr, row_stride, CHUNK: tl.co
         tl.store(target + words, tl.load(source + words, mask=words < count), mask=words < count)
 
 
-@triton.jit(do_not_specialize_on_alignment=["rows_ptr", "starts_ptr", "query_start_ptr"])
+@kernel(do_not_specialize_on_alignment=["rows_ptr", "starts_ptr", "query_start_ptr"])
 def _gather_kernel(
     ids_ptr, tables_ptr, rows_ptr, starts_ptr, query_start_ptr,
     token_ids_ptr, positions_ptr, slots_ptr, block_tables_ptr, seq_lens_ptr,
@@ -57,7 +57,7 @@ def _gather_kernel(
     tl.store(slots_ptr + begin + lanes, slot, mask=present)
 
 
-@triton.jit(do_not_specialize=["num_lines"], do_not_specialize_on_alignment=["rows_ptr", "positions_ptr"])
+@kernel(do_not_specialize=["num_lines"], do_not_specialize_on_alignment=["rows_ptr", "positions_ptr"])
 def _scatter_kernel(ids_ptr, rows_ptr, positions_ptr, sampled_ptr, num_lines, row_stride, CHUNK: tl.constexpr):
     lines = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     inside = lines < num_lines

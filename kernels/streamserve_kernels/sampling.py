@@ -12,8 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra import cuda
+from triton.language.extra.cuda import libdevice
 
-from .launch import dependent_launch
+from .launch import dependent_launch, kernel
 from .reference.logit_edits import penalise
 from .reference.sampling import token_logprobs
 from .sampling_tensors import BadWords, SampledTokens, SamplingTensors
@@ -46,21 +47,32 @@ def _line_keys(seed_low, seed_high, position):
 
 
 @triton.jit
-def _exponential(a, b, tokens):
-    """-log(u) of `tokens` (reference/noise.py); the 23 bits are the same to the bit."""
+def _exponential(a, b, tokens, FAST: tl.constexpr):
+    """-log(u) of `tokens` (reference/noise.py); the 23 bits are the same to the bit.
+
+    With FAST by the hardware's logarithm, which is absolutely precise: near u = 1, where the likely winners are, by a series.
+    """
     h = (tokens.to(tl.uint32, bitcast=True) * tl.full([], 0x9E3779B1, tl.uint32)) ^ a
     h ^= h >> 16
     h *= tl.full([], 0x7FEB352D, tl.uint32)
     h ^= b
     h ^= h >> 15
     h *= tl.full([], 0x846CA68B, tl.uint32)
-    return -tl.log((2 * (h >> 9) + 1).to(tl.float32) * 5.9604644775390625e-08)
+    odd = (2 * (h >> 9) + 1).to(tl.int32)
+    u = odd.to(tl.float32) * 5.9604644775390625e-08
+    if FAST:
+        rest = (16777216 - odd).to(tl.float32) * 5.9604644775390625e-08
+        series = rest * (1.0 + rest * (0.5 + rest * (0.3333333333 + rest * (0.25 + rest * 0.2))))
+        noise = tl.where(rest < 0.0625, series, libdevice.fast_log2f(u) * -0.6931471805599453)
+    else:
+        noise = -tl.log(u)
+    return noise
 
 
-@triton.jit(do_not_specialize_on_alignment=["rows_ptr", "positions_ptr"])
+@kernel(do_not_specialize_on_alignment=["rows_ptr", "positions_ptr"])
 def _scores_kernel(
     logits_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr, best_ptr, best_ids_ptr,
-    vocab, parts, row_stride, CHUNK: tl.constexpr, PDL: tl.constexpr,
+    vocab, parts, row_stride, CHUNK: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The best score of one chunk of one line, and the first token that has it."""
     if PDL:
@@ -74,20 +86,18 @@ def _scores_kernel(
     if PDL:
         cuda.gdc_wait()
     z = tl.load(logits_ptr + line * vocab + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32)
-    best = tl.max(z, axis=0)
-    first = tl.min(tl.where(z == best, tokens, vocab - 1), axis=0)
+    score = z
     if temperature > 0.0:
-        # The race of reference/noise.py; one logarithm per chunk makes its winner comparable with the others'.
-        shift = tl.where(best == float("-inf"), 0.0, best)
-        race = tl.exp((z - shift) / temperature) / _exponential(a, b, tokens)
-        fastest = tl.max(race, axis=0)
-        first = tl.min(tl.where(race == fastest, tokens, vocab - 1), axis=0)
-        best = best / temperature + tl.log(fastest)
+        # The race of reference/noise.py in logarithms, so that chunks compare as they are and nothing is divided.
+        noise = _exponential(a, b, tokens, FAST)
+        score = z * (1.4426950408889634 / temperature) - (libdevice.fast_log2f(noise) if FAST else tl.log2(noise))
+    best = tl.max(score, axis=0)
+    first = tl.min(tl.where(score == best, tokens, vocab - 1), axis=0)
     tl.store(best_ptr + line * parts + part, best)
     tl.store(best_ids_ptr + line * parts + part, first)
 
 
-@triton.jit
+@kernel()
 def _best_kernel(best_ptr, best_ids_ptr, out_ptr, parts, vocab, PARTS: tl.constexpr, PDL: tl.constexpr):
     """The best chunk of one line."""
     if PDL:
@@ -122,7 +132,7 @@ def _above(logits_ptr, vocab, temperature, top, bound, CHUNK: tl.constexpr):
     return tl.sum(counts, axis=0), tl.sum(masses, axis=0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["lines_ptr", "rows_ptr"])
+@kernel(do_not_specialize_on_alignment=["lines_ptr", "rows_ptr"])
 def _outline_kernel(
     logits_ptr, lines_ptr, rows_ptr, temperature_ptr, maxima_ptr, tops_ptr, masses_ptr,
     vocab, parts, num_groups, row_stride, CHUNK: tl.constexpr, GROUP: tl.constexpr,
@@ -150,12 +160,13 @@ def _count(keys, bound):
     return tl.sum((keys >= bound).to(tl.int32), axis=0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["lines_ptr", "rows_ptr", "positions_ptr"])
+@kernel(do_not_specialize_on_alignment=["lines_ptr", "rows_ptr", "positions_ptr"])
 def _restricted_kernel(
     logits_ptr, lines_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr,
     top_k_ptr, top_p_ptr, min_p_ptr, maxima_ptr, tops_ptr, masses_ptr, chosen_ptr, out_ptr,
     vocab, parts, num_groups, row_stride,
     PARTS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, CANDIDATES: tl.constexpr, CHUNK: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """One line: bisect for the k-th largest logit, then for the bound of the nucleus, then choose among what is left.
 
@@ -249,15 +260,15 @@ def _restricted_kernel(
                 rest = count
         floor = low
     if complete:
-        race = tl.where(keys >= floor, weights / _exponential(a, b, tokens), -1.0)
+        race = tl.where(keys >= floor, weights / _exponential(a, b, tokens, FAST), -1.0)
         token = tl.min(tl.where(race == tl.max(race, axis=0), tokens, vocab - 1), axis=0)
     else:
-        token = _search_line(line_ptr, vocab, temperature, top, wanted, top_k, top_p, a, b, CHUNK)
+        token = _search_line(line_ptr, vocab, temperature, top, wanted, top_k, top_p, a, b, CHUNK, FAST)
     tl.store(out_ptr + line, token.to(tl.int64))
 
 
 @triton.jit
-def _search_line(line_ptr, vocab, temperature, top, floor, top_k, top_p, a, b, CHUNK: tl.constexpr):
+def _search_line(line_ptr, vocab, temperature, top, floor, top_k, top_p, a, b, CHUNK: tl.constexpr, FAST: tl.constexpr):
     """The restricted choice by passes over the whole line; `floor` is what min_p asks for."""
     ceiling = _ordered(top).to(tl.int64) + 1
     if top_k > 0:
@@ -293,13 +304,13 @@ def _search_line(line_ptr, vocab, temperature, top, floor, top_k, top_p, a, b, C
     for first in range(0, vocab, CHUNK):
         tokens = first + tl.arange(0, CHUNK)
         z = tl.load(line_ptr + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32) / temperature
-        race = tl.where(_ordered(z).to(tl.int64) >= floor, tl.exp(z - top) / _exponential(a, b, tokens), -1.0)
+        race = tl.where(_ordered(z).to(tl.int64) >= floor, tl.exp(z - top) / _exponential(a, b, tokens, FAST), -1.0)
         best_ids = tl.where(race > best, tokens, best_ids)
         best = tl.maximum(best, race)
     return tl.min(tl.where(best == tl.max(best, axis=0), best_ids, vocab - 1), axis=0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["lines_ptr", "bits_ptr"])
+@kernel(do_not_specialize_on_alignment=["lines_ptr", "bits_ptr"])
 def _mask_kernel(logits_ptr, lines_ptr, bits_ptr, vocab, num_words, CHUNK: tl.constexpr):
     """Ban what one mask leaves out, in one chunk of its line."""
     mask = tl.program_id(0)
@@ -310,7 +321,7 @@ def _mask_kernel(logits_ptr, lines_ptr, bits_ptr, vocab, num_words, CHUNK: tl.co
     tl.store(logits_ptr + line * vocab + tokens, tl.full([CHUNK], float("-inf"), tl.float32), mask=banned & (tokens < vocab))
 
 
-@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["lines_ptr", "ids_ptr", "values_ptr"])
+@kernel(do_not_specialize=["count"], do_not_specialize_on_alignment=["lines_ptr", "ids_ptr", "values_ptr"])
 def _edit_kernel(logits_ptr, lines_ptr, ids_ptr, values_ptr, count, vocab, CHUNK: tl.constexpr):
     """Add to single logits; atomic, since one token may have several edits."""
     edits = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
@@ -320,7 +331,7 @@ def _edit_kernel(logits_ptr, lines_ptr, ids_ptr, values_ptr, count, vocab, CHUNK
     tl.atomic_add(logits_ptr + line * vocab + token, tl.load(values_ptr + edits, mask=inside, other=0.0), mask=inside)
 
 
-@triton.jit(
+@kernel(
     do_not_specialize=["length"],
     do_not_specialize_on_alignment=["lines_ptr", "prefixes_ptr", "last_ptr", "rows_ptr", "positions_ptr"],
 )
@@ -364,7 +375,7 @@ def _choose(logits: torch.Tensor, p: SamplingTensors) -> torch.Tensor:
         options = dependent_launch(logits.device)
         _scores_kernel[(num_lines, parts)](
             logits, p.rows, p.positions, tables.temperature, tables.seed_low, tables.seed_high, best, best_ids,
-            vocab, parts, row_stride, CHUNK=_CHUNK, num_warps=8, **options,
+            vocab, parts, row_stride, CHUNK=_CHUNK, FAST=logits.is_cuda, num_warps=8, **options,
         )  # fmt: skip
         _best_kernel[(num_lines,)](
             best, best_ids, token_ids, parts, vocab, PARTS=triton.next_power_of_2(parts), num_warps=1, **options
@@ -390,7 +401,7 @@ def _choose_restricted(logits: torch.Tensor, p: SamplingTensors, lines: torch.Te
         logits, lines, p.rows, p.positions, tables.temperature, tables.seed_low, tables.seed_high,
         tables.top_k, tables.top_p, tables.min_p, maxima, tops, masses, chosen, token_ids, vocab, parts, num_groups, row_stride,
         PARTS=triton.next_power_of_2(parts), GROUPS=triton.next_power_of_2(num_groups), GROUP=_GROUP, CANDIDATES=_CANDIDATES,
-        CHUNK=min(16384, triton.next_power_of_2(vocab)), num_warps=16,
+        CHUNK=min(16384, triton.next_power_of_2(vocab)), FAST=logits.is_cuda, num_warps=16,
     )  # fmt: skip
 
 

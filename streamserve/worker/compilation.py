@@ -19,7 +19,7 @@ from streamserve.worker.kv_cache import KvShape, allocate
 from streamserve.worker.model import Model
 from streamserve.worker.rehearsal import prefill_inputs
 from streamserve.worker.rows import Rows
-from streamserve_kernels import SamplingTensors, gather_inputs, sample, scatter_sampled
+from streamserve_kernels import SamplingTensors, gather_inputs, preload, sample, scatter_sampled
 
 _DECODES = (1, 2, 8, 16, 32, 64, 128)
 _PREFILLS = (100, 1000)
@@ -27,6 +27,7 @@ _PREFILLS = (100, 1000)
 
 def compile_kernels(device: Device, model: Model, rows: Rows, shape: KvShape, max_num_batched_tokens: int) -> None:
     """Run steps of every size that kernels tell apart, at the same time."""
+    preload()
     kv_caches = allocate(shape, 1, device)
     most = decode_sizes(rows.room.max_num_seqs)[-1]
 
@@ -37,10 +38,12 @@ def compile_kernels(device: Device, model: Model, rows: Rows, shape: KvShape, ma
         inputs = prefill_inputs(device, shape, num_tokens, rows.room.max_model_len)
         return lambda: model.logits(model(inputs, kv_caches)[:1])
 
-    steps = [decode(size) for size in (*(size for size in _DECODES if size < most), most)]
+    # Sampling takes longest, and waits for nothing: first.
+    steps: list[Callable[[], object]] = [lambda: _choose(rows, most, shape.dtype)]
     steps += [
-        prefill(size) for size in (*(size for size in _PREFILLS if size < max_num_batched_tokens), max_num_batched_tokens)
+        prefill(size) for size in (max_num_batched_tokens, *(size for size in _PREFILLS if size < max_num_batched_tokens))
     ]
+    steps += [decode(size) for size in (*(size for size in _DECODES if size < most), most)]
     device.synchronize()
     with ThreadPoolExecutor(len(steps), thread_name_prefix="streamserve-compile") as threads:
         for done in [threads.submit(_apart, device, step) for step in steps]:
@@ -59,5 +62,14 @@ def _decode(device: Device, model: Model, rows: Rows, kv_caches: list[Tensor], s
     query_start = torch.arange(size + 1, dtype=torch.int32, device=device.torch_device)
     gathered = gather_inputs(tables, padding, starts, query_start, num_tokens=size, block_size=room.block_size)
     hidden = model(StepInputs(*gathered, query_start, size, 1, room.max_model_len), kv_caches)
-    tokens = sample(model.logits(hidden), SamplingTensors(tables, padding, starts + 1, restricted=starts[:1]))
-    scatter_sampled(tables, padding, starts + 1, tokens.token_ids)
+    model.logits(hidden)
+
+
+def _choose(rows: Rows, lines: int, dtype: torch.dtype) -> None:
+    tables = rows.tables
+    padding = torch.full((lines,), tables.padding_row, dtype=torch.int32, device=tables.state.device)
+    places = torch.zeros_like(padding)
+    logits = torch.zeros(lines, rows.room.vocab_size, dtype=dtype, device=tables.state.device)
+    for restricted in (places[:1], None):
+        tokens = sample(logits, SamplingTensors(tables, padding, places + 1, restricted=restricted))
+        scatter_sampled(tables, padding, places + 1, tokens.token_ids)
