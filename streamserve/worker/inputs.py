@@ -26,6 +26,8 @@ class StepWork:
     sample_tokens   [lines]          int32, index of each sampled row's last token in this step
     sample_rows     [lines]          int32
     positions       [lines]          int32, the place each sampled token takes in its row
+    places          [sequences + lines]  int32, starts and positions one after the other, as one view
+    moves           [2 * sequences]  int32, how far both go on after a decode step: one token, and padding stays
     """
 
     rows: Tensor
@@ -34,32 +36,42 @@ class StepWork:
     sample_tokens: Tensor
     sample_rows: Tensor
     positions: Tensor
+    places: Tensor
+    moves: Tensor
     num_tokens: int
     num_decodes: int
     max_query_len: int
     max_seq_len: int
 
+    def advance(self) -> None:
+        """After a step that decodes, in the stream's order: the same rows, one token on."""
+        self.places.add_(self.moves)
+
 
 class WorkUploader:
-    """Sends each step's work to the same place on the device, which is what a captured graph reads."""
+    """Sends each step's work to the same place on the device, which is what a captured graph reads.
+
+    A captured decode step moves its rows on by one token (`advance`), so that the next one, of the same rows, needs no upload.
+    """
 
     def __init__(self, device: Device, max_num_seqs: int) -> None:
-        capacity = 6 * max_num_seqs + 1
+        capacity = 8 * max_num_seqs + 1
         self._words = device.buffer(capacity)
         self._ring = StagingRing(device, capacity)
 
-    def send(self, work: list[RowWork]) -> StepWork:
-        """Queue the upload of a step's work; `work` has its one-token rows first."""
+    def send(self, work: list[RowWork], *, padding: int = 0) -> StepWork:
+        """Queue the upload of a step's work; `work` has its one-token rows first, and ends with so many rows of padding."""
         counts = [item.count for item in work]
         ends = _running_sums(counts)
         sampled = [(item, end - 1) for item, end in zip(work, ends[1:], strict=True) if item.samples]
         packing = Packing()
         rows = packing.put([item.row for item in work])
         starts = packing.put([item.start for item in work])
+        positions = packing.put([item.start + item.count for item, _ in sampled])
         query_start = packing.put(ends)
         sample_tokens = packing.put([last for _, last in sampled])
         sample_rows = packing.put([item.row for item, _ in sampled])
-        positions = packing.put([item.start + item.count for item, _ in sampled])
+        moves = packing.put(([1] * (len(work) - padding) + [0] * padding) * 2)
         words = self._ring.send(packing, self._words)
         return StepWork(
             rows=words[rows],
@@ -68,6 +80,8 @@ class WorkUploader:
             sample_tokens=words[sample_tokens],
             sample_rows=words[sample_rows],
             positions=words[positions],
+            places=words[starts.start : positions.stop],
+            moves=words[moves],
             num_tokens=ends[-1],
             num_decodes=next((index for index, count in enumerate(counts) if count != 1), len(counts)),
             max_query_len=max(counts),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamserve.scheduling.plan import Plan, RowSampling, RowStart
+from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart
 from streamserve.types import GREEDY_TEMPERATURE
 from streamserve.worker.device import Device
 from streamserve.worker.staging import Packing, StagingRing, Words
@@ -64,8 +64,7 @@ class Rows:
             deltas.add(start.row, 0, _parameter_words(start, self.room.vocab_size))
             deltas.add(start.row, layout.BLOCK_TABLE, np.asarray(start.block_ids, dtype=np.int32))
             deltas.add(start.row, layout.token_ids, np.asarray(start.token_ids, dtype=np.int32))
-        for growth in plan.growths:
-            deltas.add(growth.row, layout.BLOCK_TABLE + growth.first, np.asarray(growth.block_ids, dtype=np.int32))
+        deltas.grow(plan.growths, layout)
         deltas.send(self._ring, self.tables)
 
     def _remember(self, start: RowStart) -> None:
@@ -77,19 +76,28 @@ class Rows:
 
 
 class _Deltas:
-    """Runs of words and the rows they belong to."""
+    """Runs of words and the rows they belong to: row, column, place among the words and length of each."""
 
     def __init__(self) -> None:
-        self._segments: list[tuple[int, int, int, int]] = []
+        self._segments: list[int] = []
         self._payload = Packing()
 
     def add(self, row: int, column: int, words: Words) -> None:
         place = self._payload.put(words)
-        self._segments.append((row, column, place.start, len(words)))
+        self._segments += (row, column, place.start, len(words))
+
+    def grow(self, growths: list[RowGrowth], layout: RowLayout) -> None:
+        """All growths at once: where rows grow together, an array for each would cost as much as the step."""
+        place = self._payload.num_words
+        block_ids: list[int] = []
+        for growth in growths:
+            self._segments += (growth.row, layout.BLOCK_TABLE + growth.first, place + len(block_ids), len(growth.block_ids))
+            block_ids += growth.block_ids
+        self._payload.put(block_ids)
 
     def send(self, ring: StagingRing, tables: RowTables) -> None:
         size = self._payload.num_words
-        segments = self._payload.put(np.asarray(self._segments, dtype=np.int32))
+        segments = self._payload.put(self._segments)
         words = ring.send(self._payload)
         apply_row_deltas(tables, words[segments].view(-1, 4), words[:size])
 

@@ -79,23 +79,29 @@ class StepRunner:
         """Launch one step; plans run in the order given."""
         with self._device.stream():
             self._rows.apply(plan)
-            found = self._graphs.find(plan.work)
-            if found is not None:
-                return self._replay(plan, *found)
+            token_ids = self._graphs.replay_again(plan)
+            if token_ids is not None:
+                return self._replayed(plan, token_ids)
+            capture = self._graphs.find(plan.work)
+            if capture is not None:
+                return self._replay(plan, capture)
             work = self._work.send(plan.work)
             hidden = self._model(gather(self._rows.tables, work, self._rows.room.block_size), self._kv_caches)
             prompts = self._prompt_logprobs(plan.work, hidden)
             return self._sample(plan, work, hidden[work.sample_tokens] if len(plan.sampled) < len(hidden) else hidden, prompts)
 
-    def _replay(self, plan: Plan, capture: Capture, padded: list[RowWork]) -> PendingStep:
-        work, lines = self._work.send(padded), len(plan.work)
+    def _replay(self, plan: Plan, capture: Capture) -> PendingStep:
+        if not self._rows.scored and self._sampling.is_plain(plan.work):
+            return self._replayed(plan, self._graphs.replay(capture, plan.work))
+        work, lines = self._graphs.send(capture, plan.work), len(plan.work)
         hidden = capture.forward()[:lines]
         prompts = self._prompt_logprobs(plan.work, hidden)
-        if not self._sampling.is_plain(plan.work):
-            work = replace(work, sample_rows=work.sample_rows[:lines], positions=work.positions[:lines])
-            return self._sample(plan, work, hidden, prompts)
-        token_ids = self._device.download(capture.choose()[:lines])
-        return PendingStep(plan.step, self._device.record(), token_ids, [], None, prompts)
+        work = replace(work, sample_rows=work.sample_rows[:lines], positions=work.positions[:lines])
+        return self._sample(plan, work, hidden, prompts)
+
+    def _replayed(self, plan: Plan, token_ids: Tensor) -> PendingStep:
+        host_ids = self._device.download(token_ids)
+        return PendingStep(plan.step, self._device.record(), host_ids, [], None, [])
 
     def _sample(self, plan: Plan, work: StepWork, hidden: Tensor, prompts: list[PromptLogprobs]) -> PendingStep:
         """hidden  [lines, hidden_size], of the sampled rows"""

@@ -1,0 +1,88 @@
+"""Captured decode steps, on a CPU that takes captures as a GPU does: same memory, read again at every replay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamserve.checkpoint import resolve
+from streamserve.models.loader import load_model
+from streamserve.models.registry import read_arch
+from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.worker.device import CpuDevice
+from streamserve.worker.kv_cache import KvShape, allocate
+from streamserve.worker.rows import Room, Rows
+from streamserve.worker.step import StepRunner
+from tests.support.stepping import Stepper, spec
+from tests.support.tiny_model import TinyLlama
+
+NUM_BLOCKS, ROWS, MAX_MODEL_LEN = 64, 8, 256
+
+
+class CapturingCpu(CpuDevice):
+    """Uploads go where a capture reads them, and are counted."""
+
+    captures = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uploads = 0
+
+    def buffer(self, num_words: int) -> Tensor:
+        return torch.zeros(num_words, dtype=torch.int32)
+
+    def upload(self, words: Tensor, into: Tensor | None = None) -> Tensor:
+        self.uploads += 1
+        return words.clone() if into is None else into[: len(words)].copy_(words)
+
+
+class Playing(Stepper):
+    """A stepper on a device that captures, which counts its steps."""
+
+    def __init__(self, tiny: TinyLlama, in_flight: int) -> None:
+        self.device, self.steps = CapturingCpu(), 0
+        checkpoint = resolve(tiny.path)
+        arch = read_arch(checkpoint.config)
+        place = torch.device("cpu")
+        with torch.inference_mode():
+            model = load_model(
+                checkpoint, arch, dtype=torch.float32, device=place, quantization="none", max_model_len=MAX_MODEL_LEN
+            )
+        rows = Rows(self.device, Room(ROWS, MAX_MODEL_LEN, 16, arch.vocab_size))
+        shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, 16, torch.float32)
+        self._inner = StepRunner(self.device, model, rows, allocate(shape, NUM_BLOCKS, self.device))
+        self._inner.capture()
+        limits = SchedulerLimits(
+            num_blocks=NUM_BLOCKS, block_size=16, max_num_seqs=ROWS, max_num_batched_tokens=64, max_model_len=MAX_MODEL_LEN
+        )
+        super().__init__(self, limits, in_flight=in_flight)  # type: ignore[arg-type]
+
+    def step(self, plan: object) -> object:
+        self.steps += 1
+        return self._inner.step(plan)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_replayed_steps_give_the_tokens_of_transformers(tiny: TinyLlama, in_flight: int) -> None:
+    playing = Playing(tiny, in_flight)
+    # They end one after another, so that rows leave in the middle and sizes change; two grow into new blocks on the way.
+    specs = [spec(f"s{length}", list(range(3, 3 + length)), 6 + length) for length in (1, 5, 12, 30, 17)]
+    got = {name: delta.token_ids for name, delta in playing.run(*specs).items()}
+    assert got == {one.sequence_id: tiny.greedy(one.prompt_token_ids, one.max_tokens) for one in specs}
+
+
+def test_a_step_of_the_same_rows_tells_the_device_nothing(tiny: TinyLlama) -> None:
+    playing = Playing(tiny, 2)
+    before = playing.device.uploads
+    playing.run(spec("one", [5, 6, 7], 12))
+    # The start and the work of the prompt, and the work of the first decode step; all tokens fit one block.
+    assert playing.device.uploads - before == 3
+    assert playing.steps == 12
+
+
+def test_a_row_that_needs_more_is_sampled_on_its_own(tiny: TinyLlama) -> None:
+    playing = Playing(tiny, 2)
+    got = playing.run(spec("plain", [5, 6, 7], 9), spec("biased", [8, 9], 9, logit_bias={11: 100.0}))
+    assert got["plain"].token_ids == tiny.greedy([5, 6, 7], 9)
+    assert got["biased"].token_ids == [11] * 9
