@@ -38,6 +38,9 @@ OpenMP's default is milliseconds, in which it holds a core that the API side nee
 stream take 19 ms instead of 12, and a prefill nearly twice as long (measured with two threads on two cores of Zen 4).
 """
 
+LAUNCH_SWITCH_S = 0.0005
+"""How long a thread of this process may hold the interpreter while the launch thread of a GPU wants it; by default, 5 ms."""
+
 
 class LocalExecutor:
     """Runs one rank; satisfies `executor.base.Executor`. Use it on one event loop."""
@@ -147,6 +150,9 @@ class _Rank:
         except Exception as error:
             self._fail(self.info, error)
             return None
+        if not info.device.startswith("cpu"):
+            # A step is launched in less time than this thread might otherwise wait for its turn while tokens are read.
+            sys.setswitchinterval(min(sys.getswitchinterval(), LAUNCH_SWITCH_S))
         self._resolve(self.info, msgspec.structs.replace(info, startup_s={"imports": imports_s} | info.startup_s))
         return runner
 
