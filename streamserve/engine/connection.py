@@ -140,4 +140,4 @@ class EngineConnection:
     def _lose(self, link: Link[frames.Reply]) -> None:
         # The link of an engine before may take its time to be lost.
         if link is self._link:
-            self.end(EngineDead("the engine process has ended; restart it"))
+            self.end(EngineDead("the engine process has ended"))
