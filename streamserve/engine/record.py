@@ -14,25 +14,27 @@ import msgspec
 
 from streamserve.types import SequenceSpec, TokenDelta
 
-MAX_INTERRUPTIONS = 2
-"""Engines that a sequence may lose: one that loses more may be what they die of."""
+MAX_LOSSES = 3
+"""Engines in a row that may go away under a sequence before it has another token: it is taken for what they die of."""
 
 
 class SequenceRecord:
     """See the module.
 
-    token_ids      all that were delivered; four bytes each, since there may be many and few are ever needed
-    interruptions  engines that went away under it
+    token_ids   all that were delivered; four bytes each, since there may be many and few are ever needed
+    num_losses  engines in a row that went away under it, the first one aside only those that brought no token
     """
 
-    __slots__ = ("_admitted_at", "_clock", "_spec", "interruptions", "token_ids")
+    __slots__ = ("_admitted_at", "_clock", "_handed_over", "_spec", "num_losses", "token_ids")
 
     def __init__(self, spec: SequenceSpec, clock: Callable[[], float] = monotonic) -> None:
         self._spec = spec
         self._clock = clock
         self._admitted_at = clock()
         self.token_ids = array("I", spec.generated_token_ids)
-        self.interruptions = 0
+        self.num_losses = 0
+        # Tokens there were when the engine got it; None while no engine has it.
+        self._handed_over: int | None = len(self.token_ids)
 
     @property
     def is_out_of_time(self) -> bool:
@@ -40,9 +42,30 @@ class SequenceRecord:
 
     def told_once(self, delta: TokenDelta) -> TokenDelta:
         """An engine's first delta of the sequence, without what an earlier engine has told already."""
-        if not self.interruptions or not self.token_ids:
+        if not self.num_losses or not self.token_ids:
             return delta
         return msgspec.structs.replace(delta, cached_tokens=0, queue_s=None)
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether the engine that has it has brought a token."""
+        return self._handed_over is not None and len(self.token_ids) > self._handed_over
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what engines die of."""
+        return self.num_losses > 1
+
+    def lost(self) -> None:
+        """The engine went away; nothing has changed if it was still waiting for one."""
+        if self._handed_over is not None:
+            self.num_losses = 1 if self.has_progressed else self.num_losses + 1
+            self._handed_over = None
+
+    def hand_over(self) -> SequenceSpec:
+        """What to give to another engine."""
+        self._handed_over = len(self.token_ids)
+        return self.continuation()
 
     def continuation(self) -> SequenceSpec:
         """The sequence as another engine admits it."""

@@ -21,13 +21,16 @@ from streamserve.engine.base import SequenceStream
 from streamserve.engine.connection import EngineConnection
 from streamserve.engine.launch import EngineProcess
 from streamserve.engine.link import LinkLimits
-from streamserve.engine.stream import StreamLimits
+from streamserve.engine.stream import ChannelStream, StreamLimits
 from streamserve.engine.stream_table import StreamTable
 from streamserve.errors import EngineDead, QueueFull, StreamserveError, Unavailable
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
 STATS_TIMEOUT_S = 5.0
 """Seconds after which an engine that does not answer counts as hung."""
+
+SUSPICION_S = 10.0
+"""Seconds that a sequence which may be what engines die of is waited for before the next such one gets its turn."""
 
 KNOCK_S = 0.05
 """Seconds between two looks whether an engine that went away is there again."""
@@ -145,6 +148,8 @@ class RemoteEngine:
             self._give_up(reason)
         elif not self._is_away:
             self._is_away = True
+            for task in self._tasks:
+                task.cancel()
             self._begin(self._await_return(reason))
 
     def _give_up(self, reason: StreamserveError) -> None:
@@ -174,25 +179,36 @@ class RemoteEngine:
 
     def _hand_over(self, reason: StreamserveError) -> None:
         """Have the engine that is there now go on with what the one before has lost."""
-        specs = self._streams.interrupted(reason)
-        logger.warning("the engine is back: %d sequences go on", len(specs))
-        for spec in specs:
-            self._begin(self._go_on(spec))
+        streams = self._streams.interrupted(reason)
+        logger.warning("the engine is back: %d sequences go on", len(streams))
+        for stream in streams:
+            if not stream.record.is_suspect:
+                self._begin(self._go_on(stream))
+        self._begin(self._go_on_in_turn([stream for stream in streams if stream.record.is_suspect]))
 
-    async def _go_on(self, spec: SequenceSpec) -> None:
+    async def _go_on_in_turn(self, suspects: list[ChannelStream]) -> None:
+        """One after another, so that the one that engines die of takes none of the others along."""
+        for stream in suspects:
+            await self._go_on(stream)
+            patience = round(SUSPICION_S / KNOCK_S)
+            while patience and stream.sequence_id in self._streams and not (stream.record.has_progressed or stream.is_paused):
+                patience -= 1
+                await asyncio.sleep(KNOCK_S)
+
+    async def _go_on(self, stream: ChannelStream) -> None:
         """Continue one sequence in the engine that is there now, unless its reader has left."""
-        while spec.sequence_id in self._streams:
+        while stream.sequence_id in self._streams:
             try:
-                await self._connection.open([spec])
+                await self._connection.open([stream.record.hand_over()])
             except QueueFull as full:
                 await asyncio.sleep(min(full.retry_after_s, 1.0))
             except EngineDead:
                 # Away again: the next return takes care of it.
                 return
             except StreamserveError as error:
-                self._streams.fail(spec.sequence_id, error)
+                self._streams.fail(stream.sequence_id, error)
             else:
-                self._streams.went_on(spec.sequence_id)
+                self._streams.went_on(stream.sequence_id)
                 return
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:

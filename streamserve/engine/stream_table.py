@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streamserve.engine.error_info import describe
-from streamserve.engine.record import MAX_INTERRUPTIONS
+from streamserve.engine.record import MAX_LOSSES
 from streamserve.engine.stream import ChannelStream, SequenceControl, StreamLimits
 from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.types import SequenceSpec, TokenDelta
@@ -63,16 +63,16 @@ class StreamTable:
         stream.abort()
         return True
 
-    def interrupted(self, reason: StreamserveError) -> list[SequenceSpec]:
-        """The engine is gone: the open sequences as another can go on with them; those that can't go on end here."""
+    def interrupted(self, reason: StreamserveError) -> list[ChannelStream]:
+        """The engine is gone: the streams that another can go on with; those that can't go on end here."""
         for stream in list(self._streams.values()):
-            stream.record.interruptions += 1
-            if stream.record.interruptions > MAX_INTERRUPTIONS:
+            stream.record.lost()
+            if stream.record.num_losses >= MAX_LOSSES:
                 self.fail(stream.sequence_id, reason)
             elif stream.record.is_out_of_time:
                 del self._streams[stream.sequence_id]
                 stream.end("time")
-        return [stream.record.continuation() for stream in self._streams.values()]
+        return list(self._streams.values())
 
     def went_on(self, sequence_id: str) -> None:
         """Another engine has the sequence: tell it what its reader has asked for meanwhile."""

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from streamserve.engine.launch import EngineProcess
-from streamserve.engine.record import MAX_INTERRUPTIONS, SequenceRecord
+from streamserve.engine.record import MAX_LOSSES, SequenceRecord
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.supervision import keep_running, wait_ended
@@ -22,7 +22,7 @@ from streamserve.types import TokenDelta
 from tests.engine.conftest import MakeSpec
 from tests.engine.test_process import num_alive, scripted_process, until
 from tests.support.reading import read_all, read_together
-from tests.support.scripted import continuation
+from tests.support.scripted import POISON, continuation
 
 pytestmark = pytest.mark.anyio
 
@@ -144,19 +144,25 @@ async def test_streams_end_when_the_engine_has_ended_once_too_often(process: Eng
             await engine.open([make_spec()])
 
 
-async def test_a_sequence_that_loses_engine_after_engine_is_given_up(process: EngineProcess, make_spec: MakeSpec) -> None:
-    async with engine_at(process.address) as engine:
-        [stream] = await engine.open([make_spec(max_tokens=4000)])
-        for _ in range(MAX_INTERRUPTIONS + 1):
-            await until(engine, lambda stats: stats.num_requests_paused == 1)
-            await kill(process)
-            await away(engine)
-            process.restart()
-            await back(engine)
-        whole = await read_all(stream)
-        assert whole.error is not None
-        assert whole.error.code == "engine_dead"
-        assert num_alive(await engine.stats()) == 0
+async def test_what_engines_die_of_is_given_up_and_all_else_goes_on(make_spec: MakeSpec) -> None:
+    process = scripted_process("choking")
+    process.start()
+    deaths: list[int] = []
+    try:
+        async with engine_at(process.address) as engine, anyio.create_task_group() as supervising:
+            supervise = partial(keep_running, process, max_restarts=9, on_restart=lambda status, _: deaths.append(status))
+            supervising.start_soon(supervise)
+            good = [make_spec(max_tokens=900) for _ in range(3)]
+            poison = make_spec([POISON, 1, 2])
+            with anyio.fail_after(60):
+                *wholes, given_up = await read_together(await engine.open([*good, poison]))
+            supervising.cancel_scope.cancel()
+    finally:
+        process.stop()
+    assert [whole.token_ids for whole in wholes] == [continuation(spec.prompt_token_ids, 900) for spec in good]
+    assert given_up.error is not None
+    assert given_up.error.code == "engine_dead"
+    assert deaths == [1] * MAX_LOSSES
 
 
 async def test_stopping_while_the_engine_is_away_ends_the_streams(process: EngineProcess, make_spec: MakeSpec) -> None:
@@ -179,10 +185,26 @@ def test_a_record_tells_an_engine_what_is_left_and_a_reader_nothing_twice(make_s
     assert (untouched.generated_token_ids, untouched.prompt_logprobs) == ([], 1)
     record.token_ids.extend(first.token_ids)
     now += 4.0
-    record.interruptions += 1
+    record.lost()
     rest = record.continuation()
     assert (rest.generated_token_ids, rest.max_tokens, rest.prompt_logprobs, rest.max_time_s) == ([4], 9, None, 6.0)
     assert record.told_once(TokenDelta([5], cached_tokens=16, queue_s=0.1)) == TokenDelta([5])
     assert not record.is_out_of_time
     now += 6.0
     assert record.is_out_of_time
+
+
+def test_a_sequence_is_suspect_when_engines_go_before_it_has_another_token(make_spec: MakeSpec) -> None:
+    record = SequenceRecord(make_spec())
+    record.lost()
+    assert not record.is_suspect, "the first engine proves nothing"
+    record.lost()
+    assert record.num_losses == 1, "no engine had it since"
+    record.hand_over()
+    record.lost()
+    assert record.is_suspect
+    record.hand_over()
+    record.token_ids.append(7)
+    assert record.has_progressed
+    record.lost()
+    assert record.num_losses == 1

@@ -17,6 +17,7 @@ from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
 
 VOCAB_SIZE = 1000
+POISON = 999
 
 
 def next_token(token_ids: list[int]) -> int:
@@ -123,6 +124,20 @@ class _Handle:
 def instant(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
     """For an engine process: as many sequences as the configuration says, steps that end at once."""
     return ScriptedExecutor(num_blocks=16384, max_num_seqs=config.max_num_seqs, max_model_len=config.max_model_len or 4096)
+
+
+def choking(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
+    """For an engine process that one prompt is too much for: a row that begins with `POISON` makes its step fail."""
+    executor = instant(config, checkpoint)
+    submit = executor.submit
+
+    def choke(plan: Plan) -> _Handle:
+        if any(start.token_ids[0] == POISON for start in plan.starts):
+            executor.failure = RuntimeError("the device is gone")
+        return submit(plan)
+
+    executor.submit = choke  # type: ignore[method-assign]
+    return executor
 
 
 def failing_start(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
