@@ -18,6 +18,7 @@ from streamserve.errors import ConfigError, InvalidParameter, UnsupportedParamet
 from streamserve.text.chat_template import ChatTemplate, Message, choose_template
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
+from streamserve.text.stop_strings import StopIndex
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
 from streamserve.types import EngineInfo, SamplingParams
@@ -125,6 +126,8 @@ class Frontend:
         Use the stream in a `with` block: leaving it aborts what still runs. Raises what `Engine.open` raises.
         """
         choices = [(prompt, spec) for prompt in prompts for spec in prompt.specs]
+        asked = {id(prompt.params): prompt.params for prompt in prompts}
+        stops = {key: StopIndex(params.stop_strings) for key, params in asked.items()}
         texts = [
             SequenceText(
                 self.tokenizer,
@@ -133,6 +136,7 @@ class Frontend:
                 eos_token_ids=prompt.eos_token_ids,
                 shown_special_ids=prompt.shown_special_ids,
                 index=index,
+                stops=stops[id(prompt.params)],
             )
             for index, (prompt, spec) in enumerate(choices)
         ]

@@ -15,6 +15,10 @@ from streamserve.errors import InvalidParameter, invalid_value
 
 FinishReason = Literal["stop", "length", "abort", "error", "time"]
 
+MAX_BAD_WORDS = 1024
+MAX_TEXT_CHARS = 65536
+"""Of all stop strings, or all bad words, of one request: more would keep other requests waiting."""
+
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below this mean greedy decoding."""
 
@@ -76,6 +80,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise InvalidParameter("stop", "a stop string can't be empty")
         if any(not word for word in self.bad_words or ()):
             raise InvalidParameter("bad_words", "a bad word can't be empty")
+        if len(self.bad_words or ()) > MAX_BAD_WORDS:
+            raise InvalidParameter("bad_words", f"must be at most {MAX_BAD_WORDS} words")
+        for name, texts in (("stop", self.stop_strings), ("bad_words", self.bad_words or ())):
+            if sum(map(len, texts)) > MAX_TEXT_CHARS:
+                raise InvalidParameter(name, f"must be at most {MAX_TEXT_CHARS} characters in all")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidParameter("allowed_token_ids", "must name at least one token")
         if self.n > 1 and self.is_greedy:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from streamserve.text.detokenizer import Detokenizer, detokenizer_for
-from streamserve.text.stop_strings import StopStrings
+from streamserve.text.stop_strings import StopIndex, StopStrings
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.types import SamplingParams, SequenceSpec, TextDelta, TextLogprob, TokenDelta, TokenLogprobs
 
@@ -19,6 +19,7 @@ from streamserve.types import SamplingParams, SequenceSpec, TextDelta, TextLogpr
 class SequenceText:
     """Text of one sequence, delta by delta.
 
+    stops          the index of the request's stop strings, where there is one already
     eos_token_ids  ending on one of these is no stop reason, unless the request named it
     shown_special_ids  special tokens that have text though the request skips special tokens
     index          which choice of the request this is
@@ -35,6 +36,7 @@ class SequenceText:
         eos_token_ids: Sequence[int] = (),
         shown_special_ids: frozenset[int] = frozenset(),
         index: int = 0,
+        stops: StopIndex | None = None,
     ) -> None:
         self.index = index
         self._tokenizer = tokenizer
@@ -42,7 +44,7 @@ class SequenceText:
         self._stop_ids = frozenset(spec.stop_token_ids)
         self._silent_stop_ids = frozenset(eos_token_ids) - frozenset(params.stop_token_ids or ())
         self._detokenizer = _detokenizer(tokenizer, params, spec, shown_special_ids) if params.detokenize else None
-        stops = params.stop_strings
+        stops = StopIndex(params.stop_strings) if stops is None else stops
         self._stops = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
         # What the next token's text is, for requests that want nothing else; None for all others.
         self._plain_text_of = self._detokenizer.push if self._detokenizer is not None and self._stops is None else None

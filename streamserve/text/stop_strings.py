@@ -1,12 +1,54 @@
 """Stop strings: found across tokens, held back only as far as they could still match.
 
-One matcher per sequence. Text goes in as it is decoded and comes out as soon as no stop string can begin in it any more.
-Knows no tokens.
+One matcher per sequence, over an index per request: what a token costs grows neither with the number of stop strings nor with
+the text held back. Text goes in as it is decoded and comes out as soon as no stop string can begin in it any more. Knows no
+tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable
+
+
+class StopIndex:
+    """The stop strings of one request, to be looked up by their beginnings. Immutable."""
+
+    __slots__ = ("_firsts", "_lengths", "_ordered", "_texts")
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._texts = frozenset(stops)
+        self._ordered = sorted(self._texts)
+        self._lengths = sorted({len(stop) for stop in self._texts}, reverse=True)
+        self._firsts = frozenset(stop[0] for stop in self._texts)
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def find(self, text: str, start: int) -> tuple[int, str] | None:
+        """Of the stop strings that end behind `start`: where the one complete first begins, and of those the longest."""
+        first: tuple[int, int, str] | None = None
+        for length in self._lengths:
+            last = (len(text) if first is None else first[0]) - length
+            for at in range(max(0, start + 1 - length), last + 1):
+                found = text[at : at + length] if text[at] in self._firsts else ""
+                if found in self._texts and (first is None or at + length < first[0]):
+                    first = (at + length, at, found)
+                    break
+        return None if first is None else first[1:]
+
+    def possible_start(self, text: str) -> int:
+        """Where the longest end of `text` starts that is a beginning, but not all, of a stop string; else the text's end."""
+        longest = self._lengths[0] if self._lengths else 1
+        for at in range(max(0, len(text) - longest + 1), len(text)):
+            if text[at] in self._firsts and self._begins(text[at:]):
+                return at
+        return len(text)
+
+    def _begins(self, text: str) -> bool:
+        """Whether a longer stop string begins with `text`: then the next one in order does."""
+        at = bisect_right(self._ordered, text)
+        return at < len(self._ordered) and self._ordered[at].startswith(text)
 
 
 class StopStrings:
@@ -15,10 +57,10 @@ class StopStrings:
     include_in_output  the text keeps the stop string it ends with
     """
 
-    __slots__ = ("_held", "_include", "_stops")
+    __slots__ = ("_held", "_include", "_index")
 
-    def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
-        self._stops = list(dict.fromkeys(stops))
+    def __init__(self, index: StopIndex, *, include_in_output: bool = False) -> None:
+        self._index = index
         self._include = include_in_output
         self._held = ""
 
@@ -28,12 +70,13 @@ class StopStrings:
         Of several, the one complete first wins, and of those the longest, however the text is cut into pushes. Unless
         `armed`, a complete match is shown like any text (the minimum of tokens is not reached).
         """
+        num_held = len(self._held)
         text = self._held + text
-        if armed and (found := self._find(text)) is not None:
+        if armed and (found := self._index.find(text, num_held)) is not None:
             at, stop = found
             self._held = ""
             return text[: at + len(stop) if self._include else at], stop
-        kept = self._possible_start(text)
+        kept = self._index.possible_start(text)
         self._held = text[kept:]
         return text[:kept], None
 
@@ -41,19 +84,3 @@ class StopStrings:
         """What was still held back."""
         held, self._held = self._held, ""
         return held
-
-    def _find(self, text: str) -> tuple[int, str] | None:
-        hits = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        return min(hits)[1:] if hits else None
-
-    def _possible_start(self, text: str) -> int:
-        """Where the earliest stop string may have begun that the text doesn't hold whole."""
-        return min((_start_of_prefix(text, stop) for stop in self._stops), default=len(text))
-
-
-def _start_of_prefix(text: str, stop: str) -> int:
-    """Where the longest end of `text` starts that is a beginning, but not all, of `stop`; the text's end when none is."""
-    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-    while at >= 0 and not stop.startswith(text[at:]):
-        at = text.find(stop[0], at + 1)
-    return at if at >= 0 else len(text)

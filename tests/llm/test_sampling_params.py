@@ -30,9 +30,11 @@ from streamserve.errors import InvalidParameter
         ("logprobs", True),
         ("ignore_eos", "no"),
         ("structured_outputs", {"regex": "a", "json": {}}),
+        ("stop", ["x" * 100] * 700),
+        ("bad_words", ["x"] * 2000),
     ],
 )
-def test_a_value_of_a_wrong_type_is_refused_by_name(name: str, value: Any) -> None:
+def test_a_value_that_will_not_do_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidParameter) as refusal:
         SamplingParams(**{name: value})
     assert (refusal.value.param or "").split("[")[0] == name

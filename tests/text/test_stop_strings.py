@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamserve.text.stop_strings import StopStrings
+from streamserve.text.stop_strings import StopIndex, StopStrings
 
 LETTERS = st.text(alphabet="ab", max_size=12)
 STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), min_size=1, max_size=3)
@@ -23,7 +23,7 @@ def expected(text: str, stops: list[str], include: bool) -> tuple[str, str | Non
 
 @given(pieces=st.lists(LETTERS, max_size=8), stops=STOPS, include=st.booleans())
 def test_the_first_stop_string_is_found_however_the_text_is_cut(pieces: list[str], stops: list[str], include: bool) -> None:
-    matcher = StopStrings(stops, include_in_output=include)
+    matcher = StopStrings(StopIndex(stops), include_in_output=include)
     shown, found = "", None
     for piece in pieces:
         text, found = matcher.push(piece)
@@ -37,7 +37,7 @@ def test_the_first_stop_string_is_found_however_the_text_is_cut(pieces: list[str
 
 @given(pieces=st.lists(LETTERS, max_size=8), stops=STOPS)
 def test_no_more_is_held_back_than_could_still_match(pieces: list[str], stops: list[str]) -> None:
-    matcher = StopStrings(stops)
+    matcher = StopStrings(StopIndex(stops))
     shown = sofar = ""
     for piece in pieces:
         sofar += piece
@@ -55,12 +55,12 @@ def test_no_more_is_held_back_than_could_still_match(pieces: list[str], stops: l
 
 
 def test_an_unarmed_match_is_shown_and_may_begin_one() -> None:
-    matcher = StopStrings(["aa"])
+    matcher = StopStrings(StopIndex(["aa"]))
     assert matcher.push("aa", armed=False) == ("a", None)
     assert matcher.push("a") == ("", "aa")
 
 
 def test_without_stop_strings_everything_passes() -> None:
-    matcher = StopStrings([])
+    matcher = StopStrings(StopIndex([]))
     assert matcher.push("anything") == ("anything", None)
     assert matcher.finish() == ""
