@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,29 +16,50 @@ from streamserve_kernels.reference import attention, kv_write, norm_rope, projec
 from streamserve_kernels.row_tables import make_row_tables
 from tests.support.kernel_cases import LIMITS, paged_batch, random, relative_error
 
+Case = Callable[[Report], None]
 EPS = 1e-6
 LINEAR_SHAPES = [(1024, 4096), (2048, 1024), (3072, 1024), (4096, 512), (12288, 512)]
 ATTENTION_SHAPES = [(64, 9, 3, 16), (80, 8, 8, 32), (96, 4, 1, 64), (128, 16, 8, 16), (128, 32, 8, 64), (256, 8, 4, 16)]
-SEQ_LENS, QUERY_LENS = [700, 30, 1, 4000, 290, 900], [1, 1, 1, 1, 77, 900]
+BATCHES = {
+    "few rows": ([700, 30, 1, 4000, 290, 900], [1, 1, 1, 1, 77, 900]),
+    "20 rows": ([1, 2000, *range(50, 950, 50)], [1] * 20),
+    "90 rows": ([3000, 1, *range(17, 1425, 16)], [1] * 90),
+}
 
 
 def check_kernels(report: Report, *, thorough: bool) -> None:
     """thorough  fp16 and fp32 too, which compile their own kernels."""
-    dtypes = [torch.bfloat16, torch.float16, torch.float32] if thorough else [torch.bfloat16]
+    cases = _cases([torch.bfloat16, torch.float16, torch.float32] if thorough else [torch.bfloat16])
+    # Compiling takes nearly all the time, and goes on several threads: once unheard, for nothing else.
+    unheard = Report(None, silent=True)
+    kernels.preload()
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda case: case(unheard), cases))
+    torch.cuda.synchronize()
+    for case in cases:
+        case(report)
+
+
+def _cases(dtypes: list[torch.dtype]) -> list[Case]:
+    cases: list[Case] = [
+        *(partial(_check_attention, shape=(128, 16, 8, 16), dtype=torch.bfloat16, batch_name=name) for name in BATCHES),
+        partial(_check_attention, shape=(128, 16, 8, 16), dtype=torch.bfloat16, window=100),
+        partial(_check_attention, shape=(128, 16, 8, 16), dtype=torch.bfloat16, batch_name="90 rows", window=600),
+        partial(_check_attention, shape=(128, 16, 8, 32), dtype=torch.bfloat16, window=1024, softcap=30.0),
+        _check_sampling,
+    ]
     for dtype in dtypes:
-        for inner, outer in LINEAR_SHAPES:
-            for rows in (1, 8, 16, 64):
-                _check_linears(report, rows, inner, outer, dtype)
-        for width in (80, 1024, 5120):
-            _check_norms(report, width, dtype)
-        for head_dim, q_heads, kv_heads, block_size in ATTENTION_SHAPES:
-            _check_attention(report, head_dim, q_heads, kv_heads, block_size, dtype)
-    _check_attention(report, 128, 16, 8, 16, torch.bfloat16, window=100)
-    _check_attention(report, 128, 16, 8, 32, torch.bfloat16, window=1024, softcap=30.0)
-    _check_sampling(report)
+        cases += [partial(_check_attention, shape=shape, dtype=dtype) for shape in ATTENTION_SHAPES]
+        cases += [
+            partial(_check_linears, rows=rows, inner=inner, outer=outer, dtype=dtype)
+            for inner, outer in LINEAR_SHAPES
+            for rows in (1, 8, 16, 64)
+        ]
+        cases += [partial(_check_norms, width=width, dtype=dtype) for width in (80, 1024, 5120)]
+    return cases
 
 
-def _check_linears(report: Report, rows: int, inner: int, outer: int, dtype: torch.dtype) -> None:
+def _check_linears(report: Report, *, rows: int, inner: int, outer: int, dtype: torch.dtype) -> None:
     x, weight, norm = random(rows, inner, dtype=dtype), random(outer, inner, dtype=dtype) / inner**0.5, random(inner)
     bias, residual = random(outer, dtype=dtype), random(rows, outer, dtype=dtype)
     wide, wide_weight = x.float(), weight.float()
@@ -53,7 +77,7 @@ def _check_linears(report: Report, rows: int, inner: int, outer: int, dtype: tor
         _check(report, actual, expected, dtype, kernel=name, rows=rows, inner=inner, outer=outer)
 
 
-def _check_norms(report: Report, width: int, dtype: torch.dtype) -> None:
+def _check_norms(report: Report, *, width: int, dtype: torch.dtype) -> None:
     x, residual, weight, bias = random(37, width, dtype=dtype), random(37, width, dtype=dtype), random(width), random(width)
     wide = x.float()
     pairs = {
@@ -71,9 +95,10 @@ def _check_norms(report: Report, width: int, dtype: torch.dtype) -> None:
 
 
 def _check_attention(
-    report: Report, head_dim: int, q_heads: int, kv_heads: int, block_size: int, dtype: torch.dtype, **variant: Any
+    report: Report, *, shape: tuple[int, int, int, int], dtype: torch.dtype, batch_name: str = "few rows", **variant: Any
 ) -> None:
-    batch = paged_batch(SEQ_LENS, QUERY_LENS, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
+    head_dim, q_heads, kv_heads, block_size = shape
+    batch = paged_batch(*BATCHES[batch_name], kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
     qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=dtype)
     cos_sin = random(batch.max_seq_len, head_dim)
     heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -87,12 +112,12 @@ def _check_attention(
     actual = kernels.rotary_attention(
         qkv, batch.positions, cos_sin, batch.cache, batch.slots, *batch.tables, **heads, **norms, **options
     )
-    shape = {"head_dim": head_dim, "heads": f"{q_heads}/{kv_heads}", "block_size": block_size, **variant}
-    _check(report, actual, expected, dtype, kernel="rotary_attention", **shape)
-    _check(report, batch.finite_cache, expected_cache.float().nan_to_num(), dtype, kernel="kv cache", **shape)
+    row = {"batch": batch_name, "head_dim": head_dim, "heads": f"{q_heads}/{kv_heads}", "block_size": block_size, **variant}
+    _check(report, actual, expected, dtype, kernel="rotary_attention", **row)
+    _check(report, batch.finite_cache, expected_cache.float().nan_to_num(), dtype, kernel="kv cache", **row)
     torch.cuda.synchronize()
     again = kernels.paged_attention(q.to(dtype), batch.cache, *batch.tables, **options)
-    _check(report, again, expected, dtype, kernel="paged_attention", **shape)
+    _check(report, again, expected, dtype, kernel="paged_attention", **row)
 
 
 def _check_sampling(report: Report) -> None:

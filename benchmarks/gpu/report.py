@@ -11,14 +11,17 @@ from typing import Any
 class Report:
     """Collects rows by section and prints each at once, with the seconds since the start."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, silent: bool = False) -> None:
         self._path = path
+        self._silent = silent
         self._start_s = time.perf_counter()
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.failures = 0
 
     def add(self, section: str, **row: Any) -> None:
         self.rows.setdefault(section, []).append(row)
+        if self._silent:
+            return
         text = "  ".join(f"{name} {_short(value)}" for name, value in row.items())
         print(f"[{time.perf_counter() - self._start_s:6.1f}] {section:<10} {text}", flush=True)
         if self._path is not None:

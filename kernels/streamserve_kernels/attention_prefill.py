@@ -197,7 +197,7 @@ def prefill(
     """Attend for the sequences from `first_sequence` on; with `rotation`, `q` is the fused projection."""
     lanes = power_of_two(layer.head_dim, least=16)
     rows = max_query_len * (layer.q_heads // layer.kv_heads)
-    block_m, block_n, warps, stages = prefill_shape(q.dtype, lanes)
+    block_m, block_n, warps, stages, registers = prefill_shape(q.dtype, lanes)
     cos_sin, q_norm, eps = (rotation.cos_sin, rotation.q_norm, rotation.eps) if rotation else (None, None, 0.0)
     _prefill_kernel[(-(-rows // block_m), layer.kv_heads, seq_lens.shape[0] - first_sequence)](
         q, cos_sin, q_norm, kv_cache, block_tables, seq_lens, query_start, out,
@@ -205,14 +205,15 @@ def prefill(
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=rotation is not None, NORM=q_norm is not None,
         WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=compute_dtype(q.dtype), num_warps=warps, num_stages=stages,
-        **dependent_launch(q.device),
+        maxnreg=registers, **dependent_launch(q.device),
     )  # fmt: skip
 
 
-def prefill_shape(dtype: torch.dtype, lanes: int) -> tuple[int, int, int, int]:
-    """BLOCK_M, BLOCK_N, warps and pipeline stages."""
+def prefill_shape(dtype: torch.dtype, lanes: int) -> tuple[int, int, int, int, int | None]:
+    """BLOCK_M, BLOCK_N, warps, pipeline stages, and registers of a thread at most."""
     if dtype == torch.float32:
-        return 32, 32, 4, 1
+        return 32, 32, 4, 1, None
     if lanes > 128:
-        return 64, 32, 4, 2
-    return 128, 128, 8, 2
+        return 64, 32, 4, 2, None
+    # With 128 registers two programs share a multiprocessor, and one multiplies while the other exponentiates.
+    return 128, 64, 8, 2, 128
