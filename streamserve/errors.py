@@ -5,7 +5,8 @@
     │   ├── InvalidParameter              400 invalid_value              one named parameter is wrong
     │   ├── UnsupportedParameter          400 unsupported_parameter      understood, but not built here
     │   ├── ContextLengthExceeded         400 context_length_exceeded
-    │   └── PromptTooLarge                400 prompt_too_large           could never fit the KV cache
+    │   ├── PromptTooLarge                400 prompt_too_large           could never fit the KV cache
+    │   └── StructureTooComplex           400 structure_too_complex      a schema or grammar that can't be followed to the end
     ├── AuthenticationFailed              401 invalid_api_key
     ├── ModelNotFound                     404 model_not_found
     ├── QueueFull                         429 queue_full
@@ -84,6 +85,12 @@ class PromptTooLarge(InvalidRequest):
     """The prompt needs more KV cache than this server has in all."""
 
     code = "prompt_too_large"
+
+
+class StructureTooComplex(InvalidRequest):
+    """The schema or grammar compiles, and then has more ways to go on than can be followed."""
+
+    code = "structure_too_complex"
 
 
 class AuthenticationFailed(StreamserveError):

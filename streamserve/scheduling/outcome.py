@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from streamserve.errors import StreamFailed
+from streamserve.errors import StructureTooComplex
 from streamserve.scheduling.sequence import Sequence
 from streamserve.types import ErrorInfo, FinishReason, TokenDelta, TokenLogprobs
 
@@ -29,7 +29,9 @@ def ending_of(sequence: Sequence, token_id: int) -> Ending | None:
         try:
             sequence.constraint.accept(token_id)
         except ValueError as error:
-            return Ending("error", error=ErrorInfo(StreamFailed.code, f"the output left the requested structure: {error}"))
+            return Ending(
+                "error", error=ErrorInfo(StructureTooComplex.code, f"the output left the requested structure: {error}")
+            )
         if sequence.constraint.is_finished:
             return Ending("stop")
     return Ending("length") if length == sequence.limit else None

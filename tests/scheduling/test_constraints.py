@@ -98,7 +98,7 @@ def test_a_token_that_the_constraint_refuses_fails_its_sequence_alone() -> None:
     output = play.output("a")
     assert output.finish_reason == "error"
     assert output.error is not None
-    assert output.error.code == "stream_failed"
+    assert output.error.code == "structure_too_complex"
     assert play.tokens("b") == expected(spec("b"))[0]
 
 

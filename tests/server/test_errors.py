@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anyio
 import pytest
 
 from streamserve.errors import (
@@ -212,6 +213,20 @@ async def test_a_grammar_that_can_not_be_compiled_is_refused_under_the_name_it_c
     async with live_server(engine) as server:
         status, _, error = await refusal(server.port, path, body)
     assert (status, error["param"], error["message"]) == (400, param, f"{param}: can't be compiled: no such type")
+
+
+async def test_a_structure_too_complex_to_follow_is_the_requests_fault() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server:
+        async with anyio.create_task_group() as tasks:
+
+            async def fail() -> None:
+                [sequence] = await engine.sequences()
+                engine.fail(sequence, "structure_too_complex", "too many items")
+
+            tasks.start_soon(fail)
+            status, _, error = await refusal(server.port, COMPLETIONS, completion(guided_json={}))
+    assert (status, error["code"], error["type"]) == (400, "structure_too_complex", "invalid_request_error")
 
 
 async def test_a_wrong_type_is_told_as_it_was_written() -> None:
