@@ -74,7 +74,7 @@ def _likeliest(
     maxima_ptr, chosen_ptr, vocab, num_groups, lowest, ceiling,
     GROUPS: tl.constexpr, GROUP: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
-    """The tokens of the CANDIDATES groups with the largest maxima, which of them exist, and a bound: no other token reaches it."""
+    """The tokens of the CANDIDATES groups with the largest maxima, which of them exist, and a bound that no other reaches."""
     group = tl.arange(0, GROUPS)
     maxima = tl.load(maxima_ptr + group, mask=group < num_groups, other=float("-inf"))
     maxima_keys = tl.where(group < num_groups, _ordered(maxima).to(tl.int64), lowest - 1)
