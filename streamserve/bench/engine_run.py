@@ -51,19 +51,15 @@ async def running_engine(config: EngineConfig) -> AsyncIterator[Engine]:
     engine = InlineEngine(replace(config, model=str(checkpoint.path)), checkpoint)
     try:
         await engine.start()
-        _settle()
+        # As an engine process does: the collector would go through all that loading left in the middle of a run, for as long as
+        # thirty steps on a GPU.
+        gc.collect()
+        gc.freeze()
         yield engine
     finally:
         await engine.stop()
-
-
-def _settle() -> None:
-    """What an engine process does for itself (`engine.process`): this process is the engine's.
-
-    Otherwise the collector goes through all that loading left in the middle of a run, for as long as thirty steps on a GPU.
-    """
-    gc.collect()
-    gc.freeze()
+        gc.unfreeze()
+        gc.collect()
 
 
 async def run_asks(engine: Engine, asks: Sequence[Ask], *, temperature: float = 0.0) -> list[Trace]:
