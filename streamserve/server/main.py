@@ -196,7 +196,7 @@ class Server:
         running = len(first.service.live)
         if running:
             timeout_s = self._options.server.shutdown_timeout_s
-            self._timeline.note(f"Stopping: {running} requests have {timeout_s:g} s to finish; a second signal ends them now")
+            self._timeline.note(f"Stopping: {_requests(running)} {timeout_s:g} s to finish; a second signal ends them now")
         for worker in self._workers:
             worker.drain()
         await first.drain()
@@ -252,3 +252,7 @@ class Server:
                     await self._engine.stop()
             if self._process is not None:
                 await anyio.to_thread.run_sync(self._process.stop)
+
+
+def _requests(count: int) -> str:
+    return "1 request has" if count == 1 else f"{count} requests have"
