@@ -134,11 +134,11 @@ def _add_up(partial_ptr, place, parts, used, GROUP: tl.constexpr, LANES: tl.cons
     return highest, total, sums
 
 
-@kernel(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
+@kernel(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def _decode_kernel(
     q_ptr, positions_ptr, cos_sin_ptr, slots_ptr, q_norm_ptr, k_norm_ptr,
     cache_ptr, tables_ptr, records_ptr, out_ptr, partial_ptr, arrivals_ptr,
-    scale, eps, q_stride, block_stride, table_stride, max_blocks,
+    scale, eps, q_stride, block_stride, table_stride, max_blocks, num_rows,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, AHEAD: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
@@ -160,15 +160,21 @@ def _decode_kernel(
             cuda.gdc_wait()
     kv_head = tl.program_id(0)
     heads_per_group: tl.constexpr = Q_HEADS // KV_HEADS
-    record_ptr = records_ptr + tl.program_id(1) * RECORD
-    sequence = tl.load(record_ptr).to(tl.int64)
-    start = tl.load(record_ptr + 1)
+    program = tl.program_id(1)
+    record_ptr = records_ptr + program * RECORD
+    # Without waiting: what comes after waits for the other programs, and those for what came before.
+    later = program >= num_rows
+    if tl.load(record_ptr + 5, mask=later, other=1) == 0:
+        return
+    # The first part of a row finds its blocks before it has read its record.
+    sequence = tl.load(record_ptr, mask=later, other=program).to(tl.int64)
+    if WINDOW is None:
+        start = tl.load(record_ptr + 1, mask=later, other=0)
+    else:
+        start = tl.load(record_ptr + 1)
     end = tl.load(record_ptr + 2)
     part = tl.load(record_ptr + 4)
     parts = tl.load(record_ptr + 5)
-    # Without waiting: what comes after waits for the other programs, and those for what came before.
-    if parts == 0:
-        return
     table_ptr = tables_ptr + sequence * table_stride
     # Ids past the end of a table's used part are fetched with the others, and never followed.
     reach = max_blocks * BLOCK_SIZE - 1
@@ -274,6 +280,7 @@ def decode(
         q, turn.positions, turn.cos_sin, turn.slots, turn.q_norm, turn.k_norm,
         kv_cache, block_tables, schedule.records, out, partial, arrivals(q.device),
         layer.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1],
+        schedule.num_rows,
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         GROUP=group, LANES=lanes, BLOCK_N=shape.tile, AHEAD=shape.stages == 1,
         WINDOW=layer.window, SOFTCAP=layer.softcap, ROTATE=rotation is not None, NORM=turn.q_norm is not None,

@@ -21,14 +21,16 @@ _CHUNK = 256
 
 
 class DecodeSchedule(NamedTuple):
-    """All parts, row after row; a row of no cached tokens has one empty part.
+    """All parts: the first of each row in the rows' order, then all others; a row of no cached tokens has one empty part.
 
-    records    [parts, 8]  int32: row, the part's first token and the one after its last, the index of the row's first part,
-               the part's own index among the row's, how many the row has, and the row's tokens with the one left out. Records
-               beyond the last say that their row has 0 parts.
+    records    [num_rows + spare, 8]  int32: row, the part's first token and the one after its last, how many parts the rows
+               before have, the part's own index among the row's, how many the row has, and the row's tokens with the one left
+               out. Records beyond the last say that their row has 0 parts.
+    num_rows   so many records can be told the row of, and without a window the first token, before they are read
     """
 
     records: torch.Tensor
+    num_rows: int
 
     @property
     def programs(self) -> int:
@@ -83,7 +85,7 @@ def _schedule_kernel(
     for begin in range(0, parts, CHUNK):
         part = begin + tl.arange(0, CHUNK)
         live = part < parts
-        record_ptrs = records_ptr + (first + part) * RECORD
+        record_ptrs = records_ptr + tl.where(part == 0, row, num_rows + first - row + part - 1) * RECORD
         tl.store(record_ptrs, row + part * 0, mask=live)
         tl.store(record_ptrs + 1, start + part * share, mask=live)
         tl.store(record_ptrs + 2, tl.minimum(start + (part + 1) * share, end), mask=live)
@@ -107,4 +109,4 @@ def make_schedule(
     _schedule_kernel[(num_rows,)](
         seq_lens, records, num_rows, spare, least, TILE=tile, OWN=int(own), WINDOW=window, RECORD=RECORD, CHUNK=_CHUNK
     )
-    return DecodeSchedule(records)
+    return DecodeSchedule(records, num_rows)

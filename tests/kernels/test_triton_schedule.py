@@ -14,7 +14,7 @@ TILE = 32
 
 
 def parts_of(lengths: list[int], *, spare: int, least: int = 64, window: int | None = None) -> list[tuple[int, ...]]:
-    """Row, first token, end, index of the row's first part, index among the row's, and parts of the row."""
+    """Row, first token, end, parts of the rows before, index among the row's, and parts of the row; in the rows' order."""
     lens = torch.tensor([length + 1 for length in lengths], dtype=torch.int32, device=DEVICE)
     schedule = decode_schedule.make_schedule(
         lens, num_rows=len(lengths), spare=spare, least=least, tile=TILE, own=True, window=window
@@ -23,7 +23,9 @@ def parts_of(lengths: list[int], *, spare: int, least: int = 64, window: int | N
     records = [tuple(record[:6]) for record in schedule.records.tolist()]
     used = [record for record in records if record[5] > 0]
     assert records[: len(used)] == used, "parts come first, then what is unused"
-    return used
+    assert [record[0] for record in records[: len(lengths)]] == list(range(len(lengths)))
+    assert all(record[4] == 0 for record in records[: len(lengths)])
+    return sorted(used, key=lambda record: (record[0], record[4]))
 
 
 @pytest.mark.parametrize("spare", [0, 3, 40])
