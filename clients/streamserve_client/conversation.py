@@ -10,7 +10,7 @@ from rich.console import Console
 from streamserve_client import terminal
 from streamserve_client.answers import Answer
 from streamserve_client.client import Client
-from streamserve_client.errors import APIError
+from streamserve_client.errors import ClientError
 from streamserve_client.types import Message
 
 
@@ -56,9 +56,10 @@ class Conversation:
                 answer.read(stream, show=True)
         except KeyboardInterrupt:
             terminal.note(" [stopped]")
-        except APIError as error:
+        except ClientError as error:
+            # The server may come back: the conversation goes on without this turn.
             self._messages.pop()
-            terminal.note(f"error: {error}")
+            terminal.note(f"\nerror: {error}" if answer.text else f"error: {error}")
             return
         else:
             terminal.write_line("")

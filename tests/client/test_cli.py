@@ -156,6 +156,23 @@ def test_a_conversation_sends_what_was_said_and_ctrl_d_ends_it() -> None:
     assert [message["content"] for message in server.requests[1].body["messages"]] == ["first", "one", "second"]
 
 
+def test_a_conversation_outlives_an_answer_that_broke_off() -> None:
+    pty = pytest.importorskip("pty")
+    broken = events(chat_chunk("hal"), ending="cut")
+    controller, terminal = pty.openpty()
+    with ScriptedServer(broken, events(chat_chunk("whole"), chat_chunk("", "stop"), "[DONE]")) as server:
+        os.write(controller, b"first\nagain\n/exit\n")
+        done = subprocess.run(
+            [*COMMAND, "chat", "-m", "demo"], env=environment(server.url), stdin=terminal, capture_output=True, timeout=60
+        )
+        os.close(terminal)
+        os.close(controller)
+    assert done.returncode == 0
+    assert b"error: the connection" in done.stderr
+    assert done.stdout.decode().endswith("whole\n")
+    assert [message["content"] for message in server.requests[1].body["messages"]] == ["again"]
+
+
 def test_an_unexpected_reply_is_an_error_and_no_traceback() -> None:
     with ScriptedServer(Reply([b"<html>"], headers={"Content-Type": "text/html"})) as server:
         done = run("complete", "x", "-m", "demo", url=server.url)
