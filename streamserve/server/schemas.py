@@ -166,6 +166,9 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+MAX_DEPTH = 128
+"""Objects and arrays within each other: far more than a schema needs, far less than it takes to run out of stack."""
+
 
 def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
     """The body as `kind`, and the top-level fields that `kind` does not have.
@@ -177,6 +180,8 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
 
 def convert(fields: dict[str, Any], kind: type[T]) -> tuple[T, list[str]]:
     """As `decode`, from JSON that has been parsed already."""
+    if is_too_deep(fields):
+        raise InvalidRequest(f"the body is nested too deeply: at most {MAX_DEPTH} objects and arrays within each other")
     try:
         request = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
@@ -202,3 +207,18 @@ def _json_type(value: Any) -> str:
     if value is None:
         return "null"
     return {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}.get(type(value), "a number")
+
+
+def is_too_deep(value: dict[str, Any]) -> bool:
+    """Whether what walks through this JSON by recursion might not come back."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for each in level
+            for child in (each.values() if type(each) is dict else each)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True

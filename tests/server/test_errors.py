@@ -215,6 +215,29 @@ async def test_a_grammar_that_can_not_be_compiled_is_refused_under_the_name_it_c
     assert (status, error["param"], error["message"]) == (400, param, f"{param}: can't be compiled: no such type")
 
 
+@pytest.mark.parametrize("depth", [130, 300, 700, 950])
+async def test_what_is_nested_too_deeply_is_refused_wherever_it_stands(depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    function = f'"parameters":{{"type":"object","properties":{{"x":{deep}}}}}'
+    arguments = json.dumps(deep)
+    engine = ScriptedEngine(reply=text_reply("{}"))
+    async with live_server(engine) as server:
+        for path, body in (
+            (CHAT, f'{{"messages":[{{"role":"user","content":"x","name":{deep}}}]}}'),
+            (CHAT, f'{{"messages":[{{"role":"user","content":"x"}}],"chat_template_kwargs":{{"q":{deep}}}}}'),
+            (CHAT, f'{{"messages":[],"tools":[{{"type":"function","function":{{"name":"f",{function}}}}}]}}'),
+            (COMPLETIONS, f'{{"prompt":"x","guided_json":{deep}}}'),
+            ("/v1/responses", f'{{"input":"x","tools":[{{"type":"function","name":"f",{function}}}]}}'),
+            ("/tokenize", f'{{"messages":[{{"role":"user","content":"x","name":{deep}}}]}}'),
+        ):
+            status, _, error = await refusal(server.port, path, body.encode())
+            assert (status, "nested too deeply" in error["message"]) == (400, True), path
+        call = f'{{"id":"a","type":"function","function":{{"name":"f","arguments":{arguments}}}}}'
+        said = f'{{"messages":[{{"role":"assistant","tool_calls":[{call}]}}]}}'
+        status, _, error = await refusal(server.port, CHAT, said.encode())
+        assert (status, error["param"]) == (400, "messages[0].tool_calls[0].function.arguments")
+
+
 async def test_a_structure_too_complex_to_follow_is_the_requests_fault() -> None:
     engine = ScriptedEngine()
     async with live_server(engine) as server:
