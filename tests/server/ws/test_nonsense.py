@@ -64,3 +64,18 @@ async def test_half_a_character_is_read_as_a_browser_would_send_it() -> None:
         assert await client.closed() == 4400
     [spec] = engine.specs.values()
     assert "cut \ufffd" in bytes(spec.prompt_token_ids).decode()
+
+
+async def test_what_is_nested_too_deeply_is_refused_and_the_socket_stays_open() -> None:
+    deep = "[" * 300 + "]" * 300
+    async with live_server(ScriptedEngine(reply=text_reply("fine"))) as server, session(server.port) as client:
+        for message in (
+            f'{{"type": "ping", "id": {deep}}}',
+            f'{{"type": "completion.create", "stream_id": "s", "prompt": "x", "more": {deep}}}',
+        ):
+            await client.connection.send(message)
+            event = await client.receive()
+            assert (event["type"], event["status"]) == ("error", 400)
+            assert "nested too deeply" in event["error"]["message"]
+        await client.send({"type": "ping", "id": 1})
+        assert await client.receive() == {"type": "pong", "id": 1}
