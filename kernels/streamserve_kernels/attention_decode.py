@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .attention_tiles import angles, compute_dtype, norm_weights, scaled, turned
+from .attention_tiles import angles, block_ids, compute_dtype, norm_weights, scaled, turned
 from .decode_schedule import RECORD, DecodeSchedule
 from .launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
 
@@ -61,17 +61,6 @@ class DecodeShape(NamedTuple):
 
 
 @triton.jit
-def _block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The blocks of the tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or one for all; read up to token `last`."""
-    if BLOCK_SIZE % BLOCK_N == 0:
-        blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start <= last, other=0)
-    else:
-        tokens = start + tl.arange(0, BLOCK_N)
-        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens <= last, other=0)
-    return blocks
-
-
-@triton.jit
 def _load_tile(
     cache_ptr, blocks, tokens, end, kv_head, block_stride,
     HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
@@ -82,6 +71,19 @@ def _load_tile(
     entry = blocks.to(tl.int64) * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
     ptrs = cache_ptr + entry[:, None] + lanes[None, :]
     return tl.load(ptrs, mask=mask, other=0.0), tl.load(ptrs + KV_HEADS * BLOCK_SIZE * HEAD_DIM, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_token(
+    cache_ptr, key, value, slot, part, kv_head, block_stride,
+    HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Write a key and a value [1, LANES] to their slot; nothing for a padding slot, nor in any part but the first."""
+    lanes = tl.arange(0, LANES)[None, :]
+    ptrs = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM + lanes
+    written = (lanes < HEAD_DIM) & (part + lanes * 0 == 0) & (lanes * 0 <= slot)
+    tl.store(ptrs, key, mask=written)
+    tl.store(ptrs + KV_HEADS * BLOCK_SIZE * HEAD_DIM, value, mask=written)
 
 
 @triton.jit
@@ -179,8 +181,8 @@ def _decode_kernel(
     # Ids past the end of a table's used part are fetched with the others, and never followed.
     reach = max_blocks * BLOCK_SIZE - 1
     if AHEAD:
-        blocks = _block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
-        blocks_next = _block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+        blocks = block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
+        blocks_next = block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
         tokens = start + tl.arange(0, BLOCK_N)
         k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
 
@@ -219,7 +221,7 @@ def _decode_kernel(
     for begin in range(start, end, BLOCK_N):
         tokens = begin + tl.arange(0, BLOCK_N)
         if not AHEAD:
-            blocks = _block_ids(table_ptr, begin, reach, BLOCK_SIZE, BLOCK_N)
+            blocks = block_ids(table_ptr, begin, reach, BLOCK_SIZE, BLOCK_N)
             k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
         seen = tokens < end
         if WINDOW is not None:
@@ -229,15 +231,12 @@ def _decode_kernel(
             k, v = _load_tile(
                 cache_ptr, blocks_next, tokens + BLOCK_N, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES
             )
-            blocks_next = _block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+            blocks_next = block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
 
     if ROTATE:
         # The first part takes the token's own key and value, and stores them.
         own_key = turned(own_key, key_partner, k_weight, k_partner_weight, cos, sin, eps, HEAD_DIM, NORM, turns)
-        entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
-        written = inside & (part + lanes[None, :] * 0 == 0) & (lanes[None, :] * 0 <= slot)
-        tl.store(entry + lanes[None, :], own_key, mask=written)
-        tl.store(entry + KV_HEADS * BLOCK_SIZE * HEAD_DIM + lanes[None, :], own_value, mask=written)
+        _store_token(cache_ptr, own_key, own_value, slot, part, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
         own = scaled(tl.sum(q.to(tl.float32) * own_key.to(tl.float32), axis=1), scale, SOFTCAP)
         own = tl.where(part + group * 0 == 0, own, float("-inf"))
         highest, total, sums = _merge(highest, total, sums, own, 1.0, own_value.to(tl.float32))

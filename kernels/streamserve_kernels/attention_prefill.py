@@ -12,19 +12,8 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from .attention_decode import Layer, Rotation
-from .attention_tiles import compute_dtype, scaled
+from .attention_tiles import block_ids, compute_dtype, scaled
 from .launch import dependent_launch, kernel, power_of_two
-
-
-@triton.jit
-def _block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The blocks of the tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or one for all; read up to token `last`."""
-    if BLOCK_SIZE % BLOCK_N == 0:
-        blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start <= last, other=0)
-    else:
-        tokens = start + tl.arange(0, BLOCK_N)
-        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens <= last, other=0)
-    return blocks
 
 
 @triton.jit
@@ -80,7 +69,7 @@ def _attend_run(
     for start in range(begin, end, BLOCK_N):
         tokens = start + tl.arange(0, BLOCK_N)
         inside = tokens < seq_len
-        blocks = _block_ids(table_ptr, start, seq_len - 1 if MASKED else start + BLOCK_N, BLOCK_SIZE, BLOCK_N).to(tl.int64)
+        blocks = block_ids(table_ptr, start, seq_len - 1 if MASKED else start + BLOCK_N, BLOCK_SIZE, BLOCK_N).to(tl.int64)
         places = blocks * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
         places = places[:, None] + lanes[None, :]
         if MASKED:

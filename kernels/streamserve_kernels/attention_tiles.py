@@ -1,4 +1,4 @@
-"""What the attention kernels share: finding blocks, loading tiles of a paged cache, turning heads, scaling scores.
+"""What the attention kernels share: finding blocks, norming and rotating heads, scaling scores.
 
 Device functions only. They know a layer's cache and nothing of a batch.
 """
@@ -8,6 +8,17 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The blocks of the tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or one for all; read up to token `last`."""
+    if BLOCK_SIZE % BLOCK_N == 0:
+        blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start <= last, other=0)
+    else:
+        tokens = start + tl.arange(0, BLOCK_N)
+        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens <= last, other=0)
+    return blocks
 
 
 @triton.jit
