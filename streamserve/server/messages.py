@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.server.schemas import is_too_deep
+from streamserve.server.schemas import unfit
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
@@ -80,8 +80,8 @@ def _arguments(where: str, given: Any) -> dict[str, Any]:
         raise InvalidParameter(where, f"must be the text of a JSON object: {error}") from None
     if not isinstance(arguments, dict):
         raise InvalidParameter(where, "must be the text of a JSON object")
-    if is_too_deep(arguments):
-        raise InvalidParameter(where, "is nested too deeply")
+    if (reason := unfit(arguments)) is not None:
+        raise InvalidParameter(where, reason)
     return arguments
 
 

@@ -6,6 +6,7 @@ so that the answer can carry a warning. Pure functions; values are checked in `p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -169,6 +170,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 MAX_DEPTH = 128
 """Objects and arrays within each other: far more than a schema needs, far less than it takes to run out of stack."""
 
+MIN_INT, MAX_INT = -(2**63), 2**64 - 1
+_TOKEN_IDS = ("prompt", "tokens")
+
 
 def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
     """The body as `kind`, and the top-level fields that `kind` does not have.
@@ -180,12 +184,14 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
 
 def convert(fields: dict[str, Any], kind: type[T]) -> tuple[T, list[str]]:
     """As `decode`, from JSON that has been parsed already."""
-    if is_too_deep(fields):
-        raise InvalidRequest(f"the body is nested too deeply: at most {MAX_DEPTH} objects and arrays within each other")
     try:
         request = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise invalid_value(str(error)) from None
+    # Not the token ids, of which there may be millions: their type and range are checked anyway.
+    reason = unfit({name: value for name, value in fields.items() if name not in _TOKEN_IDS})
+    if reason is not None:
+        raise InvalidRequest(f"the body {reason}")
     known = kind.__struct_fields__
     return request, [name for name in fields if name not in known]
 
@@ -209,16 +215,19 @@ def _json_type(value: Any) -> str:
     return {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}.get(type(value), "a number")
 
 
-def is_too_deep(value: dict[str, Any]) -> bool:
-    """Whether what walks through this JSON by recursion might not come back."""
+def unfit(value: Mapping[str, Any]) -> str | None:
+    """What about this JSON neither an answer nor the engine could be told again; None when it is fine."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for each in level
-            for child in (each.values() if type(each) is dict else each)
-            if type(child) is dict or type(child) is list
-        ]
-        if not level:
-            return False
-    return True
+        inner: list[Any] = []
+        for each in level:
+            for child in each.values() if isinstance(each, Mapping) else each:
+                kind = type(child)
+                if kind is dict or kind is list:
+                    inner.append(child)
+                elif kind is int and not MIN_INT <= child <= MAX_INT:
+                    return "holds a whole number of more than 64 bits"
+        if not inner:
+            return None
+        level = inner
+    return f"is nested too deeply: at most {MAX_DEPTH} objects and arrays within each other"

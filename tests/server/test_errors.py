@@ -238,6 +238,23 @@ async def test_what_is_nested_too_deeply_is_refused_wherever_it_stands(depth: in
         assert (status, error["param"]) == (400, "messages[0].tool_calls[0].function.arguments")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/responses",
+            {"input": "x", "text": {"format": {"type": "json_schema", "name": "a", "schema": {"maximum": 10**30}}}},
+        ),
+        (CHAT, chat(chat_template_kwargs={"list": [1, {"n": -(10**30)}]})),
+        (COMPLETIONS, completion(guided_json={"enum": [2**64]})),
+    ],
+)
+async def test_a_number_that_no_answer_could_hold_is_refused(path: str, body: Any) -> None:
+    async with live_server(ScriptedEngine()) as server:
+        status, _, error = await refusal(server.port, path, body)
+    assert (status, error["message"]) == (400, "the body holds a whole number of more than 64 bits")
+
+
 async def test_a_structure_too_complex_to_follow_is_the_requests_fault() -> None:
     engine = ScriptedEngine()
     async with live_server(engine) as server:

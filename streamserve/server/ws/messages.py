@@ -14,7 +14,7 @@ import orjson
 
 from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.server.errors import error_object
-from streamserve.server.schemas import is_too_deep
+from streamserve.server.schemas import unfit
 
 MAX_STREAM_ID = 64
 TERMINAL = frozenset(
@@ -102,8 +102,8 @@ def error_message(error: StreamserveError, stream_id: str | None = None, *, sequ
 
 def pong_message(message: Mapping[str, Any]) -> str:
     """The answer to a ping, with its id. Raises `InvalidParameter`."""
-    if is_too_deep({"id": message.get("id")}):
-        raise InvalidParameter("id", "is nested too deeply")
+    if (reason := unfit({"id": message.get("id")})) is not None:
+        raise InvalidParameter("id", reason)
     answer = {"type": "pong"}
     if "id" in message:
         answer["id"] = message["id"]
