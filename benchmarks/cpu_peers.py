@@ -5,7 +5,8 @@
 
 Speeds of a shared machine drift by a third within minutes, so only ratios between things that ran in turn mean anything: every
 round runs, one after another, `transformers generate` (one stream, no HTTP), `transformers serve --continuous-batching` and
-`streamserve serve`, both servers under the load of `streamserve bench serve`. Takes about three minutes a round.
+`streamserve serve`, both servers under the load of `streamserve bench serve`; every other round in the opposite order, since
+a machine may be faster after a rest. Takes about three minutes a round.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,12 @@ def main(peer_python: str, repeats: int, serve_option: tuple[str, ...], as_json:
     gguf = demo_gguf()
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run([peer_python, str(PEER_SCRIPT), "expand", str(gguf), scratch], check=True, capture_output=True)
-        rounds = [one_round(peer_python, Path(scratch), serve_option) for _ in range(repeats)]
+        parts = (
+            partial(generate_figures, peer_python, Path(scratch)),
+            partial(peer_figures, peer_python, Path(scratch)),
+            partial(our_figures, serve_option),
+        )
+        rounds = [one_round(parts if index % 2 else parts[::-1]) for index in range(repeats)]
     if as_json:
         for figures in rounds:
             click.echo(json.dumps(figures))
@@ -84,10 +91,17 @@ def demo_gguf() -> Path:
     return Path(str(path.locate()))
 
 
-def one_round(peer_python: str, folder: Path, serve_options: tuple[str, ...]) -> Figures:
+def one_round(parts: Sequence[Callable[[], Figures]]) -> Figures:
     """Everything once. Names of figures begin with whose they are: generate, serve, ours."""
-    generated = subprocess.run([peer_python, str(PEER_SCRIPT), "generate", str(folder)], check=True, capture_output=True)
-    figures = {f"generate {name}": value for name, value in json.loads(generated.stdout.splitlines()[-1]).items()}
+    return {name: value for part in parts for name, value in part().items()}
+
+
+def generate_figures(peer_python: str, folder: Path) -> Figures:
+    done = subprocess.run([peer_python, str(PEER_SCRIPT), "generate", str(folder)], check=True, capture_output=True)
+    return prefixed("generate", json.loads(done.stdout.splitlines()[-1]))
+
+
+def peer_figures(peer_python: str, folder: Path) -> Figures:
     port = free_port()
     peer = [
         peer_python,
@@ -101,10 +115,13 @@ def one_round(peer_python: str, folder: Path, serve_options: tuple[str, ...]) ->
     ]
     peer += ["--dtype", "bfloat16", "--host", "127.0.0.1", "--port", str(port)]
     body = {"ignore_eos": None, "stream_options": None}
-    figures |= prefixed("serve", serve_figures(peer, port, "/health", str(folder), body))
+    return prefixed("serve", serve_figures(peer, port, "/health", str(folder), body))
+
+
+def our_figures(serve_options: tuple[str, ...]) -> Figures:
     port = free_port()
     ours = serve_command(port, "--model", "demo", "--served-model-name", "demo", "--dtype", "bfloat16", *serve_options)
-    return figures | prefixed("ours", serve_figures(ours, port, "/ready", "demo", {}))
+    return prefixed("ours", serve_figures(ours, port, "/ready", "demo", {}))
 
 
 def prefixed(whose: str, figures: Figures) -> Figures:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import pytest_asyncio
 
 from streamserve.checkpoint import Checkpoint, resolve
 from streamserve.config import EngineConfig
@@ -17,8 +18,6 @@ from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.local import LocalExecutor
 from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
 from tests.support.tiny_model import TinyLlama
-
-pytestmark = pytest.mark.anyio
 
 RankThreads = Callable[[], set[threading.Thread]]
 
@@ -40,7 +39,7 @@ def make(checkpoint: Checkpoint, **settings: object) -> LocalExecutor:
     return LocalExecutor(EngineConfig(model=str(checkpoint.path), **{**defaults, **settings}), checkpoint)  # type: ignore[arg-type]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture
 async def executor(checkpoint: Checkpoint) -> AsyncIterator[LocalExecutor]:
     executor = make(checkpoint)
     yield executor
@@ -62,6 +61,7 @@ def rank_threads() -> RankThreads:
     return lambda: {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("streamserve-")}
 
 
+@pytest.mark.asyncio
 async def test_steps_run_in_the_order_submitted_and_feed_each_other(tiny: TinyLlama, executor: LocalExecutor) -> None:
     info = await executor.start()
     assert info.model == tiny.path
@@ -73,6 +73,7 @@ async def test_steps_run_in_the_order_submitted_and_feed_each_other(tiny: TinyLl
     assert [result.token_ids[0] for result in results] == tiny.greedy([5, 6, 7], 7)
 
 
+@pytest.mark.asyncio
 async def test_the_event_loop_stays_free_while_the_model_loads(executor: LocalExecutor) -> None:
     starting = asyncio.ensure_future(executor.start())
     await asyncio.sleep(0)
@@ -80,12 +81,14 @@ async def test_the_event_loop_stays_free_while_the_model_loads(executor: LocalEx
     assert (await starting).max_num_seqs == 4
 
 
+@pytest.mark.asyncio
 async def test_the_callers_garbage_collector_is_left_alone(executor: LocalExecutor) -> None:
     frozen = gc.get_freeze_count()
     await executor.start()
     assert gc.get_freeze_count() == frozen
 
 
+@pytest.mark.asyncio
 async def test_a_failed_step_raises_and_so_do_all_later_ones(executor: LocalExecutor) -> None:
     await executor.start()
     good = executor.submit(prefill(1, [5, 6, 7]))
@@ -99,6 +102,7 @@ async def test_a_failed_step_raises_and_so_do_all_later_ones(executor: LocalExec
             await handle.result()
 
 
+@pytest.mark.asyncio
 async def test_settings_that_cannot_work_are_told_at_start(checkpoint: Checkpoint, rank_threads: RankThreads) -> None:
     executor = make(checkpoint, max_model_len=100_000)
     with pytest.raises(ConfigError, match="--max-model-len"):
@@ -109,6 +113,7 @@ async def test_settings_that_cannot_work_are_told_at_start(checkpoint: Checkpoin
     assert rank_threads() == set()
 
 
+@pytest.mark.asyncio
 async def test_stop_runs_what_was_submitted_and_joins_the_threads(executor: LocalExecutor, rank_threads: RankThreads) -> None:
     await executor.start()
     assert len(rank_threads()) == 2
@@ -121,6 +126,7 @@ async def test_stop_runs_what_was_submitted_and_joins_the_threads(executor: Loca
     await executor.stop()
 
 
+@pytest.mark.asyncio
 async def test_stop_before_start_and_stop_while_loading(executor: LocalExecutor, rank_threads: RankThreads) -> None:
     await executor.stop()
     starting = asyncio.ensure_future(executor.start())
@@ -130,6 +136,7 @@ async def test_stop_before_start_and_stop_while_loading(executor: LocalExecutor,
     assert (await starting).max_num_seqs == 4
 
 
+@pytest.mark.asyncio
 async def test_a_cancelled_waiter_leaves_the_rank_running(executor: LocalExecutor) -> None:
     await executor.start()
     waiting = asyncio.ensure_future(executor.submit(prefill(1, [5, 6])).result())
