@@ -218,9 +218,8 @@ def _prefill(
     if num_queries == seq_len and softcap is None and (window is None or window >= seq_len):
         # Torch's own causal mask leaves out whole blocks of keys, and needs no tensor.
         every = q.transpose(0, 1).unsqueeze(0)
-        return F.scaled_dot_product_attention(every, keys, values, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(
-            0, 1
-        )
+        attended = F.scaled_dot_product_attention(every, keys, values, is_causal=True, scale=scale, enable_gqa=True)
+        return attended[0].transpose(0, 1)
     out = torch.empty_like(q)
     for start in range(0, num_queries, QUERY_CHUNK):
         stop = min(start + QUERY_CHUNK, num_queries)

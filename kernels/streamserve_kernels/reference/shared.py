@@ -1,4 +1,4 @@
-"""What every layer of one step computes alike: indices, masks, rotations.
+"""What every layer of one step computes alike: indices, masks, rotations; on a GPU, how decode contexts are shared out.
 
 A layer takes a few hundred microseconds of a CPU for a single token, and such small tensors would be a quarter of it.
 """
