@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from anyio import CapacityLimiter, to_thread
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
@@ -166,7 +166,7 @@ def grammar_source(wanted: StructuredOutputs) -> str:
     """A request's language in llguidance's own notation. Raises `InvalidParameter` when it is too long or malformed."""
     try:
         source = _source(wanted)
-    except (ValueError, TypeError, RecursionError, GbnfToLarkError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidParameter("structured_outputs", f"can't be compiled: {error}") from error
     if len(source) > MAX_SOURCE_CHARS:
         raise InvalidParameter("structured_outputs", f"is too long: {len(source)} characters, at most {MAX_SOURCE_CHARS}")
@@ -186,7 +186,15 @@ def _source(wanted: StructuredOutputs) -> str:
         if not wanted.choice:
             raise ValueError("choice must hold at least one string")
         return str(LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in wanted.choice)))
-    return str(LLMatcher.grammar_from_lark(any_to_lark(wanted.grammar or "")))
+    return str(LLMatcher.grammar_from_lark(_lark(wanted.grammar or "")))
+
+
+def _lark(grammar: str) -> str:
+    """A Lark grammar as it is, a GBNF one translated. Raises `ValueError`."""
+    try:
+        return str(any_to_lark(grammar))
+    except Exception as error:  # The translator raises bare ones: no root rule, a rule missing or there twice.
+        raise ValueError(str(error)) from error
 
 
 def _reason(message: str) -> str:
