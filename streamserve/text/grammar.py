@@ -1,14 +1,15 @@
 """Structured outputs: the language a request asks for, compiled into a mask of allowed tokens per step.
 
 Grammars are llguidance's (https://github.com/guidance-ai/llguidance): JSON schema, regular expressions, Lark and GBNF
-grammars over bytes, lexed and parsed lazily. Compiling runs on threads, within limits of size and work, and is cached; the
-compiled state then lives on the engine's event loop, one copy per sequence. Knows no scheduler: it satisfies its
+grammars over bytes, lexed and parsed lazily. Compiling runs on threads, within limits of size, work and time, and is cached;
+the compiled state then lives on the engine's event loop, one copy per sequence. Knows no scheduler: it satisfies its
 `Constraint` by shape.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,19 +17,30 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.text.deep_threads import DeepThreads
 from streamserve.text.json_style import JSON_STYLE
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
 
-MAX_SOURCE_CHARS = 1 << 18
+MAX_SOURCE_CHARS = 1 << 17
 """The longest schema, expression or grammar that is compiled."""
+
+MAX_GBNF_CHARS = 1 << 15
+"""The longest GBNF grammar: its translator is Python, which the engine's loop has to share, and slow with many rules."""
+
+COMPILE_TIMEOUT_S = 10.0
+
+STACK_BYTES = 512 << 20
+"""The library recurses into rules and references; a chain of them as long as a source may be takes half of this."""
+
+_LARK = re.compile(r"^[^\S\n]*(%llguidance\b|start\s*:)", re.MULTILINE)
 
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 2_000,
@@ -87,14 +99,15 @@ class GrammarCompiler:
         eos_token_ids: Sequence[int],
         cache_size: int = 128,
         max_threads: int = 2,
+        timeout_s: float = COMPILE_TIMEOUT_S,
     ) -> None:
         self._load_tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._ends = list(eos_token_ids)
         self._cache: OrderedDict[bytes, LLMatcher] = OrderedDict()
         self._cache_size = cache_size
-        self._max_threads = max_threads
-        self._limiter: CapacityLimiter | None = None
+        self._threads = DeepThreads(max_threads, timeout_s=timeout_s, stack_bytes=STACK_BYTES)
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self.num_compiled = 0
@@ -105,13 +118,16 @@ class GrammarCompiler:
         return len(self._cache)
 
     async def compile(self, wanted: StructuredOutputs) -> GrammarConstraint:
-        """A fresh constraint for one sequence. Raises `InvalidParameter` when the language can't be compiled."""
+        """A fresh constraint for one sequence.
+
+        Raises `InvalidParameter` when the language can't be compiled in time, `QueueFull` while too many others are at it.
+        """
         if not self._ends:
             raise UnsupportedParameter("structured_outputs", "this model has no end-of-sequence token")
         key = msgspec.json.encode(wanted)
         matcher = self._cache.get(key)
         if matcher is None:
-            matcher = await self._in_thread(partial(self._compile, wanted))
+            matcher = await self._compile_in_thread(wanted)
             self.num_compiled += 1
         self._cache[key] = matcher
         self._cache.move_to_end(key)
@@ -119,13 +135,18 @@ class GrammarCompiler:
             self._cache.popitem(last=False)
         return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, self._ends)
 
-    async def _in_thread(self, work: Callable[[], LLMatcher]) -> LLMatcher:
-        if self._limiter is None:
-            self._limiter = CapacityLimiter(self._max_threads)
-        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+    async def _compile_in_thread(self, wanted: StructuredOutputs) -> LLMatcher:
+        if self._tokenizer is None:  # before the clock runs: the request is not to blame for what this takes
+            await to_thread.run_sync(self._load, abandon_on_cancel=True)
+        try:
+            return await self._threads.run(partial(self._compile, wanted))
+        except TimeoutError:
+            raise InvalidParameter(
+                "structured_outputs", f"took longer than {self._timeout_s:g} s to compile: simplify it"
+            ) from None
 
     def _compile(self, wanted: StructuredOutputs) -> LLMatcher:
-        matcher = LLMatcher(self._ll_tokenizer(), grammar_source(wanted), log_level=0, limits=LLParserLimits(**_LIMITS))
+        matcher = LLMatcher(self._load(), grammar_source(wanted), log_level=0, limits=LLParserLimits(**_LIMITS))
         # The first mask costs the most, and is taken here, on a thread, instead of between two steps of all others.
         tried = matcher.deep_copy()
         tried.compute_bitmask()
@@ -134,7 +155,7 @@ class GrammarCompiler:
                 raise InvalidParameter("structured_outputs", f"can't be compiled: {_reason(each.get_error())}")
         return matcher
 
-    def _ll_tokenizer(self) -> LLTokenizer:
+    def _load(self) -> LLTokenizer:
         with self._lock:
             if self._tokenizer is None:
                 vocabulary = TokenizerWrapper(_Vocabulary(self._load_tokenizer(), self._vocab_size, self._ends))
@@ -191,8 +212,12 @@ def _source(wanted: StructuredOutputs) -> str:
 
 def _lark(grammar: str) -> str:
     """A Lark grammar as it is, a GBNF one translated. Raises `ValueError`."""
+    if _LARK.search(grammar):
+        return grammar
+    if len(grammar) > MAX_GBNF_CHARS:
+        raise ValueError(f"a GBNF grammar may have {MAX_GBNF_CHARS} characters, this one has {len(grammar)}: write it in Lark")
     try:
-        return str(any_to_lark(grammar))
+        return str(gbnf_to_lark(grammar))
     except Exception as error:  # The translator raises bare ones: no root rule, a rule missing or there twice.
         raise ValueError(str(error)) from error
 

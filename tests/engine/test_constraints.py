@@ -5,8 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from streamserve.engine.constraints import compile_constraints
-from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.errors import UnsupportedParameter
 from streamserve.scheduling.constraint import Constraint
 from streamserve.types import StructuredOutputs
 from tests.engine.conftest import MakeSpec, Running
@@ -53,15 +52,6 @@ async def test_without_a_compiler_they_are_refused_by_name(running: Running, mak
         with pytest.raises(UnsupportedParameter, match="structured_outputs"):
             await engine.open([make_spec(), make_spec(structured_outputs=CHOICE)])
         assert (await engine.stats()).num_requests_waiting == 0
-
-
-async def test_compiling_has_a_time_limit(make_spec: MakeSpec) -> None:
-    async def never(wanted: StructuredOutputs) -> Constraint:
-        await anyio.sleep_forever()
-        raise AssertionError
-
-    with pytest.raises(InvalidParameter, match="simplify"):
-        await compile_constraints([make_spec(structured_outputs=CHOICE)], never, timeout_s=0.01)
 
 
 async def test_others_run_on_while_one_compiles(running: Running, make_spec: MakeSpec) -> None:

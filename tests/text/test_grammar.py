@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import re
+import threading
 from typing import Any
 
 import anyio
@@ -14,7 +15,7 @@ import pytest
 
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.text.grammar import MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
+from streamserve.text.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.types import StructuredOutputs
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
@@ -116,6 +117,8 @@ async def test_texts_follow_lark_and_gbnf_grammars(compiler: GrammarCompiler, gr
         {"grammar": "root ::= " + "(" * 5000},
         {"regex": "x" * (MAX_SOURCE_CHARS + 1)},
         {"json": '{"not":' * 10_000},
+        {"grammar": "\n" * MAX_SOURCE_CHARS},
+        {"grammar": 'root ::= "a"\n' + "# comment\n" * (MAX_GBNF_CHARS // 10)},
     ],
 )
 async def test_what_cannot_be_compiled_is_a_bad_request(compiler: GrammarCompiler, wanted: dict[str, Any]) -> None:
@@ -134,6 +137,45 @@ async def test_an_expression_that_explodes_costs_little(compiler: GrammarCompile
         with contextlib.suppress(ValueError):  # too complex to follow: the sequence ends with an error
             for _ in range(50):
                 constraint.accept(allowed(constraint)[0])
+
+
+def _references(length: int) -> dict[str, Any]:
+    definitions = {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(length)}
+    return {"json": {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{length}": {"type": "string"}}}}
+
+
+def _rules(length: int) -> dict[str, Any]:
+    rules = (f'r{i}: "x" | r{i + 1} "y"' for i in range(length))
+    return {"grammar": "\n".join(("start: r0", *rules, f'r{length}: "z"'))}
+
+
+@pytest.mark.parametrize("wanted", [_references(2_500), _rules(4_500)])
+async def test_a_long_chain_of_references_is_followed_to_its_end(compiler: GrammarCompiler, wanted: dict[str, Any]) -> None:
+    """The library recurses: on a stack of the usual size this ends the process, and every stream of the server with it."""
+    with contextlib.suppress(InvalidParameter):  # too large may be said, too
+        await compiler.compile(StructuredOutputs(**wanted))
+
+
+async def test_the_time_limit_is_for_compiling_not_for_loading_the_tokenizer() -> None:
+    came = threading.Event()
+
+    def load() -> Tokenizer:
+        assert came.wait(10)
+        return byte_tokenizer()
+
+    compiler = GrammarCompiler(load, vocab_size=VOCAB_SIZE, eos_token_ids=[EOS], timeout_s=0.4)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(compiler.compile, StructuredOutputs(choice=["yes"]))
+        await anyio.sleep(0.5)  # longer than the limit
+        came.set()
+    assert compiler.num_compiled == 1
+
+
+async def test_compiling_has_a_time_limit() -> None:
+    hurried = GrammarCompiler(byte_tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=[EOS], timeout_s=0.05)
+    wanted = {"type": "object", "properties": {f"property_{i}": {"type": "string"} for i in range(3_000)}}
+    with pytest.raises(InvalidParameter, match="simplify"):
+        await hurried.compile(StructuredOutputs(json=wanted))
 
 
 async def test_a_token_outside_the_language_is_an_error(compiler: GrammarCompiler) -> None:
