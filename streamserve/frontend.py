@@ -14,8 +14,8 @@ from uuid import uuid4
 from anyio import to_thread
 
 from streamserve.engine.base import Engine
-from streamserve.errors import ConfigError, InvalidParameter, UnsupportedParameter
-from streamserve.text.chat_template import ChatTemplate, Message, choose_template
+from streamserve.errors import UnsupportedParameter
+from streamserve.text.chat_template import ChatTemplate, Message, choose_template, compile_given
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
@@ -106,7 +106,7 @@ class Frontend:
 
         Raises `UnsupportedParameter` when there is none, `InvalidParameter` when the one given has a fault.
         """
-        template = self.chat_template if given is None else _compile(given, self.tokenizer)
+        template = self.chat_template if given is None else compile_given(given, self.tokenizer.special_tokens)
         if template is None:
             raise UnsupportedParameter("messages", "this model has no chat template; start the server with --chat-template")
         return template
@@ -145,11 +145,3 @@ class Frontend:
     async def generate(self, prompt: Prompt, params: SamplingParams, **options: Any) -> TextStream:
         """`prepare` and `open` of one prompt."""
         return await self.open([await self.prepare(prompt, params, **options)])
-
-
-def _compile(chat_template: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """A template that came with a request: its faults are the request's."""
-    try:
-        return ChatTemplate(chat_template, tokenizer.special_tokens)
-    except ConfigError as error:
-        raise InvalidParameter("chat_template", error.message) from error

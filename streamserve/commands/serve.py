@@ -61,7 +61,11 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--api-key", multiple=True, help=f"Key that opens /v1; may be repeated. Also from {API_KEY_VARIABLE}.")
 @click.option("--root-path", default="", help="Path under which a proxy shows this server.")
 @click.option("--chat-template", help="A Jinja file, or the template itself, instead of the model's own.")
-@click.option("--trust-request-chat-template", is_flag=True, help="Let requests bring a chat template.")
+@click.option(
+    "--trust-request-chat-template",
+    is_flag=True,
+    help="Let requests bring a chat template: each runs in a process of its own, for a second at most.",
+)
 @click.option("--tool-call-parser", type=click.Choice(list(TOOL_CALL_PARSERS)), help="Reads tool calls; else by the template.")
 @click.option("--reasoning-parser", type=click.Choice(list(REASONING_PARSERS)), help="Reads reasoning; else by the template.")
 @click.option("--enable-auto-tool-choice", is_flag=True, help="Do not start when the model's tool calls can't be read.")

@@ -21,7 +21,6 @@ from streamserve.server.schemas import ChatRequest, TokenizeRequest, decode
 from streamserve.server.service import Service
 from streamserve.server.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.wording import chat_names, in_words_of
-from streamserve.text.chat_template import ChatTemplate
 
 
 @post("/v1/chat/completions", status_code=200)
@@ -44,9 +43,8 @@ async def _plan(service: Service, asked: ChatRequest, ignored: list[str], identi
     model = service.resolve_model(asked.model)
     tools = tool_use(asked)
     params = for_chat(asked, service.limits, tools)
-    template = _template(service, asked)
-    dialect = service.dialect(template)
-    text = _render(template, asked, tools.tools if _shows_tools(service, tools) else None, _variables(template, asked))
+    dialect = service.dialect(_source(service, asked))
+    text = await _render(service, asked, tools.tools if _shows_tools(service, tools) else None)
     form = chat_form(frontend, dialect, asked, tools, text)
     if form.grammar is not None:
         params = msgspec.structs.replace(params, structured_outputs=form.grammar)
@@ -74,44 +72,35 @@ async def _plan(service: Service, asked: ChatRequest, ignored: list[str], identi
     )
 
 
-def conversation(service: Service, asked: TokenizeRequest) -> str:
+async def conversation(service: Service, asked: TokenizeRequest) -> str:
     """The conversation as the model reads it. Raises `InvalidParameter` or `UnsupportedParameter`."""
-    return _render(_template(service, asked), asked, checked_tools(asked.tools or []), asked.chat_template_kwargs or {})
+    return await _render(service, asked, checked_tools(asked.tools or []))
 
 
-def _template(service: Service, asked: ChatRequest | TokenizeRequest) -> ChatTemplate:
-    if asked.chat_template is not None and not service.config.trust_request_chat_template:
+def _source(service: Service, asked: ChatRequest | TokenizeRequest) -> str:
+    """The text of the template to use."""
+    if asked.chat_template is None:
+        return service.frontend.template().source
+    if not service.config.trust_request_chat_template:
         raise UnsupportedParameter("chat_template", "start the server with --trust-request-chat-template to allow it")
-    return service.frontend.template(asked.chat_template)
+    return asked.chat_template
 
 
 def _shows_tools(service: Service, tools: ToolUse) -> bool:
     return tools.choice != NONE or not service.config.exclude_tools_when_tool_choice_none
 
 
-def _variables(template: ChatTemplate, asked: ChatRequest) -> dict[str, Any]:
-    """What a template is told beside the messages. Raises `UnsupportedParameter` for an effort that it knows nothing of."""
-    variables = dict(asked.chat_template_kwargs or {})
-    if asked.reasoning_effort is None:
-        return variables
-    if "reasoning_effort" in template.variables:
-        return {"reasoning_effort": asked.reasoning_effort, **variables}
-    if "enable_thinking" in template.variables and asked.reasoning_effort == "none":
-        return {"enable_thinking": False, **variables}
-    raise UnsupportedParameter("reasoning_effort", "the model's chat template does not know it; see chat_template_kwargs")
-
-
-def _render(
-    template: ChatTemplate,
-    asked: ChatRequest | TokenizeRequest,
-    tools: Sequence[Mapping[str, Any]] | None,
-    variables: Mapping[str, Any],
-) -> str:
+async def _render(service: Service, asked: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    frontend, source = service.frontend, _source(service, asked)
+    messages = checked(asked.messages or [])
     continues = bool(asked.continue_final_message)
-    return template.render(
-        checked(asked.messages or []),
-        tools=tools,
-        add_generation_prompt=asked.add_generation_prompt if asked.add_generation_prompt is not None else not continues,
-        continue_final_message=continues,
-        variables=variables,
-    )
+    options: dict[str, Any] = {
+        "tools": tools,
+        "add_generation_prompt": asked.add_generation_prompt if asked.add_generation_prompt is not None else not continues,
+        "continue_final_message": continues,
+        "variables": asked.chat_template_kwargs or {},
+        "reasoning_effort": asked.reasoning_effort if isinstance(asked, ChatRequest) else None,
+    }
+    if asked.chat_template is None:
+        return frontend.render_chat(messages, **options)
+    return await service.given_templates.render(source, frontend.tokenizer.special_tokens, messages, options)

@@ -18,6 +18,7 @@ from streamserve.frontend import Frontend
 from streamserve.server.config import ServerConfig
 from streamserve.server.control import Question
 from streamserve.server.flusher import Flusher
+from streamserve.server.given_templates import GivenTemplates
 from streamserve.server.kept import Kept
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.live import LiveRequests, answer_ids
@@ -67,6 +68,7 @@ class Service:
         self.tracer = tracer
         self.started_at = int(time.time())
         self.sockets = Sockets()
+        self.given_templates = GivenTemplates()
         self.resumable: Kept[Producer] = Kept(ttl_s=config.resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES)
         self.responses: Kept[ResponseRecord] = Kept(
             ttl_s=config.response_ttl_s, max_items=MAX_RESPONSES, max_bytes=MAX_RESPONSE_BYTES
@@ -93,16 +95,17 @@ class Service:
         )
         self.lifecycle.serve()
 
-    def dialect(self, template: ChatTemplate | None) -> Dialect:
-        """How answers to the prompts of a template are written. Raises `ConfigError`."""
+    def dialect(self, template: str) -> Dialect:
+        """How answers to the prompts of a template, given as its source, are written. Raises `ConfigError`."""
         return dialect_of(
-            "" if template is None else template.source,
+            template,
             tool_call_parser=self.config.tool_call_parser,
             reasoning_parser=self.config.reasoning_parser,
         )
 
     def _require_parsers(self, template: ChatTemplate | None) -> None:
-        if self.dialect(template).tool_calls is None and self.config.enable_auto_tool_choice:
+        source = "" if template is None else template.source
+        if self.dialect(source).tool_calls is None and self.config.enable_auto_tool_choice:
             raise ConfigError("--enable-auto-tool-choice: this model's chat template knows no tools; say --tool-call-parser")
 
     @asynccontextmanager

@@ -24,7 +24,7 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
     service.resolve_model(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise InvalidParameter("prompt", "give either prompt or messages")
-    text = conversation(service, asked) if asked.prompt is None else asked.prompt
+    text = await conversation(service, asked) if asked.prompt is None else asked.prompt
     adds_special_tokens = asked.prompt is not None if asked.add_special_tokens is None else asked.add_special_tokens
     try:
         token_ids = await frontend.encode(text, add_special_tokens=adds_special_tokens)

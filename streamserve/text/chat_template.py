@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from streamserve.errors import ConfigError, InvalidParameter
+from streamserve.errors import ConfigError, InvalidParameter, UnsupportedParameter
 
 Message = Mapping[str, Any]
 
@@ -49,6 +49,8 @@ class ChatTemplate:
             self.variables = frozenset(meta.find_undeclared_variables(syntax))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from error
+        except (SyntaxError, RecursionError, ValueError, ArithmeticError) as error:  # of the Python it is compiled to
+            raise ConfigError(f"the chat template can't be compiled: {error}") from error
 
     def render(
         self,
@@ -59,15 +61,18 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        reasoning_effort: str | None = None,
     ) -> str:
         """The prompt for a conversation.
 
         messages                role and content each; content is a string or a list of text parts
         add_generation_prompt   end with the start of an assistant's turn
         continue_final_message  end inside the last message instead, for the model to go on with it
-        variables               more names for the template, as `enable_thinking` or `reasoning_effort`
+        variables               more names for the template, as `enable_thinking`
+        reasoning_effort        "none", "low", …: said in the names that the template has for it
 
-        Raises `InvalidParameter` for messages that the template refuses or that hold anything but text.
+        Raises `InvalidParameter` for messages that the template refuses or that hold anything but text, `UnsupportedParameter`
+        for an effort that it knows nothing of.
         """
         if continue_final_message and add_generation_prompt:
             raise InvalidParameter("continue_final_message", "needs add_generation_prompt=false")
@@ -80,7 +85,7 @@ class ChatTemplate:
             tools=_plain(tools) or None,
             documents=_plain(documents) or None,
             add_generation_prompt=add_generation_prompt,
-            **_plain(dict(variables or {})),
+            **_plain({**self._effort(reasoning_effort), **(variables or {})}),
         )
         return _cut_at_continuation(text) if continue_final_message else text
 
@@ -89,8 +94,19 @@ class ChatTemplate:
             return self._template.render({**self._special_tokens, **variables})
         except jinja2.TemplateError as error:
             raise InvalidParameter("messages", f"the chat template refused them: {error}") from error
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a program: it may raise whatever Python does
             raise InvalidParameter("messages", f"the chat template failed on them: {error}") from error
+
+    def _effort(self, effort: str | None) -> dict[str, Any]:
+        if effort is None:
+            return {}
+        if "reasoning_effort" in self.variables:
+            return {"reasoning_effort": effort}
+        if "enable_thinking" in self.variables and effort == "none":
+            return {"enable_thinking": False}
+        raise UnsupportedParameter("reasoning_effort", "the model's chat template does not know it; see chat_template_kwargs")
 
     def _prepared(self, place: int, message: Any) -> dict[str, Any]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -121,6 +137,14 @@ def choose_template(
     """The template to use for a model: `given` (source text), else its own default; None when it has none."""
     source = given if given is not None else templates.get("default")
     return None if source is None else ChatTemplate(source, special_tokens)
+
+
+def compile_given(source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    """A template that came with a request, whose faults are the request's. Raises `InvalidParameter`."""
+    try:
+        return ChatTemplate(source, special_tokens)
+    except ConfigError as error:
+        raise InvalidParameter("chat_template", error.message) from error
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
