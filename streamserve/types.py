@@ -19,6 +19,9 @@ MAX_BAD_WORDS = 1024
 MAX_TEXT_CHARS = 65536
 """Of all stop strings, or all bad words, of one request: more would keep other requests waiting."""
 
+SMALLEST_FLOAT32, LARGEST_FLOAT32 = 2.0**-126, (2 - 2**-23) * 2.0**127
+"""Between these lies a sampling parameter that may grow: on the device it is a float32, which beyond them is 0 or infinite."""
+
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below this mean greedy decoding."""
 
@@ -125,7 +128,8 @@ def _check_ranges(params: SamplingParams) -> None:
         ("n", 1, 128),
         ("presence_penalty", -2.0, 2.0),
         ("frequency_penalty", -2.0, 2.0),
-        ("temperature", 0.0, math.inf),
+        ("temperature", 0.0, LARGEST_FLOAT32),
+        ("repetition_penalty", SMALLEST_FLOAT32, LARGEST_FLOAT32),
         ("min_p", 0.0, 1.0),
         ("top_k", -1, math.inf),
         ("min_tokens", 0, math.inf),
@@ -136,14 +140,10 @@ def _check_ranges(params: SamplingParams) -> None:
     ):
         value = getattr(params, name)
         if value is not None and not low <= value <= high:
-            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise InvalidParameter(name, f"must be {bounds}, got {value}")
-    if not math.isfinite(params.temperature):
-        raise InvalidParameter("temperature", f"must be finite, got {params.temperature}")
-    if not 0.0 < params.top_p <= 1.0:
+    if not SMALLEST_FLOAT32 <= params.top_p <= 1.0:
         raise InvalidParameter("top_p", f"must be in (0, 1], got {params.top_p}")
-    if not 0.0 < params.repetition_penalty < math.inf:
-        raise InvalidParameter("repetition_penalty", f"must be above 0, got {params.repetition_penalty}")
     if params.max_time is not None and not params.max_time > 0:
         raise InvalidParameter("max_time", f"must be above 0 seconds, got {params.max_time}")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
