@@ -1,7 +1,9 @@
 """Many streams over one socket: which message belongs to which stream, and what to say on a new socket after one dropped.
 
 Sans-IO: messages in, events out. A stream's messages are numbered; one seen before is dropped and a missing one is an error, so
-that a reader gets every token once whatever happens to sockets.
+that a reader gets every token once whatever happens to sockets. Every stream has an id of its client's choosing, by which a new
+socket asks for it before anything of it has come: whether the create arrived only the server knows, and only when it did not is
+it sent again.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
+from uuid import uuid4
 
 import msgspec
 
@@ -46,9 +49,11 @@ class _Message(msgspec.Struct, frozen=True):
 class _Stream:
     kind: Kind
     create: dict[str, Any]
-    response_id: str | None = None
+    response_id: str
     last_number: int = -1
     is_cancelled: bool = False
+    is_sent_again: bool = False
+    may_be_renamed: bool = True
 
 
 @dataclass
@@ -57,12 +62,13 @@ class Multiplex:
 
     _streams: dict[str, _Stream] = field(default_factory=dict)
     _numbers: count[int] = field(default_factory=count)
+    _replies: list[str] = field(default_factory=list)
 
     def open(self, kind: Kind, body: Mapping[str, Any]) -> tuple[str, str]:
         """Begin a stream: its id, and the message to send."""
         stream_id = f"s{next(self._numbers)}"
-        create = {"type": f"{kind}.create", "stream_id": stream_id, "resumable": True, **body}
-        self._streams[stream_id] = _Stream(kind, create)
+        create = {"type": f"{kind}.create", "stream_id": stream_id, "resumable": True, "request_id": uuid4().hex, **body}
+        self._streams[stream_id] = _Stream(kind, create, str(create["request_id"]), may_be_renamed="request_id" not in body)
         return stream_id, _encode(create)
 
     def cancel(self, stream_id: str) -> str | None:
@@ -78,13 +84,19 @@ class Multiplex:
         return [message for stream_id in self._streams if (message := self.cancel(stream_id)) is not None]
 
     def reconnected(self) -> list[str]:
-        """What to send first on a new socket: every open stream goes on where it was, or begins when nothing of it had come."""
+        """What to send first on a new socket: every open stream goes on where it was."""
+        self._replies.clear()
         messages = []
         for stream_id, stream in self._streams.items():
-            messages.append(_encode(stream.create if stream.response_id is None else _resume(stream_id, stream)))
+            messages.append(_encode(_resume(stream_id, stream)))
             if stream.is_cancelled:
                 messages.append(_cancel(stream_id))
         return messages
+
+    def take_replies(self) -> list[str]:
+        """What to send because of what was received."""
+        replies, self._replies = self._replies, []
+        return replies
 
     def receive(self, text: str | bytes) -> tuple[str, Event] | None:
         """The stream a message belongs to and what it says; None for one that says nothing new.
@@ -106,7 +118,11 @@ class Multiplex:
 
     def _event(self, stream_id: str, stream: _Stream, message: _Message) -> Event | None:
         if message.type == "error":
+            if stream.last_number < 0 and not stream.is_cancelled and self._begins_again(stream, message):
+                return None
             del self._streams[stream_id]
+            if stream.is_cancelled and _is_gap(message):
+                return Finished("cancelled")
             return _failure(message, has_begun=stream.last_number >= 0)
         number = message.sequence_number
         if number is None or number <= stream.last_number:
@@ -119,6 +135,19 @@ class Multiplex:
             del self._streams[stream_id]
             return Finished(str(message.status or "completed"))
         return _chunk(stream, message)
+
+    def _begins_again(self, stream: _Stream, message: _Message) -> bool:
+        """Whether an error says only that the create has to be sent (again), as it then is."""
+        is_taken = message.error is not None and message.error.param == "request_id"
+        if is_taken and stream.is_sent_again and stream.may_be_renamed:
+            # The first copy was on its way to being admitted when it was asked for: it is ended, and another one begins.
+            self._replies.append(_encode({"type": "response.cancel", "response_id": stream.response_id}))
+            stream.response_id = stream.create["request_id"] = uuid4().hex
+        elif not _is_gap(message):
+            return False
+        stream.is_sent_again = True
+        self._replies.append(_encode(stream.create))
+        return True
 
     def fail_all(self) -> list[str]:
         """Forget every open stream; their ids."""
@@ -145,8 +174,12 @@ def _chunk(stream: _Stream, message: _Message) -> Event:
         chunk = msgspec.json.decode(message.data, type=_CHUNKS[stream.kind])
     except msgspec.MsgspecError as error:
         return ProtocolError(f"{message.type}: not what this API gives: {error}")
-    stream.response_id = stream.response_id or chunk.id or None
+    stream.response_id = chunk.id or stream.response_id
     return chunk
+
+
+def _is_gap(message: _Message) -> bool:
+    return message.error is not None and message.error.code == "resume_gap"
 
 
 def _failure(message: _Message, *, has_begun: bool) -> APIError:

@@ -219,6 +219,8 @@ class WebSocketSession:
 
     def _deliver(self, text: str | bytes) -> None:
         arrival = self._multiplex.receive(text)
+        for reply in self._multiplex.take_replies():
+            self._outbox.put_nowait(reply)
         if arrival is None:
             return
         stream_id, event = arrival

@@ -48,6 +48,20 @@ async def test_a_stream_goes_on_after_every_dropped_connection_without_losing_or
     assert engine.aborted == []
 
 
+async def test_a_connection_dropped_before_the_first_token_begins_nothing_twice() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server, dropping_proxy(server.port) as (proxy, url):
+        async with AsyncClient(url, retry=FAST) as client, client.websocket() as session:
+            async with await session.stream_completion("p", model="scripted") as stream:
+                [sequence_id] = await engine.sequences()
+                proxy.drop()
+                engine.say(sequence_id, "a")
+                engine.finish(sequence_id)
+                assert "".join([text async for text in stream.text()]) == "a"
+        assert engine.num_asked == 1
+    assert engine.aborted == []
+
+
 async def test_what_came_while_the_connection_was_down_comes_afterwards() -> None:
     engine = ScriptedEngine()
     async with live_server(engine) as server, dropping_proxy(server.port) as (proxy, url):

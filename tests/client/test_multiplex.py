@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamserve_client import Completion, ProtocolError, RateLimited, StreamFailed
+from streamserve_client import BadRequest, Completion, ProtocolError, RateLimited, StreamFailed
 from streamserve_client.multiplex import Finished, Multiplex
 from tests.client.scripted_server import completion_chunk
 
@@ -19,27 +19,35 @@ class WireServer:
 
     def __init__(self, texts: list[str]) -> None:
         self._texts = texts
-        self._logs: dict[str, list[dict[str, Any]]] = {}
+        self.logs: dict[str, list[dict[str, Any]]] = {}
 
     def answer(self, message: str) -> list[dict[str, Any]]:
         """All that the server sends for a message, if the socket lives long enough."""
         asked = json.loads(message)
         stream_id = asked["stream_id"]
         if asked["type"] == "response.resume":
-            return self._logs[asked["response_id"]][asked["starting_after"] + 1 :]
-        response_id = f"cmpl-{len(self._logs)}"
+            response_id = asked["response_id"].removeprefix("cmpl-")
+            log = self.logs.get(response_id)
+            return [gap(stream_id)] if log is None else log[asked["starting_after"] + 1 :]
+        response_id = asked["request_id"]
+        assert response_id not in self.logs, "generated twice"
         log = [
             {
                 "type": "completion.chunk",
                 "stream_id": stream_id,
                 "sequence_number": number,
-                "data": completion_chunk(text) | {"id": response_id},
+                "data": completion_chunk(text) | {"id": f"cmpl-{response_id}"},
             }
             for number, text in enumerate(self._texts)
         ]
         log.append({"type": "completion.done", "stream_id": stream_id, "sequence_number": len(log), "status": "completed"})
-        self._logs[response_id] = log
+        self.logs[response_id] = log
         return log
+
+
+def gap(stream_id: str) -> dict[str, Any]:
+    error = {"message": "no events of this response are kept", "code": "resume_gap"}
+    return {"type": "error", "stream_id": stream_id, "status": 404, "error": error}
 
 
 def open_one() -> tuple[Multiplex, str]:
@@ -53,27 +61,87 @@ def chunk(stream_id: str, number: int, text: str = "x") -> str:
     return json.dumps({"type": "completion.chunk", "stream_id": stream_id, "sequence_number": number, "data": data})
 
 
-@given(st.lists(st.text(min_size=1, max_size=3), max_size=8), st.integers(1, 4), st.lists(st.integers(0, 12), max_size=6))
-def test_whatever_drops_nothing_is_lost_or_repeated(texts: list[str], streams: int, drops: list[int]) -> None:
+@given(
+    st.lists(st.text(min_size=1, max_size=3), max_size=8),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 12)), max_size=6),
+)
+def test_whatever_drops_nothing_is_lost_or_repeated(texts: list[str], streams: int, drops: list[tuple[int, int]]) -> None:
+    """A socket carries so many messages to the server, and so many back, before it drops."""
     server, multiplex = WireServer(texts), Multiplex()
     to_send = [multiplex.open("completion", {"prompt": "p"})[1] for _ in range(streams)]
     heard: dict[str, list[str]] = {}
     finished = set()
-    for lives_for in [*drops, 10**6]:
-        incoming = [event for message in to_send for event in server.answer(message)][:lives_for]
-        for message in incoming:
-            arrival = multiplex.receive(json.dumps(message))
-            assert arrival is not None
-            stream_id, event = arrival
-            if isinstance(event, Completion):
-                heard.setdefault(stream_id, []).append(event.text)
-            else:
-                assert event == Finished("completed")
-                finished.add(stream_id)
+    for hears, says in [*drops, (10**6, 10**6)]:
+        while to_send and hears > 0:
+            hears -= 1
+            for message in server.answer(to_send.pop(0)):
+                says -= 1
+                arrival = multiplex.receive(json.dumps(message)) if says >= 0 else None
+                to_send += multiplex.take_replies()
+                if arrival is None:
+                    continue
+                stream_id, event = arrival
+                if isinstance(event, Completion):
+                    heard.setdefault(stream_id, []).append(event.text)
+                else:
+                    assert event == Finished("completed")
+                    finished.add(stream_id)
         to_send = multiplex.reconnected()
-    assert len(finished) == streams
+    assert len(finished) == len(server.logs) == streams
     assert all(got == texts for got in heard.values())
     assert to_send == []
+
+
+def test_a_create_that_was_lost_is_sent_again_under_the_same_name() -> None:
+    multiplex = Multiplex()
+    stream_id, create = multiplex.open("completion", {"prompt": "p"})
+    [resume] = map(json.loads, multiplex.reconnected())
+    assert (resume["type"], resume["response_id"]) == ("response.resume", json.loads(create)["request_id"])
+    assert multiplex.receive(json.dumps(gap(stream_id))) is None
+    assert multiplex.take_replies() == [create]
+    assert multiplex.take_replies() == []
+
+
+def test_a_create_whose_first_copy_is_just_being_admitted_takes_another_name() -> None:
+    multiplex = Multiplex()
+    stream_id, create = multiplex.open("completion", {"prompt": "p"})
+    multiplex.reconnected()
+    multiplex.receive(json.dumps(gap(stream_id)))
+    multiplex.take_replies()
+    taken = {"message": "another request with this id is running", "param": "request_id", "code": "invalid_value"}
+    refusal = json.dumps({"type": "error", "stream_id": stream_id, "status": 400, "error": taken})
+    assert multiplex.receive(refusal) is None
+    cancel, again = map(json.loads, multiplex.take_replies())
+    assert cancel == {"type": "response.cancel", "response_id": json.loads(create)["request_id"]}
+    assert again["request_id"] != json.loads(create)["request_id"]
+
+
+def test_an_id_that_the_caller_chose_and_that_is_taken_is_a_refusal() -> None:
+    multiplex = Multiplex()
+    stream_id, create = multiplex.open("completion", {"request_id": "mine"})
+    assert json.loads(create)["request_id"] == "mine"
+    taken = {"message": "another request with this id is running", "param": "request_id", "code": "invalid_value"}
+    arrival = multiplex.receive(json.dumps({"type": "error", "stream_id": stream_id, "status": 400, "error": taken}))
+    assert arrival is not None
+    assert isinstance(arrival[1], BadRequest)
+
+
+def test_a_stream_cancelled_before_its_create_arrived_does_not_begin() -> None:
+    multiplex, stream_id = open_one()
+    multiplex.cancel(stream_id)
+    multiplex.reconnected()
+    assert multiplex.receive(json.dumps(gap(stream_id))) == (stream_id, Finished("cancelled"))
+    assert multiplex.take_replies() == []
+
+
+def test_events_that_are_no_longer_kept_end_a_stream_that_had_begun() -> None:
+    multiplex, stream_id = open_one()
+    multiplex.receive(chunk(stream_id, 0))
+    multiplex.reconnected()
+    arrival = multiplex.receive(json.dumps(gap(stream_id)))
+    assert arrival is not None
+    assert isinstance(arrival[1], StreamFailed)
 
 
 def test_a_message_seen_before_says_nothing() -> None:
