@@ -96,6 +96,19 @@ def test_two_chats_stream_at_once_on_one_socket(stage: SetStage, open_page: Open
     page.until(lambda: not page.all(".chat .streaming"))
 
 
+def test_a_line_cut_before_the_first_token_begins_nothing_twice(stage: SetStage, open_page: Open) -> None:
+    scene = stage()
+    page = open_page(scene.url)
+    page.ask("hello")
+    [sequence] = scene.sequences()
+    scene.drop()
+    scene.say(sequence, "here")
+    scene.finish(sequence)
+    page.wait_for_answer("here")
+    page.until(lambda: not page.is_streaming)
+    assert scene.engine.num_asked == 1
+
+
 def test_an_answer_goes_on_where_the_line_was_cut(stage: SetStage, open_page: Open) -> None:
     scene = stage()
     page = open_page(scene.url)

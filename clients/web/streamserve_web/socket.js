@@ -1,5 +1,6 @@
 // One WebSocket for every chat. Streams are told apart by stream_id; after a drop the socket reconnects with growing
-// pauses and resumes each unfinished stream after the last event it saw, so that no token is lost or shown twice.
+// pauses and resumes each unfinished stream after the last event it saw, so that no token is lost or shown twice. The client names
+// its requests, so that a stream of which nothing has come yet can be asked for, too.
 
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 8000;
@@ -18,7 +19,8 @@ export class StreamSocket {
 
   // Start a chat stream. listener: { chunk(data), done(status), failed(error) }; exactly one of the last two is called, once.
   create(streamId, body, listener) {
-    this.streams.set(streamId, { listener, responseId: null, next: 0, isSent: false, isCancelled: false, body });
+    const requestId = randomId();
+    this.streams.set(streamId, { listener, requestId, responseId: null, next: 0, isSent: false, isCancelled: false, body });
     this.sendCreate(streamId);
   }
 
@@ -89,8 +91,7 @@ export class StreamSocket {
   resumeStreams() {
     for (const [streamId, stream] of this.streams) {
       if (!stream.isSent) this.sendCreate(streamId);
-      else if (stream.responseId === null) this.fail(streamId, { code: "resume_gap", message: "" });
-      else this.send({ type: "response.resume", response_id: stream.responseId, starting_after: stream.next - 1, stream_id: streamId });
+      else this.sendResume(streamId, stream);
       if (stream.isCancelled) this.sendCancel(streamId);
     }
   }
@@ -101,7 +102,12 @@ export class StreamSocket {
 
   sendCreate(streamId) {
     const stream = this.streams.get(streamId);
-    stream.isSent = this.send({ type: "chat.completion.create", stream_id: streamId, resumable: true, ...stream.body });
+    const create = { type: "chat.completion.create", stream_id: streamId, request_id: stream.requestId, resumable: true };
+    stream.isSent = this.send({ ...create, ...stream.body });
+  }
+
+  sendResume(streamId, { requestId, responseId, next }) {
+    this.send({ type: "response.resume", response_id: responseId ?? requestId, starting_after: next - 1, stream_id: streamId });
   }
 
   send(message) {
@@ -123,6 +129,8 @@ export class StreamSocket {
     } else if (event.type === "chat.completion.done") {
       this.streams.delete(event.stream_id);
       stream.listener.done(event.status);
+    } else if (event.type === "error" && event.error.code === "resume_gap" && stream.responseId === null && !stream.isCancelled) {
+      this.sendCreate(event.stream_id); // the first copy never arrived
     } else if (event.type === "error") {
       this.fail(event.stream_id, event.error);
     }
@@ -133,4 +141,9 @@ export class StreamSocket {
     this.streams.delete(streamId);
     listener.failed(error);
   }
+}
+
+// crypto.randomUUID is there on secure origins only, and this page is often served without TLS.
+function randomId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
