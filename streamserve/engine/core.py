@@ -74,7 +74,6 @@ class EngineCore:
         self._running: tuple[EngineInfo, Scheduler] | None = None
         self._refusal: Unavailable | None = Unavailable("the engine is starting: try again in a few seconds")
         self._wake = anyio.Event()
-        self._emptied = anyio.Event()
 
     @property
     def info(self) -> EngineInfo:
@@ -154,13 +153,6 @@ class EngineCore:
             self._started[1].resume(sequence_id)
             self._wake.set()
 
-    async def drain(self) -> None:
-        """Admit nothing more, and wait until every sequence has ended."""
-        if self._refusal is None:
-            self._refusal = Unavailable("the server is shutting down: try again in a few seconds")
-        if self._sinks:
-            await self._emptied.wait()
-
     def end(self, reason: EngineDead) -> None:
         """End every sequence with this error and admit no more; the first reason stays. Idempotent."""
         if self.failure is None:
@@ -228,9 +220,6 @@ class EngineCore:
 
     def _forget(self, sequence_id: str) -> None:
         del self._sinks[sequence_id]
-        if not self._sinks:
-            self._emptied.set()
-            self._emptied = anyio.Event()
 
     @property
     def _started(self) -> tuple[EngineInfo, Scheduler]:

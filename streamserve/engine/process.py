@@ -1,7 +1,7 @@
 """The engine in a process of its own: `python -m streamserve.engine.process`, started by `launch.EngineProcess`.
 
 Its main thread runs the engine's loop; ranks run on threads of the executor. It ends when its stdin ends (the parent is gone or
-wants it gone), drains and ends on SIGTERM, and leaves SIGINT, which a terminal sends to the whole process group, to its parent.
+wants it gone), and leaves signals, which a terminal or a supervisor sends to the whole group, to its parent, which drains first.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from streamserve.engine.paths import decode_with_paths
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.base import Executor
 
-DRAIN_TIMEOUT_S = 30.0
-"""Seconds that running sequences get to end after SIGTERM."""
-
 FAREWELL_S = 30.0
 """Seconds that an engine which could not start stays to tell late workers why."""
 
@@ -47,7 +44,8 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Read the launch line and serve until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s")
     launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)
     options = {"use_uvloop": find_spec("uvloop") is not None}
@@ -55,7 +53,7 @@ def main() -> None:
 
 
 async def serve(launch: Launch, lifeline_fd: int) -> int:
-    """Serve one engine on the inherited socket until it dies, drains or loses its lifeline; returns the exit status."""
+    """Serve one engine on the inherited socket until it dies or loses its lifeline; returns the exit status."""
     executor: Executor = _named(launch.executor)(launch.config, launch.checkpoint)
     compiler = _named(launch.compile_constraint)(launch.config, launch.checkpoint) if launch.compile_constraint else None
     core = EngineCore(launch.config, executor, compile_constraint=compiler)
@@ -64,7 +62,6 @@ async def serve(launch: Launch, lifeline_fd: int) -> int:
     try:
         async with anyio.create_task_group() as tasks:
             _call_when_closed(lifeline_fd, tasks.cancel_scope.cancel)
-            tasks.start_soon(_drain_on_sigterm, core, tasks.cancel_scope)
             await listener.listen(socket.socket(fileno=launch.listen_fd))
             status = await _live(core, listener)
             tasks.cancel_scope.cancel()
@@ -103,15 +100,6 @@ async def _stop(executor: Executor) -> None:
         # A rank that still loads or hangs. Not sys.exit: finalising the interpreter under a thread inside torch aborts.
         logger.warning("the ranks did not stop in time and are left behind")
         os._exit(1)
-
-
-async def _drain_on_sigterm(core: EngineCore, scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-        async for _ in signals:
-            break
-    with anyio.move_on_after(DRAIN_TIMEOUT_S):
-        await core.drain()
-    scope.cancel()
 
 
 def _call_when_closed(fd: int, call: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ Lives on one API worker's event loop; every method is synchronous.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -35,9 +35,13 @@ class Answer(Protocol):
 
 
 class LiveRequests:
-    """Requests by id, from before admission until their last byte."""
+    """Requests by id, from before admission until their last byte.
 
-    def __init__(self) -> None:
+    on_count  told how many there are, whenever that changes
+    """
+
+    def __init__(self, on_count: Callable[[int], None]) -> None:
+        self._on_count = on_count
         self._answers: dict[str, Answer] = {}
         self._idle = anyio.Event()
         self._idle.set()
@@ -54,12 +58,14 @@ class LiveRequests:
         if request_id in self._answers:
             raise InvalidParameter("request_id", "another request with this id is running")
         self._answers[request_id] = answer
+        self._on_count(len(self._answers))
         if self._idle.is_set():
             self._idle = anyio.Event()
         try:
             yield
         finally:
             del self._answers[request_id]
+            self._on_count(len(self._answers))
             if not self._answers:
                 self._idle.set()
 

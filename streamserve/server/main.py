@@ -193,7 +193,7 @@ class Server:
             self._timeline.error(self._failure)
             await first.fail()
             return
-        running = len(first.service.live)
+        running = first.service.metrics.num_requests
         if running:
             timeout_s = self._options.server.shutdown_timeout_s
             self._timeline.note(f"Stopping: {_requests(running)} {timeout_s:g} s to finish; a second signal ends them now")

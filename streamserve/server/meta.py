@@ -86,7 +86,7 @@ async def version() -> Response[bytes]:
 async def load(service: NamedDependency[Service]) -> Response[bytes]:
     """How busy the server is."""
     stats = await service.engine_stats()
-    body: dict[str, Any] = {"server_load": len(service.live), "phase": service.lifecycle.phase.value}
+    body: dict[str, Any] = {"server_load": service.metrics.num_requests, "phase": service.lifecycle.phase.value}
     if stats is not None:
         body |= {
             "num_requests_running": stats.num_requests_running,

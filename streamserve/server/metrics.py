@@ -61,6 +61,7 @@ class Metrics:
         self.slow_client_closes = Counter(layout)
         self.engine_restarts = Counter(layout)
         self.client_buffer_bytes = Counter(layout)
+        self.requests = Counter(layout)
         self.ws_connections = Counter(layout)
         self.ws_streams = Counter(layout)
         self.memory = CellMemory(layout.size, workers=workers, fd=memory_fd)
@@ -163,6 +164,7 @@ class Metrics:
         yield self._counter(
             "streamserve:slow_client_closes", "Clients that stopped reading.", self._one(self.slow_client_closes)
         )
+        yield self._gauge("streamserve:requests_in_progress", "Requests being answered, waiting ones too.", self.num_requests)
         yield self._gauge("streamserve:ws_connections", "WebSockets open.", self._one(self.ws_connections))
         yield self._gauge("streamserve:ws_streams", "Streams running over WebSockets.", self._one(self.ws_streams))
         yield self._gauge(
@@ -177,6 +179,11 @@ class Metrics:
         )
         family.add_metric(list(self._labels.values()), count_value=stats.num_aborts, sum_value=stats.abort_latency_s)
         return family
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that the workers are answering, all of them together."""
+        return round(self._one(self.requests))
 
     def _one(self, counter: Counter) -> float:
         return counter.totals(self.memory)[""]

@@ -62,9 +62,9 @@ class Service:
     ) -> None:
         self.config = config
         self.lifecycle = Lifecycle()
-        self.live = LiveRequests()
-        self.flusher = Flusher()
         self.metrics = metrics or Metrics(config.model_names[0])
+        self.live = LiveRequests(self.metrics.requests.set)
+        self.flusher = Flusher()
         self.tracer = tracer
         self.started_at = int(time.time())
         self.sockets = Sockets()

@@ -216,28 +216,15 @@ async def test_an_address_without_an_engine_is_dead(tmp_path: Path) -> None:
         await RemoteEngine(str(tmp_path / "nothing.sock")).start()
 
 
-async def test_an_interrupt_from_the_terminal_is_left_to_the_parent(process: EngineProcess, make_spec: MakeSpec) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signals_to_the_group_are_left_to_the_parent(
+    process: EngineProcess, make_spec: MakeSpec, number: signal.Signals
+) -> None:
     async with connected(process.address) as engine:
         assert process.pid is not None
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         [stream] = await engine.open([spec := make_spec()])
         assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
-
-
-async def test_sigterm_drains(process: EngineProcess, make_spec: MakeSpec) -> None:
-    async with connected(process.address, PAUSING_SOON) as engine:
-        [stream] = await engine.open([spec := make_spec(max_tokens=4000)])
-        await until(engine, lambda stats: stats.num_requests_paused == 1)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGTERM)
-        with anyio.fail_after(10), pytest.raises(Unavailable) as refusal:
-            while True:
-                [late] = await engine.open([make_spec(max_tokens=1)])
-                late.close()
-        assert refusal.value.code == "unavailable"
-        assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 4000)
-        await wait_for_exit(process.pid)
-    assert process.poll() == 0
 
 
 PARENT = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -185,6 +186,8 @@ def test_a_signal_drains_finishes_the_stream_and_leaves_nothing(demo: tuple[Serv
     assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
     assert server.wait() == 0
     assert not any(map(is_running, children))
+    assert "Stopping: 1 request has" in server.log
+    assert not re.search("WARNING|ERROR|engine process ended|went away", server.log), server.log
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{base_url}/health")
 
@@ -262,18 +265,20 @@ def cancel_from_anywhere(base_url: str, request_id: str) -> str:
 
 
 def test_a_second_signal_ends_everything_at_once() -> None:
-    with serve_process(*SMALL, "--shutdown-timeout", "60") as server:
+    with serve_process(*SMALL, "--api-server-count", "2", "--shutdown-timeout", "60") as server:
         server.wait_ready()
         base_url, children = server.base_url, server.children
         with ThreadPoolExecutor() as threads:
-            stream = threads.submit(read_stream, base_url)
-            wait_running(base_url, 1)
+            streams = [threads.submit(read_stream, base_url) for _ in range(4)]
+            wait_running(base_url, 4)
             server.signal(signal.SIGINT)
             server.wait_for_log("a second signal ends them now")
+            assert "Stopping: 4 requests have" in server.log
             server.signal(signal.SIGINT)
             assert server.wait(10) == 128 + signal.SIGINT
-            with pytest.raises(httpx.RemoteProtocolError):
-                stream.result(timeout=10)
+            for stream in streams:
+                with pytest.raises(httpx.RemoteProtocolError):
+                    stream.result(timeout=10)
         assert not any(map(is_running, children))
 
 

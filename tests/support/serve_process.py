@@ -47,7 +47,8 @@ class ServeProcess:
         self._until(lambda: text in self.log or None)
 
     def signal(self, number: int) -> None:
-        self._process.send_signal(number)
+        """To the whole group, as a terminal or a supervisor sends it."""
+        os.killpg(self._process.pid, number)
 
     def wait(self, timeout_s: float = 30.0) -> int:
         """Its exit status."""
@@ -72,7 +73,12 @@ def serve_process(*arguments: str) -> Iterator[ServeProcess]:
         command = [sys.executable, "-m", "streamserve", "serve", "--port", "0", "--host", "127.0.0.1", *arguments]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                process_group=0,
             )
         server = ServeProcess(process, log)
         try:
