@@ -1,7 +1,7 @@
 """The engine in a process of its own: `python -m streamserve.engine.process`, started by `launch.EngineProcess`.
 
 Its main thread runs the engine's loop; ranks run on threads of the executor. It ends when its stdin ends (the parent is gone or
-wants it gone), and leaves signals, which a terminal or a supervisor sends to the whole group, to its parent, which drains first.
+wants it gone), and leaves signals, which a terminal or supervisor sends to the whole group, to its parent, which drains first.
 """
 
 from __future__ import annotations
