@@ -41,7 +41,6 @@ def step_inputs(rows: int, new_tokens: int, context: int) -> StepInputs:
         seq_lens=torch.full((rows,), context, dtype=torch.int32),
         query_start=torch.arange(rows + 1, dtype=torch.int32) * new_tokens,
         num_decodes=rows if new_tokens == 1 else 0,
-        max_query_len=new_tokens,
         max_seq_len=context,
     )
 

@@ -36,7 +36,6 @@ def microseconds(work: Callable[[int], object], calls: int, repeats: int = 20) -
         work(0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    # On the stream that has run it before: counters of parts are per stream.
     with torch.cuda.graph(graph, stream=stream):
         for index in range(calls):
             work(index)
@@ -98,7 +97,6 @@ class Step:
             k_norm=self.head_norm,
             scale=HEAD_DIM**-0.5,
             num_decodes=self.rows,
-            max_query_len=1,
             max_seq_len=4096,
             shared=self.shared,
         )

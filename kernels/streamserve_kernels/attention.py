@@ -37,7 +37,6 @@ def rotary_attention(
     window: int | None = None,
     softcap: float | None = None,
     num_decodes: int,
-    max_query_len: int,
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> torch.Tensor:
@@ -46,7 +45,8 @@ def rotary_attention(
     out = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps)
     fuses = head_dim % 2 == 0 and (cos_sin is None or cos_sin.shape[-1] == head_dim)
-    decodes = _Decodes(num_decodes, max_seq_len, block_tables, seq_lens, shared or Shared())
+    shared = shared or Shared()
+    decodes = _Decodes(num_decodes, max_seq_len, block_tables, seq_lens, shared)
     if fuses:
         decodes.attend(layer, qkv, rotation, kv_cache, out)
         if num_decodes < seq_lens.shape[0]:
@@ -54,7 +54,7 @@ def rotary_attention(
                 qkv[num_decodes:], positions[num_decodes:], cos_sin, kv_cache, slot_mapping[num_decodes:],
                 q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, k_norm=k_norm, eps=eps,
             )  # fmt: skip
-            prefill(layer, qkv, rotation, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, max_query_len)
+            prefill(layer, qkv, rotation, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, shared)
         return out
     q = rotary_write(
         qkv, positions, cos_sin, kv_cache, slot_mapping,
@@ -62,7 +62,7 @@ def rotary_attention(
     )  # fmt: skip
     decodes.attend(layer, q.flatten(1), None, kv_cache, out)
     if num_decodes < seq_lens.shape[0]:
-        prefill(layer, q.flatten(1), None, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, max_query_len)
+        prefill(layer, q.flatten(1), None, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, shared)
     return out
 
 
@@ -77,17 +77,17 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     num_decodes: int,
-    max_query_len: int,
     max_seq_len: int,
 ) -> torch.Tensor:
     """See the reference. A sequence of length 0 (padding among the decode rows) gives zeros."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     layer = Layer(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap)
-    decodes = _Decodes(num_decodes, max_seq_len, block_tables, seq_lens, Shared())
+    shared = Shared()
+    decodes = _Decodes(num_decodes, max_seq_len, block_tables, seq_lens, shared)
     flat = q.contiguous().flatten(1)
     decodes.attend(layer, flat, None, kv_cache, out)
     if num_decodes < seq_lens.shape[0]:
-        prefill(layer, flat, None, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, max_query_len)
+        prefill(layer, flat, None, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, shared)
     return out
 
 

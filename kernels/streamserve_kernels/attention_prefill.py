@@ -14,6 +14,8 @@ from triton.language.extra import cuda
 from .attention_decode import Layer, Rotation
 from .attention_tiles import block_ids, compute_dtype, scaled
 from .launch import dependent_launch, kernel, power_of_two
+from .prefill_schedule import make_tiles
+from .reference.shared import Shared
 
 
 @triton.jit
@@ -102,13 +104,10 @@ def _attend_run(
     return highest, total, sums
 
 
-@kernel(
-    do_not_specialize=["first_sequence"],
-    do_not_specialize_on_alignment=["seq_lens_ptr", "query_start_ptr"],
-)
+@kernel(do_not_specialize_on_alignment=["seq_lens_ptr", "query_start_ptr"])
 def _prefill_kernel(
-    q_ptr, cos_sin_ptr, q_norm_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, out_ptr,
-    scale, eps, q_stride, block_stride, table_stride, first_sequence,
+    q_ptr, cos_sin_ptr, q_norm_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, tiles_ptr, out_ptr,
+    scale, eps, q_stride, block_stride, table_stride,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
@@ -119,18 +118,17 @@ def _prefill_kernel(
     """
     if PDL:
         cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
-    sequence = first_sequence + tl.program_id(2)
+    # Without waiting: what comes after waits for the other programs, and those for what came before.
+    sequence = tl.load(tiles_ptr + tl.program_id(0) * 2)
+    if sequence < 0:
+        return
+    first_row = tl.load(tiles_ptr + tl.program_id(0) * 2 + 1)
     kv_head = tl.program_id(1)
     heads_per_group: tl.constexpr = Q_HEADS // KV_HEADS
     query_begin = tl.load(query_start_ptr + sequence)
     num_queries = tl.load(query_start_ptr + sequence + 1) - query_begin
     seq_len = tl.load(seq_lens_ptr + sequence)
     num_rows = num_queries * heads_per_group
-    # The last tiles see the most keys: they go first, and short ones fill the end of the launch.
-    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    if first_row >= num_rows:
-        return
     row = first_row + tl.arange(0, BLOCK_M)
     query = tl.minimum(row // heads_per_group, num_queries - 1)
     positions = seq_len - num_queries + query
@@ -140,6 +138,8 @@ def _prefill_kernel(
     present = row < num_rows
     real = present[:, None] & (lanes < HEAD_DIM)[None, :]
     query_ptrs = q_ptr + (token * q_stride + head * HEAD_DIM)[:, None]
+    if PDL:
+        cuda.gdc_wait()
     if ROTATE:
         q = _rotated(query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps, HEAD_DIM, LANES, BLOCK_M, NORM)
     else:
@@ -181,16 +181,31 @@ def prefill(
     query_start: torch.Tensor,
     out: torch.Tensor,
     first_sequence: int,
-    max_query_len: int,
+    shared: Shared,
 ) -> None:
-    """Attend for the sequences from `first_sequence` on; with `rotation`, `q` is the fused projection."""
+    """Attend for the sequences from `first_sequence` on, those before having one token each; with `rotation`, `q` is the fused
+    projection.
+
+    shared  the step's: the list of tiles serves all of its layers
+    """
     lanes = power_of_two(layer.head_dim, least=16)
-    rows = max_query_len * (layer.q_heads // layer.kv_heads)
+    heads_per_group = layer.q_heads // layer.kv_heads
     block_m, block_n, warps, stages, registers = prefill_shape(q.dtype, lanes)
     cos_sin, q_norm, eps = (rotation.cos_sin, rotation.q_norm, rotation.eps) if rotation else (None, None, 0.0)
-    _prefill_kernel[(-(-rows // block_m), layer.kv_heads, seq_lens.shape[0] - first_sequence)](
-        q, cos_sin, q_norm, kv_cache, block_tables, seq_lens, query_start, out,
-        layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), first_sequence,
+    num_tokens = q.shape[0] - first_sequence
+    tiles = shared.get(
+        ("prefill tiles", heads_per_group, block_m),
+        lambda: make_tiles(
+            query_start,
+            first_sequence=first_sequence,
+            num_tokens=num_tokens,
+            heads_per_group=heads_per_group,
+            block_m=block_m,
+        ),
+    )
+    _prefill_kernel[(tiles.shape[0], layer.kv_heads)](
+        q, cos_sin, q_norm, kv_cache, block_tables, seq_lens, query_start, tiles, out,
+        layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0),
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=rotation is not None, NORM=q_norm is not None,
         WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=compute_dtype(q.dtype), num_warps=warps, num_stages=stages,

@@ -135,7 +135,6 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     num_decodes: int,
-    max_query_len: int,
     max_seq_len: int,
 ) -> Tensor:
     area = _triton("attention") if q.is_cuda else _attention
@@ -149,7 +148,6 @@ def paged_attention(
         window=window,
         softcap=softcap,
         num_decodes=num_decodes,
-        max_query_len=max_query_len,
         max_seq_len=max_seq_len,
     )
     return out
@@ -175,7 +173,6 @@ def rotary_attention(
     window: int | None = None,
     softcap: float | None = None,
     num_decodes: int,
-    max_query_len: int,
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
@@ -199,7 +196,6 @@ def rotary_attention(
         window=window,
         softcap=softcap,
         num_decodes=num_decodes,
-        max_query_len=max_query_len,
         max_seq_len=max_seq_len,
         shared=shared,
     )

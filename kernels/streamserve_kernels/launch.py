@@ -113,14 +113,21 @@ def power_of_two(size: int, *, least: int = 1) -> int:
     return max(least, triton.next_power_of_2(size))
 
 
+class _Counters(threading.local):
+    """A thread's counters, by device."""
+
+    def __init__(self) -> None:
+        self.by_device: dict[torch.device, torch.Tensor] = {}
+
+
+_COUNTERS = _Counters()
+
+
 def arrivals(device: torch.device) -> torch.Tensor:
-    """[MAX_ARRIVALS] int32 counters of finished parts, zero between launches, those of the current stream.
+    """[MAX_ARRIVALS] int32 counters of finished parts, zero between launches, those of this thread: it launches on one stream.
 
     Kernels whose last program adds up what the others left count with them. Make them before a capture: run it once without.
     """
-    return _arrivals(device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
-
-
-@functools.cache
-def _arrivals(device: torch.device, stream: int) -> torch.Tensor:
-    return torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)
+    if device not in _COUNTERS.by_device:
+        _COUNTERS.by_device[device] = torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)
+    return _COUNTERS.by_device[device]

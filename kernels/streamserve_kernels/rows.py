@@ -89,7 +89,7 @@ def gather_inputs(
         torch.empty(num_sequences, max_blocks, dtype=torch.int32, device=rows.device),
         torch.empty(num_sequences, dtype=torch.int32, device=rows.device),
     )
-    most = max(max_blocks, num_tokens - num_sequences + 1)
+    most = max(max_blocks, num_tokens)
     _gather_kernel[(num_sequences, -(-most // _CHUNK))](
         tables.token_ids, tables.block_tables, rows, starts, query_start, *inputs,
         tables.state.stride(0), max_blocks, tables.padding_row, BLOCK_SIZE=block_size, CHUNK=_CHUNK,

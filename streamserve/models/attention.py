@@ -43,7 +43,6 @@ class Attention(nn.Module):
             window=self.window,
             softcap=self.softcap,
             num_decodes=inputs.num_decodes,
-            max_query_len=inputs.max_query_len,
             max_seq_len=inputs.max_seq_len,
             shared=inputs.shared,
         )

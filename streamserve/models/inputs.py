@@ -20,7 +20,6 @@ class StepInputs:
     seq_lens         [sequences]              int32, tokens in the cache once this step has written its own
     query_start      [sequences + 1]          int32, prefix sums of the tokens per sequence
     num_decodes      leading sequences with exactly one token
-    max_query_len    most tokens of one sequence in this step
     max_seq_len      largest of seq_lens
     shared           what the layers compute alike; a step's own
     """
@@ -32,6 +31,5 @@ class StepInputs:
     seq_lens: Tensor
     query_start: Tensor
     num_decodes: int
-    max_query_len: int
     max_seq_len: int
     shared: Shared = field(default_factory=Shared)

@@ -61,7 +61,7 @@ def _decode(device: Device, model: Model, rows: Rows, kv_caches: list[Tensor], s
     starts = torch.zeros_like(padding)
     query_start = torch.arange(size + 1, dtype=torch.int32, device=device.torch_device)
     gathered = gather_inputs(tables, padding, starts, query_start, num_tokens=size, block_size=room.block_size)
-    hidden = model(StepInputs(*gathered, query_start, size, 1, room.max_model_len), kv_caches)
+    hidden = model(StepInputs(*gathered, query_start, size, room.max_model_len), kv_caches)
     model.logits(hidden)
 
 

@@ -70,7 +70,10 @@ class Device(Protocol):
         ...
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Record what `work` launches; calling the result launches it again, on the same memory, and returns that tensor."""
+        """Record what `work` launches; calling the result launches it again, on the same memory, and returns that tensor.
+
+        Other threads may go on using the device meanwhile. `work` has run before, on this thread.
+        """
         ...
 
     def synchronize(self) -> None: ...
@@ -164,6 +167,7 @@ class CudaDevice:
         self.name = torch.cuda.get_device_name(device)
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph_pool = torch.cuda.graph_pool_handle()
+        self._capture_stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)
@@ -198,8 +202,14 @@ class CudaDevice:
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._graph_pool, stream=self._stream):
-            result = work()
+        # Not `torch.cuda.graph`, which waits for the device and gives memory back. On a stream of its own: pinned memory that
+        # the wait thread frees meanwhile leaves an event on the worker's stream, which must not become part of the graph.
+        with torch.cuda.stream(self._capture_stream):
+            graph.capture_begin(self._graph_pool, capture_error_mode="thread_local")
+            try:
+                result = work()
+            finally:
+                graph.capture_end()
 
         def replay() -> Tensor:
             graph.replay()

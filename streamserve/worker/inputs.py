@@ -21,6 +21,7 @@ from streamserve_kernels import RowTables, gather_inputs
 class StepWork:
     """The step's work on the device, and what the host knows of it.
 
+    items           what was sent, padding included
     rows, starts    [sequences]      int32, as in `RowWork`
     query_start     [sequences + 1]  int32
     sample_tokens   [lines]          int32, index of each sampled row's last token in this step
@@ -30,6 +31,7 @@ class StepWork:
     moves           [2 * sequences]  int32, how far both go on after a decode step: one token, and padding stays
     """
 
+    items: list[RowWork]
     rows: Tensor
     starts: Tensor
     query_start: Tensor
@@ -40,7 +42,6 @@ class StepWork:
     moves: Tensor
     num_tokens: int
     num_decodes: int
-    max_query_len: int
     max_seq_len: int
 
     def advance(self) -> None:
@@ -54,8 +55,9 @@ class WorkUploader:
     A captured decode step moves its rows on by one token (`advance`), so that the next one, of the same rows, needs no upload.
     """
 
-    def __init__(self, device: Device, max_num_seqs: int) -> None:
-        capacity = 8 * max_num_seqs + 1
+    def __init__(self, device: Device, max_sequences: int) -> None:
+        """max_sequences  of one step, padding included"""
+        capacity = 8 * max_sequences + 1
         self._words = device.buffer(capacity)
         self._ring = StagingRing(device, capacity)
 
@@ -65,15 +67,17 @@ class WorkUploader:
         ends = _running_sums(counts)
         sampled = [(item, end - 1) for item, end in zip(work, ends[1:], strict=True) if item.samples]
         packing = Packing()
+        # What captures read comes first: its places must depend on the number of sequences alone.
+        query_start = packing.put(ends)
         rows = packing.put([item.row for item in work])
         starts = packing.put([item.start for item in work])
         positions = packing.put([item.start + item.count for item, _ in sampled])
-        query_start = packing.put(ends)
         sample_tokens = packing.put([last for _, last in sampled])
         sample_rows = packing.put([item.row for item, _ in sampled])
         moves = packing.put(([1] * (len(work) - padding) + [0] * padding) * 2)
         words = self._ring.send(packing, self._words)
         return StepWork(
+            items=work,
             rows=words[rows],
             starts=words[starts],
             query_start=words[query_start],
@@ -84,7 +88,6 @@ class WorkUploader:
             moves=words[moves],
             num_tokens=ends[-1],
             num_decodes=next((index for index, count in enumerate(counts) if count != 1), len(counts)),
-            max_query_len=max(counts),
             max_seq_len=max(item.start + item.count for item in work),
         )
 
@@ -102,7 +105,6 @@ def gather(tables: RowTables, work: StepWork, block_size: int) -> StepInputs:
         seq_lens=gathered.seq_lens,
         query_start=work.query_start,
         num_decodes=work.num_decodes,
-        max_query_len=work.max_query_len,
         max_seq_len=work.max_seq_len,
     )
 

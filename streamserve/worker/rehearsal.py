@@ -52,6 +52,5 @@ def prefill_inputs(device: Device, shape: KvShape, num_tokens: int, max_model_le
         seq_lens=on_device(lengths, torch.int32),
         query_start=on_device(ends, torch.int32),
         num_decodes=len(lengths) if length == 1 else 0,
-        max_query_len=length,
         max_seq_len=length,
     )

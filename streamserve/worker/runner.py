@@ -65,11 +65,11 @@ class Runner:
             with timeline.measure("kv_cache"):
                 num_blocks = _size_cache(config, device, model, rows, shape, max_model_len)
                 self._steps = StepRunner(device, model, rows, allocate(shape, num_blocks, device))
-            with timeline.measure("warmup"):
-                self._steps.warm_up()
             if device.captures and not config.enforce_eager:
                 with timeline.measure("graphs"):
-                    self._steps.capture()
+                    self._steps.capture(config.max_num_batched_tokens)
+            with timeline.measure("warmup"):
+                self._steps.warm_up()
         return EngineInfo(
             model=self._checkpoint.source,
             architecture=arch.architecture,

@@ -2,7 +2,8 @@
 
 `StepRunner.step` runs on the launch thread and never waits for the device; `PendingStep.wait` runs on the wait thread. In the
 stream's order a step applies row deltas, gathers its inputs from the rows, runs the model, samples, writes the ids back into
-the rows, and copies them to the host. A step that only decodes is replayed where its size was captured (cuda_graphs.py).
+the rows, and copies them to the host. A step that only decodes is replayed whole where its size was captured (cuda_graphs.py);
+of one with prompt tokens, up to a size, the model is (prompt_graphs.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from streamserve.worker.device import Device, Event
 from streamserve.worker.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.logprobs import HostLogprobs, PromptLogprobs, download, prompt_logprobs
 from streamserve.worker.model import Model
+from streamserve.worker.prompt_graphs import MAX_PROMPTS, PromptGraphs
 from streamserve.worker.rows import Rows
 from streamserve.worker.sampler import SamplingUploader
 from streamserve_kernels import sample, scatter_sampled
@@ -60,19 +62,22 @@ class StepRunner:
         self._model = model
         self._rows = rows
         self._kv_caches = kv_caches
-        self._work = WorkUploader(device, rows.room.max_num_seqs)
+        self._work = WorkUploader(device, rows.room.max_num_seqs + MAX_PROMPTS)
         self._sampling = SamplingUploader(device, rows)
         self._graphs = DecodeGraphs(device, model, rows, kv_caches, self._work)
+        self._prompt_graphs = PromptGraphs(device, model, rows, kv_caches, self._work)
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Capture decode steps, so that `step` replays them from here on."""
+    def capture(self, max_num_batched_tokens: int) -> None:
+        """Capture decode steps and small steps with prompts in them, so that `step` replays them from here on."""
         with self._device.stream():
+            self._prompt_graphs.capture(max_num_batched_tokens)
             self._graphs.capture()
 
     def warm_up(self) -> None:
-        """Run a step that touches no sequence, so that the first real one finds everything initialised."""
-        self.step(Plan(0, [], [], [RowWork(self._rows.tables.padding_row, 0, 1, True)])).wait()
+        """Run steps that touch no sequence, a prompt and a decode, so that the first real ones find all initialised."""
+        for start, count in ((0, 2), (2, 1)):
+            self.step(Plan(0, [], [], [RowWork(self._rows.tables.padding_row, start, count, True)])).wait()
 
     @torch.inference_mode()
     def step(self, plan: Plan) -> PendingStep:
@@ -85,10 +90,13 @@ class StepRunner:
             capture = self._graphs.find(plan.work)
             if capture is not None:
                 return self._replay(plan, capture)
-            work = self._work.send(plan.work)
-            hidden = self._model(gather(self._rows.tables, work, self._rows.room.block_size), self._kv_caches)
-            prompts = self._prompt_logprobs(plan.work, hidden)
+            work, hidden = self._prompt_graphs.run(plan.work) or self._run(plan.work)
+            prompts = self._prompt_logprobs(work.items, hidden)
             return self._sample(plan, work, hidden[work.sample_tokens] if len(plan.sampled) < len(hidden) else hidden, prompts)
+
+    def _run(self, items: list[RowWork]) -> tuple[StepWork, Tensor]:
+        work = self._work.send(items)
+        return work, self._model(gather(self._rows.tables, work, self._rows.room.block_size), self._kv_caches)
 
     def _replay(self, plan: Plan, capture: Capture) -> PendingStep:
         if not self._rows.scored and self._sampling.is_plain(plan.work):

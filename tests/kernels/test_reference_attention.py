@@ -63,7 +63,6 @@ class Batch:
             window=window,
             softcap=softcap,
             num_decodes=leading if num_decodes is None else num_decodes,
-            max_query_len=max(queries),
             max_seq_len=max(length for length, _ in self.shapes),
         )
 

@@ -51,7 +51,7 @@ def test_gathered_inputs_equal_a_walk_over_the_rows() -> None:
         tables.token_ids.copy_(torch.randint(0, 1000, tables.token_ids.shape))
         tables.block_tables[:num_rows] = torch.randperm(num_rows * 13).view(num_rows, 13)
         rows = rng.sample(range(num_rows), rng.randint(1, num_rows))
-        counts = sorted((rng.choice([1, 1, 5, 40]) for _ in rows), key=lambda count: count != 1)
+        counts = sorted((rng.choice([1, 1, 5, 40, 0]) for _ in rows), key=lambda count: count != 1)
         starts = [rng.randint(0, max_len - count) for count in counts]
         ends = [sum(counts[:place]) for place in range(len(counts) + 1)]
         got = gather_inputs(tables, int32(*rows), int32(*starts), int32(*ends), num_tokens=ends[-1], block_size=block_size)

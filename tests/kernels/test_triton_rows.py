@@ -36,7 +36,7 @@ def test_deltas_reach_their_rows_and_nothing_else(tables: RowTables) -> None:
     assert not torch.equal(after, before)
 
 
-@pytest.mark.parametrize("counts", [[1, 1, 1], [1, 7, 20]], ids=["decoding", "mixed"])
+@pytest.mark.parametrize("counts", [[1, 1, 1], [1, 7, 20], [1, 2, 0]], ids=["decoding", "mixed", "one of none"])
 def test_gathered_inputs_equal_the_reference(tables: RowTables, counts: list[int]) -> None:
     chosen, starts = ints(0, 2, tables.padding_row), ints(4, 9, 0)
     query_start = ints(0, *torch.tensor(counts).cumsum(0).tolist())

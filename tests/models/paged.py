@@ -66,7 +66,6 @@ class PagedRun:
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             query_start=torch.tensor(starts, dtype=torch.int32),
             num_decodes=sum(len(work[name]) == 1 for name in ordered),
-            max_query_len=max(len(work[name]) for name in ordered),
             max_seq_len=max(lengths),
         )
 

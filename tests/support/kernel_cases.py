@@ -53,7 +53,6 @@ class PagedBatch:
     positions: Tensor
     slots: Tensor
     num_decodes: int
-    max_query_len: int
     max_seq_len: int
 
     @property
@@ -70,7 +69,7 @@ class PagedBatch:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"num_decodes": self.num_decodes, "max_query_len": self.max_query_len, "max_seq_len": self.max_seq_len}
+        return {"num_decodes": self.num_decodes, "max_seq_len": self.max_seq_len}
 
 
 def paged_batch(
@@ -99,6 +98,5 @@ def paged_batch(
         positions=positions.to(DEVICE),
         slots=slots.to(DEVICE),
         num_decodes=next((index for index, count in enumerate(query_lens) if count != 1), len(query_lens)),
-        max_query_len=max(query_lens),
         max_seq_len=max(seq_lens),
     )

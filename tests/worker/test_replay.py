@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,17 +19,17 @@ from streamserve.worker.step import StepRunner
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama
 
-NUM_BLOCKS, ROWS, MAX_MODEL_LEN = 64, 8, 256
+NUM_BLOCKS, ROWS, MAX_MODEL_LEN, STEP_TOKENS = 64, 8, 256, 64
 
 
 class CapturingCpu(CpuDevice):
-    """Uploads go where a capture reads them, and are counted."""
+    """Uploads go where a capture reads them, and are counted, as are captures and replays."""
 
     captures = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.uploads = 0
+        self.uploads = self.captured = self.replays = 0
 
     def buffer(self, num_words: int) -> Tensor:
         return torch.zeros(num_words, dtype=torch.int32)
@@ -36,11 +38,19 @@ class CapturingCpu(CpuDevice):
         self.uploads += 1
         return words.clone() if into is None else into[: len(words)].copy_(words)
 
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def replay() -> Tensor:
+            self.replays += 1
+            return work()
+
+        self.captured += 1
+        return replay
+
 
 class Playing(Stepper):
     """A stepper on a device that captures, which counts its steps."""
 
-    def __init__(self, tiny: TinyLlama, in_flight: int) -> None:
+    def __init__(self, tiny: TinyLlama, in_flight: int, *, captures: bool = True) -> None:
         self.device, self.steps = CapturingCpu(), 0
         checkpoint = resolve(tiny.path)
         arch = read_arch(checkpoint.config)
@@ -52,9 +62,14 @@ class Playing(Stepper):
         rows = Rows(self.device, Room(ROWS, MAX_MODEL_LEN, 16, arch.vocab_size))
         shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, 16, torch.float32)
         self._inner = StepRunner(self.device, model, rows, allocate(shape, NUM_BLOCKS, self.device))
-        self._inner.capture()
+        if captures:
+            self._inner.capture(STEP_TOKENS)
         limits = SchedulerLimits(
-            num_blocks=NUM_BLOCKS, block_size=16, max_num_seqs=ROWS, max_num_batched_tokens=64, max_model_len=MAX_MODEL_LEN
+            num_blocks=NUM_BLOCKS,
+            block_size=16,
+            max_num_seqs=ROWS,
+            max_num_batched_tokens=STEP_TOKENS,
+            max_model_len=MAX_MODEL_LEN,
         )
         super().__init__(self, limits, in_flight=in_flight)  # type: ignore[arg-type]
 
@@ -72,6 +87,36 @@ def test_replayed_steps_give_the_tokens_of_transformers(tiny: TinyLlama, in_flig
     assert got == {one.sequence_id: tiny.greedy(one.prompt_token_ids, one.max_tokens) for one in specs}
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_prompts_are_replayed_beside_decodes_however_their_tokens_are_shared_out(tiny: TinyLlama, in_flight: int) -> None:
+    playing = Playing(tiny, in_flight)
+    # Steps of 64 tokens: the last prompts come in chunks, while others decode.
+    shares = [(9, 20, 20, 11), (1, 3, 50, 6), (2, 29, 29), (60,), (70, 100, 30)]
+    for first, lengths in enumerate(shares):
+        specs = [spec(f"{first}-{index}", prompt(first, length), 20 - length // 8) for index, length in enumerate(lengths)]
+        got = {name: delta.token_ids for name, delta in playing.run(*specs).items()}
+        assert got == {one.sequence_id: tiny.greedy(one.prompt_token_ids, one.max_tokens) for one in specs}
+    captured, replays, steps = playing.device.captured, playing.device.replays, playing.steps
+    for first, lengths in enumerate(shares, 20):
+        specs = [spec(f"{first}-{index}", prompt(first, length), 20 - length // 8) for index, length in enumerate(lengths)]
+        playing.run(*specs)
+    assert playing.device.captured == captured, "every size was seen before"
+    assert playing.device.replays - replays == playing.steps - steps
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_a_step_without_padding(tiny: TinyLlama) -> None:
+    answers = []
+    for captures in (True, False):
+        playing = Playing(tiny, 2, captures=captures)
+        # The first decodes while the second's prompt is computed, which has padding before and behind it.
+        got = playing.run(spec("plain", [5, 6, 7], 9), spec("scored", prompt(4, 90), 3, prompt_logprobs=1))
+        answers.append(got["scored"].prompt_logprobs)
+    assert answers[0] is not None
+    assert len(answers[0]) >= 89
+    replayed, launched = ([None if entry is None else entry.logprob for entry in answer or []] for answer in answers)
+    assert replayed == pytest.approx(launched, abs=1e-4)
+
+
 def test_a_step_of_the_same_rows_tells_the_device_nothing(tiny: TinyLlama) -> None:
     playing = Playing(tiny, 2)
     before = playing.device.uploads
@@ -86,3 +131,7 @@ def test_a_row_that_needs_more_is_sampled_on_its_own(tiny: TinyLlama) -> None:
     got = playing.run(spec("plain", [5, 6, 7], 9), spec("biased", [8, 9], 9, logit_bias={11: 100.0}))
     assert got["plain"].token_ids == tiny.greedy([5, 6, 7], 9)
     assert got["biased"].token_ids == [11] * 9
+
+
+def prompt(first: int, length: int) -> list[int]:
+    return [3 + (first + 7 * place) % 50 for place in range(length)]

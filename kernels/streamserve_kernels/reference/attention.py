@@ -46,7 +46,6 @@ def rotary_attention(
     window: int | None = None,
     softcap: float | None = None,
     num_decodes: int,
-    max_query_len: int,
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
@@ -81,7 +80,6 @@ def rotary_attention(
         window=window,
         softcap=softcap,
         num_decodes=num_decodes,
-        max_query_len=max_query_len,
         max_seq_len=max_seq_len,
         shared=shared,
     )
@@ -98,7 +96,6 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     num_decodes: int,
-    max_query_len: int,
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
@@ -114,7 +111,7 @@ def paged_attention(
     window         a token sees itself and the window - 1 tokens before it (Mistral, Gemma 3); None sees all
     softcap        scores become softcap * tanh(score / softcap) (Gemma 2)
     num_decodes    how many leading sequences have exactly one query
-    max_query_len, max_seq_len  the largest query and sequence lengths of this batch, for choosing launches
+    max_seq_len    the largest of seq_lens, or a bound for it, for choosing launches
     returns        [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32, scores not coarser than the dtype of q
     """
     shared = shared or Shared()
@@ -144,13 +141,13 @@ class _Group(NamedTuple):
 
 
 def _group(lengths: list[int], block_tables: Tensor, seq_lens: Tensor) -> list[_Group]:
-    groups = _similar(lengths)
+    groups = similar_lengths(lengths)
     if len(groups) == 1:
         return [_Group(tuple(groups[0]), max(lengths), block_tables[: len(lengths)], seq_lens[: len(lengths)])]
     return [_Group(tuple(rows), max(lengths[row] for row in rows), block_tables[rows], seq_lens[rows]) for rows in groups]
 
 
-def _similar(lengths: list[int]) -> list[list[int]]:
+def similar_lengths(lengths: list[int]) -> list[list[int]]:
     """Indices of sequences, grouped so that padding to the longest of a group at most doubles its work."""
     groups: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):

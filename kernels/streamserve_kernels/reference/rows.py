@@ -46,13 +46,13 @@ def gather_inputs(
 
     rows         [sequences]      int32; the padding row for entries that only fill a captured size
     starts       [sequences]      int32, position of the first token to compute
-    query_start  [sequences + 1]  int32, prefix sums of the tokens to compute
+    query_start  [sequences + 1]  int32, prefix sums of the tokens to compute; an entry may have none
     num_tokens   query_start[-1], which the host knows
     """
     counts = query_start[1:] - query_start[:-1]
     block_tables = tables.block_tables.index_select(0, rows)
     seq_lens = starts + counts
-    if num_tokens == rows.shape[0]:
+    if num_tokens == rows.shape[0] and bool((counts == 1).all()):
         positions, token_rows, tables_of_tokens = starts.long(), rows, block_tables
     else:
         sequence = torch.repeat_interleave(counts, output_size=num_tokens)
