@@ -21,6 +21,7 @@ from streamserve.server.config import CorsConfig
 from streamserve.server.errors import InternalError, error_body, error_headers, from_exception
 from streamserve.server.forwarding import ForwardingByPath
 from streamserve.server.page import page_router
+from streamserve.server.preflight import Preflights
 from streamserve.server.responses import routes as responses
 from streamserve.server.responses.routes import create_response_over_socket
 from streamserve.server.service import Service
@@ -61,7 +62,7 @@ def create_app(service: Service) -> Litestar:
         middleware.append(DefineMiddleware(Authentication, api_keys=config.api_keys, metrics=service.metrics))
     if service.neighbours is not None:
         middleware.append(DefineMiddleware(ForwardingByPath, service=service))
-    return Litestar(
+    app = Litestar(
         route_handlers=[*ROUTES, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         signature_namespace={"Service": Service},
@@ -72,6 +73,8 @@ def create_app(service: Service) -> Litestar:
         openapi_config=None,
         logging_config=None,
     )
+    app.asgi_handler = Preflights(app.asgi_handler, on_refused=service.metrics.reject)
+    return app
 
 
 def _error_response(service: Service, error: Exception, request_id: str) -> Response[bytes]:

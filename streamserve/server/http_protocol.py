@@ -2,7 +2,11 @@
 
 One per connection, on the API worker's event loop; named by `http_server`. uvicorn calls an app only once it has read a
 request's head, so whoever connects and says nothing, or stops in the middle, is hung up on here; that covers the upgrades of
-WebSockets, whose heads come this way, too. Knows nothing of what is served.
+WebSockets, whose heads come this way, too. A client of HTTP/1.0, which knows no chunks, gets its streams up to the end of the
+connection (RFC 9112, 6.1 and 6.3). Knows nothing of what is served.
+
+A client that closes its own half of the connection counts as gone: on the wire that is all a program that ends leaves behind,
+and a sequence must not run on for nobody until a write fails.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from streamserve.errors import InvalidRequest, StreamserveError
@@ -72,6 +77,11 @@ class RequestProtocol(HttpToolsProtocol):
             self._be_patient(self._receive_timeout_s)
 
     def handle_websocket_upgrade(self) -> None:
+        cycle = self._last_cycle
+        if self.scope["http_version"] == "1.0" or not (cycle is None or cycle.response_complete):
+            # The one before it would never learn that its client has gone.
+            self._refuse(InvalidRequest("a WebSocket takes HTTP/1.1, and a connection on which nothing else is being answered"))
+            return
         self._stop_waiting()
         self._is_whole = True
         super().handle_websocket_upgrade()
@@ -99,6 +109,9 @@ class RequestProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._is_whole = True
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, UntilClose(cycle, app) if cycle.scope["http_version"] == "1.0" else app)  # type: ignore[arg-type]
 
     @property
     def _last_cycle(self) -> RequestResponseCycle | None:
@@ -138,16 +151,41 @@ class RequestProtocol(HttpToolsProtocol):
         self._stop_waiting()
         cycle = self._last_cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
-            body = error_body(error)
-            headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-            self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
+            self.transport.write(refusal(error))
         self.transport.close()
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+
+def refusal(error: StreamserveError) -> bytes:
+    """The whole answer to what can't be handed to an app; the connection is to be closed after it."""
+    body = error_body(error)
+    headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body)
+
+
+class UntilClose:
+    """An app for a client of HTTP/1.0: a body whose length is not known ends with the connection."""
+
+    def __init__(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:
+        self._cycle = cycle
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_unchunked(message: Message) -> None:
+            if message["type"] == "http.response.start" and not any(
+                name.lower() == b"content-length" for name, _ in message.get("headers", [])
+            ):
+                self._cycle.chunked_encoding = False
+            elif message["type"] == "http.response.body" and not self._cycle.expected_content_length:
+                self._cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await self._app(scope, receive, send_unchunked)
 
 
 class BodyWriter:

@@ -180,13 +180,15 @@ class Server:
 
     def _tell_of_engine(self, info: EngineInfo) -> None:
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup_s.items())
-        engine = f"{info.architecture}, {info.dtype} on {info.device}"
+        engine = f"{info.architecture}, {info.dtype} on {info.device}{', compiled' if info.compiled else ''}"
         self._timeline.step("engine", f"{engine} ({parts})" if parts else engine)
         self._timeline.step(
             "KV cache",
             f"{info.kv_capacity_tokens} tokens in {info.num_blocks} blocks; "
             f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
         )
+        if info.compiled is False and not self._options.engine.enforce_eager:
+            self._timeline.note(f"For a third more speed on this CPU, run once: streamserve compile {info.model}")
 
     async def _wind_down(self, first: ApiWorker) -> None:
         if self._failure is not None:

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import streamserve
+from streamserve.server.config import CorsConfig
 from tests.support.live_server import live_server
 from tests.support.raw_http import RawResponse, request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
@@ -166,3 +167,16 @@ async def test_a_proxy_may_strip_its_path_or_not(path: str) -> None:
         for headers, status in (({"Authorization": "Bearer one"}, 200), ({}, 401)):
             async with request(server.port, "GET", path, headers=headers) as response:
                 assert response.status == status
+
+
+async def test_a_refused_preflight_is_an_error_like_any_other() -> None:
+    cors = CorsConfig(origins=("https://good.example",))
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    async with live_server(ScriptedEngine(), cors=cors) as server:
+        async with request(server.port, "OPTIONS", "/v1/completions", headers=headers) as response:
+            assert (response.status, response.headers["content-type"]) == (400, "application/json")
+            assert json.loads(await response.body())["error"]["code"] == "cors_refused"
+        async with request(
+            server.port, "OPTIONS", "/v1/completions", headers={**headers, "Origin": cors.origins[0]}
+        ) as response:
+            assert response.status == 204
