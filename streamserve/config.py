@@ -34,7 +34,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_queue               sequences that may wait for a row; past it new ones are refused with 429
     stall_timeout_s         a paused stream whose reader takes nothing for this long is failed
     overlap                 plan step n+1 while step n runs
-    enforce_eager           no CUDA graphs
+    enforce_eager           no CUDA graphs; on a CPU, no compiled layers
     quantization            "int4" keeps 4-bit GGUF weights packed on a CPU, "none" expands them; "auto" decides by device
     """
 

@@ -313,6 +313,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     max_model_len   tokens of prompt and output together
     num_blocks      KV blocks in all, of `block_size` tokens each
+    compiled        whether layers run compiled on a CPU; None where there is nothing to compile
     """
 
     model: str
@@ -324,6 +325,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     block_size: int
     max_num_seqs: int
+    compiled: bool | None = None
     startup_s: dict[str, float] = {}
 
     @property

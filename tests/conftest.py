@@ -35,6 +35,15 @@ def offline_hub() -> Iterator[None]:
         os.environ["HF_HUB_OFFLINE"] = before
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What this user has compiled must not change what tests run; programs that tests install come from pip's cache as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_CACHE_DIR", os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 LEFT_OUT_BY_DEFAULT = ("gpu", "slow")
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 

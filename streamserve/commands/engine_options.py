@@ -74,7 +74,7 @@ _OPTIONS = [
         default=None,
         help="Plan a step while the last one runs.",
     ),
-    click.option("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs."),
+    click.option("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs; on a CPU, no compiled layers."),
     click.option("-tp", "--tensor-parallel-size", type=int, help="GPUs that share each layer."),
     click.option("-pp", "--pipeline-parallel-size", type=int, help="GPUs that share the layers."),
     click.option("-dp", "--data-parallel-size", type=int, help="Copies of the model."),

@@ -15,6 +15,7 @@ from streamserve.models.registry import read_arch
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
 from streamserve.worker.compilation import compile_kernels
+from streamserve.worker.compiled import is_compiled, with_compiled_layers
 from streamserve.worker.device import Device, open_device
 from streamserve.worker.dtypes import resolve_dtype
 from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
@@ -58,6 +59,8 @@ class Runner:
                     max_model_len=max_model_len,
                     on_progress=on_progress,
                 )
+                if device.torch_device.type == "cpu" and not config.enforce_eager:
+                    model = with_compiled_layers(model, dtype, config.block_size)
             rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
             if device.captures:
                 with timeline.measure("kernels"):
@@ -80,6 +83,7 @@ class Runner:
             num_blocks=num_blocks,
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
+            compiled=is_compiled(model, dtype, config.block_size),
             startup_s=timeline.seconds,
         )
 

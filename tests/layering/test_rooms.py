@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server_process": FOUNDATION,
     "demo": FOUNDATION | {"server_process"},
     # the command line; `cli` names its commands and imports them when they are called
-    "commands": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server"} | LIBRARY,
+    "commands": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server", "worker"} | LIBRARY,
     "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "text", "server_process"} | LIBRARY,
     "cli": FOUNDATION | {"commands", "bench"},
     # the package itself loads names on first use

@@ -14,6 +14,7 @@ from streamserve.checkpoint import resolve
 from streamserve.config import EngineConfig
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.types import EngineInfo
+from streamserve.worker.compiled import compile_for
 from streamserve.worker.runner import Runner
 from tests.support.stepping import Stepper, spec
 
@@ -21,14 +22,16 @@ GOLDEN: dict[str, dict[str, list[int]]] = json.loads((Path(__file__).parents[1] 
 LONG = GOLDEN["long"]["prompt"]
 
 
+CONFIG = EngineConfig(
+    model="demo", device="cpu", dtype="float32", max_num_seqs=8, max_model_len=512, max_num_batched_tokens=512
+)
+
+
 class Demo:
     """The loaded model; each `stepper` has a scheduler of its own and begins with an empty cache."""
 
     def __init__(self) -> None:
-        config = EngineConfig(
-            model="demo", device="cpu", dtype="float32", max_num_seqs=8, max_model_len=512, max_num_batched_tokens=512
-        )
-        self._runner = Runner(config, resolve("demo"))
+        self._runner = Runner(CONFIG, resolve("demo"))
         self.info: EngineInfo = self._runner.load()
 
     def stepper(self, *, step_tokens: int = 512, num_blocks: int | None = None, in_flight: int = 2) -> Stepper:
@@ -42,9 +45,13 @@ class Demo:
         return Stepper(self._runner, limits, in_flight=in_flight)
 
 
-@pytest.fixture(scope="module")
-def demo() -> Demo:
-    return Demo()
+@pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def demo(request: pytest.FixtureRequest) -> Demo:
+    if request.param == "compiled":
+        compile_for(CONFIG, resolve("demo"))
+    demo = Demo()
+    assert demo.info.compiled is (request.param == "compiled")
+    return demo
 
 
 def run(stepper: Stepper, *names: str) -> dict[str, list[int]]:

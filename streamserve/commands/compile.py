@@ -1,0 +1,32 @@
+"""`streamserve compile MODEL`: compile a model's layers for this CPU, once; engines that start later find them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+
+from streamserve.checkpoint import checkpoint_of
+from streamserve.commands.engine_options import VllmCommand, engine_config, engine_options
+from streamserve.worker.compiled import compile_for
+
+NAMES = {"norm": "norms", "gate": "activations", "attend": "attention"}
+
+
+@click.command("compile", cls=VllmCommand)
+@click.argument("model", required=False)
+@engine_options
+def compile_layers(model: str | None, **values: Any) -> None:
+    """Compile the layers of MODEL for this CPU, which takes half a minute and a C++ compiler.
+
+    Takes the options of `serve`; those that count are --dtype and --block-size. What is compiled lies in ~/.cache/streamserve,
+    and every engine that starts later with the same model, options, CPU and torch uses it, unless --enforce-eager is given.
+    """
+    config = engine_config(model, values)
+    checkpoint = checkpoint_of(config)
+    console, began = Console(stderr=True), time.perf_counter()
+    with console.status("Compiling") as status:
+        folder = compile_for(config, checkpoint, lambda name: status.update(f"Compiling {NAMES[name]}"))
+    console.print(f"Compiled in {time.perf_counter() - began:.0f} s: {folder}", soft_wrap=True)

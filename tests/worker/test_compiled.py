@@ -1,0 +1,53 @@
+"""Compiled layers are made by a command, and only where they are of use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamserve.checkpoint import resolve
+from streamserve.cli import run
+from streamserve.config import EngineConfig
+from streamserve.errors import ConfigError
+from streamserve.worker.compiled import compile_for, library
+from streamserve.worker.runner import Runner
+from tests.models.families import FAMILIES, reference_model
+from tests.support.tiny_model import TinyLlama
+
+
+def test_an_engine_says_whether_its_layers_are_compiled(tiny: TinyLlama, tmp_path: Path) -> None:
+    reference_model(*FAMILIES["opt"]).save_pretrained(tmp_path)
+    config = {"device": "cpu", "dtype": "float32", "kv_cache_memory": 1 << 20}
+    for model, compiled in ((tiny.path, False), (str(tmp_path), None)):
+        assert Runner(EngineConfig(model=model, **config), resolve(model)).load().compiled is compiled
+
+
+def test_layers_without_compiled_pieces_are_refused_by_name(tmp_path: Path) -> None:
+    reference_model(*FAMILIES["opt"]).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="OPTForCausalLM"):
+        compile_for(EngineConfig(model=str(tmp_path), device="cpu"), resolve(str(tmp_path)))
+
+
+def test_without_a_compiler_one_line_says_what_to_install(
+    tiny: TinyLlama, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert run(["compile", tiny.path, "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.strip() == "error: no C++ compiler is on the PATH: install one of g++, clang++"
+    assert not library().exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_the_command_compiled_is_used_unless_eager_is_asked_for(
+    tiny: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flags = ["--device", "cpu", "--dtype", "float32", "--block-size", "32"]
+    assert run(["compile", tiny.path, *flags]) == 0
+    assert str(tmp_path) in capsys.readouterr().err
+    config = {"model": tiny.path, "device": "cpu", "dtype": "float32", "kv_cache_memory": 1 << 20}
+    for settings, compiled in (({"block_size": 32}, True), ({}, False), ({"block_size": 32, "enforce_eager": True}, False)):
+        assert Runner(EngineConfig(**config, **settings), resolve(tiny.path)).load().compiled is compiled
