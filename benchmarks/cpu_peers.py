@@ -6,13 +6,15 @@
 Speeds of a shared machine drift by a third within minutes, so only ratios between things that ran in turn mean anything: every
 round runs, one after another, `transformers generate` (one stream, no HTTP), `transformers serve --continuous-batching` and
 `streamserve serve`, both servers under the load of `streamserve bench serve`; every other round in the opposite order, since
-a machine may be faster after a rest. Takes about three minutes a round.
+a machine may be faster after a rest. Layers are compiled first (`streamserve compile`), where that has not been done;
+`-s --enforce-eager` leaves them unused. Takes about three minutes a round.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,6 +71,7 @@ COMPARISONS = (
 def main(peer_python: str, repeats: int, serve_option: tuple[str, ...], as_json: bool) -> None:
     """Compare, and print a table. Exit code 1 when a target is missed."""
     gguf = demo_gguf()
+    subprocess.run([sys.executable, "-m", "streamserve", "compile", "demo", "--dtype", "bfloat16"], check=True)
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run([peer_python, str(PEER_SCRIPT), "expand", str(gguf), scratch], check=True, capture_output=True)
         parts = (
