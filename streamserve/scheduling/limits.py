@@ -14,6 +14,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks     KV blocks in all, numbered from 0
     max_num_seqs   rows
     max_model_len  tokens of prompt and output together
+    max_scored_tokens  prompt tokens with log-probabilities in a step that others take a token of: each of them is the work of a
+                       sampled one besides, and those others wait
 
     Raises `ConfigError` when a step could not hold what it must.
     """
@@ -27,6 +29,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     policy: SchedulingPolicy = "fcfs"
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
+    max_scored_tokens: int = 256
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1:

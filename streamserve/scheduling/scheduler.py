@@ -192,13 +192,15 @@ class Scheduler:
             sequence.num_known = known + 1
             sequence.last_step = index
         draft.budget = self.limits.max_num_batched_tokens - len(decodes)
+        if decodes and self.limits.enable_chunked_prefill:
+            draft.scoring_budget = self.limits.max_scored_tokens
         return unfinished
 
     def _plan_chunks(self, draft: StepDraft, unfinished: list[Sequence]) -> None:
         """The next chunk of prompts under way, less those preempted by a decode. Their blocks were claimed at admission."""
         for sequence in unfinished:
-            if draft.budget and sequence.is_resident:
-                draft.work(sequence, min(draft.budget, sequence.num_known - sequence.num_computed))
+            if sequence.is_resident and (room := draft.room_for(sequence)):
+                draft.work(sequence, room)
 
     def _plan_admissions(self, draft: StepDraft, now: float) -> None:
         """Rows and blocks for those that wait, strictly in order, as far as the budget and the watermark go."""
@@ -209,12 +211,14 @@ class Scheduler:
                 return
             if not self.limits.enable_chunked_prefill and len(sequence.token_ids) > draft.budget:
                 return
+            if not draft.room_for(sequence):
+                return
             if not self.population.admit(sequence):
                 return
             if sequence.queue_s is None:
                 sequence.queue_s = now - sequence.arrived_at
             draft.start(sequence)
-            draft.work(sequence, min(draft.budget, sequence.num_known - sequence.num_computed))
+            draft.work(sequence, draft.room_for(sequence))
 
     # What a step produced, and whose time is up.
 

@@ -42,13 +42,14 @@ class StepDraft:
         "prefilling",
         "prefills",
         "scored",
+        "scoring_budget",
         "starts",
     )
 
     def __init__(self, index: int, budget: int) -> None:
-        """`budget`: tokens that the step may compute."""
+        """`budget`: tokens that the step may compute; `scoring_budget`, once it is less: those of them with prompt logprobs."""
         self.index = index
-        self.budget = budget
+        self.budget = self.scoring_budget = budget
         self.starts: list[RowStart] = []
         self.growths: list[RowGrowth] = []
         self.decodes: list[RowWork] = []
@@ -74,6 +75,12 @@ class StepDraft:
         """The sequence's newest block goes to the end of its row's block table."""
         self.growths.append(RowGrowth(sequence.row, len(sequence.block_ids) - 1, [block_id]))
 
+    def room_for(self, sequence: Sequence) -> int:
+        """How many more of its tokens the step may compute."""
+        left = sequence.num_known - sequence.num_computed
+        room = min(self.budget, self.scoring_budget) if sequence.wants_prompt_logprobs else self.budget
+        return min(room, left)
+
     def work(self, sequence: Sequence, count: int) -> None:
         """Compute the sequence's next `count` tokens, and sample when those are all it has."""
         start = sequence.num_computed
@@ -84,6 +91,7 @@ class StepDraft:
         works.append(RowWork(sequence.row, start, count, samples, bitmask))
         if sequence.wants_prompt_logprobs:
             self.scored[sequence.row] = (sequence, start)
+            self.scoring_budget -= count
         if samples:
             owners.append(sequence)
             sequence.num_known += 1

@@ -29,6 +29,23 @@ def test_logprobs_of_a_chunked_prompt_come_with_the_first_delta() -> None:
     assert all(delta.prompt_logprobs is None for delta in rest)
 
 
+def test_logprobs_of_a_prompt_do_not_hold_up_those_that_decode() -> None:
+    play = Play(max_scored_tokens=3)
+    play.add(spec("alone", PROMPT, prompt_logprobs=1))
+    plan = play.submit()
+    assert plan is not None
+    assert [work.count for work in plan.work] == [len(PROMPT)]
+    play.commit()
+    play.add(spec("a", PROMPT, prompt_logprobs=2), spec("b", PROMPT, prompt_logprobs=2, cache_salt="b"))
+    scored = []
+    while (plan := play.submit()) is not None and "alone" in play.scheduler.population.sequences:
+        scored.append(sum(work.count for work in plan.work if work.count > 1))
+        play.commit()
+    assert max(scored) == 3
+    play.finish()
+    assert play.deltas["a"][0].prompt_logprobs == play.deltas["b"][0].prompt_logprobs == of_prompt(PROMPT, 2)
+
+
 def test_a_prompt_preempted_half_way_reports_each_token_once() -> None:
     play = Play(num_blocks=8, max_num_batched_tokens=6, max_num_seqs=2)
     play.add(spec("other", 6, max_tokens=20), spec("a", PROMPT, prompt_logprobs=1))
