@@ -292,15 +292,18 @@ def decode_shape(layer: Layer, dtype: torch.dtype, device: torch.device, num_row
     """The launch for `num_rows` rows of this dtype on `device`."""
     reach = max_seq_len if layer.window is None else min(max_seq_len, layer.window + 64)
     pairs, programs = num_rows * layer.kv_heads, 2 * multiprocessors(device)
-    fills = pairs > programs
-    # Few rows are parted until the device is full; of many, what is long is cut so that no program finishes long after others.
-    least = 512 if fills else 128
-    spare = (8 if fills else 2) * programs // layer.kv_heads
-    spare = min(spare, num_rows * (-(-reach // least) - 1))
-    if pairs > MAX_ARRIVALS:
-        spare = 0
-    if dtype.itemsize == 4 or layer.head_dim > 128:
-        return DecodeShape(32, spare, least, 4, 3)
-    if 4 * pairs > programs:
-        return DecodeShape(64, spare, least, 4, 2)
-    return DecodeShape(128, spare, least, 8 if pairs <= programs // 8 else 4, 1)
+    wide = dtype.itemsize == 4 or layer.head_dim > 128
+    if pairs > 3 * programs:
+        # Of many rows, what is long is cut so that no program finishes long after others.
+        shape = DecodeShape(64, 8 * programs // layer.kv_heads, 512, 4, 2)
+    elif pairs > programs:
+        shape = DecodeShape(64, programs // layer.kv_heads, 128, 4, 2)
+    elif 2 * pairs > programs:
+        # One round of programs holds all rows, so only what is twice as long as the others is worth adding up.
+        shape = DecodeShape(64, num_rows // 2, 128, 4, 1)
+    else:
+        # Rows are parted until the device is full.
+        shape = DecodeShape(128, programs // pairs * num_rows, 128, 8 if 8 * pairs <= programs else 4, 1)
+    most = num_rows * (-(-reach // shape.least) - 1) if pairs <= MAX_ARRIVALS else 0
+    shape = shape._replace(spare=min(shape.spare, most))
+    return shape._replace(tile=32, warps=4, stages=3) if wide else shape

@@ -13,7 +13,7 @@ from triton.language.extra import cuda
 
 from .attention_decode import Layer, Rotation
 from .attention_tiles import block_ids, compute_dtype, scaled
-from .launch import dependent_launch, kernel, power_of_two
+from .launch import dependent_launch, kernel, multiprocessors, power_of_two
 from .prefill_schedule import make_tiles
 from .reference.shared import Shared
 
@@ -190,9 +190,9 @@ def prefill(
     """
     lanes = power_of_two(layer.head_dim, least=16)
     heads_per_group = layer.q_heads // layer.kv_heads
-    block_m, block_n, warps, stages, registers = prefill_shape(q.dtype, lanes)
-    cos_sin, q_norm, eps = (rotation.cos_sin, rotation.q_norm, rotation.eps) if rotation else (None, None, 0.0)
     num_tokens = q.shape[0] - first_sequence
+    block_m, block_n, warps, stages, registers = prefill_shape(layer, q.dtype, q.device, num_tokens)
+    cos_sin, q_norm, eps = (rotation.cos_sin, rotation.q_norm, rotation.eps) if rotation else (None, None, 0.0)
     tiles = shared.get(
         ("prefill tiles", heads_per_group, block_m),
         lambda: make_tiles(
@@ -213,11 +213,15 @@ def prefill(
     )  # fmt: skip
 
 
-def prefill_shape(dtype: torch.dtype, lanes: int) -> tuple[int, int, int, int, int | None]:
-    """BLOCK_M, BLOCK_N, warps, pipeline stages, and registers of a thread at most."""
+def prefill_shape(
+    layer: Layer, dtype: torch.dtype, device: torch.device, num_tokens: int
+) -> tuple[int, int, int, int, int | None]:
+    """BLOCK_M, BLOCK_N, warps, pipeline stages, and registers of a thread at most, for so many queries."""
     if dtype == torch.float32:
         return 32, 32, 4, 1, None
-    if lanes > 128:
+    if layer.head_dim > 128:
         return 64, 32, 4, 2, None
+    if 2 * -(-num_tokens * layer.q_heads // 128) <= 3 * multiprocessors(device):
+        return 64, 64, 4, 2, None
     # With 128 registers two programs share a multiprocessor, and one multiplies while the other exponentiates.
     return 128, 64, 8, 2, 128

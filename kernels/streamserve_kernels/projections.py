@@ -162,13 +162,14 @@ def _few_rows_kernel(
 def _some_rows_kernel(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    X_FIRST: tl.constexpr, PREFETCH: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_N weight rows streams through shared memory against BLOCK_M rows of x, or a part of the inner dimension.
 
-    The last program of a tile to finish adds its parts up, in their order.
+    The last program of a tile to finish adds its parts up, in their order. Hopper's matrix units take 64 rows of the first
+    operand: with X_FIRST they are x's, so that a tile may have fewer weight rows, and more programs read them.
 
     partial_ptr   fp32 [tiles, row tiles, SPLITS, BLOCK_N, BLOCK_M]
     arrivals_ptr  int32 [tiles, row tiles], zero before and after
@@ -206,13 +207,18 @@ def _some_rows_kernel(
         prefetch(line_ptrs, tl.where(wanted & (thread % 32 < 16), 2 * PREFETCH, 0))
     rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     x_ptrs = x_ptr + rows[:, None] * K + lanes[None, :]
-    sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M, BLOCK_N] if X_FIRST else [BLOCK_N, BLOCK_M], tl.float32)
     if PDL:
         cuda.gdc_wait()
     for k in range(begin, tl.minimum(begin + per_split, K), BLOCK_K):
         weights = tl.load(weight_ptrs + k, mask=inside[:, None] & (lanes + k < K)[None, :], other=0.0)
         x = tl.load(x_ptrs + k, mask=(rows < M)[:, None] & (lanes + k < K)[None, :], other=0.0)
-        sums = tl.dot(weights.to(COMPUTE), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
+        if X_FIRST:
+            sums = tl.dot(x.to(COMPUTE), tl.trans(weights.to(COMPUTE)), sums, input_precision="ieee")
+        else:
+            sums = tl.dot(weights.to(COMPUTE), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
+    if X_FIRST:
+        sums = tl.trans(sums)
     if SPLITS > 1:
         place = tile * tl.num_programs(2) + tl.program_id(2)
         part_ptr = partial_ptr + (place * SPLITS + split).to(tl.int64) * (BLOCK_N * BLOCK_M)
@@ -325,7 +331,8 @@ def _skinny(
         partial = x.new_empty(tiles * row_tiles * splits * block_n * block_m, dtype=torch.float32)
     _some_rows_kernel[(tiles, splits, row_tiles)](
         x, weight, bias, residual, out, partial, arrivals(x.device), rows, outer,
-        K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits, PREFETCH=min(inner // splits // 8 * 8, 512),
+        K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits,
+        X_FIRST=block_m == 64, PREFETCH=min(inner // splits // 8 * 8, 512),
         BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=activation, COMPUTE=compute,
         num_warps=warps, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
@@ -341,7 +348,7 @@ def one_row_shape(outer: int, inner: int, gated: bool) -> tuple[int, int, int]:
 
 def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int] | None:
     """BLOCK_M, BLOCK_N, slices (one per warp), lanes of a slice; None where streaming is better."""
-    if rows > 8 or inner > 3072 or outer > 16384:
+    if rows > 8 or inner > 3072 or outer > 16384 or gated:
         return None
     block_n = 16 if outer <= 2048 else 32
     return power_of_two(rows, least=8), block_n, 8, max(16, min(128, power_of_two(inner) // 8))
@@ -349,11 +356,16 @@ def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int,
 
 def some_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int, int, int]:
     """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, warps, stages."""
-    block_n = 64
+    block_m, block_n = power_of_two(rows, least=16), 64
     tiles = -(-outer // (block_n // 2 if gated else block_n))
     # Half the multiprocessors read fast enough; a part that is too short costs more to add up than it saves to read.
-    programs, shortest = (64 if inner < 4096 else 100), (256 if rows <= 16 else 512)
+    programs, shortest = (64 if inner < 4096 else 96), (256 if rows <= 16 else 512)
+    if block_m == 64:
+        # Reading x takes time too, and more programs share it better.
+        programs = 96
+        if tiles < programs:
+            block_n, tiles = 32, 2 * tiles
     splits = 1
     while tiles * splits < programs and inner // (splits * 2) >= shortest:
         splits *= 2
-    return power_of_two(rows, least=16), block_n, 128, splits, 4, 4 if rows > 16 else 6
+    return block_m, block_n, 128, splits, 4, 5 if block_m == 64 else 6
