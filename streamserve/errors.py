@@ -14,7 +14,7 @@
     │   └── EngineDead                    503 engine_dead
     ├── StreamFailed                      500 stream_failed              a stream that had started ended badly
     │   ├── SlowConsumer                  ... slow_consumer
-    │   └── RequestAborted                ... aborted
+    │   └── RequestAborted                499 aborted                    cancelled before it had begun; not to be tried again
     └── ConfigError                       ---                            the server can't start like this: one line, what to do
         └── ModelNotSupported
 
@@ -150,6 +150,9 @@ class SlowConsumer(StreamFailed):
 class RequestAborted(StreamFailed):
     """The request was cancelled by its owner or by the server."""
 
+    # gRPC's and nginx's number for it: SDKs send a request again that met a 500, and this one nobody wants any more.
+    status = 499
+    type = "request_aborted"
     code = "aborted"
 
 

@@ -19,7 +19,7 @@ from streamserve.types import EngineStats
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "time")
 PHASES = ("queued", "streaming", "blocked")
-_REASONS = {401: "auth", 403: "auth", 404: "not_found", 413: "too_large", 429: "queue_full", 503: "unavailable"}
+_REASONS = {401: "auth", 403: "auth", 404: "not_found", 413: "too_large", 429: "queue_full", 499: "aborted", 503: "unavailable"}
 REJECTIONS = (*dict.fromkeys(_REASONS.values()), "invalid", "internal")
 
 _SECONDS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import anyio
@@ -119,6 +120,26 @@ async def test_a_cancelled_request_keeps_its_text_and_finishes_as_aborted(by: st
     assert last["choices"][0]["finish_reason"] == "abort"
     assert usage["usage"]["completion_tokens"] == 4
     assert done == "[DONE]"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_request_cancelled_before_it_was_admitted_is_told_so_and_not_to_try_again(stream: bool) -> None:
+    engine = ScriptedEngine()
+    engine.admit = anyio.Event()
+    body = {**COMPLETION, "stream": stream, "request_id": "job-1"}
+
+    async def refused() -> None:
+        async with request(server.port, "POST", "/v1/completions", body) as response:
+            assert response.status == 499
+            assert json.loads(await response.body())["error"]["code"] == "aborted"
+
+    async with live_server(engine) as server, anyio.create_task_group() as tasks:
+        tasks.start_soon(refused)
+        await engine.asked()
+        async with request(server.port, "POST", "/v1/requests/job-1/cancel") as cancelled:
+            assert cancelled.status == 200
+        engine.admit.set()
+    assert engine.aborted == list(engine.specs)
 
 
 async def test_a_fault_of_our_own_in_the_middle_is_an_error_event_without_details() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from litestar import WebSocket, websocket
 from litestar.di import NamedDependency
@@ -70,7 +69,7 @@ def _check(service: Service, scope: Scope) -> None:
 
 def _is_allowed(origin: str, host: str | None, cors: CorsConfig | None) -> bool:
     """Whether it is the server's own page, or one that the operator allows."""
-    if host is not None and urlsplit(origin).netloc.lower() == host.lower():
+    if host is not None and origin.partition("://")[2].lower() == host.lower():
         return True
     return cors is not None and ("*" in cors.origins or origin in cors.origins)
 

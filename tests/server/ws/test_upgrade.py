@@ -66,7 +66,7 @@ async def test_a_path_without_sockets_is_a_404_that_names_those_there_are(path: 
 async def test_a_page_of_another_site_is_refused_unless_it_is_allowed() -> None:
     allowed = CorsConfig(origins=("https://friend.example",))
     async with live_server(ScriptedEngine(), cors=allowed) as server:
-        for origin in ("https://stranger.example", "null", f"http://127.0.0.1.stranger.example:{server.port}"):
+        for origin in ("https://stranger.example", "null", "http://[", f"http://127.0.0.1.stranger.example:{server.port}"):
             status, error, _ = await refusal(server.port, origin=origin)
             assert (status, error["code"]) == (403, "origin_forbidden")
         for welcome in ("https://friend.example", f"http://127.0.0.1:{server.port}", None):
