@@ -48,7 +48,8 @@ def prefill_inputs(device: Device, shape: KvShape, num_tokens: int, max_model_le
         token_ids=on_device([0] * num_tokens, torch.int64),
         positions=on_device(positions, torch.int64),
         slot_mapping=on_device([-1] * num_tokens, torch.int64),
-        block_tables=torch.zeros(len(lengths), shape.blocks_for(length), dtype=torch.int32, device=device.torch_device),
+        # As wide as those of rows: kernels are compiled for what their strides are divisible by.
+        block_tables=torch.zeros(len(lengths), shape.blocks_for(max_model_len), dtype=torch.int32, device=device.torch_device),
         seq_lens=on_device(lengths, torch.int32),
         query_start=on_device(ends, torch.int32),
         num_decodes=len(lengths) if length == 1 else 0,
