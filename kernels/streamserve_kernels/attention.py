@@ -78,11 +78,12 @@ def paged_attention(
     softcap: float | None = None,
     num_decodes: int,
     max_seq_len: int,
+    shared: Shared | None = None,
 ) -> torch.Tensor:
     """See the reference. A sequence of length 0 (padding among the decode rows) gives zeros."""
+    shared = shared or Shared()
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     layer = Layer(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap)
-    shared = Shared()
     decodes = _Decodes(num_decodes, max_seq_len, block_tables, seq_lens, shared)
     flat = q.contiguous().flatten(1)
     decodes.attend(layer, flat, None, kv_cache, out)

@@ -136,6 +136,7 @@ def paged_attention(
     softcap: float | None = None,
     num_decodes: int,
     max_seq_len: int,
+    shared: Shared | None = None,
 ) -> Tensor:
     area = _triton("attention") if q.is_cuda else _attention
     out: Tensor = area.paged_attention(
@@ -149,6 +150,7 @@ def paged_attention(
         softcap=softcap,
         num_decodes=num_decodes,
         max_seq_len=max_seq_len,
+        shared=shared,
     )
     return out
 

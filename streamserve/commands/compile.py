@@ -12,7 +12,7 @@ from streamserve.checkpoint import checkpoint_of
 from streamserve.commands.engine_options import VllmCommand, engine_config, engine_options
 from streamserve.worker.compiled import compile_for
 
-NAMES = {"norm": "norms", "gate": "activations", "attend": "attention"}
+NAMES = {"norm": "norms", "gate": "activations", "write": "rotations", "attend": "attention"}
 
 
 @click.command("compile", cls=VllmCommand)
@@ -29,4 +29,4 @@ def compile_layers(model: str | None, **values: Any) -> None:
     console, began = Console(stderr=True), time.perf_counter()
     with console.status("Compiling") as status:
         folder = compile_for(config, checkpoint, lambda name: status.update(f"Compiling {NAMES[name]}"))
-    console.print(f"Compiled in {time.perf_counter() - began:.0f} s: {folder}", soft_wrap=True)
+    console.print(f"Compiled layers lie in {folder} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)

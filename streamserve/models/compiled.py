@@ -1,21 +1,24 @@
 """A decoder whose layers do their small work in compiled pieces, on a CPU: the same weights and numbers, fewer calls.
 
-Straight-line code over another model's layers, which stay the specification. Only a step of single tokens attends in compiled
-code; with prompts in it, attention is the layers' own.
+Straight-line code over another model's layers, which stay the specification. A step of single tokens attends in compiled code;
+with prompts in it, only what comes before attention is compiled.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from streamserve.models.arch import ModelArch
+from streamserve.models.attention import Attention
 from streamserve.models.decoder import Decoder, DecoderLayer, gate_activation
 from streamserve.models.inputs import StepInputs
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import REGISTRY
-from streamserve_kernels import linear, linear_residual
-from streamserve_kernels.inductor.decode import DecodeGroup, decode_groups
+from streamserve_kernels import linear, linear_residual, paged_attention
+from streamserve_kernels.inductor.indices import DecodeGroup, decode_groups, token_indices
 from streamserve_kernels.inductor.library import LayerKernels
 from streamserve_kernels.inductor.pieces import LayerShape
 
@@ -30,41 +33,71 @@ class CompiledDecoder(CausalModel):
         self._kernels = kernels
 
     def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
+        kernels = self._kernels
         hidden: Tensor = self._decoder.embedding(inputs.token_ids)
-        decodes_only = inputs.num_decodes == len(inputs.seq_lens) and bool((inputs.slot_mapping >= 0).all())
+        attend = self._attention_of(inputs)
         for layer, cos_sin, kv_cache in zip(self._decoder.layers, self._decoder.ropes.by_layer, kv_caches, strict=True):
             assert isinstance(layer, DecoderLayer)
             assert cos_sin is not None, "a decoder without rotations has no compiled pieces"
-            qkv = linear(self._kernels.norm(hidden, layer.input_norm.weight), layer.qkv.weight, layer.qkv.bias)
-            if decodes_only:
-                attended = self._attend(layer, qkv, inputs, cos_sin, kv_cache)
-            else:
-                attended = layer.attention(qkv, inputs, cos_sin, kv_cache)
+            qkv = linear(kernels.norm(hidden, layer.input_norm.weight), layer.qkv.weight, layer.qkv.bias)
+            attended = attend(layer.attention, qkv, inputs, cos_sin, kv_cache)
             hidden = linear_residual(attended, layer.output.weight, hidden, layer.output.bias)
-            gate_up = linear(self._kernels.norm(hidden, layer.mlp_norm.weight), layer.gate_up.weight, layer.gate_up.bias)
-            hidden = linear_residual(self._kernels.gate(gate_up), layer.down.weight, hidden, layer.down.bias)
+            gate_up = linear(kernels.norm(hidden, layer.mlp_norm.weight), layer.gate_up.weight, layer.gate_up.bias)
+            hidden = linear_residual(kernels.gate(gate_up), layer.down.weight, hidden, layer.down.bias)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         embedding = self._decoder.embedding
         return linear(self._kernels.norm(hidden, embedding.norm.weight), embedding.head.weight)
 
-    def _attend(self, layer: DecoderLayer, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
-        """[rows, q_heads * head_dim], one new token a sequence."""
-        attention = layer.attention
+    def _attention_of(self, inputs: StepInputs) -> Callable[[Attention, Tensor, StepInputs, Tensor, Tensor], Tensor]:
+        if bool((inputs.slot_mapping < 0).any()):
+            return Attention.__call__  # padding: compiled code would write it to the end of the cache
+        return self._attend_decodes if inputs.num_decodes == len(inputs.seq_lens) else self._attend
+
+    def _attend(self, attention: Attention, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
+        """[tokens, q_heads * head_dim] of any step."""
+        shape = self._kernels.shape
+        indices = inputs.shared.get(
+            ("token indices", id(cos_sin)),
+            lambda: token_indices(shape, inputs.positions, inputs.slot_mapping, cos_sin),
+        )
+        q = self._kernels.write(qkv, kv_cache, *indices, *_head_norms(attention))
+        attended = paged_attention(
+            q,
+            kv_cache,
+            inputs.block_tables,
+            inputs.seq_lens,
+            inputs.query_start,
+            scale=attention.scale,
+            window=attention.window,
+            num_decodes=inputs.num_decodes,
+            max_seq_len=inputs.max_seq_len,
+            shared=inputs.shared,
+        )
+        return attended.flatten(1)
+
+    def _attend_decodes(
+        self, attention: Attention, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor, kv_cache: Tensor
+    ) -> Tensor:
+        """[rows, q_heads * head_dim] of a step with one new token a sequence."""
+        kernels, norms = self._kernels, _head_norms(attention)
 
         def groups_of_step() -> list[DecodeGroup]:
             places = (inputs.positions, inputs.slot_mapping, inputs.block_tables)
-            return decode_groups(self._kernels.shape, *places, cos_sin, attention.window, kv_cache.shape[0])
+            return decode_groups(kernels.shape, *places, cos_sin, attention.window, kv_cache.shape[0])
 
         groups = inputs.shared.get(("decode groups", id(cos_sin), attention.window), groups_of_step)
-        norms = [norm.weight for norm in (attention.q_norm, attention.k_norm) if norm is not None]
         if groups[0].rows is None:
-            return self._kernels.attend(qkv, kv_cache, *groups[0].indices, *norms)
+            return kernels.attend(qkv, kv_cache, *groups[0].indices, *norms)
         attended = qkv.new_empty(len(qkv), attention.q_heads * attention.head_dim)
         for rows, indices in groups:
-            attended[rows] = self._kernels.attend(qkv[rows], kv_cache, *indices, *norms)
+            attended[rows] = kernels.attend(qkv[rows], kv_cache, *indices, *norms)
         return attended
+
+
+def _head_norms(attention: Attention) -> list[Tensor]:
+    return [norm.weight for norm in (attention.q_norm, attention.k_norm) if norm is not None]
 
 
 def layer_shape(arch: ModelArch, dtype: torch.dtype, block_size: int) -> LayerShape | None:

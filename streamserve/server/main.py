@@ -188,7 +188,7 @@ class Server:
             f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
         )
         if info.compiled is False and not self._options.engine.enforce_eager:
-            self._timeline.note(f"For a third more speed on this CPU, run once: streamserve compile {info.model}")
+            self._timeline.note(f"To write faster on this CPU, run once: streamserve compile {info.model}")
 
     async def _wind_down(self, first: ApiWorker) -> None:
         if self._failure is not None:

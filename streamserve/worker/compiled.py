@@ -13,7 +13,7 @@ import torch
 
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
-from streamserve.errors import ConfigError
+from streamserve.errors import ConfigError, StreamserveError
 from streamserve.models.compiled import CompiledDecoder, layer_shape
 from streamserve.models.decoder import Decoder
 from streamserve.models.model import CausalModel
@@ -40,21 +40,20 @@ def with_compiled_layers(model: CausalModel, dtype: torch.dtype, block_size: int
 
 
 def is_compiled(model: CausalModel, dtype: torch.dtype, block_size: int) -> bool | None:
-    """Whether a model's layers are compiled; None when they can't be, as on a GPU."""
+    """Whether a model's layers are compiled; None when they can't be."""
     if isinstance(model, CompiledDecoder):
         return True
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return False if on_cpu and layer_shape(model.arch, dtype, block_size) is not None else None
+    return None if layer_shape(model.arch, dtype, block_size) is None else False
 
 
 def compile_for(config: EngineConfig, checkpoint: Checkpoint, on_piece: Callable[[str], None] = lambda name: None) -> Path:
     """Compile the layers that an engine of this configuration runs on a CPU; returns where they lie.
 
     on_piece  called with the name of each part as it begins
-    Raises `ConfigError` for models that have none, on a GPU, and without a C++ compiler.
+    Raises `ConfigError` for models that have none, on a GPU, and without a C++ compiler, and `StreamserveError` when it fails.
     """
     device = open_device(config.device)
-    if device.torch_device.type != "cpu":
+    if not device.compiles_layers:
         raise ConfigError("only a CPU's layers are compiled ahead; on a GPU Triton's run: leave this out, or add --device cpu")
     arch = read_arch(checkpoint.config)
     shape = layer_shape(arch, resolve_dtype(config.dtype, arch.dtype, device.torch_device), config.block_size)
@@ -67,3 +66,5 @@ def compile_for(config: EngineConfig, checkpoint: Checkpoint, on_piece: Callable
         return compile_layer(shape, library(), on_piece)
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        raise StreamserveError(f"compiling failed; engines run without compiled layers: {error}") from error

@@ -37,6 +37,8 @@ class Device(Protocol):
     """Bytes past which a KV cache is not made larger unless asked for; None for no such bound."""
     captures: bool
     """Whether replaying a capture is cheaper than launching again."""
+    compiles_layers: bool
+    """Whether layers are faster with their small work compiled ahead (`worker/compiled.py`)."""
 
     def stream(self) -> AbstractContextManager[object]:
         """Everything launched inside, by this thread, goes to the worker's stream."""
@@ -110,6 +112,7 @@ class CpuDevice:
 
     kv_cache_cap: int | None = 4 << 30
     captures = False
+    compiles_layers = True
 
     def __init__(self) -> None:
         keep_freed_memory()
@@ -161,6 +164,7 @@ class CudaDevice:
 
     kv_cache_cap: int | None = None
     captures = True
+    compiles_layers = False
 
     def __init__(self, device: torch.device) -> None:
         self.torch_device = device

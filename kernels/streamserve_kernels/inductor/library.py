@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streamserve_kernels.inductor.pieces import DecodeAttention, Gate, LayerShape, Norm
+from streamserve_kernels.inductor.pieces import DecodeAttention, Gate, LayerShape, Norm, RotaryWrite
 
-PIECES = ("norm", "gate", "attend")
+PIECES = ("norm", "gate", "write", "attend")
 SOURCES = ("pieces.py", "compiler.py")
 
 
@@ -29,12 +29,13 @@ class LayerKernels:
     shape: LayerShape
     norm: Callable[[Tensor, Tensor], Tensor]
     gate: Callable[[Tensor], Tensor]
+    write: Callable[..., Tensor]
     attend: Callable[..., Tensor]
 
 
 def eager_kernels(shape: LayerShape) -> LayerKernels:
     """The pieces as torch runs them uncompiled: slow, and what the compiled ones are compared with."""
-    return LayerKernels(shape, Norm(shape), Gate(shape), DecodeAttention(shape))
+    return LayerKernels(shape, Norm(shape), Gate(shape), RotaryWrite(shape), DecodeAttention(shape))
 
 
 def load_layer(shape: LayerShape, library: Path) -> LayerKernels | None:

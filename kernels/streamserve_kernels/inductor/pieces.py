@@ -1,4 +1,4 @@
-"""What is compiled: the norm, the gated activation and a decode step's attention of one model's layers, as torch modules.
+"""What is compiled of a model's layers: norm, gated activation, rotation with the KV write, and a decode step's attention.
 
 Each is plain torch, and computes what the reference of the same name computes. Shapes that a model fixes are constants of the
 module; the number of rows, of blocks and of cache blocks stays open.
@@ -71,12 +71,42 @@ class Gate(nn.Module):
         return (opened * up).to(x.dtype)
 
 
-class DecodeAttention(nn.Module):
-    """All of attention between the two projections, for one new token of each sequence: norm, rotate, write, attend."""
+class RotaryWrite(nn.Module):
+    """What attention begins with, for any tokens: split, norm, rotate, and write keys and values to the cache."""
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self._shape = shape
+
+    def forward(
+        self,
+        qkv: Tensor,
+        kv_cache: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        places: Tensor,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+    ) -> Tensor:
+        """The queries, [tokens, q_heads, head_dim]. Arguments as in `DecodeAttention`, a row per token."""
+        shape = self._shape
+        q_heads, kv_heads, head_dim = shape.q_heads, shape.kv_heads, shape.head_dim
+        split = qkv.view(qkv.shape[0], q_heads + 2 * kv_heads, head_dim)
+        q, k, v = split[:, :q_heads], split[:, q_heads : q_heads + kv_heads], split[:, q_heads + kv_heads :]
+        if q_norm is not None and k_norm is not None:
+            q, k = _norm(q, q_norm, shape.eps), _norm(k, k_norm, shape.eps)
+        q, k = _rotate(q, cos, sin, shape.rot_dim), _rotate(k, cos, sin, shape.rot_dim)
+        kv_cache.view(-1, head_dim).index_copy_(0, places.view(-1), torch.cat([k, v], dim=1).view(-1, head_dim))
+        return q.contiguous()
+
+
+class DecodeAttention(nn.Module):
+    """All of attention between the two projections, for one new token of each sequence."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self._shape = shape
+        self._rotate_and_write = RotaryWrite(shape)
 
     def forward(
         self,
@@ -102,14 +132,9 @@ class DecodeAttention(nn.Module):
         returns           [rows, q_heads * head_dim]
         """
         shape = self._shape
-        q_heads, kv_heads, head_dim, block = shape.q_heads, shape.kv_heads, shape.head_dim, shape.block_size
+        head_dim, block = shape.head_dim, shape.block_size
         rows, heads, width = qkv.shape[0], cells.shape[1], cells.shape[2]
-        split = qkv.view(rows, q_heads + 2 * kv_heads, head_dim)
-        q, k, v = split[:, :q_heads], split[:, q_heads : q_heads + kv_heads], split[:, q_heads + kv_heads :]
-        if q_norm is not None and k_norm is not None:
-            q, k = _norm(q, q_norm, shape.eps), _norm(k, k_norm, shape.eps)
-        q, k = _rotate(q, cos, sin, shape.rot_dim), _rotate(k, cos, sin, shape.rot_dim)
-        kv_cache.view(-1, head_dim).index_copy_(0, places.view(-1), torch.cat([k, v], dim=1).view(-1, head_dim))
+        q = self._rotate_and_write(qkv, kv_cache, cos, sin, places, q_norm, k_norm)
 
         # Products as sums of elements, not as batched products of matrices: those would want a copy of all keys and values.
         cached = kv_cache.view(-1, block, head_dim)
@@ -120,7 +145,7 @@ class DecodeAttention(nn.Module):
         scores = torch.where(seen, scores, float("-inf"))
         weights = torch.exp(scores - scores.amax(-1, keepdim=True))
         summed = (weights.view(heads, width, block, 1) * cached[cells[1]].float()).sum((1, 2))
-        return (summed / weights.sum(-1, keepdim=True)).to(qkv.dtype).view(rows, q_heads * head_dim)
+        return (summed / weights.sum(-1, keepdim=True)).to(qkv.dtype).view(rows, shape.q_heads * head_dim)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

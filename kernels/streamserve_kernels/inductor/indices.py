@@ -1,4 +1,4 @@
-"""The indices of a decode step's attention: what every layer with the same rotation and window takes, made once a step."""
+"""The indices of a step's attention: what every layer with the same rotation and window takes, made once a step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from torch import Tensor
 
 from streamserve_kernels.inductor.pieces import LayerShape
 from streamserve_kernels.reference.attention import similar_lengths
+
+
+class TokenIndices(NamedTuple):
+    """The arguments of `RotaryWrite` that do not belong to a layer, as its `forward` names them, in its order."""
+
+    cos: Tensor
+    sin: Tensor
+    places: Tensor
 
 
 class DecodeIndices(NamedTuple):
@@ -27,6 +35,15 @@ class DecodeGroup(NamedTuple):
 
     rows: Tensor | None
     indices: DecodeIndices
+
+
+def token_indices(shape: LayerShape, positions: Tensor, slot_mapping: Tensor, cos_sin: Tensor) -> TokenIndices:
+    """Of any tokens: positions and slot_mapping [tokens] int64, no slot negative, and cos_sin [positions, rot_dim] fp32."""
+    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+    heads = torch.arange(2 * shape.kv_heads)
+    block, offset = slot_mapping // shape.block_size, slot_mapping % shape.block_size
+    places = (block * (len(heads) * shape.block_size) + offset).unsqueeze(1) + heads * shape.block_size
+    return TokenIndices(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1), places)
 
 
 def decode_groups(
@@ -71,18 +88,13 @@ def _indices(
     window: int | None,
     num_blocks: int,
 ) -> DecodeIndices:
-    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
     every = torch.arange(2 * shape.kv_heads)
-    block, offset = slot_mapping // shape.block_size, slot_mapping % shape.block_size
-    places = (block * (len(every) * shape.block_size) + offset).unsqueeze(1) + every * shape.block_size
     tables = block_tables[:, : -(-longest // shape.block_size)].long().clamp_(0, num_blocks - 1) * len(every)
     cells = tables.unsqueeze(1) + every.view(2, 1, -1, 1)
     group = shape.q_heads // shape.kv_heads
     end = (positions + 1).repeat_interleave(shape.q_heads)
     return DecodeIndices(
-        cos=torch.cat([cos, cos], dim=-1),
-        sin=torch.cat([-sin, sin], dim=-1),
-        places=places,
+        *token_indices(shape, positions, slot_mapping, cos_sin),
         cells=cells.repeat_interleave(group, dim=2).view(2, -1, tables.shape[1]),
         first=torch.zeros_like(end) if window is None else end - window,
         end=end,
