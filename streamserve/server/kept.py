@@ -12,10 +12,10 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Keepable(Protocol):
-    """is_ended: whether it may expire; num_bytes: about what it holds in memory."""
+    """ended_at: since when it may expire, by `time.monotonic`, None while it runs; num_bytes: about what it holds in memory."""
 
     @property
-    def is_ended(self) -> bool: ...
+    def ended_at(self) -> float | None: ...
 
     @property
     def num_bytes(self) -> int: ...
@@ -46,7 +46,7 @@ class Kept(Generic[T]):
 
     def running(self) -> list[T]:
         """What has not ended."""
-        return [item for item in self._running.values() if not item.is_ended]
+        return [item for item in self._running.values() if item.ended_at is None]
 
     def get(self, id: str) -> T | None:
         self._sweep()
@@ -68,10 +68,11 @@ class Kept(Generic[T]):
 
     def _sweep(self) -> None:
         now = self._clock()
-        for id in [id for id, item in self._running.items() if item.is_ended]:
+        ended = [(item.ended_at, id) for id, item in self._running.items() if item.ended_at is not None]
+        for ended_at, id in sorted(ended):
             item = self._running.pop(id)
             _, replaced_bytes, _ = self._ended.pop(id, (0.0, 0, None))
-            self._ended[id] = (now + self._ttl_s, item.num_bytes, item)
+            self._ended[id] = (ended_at + self._ttl_s, item.num_bytes, item)
             self._num_bytes += item.num_bytes - replaced_bytes
         while self._ended and self._must_go(now):
             _, (_, num_bytes, _) = self._ended.popitem(last=False)

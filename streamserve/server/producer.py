@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -71,6 +72,7 @@ class Producer:
         self.request_id = request_id
         self.log = EventLog(limits, on_read=self._keep_on, on_unread=self._abandon)
         self.is_resumable = unread_s > 0
+        self.ended_at: float | None = None
         self._ended = anyio.Event()
         self._open: Callable[[], Awaitable[Generation]] | None = open
         self._script = script
@@ -114,6 +116,7 @@ class Producer:
         finally:
             self._keep_on()
             self._generation = None
+            self.ended_at = time.monotonic()
             self._ended.set()
 
     async def wait_ended(self) -> None:

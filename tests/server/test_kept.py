@@ -6,8 +6,8 @@ from streamserve.server.kept import Kept
 
 
 class Thing:
-    def __init__(self, *, is_ended: bool = True, num_bytes: int = 1) -> None:
-        self.is_ended = is_ended
+    def __init__(self, *, ended_at: float | None = 0.0, num_bytes: int = 1) -> None:
+        self.ended_at = ended_at
         self.num_bytes = num_bytes
 
 
@@ -25,19 +25,32 @@ def kept(clock: Clock, *, max_items: int = 100, max_bytes: int = 1000) -> Kept[T
 def test_what_has_ended_expires_and_what_runs_does_not() -> None:
     clock = Clock()
     things = kept(clock)
-    running = Thing(is_ended=False)
+    running = Thing(ended_at=None)
     things.put("ended", Thing())
     things.put("running", running)
     assert things.get("ended") is not None
     clock.now = 100.0
     assert things.get("ended") is None
     assert things.get("running") is running
-    running.is_ended = True
+    running.ended_at = 100.0
     assert things.get("running") is running
     clock.now = 109.0
     assert things.get("running") is running
     clock.now = 110.0
     assert things.get("running") is None
+
+
+def test_time_runs_from_the_end_and_not_from_when_somebody_looks() -> None:
+    clock = Clock()
+    things = kept(clock)
+    late, early = Thing(ended_at=None), Thing(ended_at=None)
+    things.put("late", late)
+    things.put("early", early)
+    early.ended_at, late.ended_at = 5.0, 8.0
+    clock.now = 16.0
+    assert [things.get(name) is not None for name in ("early", "late")] == [False, True]
+    clock.now = 18.0
+    assert things.get("late") is None
 
 
 def test_the_oldest_goes_when_there_are_too_many_or_too_much() -> None:
@@ -60,7 +73,7 @@ def test_removing_makes_room() -> None:
 
 def test_only_what_runs_is_told_as_running() -> None:
     things = kept(Clock())
-    running = Thing(is_ended=False)
+    running = Thing(ended_at=None)
     things.put("running", running)
     things.put("ended", Thing())
     assert things.running() == [running]

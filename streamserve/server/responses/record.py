@@ -72,6 +72,10 @@ class ResponseRecord:
         return self.producer.is_ended
 
     @property
+    def ended_at(self) -> float | None:
+        return self.producer.ended_at
+
+    @property
     def num_bytes(self) -> int:
         return self.producer.num_bytes + len(orjson.dumps(self.items))
 
