@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from streamserve.engine.base import Engine
 from streamserve.errors import UnsupportedParameter
@@ -25,6 +25,9 @@ from streamserve.types import EngineInfo, SamplingParams
 
 LONG_TEXT = 8192
 """Characters from which tokenising goes to a thread; below, the hop costs more than the work."""
+
+LONG_TEXTS_AT_A_TIME = 4
+"""Each takes forty times its size in memory."""
 
 
 class Frontend:
@@ -47,6 +50,7 @@ class Frontend:
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template = choose_template(tokenizer.chat_templates, tokenizer.special_tokens, given=chat_template)
+        self._long_texts = CapacityLimiter(LONG_TEXTS_AT_A_TIME)
         self._preparation = Preparation(
             tokenizer=tokenizer,
             max_model_len=engine.info.max_model_len,
@@ -63,7 +67,7 @@ class Frontend:
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, without blocking the event loop."""
         encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return await to_thread.run_sync(encode) if len(text) >= LONG_TEXT else encode()
+        return await to_thread.run_sync(encode, limiter=self._long_texts) if len(text) >= LONG_TEXT else encode()
 
     async def prepare(
         self,
@@ -92,7 +96,7 @@ class Frontend:
             clamp_max_tokens=clamp_max_tokens,
             shown_special_ids=shown_special_ids,
         )
-        return await to_thread.run_sync(prepare) if len(prompt) >= LONG_TEXT else prepare()
+        return await to_thread.run_sync(prepare, limiter=self._long_texts) if len(prompt) >= LONG_TEXT else prepare()
 
     def render_chat(self, messages: Sequence[Message], *, chat_template: str | None = None, **options: Any) -> str:
         """The prompt text of a conversation; options and errors as `ChatTemplate.render`.

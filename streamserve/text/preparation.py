@@ -22,6 +22,9 @@ Prompt = str | Sequence[int]
 
 MAX_SEED = 2**63
 
+_VERY_LONG_TEXT = 1 << 18
+"""Characters from which a text is first asked whether it could fit: tokenising a megabyte takes a second, and 40 MB."""
+
 _GENERATION_CONFIG_FIELDS = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -101,6 +104,8 @@ class Preparation:
             if not isinstance(value, kind):
                 raise InvalidParameter(name, f"expected {kind.__name__}, got {type(value).__name__}")
         self._check_ids(params)
+        if params.truncate_prompt_tokens is None:
+            self._check_length(prompt)
         token_ids = self._tokenise(prompt, add_special_tokens)
         if params.truncate_prompt_tokens is not None:
             token_ids = token_ids[-params.truncate_prompt_tokens :]
@@ -132,6 +137,19 @@ class Preparation:
         text = prompt if isinstance(prompt, str) else None
         specs = self._outputs(common, params)
         return PreparedPrompt(request_id, text, token_ids, params, specs, self.eos_token_ids, shown_special_ids)
+
+    def _check_length(self, prompt: Prompt) -> None:
+        """Refuse a text that could not fit if it were made of the longest tokens."""
+        tokenizer = self.tokenizer
+        if not isinstance(prompt, str) or len(prompt) < _VERY_LONG_TEXT or not tokenizer.has_true_bytes:
+            return
+        least = len(prompt) // max(1, tokenizer.longest_token_bytes)
+        if least > self.max_model_len:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt of {len(prompt)} "
+                f"characters makes at least {least}. Please reduce its length.",
+                param="prompt",
+            )
 
     def _tokenise(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, str):

@@ -8,6 +8,7 @@ transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from streamserve.checkpoint import Checkpoint
@@ -71,6 +72,11 @@ class Tokenizer:
     def has_true_bytes(self) -> bool:
         """Whether a text's bytes are its tokens' bytes, one after another."""
         return self._codec is not None
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """The most bytes of text that a token stands for. Walks the vocabulary, the first time."""
+        return max((len(self.token_bytes(token_id)) for token_id in range(self.vocab_size)), default=0)
 
     @property
     def stripped_spaces(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 
 from streamserve.checkpoint import Checkpoint
 from streamserve.errors import ContextLengthExceeded, InvalidParameter
+from streamserve.text.loading import TokenizerParts
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, default_sampling_params
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.types import SamplingParams
-from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
+from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, ByteVocabulary, byte_tokenizer
 
 
 def prepare(prompt: Prompt = "prompt", *, options: dict[str, Any] | None = None, **params: Any) -> PreparedPrompt:
@@ -28,6 +30,17 @@ def test_a_text_becomes_token_ids_and_stays_known() -> None:
     assert prepared.prompt_token_ids == list("秋".encode())
     assert [spec.prompt_token_ids for spec in prepared.specs] == [list("秋".encode())]
     assert prepare([1, 2]).prompt is None
+
+
+def test_a_text_that_could_never_fit_is_refused_before_it_is_tokenised() -> None:
+    class NeverAsked(ByteVocabulary):
+        def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+            raise AssertionError("tokenised")
+
+    preparation = Preparation(Tokenizer(TokenizerParts(NeverAsked())), max_model_len=64, vocab_size=VOCAB_SIZE)
+    with pytest.raises(ContextLengthExceeded, match="1000000 characters"):
+        preparation.prepare("x" * 1_000_000, SamplingParams(), request_id="r")
+    assert len(prepare("x" * 1_000_000, truncate_prompt_tokens=3).prompt_token_ids) == 3
 
 
 def test_each_output_has_a_name_and_a_seed_of_its_own() -> None:
