@@ -348,7 +348,7 @@ def one_row_shape(outer: int, inner: int, gated: bool) -> tuple[int, int, int]:
 
 def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int] | None:
     """BLOCK_M, BLOCK_N, slices (one per warp), lanes of a slice; None where streaming is better."""
-    if rows > 8 or inner > 3072 or outer > 16384 or gated:
+    if rows > 8 or inner > 3072 or outer > 16384:
         return None
     block_n = 16 if outer <= 2048 else 32
     return power_of_two(rows, least=8), block_n, 8, max(16, min(128, power_of_two(inner) // 8))
