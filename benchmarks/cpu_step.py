@@ -2,7 +2,8 @@
 
     GOMP_SPINCOUNT=5000 python benchmarks/cpu_step.py --model demo --context 150
 
-The count is what an engine sets for itself (`executor/local.py`).
+Compiled layers are used where there are some (`streamserve compile`), unless --enforce-eager is given. The count is what an
+engine sets for itself (`executor/local.py`).
 Each figure is the median of several runs, taken in turn over the cases so that a machine's drift falls on all of them.
 """
 
@@ -21,6 +22,7 @@ from streamserve.models.inputs import StepInputs
 from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
+from streamserve.worker.compiled import with_compiled_layers
 from streamserve.worker.device import open_device
 from streamserve_kernels import Shared
 
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--quantization", default="auto", choices=["auto", "none", "int4"])
+    parser.add_argument("--enforce-eager", action="store_true", help="leave compiled layers unused")
     parser.add_argument("--context", type=int, default=150, help="tokens in the cache of each decoding sequence")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prefill; 0 leaves it out")
@@ -83,7 +86,9 @@ def main() -> None:
     start = time.perf_counter()
     dtype = getattr(torch, args.dtype)
     model = load_model(checkpoint, arch, dtype=dtype, device="cpu", quantization=args.quantization)
-    print(f"loaded in {time.perf_counter() - start:.2f} s")
+    if not args.enforce_eager:
+        model = with_compiled_layers(model, dtype, BLOCK_SIZE)
+    print(f"{type(model).__name__} loaded in {time.perf_counter() - start:.2f} s")
 
     longest = max(max(args.rows) * args.context, args.prefill)
     blocks = longest // BLOCK_SIZE + max(args.rows) + 1
