@@ -57,6 +57,13 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self.transport.write(refusal(BadHandshake(f"the head of this upgrade is not accepted: {fault.__cause__ or fault}")))
             self.transport.close()
 
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            # A client that pings and does not read would fill this process's memory with pongs.
+            self.conn.data_to_send()
+
     async def send(self, message: Any) -> None:
         if message["type"] == "websocket.close" and not self.handshake_complete:
             # How Litestar turns down a path without a socket; uvicorn would say 403 and not a word more.

@@ -10,13 +10,17 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.abc import SocketStream
 from websockets.asyncio.client import connect
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
+from websockets.uri import parse_uri
 
 from streamserve.engine.stream import StreamLimits
 from streamserve.types import TokenDelta
 from tests.server.ws.session import Session, session
 from tests.support.live_server import LiveServer, live_server
+from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
@@ -93,3 +97,32 @@ async def test_pings_that_are_never_read_make_the_server_stop_listening_not_grow
             while True:
                 await slow.connection.send(json.dumps({"type": "ping", "id": "x" * 1000}))
         assert closed.value.rcvd is None or closed.value.rcvd.code == 1013
+
+
+async def test_protocol_pings_that_are_never_read_do_not_fill_the_memory() -> None:
+    engine = ScriptedEngine()
+    client = ClientProtocol(parse_uri("ws://test/v1/ws"))
+    client.send_request(client.connect())
+    async with live_server(engine, send_buffer=BUFFER) as server:
+        own = socket.socket()
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        own.connect(("127.0.0.1", server.port))
+        async with await SocketStream.from_socket(own) as stream:
+            await stream.send(b"".join(client.data_to_send()))
+            client.receive_data(await stream.receive())
+            for number in range(8_000):
+                client.send_ping(f"{number:0125}".encode())
+            client.send_text(json.dumps({"type": "completion.create", "stream_id": "s", "prompt": "p"}).encode())
+            await stream.send(b"".join(client.data_to_send()))
+            await engine.sequences()  # all of them have been heard
+            with anyio.fail_after(5):
+                while not (waiting := await buffered_bytes(server)):
+                    await anyio.lowlevel.checkpoint()
+    assert waiting < 200_000
+
+
+async def buffered_bytes(server: LiveServer) -> float:
+    """What waits for clients to read it, as /metrics has it twice a second."""
+    async with request(server.port, "GET", "/metrics") as response:
+        page = (await response.body()).decode()
+    return float(next(line for line in page.splitlines() if line.startswith("streamserve:client_buffer_bytes{")).split()[-1])
