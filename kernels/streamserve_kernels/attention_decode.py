@@ -61,6 +61,18 @@ class DecodeShape(NamedTuple):
 
 
 @triton.jit
+def _read_part(record_ptr, program, num_rows, WINDOW: tl.constexpr):
+    """Row, first token, the one after the last, index, number of parts; a row's first part tells its blocks without a load."""
+    later = program >= num_rows
+    sequence = tl.load(record_ptr, mask=later, other=program).to(tl.int64)
+    if WINDOW is None:
+        start = tl.load(record_ptr + 1, mask=later, other=0)
+    else:
+        start = tl.load(record_ptr + 1)
+    return sequence, start, tl.load(record_ptr + 2), tl.load(record_ptr + 4), tl.load(record_ptr + 5)
+
+
+@triton.jit
 def _load_tile(
     cache_ptr, blocks, tokens, end, kv_head, block_stride,
     HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
@@ -109,6 +121,15 @@ def _merge(highest, total, sums, top, share, values):
     decay = tl.exp2(highest - shift)
     weight = tl.exp2(top - shift)
     return higher, total * decay + share * weight, sums * decay[:, None] + values * weight[:, None]
+
+
+@triton.jit
+def _leave_part(partial_ptr, place, highest, total, sums, used, GROUP: tl.constexpr, LANES: tl.constexpr):
+    """Leave a part for whoever adds the row's parts up."""
+    part_ptrs = partial_ptr + (place * GROUP + tl.arange(0, GROUP)) * (LANES + 2)
+    tl.store(part_ptrs[:, None] + tl.arange(0, LANES)[None, :], sums, mask=used[:, None])
+    tl.store(part_ptrs + LANES, highest, mask=used)
+    tl.store(part_ptrs + LANES + 1, total, mask=used)
 
 
 @triton.jit
@@ -162,21 +183,11 @@ def _decode_kernel(
             cuda.gdc_wait()
     kv_head = tl.program_id(0)
     heads_per_group: tl.constexpr = Q_HEADS // KV_HEADS
-    program = tl.program_id(1)
-    record_ptr = records_ptr + program * RECORD
+    record_ptr = records_ptr + tl.program_id(1) * RECORD
     # Without waiting: what comes after waits for the other programs, and those for what came before.
-    later = program >= num_rows
-    if tl.load(record_ptr + 5, mask=later, other=1) == 0:
+    if tl.load(record_ptr + 5, mask=tl.program_id(1) >= num_rows, other=1) == 0:
         return
-    # The first part of a row finds its blocks before it has read its record.
-    sequence = tl.load(record_ptr, mask=later, other=program).to(tl.int64)
-    if WINDOW is None:
-        start = tl.load(record_ptr + 1, mask=later, other=0)
-    else:
-        start = tl.load(record_ptr + 1)
-    end = tl.load(record_ptr + 2)
-    part = tl.load(record_ptr + 4)
-    parts = tl.load(record_ptr + 5)
+    sequence, start, end, part, parts = _read_part(record_ptr, tl.program_id(1), num_rows, WINDOW)
     table_ptr = tables_ptr + sequence * table_stride
     # Ids past the end of a table's used part are fetched with the others, and never followed.
     reach = max_blocks * BLOCK_SIZE - 1
@@ -243,10 +254,7 @@ def _decode_kernel(
 
     if parts > 1:
         first = kv_head * tl.num_programs(1) + tl.load(record_ptr + 3)
-        part_ptrs = partial_ptr + ((first + part) * GROUP + group) * (LANES + 2)
-        tl.store(part_ptrs[:, None] + lanes[None, :], sums, mask=used[:, None])
-        tl.store(part_ptrs + LANES, highest, mask=used)
-        tl.store(part_ptrs + LANES + 1, total, mask=used)
+        _leave_part(partial_ptr, first + part, highest, total, sums, used, GROUP, LANES)
         # Every thread's stores must be out before the one thread that announces this part.
         tl.debug_barrier()
         counter_ptr = arrivals_ptr + sequence * KV_HEADS + kv_head
@@ -255,8 +263,8 @@ def _decode_kernel(
         tl.store(counter_ptr, 0)
         highest, total, sums = _add_up(partial_ptr, first, parts, used, GROUP, LANES)
     heads = sequence * Q_HEADS + kv_head * heads_per_group + group
-    out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
     y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
+    out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=used[:, None] & inside)
 
 
