@@ -38,13 +38,18 @@ def ending_of(sequence: Sequence, token_id: int) -> Ending | None:
 
 
 def delta_of(sequence: Sequence, token_id: int, ending: Ending | None, logprobs: TokenLogprobs | None) -> TokenDelta:
-    """What the reader is told about one token; its first delta also carries what is known of the prompt."""
+    """What the reader is told about one token; its first delta also carries what is known of the prompt.
+
+    A token that ends the sequence in an error is no part of its output.
+    """
     is_first, sequence.has_spoken = not sequence.has_spoken, True
     sequence.is_plain = sequence.constraint is None and sequence.spec.logprobs is None
     reason, stop_reason, error = ending or (None, None, None)
+    if error is not None or sequence.spec.logprobs is None:
+        logprobs = None
     return TokenDelta(
-        token_ids=[token_id],
-        logprobs=[logprobs] if logprobs is not None and sequence.spec.logprobs is not None else None,
+        token_ids=[token_id] if error is None else [],
+        logprobs=[logprobs] if logprobs is not None else None,
         prompt_logprobs=sequence.prompt_logprobs if is_first else None,
         finish_reason=reason,
         stop_reason=stop_reason,

@@ -99,6 +99,7 @@ def test_a_token_that_the_constraint_refuses_fails_its_sequence_alone() -> None:
     assert output.finish_reason == "error"
     assert output.error is not None
     assert output.error.code == "structure_too_complex"
+    assert play.tokens("a") == []
     assert play.tokens("b") == expected(spec("b"))[0]
 
 
