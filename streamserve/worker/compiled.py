@@ -30,9 +30,12 @@ def library() -> Path:
 
 
 def with_compiled_layers(model: CausalModel, dtype: torch.dtype, block_size: int) -> CausalModel:
-    """The model run by compiled layers, or itself where there are none for it."""
+    """The model run by compiled layers, or itself where it has none. Raises `ConfigError` when they can't be loaded."""
     shape = layer_shape(model.arch, dtype, block_size)
-    kernels = load_layer(shape, library()) if shape is not None else None
+    try:
+        kernels = load_layer(shape, library()) if shape is not None else None
+    except RuntimeError as error:
+        raise ConfigError(f"compiled layers can't be loaded: delete {library()}, or add --enforce-eager ({error})") from error
     if kernels is None:
         return model
     assert isinstance(model, Decoder), "only decoders have a layer shape"

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from streamserve.checkpoint import resolve
 from streamserve.cli import run
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
+from streamserve.models.compiled import layer_shape
+from streamserve.models.registry import read_arch
 from streamserve.worker.compiled import compile_for, library
 from streamserve.worker.runner import Runner
+from streamserve_kernels.inductor.library import PIECES, folder_of
 from tests.models.families import FAMILIES, reference_model
 from tests.support.tiny_model import TinyLlama
 
@@ -37,6 +41,21 @@ def test_without_a_compiler_one_line_says_what_to_install(
     assert run(["compile", tiny.path, "--device", "cpu"]) == 2
     assert capsys.readouterr().err.strip() == "error: no C++ compiler is on the PATH: install one of g++, clang++"
     assert not library().exists()
+
+
+def test_layers_that_can_not_be_loaded_say_what_to_delete(
+    tiny: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = EngineConfig(model=tiny.path, device="cpu", dtype="float32", kv_cache_memory=1 << 20)
+    shape = layer_shape(read_arch(resolve(tiny.path).config), torch.float32, config.block_size)
+    assert shape is not None
+    folder = folder_of(shape, library())
+    folder.mkdir(parents=True)
+    for name in PIECES:
+        (folder / f"{name}.pt2").write_bytes(b"half of a file")
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        Runner(config, resolve(tiny.path)).load()
 
 
 @pytest.mark.slow
