@@ -19,8 +19,8 @@ from streamserve.models.model import CausalModel
 from streamserve.models.registry import REGISTRY
 from streamserve_kernels import linear, linear_residual, paged_attention
 from streamserve_kernels.inductor.indices import DecodeGroup, decode_groups, token_indices
-from streamserve_kernels.inductor.library import LayerKernels
 from streamserve_kernels.inductor.pieces import LayerShape
+from streamserve_kernels.inductor.store import LayerKernels
 
 
 class CompiledDecoder(CausalModel):

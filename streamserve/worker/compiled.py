@@ -20,7 +20,7 @@ from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.worker.device import open_device
 from streamserve.worker.dtypes import resolve_dtype
-from streamserve_kernels.inductor.library import load_layer
+from streamserve_kernels.inductor.store import load_layer
 
 
 def library() -> Path:

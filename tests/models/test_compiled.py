@@ -12,7 +12,7 @@ from streamserve.models.compiled import CompiledDecoder, layer_shape
 from streamserve.models.decoder import Decoder
 from streamserve.models.model import CausalModel
 from streamserve_kernels.inductor.compiler import compile_layer
-from streamserve_kernels.inductor.library import LayerKernels, eager_kernels, load_layer
+from streamserve_kernels.inductor.store import LayerKernels, eager_kernels, load_layer
 from tests.models.families import FAMILIES, load, reference_model
 from tests.models.paged import BLOCK_SIZE, PagedRun
 

@@ -15,7 +15,7 @@ from streamserve.models.compiled import layer_shape
 from streamserve.models.registry import read_arch
 from streamserve.worker.compiled import compile_for, library
 from streamserve.worker.runner import Runner
-from streamserve_kernels.inductor.library import PIECES, folder_of
+from streamserve_kernels.inductor.store import PIECES, folder_of
 from tests.models.families import FAMILIES, reference_model
 from tests.support.tiny_model import TinyLlama
 

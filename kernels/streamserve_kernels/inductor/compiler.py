@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from streamserve_kernels.inductor.indices import DecodeIndices, decode_groups
-from streamserve_kernels.inductor.library import folder_of, load_piece
 from streamserve_kernels.inductor.pieces import DecodeAttention, Gate, LayerShape, Norm, RotaryWrite
+from streamserve_kernels.inductor.store import folder_of, load_piece
 
 COMPILERS = ("g++", "clang++")
 EXAMPLE_ROWS = 8
