@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from streamserve.checkpoint import checkpoint_of
-from streamserve.commands.engine_options import VllmCommand, engine_config, engine_options
+from streamserve.commands.engine_options import VllmCommand, engine_config, model_options
 from streamserve.worker.compiled import compile_for
 
 NAMES = {"norm": "norms", "gate": "activations", "write": "rotations", "attend": "attention"}
@@ -17,12 +17,12 @@ NAMES = {"norm": "norms", "gate": "activations", "write": "rotations", "attend":
 
 @click.command("compile", cls=VllmCommand)
 @click.argument("model", required=False)
-@engine_options
+@model_options
 def compile_layers(model: str | None, **values: Any) -> None:
     """Compile the layers of MODEL for this CPU, which takes half a minute and a C++ compiler.
 
-    Takes the options of `serve`; those that count are --dtype and --block-size. What is compiled lies in ~/.cache/streamserve,
-    and every engine that starts later with the same model, options, CPU and torch uses it, unless --enforce-eager is given.
+    What is compiled lies in ~/.cache/streamserve. Every engine that starts later with the same model, --dtype, --block-size, CPU
+    and torch uses it, unless --enforce-eager is given.
     """
     config = engine_config(model, values)
     checkpoint = checkpoint_of(config)

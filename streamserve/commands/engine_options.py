@@ -5,7 +5,7 @@ Flags of vLLM's that ask for what is not built are refused by name, in one line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args
 
 import click
@@ -40,9 +40,8 @@ class Amount(click.ParamType[int]):
 
 AMOUNT = Amount()
 
-_OPTIONS = [
+_MODEL_OPTIONS = [
     click.option("--model", "model_flag", help='Hugging Face id, local folder, .gguf file, or "demo".'),
-    click.option("--tokenizer", help="Take the tokenizer from here instead of from the model."),
     click.option("--revision", help="Branch, tag or commit of the model's repository."),
     click.option("--trust-remote-code", is_flag=True, default=None, help="Run code that comes with the model's files."),
     click.option(
@@ -50,6 +49,12 @@ _OPTIONS = [
     ),
     click.option("--dtype", type=click.Choice(get_args(DTypeName)), help="Of weights and activations."),
     click.option("--device", type=click.Choice(get_args(Device)), help="Where to run."),
+    click.option("--block-size", type=click.Choice([str(size) for size in BLOCK_SIZES]), help="Tokens per KV block."),
+]
+"""Which model, and in what form."""
+
+_RUNNING_OPTIONS = [
+    click.option("--tokenizer", help="Take the tokenizer from here instead of from the model."),
     click.option(
         "-q", "--quantization", type=click.Choice(["auto", "none", "int4"]), help="int4 keeps 4-bit GGUF weights packed."
     ),
@@ -59,7 +64,6 @@ _OPTIONS = [
     click.option(
         "--kv-cache-memory", "--kv-cache-memory-bytes", "kv_cache_memory", type=AMOUNT, help="Bytes for the KV cache, e.g. 2G."
     ),
-    click.option("--block-size", type=click.Choice([str(size) for size in BLOCK_SIZES]), help="Tokens per KV block."),
     click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=None, help="Reuse the KV of shared prefixes."),
     click.option("--enable-chunked-prefill/--no-enable-chunked-prefill", default=None, help="Split long prompts over steps."),
     click.option("--max-num-seqs", type=AMOUNT, help="Sequences that run at a time."),
@@ -124,7 +128,16 @@ def _dashed(argument: str) -> str:
 
 def engine_options(command: CommandT) -> CommandT:
     """Add the engine's options; the command hands what it gets to `engine_config`."""
-    for option in reversed(_OPTIONS):
+    return model_options(_with(command, _RUNNING_OPTIONS))
+
+
+def model_options(command: CommandT) -> CommandT:
+    """Add those of the engine's options that say which model, and in what form; `engine_config` takes them too."""
+    return _with(command, _MODEL_OPTIONS)
+
+
+def _with(command: CommandT, options: Sequence[Callable[[CommandT], CommandT]]) -> CommandT:
+    for option in reversed(options):
         command = option(command)
     return command
 

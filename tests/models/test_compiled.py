@@ -12,7 +12,8 @@ from streamserve.models.compiled import CompiledDecoder, layer_shape
 from streamserve.models.decoder import Decoder
 from streamserve.models.model import CausalModel
 from streamserve_kernels.inductor.compiler import compile_layer
-from streamserve_kernels.inductor.store import LayerKernels, eager_kernels, load_layer
+from streamserve_kernels.inductor.pieces import DecodeAttention, Gate, LayerShape, Norm, RotaryWrite
+from streamserve_kernels.inductor.store import LayerKernels, load_layer
 from tests.models.families import FAMILIES, load, reference_model
 from tests.models.paged import BLOCK_SIZE, PagedRun
 
@@ -29,6 +30,11 @@ def compiled(model: CausalModel, kernels: LayerKernels | None = None) -> Compile
     shape = layer_shape(model.arch, torch.float32, BLOCK_SIZE)
     assert shape is not None
     return CompiledDecoder(model, kernels or eager_kernels(shape))
+
+
+def eager_kernels(shape: LayerShape) -> LayerKernels:
+    """The pieces as torch runs them uncompiled."""
+    return LayerKernels(shape, Norm(shape), Gate(shape), RotaryWrite(shape), DecodeAttention(shape))
 
 
 def tokens(count: int, seed: int) -> list[int]:

@@ -43,6 +43,11 @@ def test_without_a_compiler_one_line_says_what_to_install(
     assert not library().exists()
 
 
+def test_options_that_change_nothing_about_layers_are_refused(tiny: TinyLlama, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compile", tiny.path, "--max-num-seqs", "4"]) == 2
+    assert "--max-num-seqs" in capsys.readouterr().err
+
+
 def test_layers_that_can_not_be_loaded_say_what_to_delete(
     tiny: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
 """What is compiled of a model's layers: norm, gated activation, rotation with the KV write, and a decode step's attention.
 
-Each is plain torch, and computes what the reference of the same name computes. Shapes that a model fixes are constants of the
-module; the number of rows, of blocks and of cache blocks stays open.
+Each is plain torch, and computes what the references `rms_norm`, `silu_mul` or `gelu_tanh_mul`, `rotary_write` and
+`rotary_attention` compute. Shapes that a model fixes are constants of the module; the number of rows, of blocks and of cache
+blocks stays open.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streamserve_kernels.inductor.pieces import DecodeAttention, Gate, LayerShape, Norm, RotaryWrite
+from streamserve_kernels.inductor.pieces import LayerShape
 
 PIECES = ("norm", "gate", "write", "attend")
 SOURCES = ("pieces.py", "compiler.py")
@@ -31,11 +31,6 @@ class LayerKernels:
     gate: Callable[[Tensor], Tensor]
     write: Callable[..., Tensor]
     attend: Callable[..., Tensor]
-
-
-def eager_kernels(shape: LayerShape) -> LayerKernels:
-    """The pieces as torch runs them uncompiled: slow, and what the compiled ones are compared with."""
-    return LayerKernels(shape, Norm(shape), Gate(shape), RotaryWrite(shape), DecodeAttention(shape))
 
 
 def load_layer(shape: LayerShape, library: Path) -> LayerKernels | None:
