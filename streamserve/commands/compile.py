@@ -21,8 +21,8 @@ NAMES = {"norm": "norms", "gate": "activations", "write": "rotations", "attend":
 def compile_layers(model: str | None, **values: Any) -> None:
     """Compile the layers of MODEL for this CPU, which takes half a minute and a C++ compiler.
 
-    What is compiled lies in ~/.cache/streamserve. Every engine that starts later with the same model, --dtype, --block-size, CPU
-    and torch uses it, unless --enforce-eager is given.
+    What is compiled lies in ~/.cache/streamserve. Every engine that starts later with the same model, --dtype, --block-size,
+    CPU and torch uses it, unless --enforce-eager is given.
     """
     config = engine_config(model, values)
     checkpoint = checkpoint_of(config)
