@@ -87,7 +87,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     model = load_model(checkpoint, arch, dtype=dtype, device="cpu", quantization=args.quantization)
     if not args.enforce_eager:
-        model = with_compiled_layers(model, dtype, BLOCK_SIZE)
+        model = with_compiled_layers(model, BLOCK_SIZE)
     print(f"{type(model).__name__} loaded in {time.perf_counter() - start:.2f} s")
 
     longest = max(max(args.rows) * args.context, args.prefill)

@@ -12,14 +12,19 @@ from streamserve.checkpoint import checkpoint_of
 from streamserve.commands.engine_options import VllmCommand, engine_config, model_options
 from streamserve.worker.compiled import compile_for
 
-NAMES = {"norm": "norms", "gate": "activations", "write": "rotations", "attend": "attention"}
+NAMES = {
+    "before": "what comes before attention",
+    "after": "what comes after attention",
+    "decode": "layers of decode steps",
+    "decode_few": "layers of decode steps with few rows",
+}
 
 
 @click.command("compile", cls=VllmCommand)
 @click.argument("model", required=False)
 @model_options
 def compile_layers(model: str | None, **values: Any) -> None:
-    """Compile the layers of MODEL for this CPU, which takes half a minute and a C++ compiler.
+    """Compile the layers of MODEL for this CPU, which takes a minute and a C++ compiler.
 
     What is compiled lies in ~/.cache/streamserve. Every engine that starts later with the same model, --dtype, --block-size,
     CPU and torch uses it, unless --enforce-eager is given.

@@ -1,12 +1,13 @@
-"""A decoder whose layers do their small work in compiled pieces, on a CPU: the same weights and numbers, fewer calls.
+"""A decoder whose layers run in compiled pieces, on a CPU: the same weights and numbers, fewer calls.
 
-Straight-line code over another model's layers, which stay the specification. A step of single tokens attends in compiled code;
-with prompts in it, only what comes before attention is compiled.
+Straight-line code over another model's layers, which stay the specification. A layer of a step of single tokens is one call;
+with prompts in it, what comes before attention and after it is compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,108 +16,143 @@ from streamserve.models.arch import ModelArch
 from streamserve.models.attention import Attention
 from streamserve.models.decoder import Decoder, DecoderLayer, gate_activation
 from streamserve.models.inputs import StepInputs
+from streamserve.models.layers import Linear
 from streamserve.models.model import CausalModel
-from streamserve.models.registry import REGISTRY
-from streamserve_kernels import linear, linear_residual, paged_attention
-from streamserve_kernels.inductor.indices import DecodeGroup, decode_groups, token_indices
-from streamserve_kernels.inductor.pieces import LayerShape
+from streamserve_kernels import paged_attention
+from streamserve_kernels.inductor.indices import Units, attention_units
+from streamserve_kernels.inductor.shape import LayerShape, LinearShape, is_few, linear_shape, linear_tensors
 from streamserve_kernels.inductor.store import LayerKernels
 
 
 class CompiledDecoder(CausalModel):
-    """A `Decoder`, run by the pieces compiled for its `layer_shape`."""
+    """A `Decoder`, run by the pieces compiled for its layers."""
 
-    def __init__(self, decoder: Decoder, kernels: LayerKernels) -> None:
-        """decoder  keeps its weights, which are used where they are"""
+    def __init__(self, decoder: Decoder, kernels: Sequence[LayerKernels]) -> None:
+        """decoder  keeps its weights, which are used where they are
+        kernels  of each layer, for its `layer_shapes`
+        """
         super().__init__(decoder.arch)
         self._decoder = decoder
-        self._kernels = kernels
+        # Layers with the same rotation share a table.
+        tables = {id(cos_sin): _rotations(cos_sin) for cos_sin in decoder.ropes.by_layer if cos_sin is not None}
+        layers = (layer for layer in decoder.layers if isinstance(layer, DecoderLayer))
+        parts = zip(layers, decoder.ropes.by_layer, kernels, strict=True)
+        self._layers = [_CompiledLayer(layer, tables[id(cos_sin)], pieces) for layer, cos_sin, pieces in parts]
 
     def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
-        kernels = self._kernels
+        if bool((inputs.slot_mapping < 0).any()):
+            # Padding: compiled code would write it to the end of the cache.
+            return self._decoder.forward(inputs, kv_caches)
         hidden: Tensor = self._decoder.embedding(inputs.token_ids)
-        attend = self._attention_of(inputs)
-        for layer, cos_sin, kv_cache in zip(self._decoder.layers, self._decoder.ropes.by_layer, kv_caches, strict=True):
-            assert isinstance(layer, DecoderLayer)
-            assert cos_sin is not None, "a decoder without rotations has no compiled pieces"
-            qkv = linear(kernels.norm(hidden, layer.input_norm.weight), layer.qkv.weight, layer.qkv.bias)
-            attended = attend(layer.attention, qkv, inputs, cos_sin, kv_cache)
-            hidden = linear_residual(attended, layer.output.weight, hidden, layer.output.bias)
-            gate_up = linear(kernels.norm(hidden, layer.mlp_norm.weight), layer.gate_up.weight, layer.gate_up.bias)
-            hidden = linear_residual(kernels.gate(gate_up), layer.down.weight, hidden, layer.down.bias)
+        decodes = inputs.num_decodes == len(inputs.seq_lens)
+        for layer, kv_cache in zip(self._layers, kv_caches, strict=True):
+            hidden = layer.decode(hidden, inputs, kv_cache) if decodes else layer.run(hidden, inputs, kv_cache)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        embedding = self._decoder.embedding
-        return linear(self._kernels.norm(hidden, embedding.norm.weight), embedding.head.weight)
+        return self._decoder.logits(hidden)
 
-    def _attention_of(self, inputs: StepInputs) -> Callable[[Attention, Tensor, StepInputs, Tensor, Tensor], Tensor]:
-        if bool((inputs.slot_mapping < 0).any()):
-            return Attention.__call__  # padding: compiled code would write it to the end of the cache
-        return self._attend_decodes if inputs.num_decodes == len(inputs.seq_lens) else self._attend
 
-    def _attend(self, attention: Attention, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor, kv_cache: Tensor) -> Tensor:
-        """[tokens, q_heads * head_dim] of any step."""
-        shape = self._kernels.shape
-        indices = inputs.shared.get(
-            ("token indices", id(cos_sin)),
-            lambda: token_indices(shape, inputs.positions, inputs.slot_mapping, cos_sin),
-        )
-        q = self._kernels.write(qkv, kv_cache, *indices, *_head_norms(attention))
+class _Weights(NamedTuple):
+    """A layer's tensors as the pieces take them."""
+
+    before: list[Tensor]
+    after: list[Tensor]
+    layer: list[Tensor]
+
+
+class _CompiledLayer:
+    """A `DecoderLayer`, its rotation and its pieces."""
+
+    def __init__(self, layer: DecoderLayer, rotations: Tensor, kernels: LayerKernels) -> None:
+        self._attention: Attention = layer.attention
+        self._rotations = rotations
+        self._kernels = kernels
+        self._weights = _weights(layer, few=False)
+        self._few_weights = _weights(layer, few=True)
+
+    def decode(self, hidden: Tensor, inputs: StepInputs, kv_cache: Tensor) -> Tensor:
+        """All of the layer in a step with one new token a sequence: hidden [rows, hidden_size] -> the same shape."""
+        shape, window = self._kernels.shape, self._attention.window
+
+        def units_of_step() -> Units:
+            return attention_units(shape, inputs.positions, inputs.block_tables, window, kv_cache.shape[0])
+
+        units = inputs.shared.get(("attention units", shape.block_size, window), units_of_step)
+        arguments = (hidden, kv_cache, self._turns(inputs), inputs.slot_mapping, *units)
+        if self._kernels.decode_few is not None and is_few(len(hidden)):
+            return self._kernels.decode_few(arguments, self._few_weights.layer)
+        return self._kernels.decode(arguments, self._weights.layer)
+
+    def run(self, hidden: Tensor, inputs: StepInputs, kv_cache: Tensor) -> Tensor:
+        """All of the layer in any step: hidden [tokens, hidden_size] -> the same shape."""
+        arguments = (hidden, kv_cache, self._turns(inputs), inputs.slot_mapping)
+        q = self._kernels.before(arguments, self._weights.before)
         attended = paged_attention(
             q,
             kv_cache,
             inputs.block_tables,
             inputs.seq_lens,
             inputs.query_start,
-            scale=attention.scale,
-            window=attention.window,
+            scale=self._attention.scale,
+            window=self._attention.window,
             num_decodes=inputs.num_decodes,
             max_seq_len=inputs.max_seq_len,
             shared=inputs.shared,
         )
-        return attended.flatten(1)
+        return self._kernels.after((attended.flatten(1), hidden), self._weights.after)
 
-    def _attend_decodes(
-        self, attention: Attention, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor, kv_cache: Tensor
-    ) -> Tensor:
-        """[rows, q_heads * head_dim] of a step with one new token a sequence."""
-        kernels, norms = self._kernels, _head_norms(attention)
-
-        def groups_of_step() -> list[DecodeGroup]:
-            places = (inputs.positions, inputs.slot_mapping, inputs.block_tables)
-            return decode_groups(kernels.shape, *places, cos_sin, attention.window, kv_cache.shape[0])
-
-        groups = inputs.shared.get(("decode groups", id(cos_sin), attention.window), groups_of_step)
-        if groups[0].rows is None:
-            return kernels.attend(qkv, kv_cache, *groups[0].indices, *norms)
-        attended = qkv.new_empty(len(qkv), attention.q_heads * attention.head_dim)
-        for rows, indices in groups:
-            attended[rows] = kernels.attend(qkv[rows], kv_cache, *indices, *norms)
-        return attended
+    def _turns(self, inputs: StepInputs) -> Tensor:
+        """[tokens, 2, rot_dim]"""
+        rotations = self._rotations
+        return inputs.shared.get(("turns", id(rotations)), lambda: rotations.index_select(0, inputs.positions))
 
 
-def _head_norms(attention: Attention) -> list[Tensor]:
-    return [norm.weight for norm in (attention.q_norm, attention.k_norm) if norm is not None]
+def _rotations(cos_sin: Tensor) -> Tensor:
+    """cos_sin [positions, rot_dim], cosines and sines -> [positions, 2, rot_dim], as the pieces multiply whole heads."""
+    cos, sin = cos_sin.chunk(2, dim=-1)
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=1)
 
 
-def layer_shape(arch: ModelArch, dtype: torch.dtype, block_size: int) -> LayerShape | None:
-    """What would have to be compiled for a model, or None for a family whose layers are others than `DecoderLayer`."""
-    rotated = {rope.rot_dim if rope is not None else 0 for rope in arch.ropes}
-    plain = arch.softcap is None and arch.logit_softcap is None and len(rotated) == 1 and 0 not in rotated
-    if REGISTRY[arch.architecture].build is not Decoder or not plain:
+def _weights(layer: DecoderLayer, *, few: bool) -> _Weights:
+    head_norms = [norm.weight for norm in (layer.attention.q_norm, layer.attention.k_norm) if norm is not None]
+    qkv, output, gate_up, down = (
+        linear_tensors(linear.weight, linear.bias, few=few) for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+    )
+    before = [layer.input_norm.weight, *qkv, *head_norms]
+    after = [*output, layer.mlp_norm.weight, *gate_up, *down]
+    return _Weights(before, after, before + after)
+
+
+def layer_shapes(model: CausalModel, block_size: int) -> list[LayerShape] | None:
+    """What would have to be compiled for each layer, or None for a family whose layers are others than `DecoderLayer`."""
+    arch = model.arch
+    if not isinstance(model, Decoder) or arch.softcap is not None or None in arch.ropes:
         return None
+    return [
+        _layer_shape(model.arch, layer, rope.rot_dim, block_size)
+        for layer, rope in zip(model.layers, arch.ropes, strict=True)
+        if isinstance(layer, DecoderLayer) and rope is not None
+    ]
+
+
+def _layer_shape(arch: ModelArch, layer: DecoderLayer, rot_dim: int, block_size: int) -> LayerShape:
+    def shape_of(linear: Linear) -> LinearShape:
+        return linear_shape(linear.weight, linear.bias)
+
     return LayerShape(
-        dtype=str(dtype).removeprefix("torch."),
-        hidden_size=arch.hidden_size,
-        intermediate_size=arch.intermediate_size,
+        dtype=str(layer.input_norm.weight.dtype).removeprefix("torch."),
         q_heads=arch.q_heads,
         kv_heads=arch.kv_heads,
         head_dim=arch.head_dim,
-        rot_dim=rotated.pop(),
+        rot_dim=rot_dim,
         block_size=block_size,
         eps=arch.norm_eps,
         scale=arch.attention_scale,
         activation=gate_activation(arch),
         qk_norm=arch.qk_norm,
+        qkv=shape_of(layer.qkv),
+        output=shape_of(layer.output),
+        gate_up=shape_of(layer.gate_up),
+        down=shape_of(layer.down),
     )

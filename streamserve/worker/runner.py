@@ -60,7 +60,7 @@ class Runner:
                     on_progress=on_progress,
                 )
                 if device.compiles_layers and not config.enforce_eager:
-                    model = with_compiled_layers(model, dtype, config.block_size)
+                    model = with_compiled_layers(model, config.block_size)
             rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
             if device.captures:
                 with timeline.measure("kernels"):
@@ -83,7 +83,7 @@ class Runner:
             num_blocks=num_blocks,
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
-            compiled=is_compiled(model, dtype, config.block_size) if device.compiles_layers else None,
+            compiled=is_compiled(model, config.block_size) if device.compiles_layers else None,
             startup_s=timeline.seconds,
         )
 

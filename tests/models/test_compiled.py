@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamserve.models.compiled import CompiledDecoder, layer_shape
+from streamserve.models.compiled import CompiledDecoder, layer_shapes
 from streamserve.models.decoder import Decoder
 from streamserve.models.model import CausalModel
 from streamserve_kernels.inductor.compiler import compile_layer
-from streamserve_kernels.inductor.pieces import DecodeAttention, Gate, LayerShape, Norm, RotaryWrite
-from streamserve_kernels.inductor.store import LayerKernels, load_layer
+from streamserve_kernels.inductor.pieces import AfterAttention, BeforeAttention, DecodeLayer
+from streamserve_kernels.inductor.shape import LayerShape
+from streamserve_kernels.inductor.store import LayerKernels, load_layer, uncompiled
 from tests.models.families import FAMILIES, load, reference_model
 from tests.models.paged import BLOCK_SIZE, PagedRun
 
@@ -25,16 +26,20 @@ def saved(family: str, folder: Path) -> CausalModel:
     return load(folder)
 
 
-def compiled(model: CausalModel, kernels: LayerKernels | None = None) -> CompiledDecoder:
+def compiled(model: CausalModel, library: Path | None = None) -> CompiledDecoder:
+    """The model in compiled pieces, or in uncompiled ones where there is no library."""
     assert isinstance(model, Decoder)
-    shape = layer_shape(model.arch, torch.float32, BLOCK_SIZE)
-    assert shape is not None
-    return CompiledDecoder(model, kernels or eager_kernels(shape))
+    shapes = layer_shapes(model, BLOCK_SIZE)
+    assert shapes is not None
+    kernels = [eager_kernels(shape) if library is None else load_layer(shape, library) for shape in shapes]
+    return CompiledDecoder(model, [pieces for pieces in kernels if pieces is not None])
 
 
 def eager_kernels(shape: LayerShape) -> LayerKernels:
     """The pieces as torch runs them uncompiled."""
-    return LayerKernels(shape, Norm(shape), Gate(shape), RotaryWrite(shape), DecodeAttention(shape))
+    before, after, decode = BeforeAttention(shape), AfterAttention(shape), DecodeLayer(shape)
+    few = uncompiled(DecodeLayer(shape, few=True)) if shape.is_packed else None
+    return LayerKernels(shape, uncompiled(before), uncompiled(after), uncompiled(decode), few)
 
 
 def tokens(count: int, seed: int) -> list[int]:
@@ -65,9 +70,11 @@ def test_it_computes_what_its_layers_compute(family: str, tmp_path: Path) -> Non
     assert_same_crowd(model, compiled(model))
 
 
-def test_sequences_of_unlike_lengths_attend_in_groups(tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [None, 100])
+def test_long_sequences_attend_in_units_beside_short_ones(window: int | None, tmp_path: Path) -> None:
     prefix, settings = FAMILIES["mistral"]
-    reference_model(prefix, settings | {"max_position_embeddings": 512}).save_pretrained(tmp_path)
+    changed = settings | {"max_position_embeddings": 512, "sliding_window": window}
+    reference_model(prefix, changed).save_pretrained(tmp_path)
     model = load(tmp_path)
     runs = PagedRun(model), PagedRun(compiled(model))
     for work in [{"long": tokens(300, 0)}, {"short": tokens(20, 1)}, {"long": [5], "short": [6]}, {"short": [7], "long": [8]}]:
@@ -78,18 +85,17 @@ def test_sequences_of_unlike_lengths_attend_in_groups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["gemma3", "opt"])
 def test_other_families_have_no_compiled_pieces(family: str, tmp_path: Path) -> None:
-    assert layer_shape(saved(family, tmp_path).arch, torch.float32, BLOCK_SIZE) is None
+    assert layer_shapes(saved(family, tmp_path), BLOCK_SIZE) is None
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3-partial"])
 def test_compiled_pieces_compute_what_its_layers_compute(family: str, tmp_path: Path) -> None:
-    model = saved(family, tmp_path / "model")
-    shape = layer_shape(model.arch, torch.float32, BLOCK_SIZE)
-    assert shape is not None
-    assert load_layer(shape, tmp_path / "library") is None
-    compile_layer(shape, tmp_path / "library")
-    kernels = load_layer(shape, tmp_path / "library")
-    assert kernels is not None
-    assert_same_crowd(model, compiled(model, kernels))
+    model, library = saved(family, tmp_path / "model"), tmp_path / "library"
+    shapes = layer_shapes(model, BLOCK_SIZE)
+    assert shapes is not None
+    assert load_layer(shapes[0], library) is None
+    for shape in set(shapes):
+        compile_layer(shape, library)
+    assert_same_crowd(model, compiled(model, library))

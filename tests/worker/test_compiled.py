@@ -11,11 +11,12 @@ from streamserve.checkpoint import resolve
 from streamserve.cli import run
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.models.compiled import layer_shape
+from streamserve.models.compiled import layer_shapes
+from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.worker.compiled import compile_for, library
 from streamserve.worker.runner import Runner
-from streamserve_kernels.inductor.store import PIECES, folder_of
+from streamserve_kernels.inductor.store import folder_of, piece_names
 from tests.models.families import FAMILIES, reference_model
 from tests.support.tiny_model import TinyLlama
 
@@ -53,12 +54,13 @@ def test_layers_that_can_not_be_loaded_say_what_to_delete(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = EngineConfig(model=tiny.path, device="cpu", dtype="float32", kv_cache_memory=1 << 20)
-    shape = layer_shape(read_arch(resolve(tiny.path).config), torch.float32, config.block_size)
-    assert shape is not None
-    folder = folder_of(shape, library())
-    folder.mkdir(parents=True)
-    for name in PIECES:
-        (folder / f"{name}.pt2").write_bytes(b"half of a file")
+    checkpoint = resolve(tiny.path)
+    model = load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu")
+    for shape in set(layer_shapes(model, config.block_size) or []):
+        folder = folder_of(shape, library())
+        folder.mkdir(parents=True)
+        for name in piece_names(shape):
+            (folder / f"{name}.pt2").write_bytes(b"half of a file")
     with pytest.raises(ConfigError, match=str(tmp_path)):
         Runner(config, resolve(tiny.path)).load()
 

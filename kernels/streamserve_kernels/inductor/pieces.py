@@ -1,152 +1,152 @@
-"""What is compiled of a model's layers: norm, gated activation, rotation with the KV write, and a decode step's attention.
+"""What is compiled of a model's layers: a whole layer of a decode step, and what comes before and after attention in others.
 
-Each is plain torch, and computes what the references `rms_norm`, `silu_mul` or `gelu_tanh_mul`, `rotary_write` and
-`rotary_attention` compute. Shapes that a model fixes are constants of the module; the number of rows, of blocks and of cache
-blocks stays open.
+Each is plain torch, and computes what `DecoderLayer` of the models computes through the references. What a model fixes is
+constant; how many rows there are, units of attention and blocks of the cache, stays open. Weights are arguments, so that all
+layers of one shape share a piece: a list, in the order in which they are used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamserve_kernels.reference.projections import Activation
+from streamserve_kernels.inductor.products import Product
+from streamserve_kernels.inductor.shape import LayerShape
 
 
-@dataclass(frozen=True)
-class LayerShape:
-    """Everything the compiled code of a model's layers depends on.
+class BeforeAttention(nn.Module):
+    """Norm, projection, rotation, and the write of keys and values to the cache, for any tokens."""
 
-    dtype       "bfloat16", "float16" or "float32", of activations, weights and KV cache
-    rot_dim     dimensions of a head that are rotated
-    block_size  tokens per block of the KV cache
-    eps, scale  of the norms, of the attention scores
-    qk_norm     query and key heads are normed before they are rotated
-    """
-
-    dtype: str
-    hidden_size: int
-    intermediate_size: int
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    rot_dim: int
-    block_size: int
-    eps: float
-    scale: float
-    activation: Activation
-    qk_norm: bool
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
-
-
-class Norm(nn.Module):
-    """RMS norm of the hidden state."""
-
-    def __init__(self, shape: LayerShape) -> None:
-        super().__init__()
-        self._eps = shape.eps
-
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [rows, hidden_size], weight [hidden_size] -> [rows, hidden_size]"""
-        return _norm(x, weight, self._eps)
-
-
-class Gate(nn.Module):
-    """The gated activation of an MLP."""
-
-    def __init__(self, shape: LayerShape) -> None:
-        super().__init__()
-        self._activation = shape.activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [rows, 2 * intermediate_size], the gate in the first half -> [rows, intermediate_size]"""
-        gate, up = x.float().chunk(2, dim=-1)
-        opened = F.silu(gate) if self._activation == "silu" else F.gelu(gate, approximate="tanh")
-        return (opened * up).to(x.dtype)
-
-
-class RotaryWrite(nn.Module):
-    """What attention begins with, for any tokens: split, norm, rotate, and write keys and values to the cache."""
-
-    def __init__(self, shape: LayerShape) -> None:
+    def __init__(self, shape: LayerShape, *, few: bool = False) -> None:
         super().__init__()
         self._shape = shape
+        self._qkv = Product(shape.qkv, few=few)
 
-    def forward(
-        self,
-        qkv: Tensor,
-        kv_cache: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        places: Tensor,
-        q_norm: Tensor | None = None,
-        k_norm: Tensor | None = None,
-    ) -> Tensor:
-        """The queries, [tokens, q_heads, head_dim]. Arguments as in `DecodeAttention`, a row per token."""
+    def forward(self, hidden: Tensor, kv_cache: Tensor, rotations: Tensor, slots: Tensor, weights: list[Tensor]) -> Tensor:
+        """The queries, [tokens, q_heads, head_dim]. Arguments as in `DecodeLayer`, a row per token.
+
+        weights  input norm, qkv, and the norms of query and key heads where the model has them
+        """
+        return self.queries(hidden, kv_cache, rotations, slots, iter(weights))
+
+    def queries(self, hidden: Tensor, kv_cache: Tensor, rotations: Tensor, slots: Tensor, weights: Iterator[Tensor]) -> Tensor:
+        """As `forward`; takes its weights off the iterator."""
         shape = self._shape
-        q_heads, kv_heads, head_dim = shape.q_heads, shape.kv_heads, shape.head_dim
-        split = qkv.view(qkv.shape[0], q_heads + 2 * kv_heads, head_dim)
-        q, k, v = split[:, :q_heads], split[:, q_heads : q_heads + kv_heads], split[:, q_heads + kv_heads :]
-        if q_norm is not None and k_norm is not None:
-            q, k = _norm(q, q_norm, shape.eps), _norm(k, k_norm, shape.eps)
-        q, k = _rotate(q, cos, sin, shape.rot_dim), _rotate(k, cos, sin, shape.rot_dim)
-        kv_cache.view(-1, head_dim).index_copy_(0, places.view(-1), torch.cat([k, v], dim=1).view(-1, head_dim))
+        qkv = self._qkv(_norm(hidden, next(weights), shape.eps), weights)
+        heads = qkv.view(hidden.shape[0], shape.q_heads + 2 * shape.kv_heads, shape.head_dim)
+        q, k, v = heads.split([shape.q_heads, shape.kv_heads, shape.kv_heads], dim=1)
+        if shape.qk_norm:
+            q, k = _norm(q, next(weights), shape.eps), _norm(k, next(weights), shape.eps)
+        q, k = _rotate(q, rotations, shape.rot_dim), _rotate(k, rotations, shape.rot_dim)
+        heads_of_block = torch.arange(2 * shape.kv_heads, device=slots.device) * shape.block_size
+        blocks, offsets = slots // shape.block_size, slots % shape.block_size
+        places = (blocks * (2 * shape.kv_heads * shape.block_size) + offsets).unsqueeze(1) + heads_of_block
+        entries = torch.cat([k, v], dim=1).view(-1, shape.head_dim)
+        kv_cache.view(-1, shape.head_dim).index_copy_(0, places.view(-1), entries)
         return q.contiguous()
 
 
-class DecodeAttention(nn.Module):
-    """All of attention between the two projections, for one new token of each sequence."""
+class AfterAttention(nn.Module):
+    """Output projection and MLP, for any tokens."""
 
-    def __init__(self, shape: LayerShape) -> None:
+    def __init__(self, shape: LayerShape, *, few: bool = False) -> None:
         super().__init__()
         self._shape = shape
-        self._rotate_and_write = RotaryWrite(shape)
+        self._output, self._down = Product(shape.output, few=few), Product(shape.down, few=few)
+        self._gate_up = Product(shape.gate_up, few=few)
+
+    def forward(self, attended: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
+        """attended [tokens, q_heads * head_dim], hidden [tokens, hidden_size] -> the next layer's hidden state
+
+        weights  output, norm of the MLP, gate and up, down
+        """
+        return self.hidden(attended, hidden, iter(weights))
+
+    def hidden(self, attended: Tensor, hidden: Tensor, weights: Iterator[Tensor]) -> Tensor:
+        """As `forward`; takes its weights off the iterator."""
+        hidden = self._output.add(attended, hidden, weights)
+        gate_up = self._gate_up(_norm(hidden, next(weights), self._shape.eps), weights)
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        opened = F.silu(gate) if self._shape.activation == "silu" else F.gelu(gate, approximate="tanh")
+        return self._down.add((opened * up).to(hidden.dtype), hidden, weights)
+
+
+class DecodeLayer(nn.Module):
+    """All of a layer, for one new token of each sequence.
+
+    A sequence attends in units of so many blocks at most, whose results are then put together (split-KV, as in Flash-Decoding,
+    https://crfm.stanford.edu/2023/10/12/flashdecoding.html), so that no sequence pays for a longer one beside it.
+    """
+
+    def __init__(self, shape: LayerShape, *, few: bool = False) -> None:
+        """few  for up to `FEW_ROWS` rows, which packed weights multiply"""
+        super().__init__()
+        self._shape = shape
+        self._before, self._after = BeforeAttention(shape, few=few), AfterAttention(shape, few=few)
 
     def forward(
         self,
-        qkv: Tensor,
+        hidden: Tensor,
         kv_cache: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        places: Tensor,
-        cells: Tensor,
+        rotations: Tensor,
+        slots: Tensor,
+        owners: Tensor,
+        tables: Tensor,
         first: Tensor,
         end: Tensor,
-        q_norm: Tensor | None = None,
-        k_norm: Tensor | None = None,
+        units: Tensor,
+        weights: list[Tensor],
     ) -> Tensor:
-        """qkv            [rows, (q_heads + 2 * kv_heads) * head_dim]
-        kv_cache          [blocks, 2, kv_heads, block_size, head_dim], changed in place; every slot holds finite numbers
-        cos, sin          [rows, 1, rot_dim]  fp32, for whole heads and for heads with their halves exchanged
-        places            [rows, 2 * kv_heads]  int64, where key and value heads go in the cache as [places, head_dim]
-        cells             [2, rows * q_heads, width]  int64, each query head's blocks of keys and of values in the cache
-                          as [cells, block_size, head_dim]
-        first, end        [rows * q_heads]  int64, the tokens that a query head sees, counted from the first of `cells`
-        q_norm, k_norm    [head_dim], where the model has them
-        returns           [rows, q_heads * head_dim]
+        """hidden     [rows, hidden_size]
+        kv_cache      [blocks, 2, kv_heads, block_size, head_dim], changed in place; every slot holds finite numbers
+        rotations     [rows, 2, rot_dim]  fp32, factors of a head, and of a head with its halves exchanged
+        slots         [rows]  int64, where keys and values go: block * block_size + offset, none negative
+        owners        [units]  int64, the row that a unit belongs to
+        tables        [units, width]  int64, each unit's blocks
+        first, end    [units]  int64, the tokens of a unit that are seen, counted from its first block's; at least one is
+        units         [rows, most]  int64, the units of each row, and -1
+        weights       those of `BeforeAttention`, then those of `AfterAttention`
+        returns       [rows, hidden_size]
         """
-        shape = self._shape
-        head_dim, block = shape.head_dim, shape.block_size
-        rows, heads, width = qkv.shape[0], cells.shape[1], cells.shape[2]
-        q = self._rotate_and_write(qkv, kv_cache, cos, sin, places, q_norm, k_norm)
+        tensors = iter(weights)
+        q = self._before.queries(hidden, kv_cache, rotations, slots, tensors)
+        attended = self._put_together(*self._attend(q, kv_cache, owners, tables, first, end), units)
+        return self._after.hidden(attended.to(hidden.dtype), hidden, tensors)
 
+    def _attend(
+        self, q: Tensor, kv_cache: Tensor, owners: Tensor, tables: Tensor, first: Tensor, end: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Largest score, sum of weights [units, kv_heads, heads of a group] and weighted values [.., head_dim] of each unit."""
+        shape = self._shape
+        (num_units, width), kv_heads = tables.shape, shape.kv_heads
         # Products as sums of elements, not as batched products of matrices: those would want a copy of all keys and values.
-        cached = kv_cache.view(-1, block, head_dim)
-        query = q.reshape(heads, 1, 1, head_dim).float() * shape.scale
-        scores = (query * cached[cells[0]].float()).sum(-1).view(heads, width * block)
-        place = torch.arange(width * block, device=qkv.device)
-        seen = (place >= first.unsqueeze(1)) & (place < end.unsqueeze(1))
-        scores = torch.where(seen, scores, float("-inf"))
-        weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-        summed = (weights.view(heads, width, block, 1) * cached[cells[1]].float()).sum((1, 2))
-        return (summed / weights.sum(-1, keepdim=True)).to(qkv.dtype).view(rows, shape.q_heads * head_dim)
+        # [units, kv_heads, width, block_size, head_dim]
+        keys, values = (kv_cache[:, which][tables].transpose(1, 2).float() for which in (0, 1))
+        queries = q.view(q.shape[0], kv_heads, -1, 1, 1, shape.head_dim)[owners].float() * shape.scale
+        place = torch.arange(width * shape.block_size, device=q.device)
+        seen = ((place >= first.unsqueeze(1)) & (place < end.unsqueeze(1))).unsqueeze(1)
+        highest, totals, sums = [], [], []
+        # Heads that share keys side by side, so that each key is read and widened once.
+        for head in range(shape.q_heads // shape.kv_heads):
+            scores = (queries[:, :, head] * keys).sum(-1).view(num_units, kv_heads, -1)
+            scores = torch.where(seen, scores, float("-inf"))
+            highest.append(scores.amax(-1))
+            weights = torch.exp(scores - highest[-1].unsqueeze(-1))
+            totals.append(weights.sum(-1))
+            sums.append((weights.view(num_units, kv_heads, width, -1, 1) * values).sum((2, 3)))
+        return torch.stack(highest, 2), torch.stack(totals, 2), torch.stack(sums, 2)
+
+    def _put_together(self, highest: Tensor, totals: Tensor, sums: Tensor, units: Tensor) -> Tensor:
+        """[rows, q_heads * head_dim] fp32"""
+        absent, places = (units < 0).view(*units.shape, 1, 1), units.clamp(min=0)
+        scores = torch.where(absent, float("-inf"), highest[places])
+        shares = torch.exp(scores - scores.amax(1, keepdim=True))
+        total = (shares * totals[places]).sum(1)
+        attended = (shares.unsqueeze(-1) * sums[places]).sum(1) / total.unsqueeze(-1)
+        return attended.view(units.shape[0], -1)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -154,9 +154,10 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, rot_dim: int) -> Tensor:
+def _rotate(x: Tensor, rotations: Tensor, rot_dim: int) -> Tensor:
     """[rows, heads, head_dim], rounded to its dtype."""
     wide = x[..., :rot_dim].float()
     left, right = wide.chunk(2, dim=-1)
-    turned = (wide * cos + torch.cat([right, left], dim=-1) * sin).to(x.dtype)
+    exchanged = torch.cat([right, left], dim=-1)
+    turned = (wide * rotations[:, :1] + exchanged * rotations[:, 1:]).to(x.dtype)
     return turned if rot_dim == x.shape[-1] else torch.cat([turned, x[..., rot_dim:]], dim=-1)

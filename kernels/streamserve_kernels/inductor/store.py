@@ -9,28 +9,41 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from streamserve_kernels.inductor.pieces import LayerShape
+from streamserve_kernels.inductor.shape import LayerShape
 
-PIECES = ("norm", "gate", "write", "attend")
-SOURCES = ("pieces.py", "compiler.py")
+SOURCES = ("shape.py", "products.py", "pieces.py", "lowerings.py", "compiler.py")
+
+Piece: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""Runs a piece: the arguments of its module's `forward` but for the weights, and the weights."""
 
 
 @dataclass(frozen=True)
 class LayerKernels:
-    """The pieces of `pieces`, compiled or not, with the arguments of their `forward`."""
+    """The pieces of `pieces` for one shape, compiled or not.
+
+    before, after  around the attention of steps with prompts
+    decode         whole layers of other steps
+    decode_few     the same for few rows where those have weights of their own
+    """
 
     shape: LayerShape
-    norm: Callable[[Tensor, Tensor], Tensor]
-    gate: Callable[[Tensor], Tensor]
-    write: Callable[..., Tensor]
-    attend: Callable[..., Tensor]
+    before: Piece
+    after: Piece
+    decode: Piece
+    decode_few: Piece | None
+
+
+def piece_names(shape: LayerShape) -> list[str]:
+    """The pieces that a shape has, as `LayerKernels` calls them."""
+    return ["before", "after", "decode", *(["decode_few"] if shape.is_packed else [])]
 
 
 def load_layer(shape: LayerShape, library: Path) -> LayerKernels | None:
@@ -38,18 +51,28 @@ def load_layer(shape: LayerShape, library: Path) -> LayerKernels | None:
     folder = folder_of(shape, library)
     if not folder.is_dir():
         return None
-    return LayerKernels(shape, *(load_piece(folder / f"{name}.pt2") for name in PIECES))
+    pieces = {name: load_piece(folder / f"{name}.pt2") for name in piece_names(shape)}
+    return LayerKernels(shape, pieces["before"], pieces["after"], pieces["decode"], pieces.get("decode_few"))
 
 
-def load_piece(path: Path) -> Callable[..., Tensor]:
-    """One compiled piece: takes tensors by position, as its module's `forward` does."""
-    # Torch's C++ loader itself: `aoti_load_package` imports the compiler, and what it returns takes longer to look at its
-    # arguments than a norm takes.
+def load_piece(path: Path) -> Piece:
+    """One compiled piece."""
+    # Torch's C++ loader itself: `aoti_load_package` imports the compiler, and what it returns looks long at its arguments.
     run = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).run  # type: ignore[attr-defined]
 
-    def call(*arguments: Tensor) -> Tensor:
-        results: list[Tensor] = run(list(arguments))
+    def call(arguments: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        results: list[Tensor] = run([*arguments, *weights])
         return results[0]
+
+    return call
+
+
+def uncompiled(piece: nn.Module) -> Piece:
+    """A piece as torch runs it without having compiled it."""
+
+    def call(arguments: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        result: Tensor = piece(*arguments, list(weights))
+        return result
 
     return call
 

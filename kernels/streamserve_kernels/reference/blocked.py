@@ -14,21 +14,21 @@ from torch import Tensor
 class BlockedWeight:
     """A bf16 weight [out, in] that only oneDNN can read."""
 
-    __slots__ = ("_blocked", "shape")
+    __slots__ = ("blocked", "shape")
 
     def __init__(self, weight: Tensor) -> None:
         """weight [out, in] bf16 on a CPU for which `can_block` is true; it is copied and may be freed"""
         self.shape = weight.shape
-        self._blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [rows, in] bf16 -> x @ weight.T (+ bias) [rows, out] bf16."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._blocked, bias, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.blocked, bias, "none", [], "")
         return y
 
     def matmul_add(self, x: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
         """residual [rows, out] + matmul(x, bias), rounded once."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._blocked, bias, "add")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.blocked, bias, "add")
         return y
 
 

@@ -31,7 +31,7 @@ class Int4Weight:
     costs 0.6 bytes a digit beside the 2 of its expanded form.
     """
 
-    __slots__ = ("_expanded", "_num_digits", "_packed", "_scale_zero", "shape")
+    __slots__ = ("expanded", "num_digits", "packed", "scale_zero", "shape")
 
     def __init__(self, digits: list[Tensor], scales: list[Tensor], zeros: list[Tensor], expanded: Tensor) -> None:
         """digits    each [out, in] uint8 with values 0..15; out a multiple of 16
@@ -39,24 +39,24 @@ class Int4Weight:
         expanded       [out, in] bf16, the same weight
         """
         self.shape = expanded.shape
-        self._num_digits = len(digits)
-        self._scale_zero = _interleave(torch.cat(scales, dim=1), torch.cat(zeros, dim=1))
-        self._packed = _pack(digits)
-        self._expanded: Tensor | BlockedWeight = prepare_weight(expanded)
+        self.num_digits = len(digits)
+        self.scale_zero = _interleave(torch.cat(scales, dim=1), torch.cat(zeros, dim=1))
+        self.packed = _pack(digits)
+        self.expanded: Tensor | BlockedWeight = prepare_weight(expanded)
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [rows, in] bf16 -> x @ weight.T (+ bias) [rows, out] bf16."""
         if x.shape[0] > FEW_ROWS:
-            return multiply(x, self._expanded, bias)
+            return multiply(x, self.expanded, bias)
         # The digits of a weight lie side by side in one longer row, so that their products are summed in fp32.
-        repeated = x.contiguous() if self._num_digits == 1 else x.repeat(1, self._num_digits)
-        y: Tensor = torch._weight_int4pack_mm_for_cpu(repeated, self._packed, GROUP, self._scale_zero)
+        repeated = x.contiguous() if self.num_digits == 1 else x.repeat(1, self.num_digits)
+        y: Tensor = torch._weight_int4pack_mm_for_cpu(repeated, self.packed, GROUP, self.scale_zero)
         return y if bias is None else y.add_(bias)
 
     def matmul_add(self, x: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
         """residual [rows, out] + matmul(x, bias)."""
         if x.shape[0] > FEW_ROWS:
-            return multiply_add(x, self._expanded, residual, bias)
+            return multiply_add(x, self.expanded, residual, bias)
         return self.matmul(x, bias).add_(residual)
 
 
