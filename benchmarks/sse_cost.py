@@ -28,7 +28,8 @@ from streamserve.engine.stream_table import StreamTable
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
-from streamserve.server.http_server import Listen, http_server
+from streamserve.server.http_server import http_server
+from streamserve.server.listen import Listen
 from streamserve.server.service import Service
 from streamserve.text.tokenizer import load_tokenizer
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta

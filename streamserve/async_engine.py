@@ -26,7 +26,8 @@ from streamserve.executor.base import Executor
 from streamserve.frontend import Frontend
 from streamserve.text.chat_template import Message
 from streamserve.text.grammar import GrammarCompiler
-from streamserve.text.preparation import PreparedPrompt, Prompt, default_sampling_params
+from streamserve.text.preparation import PreparedPrompt, Prompt
+from streamserve.text.sampling_defaults import default_sampling_params
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.text_stream import TextStream
 from streamserve.types import EngineInfo, EngineStats, SamplingParams, TextDelta

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from streamserve.bytecode import keep_bytecode
 from streamserve.errors import ConfigError, StreamserveError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -51,6 +52,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: runs the command and leaves with its exit code."""
+    keep_bytecode()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -44,6 +44,7 @@ from streamserve_kernels.sampling_tensors import (
     SamplingTensors,
     TokenMasks,
 )
+from streamserve_kernels.target import Target, target_of
 
 __all__ = [
     "INT4_ROW_MULTIPLE",
@@ -61,6 +62,7 @@ __all__ = [
     "SampledTokens",
     "SamplingTensors",
     "Shared",
+    "Target",
     "TokenMasks",
     "Weight",
     "add_rms_norm",
@@ -84,5 +86,6 @@ __all__ = [
     "sample",
     "scatter_sampled",
     "silu_mul",
+    "target_of",
     "token_logprobs",
 ]

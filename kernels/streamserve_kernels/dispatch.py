@@ -1,7 +1,7 @@
 """The kernels by name: each call goes to the torch reference or to Triton, by the device its tensors are on.
 
-Triton is imported when the first CUDA tensor arrives, so a CPU machine never needs it. The references' docstrings are the
-contract of both implementations.
+Triton is imported when the first tensor arrives that is not on the CPU, so a CPU machine never needs it. The references'
+docstrings are the contract of both implementations.
 """
 
 from __future__ import annotations
@@ -40,55 +40,55 @@ def preload() -> None:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.rms_norm(x, weight, eps)
     return y
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: tuple[Tensor, Tensor] = area.add_rms_norm(x, residual, weight, eps)
     return y
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.layer_norm(x, weight, bias, eps)
     return y
 
 
 def silu_mul(x: Tensor) -> Tensor:
-    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.silu_mul(x)
     return y
 
 
 def gelu_tanh_mul(x: Tensor) -> Tensor:
-    area = _triton("norm_rope") if x.is_cuda else _norm_rope
+    area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.gelu_tanh_mul(x)
     return y
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    area = _triton("projections") if x.is_cuda else _projections
+    area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.linear(x, weight, bias)
     return y
 
 
 def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-    area = _triton("projections") if x.is_cuda else _projections
+    area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.linear_residual(x, weight, residual, bias)
     return y
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    area = _triton("projections") if x.is_cuda else _projections
+    area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.norm_linear(x, norm_weight, eps, weight, bias)
     return y
 
 
 def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Weight, activation: Activation) -> Tensor:
-    area = _triton("projections") if x.is_cuda else _projections
+    area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.norm_gated_linear(x, norm_weight, eps, gate_up_weight, activation)
     return y
 
@@ -107,7 +107,7 @@ def rotary_write(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    area = _triton("kv_write") if qkv.is_cuda else _kv_write
+    area = _kv_write if qkv.is_cpu else _triton("kv_write")
     q: Tensor = area.rotary_write(
         qkv,
         positions,
@@ -138,7 +138,7 @@ def paged_attention(
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
-    area = _triton("attention") if q.is_cuda else _attention
+    area = _attention if q.is_cpu else _triton("attention")
     out: Tensor = area.paged_attention(
         q,
         kv_cache,
@@ -178,7 +178,7 @@ def rotary_attention(
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
-    area = _triton("attention") if qkv.is_cuda else _attention
+    area = _attention if qkv.is_cpu else _triton("attention")
     out: Tensor = area.rotary_attention(
         qkv,
         positions,
@@ -205,31 +205,31 @@ def rotary_attention(
 
 
 def apply_row_deltas(tables: RowTables, segments: Tensor, payload: Tensor) -> None:
-    area = _triton("rows") if segments.is_cuda else _rows
+    area = _rows if segments.is_cpu else _triton("rows")
     area.apply_row_deltas(tables, segments, payload)
 
 
 def gather_inputs(
     tables: RowTables, rows: Tensor, starts: Tensor, query_start: Tensor, *, num_tokens: int, block_size: int
 ) -> GatheredInputs:
-    area = _triton("rows") if rows.is_cuda else _rows
+    area = _rows if rows.is_cpu else _triton("rows")
     inputs: GatheredInputs = area.gather_inputs(tables, rows, starts, query_start, num_tokens=num_tokens, block_size=block_size)
     return inputs
 
 
 def scatter_sampled(tables: RowTables, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
-    area = _triton("rows") if rows.is_cuda else _rows
+    area = _rows if rows.is_cpu else _triton("rows")
     area.scatter_sampled(tables, rows, positions, token_ids)
 
 
 def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
-    area = _triton("sampling") if logits.is_cuda else _sampling
+    area = _sampling if logits.is_cpu else _triton("sampling")
     sampled: SampledTokens = area.sample(logits, parameters)
     return sampled
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
-    area = _triton("sampling") if logits.is_cuda else _sampling
+    area = _sampling if logits.is_cpu else _triton("sampling")
     logprobs: Logprobs = area.token_logprobs(logits, token_ids, num_top)
     return logprobs
 

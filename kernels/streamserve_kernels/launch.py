@@ -18,14 +18,33 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from .target import Target, target_of
+
 MAX_ARRIVALS = 1 << 16
+
+
+class CompileOnly(NamedTuple):
+    """How launches on tensors without memory are taken; see ahead.py.
+
+    claim  whether to compile what is told from all others by this
+    keep   called with what was compiled
+    """
+
+    target: Target
+    claim: Callable[[Hashable], bool]
+    keep: Callable[[Any], None]
+
+
+_COMPILE_ONLY: ContextVar[CompileOnly] = ContextVar("compile_only")
 
 
 class Kernel:
@@ -66,6 +85,11 @@ class Kernel:
         compiled[(*grid, 1, 1)[:3]](*values, *(constants[name] for name in names))
 
     def _compile(self, key: Hashable, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        if arguments[0].is_meta:
+            only = _COMPILE_ONLY.get()
+            if only.claim((self.function.__name__, key)):
+                only.keep(self.function.warmup(*arguments, grid=grid, **constants))
+            return
         # Threads that start together want the same kernels: without the lock, each would compile all of them.
         with self._compiling.setdefault(tuple(constants.values()), threading.Lock()):
             compiled = self.function[grid](*arguments, **constants)
@@ -93,19 +117,40 @@ def prefetch(ptrs, num_bytes):
     )  # fmt: skip
 
 
+def _target(device: torch.device) -> Target:
+    return _COMPILE_ONLY.get().target if device.type == "meta" else target_of(device)
+
+
+@contextmanager
+def compiles_only(how: CompileOnly) -> Iterator[None]:
+    """Take launches on meta tensors like this, in this context."""
+    token = _COMPILE_ONLY.set(how)
+    _forget_targets()
+    try:
+        yield
+    finally:
+        _COMPILE_ONLY.reset(token)
+        _forget_targets()
+
+
+def _forget_targets() -> None:
+    dependent_launch.cache_clear()
+    multiprocessors.cache_clear()
+
+
 @functools.cache
 def dependent_launch(device: torch.device) -> dict[str, Any]:
     """Launch options of every kernel for `device`: PDL where the hardware has it (`STREAMSERVE_PDL=0` turns it off)."""
     wanted = os.environ.get("STREAMSERVE_PDL", "1") != "0"
-    if device.type != "cuda" or not wanted or torch.cuda.get_device_capability(device) < (9, 0):
+    if not wanted or _target(device).capability < (9, 0):
         return {"PDL": False}
     return {"PDL": True, "launch_pdl": True}
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of `device`; a plausible small number where the interpreter stands in for a GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    """Streaming multiprocessors of `device`."""
+    return _target(device).multiprocessors
 
 
 def power_of_two(size: int, *, least: int = 1) -> int:

@@ -131,7 +131,7 @@ def _choose(logits: torch.Tensor, p: SamplingTensors) -> torch.Tensor:
         options = dependent_launch(logits.device)
         _scores_kernel[(num_lines, parts)](
             logits, p.rows, p.positions, tables.temperature, tables.seed_low, tables.seed_high, best, best_ids,
-            vocab, parts, row_stride, CHUNK=_CHUNK, FAST=logits.is_cuda, num_warps=8, **options,
+            vocab, parts, row_stride, CHUNK=_CHUNK, FAST=not logits.is_cpu, num_warps=8, **options,
         )  # fmt: skip
         _best_kernel[(num_lines,)](
             best, best_ids, token_ids, parts, vocab, PARTS=triton.next_power_of_2(parts), num_warps=1, **options

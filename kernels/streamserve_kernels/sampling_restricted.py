@@ -258,5 +258,5 @@ def choose_restricted(logits: torch.Tensor, p: SamplingTensors, lines: torch.Ten
         logits, lines, p.rows, p.positions, tables.temperature, tables.seed_low, tables.seed_high,
         tables.top_k, tables.top_p, tables.min_p, maxima, tops, masses, chosen, token_ids, vocab, parts, num_groups, row_stride,
         PARTS=triton.next_power_of_2(parts), GROUPS=triton.next_power_of_2(num_groups), GROUP=_GROUP, CANDIDATES=_CANDIDATES,
-        CHUNK=min(16384, triton.next_power_of_2(vocab)), FAST=logits.is_cuda, num_warps=16,
+        CHUNK=min(16384, triton.next_power_of_2(vocab)), FAST=not logits.is_cpu, num_warps=16,
     )  # fmt: skip

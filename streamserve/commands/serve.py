@@ -1,12 +1,14 @@
 """`streamserve serve MODEL`: options in, one server out.
 
-Only reads the command line; the server's life is `streamserve.server.main`.
+Reads the command line, takes the port and has the engine started, with nothing loaded that is slow to import: the engine loads
+while this process imports the server. The server's life is `streamserve.server.main`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 import sys
 from pathlib import Path
@@ -17,15 +19,15 @@ import click
 
 from streamserve.checkpoint import Checkpoint
 from streamserve.commands.engine_options import AMOUNT, VllmCommand, engine_config, engine_options
+from streamserve.engine.start import EngineStart
 from streamserve.errors import ConfigError
 from streamserve.server.config import CorsConfig, ServerConfig
-from streamserve.server.http_server import Listen
+from streamserve.server.listen import Listen, bind
 from streamserve.server.logs import configure
-from streamserve.server.main import ServeOptions, Server
+from streamserve.server.options import ServeOptions
 from streamserve.server.timeline import Timeline
-from streamserve.server.tracing import require_installed
 from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
-from streamserve.text.preparation import default_sampling_params
+from streamserve.text.sampling_defaults import default_sampling_params
 
 API_KEY_VARIABLE = "STREAMSERVE_API_KEY"
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
@@ -117,17 +119,29 @@ def serve(model: str | None, **values: Any) -> int:
     options = serve_options(model, values)
     configure(options.listen.log_level)
     timeline = Timeline()
-    return anyio.run(_run, options, timeline, backend_options={"use_uvloop": sys.platform != "win32"})
+    # Before anything is started: a port that is taken.
+    with bind(options.listen) as listening:
+        start = EngineStart(options.engine)
+        try:
+            return anyio.run(_run, options, listening, start, timeline, backend_options={"use_uvloop": sys.platform != "win32"})
+        finally:
+            start.stop()
 
 
-async def _run(options: ServeOptions, timeline: Timeline) -> int:
-    return await Server(options, timeline).run()
+async def _run(options: ServeOptions, listening: socket.socket, start: EngineStart, timeline: Timeline) -> int:
+    # Here and not at the top: the engine is loading already.
+    from streamserve.server.main import Server
+
+    return await Server(options, listening, start, timeline).run()
 
 
 def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
     """Everything the command line says. Raises `ConfigError` for what does not fit together."""
     seed = values["seed"]
     if values["otlp_traces_endpoint"] is not None:
+        # Here and not at the top: it loads the web framework.
+        from streamserve.server.tracing import require_installed
+
         require_installed()
     _check_tls(values)
     engine = engine_config(model, values)

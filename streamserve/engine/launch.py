@@ -18,9 +18,8 @@ from pathlib import Path
 import msgspec
 
 from streamserve.checkpoint import Checkpoint
+from streamserve.child import encode_with_paths, start_module
 from streamserve.config import EngineConfig
-from streamserve.engine.child import start_module
-from streamserve.engine.paths import encode_with_paths
 from streamserve.errors import EngineDead
 
 EXECUTOR = "streamserve.executor.local:LocalExecutor"

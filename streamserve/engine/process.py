@@ -23,10 +23,11 @@ from typing import Any
 
 import anyio
 
+from streamserve.bytecode import compile_ahead
+from streamserve.child import decode_with_paths
 from streamserve.engine.core import EngineCore
 from streamserve.engine.launch import Launch
 from streamserve.engine.listener import Listener
-from streamserve.engine.paths import decode_with_paths
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.base import Executor
 
@@ -46,6 +47,7 @@ def main() -> None:
     """Read the launch line and serve until told to stop."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    compile_ahead()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s")
     launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)
     options = {"use_uvloop": find_spec("uvloop") is not None}

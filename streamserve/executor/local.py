@@ -142,11 +142,15 @@ class _Rank:
             began = time.perf_counter()
             bound_spinning()
             # Here and not at the top: torch takes seconds to import, and only ranks need it.
-            from streamserve.worker.runner import Runner
+            from streamserve.worker.kernel_cache import KernelCache
 
-            imports_s = time.perf_counter() - began
-            runner = Runner(config, checkpoint)
-            info = runner.load()
+            with KernelCache(config, checkpoint) as kernels:
+                kernels.fill()
+                from streamserve.worker.runner import Runner
+
+                imports_s = time.perf_counter() - began
+                runner = Runner(config, checkpoint, kernels)
+                info = runner.load()
         except Exception as error:
             self._fail(self.info, error)
             return None

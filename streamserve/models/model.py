@@ -54,7 +54,9 @@ class RopeTables(nn.Module):
 
     def __init__(self, ropes: tuple[Rope | None, ...], length: int, device: torch.device) -> None:
         super().__init__()
-        self._by_rope = {rope: rope.table(length, device) for rope in set(ropes) if rope is not None}
+        # Without memory torch would load its compiler, some 800 modules, for arithmetic: that is done where there is some.
+        where = torch.device("cpu") if device.type == "meta" else device
+        self._by_rope = {rope: rope.table(length, where).to(device) for rope in set(ropes) if rope is not None}
         self.by_layer: list[Tensor | None] = [self._by_rope[rope] if rope is not None else None for rope in ropes]
 
 

@@ -23,7 +23,8 @@ from streamserve.engine.stream import StreamLimits
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
-from streamserve.server.http_server import Listen, http_server
+from streamserve.server.http_server import http_server
+from streamserve.server.listen import Listen
 from streamserve.server.metrics import Metrics
 from streamserve.server.neighbours import Neighbours
 from streamserve.server.service import Service

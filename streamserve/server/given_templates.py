@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from streamserve.engine.child import environment, module_command
+from streamserve.child import environment, module_command
 from streamserve.engine.error_info import restore
 from streamserve.errors import InvalidParameter, QueueFull
 from streamserve.text.chat_template import Message

@@ -1,4 +1,4 @@
-"""The life of one server: open the port, start the engine, serve, drain, leave nothing behind.
+"""The life of one server: answer on its port, wait for the engine, serve, drain, leave nothing behind.
 
 Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine process and the
 further workers, and it alone listens to signals: the first one drains, the second ends everything at once.
@@ -10,60 +10,45 @@ import os
 import signal
 import socket
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import anyio
 import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
 
-from streamserve.checkpoint import checkpoint_of
-from streamserve.config import EngineConfig, replace
-from streamserve.engine.launch import EXECUTOR, EngineProcess
+from streamserve.engine.launch import EngineProcess
 from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.start import EngineStart
 from streamserve.engine.supervision import keep_running
 from streamserve.errors import StreamserveError
 from streamserve.server.api_worker import ApiWorker, read_tokenizer, remote_engine
-from streamserve.server.config import ServerConfig
 from streamserve.server.control import Question
-from streamserve.server.http_server import Listen, bind
+from streamserve.server.listen import Listen
 from streamserve.server.metrics import Metrics
 from streamserve.server.neighbours import Neighbours, door_of
+from streamserve.server.options import ServeOptions
 from streamserve.server.timeline import Timeline
 from streamserve.server.worker_process import WorkerLaunch
 from streamserve.server.workers import END_TIMEOUT_S, WorkerProcess, ask_each
-from streamserve.text.preparation import default_sampling_params
+from streamserve.text.sampling_defaults import default_sampling_params
 from streamserve.types import EngineInfo
 
 EXIT_FAILED = 1
-GRAMMARS = "streamserve.text.grammar:compiler_for"
-
-
-class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything `streamserve serve` was told.
-
-    workers              API workers in all, this process among them
-    uses_model_defaults  whether the model's generation_config.json fills in what requests leave out
-    sampling_overrides   parameters, by `SamplingParams` name, that replace those
-    executor             as in `engine.launch.Launch`
-    compile_constraint   as in `engine.launch.Launch`
-    """
-
-    engine: EngineConfig
-    server: ServerConfig
-    listen: Listen
-    workers: int = 1
-    uses_model_defaults: bool = True
-    sampling_overrides: dict[str, Any] = {}
-    executor: str = EXECUTOR
-    compile_constraint: str | None = GRAMMARS
 
 
 class Server:
-    """One server from its start to its end; `run` once."""
+    """One server from its start to its end; `run` once.
 
-    def __init__(self, options: ServeOptions, timeline: Timeline) -> None:
+    listening  bound to the options' address
+    start      of the engine that it serves
+    Both are closed with the server.
+    """
+
+    def __init__(self, options: ServeOptions, listening: socket.socket, start: EngineStart, timeline: Timeline) -> None:
         self._options = options
+        self._listening = listening
+        self._start = start
         self._timeline = timeline
         self._process: EngineProcess | None = None
         self._engine: RemoteEngine | None = None
@@ -73,21 +58,20 @@ class Server:
         self._failure: str | None = None
 
     async def run(self) -> int:
-        """Serve until a signal or a failure; the exit status.
+        """Serve until a signal or a failure; the exit status, 1 for what keeps it from starting, which is told.
 
-        Raises `ConfigError` when it can't listen like this; what else keeps it from starting is told and makes the status 1.
+        Raises `ConfigError` for unusable TLS files.
         """
-        listening = bind(self._options.listen)
         memory_fd = Metrics.shared_memory(self._options.workers)
         try:
-            listen = msgspec.structs.replace(self._options.listen, port=listening.getsockname()[1])
+            listen = msgspec.structs.replace(self._options.listen, port=self._listening.getsockname()[1])
             first = self._first_worker(listen, memory_fd)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._obey_signals)
-                await self._serve(first, listening, listen, memory_fd, watching)
+                await self._serve(first, listen, memory_fd, watching)
                 watching.cancel_scope.cancel()
         finally:
-            listening.close()
+            self._listening.close()
             os.close(memory_fd)
             await self._stop_engine()
             for worker in self._workers:
@@ -105,11 +89,9 @@ class Server:
         assert self._process is not None, "nothing is kept before there is an engine"
         return door_of(self._process.address, worker)
 
-    async def _serve(
-        self, first: ApiWorker, listening: socket.socket, listen: Listen, memory_fd: int, watching: TaskGroup
-    ) -> None:
+    async def _serve(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
         async with anyio.create_task_group() as http:
-            http.start_soon(first.serve, listening)
+            http.start_soon(first.serve, self._listening)
             await first.wait_started()
             self._timeline.step("port", f"{listen.url} answers /health")
             await self._load(first, listen, memory_fd, watching)
@@ -121,7 +103,7 @@ class Server:
         """Everything between an open port and a ready server; what goes wrong ends the server."""
         with self._loading:
             try:
-                launch = await self._start_engine(listen, memory_fd)
+                launch = await self._find_engine(listen, memory_fd)
                 self._start_workers(launch, first, watching)
                 await self._connect(first, launch, watching)
             except StreamserveError as error:
@@ -129,23 +111,19 @@ class Server:
                 return
             self._timeline.ready(listen.url)
 
-    async def _start_engine(self, listen: Listen, memory_fd: int) -> WorkerLaunch:
-        """Find the model and start the engine on it; what a further worker must know of both."""
+    async def _find_engine(self, listen: Listen, memory_fd: int) -> WorkerLaunch:
+        """Wait until the model is found and the engine process runs; what a further worker must know of both."""
         options = self._options
-        checkpoint = await anyio.to_thread.run_sync(partial(checkpoint_of, options.engine), abandon_on_cancel=True)
+        checkpoint, config, process = await anyio.to_thread.run_sync(self._start.found, abandon_on_cancel=True)
+        self._process = process
         self._timeline.step("model", f"{checkpoint.source} ({checkpoint.format}, {checkpoint.path})")
-        config = replace(options.engine, model=str(checkpoint.path))
-        self._process = EngineProcess(
-            config, checkpoint, executor=options.executor, compile_constraint=options.compile_constraint
-        )
-        address = await anyio.to_thread.run_sync(self._process.start)
         defaults = default_sampling_params(checkpoint) if options.uses_model_defaults else {}
         return WorkerLaunch(
             worker=0,
             workers=options.workers,
             control_fd=-1,
             metrics_fd=memory_fd,
-            engine_address=address,
+            engine_address=process.address,
             engine_config=config,
             checkpoint=checkpoint,
             server_config=options.server,
@@ -252,8 +230,7 @@ class Server:
             if self._engine is not None:
                 with anyio.move_on_after(END_TIMEOUT_S):
                     await self._engine.stop()
-            if self._process is not None:
-                await anyio.to_thread.run_sync(self._process.stop)
+            await anyio.to_thread.run_sync(self._start.stop)
 
 
 def _requests(count: int) -> str:

@@ -16,13 +16,13 @@ import anyio
 import msgspec
 
 from streamserve.checkpoint import Checkpoint
+from streamserve.child import decode_with_paths
 from streamserve.config import EngineConfig
-from streamserve.engine.paths import decode_with_paths
 from streamserve.engine.remote import RemoteEngine
 from streamserve.server.api_worker import ApiWorker, read_tokenizer, remote_engine
 from streamserve.server.config import ServerConfig
 from streamserve.server.control import Control, Question, Ready
-from streamserve.server.http_server import Listen, join
+from streamserve.server.listen import Listen, join
 from streamserve.server.logs import configure
 from streamserve.server.metrics import Metrics
 from streamserve.server.neighbours import Neighbours, door_of

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import anyio
 import msgspec
 
-from streamserve.engine.child import start_module
-from streamserve.engine.paths import encode_with_paths
+from streamserve.child import encode_with_paths, start_module
 from streamserve.server.control import Asked, Control, Drain, Question
 from streamserve.server.worker_process import WorkerLaunch
 

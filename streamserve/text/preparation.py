@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamserve.checkpoint import Checkpoint
 from streamserve.errors import ContextLengthExceeded, InvalidParameter
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.types import SamplingParams, SequenceSpec
@@ -24,15 +23,6 @@ MAX_SEED = 2**63
 
 _VERY_LONG_TEXT = 1 << 18
 """Characters from which a text is first asked whether it could fit: tokenising a megabyte takes a second, and 40 MB."""
-
-_GENERATION_CONFIG_FIELDS = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "max_new_tokens": "max_tokens",
-}
 
 
 def random_seed() -> int:
@@ -216,14 +206,3 @@ class Preparation:
         for token_id in token_ids:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
                 raise InvalidParameter(name, f"token ids must be integers from 0 to {self.vocab_size - 1}, got {token_id!r}")
-
-
-def default_sampling_params(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The sampling parameters that a model's generation_config.json recommends, by `SamplingParams` name."""
-    recommended = {
-        name: checkpoint.generation_config[theirs]
-        for theirs, name in _GENERATION_CONFIG_FIELDS.items()
-        if checkpoint.generation_config.get(theirs) is not None
-    }
-    SamplingParams(**recommended)
-    return recommended

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from streamserve.scheduling.plan import Plan, RowWork
-from streamserve.worker.device import Device
+from streamserve.worker.device import Device, OnDemand
 from streamserve.worker.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.model import Model
 from streamserve.worker.rows import Rows
@@ -29,7 +29,7 @@ class Capture:
 
     whole    the model, the head, sampling without special needs, and the write of the ids into the rows, which then stand one
              token further -> token ids [size]
-    forward  the model alone -> hidden states [size, hidden_size]
+    forward  the model alone -> hidden states [size, hidden_size]; captured when first used
     """
 
     size: int
@@ -105,8 +105,7 @@ class DecodeGraphs:
 
         # Once outside of a capture: kernels are compiled and loaded at their first launch, which a capture can't hold.
         whole()
-        self._device.synchronize()
-        return Capture(size, self._device.capture(whole), self._device.capture(forward))
+        return Capture(size, self._device.capture(whole), OnDemand(self._device, forward))
 
 
 def _continues(before: list[RowWork], work: list[RowWork]) -> bool:

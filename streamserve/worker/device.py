@@ -15,6 +15,7 @@ from torch import Tensor
 from streamserve.config import Device as DeviceName
 from streamserve.errors import ConfigError
 from streamserve.worker.memory import Memory, host_memory, keep_freed_memory
+from streamserve_kernels import Target, target_of
 
 
 class Event(Protocol):
@@ -39,6 +40,8 @@ class Device(Protocol):
     """Whether replaying a capture is cheaper than launching again."""
     compiles_layers: bool
     """Whether layers are faster with their small work compiled ahead (`worker/compiled.py`)."""
+    target: Target | None
+    """What kernels are compiled for; None where none are."""
 
     def stream(self) -> AbstractContextManager[object]:
         """Everything launched inside, by this thread, goes to the worker's stream."""
@@ -91,6 +94,23 @@ class Device(Protocol):
         ...
 
 
+class OnDemand:
+    """Launches its work when first called, and captures it then; every later call replays it."""
+
+    def __init__(self, device: Device, work: Callable[[], Tensor]) -> None:
+        self._device = device
+        self._work = work
+        self._replay: Callable[[], Tensor] | None = None
+
+    def __call__(self) -> Tensor:
+        if self._replay is not None:
+            return self._replay()
+        # What runs also compiles and loads kernels, which a capture can't.
+        result = self._work()
+        self._replay = self._device.capture(self._work)
+        return result
+
+
 def open_device(name: DeviceName) -> Device:
     """The device by its flag; "auto" takes a GPU when there is one. Raises `ConfigError` when it is not there."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
@@ -113,6 +133,7 @@ class CpuDevice:
     kv_cache_cap: int | None = 4 << 30
     captures = False
     compiles_layers = True
+    target: Target | None = None
 
     def __init__(self) -> None:
         keep_freed_memory()
@@ -159,6 +180,18 @@ class CpuDevice:
         return cache if cache.nbytes > 64 << 20 else cache.zero_()
 
 
+class ShapeDevice(CpuDevice):
+    """No device: tensors on it have shapes and no memory, and kernels that they are given are compiled and not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.torch_device = torch.device("meta")
+        self.name = "none"
+
+    def allocate_cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.torch_device)
+
+
 class CudaDevice:
     """One NVIDIA GPU, with a stream of the worker's own."""
 
@@ -169,6 +202,7 @@ class CudaDevice:
     def __init__(self, device: torch.device) -> None:
         self.torch_device = device
         self.name = torch.cuda.get_device_name(device)
+        self.target: Target | None = target_of(device)
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graph_pool = torch.cuda.graph_pool_handle()
         self._capture_stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

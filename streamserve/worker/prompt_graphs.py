@@ -8,14 +8,13 @@ ever: they keep the device busy for longer than launching takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from streamserve.scheduling.plan import RowWork
-from streamserve.worker.device import Device
+from streamserve.worker.device import Device, OnDemand
 from streamserve.worker.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.model import Model
 from streamserve.worker.rows import Rows
@@ -25,7 +24,7 @@ MAX_PROMPTS = 32
 
 _TOKENS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048)
 _DECODES = (0, 8, 32, 64, 128, 192, 256, 384, 512)
-_AT_START = (16, 32, 64, 128, 256, 512, 1024, 2048)
+_AT_START = (64, 128, 256, 512, 1024)
 
 
 class _Size(NamedTuple):
@@ -45,7 +44,7 @@ class PromptGraphs:
         self._rows = rows
         self._kv_caches = kv_caches
         self._uploader = uploader
-        self._captures: dict[_Size, Callable[[], Tensor]] = {}
+        self._captures: dict[_Size, OnDemand] = {}
         self._tokens: list[int] = []
         self._decodes: list[int] = []
         self._states: Tensor | None = None
@@ -74,8 +73,9 @@ class PromptGraphs:
         if size is None or padded is None:
             return None
         sent = self._uploader.send(padded)
-        replay = self._captures.get(size)
-        return sent, self._run_and_capture(size, sent) if replay is None else replay()
+        if size not in self._captures:
+            self._captures[size] = self._forward(sent)
+        return sent, self._captures[size]()
 
     def _size(self, num_decodes: int, num_tokens: int) -> _Size | None:
         """The smallest that holds so much."""
@@ -99,7 +99,7 @@ class PromptGraphs:
     def _padded_row(self, count: int) -> RowWork:
         return RowWork(self._rows.tables.padding_row, 0, count, False)
 
-    def _run_and_capture(self, size: _Size, sent: StepWork) -> Tensor:
+    def _forward(self, sent: StepWork) -> OnDemand:
         tables, room = self._rows.tables, self._rows.room
         # Lengths of a replay are unknown here: launches are laid out for the longest.
         work = replace(sent, max_seq_len=room.max_model_len)
@@ -111,7 +111,4 @@ class PromptGraphs:
                 self._states = hidden
             return self._states[: len(hidden)].copy_(hidden)
 
-        # The step itself; it also compiles and loads kernels, which a capture can't.
-        hidden = forward()
-        self._captures[size] = self._device.capture(forward)
-        return hidden
+        return OnDemand(self._device, forward)

@@ -9,7 +9,6 @@ import torch
 
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
-from streamserve.errors import ConfigError
 from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.scheduling.plan import Plan
@@ -18,7 +17,9 @@ from streamserve.worker.compilation import compile_kernels
 from streamserve.worker.compiled import is_compiled, with_compiled_layers
 from streamserve.worker.device import Device, open_device
 from streamserve.worker.dtypes import resolve_dtype
+from streamserve.worker.kernel_cache import Aim, KernelCache
 from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
+from streamserve.worker.limits import resolve_max_model_len
 from streamserve.worker.model import Model
 from streamserve.worker.progress import weights_bar
 from streamserve.worker.rehearsal import measure_activations
@@ -26,14 +27,17 @@ from streamserve.worker.rows import Room, Rows
 from streamserve.worker.shortage import explain_shortage
 from streamserve.worker.step import PendingStep, StepRunner
 from streamserve.worker.timeline import Timeline
+from streamserve_kernels import preload
 
 
 class Runner:
     """A rank. `load` first, once; then `step` for every plan, in order."""
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, kernels: KernelCache | None = None) -> None:
+        """kernels  filled since before torch was imported, if this machine may need it; without it, all are compiled here"""
         self._config = config
         self._checkpoint = checkpoint
+        self._kernels = kernels or KernelCache(config, checkpoint)
         self._steps: StepRunner | None = None
 
     @torch.inference_mode()
@@ -48,6 +52,8 @@ class Runner:
         device = open_device(config.device)
         dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
         shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
+        if device.target is not None:
+            self._kernels.aim(Aim(**device.target._asdict(), dtype=str(dtype).removeprefix("torch.")))
         with device.stream(), explain_shortage(device, config, timeline):
             with timeline.measure("weights"), weights_bar(self._checkpoint.source) as on_progress:
                 model = load_model(
@@ -63,8 +69,12 @@ class Runner:
                     model = with_compiled_layers(model, config.block_size)
             rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
             if device.captures:
+                with timeline.measure("compile"):
+                    preload()
+                    self._kernels.wait()
                 with timeline.measure("kernels"):
                     compile_kernels(device, model, rows, shape, config.max_num_batched_tokens)
+                    self._kernels.keep()
             with timeline.measure("kv_cache"):
                 num_blocks = _size_cache(config, device, model, rows, shape, max_model_len)
                 self._steps = StepRunner(device, model, rows, allocate(shape, num_blocks, device))
@@ -92,13 +102,6 @@ class Runner:
         if self._steps is None:
             raise RuntimeError("a rank steps only after it has loaded")
         return self._steps.step(plan)
-
-
-def resolve_max_model_len(wanted: int | None, limit: int) -> int:
-    """The context length to serve. Raises `ConfigError` beyond what the model's positions reach."""
-    if wanted is not None and wanted > limit:
-        raise ConfigError(f"--max-model-len {wanted}: the model reaches {limit} tokens; lower it to {limit} or leave it out")
-    return wanted or limit
 
 
 def _size_cache(config: EngineConfig, device: Device, model: Model, rows: Rows, shape: KvShape, max_model_len: int) -> int:

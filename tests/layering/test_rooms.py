@@ -18,23 +18,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gguf_file": {"errors"},
     "gguf_config": {"errors", "gguf_file"},
     "checkpoint": FOUNDATION | {"gguf_file", "gguf_config"},
+    # the processes of one program
+    "child": set(),
+    "bytecode": {"child"},
     # from the plan down to the device
     "scheduling": FOUNDATION,
     "models": FOUNDATION | {"checkpoint", "gguf_file", "scheduling.plan"},
-    "worker": FOUNDATION | {"checkpoint", "models", "scheduling.plan"},
+    "worker": FOUNDATION | {"checkpoint", "child", "models", "scheduling.plan"},
     "executor": FOUNDATION | {"checkpoint", "worker", "scheduling.plan"},
-    "engine": FOUNDATION | {"checkpoint", "executor", "scheduling"},
+    "engine": FOUNDATION | {"bytecode", "checkpoint", "child", "executor", "scheduling"},
     # from tokens up to the wire
     "text": FOUNDATION | {"checkpoint", "gguf_file"},
     **{room: FOUNDATION | {"checkpoint", "engine", "executor", "text"} | (LIBRARY - {room}) for room in LIBRARY},
-    "server": FOUNDATION | {"checkpoint", "engine", "text", "frontend", "text_stream"},
+    "server": FOUNDATION | {"checkpoint", "child", "engine", "text", "frontend", "text_stream"},
     # programs around a server process
     "server_process": FOUNDATION,
     "demo": FOUNDATION | {"server_process"},
     # the command line; `cli` names its commands and imports them when they are called
     "commands": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server", "worker"} | LIBRARY,
     "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "text", "server_process"} | LIBRARY,
-    "cli": FOUNDATION | {"commands", "bench"},
+    "cli": FOUNDATION | {"bytecode", "commands", "bench"},
     # the package itself loads names on first use
     "__init__": {"types", "async_engine", "llm"},
     "__main__": {"cli"},

@@ -16,7 +16,8 @@ from litestar import Litestar
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
-from streamserve.server.http_server import Listen, http_server
+from streamserve.server.http_server import http_server
+from streamserve.server.listen import Listen
 from streamserve.server.neighbours import Neighbours
 from streamserve.server.service import Service
 from streamserve.server.tracing import Tracer

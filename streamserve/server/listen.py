@@ -1,0 +1,81 @@
+"""Where a server listens: the address, and sockets bound to it.
+
+Plain blocking calls. Knows no server: a port that can't be had is told before anything else is started.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+import msgspec
+
+from streamserve.errors import ConfigError
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server listens and how it speaks.
+
+    shares_port  several processes bind the same port and the kernel spreads the connections over them
+    """
+
+    host: str | None = None
+    port: int = 8000
+    root_path: str = ""
+    log_level: str = "info"
+    access_log: bool = True
+    shares_port: bool = False
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_ca_certs: str | None = None
+    ssl_cert_reqs: int = int(ssl.CERT_NONE)
+
+    @property
+    def url(self) -> str:
+        """How a client on this machine reaches it."""
+        host = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        if host is not None and ":" in host and not host.startswith("["):
+            host = f"[{host}]"
+        return f"{'https' if self.ssl_certfile else 'http'}://{host}:{self.port}{self.root_path}"
+
+
+def bind(listen: Listen) -> socket.socket:
+    """A bound socket for `listen`. Raises `ConfigError` when the address can't be had."""
+    host = listen.host or "0.0.0.0"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if listen.shares_port and listen.port:
+        # Two servers that share ports would share each other's: only processes of one server may.
+        _bound(family, host, listen.port, shares_port=False).close()
+    return _bound(family, host, listen.port, shares_port=listen.shares_port)
+
+
+def join(listen: Listen) -> socket.socket:
+    """A further socket on a port that this server already shares."""
+    host = listen.host or "0.0.0.0"
+    return _bound(socket.AF_INET6 if ":" in host else socket.AF_INET, host, listen.port, shares_port=True)
+
+
+def _bound(family: socket.AddressFamily, host: str, port: int, *, shares_port: bool) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares_port:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigError(_cannot_bind(host, port, error)) from error
+    except OverflowError:
+        listening.close()
+        raise ConfigError(f"--port {port}: must be between 0 and 65535") from None
+    listening.setblocking(False)
+    return listening
+
+
+def _cannot_bind(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use: stop what listens there, or choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs privileges this process does not have: choose one above 1023 with --port"
+    return f"can't listen on {host}:{port}: {error.strerror or error}; check --host and --port"

@@ -1,0 +1,28 @@
+"""The sampling parameters that a model's own files recommend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamserve.checkpoint import Checkpoint
+from streamserve.types import SamplingParams
+
+_GENERATION_CONFIG_FIELDS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+def default_sampling_params(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The sampling parameters that a model's generation_config.json recommends, by `SamplingParams` name."""
+    recommended = {
+        name: checkpoint.generation_config[theirs]
+        for theirs, name in _GENERATION_CONFIG_FIELDS.items()
+        if checkpoint.generation_config.get(theirs) is not None
+    }
+    SamplingParams(**recommended)
+    return recommended
