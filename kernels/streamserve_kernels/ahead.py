@@ -23,10 +23,10 @@ from .target import Target
 
 
 @contextmanager
-def compile_only(target: Target, claim: Callable[[Hashable], bool]) -> Iterator[None]:
+def compile_only(target: Target, claim: Callable[[str, Hashable], bool]) -> Iterator[None]:
     """Inside, launches on meta tensors compile for `target` and run nothing.
 
-    claim  asked before a kernel is compiled, with what tells it from all others; on False it is left to whoever has claimed it
+    claim  asked before a kernel is compiled, with its name and the kind of its arguments; on False it is not
     """
     driver.set_active(_StandIn(target))
     try:

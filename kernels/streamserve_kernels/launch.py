@@ -35,12 +35,12 @@ MAX_ARRIVALS = 1 << 16
 class CompileOnly(NamedTuple):
     """How launches on tensors without memory are taken; see ahead.py.
 
-    claim  whether to compile what is told from all others by this
+    claim  whether to compile the kernel of this name for arguments of this kind
     keep   called with what was compiled
     """
 
     target: Target
-    claim: Callable[[Hashable], bool]
+    claim: Callable[[str, Hashable], bool]
     keep: Callable[[Any], None]
 
 
@@ -87,7 +87,7 @@ class Kernel:
     def _compile(self, key: Hashable, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
         if arguments[0].is_meta:
             only = _COMPILE_ONLY.get()
-            if only.claim((self.function.__name__, key)):
+            if only.claim(self.function.__name__, key):
                 only.keep(self.function.warmup(*arguments, grid=grid, **constants))
             return
         # Threads that start together want the same kernels: without the lock, each would compile all of them.

@@ -6,7 +6,7 @@ over a cache of one block that nobody reads. Devices that compile nothing need n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -27,9 +27,8 @@ _DECODES = (1, 2, 8, 16, 32, 64, 128)
 _PREFILLS = (100, 1000)
 
 
-def compile_kernels(device: Device, model: Model, rows: Rows, shape: KvShape, max_num_batched_tokens: int) -> None:
-    """Run steps of every size that kernels tell apart, at the same time; `preload` comes first, on one thread."""
-    steps = kernel_steps(device, model, rows, shape, max_num_batched_tokens)
+def run_at_once(device: Device, steps: Sequence[Step]) -> None:
+    """Run these steps at the same time; `preload` comes first, on one thread."""
     device.synchronize()
     with ThreadPoolExecutor(len(steps), thread_name_prefix="streamserve-compile") as threads:
         for done in [threads.submit(_apart, device, step) for step in steps]:

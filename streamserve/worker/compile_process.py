@@ -5,6 +5,7 @@ Reads what it is told, and gets Triton ready beside importing torch, which `prec
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 
@@ -27,4 +28,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not sys.exit: the rank waits, and to take torch down properly takes a while.
+    os._exit(main())

@@ -81,6 +81,10 @@ class Device(Protocol):
         """
         ...
 
+    def load_libraries(self) -> None:
+        """Load what products would load at the first of them: a few hundred megabytes of libraries on a GPU."""
+        ...
+
     def synchronize(self) -> None: ...
 
     def memory(self) -> Memory: ...
@@ -163,6 +167,9 @@ class CpuDevice:
 
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return work
+
+    def load_libraries(self) -> None:
+        """They came with torch."""
 
     def synchronize(self) -> None:
         """Nothing is ever outstanding."""
@@ -254,6 +261,10 @@ class CudaDevice:
             return result
 
         return replay
+
+    def load_libraries(self) -> None:
+        square = torch.zeros(256, 256, dtype=torch.float16, device=self.torch_device)
+        torch.mm(square, square)
 
     def synchronize(self) -> None:
         self._stream.synchronize()

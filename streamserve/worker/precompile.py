@@ -26,7 +26,12 @@ from streamserve.worker.limits import resolve_max_model_len
 from streamserve.worker.rows import Room, Rows
 from streamserve_kernels import Target, preload
 
+Claim = Callable[[str, Hashable], bool]
+
 _MOST_PROCESSES = 16
+
+_LONGEST = ("_decode_kernel", "_prefill_kernel", "_restricted_kernel")
+"""Kernels that take several times as long as others: begun last, they would keep all processes waiting for one."""
 
 
 def compile_order(order: Order, aim: Aim) -> int:
@@ -69,16 +74,22 @@ def _compile(steps: Sequence[Step], target: Target, claims: Path) -> None:
     # Here and not at the top: this is Triton, which a machine without a GPU need not have.
     from streamserve_kernels.ahead import compile_only
 
-    with compile_only(target, claims_in(claims)):
-        for step in steps:
-            step()
+    claim = claims_in(claims)
+
+    def claim_longest(name: str, key: Hashable) -> bool:
+        return name in _LONGEST and claim(name, key)
+
+    for chosen in (claim_longest, claim):
+        with compile_only(target, chosen):
+            for step in steps:
+                step()
 
 
-def claims_in(folder: Path) -> Callable[[Hashable], bool]:
-    """Who first asks for something in this folder, in whichever process, gets it."""
+def claims_in(folder: Path) -> Claim:
+    """Who first asks for a kernel in this folder, in whichever process, gets it."""
 
-    def claim(what: Hashable) -> bool:
-        path = folder / hashlib.sha256(repr(what).encode()).hexdigest()
+    def claim(name: str, key: Hashable) -> bool:
+        path = folder / hashlib.sha256(repr((name, key)).encode()).hexdigest()
         try:
             path.touch(exist_ok=False)
         except FileExistsError:

@@ -13,7 +13,7 @@ from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
-from streamserve.worker.compilation import compile_kernels
+from streamserve.worker.compilation import kernel_steps, run_at_once
 from streamserve.worker.compiled import is_compiled, with_compiled_layers
 from streamserve.worker.device import Device, open_device
 from streamserve.worker.dtypes import resolve_dtype
@@ -71,9 +71,11 @@ class Runner:
             if device.captures:
                 with timeline.measure("compile"):
                     preload()
+                    device.load_libraries()
+                    steps = kernel_steps(device, model, rows, shape, config.max_num_batched_tokens)
                     self._kernels.wait()
                 with timeline.measure("kernels"):
-                    compile_kernels(device, model, rows, shape, config.max_num_batched_tokens)
+                    run_at_once(device, steps)
                     self._kernels.keep()
             with timeline.measure("kv_cache"):
                 num_blocks = _size_cache(config, device, model, rows, shape, max_model_len)

@@ -1,0 +1,58 @@
+"""An engine that starts on a thread while its API side does something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamserve.config import EngineConfig
+from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.start import EngineStart
+from streamserve.errors import ConfigError
+from tests.engine.conftest import MakeSpec
+from tests.support.reading import read_all
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+CONFIG = EngineConfig(model=str(ROOT / "benchmarks" / "configs" / "Qwen3-0.6B"), load_format="dummy", max_num_seqs=8)
+
+
+def start(config: EngineConfig) -> EngineStart:
+    return EngineStart(config, executor="tests.support.scripted:instant", compile_constraint=None)
+
+
+async def test_what_was_found_and_started_serves(monkeypatch: pytest.MonkeyPatch, make_spec: MakeSpec) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    begun = start(CONFIG)
+    try:
+        found = begun.found()
+        assert (found.config.model, found.checkpoint.format) == (str(found.checkpoint.path), "dummy")
+        remote = RemoteEngine(found.process.address)
+        await remote.start()
+        (stream,) = await remote.open([make_spec(max_tokens=3)])
+        assert len((await read_all(stream)).token_ids) == 3
+        await remote.stop()
+    finally:
+        begun.stop()
+    assert found.process.pid is None
+
+
+async def test_a_model_that_is_not_there_is_told_to_who_waits() -> None:
+    begun = start(EngineConfig(model="/nowhere/at/all"))
+    with pytest.raises(ConfigError, match="no such file"):
+        begun.found()
+    begun.stop()
+
+
+async def test_nothing_runs_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for _ in range(3):
+        begun = start(CONFIG)
+        begun.stop()
+        # Either the start came first and was ended, or it found itself stopped.
+        error = begun._outcome.exception()
+        if error is None:
+            assert begun.found().process.pid is None
+        begun.stop()
