@@ -1,9 +1,9 @@
 """Times a model's step on a CPU without an engine around it: decode at several batch sizes, and one long prefill.
 
-    GOMP_SPINCOUNT=5000 python benchmarks/cpu_step.py --model demo --context 150
+    GOMP_SPINCOUNT=60000 python benchmarks/cpu_step.py --model demo --context 150
 
 Compiled layers are used where there are some (`streamserve compile`), unless --enforce-eager is given. The count is what an
-engine sets for itself (`executor/local.py`).
+engine sets for itself (`executor/spinning.py`).
 Each figure is the median of several runs, taken in turn over the cases so that a machine's drift falls on all of them.
 """
 

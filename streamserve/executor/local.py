@@ -7,7 +7,6 @@ blocks on launched steps and hands their results to the event loop. On a GPU the
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
 from streamserve.executor.base import StepHandle
+from streamserve.executor.spinning import bound_spinning
 from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
 
@@ -31,15 +31,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SPIN_COUNT = "5000"
-"""How often a thread of torch on a CPU looks for the next operation before it sleeps: some 60 µs, the time between two of them.
+SWITCH_S = 0.0005
+"""How long a thread of this process may hold the interpreter while another wants it; by default, 5 ms.
 
-OpenMP's default is milliseconds, in which it holds a core that the API side needs; one that sleeps at once makes a step of one
-stream take 19 ms instead of 12, and a prefill nearly twice as long (measured with two threads on two cores of Zen 4).
+A GPU's step is launched in less time than that. On a CPU it is the launch thread that holds it, through every compiled layer,
+while others want to hand on the tokens of the step before.
 """
-
-LAUNCH_SWITCH_S = 0.0005
-"""How long a thread of this process may hold the interpreter while the launch thread of a GPU wants it; by default, 5 ms."""
 
 
 class LocalExecutor:
@@ -140,7 +137,7 @@ class _Rank:
     def _load(self, config: EngineConfig, checkpoint: Checkpoint) -> Runner | None:
         try:
             began = time.perf_counter()
-            bound_spinning()
+            bound_spinning(config)
             # Here and not at the top: torch takes seconds to import, and only ranks need it.
             from streamserve.worker.kernel_cache import KernelCache
 
@@ -154,9 +151,7 @@ class _Rank:
         except Exception as error:
             self._fail(self.info, error)
             return None
-        if not info.device.startswith("cpu"):
-            # A step is launched in less time than this thread might otherwise wait for its turn while tokens are read.
-            sys.setswitchinterval(min(sys.getswitchinterval(), LAUNCH_SWITCH_S))
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self._resolve(self.info, msgspec.structs.replace(info, startup_s={"imports": imports_s} | info.startup_s))
         return runner
 
@@ -192,9 +187,3 @@ class _Rank:
         # A closed loop has nobody left who waits.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(unless_cancelled)
-
-
-def bound_spinning() -> None:
-    """Set `SPIN_COUNT` unless the environment says how threads wait, or torch has been loaded: libgomp reads it only then."""
-    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +18,8 @@ from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.worker.device import open_device
 from streamserve.worker.dtypes import resolve_dtype
+from streamserve.worker.library import library
 from streamserve_kernels.inductor.store import load_layer
-
-
-def library() -> Path:
-    """The user's folder of compiled layers."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "streamserve" / "compiled"
 
 
 def with_compiled_layers(model: CausalModel, block_size: int) -> CausalModel:

@@ -14,7 +14,8 @@ from streamserve.errors import ConfigError
 from streamserve.models.compiled import layer_shapes
 from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
-from streamserve.worker.compiled import compile_for, library
+from streamserve.worker.compiled import compile_for
+from streamserve.worker.library import library
 from streamserve.worker.runner import Runner
 from streamserve_kernels.inductor.store import folder_of, piece_names
 from tests.models.families import FAMILIES, reference_model
