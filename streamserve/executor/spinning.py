@@ -1,4 +1,4 @@
-"""How long threads of torch on a CPU stay awake for their next operation. Said on a rank's launch thread, before it imports torch."""
+"""How long threads of torch on a CPU stay awake for their next operation: to be said before torch is imported."""
 
 from __future__ import annotations
 
