@@ -19,9 +19,9 @@ from streamserve.models.inputs import StepInputs
 from streamserve.models.layers import Linear
 from streamserve.models.model import CausalModel
 from streamserve_kernels import paged_attention
-from streamserve_kernels.inductor.indices import Units, attention_units
 from streamserve_kernels.inductor.shape import LayerShape, LinearShape, is_few, linear_shape, linear_tensors
 from streamserve_kernels.inductor.store import LayerKernels
+from streamserve_kernels.inductor.units import Units, attention_units
 
 
 class CompiledDecoder(CausalModel):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from streamserve_kernels.inductor.shape import LayerShape
 
-SOURCES = ("shape.py", "products.py", "pieces.py", "lowerings.py", "compiler.py")
+SOURCES = ("shape.py", "products.py", "pieces.py", "lowerings.py", "examples.py", "compiler.py")
 
 Piece: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 """Runs a piece: the arguments of its module's `forward` but for the weights, and the weights."""
