@@ -10,6 +10,7 @@ import hashlib
 import os
 import subprocess
 import threading
+from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +70,7 @@ class KernelCache:
 
     def fill(self) -> None:
         """Start to compile, unless this has been done on this machine, or no NVIDIA GPU will be used."""
-        if self._order.config.device == "cpu" or not _DRIVER.exists():
+        if self._order.config.device == "cpu" or not _DRIVER.exists() or find_spec("triton") is None:
             return
         threading.Thread(target=prepare_triton, name="streamserve-triton", daemon=True).start()
         if self._stamp.exists():
@@ -96,10 +97,12 @@ class KernelCache:
             self._stamp.touch()
 
     def _tell(self, line: msgspec.Struct) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             assert self._process.stdin is not None
-            self._process.stdin.write(encode_with_paths(line) + b"\n")
-            self._process.stdin.flush()
+            # One that has failed already leaves its work to the rank.
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(encode_with_paths(line) + b"\n")
+                self._process.stdin.flush()
 
 
 def prepare_triton() -> None:

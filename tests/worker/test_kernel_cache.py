@@ -12,7 +12,7 @@ import pytest
 from streamserve.checkpoint import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.worker import kernel_cache
-from streamserve.worker.kernel_cache import KernelCache
+from streamserve.worker.kernel_cache import Aim, KernelCache
 from streamserve.worker.precompile import claims_in
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +75,23 @@ def test_nothing_is_started_where_no_gpu_is_used(monkeypatch: pytest.MonkeyPatch
         with KernelCache(config, checkpoint_of(config)) as kernels:
             kernels.fill()
             kernels.wait()
+
+
+def test_a_process_that_fails_leaves_everything_to_the_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernel_cache, "_DRIVER", tmp_path)
+    monkeypatch.setattr(kernel_cache, "prepare_triton", lambda: None)
+
+    def start(module: str, **_: object) -> subprocess.Popen[bytes]:
+        failing = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"], stdin=subprocess.PIPE)
+        failing.wait()
+        return failing
+
+    monkeypatch.setattr(kernel_cache, "start_module", start)
+    with KernelCache(CONFIG, checkpoint_of(CONFIG)) as kernels:
+        kernels.fill()
+        kernels.aim(Aim(capability=(9, 0), multiprocessors=132, dtype="bfloat16"))
+        kernels.wait()
 
 
 def test_what_was_compiled_is_remembered_for_this_model_and_these_sizes_with_the_cache(
