@@ -5,14 +5,11 @@ Runs only processes. Whatever ends this script, a failure, Ctrl-C or a signal, e
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-from types import FrameType
-from typing import NoReturn
 
 from streamserve.errors import Unavailable
-from streamserve.server_process import ServerProcess, free_port, serve_command
+from streamserve.server_process import ServerProcess, free_port, leaving_on_signals, serve_command
 
 QUESTIONS = ("What is the capital of France, and what is it known for?", "描述一下北京的秋天")
 NOTE = (
@@ -23,18 +20,13 @@ NOTE = (
 
 def main() -> None:
     """Exit code 0 when both answers came whole."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
     try:
-        sys.exit(run())
+        with leaving_on_signals():
+            sys.exit(run())
     except KeyboardInterrupt:
         sys.exit(130)
     except Unavailable as error:
         sys.exit(f"demo: {error}")
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def run() -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +16,7 @@ import pytest
 
 from streamserve.errors import Unavailable
 from streamserve.server_process import ServerProcess, free_port, serve_command
+from tests.support.marked_processes import assert_gone, processes_with
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = re.compile(r"Qwen/Qwen3-0\.6B")
@@ -126,21 +125,3 @@ def test_a_demo_that_is_interrupted_leaves_nothing_running(number: signal.Signal
         demo.send_signal(number)
         assert demo.wait(60) == 128 + number
     assert_gone(marker)
-
-
-def processes_with(marker: str) -> list[int]:
-    """The processes, zombies aside, whose environment carries the marker."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"MARKER={marker}".encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return found
-
-
-def assert_gone(marker: str) -> None:
-    """A killed process takes a moment to be gone."""
-    deadline = time.monotonic() + 5
-    while (left := processes_with(marker)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left == []
