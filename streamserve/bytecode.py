@@ -15,6 +15,7 @@ import sys
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
+from streamserve.cache import cache_folder
 from streamserve.child import start_module
 
 _PACKAGES = ("torch", "numpy", "triton")
@@ -32,12 +33,6 @@ def compile_ahead() -> None:
     """Have torch compiled by further processes, ahead of the import that follows, when the folder of ours lacks it."""
     if sys.pycache_prefix == str(cache_folder("bytecode")) and not _has_bytecode("torch"):
         start_module("streamserve.bytecode")
-
-
-def cache_folder(name: str) -> Path:
-    """The user's folder for what can be made again."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "streamserve" / name
 
 
 def main() -> None:

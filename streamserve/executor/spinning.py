@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from streamserve.cache import compiled_layers
 from streamserve.config import EngineConfig
 
 SPIN_COUNT = "5000"
@@ -26,7 +27,5 @@ def bound_spinning(config: EngineConfig) -> None:
     """Say it for the rank to come, unless the environment does, or torch is there already: libgomp reads it only then."""
     if "torch" in sys.modules or "OMP_WAIT_POLICY" in os.environ:
         return
-    from streamserve.worker.library import library
-
-    compiled = library().is_dir() and not config.enforce_eager
+    compiled = compiled_layers().is_dir() and not config.enforce_eager
     os.environ.setdefault("GOMP_SPINCOUNT", COMPILED_SPIN_COUNT if compiled else SPIN_COUNT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from streamserve.cache import compiled_layers
 from streamserve.checkpoint import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, StreamserveError
@@ -18,7 +19,6 @@ from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.worker.device import open_device
 from streamserve.worker.dtypes import resolve_dtype
-from streamserve.worker.library import library
 from streamserve_kernels.inductor.store import load_layer
 
 
@@ -28,9 +28,11 @@ def with_compiled_layers(model: CausalModel, block_size: int) -> CausalModel:
     if shapes is None:
         return model
     try:
-        kernels = {shape: load_layer(shape, library()) for shape in set(shapes)}
+        kernels = {shape: load_layer(shape, compiled_layers()) for shape in set(shapes)}
     except RuntimeError as error:
-        raise ConfigError(f"compiled layers can't be loaded: delete {library()}, or add --enforce-eager ({error})") from error
+        raise ConfigError(
+            f"compiled layers can't be loaded: delete {compiled_layers()}, or add --enforce-eager ({error})"
+        ) from error
     by_layer = [found for shape in shapes if (found := kernels[shape]) is not None]
     if len(by_layer) < len(shapes):
         return model
@@ -72,9 +74,9 @@ def compile_for(config: EngineConfig, checkpoint: Checkpoint, on_piece: Callable
 
     try:
         for shape in dict.fromkeys(shapes):
-            compile_layer(shape, library(), on_piece)
+            compile_layer(shape, compiled_layers(), on_piece)
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from error
     except RuntimeError as error:
         raise StreamserveError(f"compiling failed; engines run without compiled layers: {error}") from error
-    return library()
+    return compiled_layers()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.layering.imports import ROOT, Import, imports_under, module_name
 
-FOUNDATION = {"errors", "types", "config"}
+FOUNDATION = {"errors", "types", "config", "cache"}
 LIBRARY = {"async_engine", "frontend", "llm", "loop_thread", "offline", "text_stream"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -14,13 +14,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": {"errors"},
     "config": {"errors"},
+    "cache": set(),
     # files on disk
     "gguf_file": {"errors"},
     "gguf_config": {"errors", "gguf_file"},
     "checkpoint": FOUNDATION | {"gguf_file", "gguf_config"},
     # the processes of one program
     "child": set(),
-    "bytecode": {"child"},
+    "bytecode": {"cache", "child"},
     # from the plan down to the device
     "scheduling": FOUNDATION,
     "models": FOUNDATION | {"checkpoint", "gguf_file", "scheduling.plan"},

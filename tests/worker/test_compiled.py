@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from streamserve.cache import compiled_layers
 from streamserve.checkpoint import resolve
 from streamserve.cli import run
 from streamserve.config import EngineConfig
@@ -15,7 +16,6 @@ from streamserve.models.compiled import layer_shapes
 from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.worker.compiled import compile_for
-from streamserve.worker.library import library
 from streamserve.worker.runner import Runner
 from streamserve_kernels.inductor.store import folder_of, piece_names
 from tests.models.families import FAMILIES, reference_model
@@ -42,7 +42,7 @@ def test_without_a_compiler_one_line_says_what_to_install(
     monkeypatch.delenv("CXX", raising=False)
     assert run(["compile", tiny.path, "--device", "cpu"]) == 2
     assert capsys.readouterr().err.strip() == "error: no C++ compiler is on the PATH: install one of g++, clang++"
-    assert not library().exists()
+    assert not compiled_layers().exists()
 
 
 def test_options_that_change_nothing_about_layers_are_refused(tiny: TinyLlama, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_layers_that_can_not_be_loaded_say_what_to_delete(
     checkpoint = resolve(tiny.path)
     model = load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu")
     for shape in set(layer_shapes(model, config.block_size) or []):
-        folder = folder_of(shape, library())
+        folder = folder_of(shape, compiled_layers())
         folder.mkdir(parents=True)
         for name in piece_names(shape):
             (folder / f"{name}.pt2").write_bytes(b"half of a file")
