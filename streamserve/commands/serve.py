@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import ssl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import click
@@ -120,19 +123,36 @@ def serve(model: str | None, **values: Any) -> int:
     configure(options.listen.log_level)
     timeline = Timeline()
     # Before anything is started: a port that is taken.
-    with bind(options.listen) as listening:
+    with bind(options.listen) as listening, _sigterm_unwinds():
         start = EngineStart(options.engine)
         try:
-            return anyio.run(_run, options, listening, start, timeline, backend_options={"use_uvloop": sys.platform != "win32"})
+            return _serve(options, listening, start, timeline)
         finally:
             start.stop()
 
 
-async def _run(options: ServeOptions, listening: socket.socket, start: EngineStart, timeline: Timeline) -> int:
+def _serve(options: ServeOptions, listening: socket.socket, start: EngineStart, timeline: Timeline) -> int:
     # Here and not at the top: the engine is loading already.
     from streamserve.server.main import Server
 
-    return await Server(options, listening, start, timeline).run()
+    async def run() -> int:
+        return await Server(options, listening, start, timeline).run()
+
+    return anyio.run(run, backend_options={"use_uvloop": sys.platform != "win32"})
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Until the server listens to signals itself, SIGTERM leaves as Ctrl-C does, which stops what has been started."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:

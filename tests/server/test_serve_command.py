@@ -117,6 +117,14 @@ def complete(base_url: str, **fields: Any) -> str:
     return str(answer.json()["choices"][0]["text"])
 
 
+def test_a_signal_while_the_server_is_still_imported_leaves_no_engine() -> None:
+    with serve_process("demo") as server:
+        children = server.wait_for_children()
+        server.signal(signal.SIGTERM)
+        server.wait()
+        assert not any(map(is_running, children))
+
+
 def test_an_unknown_model_leaves_with_one_line_and_status_1() -> None:
     with serve_process("--model", "/nowhere/at/all") as server:
         assert server.wait() == 1

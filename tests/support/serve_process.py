@@ -40,6 +40,10 @@ class ServeProcess:
         found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, text=True, check=False)
         return [int(pid) for pid in found.stdout.split()]
 
+    def wait_for_children(self) -> list[int]:
+        """Those that there are when there are any."""
+        return self._until(lambda: self.children or None)
+
     def wait_ready(self) -> None:
         self.wait_for_log("Ready: ")
 
