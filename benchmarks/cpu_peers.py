@@ -13,6 +13,7 @@ a machine may be faster after a rest. Layers are compiled first (`streamserve co
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,8 @@ from rich.table import Table
 from streamserve.bench.load import Load, run_load, summary
 from streamserve.bench.measures import median
 from streamserve.bench.workloads import Span
-from streamserve.server_process import ServerProcess, free_port, leaving_on_signals, serve_command
+from streamserve.server_process import ServerProcess, free_port, serve_command
+from streamserve.signals import leaving_on
 
 PEER_SCRIPT = Path(__file__).with_name("transformers_peer.py")
 OUTPUT_LEN = Span(128, 128)
@@ -72,7 +74,7 @@ def main(peer_python: str, repeats: int, serve_option: tuple[str, ...], as_json:
     """Compare, and print a table. Exit code 1 when a target is missed."""
     gguf = demo_gguf()
     subprocess.run([sys.executable, "-m", "streamserve", "compile", "demo", "--dtype", "bfloat16"], check=True)
-    with leaving_on_signals(), tempfile.TemporaryDirectory() as scratch:
+    with leaving_on(signal.SIGTERM, signal.SIGHUP), tempfile.TemporaryDirectory() as scratch:
         subprocess.run([peer_python, str(PEER_SCRIPT), "expand", str(gguf), scratch], check=True, capture_output=True)
         parts = (
             partial(generate_figures, peer_python, Path(scratch)),

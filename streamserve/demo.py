@@ -5,11 +5,13 @@ Runs only processes. Whatever ends this script, a failure, Ctrl-C or a signal, e
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
 from streamserve.errors import Unavailable
-from streamserve.server_process import ServerProcess, free_port, leaving_on_signals, serve_command
+from streamserve.server_process import ServerProcess, free_port, serve_command
+from streamserve.signals import leaving_on
 
 QUESTIONS = ("What is the capital of France, and what is it known for?", "描述一下北京的秋天")
 NOTE = (
@@ -21,7 +23,7 @@ NOTE = (
 def main() -> None:
     """Exit code 0 when both answers came whole."""
     try:
-        with leaving_on_signals():
+        with leaving_on(signal.SIGTERM, signal.SIGHUP):
             sys.exit(run())
     except KeyboardInterrupt:
         sys.exit(130)

@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from types import TracebackType
+from typing import Self
 
 from streamserve.errors import Unavailable
 
@@ -131,24 +131,6 @@ def _held_signals() -> Iterator[None]:
 def _release_signals() -> None:
     """In the child: the held signals would stay held across exec."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
-
-
-@contextlib.contextmanager
-def leaving_on_signals() -> Iterator[None]:
-    """Meanwhile SIGTERM and SIGHUP end this program as Ctrl-C does, through every `with` block. Main thread only.
-
-    They would end it at once, and leave behind the servers that it started, each in a session of its own.
-    """
-    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 from pathlib import Path
 
 import click
@@ -12,7 +13,8 @@ from streamserve.bench.measures import median
 from streamserve.bench.report import Report, output_options
 from streamserve.bench.serve import first_model
 from streamserve.errors import Unavailable
-from streamserve.server_process import ServerProcess, free_port, leaving_on_signals, serve_command
+from streamserve.server_process import ServerProcess, free_port, serve_command
+from streamserve.signals import leaving_on
 
 COLUMNS = {
     "model": "model",
@@ -30,7 +32,7 @@ PLOTTED = {"ready_s": "ready, s", "first_token_s": "first token, s"}
 @click.argument("serve_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[SERVE OPTIONS]...")
 def startup(repeats: int, as_json: bool, plot: Path | None, serve_arguments: tuple[str, ...]) -> None:
     """Seconds from process start until a server with [SERVE OPTIONS] is ready, and until its first streamed token."""
-    with leaving_on_signals():
+    with leaving_on(signal.SIGTERM, signal.SIGHUP):
         times = [start_once(serve_arguments) for _ in range(repeats)]
     model, *_ = (name for name, _, _ in times)
     row = {

@@ -12,10 +12,8 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
 import click
@@ -29,6 +27,7 @@ from streamserve.server.listen import Listen, bind
 from streamserve.server.logs import configure
 from streamserve.server.options import ServeOptions
 from streamserve.server.timeline import Timeline
+from streamserve.signals import leaving_on
 from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.sampling_defaults import default_sampling_params
 
@@ -122,8 +121,8 @@ def serve(model: str | None, **values: Any) -> int:
     options = serve_options(model, values)
     configure(options.listen.log_level)
     timeline = Timeline()
-    # Before anything is started: a port that is taken.
-    with bind(options.listen) as listening, _sigterm_unwinds():
+    # The port first, which may be taken. Until the server listens to signals itself, one unwinds what is here.
+    with bind(options.listen) as listening, leaving_on(signal.SIGTERM):
         start = EngineStart(options.engine)
         try:
             return _serve(options, listening, start, timeline)
@@ -139,20 +138,6 @@ def _serve(options: ServeOptions, listening: socket.socket, start: EngineStart, 
         return await Server(options, listening, start, timeline).run()
 
     return anyio.run(run, backend_options={"use_uvloop": sys.platform != "win32"})
-
-
-@contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Until the server listens to signals itself, SIGTERM leaves as Ctrl-C does, which stops what has been started."""
-
-    def leave(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:

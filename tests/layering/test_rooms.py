@@ -6,7 +6,7 @@ import pytest
 
 from tests.layering.imports import ROOT, Import, imports_under, module_name
 
-FOUNDATION = {"errors", "types", "config", "cache"}
+FOUNDATION = {"errors", "types", "config", "cache", "signals"}
 LIBRARY = {"async_engine", "frontend", "llm", "loop_thread", "offline", "text_stream"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": {"errors"},
     "config": {"errors"},
     "cache": set(),
+    "signals": set(),
     # files on disk
     "gguf_file": {"errors"},
     "gguf_config": {"errors", "gguf_file"},
