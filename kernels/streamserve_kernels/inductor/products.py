@@ -10,20 +10,20 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from streamserve_kernels.inductor.shape import LinearShape
 from streamserve_kernels.reference.int4 import GROUP
 
 
-@torch.library.custom_op("streamserve::blocked_linear", mutates_args=())
+@library.custom_op("streamserve::blocked_linear", mutates_args=())
 def blocked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [rows, in] @ weight.T (+ bias) -> [rows, out]; the weight in oneDNN's layout. All bf16."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
-@torch.library.custom_op("streamserve::blocked_linear_add", mutates_args=())
+@library.custom_op("streamserve::blocked_linear_add", mutates_args=())
 def blocked_linear_add(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """residual [rows, out] + blocked_linear(x, weight, bias), rounded once."""
     # A copy: oneDNN sums into the residual itself.
