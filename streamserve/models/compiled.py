@@ -18,6 +18,7 @@ from streamserve.models.decoder import Decoder, DecoderLayer, gate_activation
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers import Linear
 from streamserve.models.model import CausalModel
+from streamserve.models.registry import REGISTRY
 from streamserve_kernels import paged_attention
 from streamserve_kernels.inductor.shape import LayerShape, LinearShape, is_few, linear_shape, linear_tensors
 from streamserve_kernels.inductor.store import LayerKernels
@@ -124,13 +125,16 @@ def _weights(layer: DecoderLayer, *, few: bool) -> _Weights:
     return _Weights(before, after, before + after)
 
 
-def layer_shapes(model: CausalModel, block_size: int) -> list[LayerShape] | None:
-    """What would have to be compiled for each layer, or None for a family whose layers are others than `DecoderLayer`."""
+def can_compile(arch: ModelArch) -> bool:
+    """Whether a model's layers can be compiled: those of families built of `DecoderLayer`, which rotate."""
+    return REGISTRY[arch.architecture].build is Decoder and arch.softcap is None and None not in arch.ropes
+
+
+def layer_shapes(model: Decoder, block_size: int) -> list[LayerShape]:
+    """What has to be compiled for each layer of a model for which `can_compile` is true."""
     arch = model.arch
-    if not isinstance(model, Decoder) or arch.softcap is not None or None in arch.ropes:
-        return None
     return [
-        _layer_shape(model.arch, layer, rope.rot_dim, block_size)
+        _layer_shape(arch, layer, rope.rot_dim, block_size)
         for layer, rope in zip(model.layers, arch.ropes, strict=True)
         if isinstance(layer, DecoderLayer) and rope is not None
     ]

@@ -39,7 +39,7 @@ class Device(Protocol):
     captures: bool
     """Whether replaying a capture is cheaper than launching again."""
     compiles_layers: bool
-    """Whether layers are faster with their small work compiled ahead (`worker/compiled.py`)."""
+    """Whether layers are faster compiled ahead (`worker/compiled.py`)."""
     target: Target | None
     """What kernels are compiled for; None where none are."""
 

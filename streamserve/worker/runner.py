@@ -95,7 +95,7 @@ class Runner:
             num_blocks=num_blocks,
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
-            compiled=is_compiled(model, config.block_size) if device.compiles_layers else None,
+            compiled=is_compiled(model) if device.compiles_layers else None,
             startup_s=timeline.seconds,
         )
 

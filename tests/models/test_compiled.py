@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamserve.models.compiled import CompiledDecoder, layer_shapes
+from streamserve.checkpoint import resolve
+from streamserve.models.compiled import CompiledDecoder, can_compile, layer_shapes
 from streamserve.models.decoder import Decoder
+from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
+from streamserve.models.registry import read_arch
 from streamserve_kernels.inductor.compiler import compile_layer
 from streamserve_kernels.inductor.pieces import AfterAttention, BeforeAttention, DecodeLayer
 from streamserve_kernels.inductor.shape import LayerShape
@@ -30,7 +33,6 @@ def compiled(model: CausalModel, library: Path | None = None) -> CompiledDecoder
     """The model in compiled pieces, or in uncompiled ones where there is no library."""
     assert isinstance(model, Decoder)
     shapes = layer_shapes(model, BLOCK_SIZE)
-    assert shapes is not None
     kernels = [eager_kernels(shape) if library is None else load_layer(shape, library) for shape in shapes]
     return CompiledDecoder(model, [pieces for pieces in kernels if pieces is not None])
 
@@ -83,9 +85,21 @@ def test_long_sequences_attend_in_units_beside_short_ones(window: int | None, tm
             torch.testing.assert_close(logits[name], expected[name], atol=1e-4, rtol=0)
 
 
+def test_packed_weights_multiply_few_rows_and_expanded_ones_more() -> None:
+    checkpoint = resolve("demo")
+    model = load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.bfloat16, device="cpu")
+    runs = PagedRun(model), PagedRun(compiled(model))
+    names = [f"sequence {index}" for index in range(6)]
+    for work in [{name: tokens(20, index) for index, name in enumerate(names)}, {names[0]: [5]}, {name: [7] for name in names}]:
+        expected, logits = (run.step(work) for run in runs)
+        for name in work:
+            # Rounding to bf16, 30 layers deep.
+            assert (logits[name] - expected[name]).norm() < 3e-2 * expected[name].norm()
+
+
 @pytest.mark.parametrize("family", ["gemma3", "opt"])
 def test_other_families_have_no_compiled_pieces(family: str, tmp_path: Path) -> None:
-    assert layer_shapes(saved(family, tmp_path), BLOCK_SIZE) is None
+    assert not can_compile(saved(family, tmp_path).arch)
 
 
 @pytest.mark.slow
@@ -93,8 +107,8 @@ def test_other_families_have_no_compiled_pieces(family: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3-partial"])
 def test_compiled_pieces_compute_what_its_layers_compute(family: str, tmp_path: Path) -> None:
     model, library = saved(family, tmp_path / "model"), tmp_path / "library"
+    assert isinstance(model, Decoder)
     shapes = layer_shapes(model, BLOCK_SIZE)
-    assert shapes is not None
     assert load_layer(shapes[0], library) is None
     for shape in set(shapes):
         compile_layer(shape, library)

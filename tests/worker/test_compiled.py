@@ -13,6 +13,7 @@ from streamserve.cli import run
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.models.compiled import layer_shapes
+from streamserve.models.decoder import Decoder
 from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.worker.compiled import compile_for
@@ -57,7 +58,8 @@ def test_layers_that_can_not_be_loaded_say_what_to_delete(
     config = EngineConfig(model=tiny.path, device="cpu", dtype="float32", kv_cache_memory=1 << 20)
     checkpoint = resolve(tiny.path)
     model = load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu")
-    for shape in set(layer_shapes(model, config.block_size) or []):
+    assert isinstance(model, Decoder)
+    for shape in set(layer_shapes(model, config.block_size)):
         folder = folder_of(shape, compiled_layers())
         folder.mkdir(parents=True)
         for name in piece_names(shape):
