@@ -31,8 +31,8 @@ from rich.table import Table
 from streamserve.bench.load import Load, run_load, summary
 from streamserve.bench.measures import median
 from streamserve.bench.workloads import Span
-from streamserve.server_process import ServerProcess, free_port, serve_command
-from streamserve.signals import leaving_on
+from streamserve.process.server_process import ServerProcess, free_port, serve_command
+from streamserve.process.signals import leaving_on
 
 PEER_SCRIPT = Path(__file__).with_name("transformers_peer.py")
 OUTPUT_LEN = Span(128, 128)

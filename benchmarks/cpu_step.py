@@ -17,13 +17,13 @@ from dataclasses import replace
 
 import torch
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.models.inputs import StepInputs
 from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
-from streamserve.worker.compiled import with_compiled_layers
 from streamserve.worker.device import open_device
+from streamserve.worker.startup.compiled_layers import with_compiled_layers
 from streamserve_kernels import Shared
 
 BLOCK_SIZE = 16

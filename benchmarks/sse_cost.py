@@ -21,15 +21,15 @@ from typing import Any
 import anyio
 import uvloop
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.engine.base import SequenceStream
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
-from streamserve.server.http_server import http_server
-from streamserve.server.listen import Listen
+from streamserve.server.http.server import http_server
+from streamserve.server.process.listen import Listen
 from streamserve.server.service import Service
 from streamserve.text.tokenizer import load_tokenizer
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from streamserve.bytecode import keep_bytecode
 from streamserve.errors import ConfigError, StreamserveError
+from streamserve.process.bytecode import keep_bytecode
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

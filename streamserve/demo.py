@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 from streamserve.errors import Unavailable
-from streamserve.server_process import ServerProcess, free_port, serve_command
-from streamserve.signals import leaving_on
+from streamserve.process.server_process import ServerProcess, free_port, serve_command
+from streamserve.process.signals import leaving_on
 
 QUESTIONS = ("What is the capital of France, and what is it known for?", "描述一下北京的秋天")
 NOTE = (

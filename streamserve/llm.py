@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from streamserve.async_engine import AsyncEngine, plain_prompt
 from streamserve.errors import InvalidParameter
-from streamserve.loop_thread import LoopThread
 from streamserve.offline.arguments import engine_settings
+from streamserve.offline.loop_thread import LoopThread
 from streamserve.offline.outputs import OutputBuilder
 from streamserve.offline.progress import Progress
 from streamserve.text.chat_template import Message

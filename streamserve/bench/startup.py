@@ -13,8 +13,8 @@ from streamserve.bench.measures import median
 from streamserve.bench.report import Report, output_options
 from streamserve.bench.serve import first_model
 from streamserve.errors import Unavailable
-from streamserve.server_process import ServerProcess, free_port, serve_command
-from streamserve.signals import leaving_on
+from streamserve.process.server_process import ServerProcess, free_port, serve_command
+from streamserve.process.signals import leaving_on
 
 COLUMNS = {
     "model": "model",

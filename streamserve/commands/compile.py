@@ -8,9 +8,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from streamserve.checkpoint import checkpoint_of
+from streamserve.checkpoint.files import checkpoint_of
 from streamserve.commands.engine_options import VllmCommand, engine_config, model_options
-from streamserve.worker.compiled import compile_for
+from streamserve.worker.startup.compiled_layers import compile_for
 
 NAMES = {
     "before": "what comes before attention",

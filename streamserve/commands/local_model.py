@@ -16,7 +16,7 @@ from rich.console import Console
 
 from streamserve.async_engine import AsyncEngine, Generation
 from streamserve.config import EngineConfig
-from streamserve.loop_thread import LoopThread
+from streamserve.offline.loop_thread import LoopThread
 from streamserve.text.chat_template import Message
 from streamserve.types import SamplingParams
 

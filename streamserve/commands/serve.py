@@ -1,7 +1,7 @@
 """`streamserve serve MODEL`: options in, one server out.
 
 Reads the command line, takes the port and has the engine started, with nothing loaded that is slow to import: the engine loads
-while this process imports the server. The server's life is `streamserve.server.main`.
+while this process imports the server. The server's life is `streamserve.server.process.main`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 import anyio
 import click
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.commands.engine_options import AMOUNT, VllmCommand, engine_config, engine_options
 from streamserve.engine.start import EngineStart
 from streamserve.errors import ConfigError
+from streamserve.process.signals import leaving_on
 from streamserve.server.config import CorsConfig, ServerConfig
-from streamserve.server.listen import Listen, bind
-from streamserve.server.logs import configure
-from streamserve.server.options import ServeOptions
-from streamserve.server.timeline import Timeline
-from streamserve.signals import leaving_on
+from streamserve.server.process.listen import Listen, bind
+from streamserve.server.process.logs import configure
+from streamserve.server.process.options import ServeOptions
+from streamserve.server.process.startup_log import Timeline
 from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.sampling_defaults import default_sampling_params
 
@@ -132,7 +132,7 @@ def serve(model: str | None, **values: Any) -> int:
 
 def _serve(options: ServeOptions, listening: socket.socket, start: EngineStart, timeline: Timeline) -> int:
     # Here and not at the top: the engine is loading already.
-    from streamserve.server.main import Server
+    from streamserve.server.process.main import Server
 
     async def run() -> int:
         return await Server(options, listening, start, timeline).run()
@@ -145,7 +145,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
     seed = values["seed"]
     if values["otlp_traces_endpoint"] is not None:
         # Here and not at the top: it loads the web framework.
-        from streamserve.server.tracing import require_installed
+        from streamserve.server.telemetry.tracing import require_installed
 
         require_installed()
     _check_tls(values)

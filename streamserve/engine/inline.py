@@ -10,7 +10,7 @@ import asyncio
 
 import anyio
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.engine.base import SequenceStream
 from streamserve.engine.constraints import CompileConstraint

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from streamserve.checkpoint import Checkpoint
-from streamserve.child import encode_with_paths, start_module
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
+from streamserve.process.child import encode_with_paths, start_module
 
 EXECUTOR = "streamserve.executor.local:LocalExecutor"
 

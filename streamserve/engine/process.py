@@ -23,13 +23,13 @@ from typing import Any
 
 import anyio
 
-from streamserve.bytecode import compile_ahead
-from streamserve.child import decode_with_paths
 from streamserve.engine.core import EngineCore
 from streamserve.engine.launch import Launch
 from streamserve.engine.listener import Listener
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.base import Executor
+from streamserve.process.bytecode import compile_ahead
+from streamserve.process.child import decode_with_paths
 
 FAREWELL_S = 30.0
 """Seconds that an engine which could not start stays to tell late workers why."""

@@ -9,7 +9,7 @@ import threading
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from streamserve.checkpoint import Checkpoint, checkpoint_of
+from streamserve.checkpoint.files import Checkpoint, checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.launch import EXECUTOR, EngineProcess
 from streamserve.errors import EngineDead

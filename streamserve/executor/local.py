@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
 from streamserve.executor.base import StepHandle
@@ -139,7 +139,7 @@ class _Rank:
             began = time.perf_counter()
             bound_spinning(config)
             # Here and not at the top: torch takes seconds to import, and only ranks need it.
-            from streamserve.worker.kernel_cache import KernelCache
+            from streamserve.worker.startup.triton_cache import KernelCache
 
             with KernelCache(config, checkpoint) as kernels:
                 kernels.fill()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from streamserve.cache import compiled_layers
 from streamserve.config import EngineConfig
+from streamserve.process.cache import compiled_layers
 
 SPIN_COUNT = "5000"
 """How often a thread looks for the next operation before it sleeps: some 60 µs, the time between two of them.

@@ -15,8 +15,8 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 from torch import Tensor
 
+from streamserve.checkpoint.gguf_file import GgufFile
 from streamserve.errors import ModelNotSupported
-from streamserve.gguf_file import GgufFile
 from streamserve.models.arch import ModelArch
 from streamserve.models.layers import Linear
 from streamserve.models.sources import WeightSource

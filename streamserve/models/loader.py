@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
+from streamserve.checkpoint.gguf_file import open_gguf
 from streamserve.errors import ConfigError
-from streamserve.gguf_file import open_gguf
 from streamserve.models.arch import ModelArch
 from streamserve.models.dummy import randomize
 from streamserve.models.gguf_source import GgufSource

@@ -14,18 +14,19 @@ from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from litestar.types import Middleware
 
-from streamserve.server import chat, completions, meta, tokens
-from streamserve.server.answering import is_safe_id
-from streamserve.server.auth import Authentication
+from streamserve.server import status_routes
+from streamserve.server.apis.openai import chat, completions, tokenization
+from streamserve.server.apis.responses import routes as responses
+from streamserve.server.apis.responses.routes import create_response_over_socket
 from streamserve.server.config import CorsConfig
-from streamserve.server.errors import InternalError, error_body, error_headers, from_exception
-from streamserve.server.forwarding import ForwardingByPath
-from streamserve.server.page import page_router
-from streamserve.server.preflight import Preflights
-from streamserve.server.responses import routes as responses
-from streamserve.server.responses.routes import create_response_over_socket
+from streamserve.server.delivery.answering import is_safe_id
+from streamserve.server.http.auth import Authentication
+from streamserve.server.http.errors import InternalError, error_body, error_headers, from_exception
+from streamserve.server.http.page import page_router
+from streamserve.server.http.preflight import Preflights
 from streamserve.server.service import Service
-from streamserve.server.tracing import TraceContext
+from streamserve.server.siblings.forwarding import ForwardingByPath
+from streamserve.server.telemetry.tracing import TraceContext
 from streamserve.server.ws.creation import create_chat, create_completion
 from streamserve.server.ws.socket import Create
 from streamserve.server.ws.upgrade import websocket_routes
@@ -40,9 +41,9 @@ CREATES: dict[str, Create] = {
 ROUTES = [
     completions.create_completion,
     chat.create_chat_completion,
-    tokens.tokenize,
-    tokens.detokenize,
-    *meta.ROUTES,
+    tokenization.tokenize,
+    tokenization.detokenize,
+    *status_routes.ROUTES,
     *responses.ROUTES,
     websocket_routes(["/v1/ws", "/v1/responses"], CREATES),
 ]

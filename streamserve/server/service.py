@@ -15,20 +15,20 @@ from anyio.abc import TaskGroup
 
 from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
+from streamserve.server.apis.openai.parameters import Limits
+from streamserve.server.apis.openai.request_templates import GivenTemplates
+from streamserve.server.apis.responses.record import ResponseRecord
 from streamserve.server.config import ServerConfig
-from streamserve.server.control import Question
-from streamserve.server.flusher import Flusher
-from streamserve.server.given_templates import GivenTemplates
-from streamserve.server.kept import Kept
-from streamserve.server.lifecycle import Lifecycle, Phase
-from streamserve.server.live import LiveRequests, answer_ids
-from streamserve.server.metrics import Metrics
-from streamserve.server.neighbours import Neighbours
-from streamserve.server.parameters import Limits
-from streamserve.server.producer import Producer
-from streamserve.server.responses.record import ResponseRecord
-from streamserve.server.sockets import DRAINING, FAILED, Sockets
-from streamserve.server.tracing import Tracer
+from streamserve.server.delivery.active_requests import LiveRequests, answer_ids
+from streamserve.server.delivery.flusher import Flusher
+from streamserve.server.delivery.producer import Producer
+from streamserve.server.delivery.retention import Kept
+from streamserve.server.process.lifecycle import Lifecycle, Phase
+from streamserve.server.siblings.control import Question
+from streamserve.server.siblings.siblings import Neighbours
+from streamserve.server.telemetry.metrics import Metrics
+from streamserve.server.telemetry.tracing import Tracer
+from streamserve.server.ws.open_sockets import DRAINING, FAILED, Sockets
 from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of

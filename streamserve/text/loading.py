@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from streamserve.checkpoint import DEMO, demo_path, read_json
+from streamserve.checkpoint.files import DEMO, demo_path, read_json
 from streamserve.errors import ConfigError
 from streamserve.text.vocabulary import FastVocabulary, Vocabulary
 
@@ -71,7 +71,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _from_gguf(path: Path) -> TokenizerParts:
-    from streamserve.gguf_file import open_gguf
+    from streamserve.checkpoint.gguf_file import open_gguf
     from streamserve.text.gguf_tokenizer import build_tokenizer
 
     metadata = open_gguf(path).metadata

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.types import SamplingParams
 
 _GENERATION_CONFIG_FIELDS = {

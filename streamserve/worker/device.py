@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamserve.config import Device as DeviceName
 from streamserve.errors import ConfigError
-from streamserve.worker.memory import Memory, host_memory, keep_freed_memory
+from streamserve.worker.startup.memory import Memory, host_memory, keep_freed_memory
 from streamserve_kernels import Target, target_of
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.worker.device import Device
-from streamserve.worker.memory import Memory
+from streamserve.worker.startup.memory import Memory
 
 _GIB = 1 << 30
 

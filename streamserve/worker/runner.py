@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import torch
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
-from streamserve.worker.compilation import kernel_steps, run_at_once
-from streamserve.worker.compiled import is_compiled, with_compiled_layers
 from streamserve.worker.device import Device, open_device
-from streamserve.worker.dtypes import resolve_dtype
-from streamserve.worker.kernel_cache import Aim, KernelCache
 from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
-from streamserve.worker.limits import resolve_max_model_len
 from streamserve.worker.model import Model
-from streamserve.worker.progress import weights_bar
-from streamserve.worker.rehearsal import measure_activations
-from streamserve.worker.rows import Room, Rows
-from streamserve.worker.shortage import explain_shortage
+from streamserve.worker.rows.rows import Room, Rows
+from streamserve.worker.startup.compiled_layers import is_compiled, with_compiled_layers
+from streamserve.worker.startup.dtypes import resolve_dtype
+from streamserve.worker.startup.layer_compilation import kernel_steps, run_at_once
+from streamserve.worker.startup.limits import resolve_max_model_len
+from streamserve.worker.startup.progress import weights_bar
+from streamserve.worker.startup.rehearsal import measure_activations
+from streamserve.worker.startup.shortage import explain_shortage
+from streamserve.worker.startup.timeline import Timeline
+from streamserve.worker.startup.triton_cache import Aim, KernelCache
 from streamserve.worker.step import PendingStep, StepRunner
-from streamserve.worker.timeline import Timeline
 from streamserve_kernels import preload
 
 

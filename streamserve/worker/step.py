@@ -15,14 +15,14 @@ from torch import Tensor
 
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
 from streamserve.types import TokenLogprobs
-from streamserve.worker.cuda_graphs import Capture, DecodeGraphs
 from streamserve.worker.device import Device, Event
-from streamserve.worker.inputs import StepWork, WorkUploader, gather
-from streamserve.worker.logprobs import HostLogprobs, PromptLogprobs, download, prompt_logprobs
+from streamserve.worker.graphs.decode_graphs import Capture, DecodeGraphs
+from streamserve.worker.graphs.prompt_graphs import MAX_PROMPTS, PromptGraphs
 from streamserve.worker.model import Model
-from streamserve.worker.prompt_graphs import MAX_PROMPTS, PromptGraphs
-from streamserve.worker.rows import Rows
-from streamserve.worker.sampler import SamplingUploader
+from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather
+from streamserve.worker.rows.rows import Rows
+from streamserve.worker.sampling.logprobs import HostLogprobs, PromptLogprobs, download, prompt_logprobs
+from streamserve.worker.sampling.sampler import SamplingUploader
 from streamserve_kernels import sample, scatter_sampled
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from streamserve.checkpoint import Checkpoint, resolve
+from streamserve.checkpoint.files import Checkpoint, resolve
 from streamserve.config import EngineConfig
 from streamserve.engine.base import Engine
 from streamserve.engine.inline import InlineEngine

@@ -6,40 +6,33 @@ import pytest
 
 from tests.layering.imports import ROOT, Import, imports_under, module_name
 
-FOUNDATION = {"errors", "types", "config", "cache", "signals"}
-LIBRARY = {"async_engine", "frontend", "llm", "loop_thread", "offline", "text_stream"}
+FOUNDATION = {"errors", "types", "config"}
+LIBRARY = {"async_engine", "frontend", "llm", "offline", "text_stream"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     # what everybody may know
     "errors": set(),
     "types": {"errors"},
     "config": {"errors"},
-    "cache": set(),
-    "signals": set(),
     # files on disk
-    "gguf_file": {"errors"},
-    "gguf_config": {"errors", "gguf_file"},
-    "checkpoint": FOUNDATION | {"gguf_file", "gguf_config"},
+    "checkpoint": FOUNDATION,
     # the processes of one program
-    "child": set(),
-    "bytecode": {"cache", "child"},
+    "process": {"errors"},
     # from the plan down to the device
     "scheduling": FOUNDATION,
-    "models": FOUNDATION | {"checkpoint", "gguf_file", "scheduling.plan"},
-    "worker": FOUNDATION | {"checkpoint", "child", "models", "scheduling.plan"},
-    "executor": FOUNDATION | {"checkpoint", "worker", "scheduling.plan"},
-    "engine": FOUNDATION | {"bytecode", "checkpoint", "child", "executor", "scheduling"},
+    "models": FOUNDATION | {"checkpoint", "scheduling.plan"},
+    "worker": FOUNDATION | {"checkpoint", "process", "models", "scheduling.plan"},
+    "executor": FOUNDATION | {"checkpoint", "process", "worker", "scheduling.plan"},
+    "engine": FOUNDATION | {"checkpoint", "executor", "process", "scheduling"},
     # from tokens up to the wire
-    "text": FOUNDATION | {"checkpoint", "gguf_file"},
-    **{room: FOUNDATION | {"checkpoint", "engine", "executor", "text"} | (LIBRARY - {room}) for room in LIBRARY},
-    "server": FOUNDATION | {"checkpoint", "child", "engine", "text", "frontend", "text_stream"},
-    # programs around a server process
-    "server_process": FOUNDATION,
-    "demo": FOUNDATION | {"server_process"},
+    "text": FOUNDATION | {"checkpoint", "process"},
+    **{room: FOUNDATION | {"checkpoint", "engine", "executor", "process", "text"} | (LIBRARY - {room}) for room in LIBRARY},
+    "server": FOUNDATION | {"checkpoint", "engine", "process", "text", "frontend", "text_stream"},
+    "demo": FOUNDATION | {"process"},
     # the command line; `cli` names its commands and imports them when they are called
-    "commands": FOUNDATION | {"checkpoint", "engine", "executor", "text", "server", "worker"} | LIBRARY,
-    "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "text", "server_process"} | LIBRARY,
-    "cli": FOUNDATION | {"bytecode", "commands", "bench"},
+    "commands": FOUNDATION | {"checkpoint", "engine", "executor", "process", "text", "server", "worker"} | LIBRARY,
+    "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "process", "text"} | LIBRARY,
+    "cli": FOUNDATION | {"commands", "bench", "process"},
     # the package itself loads names on first use
     "__init__": {"types", "async_engine", "llm"},
     "__main__": {"cli"},

@@ -15,7 +15,7 @@ HEAVY = ["torch", "transformers", "triton", "ray"]
 LOADS_NONE_OF = {
     "streamserve": [*HEAVY, "anyio", "litestar", "uvicorn", "numpy"],
     "streamserve.types": [*HEAVY, "anyio", "numpy"],
-    "streamserve.checkpoint": [*HEAVY, "anyio", "huggingface_hub", "gguf"],
+    "streamserve.checkpoint.files": [*HEAVY, "anyio", "huggingface_hub", "gguf"],
     "streamserve.scheduling.plan": [*HEAVY, "anyio", "asyncio", "streamserve.scheduling.scheduler"],
     "streamserve.scheduling.scheduler": [*HEAVY, "anyio", "asyncio", "numpy"],
     "streamserve.executor.local": [*HEAVY, "litestar"],
@@ -25,7 +25,7 @@ LOADS_NONE_OF = {
     "streamserve.text.preparation": [*HEAVY, "litestar"],
     "streamserve.frontend": [*HEAVY, "litestar"],
     "streamserve.server.app": HEAVY,
-    "streamserve.server.main": HEAVY,
+    "streamserve.server.process.main": HEAVY,
     "streamserve.cli": [*HEAVY, "anyio", "litestar", "uvicorn"],
     "streamserve.commands.serve": HEAVY,
     "streamserve.llm": HEAVY,

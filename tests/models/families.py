@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch

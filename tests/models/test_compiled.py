@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.models.compiled import CompiledDecoder, can_compile, layer_shapes
 from streamserve.models.decoder import Decoder
 from streamserve.models.loader import load_model

@@ -10,9 +10,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import dequantize
 from transformers import PreTrainedModel
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.gguf_file import open_gguf
 from streamserve.errors import ConfigError, ModelNotSupported
-from streamserve.gguf_file import open_gguf
 from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TELL = """
 import json, sys
-from streamserve.bytecode import keep_bytecode
-from streamserve.child import environment
+from streamserve.process.bytecode import keep_bytecode
+from streamserve.process.child import environment
 keep_bytecode()
 mine = environment()
 print(json.dumps([sys.pycache_prefix, mine.get("PYTHONPYCACHEPREFIX"), mine.get("PYTHONDONTWRITEBYTECODE")]))
@@ -54,6 +54,6 @@ def test_where_python_writes_it_or_it_is_there_nothing_changes(torch_of_two_file
 
 def test_the_upper_levels_are_compiled_by_the_program(torch_of_two_files: Path) -> None:
     site = torch_of_two_files.parent
-    python("-m", "streamserve.bytecode", site=site, PYTHONPYCACHEPREFIX=str(site.parent / "kept"))
+    python("-m", "streamserve.process.bytecode", site=site, PYTHONPYCACHEPREFIX=str(site.parent / "kept"))
     kept = {file.name.split(".")[0] for file in (site.parent / "kept").rglob("torch/**/*.pyc")}
     assert kept == {"__init__", "layers"}

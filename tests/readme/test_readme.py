@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from streamserve.errors import Unavailable
-from streamserve.server_process import ServerProcess, free_port, serve_command
+from streamserve.process.server_process import ServerProcess, free_port, serve_command
 from tests.support.marked_processes import assert_gone, processes_with
 
 ROOT = Path(__file__).resolve().parents[2]

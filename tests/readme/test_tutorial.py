@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from streamserve.server_process import ServerProcess, free_port, serve_command
+from streamserve.process.server_process import ServerProcess, free_port, serve_command
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "TUTORIAL.md").read_text(encoding="utf-8"), re.DOTALL)

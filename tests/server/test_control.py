@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from streamserve.server.control import Control, Drain, Question, Ready
+from streamserve.server.siblings.control import Control, Drain, Question, Ready
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,15 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from streamserve.server.event_log import Cursor, Entry, EventLog, LogLimits, ResumeGap, as_message, as_server_sent_event
+from streamserve.server.delivery.event_log import (
+    Cursor,
+    Entry,
+    EventLog,
+    LogLimits,
+    ResumeGap,
+    as_message,
+    as_server_sent_event,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamserve.server.frames import LINES, SSE, ChatFrames, CompletionFrames, Frames, Framing, Opening, StreamFormat
-from streamserve.server.logprobs import TokenNames
-from streamserve.server.usage import Usage
+from streamserve.server.apis.openai.frames import (
+    LINES,
+    SSE,
+    ChatFrames,
+    CompletionFrames,
+    Frames,
+    Framing,
+    Opening,
+    StreamFormat,
+)
+from streamserve.server.apis.openai.logprobs import TokenNames
+from streamserve.server.telemetry.usage import Usage
 from streamserve.types import TextDelta
 
 KINDS: list[type[Frames]] = [CompletionFrames, ChatFrames]

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import InvalidStatus
 
 from streamserve.errors import QueueFull
-from streamserve.server.metrics import Metrics
+from streamserve.server.telemetry.metrics import Metrics
 from streamserve.types import EngineStats, TokenDelta
 from tests.server.ws.session import session
 from tests.support.live_server import LiveServer, live_server
@@ -58,7 +58,7 @@ async def post(port: int, body: object, path: str = "/v1/completions") -> int:
 
 async def test_a_requests_time_is_told_apart_into_queue_prefill_and_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("streamserve.server.account.monotonic", lambda: now)
+    monkeypatch.setattr("streamserve.server.telemetry.accounting.monotonic", lambda: now)
     engine = ScriptedEngine()
     async with live_server(engine) as server:
         async with request(server.port, "POST", "/v1/completions", {**COMPLETION, "n": 2}) as response:

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from litestar.routes import HTTPRoute
 
-from streamserve.server.openapi import document
+from streamserve.server.openapi.document import document
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply

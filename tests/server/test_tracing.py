@@ -19,8 +19,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from streamserve.cli import cli
-from streamserve.server.spent import Spent, Times
-from streamserve.server.tracing import Tracer, exporting_to
+from streamserve.server.telemetry.request_cost import Spent, Times
+from streamserve.server.telemetry.tracing import Tracer, exporting_to
 from streamserve.types import SamplingParams, TokenDelta
 from tests.server.ws.session import session
 from tests.support.live_server import live_server
@@ -139,7 +139,8 @@ def test_spans_arrive_at_an_otlp_endpoint() -> None:
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "streamserve.server.tracing.find_spec", lambda name: None if name.startswith("opentelemetry") else find_spec(name)
+        "streamserve.server.telemetry.tracing.find_spec",
+        lambda name: None if name.startswith("opentelemetry") else find_spec(name),
     )
     result = CliRunner().invoke(cli, ["serve", "demo", "--otlp-traces-endpoint", "http://localhost:4318/v1/traces"])
     assert result.exit_code != 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
 
 
 def no_weights() -> Checkpoint:

@@ -16,11 +16,11 @@ from litestar import Litestar
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
-from streamserve.server.http_server import http_server
-from streamserve.server.listen import Listen
-from streamserve.server.neighbours import Neighbours
+from streamserve.server.http.server import http_server
+from streamserve.server.process.listen import Listen
 from streamserve.server.service import Service
-from streamserve.server.tracing import Tracer
+from streamserve.server.siblings.siblings import Neighbours
+from streamserve.server.telemetry.tracing import Tracer
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
 from tests.support.scripted_engine import ScriptedEngine
 

@@ -10,7 +10,7 @@ from collections import deque
 
 import anyio
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.scheduling.plan import Plan, StepResult

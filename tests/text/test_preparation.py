@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamserve.checkpoint import Checkpoint
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.errors import ContextLengthExceeded, InvalidParameter
 from streamserve.text.loading import TokenizerParts
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from streamserve.checkpoint import Checkpoint, demo_path, resolve
+from streamserve.checkpoint.files import Checkpoint, demo_path, resolve
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.text.gguf_tokenizer import build_tokenizer
 from streamserve.text.tokenizer import Tokenizer, load_tokenizer
@@ -55,7 +55,7 @@ def test_seven_hundred_texts_tokenise_as_transformers_does(demo: Tokenizer) -> N
 def test_loading_the_demo_tokenizer_is_quick_and_light() -> None:
     code = (
         "import sys, time; started = time.perf_counter()\n"
-        "from streamserve.checkpoint import resolve\n"
+        "from streamserve.checkpoint.files import resolve\n"
         "from streamserve.text.tokenizer import load_tokenizer\n"
         "load_tokenizer(resolve('demo'))\n"
         "print(time.perf_counter() - started, *sys.modules)"
@@ -311,7 +311,7 @@ def test_code_that_is_not_trusted_is_not_run(tmp_path: Path) -> None:
 def test_trusted_code_tokenises(tmp_path: Path) -> None:
     remote_code_folder(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from streamserve.checkpoint import Checkpoint\n"
+        "import sys; from pathlib import Path; from streamserve.checkpoint.files import Checkpoint\n"
         "from streamserve.text.detokenizer import detokenizer_for; from streamserve.text.tokenizer import load_tokenizer\n"
         "checkpoint = Checkpoint(source='x', path=Path(sys.argv[1]), format='dummy', config={})\n"
         "tokenizer = load_tokenizer(checkpoint, trust_remote_code=True)\n"

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamserve.cache import compiled_layers
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.cli import run
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
@@ -16,8 +15,9 @@ from streamserve.models.compiled import layer_shapes
 from streamserve.models.decoder import Decoder
 from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
-from streamserve.worker.compiled import compile_for
+from streamserve.process.cache import compiled_layers
 from streamserve.worker.runner import Runner
+from streamserve.worker.startup.compiled_layers import compile_for
 from streamserve_kernels.inductor.store import folder_of, piece_names
 from tests.models.families import FAMILIES, reference_model
 from tests.support.tiny_model import TinyLlama

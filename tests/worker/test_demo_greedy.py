@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.config import EngineConfig
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.types import EngineInfo
-from streamserve.worker.compiled import compile_for
 from streamserve.worker.runner import Runner
+from streamserve.worker.startup.compiled_layers import compile_for
 from tests.support.stepping import Stepper, spec
 
 GOLDEN: dict[str, dict[str, list[int]]] = json.loads((Path(__file__).parents[1] / "data" / "demo_greedy.json").read_text())

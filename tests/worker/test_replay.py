@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.worker.device import CpuDevice
 from streamserve.worker.kv_cache import KvShape, allocate
-from streamserve.worker.rows import Room, Rows
+from streamserve.worker.rows.rows import Room, Rows
 from streamserve.worker.step import StepRunner
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama

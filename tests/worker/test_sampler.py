@@ -7,9 +7,9 @@ import pytest
 
 from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
 from streamserve.worker.device import CpuDevice
-from streamserve.worker.inputs import WorkUploader
-from streamserve.worker.rows import Room, Rows
-from streamserve.worker.sampler import SamplingUploader
+from streamserve.worker.rows.inputs import WorkUploader
+from streamserve.worker.rows.rows import Room, Rows
+from streamserve.worker.sampling.sampler import SamplingUploader
 from streamserve_kernels import SamplingTensors
 
 VOCAB = 64

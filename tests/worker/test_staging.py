@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from streamserve.worker.device import CpuDevice, Event
-from streamserve.worker.staging import RING_DEPTH, Packing, StagingRing, floats
+from streamserve.worker.rows.staging import RING_DEPTH, Packing, StagingRing, floats
 
 
 class SlowCopies(CpuDevice):

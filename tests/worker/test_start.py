@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamserve.checkpoint import resolve
+from streamserve.checkpoint.files import resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
 from streamserve.worker.device import open_device
-from streamserve.worker.dtypes import resolve_dtype
-from streamserve.worker.memory import Memory, host_memory
-from streamserve.worker.progress import weights_bar
 from streamserve.worker.runner import Runner
-from streamserve.worker.shortage import explain_shortage
-from streamserve.worker.timeline import Timeline
+from streamserve.worker.startup.dtypes import resolve_dtype
+from streamserve.worker.startup.memory import Memory, host_memory
+from streamserve.worker.startup.progress import weights_bar
+from streamserve.worker.startup.shortage import explain_shortage
+from streamserve.worker.startup.timeline import Timeline
 from tests.support.sampling import log_softmax
 from tests.support.tiny_model import VOCAB, TinyLlama
 

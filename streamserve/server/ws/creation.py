@@ -7,16 +7,16 @@ from typing import Any
 import orjson
 
 from streamserve.errors import StreamserveError
-from streamserve.server.account import Account
-from streamserve.server.answering import Plan, begin_trace, choice_openings, identify, new_usage, opener, stream_format
-from streamserve.server.chat import plan_chat
-from streamserve.server.completions import plan_completion
-from streamserve.server.errors import error_object
-from streamserve.server.event_log import Entry
-from streamserve.server.frames import LINES, ChatFrames, CompletionFrames, Frames
-from streamserve.server.producer import Producer
-from streamserve.server.schemas import ChatRequest, CompletionRequest, convert
+from streamserve.server.apis.openai.chat import plan_chat
+from streamserve.server.apis.openai.completions import plan_completion
+from streamserve.server.apis.openai.frames import LINES, ChatFrames, CompletionFrames, Frames
+from streamserve.server.apis.openai.schemas import ChatRequest, CompletionRequest, convert
+from streamserve.server.delivery.answering import Plan, begin_trace, choice_openings, identify, new_usage, opener, stream_format
+from streamserve.server.delivery.event_log import Entry
+from streamserve.server.delivery.producer import Producer
+from streamserve.server.http.errors import error_object
 from streamserve.server.service import Service
+from streamserve.server.telemetry.accounting import Account
 from streamserve.server.ws.messages import take_resumable
 from streamserve.types import TextDelta
 

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from streamserve.errors import StreamFailed
-from streamserve.server.wake import Wake
+from streamserve.server.delivery.wakeup import Wake
 from streamserve.server.ws.messages import TERMINAL
 from streamserve.server.ws.writer import SocketWriter
 

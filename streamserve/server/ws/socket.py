@@ -18,10 +18,9 @@ from litestar.types import Receive, Send
 
 from streamserve.errors import InvalidParameter
 from streamserve.server.config import ServerConfig
-from streamserve.server.errors import guarded
-from streamserve.server.producer import Producer
+from streamserve.server.delivery.producer import Producer
+from streamserve.server.http.errors import guarded
 from streamserve.server.service import Service
-from streamserve.server.sockets import Closing
 from streamserve.server.ws.closing import BINARY, IDLE, NOT_AN_OBJECT, SERVER_FAULT, SLOW, TOO_MANY_CREATES, TOO_OLD
 from streamserve.server.ws.messages import (
     error_message,
@@ -31,6 +30,7 @@ from streamserve.server.ws.messages import (
     starting_after_of,
     stream_id_of,
 )
+from streamserve.server.ws.open_sockets import Closing
 from streamserve.server.ws.streams import Streams, TooManyStreams
 from streamserve.server.ws.writer import SocketWriter
 

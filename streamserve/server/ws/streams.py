@@ -16,11 +16,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from streamserve.errors import QueueFull, RequestAborted, StreamserveError
-from streamserve.server.errors import NotFound, guarded
-from streamserve.server.event_log import ResumeGap
-from streamserve.server.neighbours import NotKeptHere
-from streamserve.server.producer import Producer
+from streamserve.server.delivery.event_log import ResumeGap
+from streamserve.server.delivery.producer import Producer
+from streamserve.server.http.errors import NotFound, guarded
 from streamserve.server.service import Service
+from streamserve.server.siblings.siblings import NotKeptHere
 from streamserve.server.ws.foreign import ForeignRelay
 from streamserve.server.ws.messages import error_message
 from streamserve.server.ws.writer import Relay, SocketWriter

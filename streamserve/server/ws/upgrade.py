@@ -15,7 +15,7 @@ from litestar.types import Scope
 
 from streamserve.errors import QueueFull, StreamserveError
 from streamserve.server.config import CorsConfig
-from streamserve.server.errors import guarded, send_error
+from streamserve.server.http.errors import guarded, send_error
 from streamserve.server.service import Service
 from streamserve.server.ws.socket import Create, StreamSocket
 

@@ -1,0 +1,181 @@
+"""What a .gguf header says about a model, in the words of transformers' config.json.
+
+Pure data: no torch, no files but the one already open. llama.cpp keeps some facts of an architecture in its source and not in
+the file (Gemma's layer pattern, Llama 3's frequency scaling); those are written down here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from streamserve.checkpoint.gguf_file import GgufFile
+from streamserve.errors import ModelNotSupported
+
+ARCHITECTURES = {
+    "llama": ("LlamaForCausalLM", "llama"),
+    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
+    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
+    "phi3": ("Phi3ForCausalLM", "phi3"),
+}
+"""general.architecture -> (transformers' architecture, its model_type)."""
+
+LLAMA3_SCALING: dict[str, float] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What every Llama 3.1 to 3.3 uses; a file stores only the resulting factors."""
+
+GEMMA3_PATTERN = 6
+"""Every sixth layer of Gemma 3 sees everything, the others a window."""
+
+EMBEDDING = "token_embd.weight"
+
+_FLOATS = {"F32": "float32", "F16": "float16"}
+
+
+def config_from_gguf(file: GgufFile) -> dict[str, Any]:
+    """The config.json that transformers would have for this file.
+
+    Raises `ModelNotSupported` for an architecture or a RoPE scaling that is not built here.
+    """
+    name = file.metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        raise ModelNotSupported(
+            f"{file.path}: GGUF architecture {name!r} is not supported; supported: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    if EMBEDDING not in file.tensors:
+        raise ModelNotSupported(f"{file.path}: holds no {EMBEDDING}, so it is a vocabulary or an adapter and no model")
+    keys = _Keys(file, name)
+    if keys.get("expert_count", 0):
+        raise ModelNotSupported(f"{file.path}: mixture-of-experts models are not supported")
+    architecture, model_type = ARCHITECTURES[name]
+    config = {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "dtype": _dtype(file),
+        "vocab_size": file.tensors[EMBEDDING].shape[0],
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        **_shape(keys),
+        **_special_tokens(file),
+    }
+    config["rope_parameters"] = _rope(keys, config)
+    if window := keys.get("attention.sliding_window"):
+        config["sliding_window"] = window
+        if name == "llama":
+            config.update(architectures=["MistralForCausalLM"], model_type="mistral")
+    if name == "gemma3":
+        config.update(_gemma3(keys, config))
+    if name in ("llama", "qwen2"):
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+    return config
+
+
+class _Keys:
+    """Metadata of one architecture, by the part of the key after its name."""
+
+    def __init__(self, file: GgufFile, architecture: str) -> None:
+        self.file = file
+        self._prefix = f"{architecture}."
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.file.metadata.get(self._prefix + key, default)
+
+    def need(self, key: str) -> Any:
+        """A number that the architecture can't do without, the same for all layers."""
+        value = self.get(key)
+        if value is None:
+            raise ModelNotSupported(f"{self.file.path}: the header lacks {self._prefix}{key}")
+        if not isinstance(value, int | float):
+            raise ModelNotSupported(
+                f"{self.file.path}: {self._prefix}{key} differs from layer to layer, which is not supported"
+            )
+        return value
+
+
+def _shape(keys: _Keys) -> dict[str, Any]:
+    heads = keys.need("attention.head_count")
+    hidden = keys.need("embedding_length")
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": keys.need("block_count"),
+        "intermediate_size": keys.need("feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads if keys.get("attention.head_count_kv") is None else keys.need("attention.head_count_kv"),
+        "head_dim": keys.get("attention.key_length", hidden // heads),
+        "rms_norm_eps": keys.need("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": keys.need("context_length"),
+        "hidden_act": "silu",
+    }
+
+
+def _special_tokens(file: GgufFile) -> dict[str, Any]:
+    ids = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "padding")}
+    ends = [token for token in dict.fromkeys((ids["eos"], ids["eot"])) if token is not None]
+    return {"bos_token_id": ids["bos"], "eos_token_id": ends, "pad_token_id": ids["padding"]}
+
+
+def _dtype(file: GgufFile) -> str:
+    kinds = Counter(tensor.kind.name for tensor in file.tensors.values() if len(tensor.shape) > 1)
+    return _FLOATS.get(kinds.most_common(1)[0][0], "bfloat16")
+
+
+def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base", 10000.0)}
+    rotated = keys.get("rope.dimension_count", config["head_dim"])
+    if rotated != config["head_dim"]:
+        rope["partial_rotary_factor"] = rotated / config["head_dim"]
+    if "rope_factors_long.weight" in keys.file.tensors:
+        raise ModelNotSupported(f"{keys.file.path}: RoPE type 'longrope' is not supported")
+    if "rope_freqs.weight" in keys.file.tensors:
+        return rope | _llama3_scaling(keys.file, rope["rope_theta"], rotated)
+    kind = keys.get("rope.scaling.type", "none")
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
+    if kind == "none" or factor in (0.0, 1.0):
+        return rope
+    if kind not in ("linear", "yarn"):
+        raise ModelNotSupported(f"{keys.file.path}: RoPE scaling {kind!r} is not supported; supported: linear, yarn")
+    rope |= {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        original = keys.get("rope.scaling.original_context_length", config["max_position_embeddings"])
+        rope["original_max_position_embeddings"] = original
+    return rope
+
+
+def _llama3_scaling(file: GgufFile, theta: float, rotated: int) -> dict[str, Any]:
+    """Recover the scaling of Llama 3.1 from the frequency divisors in the file, which must then follow from it exactly."""
+    stored = file.raw("rope_freqs.weight").view(np.float32).ravel()
+    factor, original = float(stored.max()), LLAMA3_SCALING["original_max_position_embeddings"]
+    low, high = original / LLAMA3_SCALING["low_freq_factor"], original / LLAMA3_SCALING["high_freq_factor"]
+    for index, divisor in enumerate(stored):
+        wavelength = 2 * math.pi * theta ** (2 * index / rotated)
+        if wavelength < high:
+            expected = 1.0
+        elif wavelength > low:
+            expected = factor
+        else:
+            smooth = (low / wavelength - 1.0) / (low / high - 1.0)
+            expected = 1 / ((1 - smooth) / factor + smooth)
+        if not math.isclose(expected, float(divisor), rel_tol=1e-4):
+            raise ModelNotSupported(f"{file.path}: its RoPE frequency factors are not Llama 3's, and no others are supported")
+    return {"rope_type": "llama3", "factor": factor, **LLAMA3_SCALING}
+
+
+def _gemma3(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    is_full = [(layer + 1) % GEMMA3_PATTERN == 0 for layer in range(layers)]
+    # The 27B model scales its scores by hidden / heads instead of head_dim; llama.cpp tells it by its layers too.
+    scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else config["head_dim"]
+    full_rope = config["rope_parameters"]
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": scalar,
+        "layer_types": ["full_attention" if full else "sliding_attention" for full in is_full],
+        "rope_parameters": {
+            "full_attention": full_rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": keys.get("rope.freq_base_swa", 10000.0)},
+        },
+        "attn_logit_softcapping": keys.get("attn_logit_softcapping"),
+        "final_logit_softcapping": keys.get("final_logit_softcapping"),
+    }

@@ -1,0 +1,1 @@
+"""How processes of this program start, end and keep bytecode."""

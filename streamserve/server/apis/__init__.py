@@ -1,0 +1,1 @@
+"""One folder per API: its schema, its script of events, its routes."""

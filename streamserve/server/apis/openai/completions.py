@@ -1,0 +1,102 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio.lowlevel
+from litestar import Request, post
+from litestar.di import NamedDependency
+from litestar.types import ASGIApp
+
+from streamserve.errors import InvalidParameter
+from streamserve.frontend import Frontend
+from streamserve.server.apis.openai.frames import CompletionFrames, Opening
+from streamserve.server.apis.openai.parameter_names import completion_names, in_words_of
+from streamserve.server.apis.openai.parameters import for_completion
+from streamserve.server.apis.openai.results import CompletionResult
+from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput, decode
+from streamserve.server.delivery.answering import Identity, Plan, answer, identify, require_choices
+from streamserve.server.service import Service
+from streamserve.text.preparation import PreparedPrompt
+from streamserve.types import SamplingParams, TextLogprob
+
+
+@post("/v1/completions", status_code=200)
+async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
+    """Continue one or several prompts."""
+    asked, ignored = decode(await request.body(), CompletionRequest)
+    identity = identify(service, asked, "cmpl", request.headers.get("x-request-id", ""))
+    return answer(service, await plan_completion(service, asked, ignored, identity), CompletionFrames, CompletionResult)
+
+
+async def plan_completion(service: Service, asked: CompletionRequest, ignored: list[str], identity: Identity) -> Plan:
+    """Check and tokenise prompts; whatever can be refused before admission is refused here."""
+    frontend = service.frontend
+    model = service.resolve_model(asked.model)
+    names = completion_names(asked)
+    with in_words_of(names):
+        params = for_completion(asked, service.limits)
+        prompts = split(asked.prompt)
+        require_choices(len(prompts), params.n)
+        prepared = await _prepare(frontend, asked, params, prompts, identity)
+    return Plan(
+        identity=identity,
+        model=model,
+        asked=asked,
+        ignored=ignored,
+        params=params,
+        prompts=prepared,
+        openings=[_opening(frontend, asked, prompt) for prompt in prepared],
+        logprobs=asked.logprobs,
+        is_score_only=asked.max_tokens == 0,
+        names=names,
+    )
+
+
+def split(prompt: PromptInput) -> list[str | list[int]]:
+    """The prompts of a request: one text, several, one list of token ids, or several. Raises `InvalidParameter`."""
+    if isinstance(prompt, str):
+        return [prompt]
+    kinds = {type(item) for item in prompt}
+    if not prompt:
+        raise InvalidParameter("prompt", "must hold at least one prompt")
+    if len(kinds) > 1:
+        raise InvalidParameter("prompt", "must hold texts, token ids or lists of token ids, not a mixture")
+    return [prompt] if int in kinds else list(prompt)  # type: ignore[list-item, arg-type]
+
+
+async def _prepare(
+    frontend: Frontend, asked: CompletionRequest, params: SamplingParams, prompts: list[str | list[int]], identity: Identity
+) -> list[PreparedPrompt]:
+    prepared = []
+    for index, prompt in enumerate(prompts):
+        prepared.append(
+            await frontend.prepare(
+                prompt,
+                params,
+                request_id=f"{identity.answer_id}-{index}",
+                add_special_tokens=asked.add_special_tokens is not False,
+                priority=asked.priority or 0,
+                cache_salt=asked.cache_salt or "",
+                clamp_max_tokens=asked.max_tokens is None,
+            )
+        )
+        # Other streams go on between the prompts of a long list.
+        await anyio.lowlevel.checkpoint()
+    return prepared
+
+
+def _opening(frontend: Frontend, asked: CompletionRequest, prompt: PreparedPrompt) -> Opening:
+    if not asked.echo:
+        return Opening(prompt_token_ids=prompt.prompt_token_ids)
+    text = prompt.prompt
+    if text is None or asked.truncate_prompt_tokens is not None:
+        text = frontend.tokenizer.decode(prompt.prompt_token_ids)
+    first = prompt.prompt_token_ids[0]
+    tokenizer = frontend.tokenizer
+    return Opening(
+        prompt_token_ids=prompt.prompt_token_ids,
+        echo=text,
+        first_token=TextLogprob(first, tokenizer.token_text(first), tokenizer.token_bytes(first), 0.0),
+    )

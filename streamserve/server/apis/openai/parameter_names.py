@@ -1,0 +1,70 @@
+"""Refusals in the request's own words: what is checked in one place for all endpoints, clients have said under other names.
+
+Pure functions of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from streamserve.errors import InvalidRequest
+from streamserve.server.apis.openai.schemas import ChatRequest, GenerationRequest
+
+_RESPONSE_NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "response_format.json_schema.schema": "text.format.schema",
+    "reasoning_effort": "reasoning.effort",
+}
+
+
+@contextmanager
+def in_words_of(names: Mapping[str, str]) -> Iterator[None]:
+    """Let refusals of a parameter in `names` pass under the name given there."""
+    try:
+        yield
+    except InvalidRequest as error:
+        name = error.param or ""
+        if name in names:
+            _rename(error, name, names[name])
+        raise
+
+
+def _rename(error: InvalidRequest, name: str, new_name: str) -> None:
+    if error.message.startswith(name):
+        error.message = new_name + error.message[len(name) :]
+        error.args = (error.message,)
+    error.param = new_name
+
+
+def completion_names(asked: GenerationRequest) -> dict[str, str]:
+    """What this request calls the parameters that have several names."""
+    return {"structured_outputs": _constraint(asked) or "structured_outputs"}
+
+
+def chat_names(asked: ChatRequest) -> dict[str, str]:
+    """As `completion_names`, for a chat."""
+    return {
+        "prompt": "messages",
+        "max_tokens": "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens",
+        "structured_outputs": _constraint(asked) or "tools",
+    }
+
+
+def response_names(names: Mapping[str, str]) -> dict[str, str]:
+    """The names of the chat that answers a response request, as that request has them."""
+    return {**_RESPONSE_NAMES, **{name: _RESPONSE_NAMES.get(theirs, theirs) for name, theirs in names.items()}}
+
+
+def _constraint(asked: GenerationRequest) -> str | None:
+    """The parameter that confines the answer to a language; None where none of its own does."""
+    given = [
+        name
+        for name in ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        if getattr(asked, name) is not None
+    ]
+    if asked.response_format is not None and asked.response_format.type != "text":
+        given.append("response_format")
+    return given[0] if len(given) == 1 else "structured_outputs" if given else None

@@ -1,0 +1,236 @@
+"""What a request asks for, as `SamplingParams`: defaults filled in, aliases folded, what is not built refused by name.
+
+Pure functions of the request and the server's limits. Ranges are checked by `SamplingParams` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.server.apis.openai.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    JsonSchemaFormat,
+    StructuredOutputsInput,
+)
+from streamserve.server.apis.openai.tools import ToolUse
+from streamserve.types import SamplingParams, StructuredOutputs
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""max_tokens of /v1/completions when neither the request nor the model says; the OpenAI API's."""
+
+_COPIED = (
+    "n",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "bad_words",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "prompt_logprobs",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "max_time",
+)
+
+_UNSUPPORTED = {
+    "use_beam_search": "beam search has no stream; sample with n instead",
+    "logits_processors": "code in requests is not run; use logit_bias, bad_words or allowed_token_ids",
+    "lora_request": "this server has one set of weights",
+    "kv_transfer_params": "prefill and decode run in one engine",
+    "guided_decoding_backend": "there is one backend; leave it out",
+    "guided_whitespace_pattern": "write the whitespace into a grammar instead",
+    "prompt_embeds": "send the prompt as text or token ids",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "audio": "this server takes and gives text only",
+    "prediction": "leave it out; the answer is the same without",
+    "web_search_options": "this server does not search the web",
+    "documents": "put the documents into a message",
+}
+
+
+class Limits:
+    """What the server and its model allow a request.
+
+    defaults             parameters taken from the model's generation_config.json when a request does not give them
+    max_logprobs         the most alternatives per position
+    max_model_len        tokens of prompt and output together
+    priority_scheduling  whether a priority means anything
+    """
+
+    __slots__ = ("defaults", "max_logprobs", "max_model_len", "priority_scheduling")
+
+    def __init__(
+        self, *, defaults: Mapping[str, Any], max_logprobs: int, max_model_len: int, priority_scheduling: bool
+    ) -> None:
+        self.defaults = defaults
+        self.max_logprobs = max_logprobs
+        self.max_model_len = max_model_len
+        self.priority_scheduling = priority_scheduling
+
+
+def for_completion(request: CompletionRequest, limits: Limits) -> SamplingParams:
+    """Raises `InvalidParameter` or `UnsupportedParameter` naming the parameter."""
+    if request.suffix:
+        raise UnsupportedParameter("suffix", "the model completes at the end of a prompt only")
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise UnsupportedParameter("best_of", "all sampled choices are returned; ask for them with n")
+    max_tokens = request.max_tokens
+    if max_tokens == 0 and request.echo:
+        # Scoring a prompt: one token is sampled and left out of the answer.
+        max_tokens = 1
+    fields = _common(request, limits)
+    fields["max_tokens"] = _first(max_tokens, limits.defaults.get("max_tokens"), DEFAULT_COMPLETION_TOKENS)
+    if request.logprobs is not None:
+        fields["logprobs"] = _capped("logprobs", request.logprobs, limits)
+        if request.echo:
+            fields.setdefault("prompt_logprobs", request.logprobs)
+    return SamplingParams(**fields)
+
+
+def for_chat(request: ChatRequest, limits: Limits, tools: ToolUse) -> SamplingParams:
+    """Raises `InvalidParameter` or `UnsupportedParameter` naming the parameter."""
+    _refuse_chat(request)
+    fields = _common(request, limits)
+    if tools.is_forced:
+        _refuse_two_languages(request)
+        fields["structured_outputs"] = tools.grammar()
+    fields["max_tokens"] = _first(request.max_completion_tokens, request.max_tokens, limits.defaults.get("max_tokens"))
+    if request.logprobs:
+        fields["logprobs"] = _capped("top_logprobs", request.top_logprobs or 0, limits)
+    elif request.top_logprobs:
+        raise InvalidParameter("top_logprobs", "needs logprobs: true")
+    return SamplingParams(**fields)
+
+
+def _refuse_chat(request: ChatRequest) -> None:
+    if request.modalities not in (None, ["text"]):
+        raise UnsupportedParameter("modalities", "this server gives text only")
+    if request.echo:
+        raise UnsupportedParameter("echo", "chat answers hold the new message only")
+
+
+def _refuse_two_languages(request: GenerationRequest) -> None:
+    """A forced call is the whole answer; `response_format` is about the answers that are none."""
+    if _from_structured_outputs(request.structured_outputs) or _from_guided(request):
+        raise InvalidParameter("structured_outputs", "can't be combined with a tool_choice that forces a call")
+
+
+def _common(request: GenerationRequest, limits: Limits) -> dict[str, Any]:
+    for name, reason in _UNSUPPORTED.items():
+        if getattr(request, name, None):
+            raise UnsupportedParameter(name, reason)
+    if request.priority and not limits.priority_scheduling:
+        raise InvalidParameter("priority", "needs a server started with --scheduling-policy priority")
+    if request.stream_options is not None and not request.stream:
+        raise InvalidParameter("stream_options", "is only allowed with stream: true")
+    if request.prompt_logprobs is not None and request.stream:
+        raise InvalidParameter("prompt_logprobs", "is not available with stream: true")
+    if request.cache_salt == "":
+        raise InvalidParameter("cache_salt", "must not be empty")
+    fields = {name: value for name, value in limits.defaults.items() if name != "max_tokens"}
+    for name in _COPIED:
+        value = getattr(request, name)
+        if value is not None:
+            fields[name] = value
+    if request.prompt_logprobs is not None:
+        _capped("prompt_logprobs", request.prompt_logprobs, limits)
+    if request.truncate_prompt_tokens is not None:
+        kept = request.truncate_prompt_tokens
+        fields["truncate_prompt_tokens"] = limits.max_model_len if kept == -1 else kept
+    structured = _structured_outputs(request)
+    if structured is not None:
+        fields["structured_outputs"] = structured
+    return fields
+
+
+def _capped(name: str, value: int, limits: Limits) -> int:
+    if not 0 <= value <= limits.max_logprobs:
+        raise InvalidParameter(name, f"must be between 0 and {limits.max_logprobs} on this server, got {value}")
+    return value
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def is_constrained(request: GenerationRequest) -> bool:
+    """Whether a request confines its answers to a language. Raises as `for_chat`."""
+    return _structured_outputs(request) is not None
+
+
+def answer_schema(request: GenerationRequest) -> dict[str, Any] | None:
+    """The JSON schema of the content that `response_format` asks for; None when it asks for none. Raises as `for_chat`."""
+    wanted = _from_response_format(request)
+    if wanted is None:
+        return None
+    return wanted.json if isinstance(wanted.json, dict) else {"type": "object"}
+
+
+def _structured_outputs(request: GenerationRequest) -> StructuredOutputs | None:
+    asked = [
+        constraint
+        for constraint in (
+            _from_response_format(request),
+            _from_structured_outputs(request.structured_outputs),
+            _from_guided(request),
+        )
+        if constraint is not None
+    ]
+    if len(asked) > 1:
+        raise InvalidParameter("structured_outputs", "give one of response_format, structured_outputs and guided_*")
+    return asked[0] if asked else None
+
+
+def _from_response_format(request: GenerationRequest) -> StructuredOutputs | None:
+    response_format = request.response_format
+    if response_format is None or response_format.type == "text":
+        return None
+    if response_format.type == "json_object":
+        return StructuredOutputs(json_object=True)
+    if response_format.type == "json_schema":
+        return StructuredOutputs(json=_schema_of(response_format.json_schema))
+    raise InvalidParameter("response_format.type", "must be text, json_object or json_schema")
+
+
+def _schema_of(given: JsonSchemaFormat | None) -> dict[str, Any]:
+    if given is None or given.schema is None:
+        raise InvalidParameter("response_format.json_schema.schema", "is required with type json_schema")
+    return given.schema
+
+
+def _from_structured_outputs(given: StructuredOutputsInput | None) -> StructuredOutputs | None:
+    if given is None:
+        return None
+    return StructuredOutputs(
+        json=given.json,
+        json_object=given.json_object or None,
+        regex=given.regex,
+        choice=given.choice,
+        grammar=given.grammar,
+    )
+
+
+def _from_guided(request: GenerationRequest) -> StructuredOutputs | None:
+    given = {
+        "json": request.guided_json,
+        "regex": request.guided_regex,
+        "choice": request.guided_choice,
+        "grammar": request.guided_grammar,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return StructuredOutputs(**given) if given else None  # type: ignore[arg-type]

@@ -1,0 +1,164 @@
+"""The whole answer at once: text deltas collected into the response objects of completions and chat.
+
+Pure data; the streamed counterpart is `frames`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from streamserve.server.apis.openai.frames import Opening, StreamFormat, finish_reason
+from streamserve.server.apis.openai.logprobs import CompletionLogprobs, chat_logprobs, joined, prompt_logprobs
+from streamserve.server.apis.openai.reading import Message, MessageReader
+from streamserve.server.telemetry.usage import Usage
+from streamserve.types import TextDelta, TextLogprob
+
+
+class _Choice:
+    """What one choice has said so far."""
+
+    __slots__ = ("index", "last", "logprobs", "opening", "prompt_logprobs", "texts", "token_ids")
+
+    def __init__(self, index: int, opening: Opening) -> None:
+        self.index = index
+        self.opening = opening
+        self.texts: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[TextLogprob] = []
+        self.prompt_logprobs: list[TextLogprob | None] | None = None
+        self.last: TextDelta | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        self.texts.append(delta.text)
+        self.token_ids += delta.token_ids
+        if delta.logprobs is not None:
+            self.logprobs += delta.logprobs
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
+        self.last = delta
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def ending(self) -> dict[str, Any]:
+        assert self.last is not None
+        return {"finish_reason": finish_reason(self.last), "stop_reason": self.last.stop_reason}
+
+
+class Result(ABC):
+    """One answer being collected; subclasses say what a choice of their endpoint looks like.
+
+    prompt_logprobs  whether the answer repeats them (with `echo` they are part of the choice's logprobs instead)
+    """
+
+    object_name: str
+
+    def __init__(
+        self, format: StreamFormat, openings: Sequence[Opening], usage: Usage, *, prompt_logprobs: bool = False
+    ) -> None:
+        self._format = format
+        self._usage = usage
+        self._has_prompt_logprobs = prompt_logprobs
+        self._choices = [_Choice(index, opening) for index, opening in enumerate(openings)]
+
+    def add(self, delta: TextDelta) -> None:
+        self._choices[delta.index].add(delta)
+
+    def body(self) -> bytes:
+        """The response's JSON, once every choice has finished."""
+        return orjson.dumps(
+            {
+                "id": self._format.id,
+                "object": self.object_name,
+                "created": self._format.created,
+                "model": self._format.model,
+                "choices": [self._choice(choice) for choice in self._choices],
+                "usage": self._usage.as_object(),
+                **self._extra(),
+            }
+        )
+
+    @abstractmethod
+    def _choice(self, choice: _Choice) -> dict[str, Any]:
+        """The object of one choice."""
+
+    def _extra(self) -> dict[str, Any]:
+        """Fields of the answer itself."""
+        return {}
+
+    def _prompt_logprobs(self, choice: _Choice) -> dict[str, Any]:
+        if not self._has_prompt_logprobs or choice.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": prompt_logprobs(self._format.names, choice.prompt_logprobs)}
+
+
+class CompletionResult(Result):
+    """The answer of /v1/completions."""
+
+    object_name = "text_completion"
+
+    def _choice(self, choice: _Choice) -> dict[str, Any]:
+        body = {
+            "index": choice.index,
+            "text": (choice.opening.echo or "") + choice.text,
+            "logprobs": self._logprobs(choice),
+            **choice.ending(),
+            **self._prompt_logprobs(choice),
+        }
+        if self._format.token_ids:
+            body["token_ids"] = choice.token_ids
+            body["prompt_token_ids"] = choice.opening.prompt_token_ids
+        return body
+
+    def _logprobs(self, choice: _Choice) -> dict[str, Any] | None:
+        if self._format.logprobs is None:
+            return None
+        logprobs = CompletionLogprobs(self._format.names, self._format.logprobs)
+        parts = []
+        if choice.opening.first_token is not None and choice.prompt_logprobs is not None:
+            rest = [entry for entry in choice.prompt_logprobs[1:] if entry is not None]
+            parts.append(logprobs.of_prompt(choice.opening.first_token, rest))
+        return joined([*parts, logprobs.of(choice.logprobs)])
+
+
+class ChatResult(Result):
+    """The answer of /v1/chat/completions."""
+
+    object_name = "chat.completion"
+
+    def _choice(self, choice: _Choice) -> dict[str, Any]:
+        logprobs = self._format.logprobs
+        message, reason = self._message(choice)
+        body = {
+            "index": choice.index,
+            "message": message,
+            "logprobs": None if logprobs is None else chat_logprobs(self._format.names, choice.logprobs, logprobs),
+            **choice.ending(),
+            "finish_reason": reason,
+        }
+        if self._format.token_ids:
+            body["token_ids"] = choice.token_ids
+        return body
+
+    def _message(self, choice: _Choice) -> tuple[dict[str, Any], str | None]:
+        """The message, and why it ended."""
+        assert choice.last is not None
+        reason = finish_reason(choice.last)
+        if self._format.reading is None:
+            return {"role": "assistant", "content": choice.text, "refusal": None}, reason
+        reader, message = MessageReader(self._format.reading), Message()
+        for fields in reader.read(TextDelta(choice.text, finish_reason=choice.last.finish_reason)):
+            message.add(fields)
+        return message.as_object(), reader.finish_reason(reason)
+
+    def _extra(self) -> dict[str, Any]:
+        first = self._choices[0]
+        extra = self._prompt_logprobs(first)
+        if self._format.token_ids:
+            extra["prompt_token_ids"] = first.opening.prompt_token_ids
+        return extra

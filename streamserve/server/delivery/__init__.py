@@ -1,0 +1,1 @@
+"""From one generation to the bytes of its answer."""

@@ -1,0 +1,190 @@
+"""The events of one stream, between the task that makes them and whoever reads them.
+
+Numbered from 0, kept in a ring that is bounded in events and bytes, read through cursors: by a WebSocket, by a response's SSE,
+again after a dropped connection. The fastest reader sets the pace: the maker waits while even that one is a window behind, so
+that a reader who stalls makes the engine's stream merge, pause and fail as any other. A slower second reader may fall out of
+the ring, and is told so. Lives on one API worker's event loop; knows of transports only how they write an event.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from streamserve.errors import InvalidRequest
+from streamserve.server.delivery.wakeup import Wake
+
+
+class ResumeGap(InvalidRequest):
+    """Events were asked for that are kept no longer, or not made yet."""
+
+    status = 410
+    code = "resume_gap"
+
+
+class Entry(NamedTuple):
+    """One event, but for its place: `fields` are the members of its JSON object without type and number, no braces around."""
+
+    type: str
+    fields: bytes
+
+
+class LogLimits(NamedTuple):
+    """Bounds of one log: the maker may be `window` events ahead; of the ring's bounds the tighter holds, down to one window."""
+
+    window: int = 32
+    max_events: int = 16384
+    max_bytes: int = 4 << 20
+
+
+class EventLog:
+    """See the module.
+
+    on_read    called when somebody begins to read
+    on_unread  called when the last reader has left a log that is not at its end
+    """
+
+    def __init__(
+        self,
+        limits: LogLimits | None = None,
+        *,
+        on_read: Callable[[], None] | None = None,
+        on_unread: Callable[[], None] | None = None,
+    ) -> None:
+        self._limits = limits or LogLimits()
+        self._on_read = on_read
+        self._on_unread = on_unread
+        self._entries: deque[Entry] = deque()
+        self._dropped = 0
+        self._cursors: list[Cursor] = []
+        self._room = Wake()
+        self.num_bytes = 0
+        self.is_ended = False
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next event gets."""
+        return self._dropped + len(self._entries)
+
+    @property
+    def is_read(self) -> bool:
+        return bool(self._cursors)
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Add events. Never waits; `wait_for_room` does."""
+        for entry in entries:
+            self._entries.append(entry)
+            self.num_bytes += len(entry.fields)
+        self._forget_oldest()
+        self._tell_readers()
+
+    def end(self) -> None:
+        """Nothing more will come. Idempotent."""
+        self.is_ended = True
+        self._tell_readers()
+
+    async def wait_for_room(self) -> None:
+        """Return once a reader is less than a window behind, or none reads at all."""
+        while self._cursors and self.next_number - max(each.number for each in self._cursors) >= self._limits.window:
+            await self._room.wait()
+
+    def read(self, number: int, ready: Callable[[], None]) -> Cursor:
+        """A reader that begins at event `number`; `ready` is called whenever it may have something to take, and now.
+
+        Raises `ResumeGap` when that event is gone already, or lies ahead of the next one.
+        """
+        if not self._dropped <= number <= self.next_number:
+            raise ResumeGap(f"events {self._dropped} to {self.next_number - 1} are kept, {number} is not among them")
+        cursor = Cursor(self, number, ready)
+        self._cursors.append(cursor)
+        if self._on_read is not None:
+            self._on_read()
+        ready()
+        return cursor
+
+    def entry(self, number: int) -> Entry | None:
+        """One event; None when it has not been made yet. Raises `ResumeGap` when it is gone."""
+        if number < self._dropped:
+            raise ResumeGap(f"this reader fell behind: events before {self._dropped} are kept no longer")
+        place = number - self._dropped
+        return self._entries[place] if place < len(self._entries) else None
+
+    def advanced(self) -> None:
+        """A cursor has moved."""
+        self._room.set()
+
+    def leave(self, cursor: Cursor) -> None:
+        """A reader is done, or gone."""
+        if cursor in self._cursors:
+            self._cursors.remove(cursor)
+            self._room.set()
+            if not self._cursors and not self.is_ended and self._on_unread is not None:
+                self._on_unread()
+
+    def _forget_oldest(self) -> None:
+        limits = self._limits
+        while len(self._entries) > limits.window and (
+            len(self._entries) > limits.max_events or self.num_bytes > limits.max_bytes
+        ):
+            self.num_bytes -= len(self._entries.popleft().fields)
+            self._dropped += 1
+
+    def _tell_readers(self) -> None:
+        for cursor in self._cursors:
+            cursor.ready()
+
+
+class Cursor:
+    """One reader's place in a log; leave its `with` block to stop reading.
+
+    number  of the event that comes next
+    """
+
+    __slots__ = ("_log", "number", "ready")
+
+    def __init__(self, log: EventLog, number: int, ready: Callable[[], None]) -> None:
+        self._log = log
+        self.number = number
+        self.ready = ready
+
+    @property
+    def has_next(self) -> bool:
+        return self.number < self._log.next_number
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether everything was taken that will ever come."""
+        return self._log.is_ended and not self.has_next
+
+    def take(self) -> tuple[int, Entry] | None:
+        """The next event and its number; None when it has not been made yet. Raises `ResumeGap`."""
+        entry = self._log.entry(self.number)
+        if entry is None:
+            return None
+        number = self.number
+        self.number += 1
+        self._log.advanced()
+        return number, entry
+
+    def close(self) -> None:
+        self._log.leave(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def as_message(entry: Entry, number: int, stream_id: bytes | None) -> str:
+    """An event as one WebSocket text; `stream_id` is a JSON string, None leaves it out."""
+    echoed = b"" if stream_id is None else b'"stream_id":' + stream_id + b","
+    return (b'{"type":"%b",%b"sequence_number":%d,%b}' % (entry.type.encode(), echoed, number, entry.fields)).decode()
+
+
+def as_server_sent_event(entry: Entry, number: int) -> bytes:
+    """An event as server-sent, with the `event:` line that readers of /v1/responses want."""
+    kind = entry.type.encode()
+    return b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (kind, kind, number, entry.fields)

@@ -1,0 +1,70 @@
+"""API keys: who may use /v1, over HTTP and over WebSockets.
+
+A Litestar middleware that leaves `send` alone, so that streamed events cost no more with keys than without.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Sequence
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from streamserve.errors import AuthenticationFailed
+from streamserve.server.http.errors import send_error
+from streamserve.server.telemetry.metrics import Metrics
+
+PROTECTED_PREFIX = "/v1"
+_KEY_PROTOCOL = "openai-insecure-api-key."
+
+
+class Authentication:
+    """Lets requests to /v1 pass when they carry one of `api_keys`.
+
+    A browser can't set headers on a WebSocket: there a key may come as the subprotocol `openai-insecure-api-key.<key>`.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._api_keys = [key.encode() for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _is_protected(scope) and not self._has_key(scope):
+            error = AuthenticationFailed("missing or wrong API key: send it as `Authorization: Bearer <key>`")
+            if scope["type"] == ScopeType.HTTP:
+                raise error
+            self._metrics.reject(error)
+            await _refuse_upgrade(scope, receive, send, error)
+        else:
+            await self._app(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        given = list(_given_keys(scope))
+        # All of them are compared, each in constant time, so that the time taken says nothing.
+        return sum(hmac.compare_digest(key, offered) for key in self._api_keys for offered in given) > 0
+
+
+def _is_protected(scope: Scope) -> bool:
+    """Whether a key is needed: the routed path counts, and a preflight can't bring one."""
+    return scope["path"].startswith(PROTECTED_PREFIX) and scope.get("method") != "OPTIONS"
+
+
+def _given_keys(scope: Scope) -> Iterable[bytes]:
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            yield value[7:].strip()
+    protocols: Iterable[str] = scope.get("subprotocols", ())  # type: ignore[assignment]
+    for protocol in protocols:
+        if protocol.startswith(_KEY_PROTOCOL):
+            yield protocol.removeprefix(_KEY_PROTOCOL).encode()
+
+
+async def _refuse_upgrade(scope: Scope, receive: Receive, send: Send, error: AuthenticationFailed) -> None:
+    """Answer an upgrade with an HTTP status and body where the server can, else by closing before accepting."""
+    await receive()
+    if "websocket.http.response" in (scope.get("extensions") or {}):
+        await send_error(send, error, prefix="websocket.http")
+    else:
+        await send({"type": "websocket.close", "code": 4401, "reason": error.code})

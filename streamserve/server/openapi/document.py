@@ -1,0 +1,267 @@
+"""/openapi.json: what is served, written from the same structs that requests are checked with.
+
+Pure functions. The schemas of bodies come from `schemas`, those of answers from `openapi_schemas`; paths and examples are
+listed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+import streamserve
+from streamserve.server.apis.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from streamserve.server.apis.responses.schema import ResponseRequest
+from streamserve.server.openapi.schemas import SCHEMAS, Schema, ref
+
+Operation = dict[str, Any]
+
+DESCRIPTION = """\
+An OpenAI-compatible server that streams open-weight language models.
+
+With `"stream": true` an answer is `text/event-stream`: each event is `data: ` and one JSON object, the last one `data: [DONE]`;
+those of `/v1/responses` also carry an `event:` line and end with their terminal event. A blank line says that the server is
+still at it. An error after the 200 is an event `{"error": …}`. Fields that no one here knows are named in a `Warning` header.
+
+`/v1/ws` and `/v1/responses` also take WebSocket upgrades. One socket carries many streams: send
+`{"type": "chat.completion.create" | "completion.create" | "response.create", "stream_id": …}` with the fields of the POST body;
+receive the objects that the SSE stream would carry, each with its `stream_id` and a `sequence_number`. `response.cancel` ends a
+stream, `response.resume` goes on with one after a dropped connection, `ping` is answered with `pong`. Upgrades are refused with
+an HTTP status and an error body. A browser may send its key as the subprotocol `openai-insecure-api-key.<key>`.
+"""
+
+_STATUS_TEXT = {
+    "400": "The request is wrong; `param` names the parameter.",
+    "401": "The API key is missing or wrong.",
+    "404": "No such model, path or request.",
+    "405": "The path does not answer to this method; `Allow` names those it does.",
+    "410": "These events are kept no longer.",
+    "413": "The body is too large.",
+    "429": "Too many requests wait; try again after `Retry-After`.",
+    "500": "The server failed.",
+    "503": "Loading, draining or without an engine.",
+}
+_BODY_ERRORS = ("413", "429")
+_QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+_CITY: Schema = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+_WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+_COMPLETIONS = {
+    "plain": {"model": "demo", "prompt": "The capital of France is", "max_tokens": 16},
+    "streamed": {"model": "demo", "prompt": "Once upon a time", "max_tokens": 16, "stream": True},
+    "several": {"model": "demo", "prompt": ["One", "Two"], "n": 2, "seed": 1, "logprobs": 2, "max_tokens": 4},
+}
+_CHATS = {
+    "plain": {"model": "demo", "messages": _QUESTION, "max_tokens": 16},
+    "streamed": {"model": "demo", "messages": _QUESTION, "stream": True, "stream_options": {"include_usage": True}},
+    "tools": {"model": "demo", "messages": _QUESTION, "tools": [_WEATHER], "tool_choice": "none", "max_tokens": 16},
+    "structured": {
+        "model": "demo",
+        "messages": _QUESTION,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": _CITY}},
+    },
+}
+_RESPONSES = {
+    "plain": {"model": "demo", "input": "Hello!", "max_output_tokens": 16},
+    "streamed": {"model": "demo", "input": _QUESTION, "instructions": "Answer in one word.", "stream": True},
+}
+
+
+def document(root_path: str = "") -> dict[str, Any]:
+    """The OpenAPI 3.1 description of this server."""
+    bodies = [CompletionRequest, ChatRequest, ResponseRequest, TokenizeRequest, DetokenizeRequest]
+    _, schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "streamserve", "version": streamserve.__version__, "description": DESCRIPTION},
+        "servers": [{"url": root_path or "/"}],
+        "paths": {**_generation(), **_responses(), **_tokenizer(), **_state(), **_page()},
+        "components": {
+            "schemas": {**schemas, **SCHEMAS},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _generation() -> dict[str, dict[str, Operation]]:
+    return {
+        "/v1/models": {"get": _secured(_operation("listModels", "The served models.", _json("ModelList")))},
+        "/v1/models/{name}": {
+            "get": _secured(_operation("showModel", "One served model.", _json("Model"), _path("name", "demo")))
+        },
+        "/v1/completions": {
+            "post": _with_body(
+                _operation("createCompletion", "Continue one or several prompts.", _streamed("Completion", "CompletionChunk")),
+                "CompletionRequest",
+                _COMPLETIONS,
+            )
+        },
+        "/v1/chat/completions": {
+            "post": _with_body(
+                _operation(
+                    "createChatCompletion",
+                    "The next message of a conversation.",
+                    _streamed("ChatCompletion", "ChatCompletionChunk"),
+                ),
+                "ChatRequest",
+                _CHATS,
+            )
+        },
+        "/v1/requests/{request_id}/cancel": {
+            "post": _secured(
+                _operation(
+                    "cancelRequest",
+                    'End a running request; its stream ends with finish_reason "abort" and keeps its text.',
+                    _json("RequestCancelled"),
+                    _path("request_id", "cmpl-1"),
+                )
+            )
+        },
+    }
+
+
+def _responses() -> dict[str, dict[str, Operation]]:
+    one = _path("response_id", "resp_1")
+    events = _streamed("Response", "ResponseEvent")
+    return {
+        "/v1/responses": {
+            "post": _with_body(_operation("createResponse", "Answer an input.", events), "ResponseRequest", _RESPONSES)
+        },
+        "/v1/responses/{response_id}": {
+            "get": _secured(
+                _operation(
+                    "showResponse",
+                    "A response as it stands; with `stream=true` its events after number `starting_after`.",
+                    events,
+                    one,
+                    _query("stream", {"type": "boolean"}),
+                    _query("starting_after", {"type": "integer"}),
+                )
+            ),
+            "delete": _secured(_operation("deleteResponse", "Forget a response.", _json("ResponseDeleted"), one)),
+        },
+        "/v1/responses/{response_id}/cancel": {
+            "post": _secured(_operation("cancelResponse", "End a response, keeping its text.", _json("Response"), one))
+        },
+        "/v1/responses/{response_id}/input_items": {
+            "get": _secured(
+                _operation(
+                    "listInputItems",
+                    "What a response was asked.",
+                    _json("InputItems"),
+                    one,
+                    _query("order", {"type": "string", "enum": ["asc", "desc"]}),
+                    _query("after", {"type": "string"}),
+                    _query("limit", {"type": "integer", "minimum": 1, "maximum": 100}),
+                )
+            )
+        },
+    }
+
+
+def _tokenizer() -> dict[str, dict[str, Operation]]:
+    tokenize = _operation("tokenize", "The token ids of a prompt or of a conversation.", _json("Tokens"))
+    detokenize = _operation("detokenize", "The text of token ids.", _json("Text"))
+    prompts = {"prompt": {"model": "demo", "prompt": "Hello!"}, "chat": {"model": "demo", "messages": _QUESTION}}
+    return {
+        "/tokenize": {"post": _with_body(tokenize, "TokenizeRequest", prompts, is_secured=False)},
+        "/detokenize": {
+            "post": _with_body(detokenize, "DetokenizeRequest", {"plain": {"tokens": [104, 105]}}, is_secured=False)
+        },
+    }
+
+
+def _state() -> dict[str, dict[str, Operation]]:
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    return {
+        "/health": {
+            "get": _operation("health", "200 while the process is alive and its engine has not died.", text),
+            "head": _operation("healthHead", "As GET.", {}),
+        },
+        "/ready": {
+            "get": _operation("ready", "200 while requests are taken.", _json("Ready")),
+            "head": _operation("readyHead", "As GET.", {}),
+        },
+        "/version": {"get": _operation("version", "The server's version.", _json("Version"))},
+        "/load": {"get": _operation("load", "How busy the server is.", _json("Load"))},
+        "/metrics": {"get": _operation("metrics", "Prometheus' text format.", text)},
+        "/openapi.json": {"get": _operation("openapi", "This document.", {"application/json": {"schema": {"type": "object"}}})},
+    }
+
+
+def _page() -> dict[str, dict[str, Operation]]:
+    html = {"text/html": {"schema": {"type": "string"}}}
+    return {
+        "/": {"get": _operation("page", "The chat page.", html)},
+        "/chat/{name}": {
+            "get": _operation("pageFile", "A file that the chat page loads.", {"*/*": {}}, _path("name", "chat.css"))
+        },
+    }
+
+
+def _operation(operation_id: str, summary: str, content: Schema, *parameters: Schema) -> Operation:
+    statuses = [known for known in _STATUS_TEXT if known not in (*_BODY_ERRORS, "401")]
+    answer = {"description": summary, **({"content": content} if content else {})}
+    operation = {
+        "operationId": operation_id,
+        "summary": summary,
+        "responses": {"200": answer, **{error: _error(error) for error in statuses}},
+    }
+    return {**operation, "parameters": list(parameters)} if parameters else operation
+
+
+def _secured(operation: Operation) -> Operation:
+    """An operation that asks for a key when the server has any."""
+    return {**operation, "security": [{"bearer": []}, {}], "responses": {**operation["responses"], "401": _error("401")}}
+
+
+def _with_body(operation: Operation, body: str, examples: dict[str, Any], *, is_secured: bool = True) -> Operation:
+    content = {"schema": ref(body), "examples": {name: {"value": value} for name, value in examples.items()}}
+    responses = {**operation["responses"], **{status: _error(status) for status in _BODY_ERRORS}}
+    operation = {
+        **operation,
+        "requestBody": {"required": True, "content": {"application/json": content}},
+        "responses": responses,
+    }
+    return _secured(operation) if is_secured else operation
+
+
+def _error(status: str) -> Schema:
+    return {"description": _STATUS_TEXT[status], "content": _json("Error")}
+
+
+def _path(name: str, example: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": example}
+
+
+def _query(name: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+def _json(name: str) -> Schema:
+    return {"application/json": {"schema": ref(name)}}
+
+
+def _streamed(whole: str, event: str) -> Schema:
+    """One object, or server-sent events whose data are objects of their own kind."""
+    # OpenAPI 3.1 has no word for the items of a stream; by custom the schema describes each event.
+    described = {
+        "type": "object",
+        "description": f"Server-sent events, each with a {event} as its data.",
+        "required": ["data"],
+        "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+        "x-event": ref(event),
+    }
+    return {**_json(whole), "text/event-stream": {"schema": described}}

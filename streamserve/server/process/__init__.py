@@ -1,0 +1,1 @@
+"""The processes of one server: start, serve, drain, end."""

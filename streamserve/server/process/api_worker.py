@@ -1,0 +1,126 @@
+"""One API worker: an HTTP server, a connection to the engine, and the service between them.
+
+Runs on one event loop of one process: the first worker in the process of `streamserve serve`, further ones in processes of
+their own (`worker_process`). It answers /health from its first moment and requests once the engine is ready.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import socket
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from streamserve.checkpoint.files import Checkpoint
+from streamserve.config import EngineConfig
+from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.stream import StreamLimits
+from streamserve.frontend import Frontend
+from streamserve.server.app import create_app
+from streamserve.server.config import ServerConfig
+from streamserve.server.http.server import http_server
+from streamserve.server.process.listen import Listen
+from streamserve.server.service import Service
+from streamserve.server.siblings.siblings import Neighbours
+from streamserve.server.telemetry.metrics import Metrics
+from streamserve.server.telemetry.tracing import exporting_to
+from streamserve.text.preparation import MAX_SEED
+from streamserve.text.tokenizer import Tokenizer, tokenizer_of
+from streamserve.types import EngineInfo
+
+LAST_ANSWERS_S = 5.0
+"""What an answer that was ended gets to reach its client before its connection is cut."""
+
+
+class ApiWorker:
+    """Serves `listen` on a bound socket until told to stop.
+
+    Raises `ConfigError` for unusable TLS files, and without a package that the configuration needs.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        listen: Listen,
+        *,
+        metrics: Metrics,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        endpoint = config.otlp_traces_endpoint
+        self._tracer = None if endpoint is None else exporting_to(endpoint)
+        self.service = Service(config, metrics=metrics, tracer=self._tracer, neighbours=neighbours)
+        self._http = http_server(
+            create_app(self.service),
+            listen,
+            shutdown_timeout_s=LAST_ANSWERS_S,
+            max_message_bytes=config.max_body_bytes,
+            pong_timeout_s=config.send_timeout_s + LAST_ANSWERS_S,
+            receive_timeout_s=config.receive_timeout_s,
+            on_buffered=metrics.client_buffer_bytes.set,
+        )
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Answer HTTP until `close`."""
+        async with self.service.running():
+            await self._http.serve(sockets=[listening])
+        if self._tracer is not None:
+            await anyio.to_thread.run_sync(self._tracer.close)
+
+    async def wait_started(self) -> None:
+        """Returns once connections are taken."""
+        await self._http.listening.wait()
+
+    async def open_door(self, path: str) -> None:
+        """Answer the other API workers on a socket at `path`, too; ends with `serve`."""
+        await self._http.open_door(path)
+
+    async def connect(
+        self, engine: RemoteEngine, tokenizer: Tokenizer, eos_token_ids: Sequence[int], defaults: Mapping[str, Any]
+    ) -> EngineInfo:
+        """Wait for the engine, then take requests; `defaults` as in `Service.attach`. Raises what kept it from starting."""
+        info = await engine.start()
+        config = self.service.config
+        frontend = Frontend(
+            engine,
+            tokenizer,
+            eos_token_ids=eos_token_ids,
+            max_logprobs=config.max_logprobs,
+            chat_template=config.chat_template,
+            next_seed=None if config.seed is None else partial(random.Random(config.seed).randrange, MAX_SEED),
+        )
+        self.service.attach(frontend, defaults)
+        # What loading left is here to stay: the collector need not walk it again between two events.
+        gc.collect()
+        gc.freeze()
+        return info
+
+    async def drain(self) -> None:
+        """Take nothing new and let what runs finish, for as long as the configuration allows."""
+        await self.service.drain(self.service.config.shutdown_timeout_s)
+
+    async def fail(self) -> None:
+        """The engine is gone: its streams have ended by themselves, so give their last bytes a moment."""
+        await self.service.die(LAST_ANSWERS_S)
+
+    def close(self) -> None:
+        """Stop listening; `serve` returns once the connections are closed."""
+        self._http.should_exit = True
+
+
+def remote_engine(address: str, config: EngineConfig, server: ServerConfig) -> RemoteEngine:
+    """This worker's side of the engine at `address`."""
+    return RemoteEngine(
+        address,
+        comes_back=server.max_engine_restarts > 0,
+        stream_limits=StreamLimits(stall_timeout_s=config.stall_timeout_s),
+    )
+
+
+async def read_tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
+    """The model's tokenizer, loaded on a thread. Raises `ConfigError`."""
+    return await anyio.to_thread.run_sync(partial(tokenizer_of, config, checkpoint), abandon_on_cancel=True)

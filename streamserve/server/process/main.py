@@ -1,0 +1,237 @@
+"""The life of one server: answer on its port, wait for the engine, serve, drain, leave nothing behind.
+
+Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine process and the
+further workers, and it alone listens to signals: the first one drains, the second ends everything at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from functools import partial
+from typing import NoReturn
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+
+from streamserve.engine.launch import EngineProcess
+from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.start import EngineStart
+from streamserve.engine.supervision import keep_running
+from streamserve.errors import StreamserveError
+from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
+from streamserve.server.process.listen import Listen
+from streamserve.server.process.options import ServeOptions
+from streamserve.server.process.startup_log import Timeline
+from streamserve.server.process.worker_process import WorkerLaunch
+from streamserve.server.process.workers import END_TIMEOUT_S, WorkerProcess, ask_each
+from streamserve.server.siblings.control import Question
+from streamserve.server.siblings.siblings import Neighbours, door_of
+from streamserve.server.telemetry.metrics import Metrics
+from streamserve.text.sampling_defaults import default_sampling_params
+from streamserve.types import EngineInfo
+
+EXIT_FAILED = 1
+
+
+class Server:
+    """One server from its start to its end; `run` once.
+
+    listening  bound to the options' address
+    start      of the engine that it serves
+    Both are closed with the server.
+    """
+
+    def __init__(self, options: ServeOptions, listening: socket.socket, start: EngineStart, timeline: Timeline) -> None:
+        self._options = options
+        self._listening = listening
+        self._start = start
+        self._timeline = timeline
+        self._process: EngineProcess | None = None
+        self._engine: RemoteEngine | None = None
+        self._workers: list[WorkerProcess] = []
+        self._loading = anyio.CancelScope()
+        self._ending = anyio.Event()
+        self._failure: str | None = None
+
+    async def run(self) -> int:
+        """Serve until a signal or a failure; the exit status, 1 for what keeps it from starting, which is told.
+
+        Raises `ConfigError` for unusable TLS files.
+        """
+        memory_fd = Metrics.shared_memory(self._options.workers)
+        try:
+            listen = msgspec.structs.replace(self._options.listen, port=self._listening.getsockname()[1])
+            first = self._first_worker(listen, memory_fd)
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(self._obey_signals)
+                await self._serve(first, listen, memory_fd, watching)
+                watching.cancel_scope.cancel()
+        finally:
+            self._listening.close()
+            os.close(memory_fd)
+            await self._stop_engine()
+            for worker in self._workers:
+                worker.kill()
+        return 0 if self._failure is None else EXIT_FAILED
+
+    def _first_worker(self, listen: Listen, memory_fd: int) -> ApiWorker:
+        config, workers = self._options.server, self._options.workers
+        metrics = Metrics(config.model_names[0], memory_fd=memory_fd, workers=workers)
+        ask = partial(ask_each, self._workers)
+        neighbours = Neighbours(ask, self._door) if workers > 1 else None
+        return ApiWorker(config, listen, metrics=metrics, neighbours=neighbours)
+
+    def _door(self, worker: int) -> str:
+        assert self._process is not None, "nothing is kept before there is an engine"
+        return door_of(self._process.address, worker)
+
+    async def _serve(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
+        async with anyio.create_task_group() as http:
+            http.start_soon(first.serve, self._listening)
+            await first.wait_started()
+            self._timeline.step("port", f"{listen.url} answers /health")
+            await self._load(first, listen, memory_fd, watching)
+            await self._ending.wait()
+            await self._wind_down(first)
+            first.close()
+
+    async def _load(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
+        """Everything between an open port and a ready server; what goes wrong ends the server."""
+        with self._loading:
+            try:
+                launch = await self._find_engine(listen, memory_fd)
+                self._start_workers(launch, first, watching)
+                await self._connect(first, launch, watching)
+            except StreamserveError as error:
+                self._end(error.message)
+                return
+            self._timeline.ready(listen.url)
+
+    async def _find_engine(self, listen: Listen, memory_fd: int) -> WorkerLaunch:
+        """Wait until the model is found and the engine process runs; what a further worker must know of both."""
+        options = self._options
+        checkpoint, config, process = await anyio.to_thread.run_sync(self._start.found, abandon_on_cancel=True)
+        self._process = process
+        self._timeline.step("model", f"{checkpoint.source} ({checkpoint.format}, {checkpoint.path})")
+        defaults = default_sampling_params(checkpoint) if options.uses_model_defaults else {}
+        return WorkerLaunch(
+            worker=0,
+            workers=options.workers,
+            control_fd=-1,
+            metrics_fd=memory_fd,
+            engine_address=process.address,
+            engine_config=config,
+            checkpoint=checkpoint,
+            server_config=options.server,
+            sampling_defaults={**defaults, **options.sampling_overrides},
+            listen=listen,
+        )
+
+    def _start_workers(self, launch: WorkerLaunch, first: ApiWorker, watching: TaskGroup) -> None:
+        for number in range(1, self._options.workers):
+
+            async def asked(question: Question, id: str, number: int = number) -> int | None:
+                if first.service.has(question, id):
+                    return 0
+                return await ask_each([worker for worker in self._workers if worker.worker != number], question, id)
+
+            worker = WorkerProcess(msgspec.structs.replace(launch, worker=number), asked=asked)
+            self._workers.append(worker)
+            watching.start_soon(self._watch_worker, worker)
+
+    async def _connect(self, first: ApiWorker, launch: WorkerLaunch, watching: TaskGroup) -> None:
+        tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
+        self._timeline.step("tokenizer", f"{tokenizer.vocab_size} tokens")
+        self._engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config)
+        info = await first.connect(self._engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
+        assert self._process is not None
+        watching.start_soon(self._watch_engine, self._engine, self._process, first.service.metrics)
+        self._tell_of_engine(info)
+        if self._workers:
+            await first.open_door(door_of(launch.engine_address, launch.worker))
+        for worker in self._workers:
+            await worker.ready.wait()
+
+    def _tell_of_engine(self, info: EngineInfo) -> None:
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup_s.items())
+        engine = f"{info.architecture}, {info.dtype} on {info.device}{', compiled' if info.compiled else ''}"
+        self._timeline.step("engine", f"{engine} ({parts})" if parts else engine)
+        self._timeline.step(
+            "KV cache",
+            f"{info.kv_capacity_tokens} tokens in {info.num_blocks} blocks; "
+            f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
+        )
+        if info.compiled is False and not self._options.engine.enforce_eager:
+            self._timeline.note(f"To write faster on this CPU, run once: streamserve compile {info.model}")
+
+    async def _wind_down(self, first: ApiWorker) -> None:
+        if self._failure is not None:
+            self._timeline.error(self._failure)
+            await first.fail()
+            return
+        running = first.service.metrics.num_requests
+        if running:
+            timeout_s = self._options.server.shutdown_timeout_s
+            self._timeline.note(f"Stopping: {_requests(running)} {timeout_s:g} s to finish; a second signal ends them now")
+        for worker in self._workers:
+            worker.drain()
+        await first.drain()
+        with anyio.move_on_after(self._options.server.shutdown_timeout_s + END_TIMEOUT_S):
+            for worker in self._workers:
+                await worker.ended.wait()
+
+    def _end(self, failure: str | None = None) -> None:
+        """Begin to end, for the first reason given."""
+        if not self._ending.is_set():
+            self._failure = failure
+            self._ending.set()
+            self._loading.cancel()
+
+    async def _obey_signals(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                if self._ending.is_set():
+                    self._abandon(128 + number)
+                self._end()
+
+    def _abandon(self, status: int) -> NoReturn:
+        """Leave without another word to anyone; the other processes are killed."""
+        for worker in self._workers:
+            worker.kill()
+        if self._process is not None:
+            self._process.stop(timeout_s=0)
+        os._exit(status)
+
+    async def _watch_engine(self, engine: RemoteEngine, process: EngineProcess, metrics: Metrics) -> None:
+        restarts = self._options.server.max_engine_restarts
+        status = await keep_running(process, max_restarts=restarts, on_restart=partial(self._tell_of_restart, metrics))
+        # Its streams have their endings by then.
+        await engine.wait_ended()
+        self._end(f"the engine process ended with status {status}; its log says why, and the server must be started again")
+
+    def _tell_of_restart(self, metrics: Metrics, status: int, restarts: int) -> None:
+        most = self._options.server.max_engine_restarts
+        metrics.engine_restarts.add()
+        self._timeline.note(
+            f"The engine process ended with status {status}; starting it again ({restarts} of {most} times in a row): "
+            "open streams wait for it"
+        )
+
+    async def _watch_worker(self, worker: WorkerProcess) -> None:
+        status = await worker.run()
+        self._end(f"API worker {worker.worker} ended with status {status}; its log says why")
+
+    async def _stop_engine(self) -> None:
+        with anyio.CancelScope(shield=True):
+            if self._engine is not None:
+                with anyio.move_on_after(END_TIMEOUT_S):
+                    await self._engine.stop()
+            await anyio.to_thread.run_sync(self._start.stop)
+
+
+def _requests(count: int) -> str:
+    return "1 request has" if count == 1 else f"{count} requests have"

@@ -1,0 +1,27 @@
+"""What `streamserve serve` was told, read and checked; loads nothing of the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from streamserve.config import EngineConfig
+from streamserve.server.config import ServerConfig
+from streamserve.server.process.listen import Listen
+
+
+class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `streamserve serve` was told.
+
+    workers              API workers in all, this process among them
+    uses_model_defaults  whether the model's generation_config.json fills in what requests leave out
+    sampling_overrides   parameters, by `SamplingParams` name, that replace those
+    """
+
+    engine: EngineConfig
+    server: ServerConfig
+    listen: Listen
+    workers: int = 1
+    uses_model_defaults: bool = True
+    sampling_overrides: dict[str, Any] = {}

@@ -1,0 +1,1 @@
+"""The other API workers of a server: control messages and forwarded requests."""

@@ -1,0 +1,124 @@
+"""The endpoints beside generation: what is served, whether it is well, what it counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, get, head, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+import streamserve
+from streamserve.server.http.errors import NotFound
+from streamserve.server.http.json_response import json_response
+from streamserve.server.openapi.document import document
+from streamserve.server.service import Service
+
+METRICS_TYPE = "text/plain; version=0.0.4"
+
+
+@get("/v1/models")
+async def list_models(service: NamedDependency[Service]) -> Response[bytes]:
+    """The names that requests may give."""
+    return json_response({"object": "list", "data": [_model(service, name) for name in service.config.model_names]})
+
+
+@get("/v1/models/{name:path}")
+async def show_model(service: NamedDependency[Service], name: FromPath[str]) -> Response[bytes]:
+    """One served model; names may hold slashes."""
+    return json_response(_model(service, service.resolve_model(name.lstrip("/"))))
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.started_at,
+        "owned_by": "streamserve",
+        "root": service.config.model_root,
+        "parent": None,
+        "max_model_len": service.frontend.info.max_model_len,
+    }
+
+
+@post("/v1/requests/{request_id:str}/cancel")
+async def cancel_request(service: NamedDependency[Service], request_id: FromPath[str]) -> Response[bytes]:
+    """End a running request; its stream ends with finish_reason "abort" and keeps its text."""
+    if not await service.cancel(request_id):
+        raise NotFound("no such request is running")
+    return json_response({"id": request_id, "object": "request.cancelled", "cancelled": True})
+
+
+@get("/health")
+async def health(service: NamedDependency[Service]) -> Response[bytes]:
+    """200 as long as this process answers and its engine has not died."""
+    service.lifecycle.require_alive()
+    return Response(b"", media_type="text/plain")
+
+
+@head("/health")
+async def health_head(service: NamedDependency[Service]) -> Response[None]:
+    """As GET, for load balancers that ask this way."""
+    service.lifecycle.require_alive()
+    return Response(None, media_type="text/plain")
+
+
+@get("/ready")
+async def ready(service: NamedDependency[Service]) -> Response[bytes]:
+    """200 when requests are taken: model loaded, engine turning, not draining."""
+    await service.require_healthy()
+    return json_response({"status": "ready"})
+
+
+@head("/ready")
+async def ready_head(service: NamedDependency[Service]) -> Response[None]:
+    """As GET, for load balancers that ask this way."""
+    await service.require_healthy()
+    return Response(None, media_type="text/plain")
+
+
+@get("/version")
+async def version() -> Response[bytes]:
+    return json_response({"version": streamserve.__version__})
+
+
+@get("/load")
+async def load(service: NamedDependency[Service]) -> Response[bytes]:
+    """How busy the server is."""
+    stats = await service.engine_stats()
+    body: dict[str, Any] = {"server_load": service.metrics.num_requests, "phase": service.lifecycle.phase.value}
+    if stats is not None:
+        body |= {
+            "num_requests_running": stats.num_requests_running,
+            "num_requests_waiting": stats.num_requests_waiting,
+            "num_requests_paused": stats.num_requests_paused,
+            "kv_blocks_used": stats.kv_blocks_used,
+            "kv_blocks_total": stats.kv_blocks_total,
+        }
+    return json_response(body)
+
+
+@get("/metrics")
+async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
+    """Prometheus' text format."""
+    return Response(service.metrics.page(await service.engine_stats()), media_type=METRICS_TYPE)
+
+
+@get("/openapi.json")
+async def openapi(service: NamedDependency[Service]) -> Response[bytes]:
+    return json_response(document(service.config.root_path))
+
+
+ROUTES = [
+    list_models,
+    show_model,
+    cancel_request,
+    health,
+    health_head,
+    ready,
+    ready_head,
+    version,
+    load,
+    metrics,
+    openapi,
+]

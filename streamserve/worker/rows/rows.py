@@ -1,0 +1,118 @@
+"""The rows of running sequences: their state on the device, and what the host keeps of each.
+
+Runs on the launch thread. A plan's starts and growths become runs of words, sent with one copy and written by one kernel; ids
+that were sampled never come back through here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart
+from streamserve.types import GREEDY_TEMPERATURE
+from streamserve.worker.device import Device
+from streamserve.worker.rows.staging import Packing, StagingRing, Words
+from streamserve.worker.sampling.traits import Traits, effective_top_k, read_traits
+from streamserve_kernels import RowLayout, RowTables, apply_row_deltas, make_row_tables
+
+_START_WORDS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much a rank holds: rows, tokens of one sequence, tokens of one block, ids of the vocabulary."""
+
+    max_num_seqs: int
+    max_model_len: int
+    block_size: int
+    vocab_size: int
+
+
+class Rows:
+    """As many rows as sequences may run at a time.
+
+    tables  their state on the device; the padding row has traits too, those of greedy decoding
+    scored  rows that report log-probabilities of their prompt
+    """
+
+    def __init__(self, device: Device, room: Room) -> None:
+        max_blocks = -(-room.max_model_len // room.block_size)
+        self.tables: RowTables = make_row_tables(room.max_num_seqs, room.max_model_len, max_blocks, device.torch_device)
+        self.room = room
+        self.scored: set[int] = set()
+        self._ring = StagingRing(device, _START_WORDS)
+        self._traits: list[Traits | None] = [None] * room.max_num_seqs
+        self._traits.append(read_traits(RowSampling(seed=0, temperature=0.0), 0, room.vocab_size))
+
+    def traits(self, row: int) -> Traits:
+        """What the host knows about a row that has been started."""
+        traits = self._traits[row]
+        if traits is None:
+            raise LookupError(f"row {row} was never started")
+        return traits
+
+    def apply(self, plan: Plan) -> None:
+        """Queue the plan's starts and growths on the device; most steps have none."""
+        if not plan.starts and not plan.growths:
+            return
+        layout = self.tables.layout
+        deltas = _Deltas()
+        for start in plan.starts:
+            self._remember(start)
+            deltas.add(start.row, 0, _parameter_words(start, self.room.vocab_size))
+            deltas.add(start.row, layout.BLOCK_TABLE, np.asarray(start.block_ids, dtype=np.int32))
+            deltas.add(start.row, layout.token_ids, np.asarray(start.token_ids, dtype=np.int32))
+        deltas.grow(plan.growths, layout)
+        deltas.send(self._ring, self.tables)
+
+    def _remember(self, start: RowStart) -> None:
+        self._traits[start.row] = read_traits(start.sampling, start.num_prompt_tokens, self.room.vocab_size)
+        if start.sampling.prompt_logprobs is None:
+            self.scored.discard(start.row)
+        else:
+            self.scored.add(start.row)
+
+
+class _Deltas:
+    """Runs of words and the rows they belong to: row, column, place among the words and length of each."""
+
+    def __init__(self) -> None:
+        self._segments: list[int] = []
+        self._payload = Packing()
+
+    def add(self, row: int, column: int, words: Words) -> None:
+        place = self._payload.put(words)
+        self._segments += (row, column, place.start, len(words))
+
+    def grow(self, growths: list[RowGrowth], layout: RowLayout) -> None:
+        """All growths at once: where rows grow together, an array for each would cost as much as the step."""
+        place = self._payload.num_words
+        block_ids: list[int] = []
+        for growth in growths:
+            self._segments += (growth.row, layout.BLOCK_TABLE + growth.first, place + len(block_ids), len(growth.block_ids))
+            block_ids += growth.block_ids
+        self._payload.put(block_ids)
+
+    def send(self, ring: StagingRing, tables: RowTables) -> None:
+        size = self._payload.num_words
+        segments = self._payload.put(self._segments)
+        words = ring.send(self._payload)
+        apply_row_deltas(tables, words[segments].view(-1, 4), words[:size])
+
+
+def _parameter_words(start: RowStart, vocab_size: int) -> Words:
+    sampling: RowSampling = start.sampling
+    words = np.zeros(RowLayout.NUM_PARAMETERS, dtype=np.int32)
+    words[RowLayout.NUM_PROMPT_TOKENS] = start.num_prompt_tokens
+    words[RowLayout.SEED_LOW : RowLayout.SEED_HIGH + 1] = np.array([sampling.seed & (2**64 - 1)], dtype="<u8").view(np.int32)
+    words[RowLayout.TOP_K] = effective_top_k(sampling.top_k, vocab_size)
+    numbers = words.view(np.float32)
+    numbers[RowLayout.TEMPERATURE] = 0.0 if sampling.temperature < GREEDY_TEMPERATURE else sampling.temperature
+    numbers[RowLayout.TOP_P] = sampling.top_p
+    numbers[RowLayout.MIN_P] = sampling.min_p
+    numbers[RowLayout.PRESENCE_PENALTY] = sampling.presence_penalty
+    numbers[RowLayout.FREQUENCY_PENALTY] = sampling.frequency_penalty
+    numbers[RowLayout.REPETITION_PENALTY] = sampling.repetition_penalty
+    return words

@@ -1,0 +1,1 @@
+"""From a plan to sampling parameters, and from sampled tensors to results."""

@@ -1,0 +1,105 @@
+"""From a plan to the sampler's parameters: which lines of logits need what.
+
+Runs on the launch thread. A line whose row has nothing special costs one look at its traits; lists and masks go up with the
+step that needs them, in one copy.
+"""
+
+from __future__ import annotations
+
+from streamserve.scheduling.plan import RowWork
+from streamserve.worker.device import Device
+from streamserve.worker.rows.inputs import StepWork
+from streamserve.worker.rows.rows import Rows
+from streamserve.worker.rows.staging import Packing, StagingRing
+from streamserve.worker.sampling.collectors import (
+    BadWordCollector,
+    EditCollector,
+    Lines,
+    LogprobCollector,
+    MaskCollector,
+    PenaltyCollector,
+    RestrictedLines,
+)
+from streamserve.worker.sampling.traits import Choice, Traits, read_mask
+from streamserve_kernels import SamplingTensors
+
+_START_WORDS = 1 << 14
+
+
+class SamplingUploader:
+    """Builds `SamplingTensors` for a step."""
+
+    def __init__(self, device: Device, rows: Rows) -> None:
+        self._rows = rows
+        self._ring = StagingRing(device, _START_WORDS)
+
+    def is_plain(self, sampled: list[RowWork]) -> bool:
+        """Whether no sampled row needs anything beyond its state on the device."""
+        traits = self._rows.traits
+        return all(item.allowed_bitmask is None and traits(item.row).needs_nothing for item in sampled)
+
+    def send(self, sampled: list[RowWork], work: StepWork) -> SamplingTensors:
+        """Queue the upload of what the sampled rows need beyond their state on the device."""
+        needs = _LineNeeds(self._rows.room.vocab_size)
+        for line, item in enumerate(sampled):
+            needs.add(line, item, self._rows.traits(item.row))
+        return needs.send(self._ring, self._rows, work)
+
+
+class _LineNeeds:
+    """The lines of one step, sorted by what they need."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._random = Lines()
+        self._restricted = RestrictedLines()
+        self._edits = EditCollector()
+        self._bad_words = BadWordCollector()
+        self._masks = MaskCollector()
+        self._penalised = PenaltyCollector()
+        self._logprobs = LogprobCollector()
+
+    def add(self, line: int, item: RowWork, traits: Traits) -> None:
+        if traits.choice is Choice.RANDOM:
+            self._random.lines.append(line)
+        elif traits.choice is Choice.RESTRICTED:
+            self._restricted.add(line, traits.top_k)
+        if not traits.is_plain:
+            self._add_special(line, item.start + item.count, traits)
+        if item.allowed_bitmask is not None:
+            mask = read_mask(item.allowed_bitmask, self._vocab_size)
+            self._masks.add(line, mask if traits.allowed is None else mask & traits.allowed)
+        elif traits.allowed is not None:
+            self._masks.add(line, traits.allowed)
+
+    def _add_special(self, line: int, num_tokens: int, traits: Traits) -> None:
+        self._edits.add(line, *traits.biases)
+        if num_tokens - traits.num_prompt_tokens < traits.min_tokens:
+            self._edits.ban(line, traits.stop_ids)
+        self._bad_words.add(line, traits.bad_words)
+        if traits.is_penalised:
+            self._penalised.add(line, num_tokens)
+        if traits.logprobs is not None:
+            self._logprobs.add(line, traits.logprobs)
+
+    def send(self, ring: StagingRing, rows: Rows, work: StepWork) -> SamplingTensors:
+        packing = Packing()
+        random, restricted = self._random.pack(packing), self._restricted.pack(packing)
+        edits, bad_words, masks = self._edits.pack(packing), self._bad_words.pack(packing), self._masks.pack(packing)
+        penalised, logprobs = self._penalised.pack(packing), self._logprobs.pack(packing)
+        if not packing.num_words:
+            return SamplingTensors(rows.tables, work.sample_rows, work.positions)
+        words = ring.send(packing)
+        return SamplingTensors(
+            rows.tables,
+            work.sample_rows,
+            work.positions,
+            random=random(words),
+            restricted=restricted(words),
+            max_top_k=self._restricted.max_top_k,
+            edits=edits(words),
+            bad_words=bad_words(words),
+            masks=masks(words),
+            penalties=self._penalised.read(penalised(words)),
+            logprobs=self._logprobs.read(logprobs(words)),
+        )

@@ -1,0 +1,1 @@
+"""What a rank does once: memory, dtype, kernels compiled, the rehearsal."""

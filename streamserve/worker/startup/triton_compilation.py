@@ -1,0 +1,99 @@
+"""A model's kernels compiled into Triton's cache by many processes.
+
+Half of compiling holds Python's lock, so threads of one process keep few cores busy. This process imports everything once and
+then forks, a process for each core; what one has begun to compile the others leave to it. It never touches the GPU: tensors
+have shapes and no memory, and the rank says what to compile for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+import torch
+
+from streamserve.models.layers import Placement
+from streamserve.models.registry import build_model, read_arch
+from streamserve.worker.device import ShapeDevice
+from streamserve.worker.kv_cache import KvShape
+from streamserve.worker.rows.rows import Room, Rows
+from streamserve.worker.startup.layer_compilation import Step, kernel_steps
+from streamserve.worker.startup.limits import resolve_max_model_len
+from streamserve.worker.startup.triton_cache import Aim, Order
+from streamserve_kernels import Target, preload
+
+Claim = Callable[[str, Hashable], bool]
+
+_MOST_PROCESSES = 16
+
+_LONGEST = ("_decode_kernel", "_prefill_kernel", "_restricted_kernel")
+"""Kernels that take several times as long as others: begun last, they would keep all processes waiting for one."""
+
+
+def compile_order(order: Order, aim: Aim) -> int:
+    """Compile what a rank with this order needs; 1 when a part failed, else 0."""
+    preload()
+    num_processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
+    steps = steps_of(order, getattr(torch, aim.dtype))
+    return compile_all(steps, Target(aim.capability, aim.multiprocessors), num_processes)
+
+
+@torch.inference_mode()
+def steps_of(order: Order, dtype: torch.dtype) -> list[Step]:
+    """The steps whose kernels a rank with this order needs, of a model without memory."""
+    config, arch = order.config, read_arch(order.checkpoint.config)
+    max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
+    device = ShapeDevice()
+    model = build_model(arch, Placement(dtype, device.torch_device), max_model_len).eval()
+    rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
+    shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
+    return kernel_steps(device, model, rows, shape, config.max_num_batched_tokens)
+
+
+def compile_all(steps: Sequence[Step], target: Target, num_processes: int) -> int:
+    """Compile every kernel that the steps launch, in forks of this process; 1 if one of them failed, else 0."""
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(prefix="streamserve-") as claims:
+        # Each begins elsewhere, so that all find something of their own at once.
+        starts = [index * len(steps) // num_processes for index in range(num_processes)]
+        orders = [[*steps[start:], *steps[:start]] for start in starts]
+        forks = [context.Process(target=_compile, args=(order, target, Path(claims))) for order in orders]
+        for fork in forks:
+            fork.start()
+        for fork in forks:
+            fork.join()
+    return int(any(fork.exitcode for fork in forks))
+
+
+@torch.inference_mode()
+def _compile(steps: Sequence[Step], target: Target, claims: Path) -> None:
+    # Here and not at the top: this is Triton, which a machine without a GPU need not have.
+    from streamserve_kernels.ahead import compile_only
+
+    claim = claims_in(claims)
+
+    def claim_longest(name: str, key: Hashable) -> bool:
+        return name in _LONGEST and claim(name, key)
+
+    for chosen in (claim_longest, claim):
+        with compile_only(target, chosen):
+            for step in steps:
+                step()
+
+
+def claims_in(folder: Path) -> Claim:
+    """Who first asks for a kernel in this folder, in whichever process, gets it."""
+
+    def claim(name: str, key: Hashable) -> bool:
+        path = folder / hashlib.sha256(repr((name, key)).encode()).hexdigest()
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    return claim

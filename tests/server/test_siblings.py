@@ -1,0 +1,160 @@
+"""Two API workers of one server: whatever one of them keeps, a client that meets the other gets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+from streamserve.server.siblings.control import Question
+from streamserve.server.siblings.siblings import Neighbours
+from tests.server.responses.client import openai_client
+from tests.server.ws.session import numbers, session
+from tests.support.live_server import LiveServer, live_server
+from tests.support.scripted_engine import ScriptedEngine, text_reply
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def two_workers(engine: ScriptedEngine, folder: Path, **config: Any) -> AsyncIterator[tuple[LiveServer, LiveServer]]:
+    """Two workers with doors, which ask each other as through their parent."""
+    doors = [str(folder / f"{worker}.sock") for worker in range(2)]
+    workers: list[LiveServer] = []
+
+    def neighbours_of(worker: int) -> Neighbours:
+        async def ask(question: Question, id: str) -> int | None:
+            return 1 - worker if workers[1 - worker].service.has(question, id) else None
+
+        return Neighbours(ask, doors.__getitem__)
+
+    def started(worker: int) -> Any:
+        return live_server(engine, neighbours=neighbours_of(worker), door=doors[worker], **config)
+
+    async with started(0) as one, started(1) as other:
+        workers += [one, other]
+        yield one, other
+
+
+async def test_a_response_is_read_listed_cancelled_and_deleted_through_any_worker(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    async with two_workers(engine, tmp_path) as (one, other), openai_client(one.base_url) as there:
+        async with openai_client(other.base_url) as here:
+            made = await there.responses.create(model="scripted", input="hi", background=True)
+            [sequence] = await engine.sequences()
+            engine.say(sequence, "hel")
+            assert (await here.responses.retrieve(made.id)).status == "in_progress"
+            assert [item.type for item in (await here.responses.input_items.list(made.id)).data] == ["message"]
+            cancelled = await here.responses.cancel(made.id)
+            assert (cancelled.status, cancelled.output_text) == ("cancelled", "hel")
+            await here.responses.delete(made.id)
+            for client in (here, there):
+                with pytest.raises(Exception, match="is kept"):
+                    await client.responses.retrieve(made.id)
+
+
+async def test_a_response_is_streamed_again_through_another_worker(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    async with two_workers(engine, tmp_path) as (one, other), openai_client(one.base_url) as there:
+        async with openai_client(other.base_url) as here:
+            made = await there.responses.create(model="scripted", input="hi", background=True)
+            [sequence] = await engine.sequences()
+            engine.say(sequence, "hello")
+            events = await here.responses.retrieve(made.id, stream=True, starting_after=1)
+            first = await anext(events)
+            assert first.sequence_number == 2
+            engine.finish(sequence)
+            rest = [first, *[event async for event in events]]
+            assert "".join(event.delta for event in rest if event.type == "response.output_text.delta") == "hello"
+            assert rest[-1].type == "response.completed"
+
+
+async def test_a_client_that_leaves_a_response_sent_on_leaves_nothing(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    async with two_workers(engine, tmp_path) as (one, other), openai_client(one.base_url) as there:
+        made = await there.responses.create(model="scripted", input="hi", background=True)
+        [sequence] = await engine.sequences()
+        async with httpx.AsyncClient() as here:
+            async with here.stream("GET", f"{other.base_url}/v1/responses/{made.id}?stream=true") as answer:
+                assert answer.headers["content-type"].startswith("text/event-stream")
+            log = one.service.responses.get(made.id).producer.log  # type: ignore[union-attr]
+            with anyio.fail_after(5):
+                while log.is_read:
+                    await anyio.lowlevel.checkpoint()
+        engine.finish(sequence)
+
+
+@pytest.mark.parametrize("over", ["http", "socket"])
+async def test_a_conversation_goes_on_where_it_is_kept(tmp_path: Path, over: str) -> None:
+    engine = ScriptedEngine(reply=text_reply("hello"))
+    async with two_workers(engine, tmp_path) as (one, other), openai_client(one.base_url) as there:
+        made = await there.responses.create(model="scripted", input="first")
+        if over == "http":
+            async with openai_client(other.base_url) as here:
+                answer = await here.responses.create(model="scripted", input="second", previous_response_id=made.id)
+                assert answer.output_text == "hello"
+        else:
+            async with session(other.port) as client:
+                await client.send({"type": "response.create", "input": "second", "previous_response_id": made.id})
+                assert (await client.ending(None))["type"] == "response.completed"
+                assert numbers(client.events) == list(range(len(client.events)))
+        prompts = [bytes(spec.prompt_token_ids).decode() for spec in engine.specs.values()]
+        assert "first" in prompts[1]
+        assert "second" in prompts[1]
+        assert len(one.service.responses) == 2
+
+
+async def test_a_dropped_stream_is_resumed_through_another_worker(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    async with two_workers(engine, tmp_path, api_keys=["key"]) as (one, other):
+        key: dict[str, Any] = {"additional_headers": {"Authorization": "Bearer key"}}
+        async with session(one.port, **key) as client:
+            await client.chat("s", resumable=True)
+            [sequence] = await engine.sequences()
+            engine.say(sequence, "before ")
+            await client.chunk("s", "before ")
+            seen = client.of("s")
+            await client.drop()
+        await one.service.sockets.wait_idle()
+        async with session(other.port, **key) as client:
+            await client.send(
+                {
+                    "type": "response.resume",
+                    "response_id": seen[0]["data"]["id"],
+                    "starting_after": seen[-1]["sequence_number"],
+                    "stream_id": "again",
+                }
+            )
+            engine.say(sequence, "after")
+            await client.chunk("again", "after")
+            await client.send({"type": "response.cancel", "stream_id": "again"})
+            ending = await client.ending("again")
+            assert (ending["type"], ending["status"]) == ("chat.completion.done", "cancelled")
+            assert numbers([*seen, *client.of("again")]) == list(range(len(seen) + len(client.of("again"))))
+
+
+async def test_a_socket_that_drops_lets_go_of_what_another_worker_makes_for_it(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    async with two_workers(engine, tmp_path, resume_s=0.2) as (one, other):
+        async with session(one.port) as client:
+            await client.chat("s", resumable=True, request_id="mine")
+            [sequence] = await engine.sequences()
+            await client.drop()
+        async with session(other.port) as client:
+            await client.send({"type": "response.resume", "response_id": "mine", "stream_id": "again"})
+            engine.say(sequence, "a")
+            await client.chunk("again", "a")
+            await client.drop()
+        assert await engine.aborts() == [sequence]
+
+
+async def test_what_no_worker_keeps_is_a_gap_for_all(tmp_path: Path) -> None:
+    async with two_workers(ScriptedEngine(), tmp_path) as (one, _), session(one.port) as client:
+        await client.send({"type": "response.resume", "response_id": "nobody's", "stream_id": "s"})
+        assert (await client.ending("s"))["error"]["code"] == "resume_gap"

@@ -1,0 +1,115 @@
+"""Kernels compiled by further processes: which, for whom, and when not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamserve.checkpoint.files import checkpoint_of
+from streamserve.config import EngineConfig, replace
+from streamserve.worker.startup import triton_cache
+from streamserve.worker.startup.triton_cache import Aim, KernelCache
+from streamserve.worker.startup.triton_compilation import claims_in
+
+ROOT = Path(__file__).parents[2]
+CONFIG = EngineConfig(model=str(ROOT / "benchmarks" / "configs" / "Qwen3-0.6B"), load_format="dummy", max_model_len=256)
+
+COMPILES = """
+import sys, torch
+from streamserve.checkpoint.files import checkpoint_of
+from streamserve.config import EngineConfig
+from streamserve.worker.startup.triton_cache import Order
+from streamserve.worker.startup.triton_compilation import steps_of
+from streamserve_kernels import Target, preload
+
+config = EngineConfig(model=sys.argv[1], load_format="dummy", max_model_len=256)
+preload()
+from streamserve_kernels.ahead import compile_only
+
+asked = set()
+
+def claim(name, key):
+    is_new = name not in asked
+    asked.add(name)
+    return is_new and name == "_best_kernel"
+
+with torch.inference_mode(), compile_only(Target((9, 0), 132), claim):
+    for step in steps_of(Order(config=config, checkpoint=checkpoint_of(config)), torch.bfloat16):
+        step()
+print(" ".join(sorted(asked)))
+print([name for name in sys.modules if name in ("torch._dynamo", "sympy")])
+"""
+
+
+def test_every_kernel_of_a_start_is_found_without_a_gpu_and_without_torchs_compiler(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COMPILES, CONFIG.model]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    kernels, loaded = done.stdout.splitlines()
+    assert {"_decode_kernel", "_prefill_kernel", "_one_row_kernel", "_some_rows_kernel", "_restricted_kernel"} <= set(
+        kernels.split()
+    )
+    assert loaded == "[]"
+    assert len(list(tmp_path.glob("*/_best_kernel.cubin"))) == 1
+
+
+def test_a_kernel_is_claimed_once(tmp_path: Path) -> None:
+    first, second = claims_in(tmp_path), claims_in(tmp_path)
+    assert first("kernel", (1, "bf16"))
+    assert not second("kernel", (1, "bf16"))
+    assert second("kernel", (2, "bf16"))
+    assert second("other", (1, "bf16"))
+
+
+def test_nothing_is_started_where_no_gpu_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(triton_cache, "start_module", lambda *_, **__: pytest.fail("started a process"))
+    for config, driver in ((replace(CONFIG, device="cpu"), tmp_path), (CONFIG, tmp_path / "none")):
+        monkeypatch.setattr(triton_cache, "_DRIVER", driver)
+        with KernelCache(config, checkpoint_of(config)) as kernels:
+            kernels.fill()
+            kernels.wait()
+
+
+def test_a_process_that_fails_leaves_everything_to_the_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton_cache, "_DRIVER", tmp_path)
+    monkeypatch.setattr(triton_cache, "prepare_triton", lambda: None)
+
+    def start(module: str, **_: object) -> subprocess.Popen[bytes]:
+        failing = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"], stdin=subprocess.PIPE)
+        failing.wait()
+        return failing
+
+    monkeypatch.setattr(triton_cache, "start_module", start)
+    with KernelCache(CONFIG, checkpoint_of(CONFIG)) as kernels:
+        kernels.fill()
+        kernels.aim(Aim(capability=(9, 0), multiprocessors=132, dtype="bfloat16"))
+        kernels.wait()
+
+
+def test_what_was_compiled_is_remembered_for_this_model_and_these_sizes_with_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton_cache, "_DRIVER", tmp_path)
+    monkeypatch.setattr(triton_cache, "prepare_triton", lambda: None)
+    started: list[str] = []
+
+    def start(module: str, **_: object) -> subprocess.Popen[bytes]:
+        started.append(module)
+        return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(triton_cache, "start_module", start)
+    for config in (CONFIG, CONFIG, replace(CONFIG, max_num_seqs=16)):
+        with KernelCache(config, checkpoint_of(config)) as kernels:
+            kernels.fill()
+            kernels.wait()
+            kernels.keep()
+    assert started == ["streamserve.worker.startup.triton_process"] * 2
