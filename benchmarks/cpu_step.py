@@ -3,7 +3,7 @@
     GOMP_SPINCOUNT=60000 python benchmarks/cpu_step.py --model demo --context 150
 
 Compiled layers are used where there are some (`streamserve compile`), unless --enforce-eager is given. The count is what an
-engine sets for itself (`executor/spinning.py`).
+engine process sets for itself (`executor/tuning.py`).
 Each figure is the median of several runs, taken in turn over the cases so that a machine's drift falls on all of them.
 """
 
@@ -18,11 +18,11 @@ from dataclasses import replace
 import torch
 
 from streamserve.checkpoint.files import resolve
+from streamserve.executor.tuning import keep_freed_memory
 from streamserve.models.inputs import StepInputs
 from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
-from streamserve.worker.device import open_device
 from streamserve.worker.startup.compiled_layers import with_compiled_layers
 from streamserve_kernels import Shared
 
@@ -80,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    open_device("cpu")  # keeps freed memory, as a worker does
+    keep_freed_memory()
     checkpoint = resolve(args.model)
     arch = read_arch(checkpoint.config)
     start = time.perf_counter()

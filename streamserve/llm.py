@@ -40,10 +40,19 @@ class LLM:
     Arguments are vLLM's, under vLLM's names; one that is not supported is refused by name with `ConfigError`. Without a
     seed in the sampling parameters, outputs depend on `seed` and on the order of calls only. Close it, use it in a `with`
     block, or just let the program end.
+
+    tune_process  as `AsyncEngine`: change settings of the whole process that make a model on a CPU faster
     """
 
     def __init__(
-        self, model: str, *, seed: int = 0, max_logprobs: int = 20, chat_template: str | None = None, **arguments: Any
+        self,
+        model: str,
+        *,
+        seed: int = 0,
+        max_logprobs: int = 20,
+        chat_template: str | None = None,
+        tune_process: bool = False,
+        **arguments: Any,
     ) -> None:
         settings = {"max_queue": _QUEUE, **engine_settings(arguments), "seed": seed}
         source = random.Random(seed)
@@ -52,6 +61,7 @@ class LLM:
             max_logprobs=max_logprobs,
             chat_template=chat_template,
             next_seed=lambda: source.randrange(MAX_SEED),
+            tune_process=tune_process,
             **settings,
         )
         self._request_ids = map(str, count())

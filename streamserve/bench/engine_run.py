@@ -15,6 +15,7 @@ from streamserve.config import EngineConfig, replace
 from streamserve.engine.base import Engine, SequenceStream
 from streamserve.engine.inline import InlineEngine
 from streamserve.errors import StreamFailed
+from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.types import SequenceSpec
 
 
@@ -46,11 +47,16 @@ class Trace:
 
 @asynccontextmanager
 async def running_engine(config: EngineConfig) -> AsyncIterator[Engine]:
-    """A started engine in this process, stopped on the way out. Raises `ConfigError` when it can't start."""
+    """A started engine in this process, tuned as an engine process is, and stopped on the way out.
+
+    Raises `ConfigError` when it can't start.
+    """
     checkpoint = checkpoint_of(config)
+    tune_before_loading(config)
     engine = InlineEngine(replace(config, model=str(checkpoint.path)), checkpoint)
     try:
         await engine.start()
+        tune_after_loading()
         # As an engine process does: the collector would go through all that loading left in the middle of a run, for as long as
         # thirty steps on a GPU.
         gc.collect()

@@ -71,7 +71,7 @@ def local_model(config: EngineConfig) -> Iterator[LocalModel]:
     """Load a model and free it on the way out. Raises `ConfigError` when it can't be loaded like this."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    engine = AsyncEngine(config=config)
+    engine = AsyncEngine(config=config, tune_process=True)
     loop = LoopThread(engine.stop)
     try:
         with Console(stderr=True).status(f"Loading {config.model} …"):

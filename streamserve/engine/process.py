@@ -28,6 +28,7 @@ from streamserve.engine.launch import Launch
 from streamserve.engine.listener import Listener
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.base import Executor
+from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.process.bytecode import compile_ahead
 from streamserve.process.child import decode_with_paths
 
@@ -50,6 +51,7 @@ def main() -> None:
     compile_ahead()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s")
     launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)
+    tune_before_loading(launch.config)
     options = {"use_uvloop": find_spec("uvloop") is not None}
     sys.exit(anyio.run(serve, launch, sys.stdin.fileno(), backend_options=options))
 
@@ -89,6 +91,7 @@ async def _live(core: EngineCore, listener: Listener) -> int:
     # for an engine inside a caller's process, whose own cycles would never be freed.
     gc.collect()
     gc.freeze()
+    tune_after_loading()
     listener.ready(info)
     await core.run()
     listener.failed(core.failure or EngineDead("the engine ended"))

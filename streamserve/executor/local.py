@@ -7,7 +7,6 @@ blocks on launched steps and hands their results to the event loop. On a GPU the
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
 from streamserve.executor.base import StepHandle
-from streamserve.executor.spinning import bound_spinning
 from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
 
@@ -30,13 +28,6 @@ if TYPE_CHECKING:
     from streamserve.worker.step import PendingStep
 
 T = TypeVar("T")
-
-SWITCH_S = 0.0005
-"""How long a thread of this process may hold the interpreter while another wants it; by default, 5 ms.
-
-A GPU's step is launched in less time than that. On a CPU it is the launch thread that holds it, through every compiled layer,
-while others want to hand on the tokens of the step before.
-"""
 
 
 class LocalExecutor:
@@ -137,7 +128,6 @@ class _Rank:
     def _load(self, config: EngineConfig, checkpoint: Checkpoint) -> Runner | None:
         try:
             began = time.perf_counter()
-            bound_spinning(config)
             # Here and not at the top: torch takes seconds to import, and only ranks need it.
             from streamserve.worker.startup.triton_cache import KernelCache
 
@@ -151,7 +141,6 @@ class _Rank:
         except Exception as error:
             self._fail(self.info, error)
             return None
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self._resolve(self.info, msgspec.structs.replace(info, startup_s={"imports": imports_s} | info.startup_s))
         return runner
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamserve.config import Device as DeviceName
 from streamserve.errors import ConfigError
-from streamserve.worker.startup.memory import Memory, host_memory, keep_freed_memory
+from streamserve.worker.startup.memory import Memory, host_memory
 from streamserve_kernels import Target, target_of
 
 
@@ -140,7 +140,6 @@ class CpuDevice:
     target: Target | None = None
 
     def __init__(self) -> None:
-        keep_freed_memory()
         self.torch_device = torch.device("cpu")
         self.name = f"cpu ({torch.get_num_threads()} threads)"
 

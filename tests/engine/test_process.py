@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -21,9 +22,11 @@ from streamserve.engine.launch import EngineProcess
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.errors import ConfigError, ContextLengthExceeded, EngineDead, InvalidParameter, QueueFull, Unavailable
+from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT, SWITCH_S
 from streamserve.types import EngineStats
 from tests.engine.conftest import MakeSpec
 from tests.support.checkpoints import no_weights
+from tests.support.process_settings import process_settings
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import continuation
 
@@ -96,6 +99,21 @@ async def test_what_lies_in_the_working_folder_shadows_nothing(tmp_path: Path, m
             assert num_alive(await engine.stats()) == 0
     finally:
         process.stop()
+
+
+async def test_the_process_is_tuned_for_a_model_on_a_cpu(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(process_settings()["openmp"]):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SETTINGS_FILE", str(tmp_path / "settings.json"))
+    async with connected(scripted_process("reporting_settings")) as engine:
+        [stream] = await engine.open([make_spec(max_tokens=1)])
+        await read_all(stream)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["switch_interval_s"] == SWITCH_S
+    assert settings["openmp"]["GOMP_SPINCOUNT"] in (SPIN_COUNT, COMPILED_SPIN_COUNT)
+    assert settings["keeps_freed_memory"]
 
 
 async def test_tokens_cross_the_socket_and_nothing_stays_behind(make_spec: MakeSpec) -> None:

@@ -6,7 +6,10 @@ in the tokens that come out.
 
 from __future__ import annotations
 
+import json
+import os
 from collections import deque
+from pathlib import Path
 
 import anyio
 
@@ -15,6 +18,7 @@ from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
+from tests.support.process_settings import process_settings
 
 VOCAB_SIZE = 1000
 POISON = 999
@@ -137,6 +141,19 @@ def choking(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
         return submit(plan)
 
     executor.submit = choke  # type: ignore[method-assign]
+    return executor
+
+
+def reporting_settings(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
+    """For an engine process that writes its settings, as its first step finds them, to the file that `SETTINGS_FILE` names."""
+    executor = instant(config, checkpoint)
+    submit = executor.submit
+
+    def report(plan: Plan) -> _Handle:
+        Path(os.environ["SETTINGS_FILE"]).write_text(json.dumps(process_settings()))
+        return submit(plan)
+
+    executor.submit = report  # type: ignore[method-assign]
     return executor
 
 

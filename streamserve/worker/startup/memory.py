@@ -1,14 +1,10 @@
-"""The memory of this machine: how much there is for a worker on a CPU, and how the C library should treat it."""
+"""The memory of this machine: how much there is for a worker on a CPU."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_KEPT_BYTES = 32 << 20  # the most that every glibc takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +21,6 @@ def host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
     if container is None:
         return machine
     return Memory(min(machine.total, container.total), min(machine.free, container.free))
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees.
-
-    By default it gives large buffers back to the kernel, and the next step pays their page faults again: more than some of its
-    arithmetic. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, 4 * _KEPT_BYTES)
 
 
 def _machine_memory(meminfo: Path) -> Memory:
