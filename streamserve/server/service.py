@@ -16,13 +16,13 @@ from anyio.abc import TaskGroup
 from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
 from streamserve.server.apis.openai.parameters import Limits
-from streamserve.server.apis.openai.request_templates import GivenTemplates
-from streamserve.server.apis.responses.record import ResponseRecord
+from streamserve.server.apis.openai.request_templates import RequestTemplates
+from streamserve.server.apis.responses.stored_response import StoredResponse
 from streamserve.server.config import ServerConfig
-from streamserve.server.delivery.active_requests import LiveRequests, answer_ids
+from streamserve.server.delivery.active_requests import ActiveRequests, answer_ids
 from streamserve.server.delivery.flusher import Flusher
 from streamserve.server.delivery.producer import Producer
-from streamserve.server.delivery.retention import Kept
+from streamserve.server.delivery.retention import TtlStore
 from streamserve.server.process.lifecycle import Lifecycle, Phase
 from streamserve.server.siblings.control import Question
 from streamserve.server.siblings.siblings import Neighbours
@@ -63,14 +63,16 @@ class Service:
         self.config = config
         self.lifecycle = Lifecycle()
         self.metrics = metrics or Metrics(config.model_names[0])
-        self.live = LiveRequests(self.metrics.requests.set)
+        self.active_requests = ActiveRequests(self.metrics.requests.set)
         self.flusher = Flusher()
         self.tracer = tracer
         self.started_at = int(time.time())
         self.sockets = Sockets()
-        self.given_templates = GivenTemplates()
-        self.resumable: Kept[Producer] = Kept(ttl_s=config.resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES)
-        self.responses: Kept[ResponseRecord] = Kept(
+        self.request_templates = RequestTemplates()
+        self.resumable: TtlStore[Producer] = TtlStore(
+            ttl_s=config.resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES
+        )
+        self.responses: TtlStore[StoredResponse] = TtlStore(
             ttl_s=config.response_ttl_s, max_items=MAX_RESPONSES, max_bytes=MAX_RESPONSE_BYTES
         )
         self._tasks: TaskGroup | None = None
@@ -178,7 +180,7 @@ class Service:
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel a request wherever it is answered; False when it is not running."""
-        if self.live.abort(request_id):
+        if self.active_requests.abort(request_id):
             return True
         return self.neighbours is not None and await self.neighbours.cancel(request_id)
 
@@ -188,7 +190,7 @@ class Service:
 
     def has(self, question: Question, id: str) -> bool:
         """What this worker answers when others ask."""
-        return self.live.abort(id) if question == "cancel" else self.producer_of(id) is not None
+        return self.active_requests.abort(id) if question == "cancel" else self.producer_of(id) is not None
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, end the rest after `timeout_s` with an error event."""
@@ -197,8 +199,8 @@ class Service:
         for producer in self.resumable.running():
             producer.stop_waiting()
         with anyio.move_on_after(timeout_s):
-            await self.live.wait_idle()
-        self.live.fail_all(Unavailable("the server is shutting down"))
+            await self.active_requests.wait_idle()
+        self.active_requests.fail_all(Unavailable("the server is shutting down"))
         await self._wait_idle(2.0)
 
     async def die(self, timeout_s: float) -> None:
@@ -209,5 +211,5 @@ class Service:
 
     async def _wait_idle(self, timeout_s: float) -> None:
         with anyio.move_on_after(timeout_s):
-            await self.live.wait_idle()
+            await self.active_requests.wait_idle()
             await self.sockets.wait_idle()

@@ -13,10 +13,10 @@ from streamserve.server.apis.openai.frames import (
     LINES,
     SSE,
     ChatFrames,
+    ChoicePreamble,
     CompletionFrames,
     Frames,
     Framing,
-    Opening,
     StreamFormat,
 )
 from streamserve.server.apis.openai.logprobs import TokenNames
@@ -29,7 +29,7 @@ TEXTS = st.lists(st.text(min_size=1), min_size=1, max_size=4)
 
 def encode(kind: type[Frames], texts: list[str], framing: Framing, **options: Any) -> bytes:
     format = StreamFormat(id="id", created=1, model='a "model"', names=TokenNames(), **options)
-    frames = kind(format, [Opening()], Usage(3), framing)
+    frames = kind(format, [ChoicePreamble()], Usage(3), framing)
     deltas = [TextDelta(text, [1]) for text in texts]
     deltas[-1] = TextDelta(texts[-1], [1], finish_reason="stop")
     return b"".join(map(frames.delta, deltas)) + frames.end()
@@ -75,7 +75,7 @@ def test_the_plain_path_differs_from_the_full_one_in_nothing_but_what_was_asked_
 @given(st.text())
 def test_a_model_name_cannot_break_the_template(name: str) -> None:
     format = StreamFormat(id="id", created=1, model=name, names=TokenNames())
-    frames = CompletionFrames(format, [Opening()], Usage(1))
+    frames = CompletionFrames(format, [ChoicePreamble()], Usage(1))
     frames.delta(TextDelta("a", [1]))
     [event] = payloads(frames.delta(TextDelta("b", [1])))
     assert (event["model"], event["choices"][0]["text"]) == (name, "b")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamserve.server.delivery.retention import Kept
+from streamserve.server.delivery.retention import TtlStore
 
 
 class Thing:
@@ -18,8 +18,8 @@ class Clock:
         return self.now
 
 
-def kept(clock: Clock, *, max_items: int = 100, max_bytes: int = 1000) -> Kept[Thing]:
-    return Kept(ttl_s=10.0, max_items=max_items, max_bytes=max_bytes, clock=clock)
+def kept(clock: Clock, *, max_items: int = 100, max_bytes: int = 1000) -> TtlStore[Thing]:
+    return TtlStore(ttl_s=10.0, max_items=max_items, max_bytes=max_bytes, clock=clock)
 
 
 def test_what_has_ended_expires_and_what_runs_does_not() -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from streamserve.server.delivery.run_until_blocked import run_eagerly
+from streamserve.server.delivery.run_until_blocked import run_until_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -17,7 +17,7 @@ async def test_what_does_not_wait_runs_to_its_end_at_once() -> None:
     async def send() -> None:
         steps.append("sent")
 
-    assert run_eagerly(send()) is None
+    assert run_until_blocked(send()) is None
     assert steps == ["sent"]
 
 
@@ -30,7 +30,7 @@ async def test_what_waits_goes_on_where_it_is_awaited() -> None:
             await asyncio.sleep(0)
             steps.append("sent")
 
-    rest = run_eagerly(send())
+    rest = run_until_blocked(send())
     assert rest is not None
     task = asyncio.create_task(asyncio.wait_for(rest, 5))  # type: ignore[arg-type]
     await asyncio.sleep(0)
@@ -51,8 +51,8 @@ async def test_its_errors_are_raised_where_it_is() -> None:
         raise OSError("later")
 
     with pytest.raises(OSError, match="at once"):
-        run_eagerly(fail_at_once())
-    rest = run_eagerly(fail_later())
+        run_until_blocked(fail_at_once())
+    rest = run_until_blocked(fail_later())
     assert rest is not None
     gate.set()
     with pytest.raises(OSError, match="later"):
@@ -69,7 +69,7 @@ async def test_a_cancellation_reaches_the_place_that_waits() -> None:
             seen.append("inside")
             raise
 
-    rest = run_eagerly(send())
+    rest = run_until_blocked(send())
     assert rest is not None
 
     async def wait() -> None:

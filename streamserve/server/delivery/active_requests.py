@@ -34,7 +34,7 @@ class Answer(Protocol):
         ...
 
 
-class LiveRequests:
+class ActiveRequests:
     """Requests by id, from before admission until their last byte.
 
     on_count  told how many there are, whenever that changes

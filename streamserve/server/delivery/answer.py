@@ -17,7 +17,7 @@ import msgspec
 from litestar.types import Receive, Scope, Send
 
 from streamserve.errors import RequestAborted, StreamserveError
-from streamserve.server.delivery.active_requests import LiveRequests
+from streamserve.server.delivery.active_requests import ActiveRequests
 from streamserve.server.telemetry.accounting import Account, Trace
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.usage import Usage
@@ -74,7 +74,7 @@ class Answer(ABC):
         *,
         num_prompts: int,
         n: int,
-        live: LiveRequests,
+        active_requests: ActiveRequests,
         metrics: Metrics,
         limits: AnswerLimits,
         headers: list[tuple[bytes, bytes]],
@@ -83,7 +83,7 @@ class Answer(ABC):
         self.request_id = request_id
         self._open = open
         self._account = Account(usage, metrics, num_prompts=num_prompts, n=n, trace=trace)
-        self._live = live
+        self._active_requests = active_requests
         self._metrics = metrics
         self._limits = limits
         self._headers = headers
@@ -95,7 +95,7 @@ class Answer(ABC):
         self._is_sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._live.registered(self.request_id, self), await self._open() as generation:
+        with self._active_requests.registered(self.request_id, self), await self._open() as generation:
             self._generation = generation
             if self._error is not None:
                 raise self._error

@@ -1,6 +1,6 @@
 """From a checked request to the ASGI app that answers it; the same for completions and chat, over HTTP and over WebSockets.
 
-Runs on one API worker's event loop. The endpoints say what is asked, this says how an answer comes about: format, openings,
+Runs on one API worker's event loop. The endpoints say what is asked, this says how an answer comes about: format, preambles,
 streamed or whole.
 """
 
@@ -15,15 +15,15 @@ from uuid import uuid4
 import msgspec
 
 from streamserve.errors import InvalidParameter
-from streamserve.server.apis.openai.frames import Frames, Opening, StreamFormat
+from streamserve.server.apis.openai.frames import ChoicePreamble, Frames, StreamFormat
 from streamserve.server.apis.openai.logprobs import TokenNames
-from streamserve.server.apis.openai.parameter_names import in_words_of
+from streamserve.server.apis.openai.parameter_names import naming_parameters
 from streamserve.server.apis.openai.reading import Reading
 from streamserve.server.apis.openai.results import Result
 from streamserve.server.apis.openai.schemas import GenerationRequest
 from streamserve.server.delivery.answer import Answer, AnswerLimits, Generation
 from streamserve.server.delivery.sse import EventStream
-from streamserve.server.delivery.whole_answer import PlainAnswer
+from streamserve.server.delivery.whole_answer import WholeAnswer
 from streamserve.server.service import Service
 from streamserve.server.telemetry.accounting import Trace
 from streamserve.server.telemetry.usage import Usage
@@ -50,7 +50,7 @@ def identify(service: Service, asked: GenerationRequest, prefix: str, header: st
     if asked.request_id is not None:
         return Identity(f"{prefix}-{asked.request_id}", header or f"{prefix}-{asked.request_id}")
     answer_id = f"{prefix}-{header}"
-    if not header or answer_id in service.live:
+    if not header or answer_id in service.active_requests:
         # A gateway may stamp several requests alike; only an id given in the body must be unique.
         answer_id = f"{prefix}-{uuid4().hex}"
     return Identity(answer_id, header or answer_id)
@@ -67,7 +67,7 @@ class Plan(msgspec.Struct, kw_only=True):
     logprobs       alternatives per token in the answer; None for no logprobs
     is_score_only  only the prompt was asked for: what is sampled is left out
     reading        how a message is read out of the text; None when the text is all there is
-    names          what the request calls parameters that are refused under another name (`wording.in_words_of`)
+    names          what the request calls parameters that are refused under another name (`naming_parameters`)
     """
 
     identity: Identity
@@ -76,7 +76,7 @@ class Plan(msgspec.Struct, kw_only=True):
     ignored: list[str]
     params: SamplingParams
     prompts: list[PreparedPrompt]
-    openings: list[Opening]
+    preambles: list[ChoicePreamble]
     logprobs: int | None
     is_score_only: bool = False
     reading: Reading | None = None
@@ -88,11 +88,11 @@ def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Resu
     asked, params = plan.asked, plan.params
     usage = new_usage(plan)
     format = stream_format(service, plan)
-    openings = choice_openings(plan)
+    preambles = choice_preambles(plan)
     options: dict[str, Any] = {
         "num_prompts": len(plan.prompts),
         "n": params.n,
-        "live": service.live,
+        "active_requests": service.active_requests,
         "metrics": service.metrics,
         "limits": AnswerLimits(service.config.keepalive_s, service.config.send_timeout_s),
         "headers": answer_headers(plan),
@@ -101,9 +101,9 @@ def answer(service: Service, plan: Plan, frames: type[Frames], result: type[Resu
     open = opener(service, plan)
     identity = plan.identity.answer_id
     if asked.stream:
-        return EventStream(frames(format, openings, usage), service.flusher, identity, open, usage, **options)
+        return EventStream(frames(format, preambles, usage), service.flusher, identity, open, usage, **options)
     has_prompt_logprobs = asked.prompt_logprobs is not None
-    return PlainAnswer(result(format, openings, usage, prompt_logprobs=has_prompt_logprobs), identity, open, usage, **options)
+    return WholeAnswer(result(format, preambles, usage, prompt_logprobs=has_prompt_logprobs), identity, open, usage, **options)
 
 
 def opener(service: Service, plan: Plan) -> Callable[[], Awaitable[Generation]]:
@@ -114,7 +114,7 @@ def opener(service: Service, plan: Plan) -> Callable[[], Awaitable[Generation]]:
     frontend = service.frontend
 
     async def open() -> Generation:
-        with in_words_of(plan.names):
+        with naming_parameters(plan.names):
             generation: Generation = await frontend.open(plan.prompts)
         return PromptOnly(generation) if plan.is_score_only else generation
 
@@ -133,9 +133,9 @@ def new_usage(plan: Plan) -> Usage:
     return Usage(sum(len(prompt.prompt_token_ids) for prompt in plan.prompts))
 
 
-def choice_openings(plan: Plan) -> list[Opening]:
+def choice_preambles(plan: Plan) -> list[ChoicePreamble]:
     """What the first event of each choice tells."""
-    return [opening for opening in plan.openings for _ in range(plan.params.n)]
+    return [preamble for preamble in plan.preambles for _ in range(plan.params.n)]
 
 
 def stream_format(service: Service, plan: Plan) -> StreamFormat:

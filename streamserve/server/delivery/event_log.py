@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from streamserve.errors import InvalidRequest
-from streamserve.server.delivery.wakeup import Wake
+from streamserve.server.delivery.wakeup import Wakeup
 
 
 class ResumeGap(InvalidRequest):
@@ -59,7 +59,7 @@ class EventLog:
         self._entries: deque[Entry] = deque()
         self._dropped = 0
         self._cursors: list[Cursor] = []
-        self._room = Wake()
+        self._room = Wakeup()
         self.num_bytes = 0
         self.is_ended = False
 

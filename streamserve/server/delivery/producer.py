@@ -19,7 +19,7 @@ from anyio.abc import TaskStatus
 
 from streamserve.engine.error_info import restore
 from streamserve.errors import RequestAborted, StreamFailed, StreamserveError
-from streamserve.server.delivery.active_requests import LiveRequests
+from streamserve.server.delivery.active_requests import ActiveRequests
 from streamserve.server.delivery.answer import Generation
 from streamserve.server.delivery.event_log import Entry, EventLog, LogLimits
 from streamserve.server.http.errors import guarded
@@ -50,7 +50,7 @@ class Script(Protocol):
 
 
 class Producer:
-    """One generation on its way into `log`. Also a `live.Answer`: it can be cancelled and failed by its id.
+    """One generation on its way into `log`. Also a `active_requests.Answer`: it can be cancelled and failed by its id.
 
     open      admits the sequences
     unread_s  how long it goes on while nobody reads the log, once somebody has
@@ -64,7 +64,7 @@ class Producer:
         script: Script,
         account: Account,
         *,
-        live: LiveRequests,
+        active_requests: ActiveRequests,
         unread_s: float = 0.0,
         on_admitted: Callable[[], None] | None = None,
         limits: LogLimits | None = None,
@@ -77,7 +77,7 @@ class Producer:
         self._open: Callable[[], Awaitable[Generation]] | None = open
         self._script = script
         self._account = account
-        self._live = live
+        self._active_requests = active_requests
         self._unread_s = unread_s
         self._on_admitted = on_admitted
         self._leaving: asyncio.TimerHandle | None = None
@@ -104,7 +104,7 @@ class Producer:
         # It holds the whole request, and the log may be kept for long.
         open, self._open = self._open, None
         try:
-            with self._live.registered(self.request_id, self), await open() as generation:
+            with self._active_requests.registered(self.request_id, self), await open() as generation:
                 self._generation = generation
                 if self._error is not None:
                     raise self._error

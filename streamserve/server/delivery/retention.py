@@ -24,7 +24,7 @@ class Keepable(Protocol):
 T = TypeVar("T", bound=Keepable)
 
 
-class Kept(Generic[T]):
+class TtlStore(Generic[T]):
     """Whatever still runs is kept; the oldest of what has ended goes first."""
 
     def __init__(self, *, ttl_s: float, max_items: int, max_bytes: int, clock: Callable[[], float] = monotonic) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Generator
 from typing import Any
 
 
-def run_eagerly(awaitable: Awaitable[None]) -> Rest | None:
+def run_until_blocked(awaitable: Awaitable[None]) -> Rest | None:
     """Run until the end, giving None, or until it first waits, giving what remains to be awaited. Raises what it raises."""
     steps = awaitable.__await__()
     try:

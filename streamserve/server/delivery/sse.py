@@ -20,7 +20,7 @@ from streamserve.errors import StreamserveError
 from streamserve.server.apis.openai.frames import Frames
 from streamserve.server.delivery.answer import Answer, Generation
 from streamserve.server.delivery.flusher import Flusher
-from streamserve.server.delivery.run_until_blocked import Rest, run_eagerly
+from streamserve.server.delivery.run_until_blocked import Rest, run_until_blocked
 from streamserve.server.http.errors import guarded
 from streamserve.server.http.protocol import direct_write
 from streamserve.types import TextDelta
@@ -93,7 +93,9 @@ class EventStream(Answer):
         if not body or (self._write is not None and not self._has_ended and self._write(body)):
             return
         assert self._send is not None
-        self._rest = run_eagerly(self._send({"type": "http.response.body", "body": body, "more_body": not self._has_ended}))
+        self._rest = run_until_blocked(
+            self._send({"type": "http.response.body", "body": body, "more_body": not self._has_ended})
+        )
         self._is_sending = self._rest is not None
 
     def _ready_events(self) -> bytes:

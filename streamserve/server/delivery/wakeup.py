@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Wake:
+class Wakeup:
     """Woken any number of times, sleeps once less: a call that comes while nobody sleeps ends the next sleep at once."""
 
     __slots__ = ("_is_due", "_sleeper")

@@ -13,7 +13,7 @@ from streamserve.server.delivery.answer import Answer, Generation
 from streamserve.server.http.errors import guarded, send_error
 
 
-class PlainAnswer(Answer):
+class WholeAnswer(Answer):
     """Collects text deltas into `result`."""
 
     def __init__(self, result: Result, *args: Any, **options: Any) -> None:

@@ -11,7 +11,15 @@ from streamserve.server.apis.openai.chat import plan_chat
 from streamserve.server.apis.openai.completions import plan_completion
 from streamserve.server.apis.openai.frames import LINES, ChatFrames, CompletionFrames, Frames
 from streamserve.server.apis.openai.schemas import ChatRequest, CompletionRequest, convert
-from streamserve.server.delivery.answering import Plan, begin_trace, choice_openings, identify, new_usage, opener, stream_format
+from streamserve.server.delivery.answering import (
+    Plan,
+    begin_trace,
+    choice_preambles,
+    identify,
+    new_usage,
+    opener,
+    stream_format,
+)
 from streamserve.server.delivery.event_log import Entry
 from streamserve.server.delivery.producer import Producer
 from streamserve.server.http.errors import error_object
@@ -39,13 +47,13 @@ async def create_completion(service: Service, body: dict[str, Any]) -> Producer:
 
 def _producer(service: Service, plan: Plan, frames: type[Frames], kind: str, is_resumable: bool) -> Producer:
     usage = new_usage(plan)
-    lines = frames(stream_format(service, plan), choice_openings(plan), usage, LINES)
+    lines = frames(stream_format(service, plan), choice_preambles(plan), usage, LINES)
     return Producer(
         plan.identity.answer_id,
         opener(service, plan),
         FrameScript(lines, kind, plan.identity.answer_id),
         Account(usage, service.metrics, num_prompts=len(plan.prompts), n=plan.params.n, trace=begin_trace(service, plan)),
-        live=service.live,
+        active_requests=service.active_requests,
         unread_s=service.config.resume_s if is_resumable else 0.0,
     )
 

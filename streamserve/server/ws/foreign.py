@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from streamserve.errors import StreamFailed
-from streamserve.server.delivery.wakeup import Wake
+from streamserve.server.delivery.wakeup import Wakeup
 from streamserve.server.ws.messages import TERMINAL
 from streamserve.server.ws.writer import SocketWriter
 
@@ -40,7 +40,7 @@ class ForeignRelay:
         self._headers = {"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
         self._messages: deque[str] = deque()
         self._is_queued = False
-        self._room = Wake()
+        self._room = Wakeup()
         self._socket: ClientConnection | None = None
         self._is_cancelled = False
 

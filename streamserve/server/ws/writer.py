@@ -18,7 +18,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Send
 
 from streamserve.server.delivery.event_log import Cursor, EventLog, ResumeGap, as_message
-from streamserve.server.delivery.wakeup import Wake
+from streamserve.server.delivery.wakeup import Wakeup
 from streamserve.server.ws.messages import error_message
 
 MAX_SAID = 64
@@ -47,7 +47,7 @@ class SocketWriter:
         self._send_event = send
         self._said: deque[str] = deque()
         self._turns: deque[Turn] = deque()
-        self._wake = Wake()
+        self._wake = Wakeup()
         self._room = anyio.Event()
         self.sending_since: float | None = None
 

@@ -12,9 +12,9 @@ from litestar.types import ASGIApp
 
 from streamserve.errors import UnsupportedParameter
 from streamserve.server.apis.openai.chat_form import chat_form
-from streamserve.server.apis.openai.frames import ChatFrames, Opening
+from streamserve.server.apis.openai.frames import ChatFrames, ChoicePreamble
 from streamserve.server.apis.openai.messages import checked
-from streamserve.server.apis.openai.parameter_names import chat_names, in_words_of
+from streamserve.server.apis.openai.parameter_names import chat_names, naming_parameters
 from streamserve.server.apis.openai.parameters import for_chat
 from streamserve.server.apis.openai.results import ChatResult
 from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest, decode
@@ -34,7 +34,7 @@ async def create_chat_completion(request: Request[Any, Any, Any], service: Named
 async def plan_chat(service: Service, asked: ChatRequest, ignored: list[str], identity: Identity) -> Plan:
     """Check and tokenise a conversation; whatever can be refused before admission is refused here."""
     names = chat_names(asked)
-    with in_words_of(names):
+    with naming_parameters(names):
         return await _plan(service, asked, ignored, identity, names)
 
 
@@ -65,7 +65,7 @@ async def _plan(service: Service, asked: ChatRequest, ignored: list[str], identi
         ignored=ignored,
         params=params,
         prompts=[prompt],
-        openings=[Opening(prompt_token_ids=prompt.prompt_token_ids)],
+        preambles=[ChoicePreamble(prompt_token_ids=prompt.prompt_token_ids)],
         logprobs=params.logprobs,
         reading=form.reading,
         names=names,
@@ -103,4 +103,4 @@ async def _render(service: Service, asked: ChatRequest | TokenizeRequest, tools:
     }
     if asked.chat_template is None:
         return frontend.render_chat(messages, **options)
-    return await service.given_templates.render(source, frontend.tokenizer.special_tokens, messages, options)
+    return await service.request_templates.render(source, frontend.tokenizer.special_tokens, messages, options)

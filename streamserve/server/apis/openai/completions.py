@@ -11,8 +11,8 @@ from litestar.types import ASGIApp
 
 from streamserve.errors import InvalidParameter
 from streamserve.frontend import Frontend
-from streamserve.server.apis.openai.frames import CompletionFrames, Opening
-from streamserve.server.apis.openai.parameter_names import completion_names, in_words_of
+from streamserve.server.apis.openai.frames import ChoicePreamble, CompletionFrames
+from streamserve.server.apis.openai.parameter_names import completion_names, naming_parameters
 from streamserve.server.apis.openai.parameters import for_completion
 from streamserve.server.apis.openai.results import CompletionResult
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput, decode
@@ -35,7 +35,7 @@ async def plan_completion(service: Service, asked: CompletionRequest, ignored: l
     frontend = service.frontend
     model = service.resolve_model(asked.model)
     names = completion_names(asked)
-    with in_words_of(names):
+    with naming_parameters(names):
         params = for_completion(asked, service.limits)
         prompts = split(asked.prompt)
         require_choices(len(prompts), params.n)
@@ -47,7 +47,7 @@ async def plan_completion(service: Service, asked: CompletionRequest, ignored: l
         ignored=ignored,
         params=params,
         prompts=prepared,
-        openings=[_opening(frontend, asked, prompt) for prompt in prepared],
+        preambles=[_preamble(frontend, asked, prompt) for prompt in prepared],
         logprobs=asked.logprobs,
         is_score_only=asked.max_tokens == 0,
         names=names,
@@ -87,15 +87,15 @@ async def _prepare(
     return prepared
 
 
-def _opening(frontend: Frontend, asked: CompletionRequest, prompt: PreparedPrompt) -> Opening:
+def _preamble(frontend: Frontend, asked: CompletionRequest, prompt: PreparedPrompt) -> ChoicePreamble:
     if not asked.echo:
-        return Opening(prompt_token_ids=prompt.prompt_token_ids)
+        return ChoicePreamble(prompt_token_ids=prompt.prompt_token_ids)
     text = prompt.prompt
     if text is None or asked.truncate_prompt_tokens is not None:
         text = frontend.tokenizer.decode(prompt.prompt_token_ids)
     first = prompt.prompt_token_ids[0]
     tokenizer = frontend.tokenizer
-    return Opening(
+    return ChoicePreamble(
         prompt_token_ids=prompt.prompt_token_ids,
         echo=text,
         first_token=TextLogprob(first, tokenizer.token_text(first), tokenizer.token_bytes(first), 0.0),

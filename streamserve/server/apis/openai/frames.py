@@ -61,7 +61,7 @@ class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
         return self.logprobs is None and not self.continuous_usage and not self.token_ids
 
 
-class Opening(msgspec.Struct, frozen=True, kw_only=True):
+class ChoicePreamble(msgspec.Struct, frozen=True, kw_only=True):
     """What a choice's first event tells about its prompt.
 
     echo         the prompt's text when it is to be repeated
@@ -76,11 +76,13 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 class _Choice:
     """What must be remembered between the events of one choice; `is_plain` once only its text changes from event to event."""
 
-    __slots__ = ("head", "index", "is_plain", "logprobs", "opening", "reader", "tail")
+    __slots__ = ("head", "index", "is_plain", "logprobs", "preamble", "reader", "tail")
 
-    def __init__(self, index: int, opening: Opening, head: bytes, tail: bytes, logprobs: CompletionLogprobs | None) -> None:
+    def __init__(
+        self, index: int, preamble: ChoicePreamble, head: bytes, tail: bytes, logprobs: CompletionLogprobs | None
+    ) -> None:
         self.index = index
-        self.opening: Opening | None = opening
+        self.preamble: ChoicePreamble | None = preamble
         self.head = head
         self.tail = tail
         self.is_plain = False
@@ -93,11 +95,11 @@ class Frames(ABC):
 
     object_name: str
 
-    def __init__(self, format: StreamFormat, openings: Sequence[Opening], usage: Usage, framing: Framing = SSE) -> None:
+    def __init__(self, format: StreamFormat, preambles: Sequence[ChoicePreamble], usage: Usage, framing: Framing = SSE) -> None:
         self._format = format
         self._usage = usage
         self._framing = framing
-        self._choices = [self._new_choice(index, opening) for index, opening in enumerate(openings)]
+        self._choices = [self._new_choice(index, preamble) for index, preamble in enumerate(preambles)]
 
     def delta(self, delta: TextDelta) -> bytes:
         """The events of choice `delta.index`: none without a complete character, several at its start and end."""
@@ -122,9 +124,9 @@ class Frames(ABC):
         """The marker after which a client expects nothing more."""
         return self._framing.before + b"[DONE]" + self._framing.after
 
-    def _new_choice(self, index: int, opening: Opening) -> _Choice:
+    def _new_choice(self, index: int, preamble: ChoicePreamble) -> _Choice:
         head, tail = self._frame(self._text_event(index, _TEXT)).split(_ENCODED_TEXT)
-        return _Choice(index, opening, head, tail, self._new_logprobs())
+        return _Choice(index, preamble, head, tail, self._new_logprobs())
 
     def _new_logprobs(self) -> CompletionLogprobs | None:
         return None
@@ -170,28 +172,28 @@ class CompletionFrames(Frames):
         return self._event({"index": index, "text": text, "logprobs": None, "finish_reason": None})
 
     def _events(self, choice: _Choice, delta: TextDelta) -> bytes:
-        opening, choice.opening = choice.opening, None
+        preamble, choice.preamble = choice.preamble, None
         choice.is_plain = self._format.is_plain
-        text = delta.text if opening is None or opening.echo is None else opening.echo + delta.text
+        text = delta.text if preamble is None or preamble.echo is None else preamble.echo + delta.text
         if not text and delta.finish_reason is None and choice.is_plain:
             return b""
         body: dict[str, Any] = {"index": choice.index, "text": text, "logprobs": None, "finish_reason": finish_reason(delta)}
         if choice.logprobs is not None:
-            body["logprobs"] = _completion_logprobs(choice.logprobs, opening, delta)
+            body["logprobs"] = _completion_logprobs(choice.logprobs, preamble, delta)
         if self._format.token_ids:
             body["token_ids"] = delta.token_ids
-            if opening is not None:
-                body["prompt_token_ids"] = opening.prompt_token_ids
+            if preamble is not None:
+                body["prompt_token_ids"] = preamble.prompt_token_ids
         if delta.finish_reason is not None:
             body["stop_reason"] = delta.stop_reason
         return self._frame(self._event(body))
 
 
-def _completion_logprobs(logprobs: CompletionLogprobs, opening: Opening | None, delta: TextDelta) -> dict[str, Any]:
+def _completion_logprobs(logprobs: CompletionLogprobs, preamble: ChoicePreamble | None, delta: TextDelta) -> dict[str, Any]:
     parts = []
-    if opening is not None and opening.first_token is not None and delta.prompt_logprobs is not None:
+    if preamble is not None and preamble.first_token is not None and delta.prompt_logprobs is not None:
         rest = [entry for entry in delta.prompt_logprobs[1:] if entry is not None]
-        parts.append(logprobs.of_prompt(opening.first_token, rest))
+        parts.append(logprobs.of_prompt(preamble.first_token, rest))
     parts.append(logprobs.of(delta.logprobs or ()))
     return joined(parts)
 
@@ -204,8 +206,8 @@ class ChatFrames(Frames):
     def _text_event(self, index: int, text: str) -> dict[str, Any]:
         return self._event(self._body(index, {"content": text}))
 
-    def _new_choice(self, index: int, opening: Opening) -> _Choice:
-        choice = super()._new_choice(index, opening)
+    def _new_choice(self, index: int, preamble: ChoicePreamble) -> _Choice:
+        choice = super()._new_choice(index, preamble)
         if self._format.reading is not None:
             choice.reader = MessageReader(self._format.reading)
         return choice
@@ -215,9 +217,9 @@ class ChatFrames(Frames):
         if not said and delta.finish_reason is None:
             return b""
         frames = b""
-        if choice.opening is not None:
-            frames = self._role(choice.index, choice.opening)
-            choice.opening = None
+        if choice.preamble is not None:
+            frames = self._role(choice.index, choice.preamble)
+            choice.preamble = None
         choice.is_plain = self._format.is_plain and (choice.reader is None or choice.reader.is_plain)
         frames += b"".join(self._frame(self._event(body)) for body in said)
         if delta.finish_reason is not None:
@@ -246,8 +248,8 @@ class ChatFrames(Frames):
     def _body(self, index: int, message: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         return {"index": index, "delta": message, "logprobs": None, "finish_reason": reason}
 
-    def _role(self, index: int, opening: Opening) -> bytes:
-        extra = {"prompt_token_ids": opening.prompt_token_ids} if self._format.token_ids else {}
+    def _role(self, index: int, preamble: ChoicePreamble) -> bytes:
+        extra = {"prompt_token_ids": preamble.prompt_token_ids} if self._format.token_ids else {}
         return self._frame(self._event(self._body(index, {"role": "assistant", "content": ""}), **extra))
 
     def _finish(self, choice: _Choice, delta: TextDelta) -> bytes:

@@ -21,7 +21,7 @@ _RESPONSE_NAMES = {
 
 
 @contextmanager
-def in_words_of(names: Mapping[str, str]) -> Iterator[None]:
+def naming_parameters(names: Mapping[str, str]) -> Iterator[None]:
     """Let refusals of a parameter in `names` pass under the name given there."""
     try:
         yield

@@ -25,7 +25,7 @@ TIMEOUT_S = 20.0
 MAX_PROCESSES = 2
 
 
-class GivenTemplates:
+class RequestTemplates:
     """One API worker's share of them."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from streamserve.server.apis.openai.frames import Opening, StreamFormat, finish_reason
+from streamserve.server.apis.openai.frames import ChoicePreamble, StreamFormat, finish_reason
 from streamserve.server.apis.openai.logprobs import CompletionLogprobs, chat_logprobs, joined, prompt_logprobs
 from streamserve.server.apis.openai.reading import Message, MessageReader
 from streamserve.server.telemetry.usage import Usage
@@ -21,11 +21,11 @@ from streamserve.types import TextDelta, TextLogprob
 class _Choice:
     """What one choice has said so far."""
 
-    __slots__ = ("index", "last", "logprobs", "opening", "prompt_logprobs", "texts", "token_ids")
+    __slots__ = ("index", "last", "logprobs", "preamble", "prompt_logprobs", "texts", "token_ids")
 
-    def __init__(self, index: int, opening: Opening) -> None:
+    def __init__(self, index: int, preamble: ChoicePreamble) -> None:
         self.index = index
-        self.opening = opening
+        self.preamble = preamble
         self.texts: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[TextLogprob] = []
@@ -59,12 +59,12 @@ class Result(ABC):
     object_name: str
 
     def __init__(
-        self, format: StreamFormat, openings: Sequence[Opening], usage: Usage, *, prompt_logprobs: bool = False
+        self, format: StreamFormat, preambles: Sequence[ChoicePreamble], usage: Usage, *, prompt_logprobs: bool = False
     ) -> None:
         self._format = format
         self._usage = usage
         self._has_prompt_logprobs = prompt_logprobs
-        self._choices = [_Choice(index, opening) for index, opening in enumerate(openings)]
+        self._choices = [_Choice(index, preamble) for index, preamble in enumerate(preambles)]
 
     def add(self, delta: TextDelta) -> None:
         self._choices[delta.index].add(delta)
@@ -105,14 +105,14 @@ class CompletionResult(Result):
     def _choice(self, choice: _Choice) -> dict[str, Any]:
         body = {
             "index": choice.index,
-            "text": (choice.opening.echo or "") + choice.text,
+            "text": (choice.preamble.echo or "") + choice.text,
             "logprobs": self._logprobs(choice),
             **choice.ending(),
             **self._prompt_logprobs(choice),
         }
         if self._format.token_ids:
             body["token_ids"] = choice.token_ids
-            body["prompt_token_ids"] = choice.opening.prompt_token_ids
+            body["prompt_token_ids"] = choice.preamble.prompt_token_ids
         return body
 
     def _logprobs(self, choice: _Choice) -> dict[str, Any] | None:
@@ -120,9 +120,9 @@ class CompletionResult(Result):
             return None
         logprobs = CompletionLogprobs(self._format.names, self._format.logprobs)
         parts = []
-        if choice.opening.first_token is not None and choice.prompt_logprobs is not None:
+        if choice.preamble.first_token is not None and choice.prompt_logprobs is not None:
             rest = [entry for entry in choice.prompt_logprobs[1:] if entry is not None]
-            parts.append(logprobs.of_prompt(choice.opening.first_token, rest))
+            parts.append(logprobs.of_prompt(choice.preamble.first_token, rest))
         return joined([*parts, logprobs.of(choice.logprobs)])
 
 
@@ -160,5 +160,5 @@ class ChatResult(Result):
         first = self._choices[0]
         extra = self._prompt_logprobs(first)
         if self._format.token_ids:
-            extra["prompt_token_ids"] = first.opening.prompt_token_ids
+            extra["prompt_token_ids"] = first.preamble.prompt_token_ids
         return extra

@@ -10,10 +10,10 @@ import orjson
 from anyio.abc import TaskGroup
 from litestar.types import Receive, Scope, Send
 
-from streamserve.server.apis.responses.record import ResponseRecord
+from streamserve.server.apis.responses.stored_response import StoredResponse
 from streamserve.server.delivery.event_log import Cursor, Entry, ResumeGap, as_server_sent_event
 from streamserve.server.delivery.sse import HEADERS, KEEPALIVE
-from streamserve.server.delivery.wakeup import Wake
+from streamserve.server.delivery.wakeup import Wakeup
 from streamserve.server.http.errors import error_object, send_error
 from streamserve.server.service import Service
 
@@ -26,7 +26,7 @@ Headers = list[tuple[bytes, bytes]]
 class ResponseObject:
     """Sends a response as it stands."""
 
-    def __init__(self, record: ResponseRecord, headers: Headers) -> None:
+    def __init__(self, record: StoredResponse, headers: Headers) -> None:
         self._record = record
         self._headers = headers
 
@@ -40,7 +40,7 @@ class ResponseObject:
 class WholeResponse:
     """Starts a response and sends its object once it has ended, or at once when it runs in the background."""
 
-    def __init__(self, service: Service, record: ResponseRecord, headers: Headers) -> None:
+    def __init__(self, service: Service, record: StoredResponse, headers: Headers) -> None:
         self._service = service
         self._record = record
         self._headers = headers
@@ -77,14 +77,14 @@ class ResponseEvents:
     """
 
     def __init__(
-        self, service: Service, record: ResponseRecord, headers: Headers, *, number: int = 0, starts: bool = False
+        self, service: Service, record: StoredResponse, headers: Headers, *, number: int = 0, starts: bool = False
     ) -> None:
         self._service = service
         self._record = record
         self._headers = headers
         self._number = number
         self._starts = starts
-        self._wake = Wake()
+        self._wake = Wakeup()
         self._is_sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

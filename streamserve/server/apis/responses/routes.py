@@ -17,8 +17,8 @@ from streamserve.errors import InvalidParameter
 from streamserve.server.apis.openai.schemas import convert, decode
 from streamserve.server.apis.responses.answers import Headers, ResponseEvents, ResponseObject, WholeResponse
 from streamserve.server.apis.responses.planning import plan_response
-from streamserve.server.apis.responses.record import ResponseRecord
 from streamserve.server.apis.responses.schema import ResponseRequest
+from streamserve.server.apis.responses.stored_response import StoredResponse
 from streamserve.server.delivery.answering import warning
 from streamserve.server.delivery.producer import Producer
 from streamserve.server.http.errors import NotFound
@@ -119,7 +119,7 @@ async def list_input_items(
     )
 
 
-def _find(service: Service, response_id: str) -> ResponseRecord:
+def _find(service: Service, response_id: str) -> StoredResponse:
     record = service.responses.get(response_id)
     if record is None:
         raise _not_found(response_id)

@@ -12,7 +12,7 @@ from streamserve.errors import StreamserveError
 from streamserve.server.apis.openai.logprobs import TokenNames, chat_logprobs
 from streamserve.server.apis.openai.reading import Reading
 from streamserve.server.apis.responses.output import FunctionCallItem, MessageItem, OutputItem, ReasoningItem, event
-from streamserve.server.apis.responses.record import ResponseRecord
+from streamserve.server.apis.responses.stored_response import StoredResponse
 from streamserve.server.delivery.event_log import Entry
 from streamserve.text.parsing.pieces import Content, Piece, Reasoning, ToolCallStart
 from streamserve.types import FinishReason, TextDelta, TextLogprob
@@ -25,7 +25,7 @@ class ResponseScript:
     top_logprobs  alternatives per token; None for no logprobs
     """
 
-    def __init__(self, record: ResponseRecord, *, reading: Reading | None, top_logprobs: int | None) -> None:
+    def __init__(self, record: StoredResponse, *, reading: Reading | None, top_logprobs: int | None) -> None:
         self._record = record
         self._reading = reading
         self._parser = None if reading is None else reading.new_parser()

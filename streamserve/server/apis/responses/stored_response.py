@@ -22,7 +22,7 @@ from streamserve.types import SamplingParams
 IN_PROGRESS = "in_progress"
 
 
-class ResponseRecord:
+class StoredResponse:
     """See the module.
 
     items     this turn's input
