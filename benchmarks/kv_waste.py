@@ -91,7 +91,7 @@ def snapshots(scheduler: Scheduler, seed: int) -> Iterator[Snapshot]:
         step = scheduler.schedule(0.0)
         if step is not None:
             in_flight.append(step)
-            yield snapshot(list(scheduler.population.running))
+            yield snapshot(list(scheduler.registry.running))
         if len(in_flight) == 2 or step is None:
             due = in_flight.popleft()
             scheduler.commit(due, StepResult(due.plan.step, [rng.randrange(50_000) for _ in due.sampled]), 0.0)

@@ -114,8 +114,8 @@ class _Rank:
 
     def _launch_steps(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
         runner = self._load(config, checkpoint)
-        while (order := self._plans.get()) is not None:
-            plan, future = order
+        while (submitted := self._plans.get()) is not None:
+            plan, future = submitted
             if runner is None or self._failure is not None:
                 self._fail(future, self._failure or EngineDead("the engine did not start"))
                 continue
@@ -129,14 +129,14 @@ class _Rank:
         try:
             began = time.perf_counter()
             # Here and not at the top: torch takes seconds to import, and only ranks need it.
-            from streamserve.worker.startup.triton_cache import KernelCache
+            from streamserve.worker.startup.triton_cache import TritonCache
 
-            with KernelCache(config, checkpoint) as kernels:
-                kernels.fill()
+            with TritonCache(config, checkpoint) as triton_cache:
+                triton_cache.start()
                 from streamserve.worker.runner import Runner
 
                 imports_s = time.perf_counter() - began
-                runner = Runner(config, checkpoint, kernels)
+                runner = Runner(config, checkpoint, triton_cache)
                 info = runner.load()
         except Exception as error:
             self._fail(self.info, error)

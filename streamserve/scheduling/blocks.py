@@ -64,9 +64,6 @@ class BlockPool:
     def is_idle(self, block_id: int) -> bool:
         return block_id in self._idle
 
-    def references(self, block_id: int) -> int:
-        return self._references[block_id]
-
     def check(self, expected: dict[int, int]) -> None:
         """Assert that reference counts are `expected` (0 where absent) and that each block is held, idle or empty."""
         for block_id, count in enumerate(self._references):

@@ -42,8 +42,8 @@ def delta_of(sequence: Sequence, token_id: int, ending: Ending | None, logprobs:
 
     A token that ends the sequence in an error is no part of its output.
     """
-    is_first, sequence.has_spoken = not sequence.has_spoken, True
-    sequence.is_plain = sequence.constraint is None and sequence.spec.logprobs is None
+    is_first, sequence.has_reported = not sequence.has_reported, True
+    sequence.only_reports_ids = sequence.constraint is None and sequence.spec.logprobs is None
     reason, stop_reason, error = ending or (None, None, None)
     if error is not None or sequence.spec.logprobs is None:
         logprobs = None
@@ -61,7 +61,7 @@ def delta_of(sequence: Sequence, token_id: int, ending: Ending | None, logprobs:
 
 def final_delta(sequence: Sequence, error: ErrorInfo | None = None) -> TokenDelta:
     """What the reader of a sequence is told that ended without a token."""
-    cached_tokens = 0 if sequence.has_spoken else sequence.num_cached_tokens or 0
+    cached_tokens = 0 if sequence.has_reported else sequence.num_cached_tokens or 0
     return TokenDelta(token_ids=[], finish_reason=sequence.finish_reason, cached_tokens=cached_tokens, error=error)
 
 

@@ -15,13 +15,12 @@ from streamserve.scheduling.admission import check_spec, replay
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.deadlines import Deadlines
-from streamserve.scheduling.invariants import check_invariants
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.outcome import delta_of, ending_of, final_delta
 from streamserve.scheduling.plan import RowWork, StepResult
 from streamserve.scheduling.policy import order_of
-from streamserve.scheduling.population import Population
 from streamserve.scheduling.sequence import Sequence
+from streamserve.scheduling.sequence_registry import SequenceRegistry
 from streamserve.scheduling.step import Step, StepDraft
 from streamserve.types import EngineStats, ErrorInfo, FinishReason, SequenceSpec, TokenDelta
 
@@ -35,7 +34,7 @@ class Scheduler:
         self.limits = limits
         self.deadlines = Deadlines()
         self.counters = Counters()
-        self.population = Population(limits, self.counters)
+        self.registry = SequenceRegistry(limits, self.counters)
         self._unreported: Deltas = []
         self._arrivals = 0
         self._next_step = 0
@@ -50,12 +49,12 @@ class Scheduler:
         which case nothing changed.
         """
         check_spec(spec, self.limits)
-        if spec.sequence_id in self.population.sequences:
+        if spec.sequence_id in self.registry.sequences:
             raise InvalidParameter("sequence_id", f"{spec.sequence_id!r} is in use")
         if spec.structured_outputs is not None and constraint is None:
             raise UnsupportedParameter("structured_outputs", "this engine compiles no grammars")
-        num_waiting = len(self.population.waiting)
-        if num_waiting >= self.limits.max_queue + self.population.residents.num_free_rows:
+        num_waiting = len(self.registry.waiting)
+        if num_waiting >= self.limits.max_queue + self.registry.rows.num_free_rows:
             raise QueueFull(f"{num_waiting} sequences wait already: try again later")
         if constraint is not None:
             replay(constraint, spec.generated_token_ids)
@@ -63,7 +62,7 @@ class Scheduler:
         deadline = None if spec.max_time_s is None else now + spec.max_time_s
         sequence = Sequence(spec, order, deadline, constraint, now)
         self._arrivals += 1
-        self.population.enter(sequence)
+        self.registry.enter(sequence)
         self.deadlines.add(sequence)
 
     def abort(self, sequence_id: str, reason: FinishReason = "abort", error: ErrorInfo | None = None) -> TokenDelta | None:
@@ -71,26 +70,26 @@ class Scheduler:
 
         Its row and blocks are free at once. A token in flight is dropped when its step is committed.
         """
-        sequence = self.population.sequences.get(sequence_id)
+        sequence = self.registry.sequences.get(sequence_id)
         if sequence is None:
             return None
-        self.population.end(sequence, reason)
+        self.registry.end(sequence, reason)
         return final_delta(sequence, error)
 
     def pause(self, sequence_id: str) -> bool:
         """Plan no more steps for a sequence until `resume`. It keeps its blocks unless others need them. False when unknown."""
-        sequence = self.population.sequences.get(sequence_id)
+        sequence = self.registry.sequences.get(sequence_id)
         if sequence is None:
             return False
-        self.population.pause(sequence)
+        self.registry.pause(sequence)
         return True
 
     def resume(self, sequence_id: str) -> bool:
         """Undo `pause`. False when unknown."""
-        sequence = self.population.sequences.get(sequence_id)
+        sequence = self.registry.sequences.get(sequence_id)
         if sequence is None:
             return False
-        self.population.resume(sequence)
+        self.registry.resume(sequence)
         return True
 
     def expire(self, now: float) -> Deltas:
@@ -144,21 +143,21 @@ class Scheduler:
     @property
     def has_runnable(self) -> bool:
         """True while some sequence is neither paused nor ended: with no step in flight, `schedule` is sure to plan one."""
-        return bool(self.population.running or self.population.waiting)
+        return bool(self.registry.running or self.registry.waiting)
 
     @property
     def has_work(self) -> bool:
         """True while any sequence lives, paused ones included."""
-        return bool(self.population.sequences)
+        return bool(self.registry.sequences)
 
     def stats(self) -> EngineStats:
         """A snapshot; `heartbeat_s` is the driver's to fill in."""
         return EngineStats(
-            num_requests_running=len(self.population.running),
-            num_requests_waiting=len(self.population.waiting),
-            num_requests_paused=self.population.num_paused,
+            num_requests_running=len(self.registry.running),
+            num_requests_waiting=len(self.registry.waiting),
+            num_requests_paused=self.registry.num_paused,
             kv_blocks_total=self.limits.num_blocks,
-            kv_blocks_used=self.limits.num_blocks - self.population.kv.num_free,
+            kv_blocks_used=self.limits.num_blocks - self.registry.kv.num_free,
             **self.counters.totals(),
         )
 
@@ -169,7 +168,7 @@ class Scheduler:
         unfinished: list[Sequence] = []
         decodes, decoding, index = draft.decodes, draft.decoding, draft.index
         block_size = self.limits.block_size
-        for sequence in tuple(self.population.running):
+        for sequence in tuple(self.registry.running):
             start, known = sequence.num_computed, sequence.num_known
             if known == sequence.limit:
                 continue  # its last token is in flight
@@ -179,7 +178,7 @@ class Scheduler:
             if sequence.constraint is not None and sequence.num_in_flight:
                 continue  # its next bitmask needs the token in flight
             if start == len(sequence.block_ids) * block_size:
-                block_id = self.population.grow(sequence)
+                block_id = self.registry.grow(sequence)
                 if block_id is None:
                     continue  # preempted
                 draft.grow(sequence, block_id)
@@ -205,7 +204,7 @@ class Scheduler:
     def _plan_admissions(self, draft: StepDraft, now: float) -> None:
         """Rows and blocks for those that wait, strictly in order, as far as the budget and the watermark go."""
         while draft.budget:
-            sequence = self.population.waiting.first
+            sequence = self.registry.waiting.first
             # A token of its former residence may be in flight: it must be appended before the sequence is computed anew.
             if sequence is None or sequence.last_step > self.last_committed_step:
                 return
@@ -213,7 +212,7 @@ class Scheduler:
                 return
             if not draft.room_for(sequence):
                 return
-            if not self.population.admit(sequence):
+            if not self.registry.admit(sequence):
                 return
             if sequence.queue_s is None:
                 sequence.queue_s = now - sequence.arrived_at
@@ -224,13 +223,13 @@ class Scheduler:
 
     def _end_overdue(self, now: float) -> None:
         while (sequence := self.deadlines.pop_overdue(now)) is not None:
-            self.population.end(sequence, "time")
+            self.registry.end(sequence, "time")
             self._unreported.append((sequence.sequence_id, final_delta(sequence)))
 
     def _commit_prompts(self, step: Step, result: StepResult) -> None:
         for sequence, num_tokens in step.chunks:
             if sequence.is_resident:
-                self.population.kv.commit(sequence, num_tokens)
+                self.registry.kv.commit(sequence, num_tokens)
         for row, entries in (result.prompt_logprobs or {}).items():
             sequence, start = step.scored[row]
             sequence.add_prompt_logprobs(start, entries)
@@ -245,20 +244,16 @@ class Scheduler:
             sequence.token_ids.append(token_id)
             length = len(sequence.token_ids)
             if length > sequence.next_full and sequence.is_resident:
-                self.population.kv.commit(sequence, length - 1)
-            if sequence.is_plain and token_id not in sequence.stop_token_ids and length < sequence.limit:
+                self.registry.kv.commit(sequence, length - 1)
+            if sequence.only_reports_ids and token_id not in sequence.stop_token_ids and length < sequence.limit:
                 deltas.append((sequence.sequence_id, TokenDelta([token_id])))
                 continue
             ending = ending_of(sequence, token_id)
             if ending is not None:
-                self.population.end(sequence, ending.reason)
+                self.registry.end(sequence, ending.reason)
             deltas.append((sequence.sequence_id, delta_of(sequence, token_id, ending, logprobs[index] if logprobs else None)))
         self.counters.generation_tokens += len(deltas)
         return deltas
-
-    def check(self) -> None:
-        """Assert every invariant that must hold between two calls. For tests: O(everything)."""
-        check_invariants(self)
 
 
 __all__ = ["Deltas", "Scheduler", "SchedulerLimits"]

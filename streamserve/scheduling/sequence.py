@@ -40,9 +40,8 @@ class Sequence:
         "constraint",
         "deadline",
         "finish_reason",
-        "has_spoken",
+        "has_reported",
         "is_paused",
-        "is_plain",
         "last_step",
         "limit",
         "min_length",
@@ -51,6 +50,7 @@ class Sequence:
         "num_computed",
         "num_known",
         "num_prompt_tokens",
+        "only_reports_ids",
         "order",
         "prefix",
         "prompt_logprobs",
@@ -93,8 +93,8 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.num_cached_tokens: int | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if spec.prompt_logprobs is None else [None]
-        self.has_spoken = False
-        self.is_plain = False
+        self.has_reported = False
+        self.only_reports_ids = False
 
     @property
     def is_resident(self) -> bool:

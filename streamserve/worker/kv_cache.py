@@ -14,8 +14,8 @@ from torch import Tensor
 
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.worker.device import Device
-from streamserve.worker.startup.memory import Memory
+from streamserve.worker.device.base import Device
+from streamserve.worker.device.memory import Memory
 
 _GIB = 1 << 30
 

@@ -10,22 +10,21 @@ import torch
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.models.loader import load_model
+from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
-from streamserve.worker.device import Device, open_device
+from streamserve.worker.device.base import Device
+from streamserve.worker.device.select import open_device
 from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
-from streamserve.worker.model import Model
-from streamserve.worker.rows.rows import Room, Rows
+from streamserve.worker.rows.rows import RankLimits, Rows
+from streamserve.worker.startup.activation_memory import measure_activations
 from streamserve.worker.startup.compiled_layers import is_compiled, with_compiled_layers
-from streamserve.worker.startup.dtypes import resolve_dtype
-from streamserve.worker.startup.layer_compilation import kernel_steps, run_at_once
-from streamserve.worker.startup.limits import resolve_max_model_len
+from streamserve.worker.startup.kernel_warmup import kernel_steps, run_at_once
+from streamserve.worker.startup.phases import Phases, explain_out_of_memory
 from streamserve.worker.startup.progress import weights_bar
-from streamserve.worker.startup.rehearsal import measure_activations
-from streamserve.worker.startup.shortage import explain_shortage
-from streamserve.worker.startup.timeline import Timeline
-from streamserve.worker.startup.triton_cache import Aim, KernelCache
+from streamserve.worker.startup.resolved_settings import resolve_dtype, resolve_max_model_len
+from streamserve.worker.startup.triton_cache import CompileTarget, TritonCache
 from streamserve.worker.step import PendingStep, StepRunner
 from streamserve_kernels import preload
 
@@ -33,11 +32,11 @@ from streamserve_kernels import preload
 class Runner:
     """A rank. `load` first, once; then `step` for every plan, in order."""
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, kernels: KernelCache | None = None) -> None:
-        """kernels  filled since before torch was imported, if this machine may need it; without it, all are compiled here"""
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, triton_cache: TritonCache | None = None) -> None:
+        """triton_cache  started before torch was imported; without one every kernel is compiled here"""
         self._config = config
         self._checkpoint = checkpoint
-        self._kernels = kernels or KernelCache(config, checkpoint)
+        self._triton_cache = triton_cache or TritonCache(config, checkpoint)
         self._steps: StepRunner | None = None
 
     @torch.inference_mode()
@@ -46,16 +45,16 @@ class Runner:
 
         Raises `ConfigError` when model, device and settings don't go together; its message names the flag to change.
         """
-        config, timeline = self._config, Timeline()
+        config, phases = self._config, Phases()
         arch = read_arch(self._checkpoint.config)
         max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
         device = open_device(config.device)
         dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
         shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
         if device.target is not None:
-            self._kernels.aim(Aim(**device.target._asdict(), dtype=str(dtype).removeprefix("torch.")))
-        with device.stream(), explain_shortage(device, config, timeline):
-            with timeline.measure("weights"), weights_bar(self._checkpoint.source) as on_progress:
+            self._triton_cache.send_target(CompileTarget(**device.target._asdict(), dtype=str(dtype).removeprefix("torch.")))
+        with device.stream(), explain_out_of_memory(device, config, phases):
+            with phases.measure("weights"), weights_bar(self._checkpoint.source) as on_progress:
                 model = load_model(
                     self._checkpoint,
                     arch,
@@ -67,23 +66,23 @@ class Runner:
                 )
                 if device.compiles_layers and not config.enforce_eager:
                     model = with_compiled_layers(model, config.block_size)
-            rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
+            rows = Rows(device, RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
             if device.captures:
-                with timeline.measure("compile"):
+                with phases.measure("compile"):
                     preload()
                     device.load_libraries()
                     steps = kernel_steps(device, model, rows, shape, config.max_num_batched_tokens)
-                    self._kernels.wait()
-                with timeline.measure("kernels"):
+                    self._triton_cache.wait()
+                with phases.measure("kernels"):
                     run_at_once(device, steps)
-                    self._kernels.keep()
-            with timeline.measure("kv_cache"):
+                    self._triton_cache.mark_complete()
+            with phases.measure("kv_cache"):
                 num_blocks = _size_cache(config, device, model, rows, shape, max_model_len)
                 self._steps = StepRunner(device, model, rows, allocate(shape, num_blocks, device))
             if device.captures and not config.enforce_eager:
-                with timeline.measure("graphs"):
+                with phases.measure("graphs"):
                     self._steps.capture(config.max_num_batched_tokens)
-            with timeline.measure("warmup"):
+            with phases.measure("warmup"):
                 self._steps.warm_up()
         return EngineInfo(
             model=self._checkpoint.source,
@@ -96,7 +95,7 @@ class Runner:
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             compiled=is_compiled(model) if device.compiles_layers else None,
-            startup_s=timeline.seconds,
+            startup_s=phases.seconds,
         )
 
     def step(self, plan: Plan) -> PendingStep:
@@ -106,7 +105,9 @@ class Runner:
         return self._steps.step(plan)
 
 
-def _size_cache(config: EngineConfig, device: Device, model: Model, rows: Rows, shape: KvShape, max_model_len: int) -> int:
+def _size_cache(
+    config: EngineConfig, device: Device, model: CausalModel, rows: Rows, shape: KvShape, max_model_len: int
+) -> int:
     activation_bytes = measure_activations(
         device, model, rows, shape, config.max_num_batched_tokens, config.max_num_seqs, max_model_len
     )

@@ -2,8 +2,8 @@
 
 `StepRunner.step` runs on the launch thread and never waits for the device; `PendingStep.wait` runs on the wait thread. In the
 stream's order a step applies row deltas, gathers its inputs from the rows, runs the model, samples, writes the ids back into
-the rows, and copies them to the host. A step that only decodes is replayed whole where its size was captured (cuda_graphs.py);
-of one with prompt tokens, up to a size, the model is (prompt_graphs.py).
+the rows, and copies them to the host. A step that only decodes is replayed whole where its size was captured
+(`graphs.decode_graphs`); of one with prompt tokens, up to a size, the model alone is (`graphs.prompt_graphs`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from streamserve.models.model import CausalModel
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
 from streamserve.types import TokenLogprobs
-from streamserve.worker.device import Device, Event
+from streamserve.worker.device.base import Device, Event
 from streamserve.worker.graphs.decode_graphs import Capture, DecodeGraphs
 from streamserve.worker.graphs.prompt_graphs import MAX_PROMPTS, PromptGraphs
-from streamserve.worker.model import Model
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.rows.rows import Rows
 from streamserve.worker.sampling.logprobs import HostLogprobs, PromptLogprobs, download, prompt_logprobs
@@ -57,12 +57,12 @@ class PendingStep:
 class StepRunner:
     """Runs plans on a loaded model and an allocated cache."""
 
-    def __init__(self, device: Device, model: Model, rows: Rows, kv_caches: list[Tensor]) -> None:
+    def __init__(self, device: Device, model: CausalModel, rows: Rows, kv_caches: list[Tensor]) -> None:
         self._device = device
         self._model = model
         self._rows = rows
         self._kv_caches = kv_caches
-        self._work = WorkUploader(device, rows.room.max_num_seqs + MAX_PROMPTS)
+        self._work = WorkUploader(device, rows.limits.max_num_seqs + MAX_PROMPTS)
         self._sampling = SamplingUploader(device, rows)
         self._graphs = DecodeGraphs(device, model, rows, kv_caches, self._work)
         self._prompt_graphs = PromptGraphs(device, model, rows, kv_caches, self._work)
@@ -96,10 +96,10 @@ class StepRunner:
 
     def _run(self, items: list[RowWork]) -> tuple[StepWork, Tensor]:
         work = self._work.send(items)
-        return work, self._model(gather(self._rows.tables, work, self._rows.room.block_size), self._kv_caches)
+        return work, self._model(gather(self._rows.tables, work, self._rows.limits.block_size), self._kv_caches)
 
     def _replay(self, plan: Plan, capture: Capture) -> PendingStep:
-        if not self._rows.scored and self._sampling.is_plain(plan.work):
+        if not self._rows.scored and not self._sampling.needs_upload(plan.work):
             return self._replayed(plan, self._graphs.replay(capture, plan.work))
         work, lines = self._graphs.send(capture, plan.work), len(plan.work)
         hidden = capture.forward()[:lines]
@@ -130,11 +130,11 @@ class StepRunner:
     def _prompt_logprobs(self, work: list[RowWork], hidden: Tensor) -> list[PromptLogprobs]:
         if not self._rows.scored:
             return []
-        answers, first = [], 0
+        found, first = [], 0
         for item in work:
             if item.row in self._rows.scored:
                 states, traits = hidden[first : first + item.count], self._rows.traits(item.row)
-                answer = prompt_logprobs(self._device, self._rows.tables, self._model.logits, states, item, traits)
-                answers += [answer] if answer is not None else []
+                entry = prompt_logprobs(self._device, self._rows.tables, self._model.logits, states, item, traits)
+                found += [entry] if entry is not None else []
             first += item.count
-        return answers
+        return found

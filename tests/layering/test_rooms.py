@@ -38,6 +38,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
+# Rooms inside a room: whom of their own room they may import.
+MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
+    "worker": {
+        "device": set(),
+        "kv_cache": {"device"},
+        "rows": {"device"},
+        "sampling": {"device", "rows"},
+        "graphs": {"device", "rows"},
+        "startup": {"device", "kv_cache", "rows", "graphs"},
+        "step": {"device", "rows", "sampling", "graphs"},
+        "runner": {"device", "kv_cache", "rows", "graphs", "startup", "step"},
+    },
+}
+
 # Third parties that a room must not load, not even inside a function.
 MUST_NOT_IMPORT: dict[str, set[str]] = {
     "scheduling": {"torch", "numpy", "anyio", "asyncio", "threading", "socket", "time", "random", "transformers", "litestar"},
@@ -61,6 +75,12 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
+def inner_room(module: str, room: str) -> str | None:
+    """The folder or module of `streamserve.<room>` that a module is in; None when it is elsewhere."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["streamserve", room] and len(parts) > 2 else None
+
+
 def is_ours(target: str) -> bool:
     return target.split(".")[0] == "streamserve"
 
@@ -81,6 +101,23 @@ def test_a_room_imports_only_rooms_that_it_may(room: str) -> None:
     own = [each for each in OURS if is_ours(each.target) and room_of(each.module).split(".")[0] == room]
     wrong = [str(each) for each in own if not may_import(room_of(each.module), room_of(each.target))]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("room", "inner"), [(room, inner) for room, table in MAY_IMPORT_INSIDE.items() for inner in table])
+def test_rooms_inside_a_room_import_only_those_below_them(room: str, inner: str) -> None:
+    below = MAY_IMPORT_INSIDE[room][inner] | {inner}
+    own = [each for each in OURS if inner_room(each.module, room) == inner]
+    assert own, f"{room}.{inner} is in the table and not in the tree"
+    wrong = [str(each) for each in own if inner_room(each.target, room) not in (*below, None)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT_INSIDE))
+def test_the_tables_inside_a_room_name_all_of_it_and_have_no_circle(room: str) -> None:
+    inside = {inner_room(module_name(path, ROOT), room) for path in (ROOT / "streamserve" / room).rglob("*.py")}
+    assert inside - {None} == MAY_IMPORT_INSIDE[room].keys()
+    circle = _circle_in(MAY_IMPORT_INSIDE[room])
+    assert circle is None, " → ".join(circle)
 
 
 @pytest.mark.parametrize("room", sorted(MUST_NOT_IMPORT))

@@ -17,6 +17,7 @@ from streamserve.errors import QueueFull
 from streamserve.types import SequenceSpec, StructuredOutputs
 from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected
 from tests.scheduling.play import Play
+from tests.support.scheduler_invariants import check_invariants
 
 PREFIXES = [[], [1] * 4, [1] * 4 + [2] * 4, [1] * 4 + [2] * 4 + [3] * 4, [9] * 5]
 
@@ -79,7 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         try:
             self.play.add(spec, constraint=constraint_of(spec))
         except QueueFull:
-            assert len(self.play.scheduler.population.waiting) >= 6
+            assert len(self.play.scheduler.registry.waiting) >= 6
         else:
             self.specs[name] = spec
         return name
@@ -106,19 +107,19 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.submit()
             if len(self.play.outstanding) == 2:
                 self.commit()
-            self.play.scheduler.check()
+            check_invariants(self.play.scheduler)
 
     @rule(name=names)
     def pause(self, name: str) -> None:
-        assert self.play.scheduler.pause(name) == (name in self.play.scheduler.population.sequences)
+        assert self.play.scheduler.pause(name) == (name in self.play.scheduler.registry.sequences)
 
     @rule(name=names)
     def resume(self, name: str) -> None:
-        assert self.play.scheduler.resume(name) == (name in self.play.scheduler.population.sequences)
+        assert self.play.scheduler.resume(name) == (name in self.play.scheduler.registry.sequences)
 
     @rule(name=consumes(names))
     def abort(self, name: str) -> None:
-        if name in self.play.scheduler.population.sequences:
+        if name in self.play.scheduler.registry.sequences:
             self.play.abort(name)
 
     @rule(seconds=st.sampled_from([1.0, 3.0]))
@@ -129,7 +130,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def everything_agrees(self) -> None:
         if hasattr(self, "play"):
-            self.play.scheduler.check()
+            check_invariants(self.play.scheduler)
 
     @invariant()
     def readers_were_told_the_truth(self) -> None:
@@ -139,7 +140,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             told, (tokens, reason) = self.play.output(name), expected(spec)
             assert told.token_ids == tokens[: len(told.token_ids)], name
             assert all(delta.finish_reason is None for delta in self.play.deltas[name][:-1]), f"{name} was told after its end"
-            assert (told.finish_reason is None) == (name in self.play.scheduler.population.sequences), (
+            assert (told.finish_reason is None) == (name in self.play.scheduler.registry.sequences), (
                 f"{name} ended and nobody said so"
             )
             if told.finish_reason in ("stop", "length"):
@@ -153,7 +154,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "play"):
             return
         scheduler = self.play.scheduler
-        for name in list(scheduler.population.sequences):
+        for name in list(scheduler.registry.sequences):
             scheduler.resume(name)
         self.play.finish()
         note(repr(scheduler.stats()))
@@ -161,4 +162,4 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(self.play.deltas[name][-1].finish_reason for name in self.specs)
         assert not scheduler.has_work
         assert self.play.used_blocks() == 0
-        scheduler.check()
+        check_invariants(scheduler)

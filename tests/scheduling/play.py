@@ -96,7 +96,7 @@ class Play:
         return self.output(name).token_ids if self.deltas[name] else []
 
     def row_of(self, name: str) -> int:
-        return self.scheduler.population.sequences[name].row
+        return self.scheduler.registry.sequences[name].row
 
     def used_blocks(self) -> int:
         return self.scheduler.stats().kv_blocks_used

@@ -11,6 +11,7 @@ from streamserve.scheduling.plan import StepResult
 from streamserve.types import ErrorInfo
 from tests.scheduling.oracle import EOS, VOCABULARY, expected
 from tests.scheduling.play import Play, rows, spec
+from tests.support.scheduler_invariants import check_invariants
 
 
 def queued(play: Play) -> None:
@@ -19,7 +20,7 @@ def queued(play: Play) -> None:
 
 def prefilling(play: Play) -> None:
     assert play.submit()
-    assert play.scheduler.population.sequences["a"].num_computed < 20
+    assert play.scheduler.registry.sequences["a"].num_computed < 20
 
 
 def decoding(play: Play) -> None:
@@ -51,7 +52,7 @@ def preempted(play: Play) -> None:
     decoding(play)
     play.scheduler.pause("a")
     play.add(spec("hungry", 4 * 60, max_tokens=2))
-    while play.scheduler.population.sequences["a"].is_resident:
+    while play.scheduler.registry.sequences["a"].is_resident:
         play.step()
     play.scheduler.resume("a")
 
@@ -64,11 +65,11 @@ def test_abort_frees_row_and_blocks_at_once_in_every_state(reach: Callable[[Play
     play = Play(max_num_batched_tokens=16, max_model_len=1024)
     play.add(spec("a", 20))
     reach(play)
-    used, held = play.used_blocks(), len(play.scheduler.population.sequences["a"].block_ids)
+    used, held = play.used_blocks(), len(play.scheduler.registry.sequences["a"].block_ids)
     before = play.tokens("a")
     play.abort("a")
     assert play.used_blocks() == used - held
-    play.scheduler.check()
+    check_invariants(play.scheduler)
     plan = play.submit()
     assert plan is None or all(len(start.token_ids) != 20 for start in plan.starts)
     while play.outstanding:
@@ -89,7 +90,7 @@ def test_pause_and_resume_in_every_state_change_no_token(reach: Callable[[Play],
     assert play.scheduler.pause("a")
     play.finish()
     told = len(play.tokens("a"))
-    assert "a" in play.scheduler.population.sequences
+    assert "a" in play.scheduler.registry.sequences
     assert not play.scheduler.has_runnable
     assert play.scheduler.has_work
     assert play.submit() is None
@@ -202,7 +203,7 @@ def test_what_can_never_run_is_refused_and_changes_nothing(changes: dict[str, ob
     play.add(spec("taken"))
     with pytest.raises(error, match=match):
         play.add(spec(**({"name": "a"} | changes)))  # type: ignore[arg-type]
-    assert list(play.scheduler.population.sequences) == ["taken"]
+    assert list(play.scheduler.registry.sequences) == ["taken"]
     play.finish()
     assert play.tokens("taken") == expected(spec("taken"))[0]
 
@@ -218,7 +219,7 @@ def test_priorities_order_the_queue_under_the_priority_policy() -> None:
     play = Play(max_num_seqs=1, policy="priority")
     play.add(spec("low", priority=1), spec("high", 9, priority=-1), spec("middle"))
     assert rows(play.submit()) == {0: (0, 9, True)}
-    assert [sequence.sequence_id for sequence in play.scheduler.population.waiting] == ["middle", "low"]
+    assert [sequence.sequence_id for sequence in play.scheduler.registry.waiting] == ["middle", "low"]
 
 
 def test_the_stop_token_is_the_stop_reason_and_is_told() -> None:

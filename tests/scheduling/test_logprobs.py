@@ -38,7 +38,7 @@ def test_logprobs_of_a_prompt_do_not_hold_up_those_that_decode() -> None:
     play.commit()
     play.add(spec("a", PROMPT, prompt_logprobs=2), spec("b", PROMPT, prompt_logprobs=2, cache_salt="b"))
     scored = []
-    while (plan := play.submit()) is not None and "alone" in play.scheduler.population.sequences:
+    while (plan := play.submit()) is not None and "alone" in play.scheduler.registry.sequences:
         scored.append(sum(work.count for work in plan.work if work.count > 1))
         play.commit()
     assert max(scored) == 3
@@ -51,13 +51,13 @@ def test_a_prompt_preempted_half_way_reports_each_token_once() -> None:
     play.add(spec("other", 6, max_tokens=20), spec("a", PROMPT, prompt_logprobs=1))
     play.step()
     play.step()
-    assert play.scheduler.population.sequences["a"].num_computed == 5
+    assert play.scheduler.registry.sequences["a"].num_computed == 5
     play.submit()
     play.scheduler.pause("a")
     for _ in range(12):
         play.submit()
         play.commit()
-    assert not play.scheduler.population.sequences["a"].is_resident
+    assert not play.scheduler.registry.sequences["a"].is_resident
     play.scheduler.resume("a")
     play.finish()
     assert play.scheduler.stats().num_preemptions >= 1

@@ -23,7 +23,7 @@ def test_the_next_token_is_planned_while_the_last_one_is_in_flight() -> None:
     play.add(spec("a", 6))
     assert rows(play.submit()) == {0: (0, 6, True)}
     assert rows(play.submit()) == {0: (6, 1, True)}
-    assert play.scheduler.population.sequences["a"].num_in_flight == 2
+    assert play.scheduler.registry.sequences["a"].num_in_flight == 2
     play.commit()
     assert rows(play.submit()) == {0: (7, 1, True)}
     play.finish()

@@ -7,7 +7,7 @@ from tests.scheduling.play import Play, rows, spec
 
 
 def resident(play: Play) -> set[str]:
-    return {name for name, sequence in play.scheduler.population.sequences.items() if sequence.is_resident}
+    return {name for name, sequence in play.scheduler.registry.sequences.items() if sequence.is_resident}
 
 
 def crowd(**changes: object) -> Play:
@@ -71,7 +71,7 @@ def test_a_preempted_sequence_returns_only_after_its_token_in_flight_is_committe
     assert resident(play) == {"a", "b"}
     plan = play.submit()  # both lack a third block; a takes the last one, b yields with a token in flight
     assert rows(plan).keys() == {play.row_of("a")}
-    preempted = play.scheduler.population.sequences["b"]
+    preempted = play.scheduler.registry.sequences["b"]
     assert (preempted.is_resident, preempted.num_in_flight) == (False, 1)
     play.abort("a")  # room enough, from here on
     assert play.submit() is None
@@ -91,7 +91,7 @@ def test_a_preempted_sequence_whose_token_in_flight_is_its_last_ends_without_run
         play.submit()
         if len(play.outstanding) == 2:
             play.commit()
-    assert play.scheduler.population.sequences["b"].num_known == 9
+    assert play.scheduler.registry.sequences["b"].num_known == 9
     play.submit()  # a lacks a third block; b has its last token in flight
     assert resident(play) == {"a"}
     play.finish()
@@ -104,7 +104,7 @@ def test_a_preempted_sequence_goes_before_those_that_never_ran() -> None:
     play.add(spec("d", 7))
     for _ in range(3):
         play.step()
-    assert [sequence.sequence_id for sequence in play.scheduler.population.waiting] == ["c", "d"]
+    assert [sequence.sequence_id for sequence in play.scheduler.registry.waiting] == ["c", "d"]
 
 
 def test_a_preempted_sequence_finds_its_own_blocks_in_the_prefix_cache() -> None:

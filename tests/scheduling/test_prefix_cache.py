@@ -99,7 +99,7 @@ def test_a_running_sequence_shares_its_blocks() -> None:
     play.step()
     play.add(spec("b", [*SHARED, 5]))
     play.step()
-    a, b = play.scheduler.population.sequences["a"], play.scheduler.population.sequences["b"]
+    a, b = play.scheduler.registry.sequences["a"], play.scheduler.registry.sequences["b"]
     assert a.block_ids[:3] == b.block_ids[:3]
     play.abort("a")
     play.finish()

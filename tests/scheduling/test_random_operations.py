@@ -12,6 +12,7 @@ from streamserve.types import SequenceSpec
 from tests.scheduling.machine import SchedulerMachine, sequence_specs, settings_of_a_scheduler
 from tests.scheduling.oracle import constraint_of, expected
 from tests.scheduling.play import Play
+from tests.support.scheduler_invariants import check_invariants
 
 TestRandomOperations = SchedulerMachine.TestCase
 TestRandomOperations.settings = settings(
@@ -34,7 +35,7 @@ def test_overlapped_and_sequential_steps_produce_the_same_tokens(limits: dict[st
         for spec in crowd:
             play.add(spec, constraint=constraint_of(spec))
         play.finish(outstanding)
-        play.scheduler.check()
+        check_invariants(play.scheduler)
         outputs.append({spec.sequence_id: play.output(spec.sequence_id) for spec in crowd})
     for spec in crowd:
         told = [output[spec.sequence_id] for output in outputs]

@@ -8,6 +8,7 @@ from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.scheduler import Scheduler
 from streamserve.types import SequenceSpec, TokenDelta
 from streamserve.worker.runner import Runner
+from tests.support.scheduler_invariants import check_invariants
 
 
 def spec(name: str, prompt: list[int], max_tokens: int = 12, **settings: object) -> SequenceSpec:
@@ -41,5 +42,5 @@ class Stepper:
                 done, pending = flying.popleft()
                 for name, delta in self.scheduler.commit(done, pending.wait(), 0.0):
                     merged[name] = merged[name].then(delta) if name in merged else delta
-            self.scheduler.check()
+            check_invariants(self.scheduler)
         return merged

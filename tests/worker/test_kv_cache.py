@@ -7,9 +7,9 @@ import torch
 
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.worker.device import CpuDevice
+from streamserve.worker.device.cpu import CpuDevice
+from streamserve.worker.device.memory import Memory
 from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
-from streamserve.worker.startup.memory import Memory
 
 GIB = 1 << 30
 # 2 caches * 32 layers * 8 heads * 128 * 16 tokens * 2 bytes: 2 MiB a block, 128 KiB a token.

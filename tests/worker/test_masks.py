@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
-from streamserve.worker.sampling.traits import make_mask, read_mask
+from streamserve.worker.rows.traits import make_mask, read_mask
 from tests.support.stepping import Stepper
 from tests.support.tiny_model import VOCAB
 

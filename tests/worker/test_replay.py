@@ -12,9 +12,9 @@ from streamserve.checkpoint.files import resolve
 from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
 from streamserve.scheduling.limits import SchedulerLimits
-from streamserve.worker.device import CpuDevice
+from streamserve.worker.device.cpu import CpuDevice
 from streamserve.worker.kv_cache import KvShape, allocate
-from streamserve.worker.rows.rows import Room, Rows
+from streamserve.worker.rows.rows import RankLimits, Rows
 from streamserve.worker.step import StepRunner
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama
@@ -59,7 +59,7 @@ class Playing(Stepper):
             model = load_model(
                 checkpoint, arch, dtype=torch.float32, device=place, quantization="none", max_model_len=MAX_MODEL_LEN
             )
-        rows = Rows(self.device, Room(ROWS, MAX_MODEL_LEN, 16, arch.vocab_size))
+        rows = Rows(self.device, RankLimits(ROWS, MAX_MODEL_LEN, 16, arch.vocab_size))
         shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, 16, torch.float32)
         self._inner = StepRunner(self.device, model, rows, allocate(shape, NUM_BLOCKS, self.device))
         if captures:

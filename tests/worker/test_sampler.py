@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
-from streamserve.worker.device import CpuDevice
+from streamserve.worker.device.cpu import CpuDevice
 from streamserve.worker.rows.inputs import WorkUploader
-from streamserve.worker.rows.rows import Room, Rows
+from streamserve.worker.rows.rows import RankLimits, Rows
 from streamserve.worker.sampling.sampler import SamplingUploader
 from streamserve_kernels import SamplingTensors
 
@@ -18,7 +18,7 @@ VOCAB = 64
 def parameters_of(*samplings: RowSampling, num_prompt_tokens: int = 4, start: int = 5) -> SamplingTensors:
     """One sampled row for each."""
     device = CpuDevice()
-    rows = Rows(device, Room(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB))
+    rows = Rows(device, RankLimits(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB))
     tokens = list(range(start + 1))
     rows.apply(Plan(1, [RowStart(row, tokens, num_prompt_tokens, [row], one) for row, one in enumerate(samplings)], [], []))
     work = [RowWork(row, start, 1, True) for row in range(len(samplings))]

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamserve.worker.device import CpuDevice, Event
-from streamserve.worker.rows.staging import RING_DEPTH, Packing, StagingRing, floats
+from streamserve.worker.device.base import Event
+from streamserve.worker.device.cpu import CpuDevice
+from streamserve.worker.device.staging import RING_DEPTH, Packing, StagingRing, floats
 
 
 class SlowCopies(CpuDevice):

@@ -12,13 +12,12 @@ from streamserve.checkpoint.files import resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
-from streamserve.worker.device import open_device
+from streamserve.worker.device.memory import Memory, host_memory
+from streamserve.worker.device.select import open_device
 from streamserve.worker.runner import Runner
-from streamserve.worker.startup.dtypes import resolve_dtype
-from streamserve.worker.startup.memory import Memory, host_memory
+from streamserve.worker.startup.phases import Phases, explain_out_of_memory
 from streamserve.worker.startup.progress import weights_bar
-from streamserve.worker.startup.shortage import explain_shortage
-from streamserve.worker.startup.timeline import Timeline
+from streamserve.worker.startup.resolved_settings import resolve_dtype
 from tests.support.sampling import log_softmax
 from tests.support.tiny_model import VOCAB, TinyLlama
 
@@ -84,9 +83,9 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     ],
 )
 def test_running_out_of_memory_names_the_part_and_the_flag(part: str, advice: str) -> None:
-    timeline = Timeline()
-    shortage = explain_shortage(open_device("cpu"), EngineConfig(model="m"), timeline)
-    with pytest.raises(ConfigError, match=f"at {part}: .*{advice}"), shortage, timeline.measure(part):
+    phases = Phases()
+    shortage = explain_out_of_memory(open_device("cpu"), EngineConfig(model="m"), phases)
+    with pytest.raises(ConfigError, match=f"at {part}: .*{advice}"), shortage, phases.measure(part):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

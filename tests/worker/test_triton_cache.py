@@ -12,7 +12,7 @@ import pytest
 from streamserve.checkpoint.files import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.worker.startup import triton_cache
-from streamserve.worker.startup.triton_cache import Aim, KernelCache
+from streamserve.worker.startup.triton_cache import CompileTarget, TritonCache
 from streamserve.worker.startup.triton_compilation import claims_in
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +22,8 @@ COMPILES = """
 import sys, torch
 from streamserve.checkpoint.files import checkpoint_of
 from streamserve.config import EngineConfig
-from streamserve.worker.startup.triton_cache import Order
-from streamserve.worker.startup.triton_compilation import steps_of
+from streamserve.worker.startup.triton_cache import CompileJob
+from streamserve.worker.startup.triton_compilation import warmup_steps
 from streamserve_kernels import Target, preload
 
 config = EngineConfig(model=sys.argv[1], load_format="dummy", max_model_len=256)
@@ -38,7 +38,7 @@ def claim(name, key):
     return is_new and name == "_best_kernel"
 
 with torch.inference_mode(), compile_only(Target((9, 0), 132), claim):
-    for step in steps_of(Order(config=config, checkpoint=checkpoint_of(config)), torch.bfloat16):
+    for step in warmup_steps(CompileJob(config=config, checkpoint=checkpoint_of(config)), torch.bfloat16):
         step()
 print(" ".join(sorted(asked)))
 print([name for name in sys.modules if name in ("torch._dynamo", "sympy")])
@@ -72,9 +72,9 @@ def test_nothing_is_started_where_no_gpu_is_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(triton_cache, "start_module", lambda *_, **__: pytest.fail("started a process"))
     for config, driver in ((replace(CONFIG, device="cpu"), tmp_path), (CONFIG, tmp_path / "none")):
         monkeypatch.setattr(triton_cache, "_DRIVER", driver)
-        with KernelCache(config, checkpoint_of(config)) as kernels:
-            kernels.fill()
-            kernels.wait()
+        with TritonCache(config, checkpoint_of(config)) as cache:
+            cache.start()
+            cache.wait()
 
 
 def test_a_process_that_fails_leaves_everything_to_the_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_a_process_that_fails_leaves_everything_to_the_rank(monkeypatch: pytest.
         return failing
 
     monkeypatch.setattr(triton_cache, "start_module", start)
-    with KernelCache(CONFIG, checkpoint_of(CONFIG)) as kernels:
-        kernels.fill()
-        kernels.aim(Aim(capability=(9, 0), multiprocessors=132, dtype="bfloat16"))
-        kernels.wait()
+    with TritonCache(CONFIG, checkpoint_of(CONFIG)) as cache:
+        cache.start()
+        cache.send_target(CompileTarget(capability=(9, 0), multiprocessors=132, dtype="bfloat16"))
+        cache.wait()
 
 
 def test_what_was_compiled_is_remembered_for_this_model_and_these_sizes_with_the_cache(
@@ -108,8 +108,8 @@ def test_what_was_compiled_is_remembered_for_this_model_and_these_sizes_with_the
 
     monkeypatch.setattr(triton_cache, "start_module", start)
     for config in (CONFIG, CONFIG, replace(CONFIG, max_num_seqs=16)):
-        with KernelCache(config, checkpoint_of(config)) as kernels:
-            kernels.fill()
-            kernels.wait()
-            kernels.keep()
+        with TritonCache(config, checkpoint_of(config)) as cache:
+            cache.start()
+            cache.wait()
+            cache.mark_complete()
     assert started == ["streamserve.worker.startup.triton_process"] * 2

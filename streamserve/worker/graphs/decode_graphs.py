@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from streamserve.models.model import CausalModel
 from streamserve.scheduling.plan import Plan, RowWork
-from streamserve.worker.device import Device, OnDemand
-from streamserve.worker.model import Model
+from streamserve.worker.device.base import Device, OnDemand
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.rows.rows import Rows
 from streamserve_kernels import SamplingTensors, sample, scatter_sampled
@@ -40,7 +40,7 @@ class Capture:
 class DecodeGraphs:
     """The captured sizes of one rank, and where the rows of the step before stand on the device."""
 
-    def __init__(self, device: Device, model: Model, rows: Rows, kv_caches: list[Tensor], uploader: WorkUploader) -> None:
+    def __init__(self, device: Device, model: CausalModel, rows: Rows, kv_caches: list[Tensor], uploader: WorkUploader) -> None:
         """uploader  the one that every step's work is sent with: captures read its buffer"""
         self._device = device
         self._model = model
@@ -52,7 +52,7 @@ class DecodeGraphs:
 
     def capture(self) -> None:
         """Capture every size, largest first, so that the smaller ones reuse its memory."""
-        for size in sorted(decode_sizes(self._rows.room.max_num_seqs), reverse=True):
+        for size in sorted(decode_sizes(self._rows.limits.max_num_seqs), reverse=True):
             self._captures[size] = self._capture(size)
 
     def find(self, work: list[RowWork]) -> Capture | None:
@@ -90,12 +90,13 @@ class DecodeGraphs:
         return RowWork(self._rows.tables.padding_row, 0, 1, True)
 
     def _capture(self, size: int) -> Capture:
-        tables, room = self._rows.tables, self._rows.room
+        tables, limits = self._rows.tables, self._rows.limits
         # Lengths of a replay are unknown here: launches are laid out for the longest.
-        work = replace(self._uploader.send([self._padding] * size, padding=size), max_seq_len=room.max_model_len)
+        work = replace(self._uploader.send([self._padding] * size, padding=size), max_seq_len=limits.max_model_len)
 
         def forward() -> Tensor:
-            return self._model(gather(tables, work, room.block_size), self._kv_caches)
+            hidden: Tensor = self._model(gather(tables, work, limits.block_size), self._kv_caches)
+            return hidden
 
         def whole() -> Tensor:
             tokens = sample(self._model.logits(forward()), SamplingTensors(tables, work.sample_rows, work.positions))

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from streamserve.models.model import CausalModel
 from streamserve.scheduling.plan import RowWork
-from streamserve.worker.device import Device, OnDemand
-from streamserve.worker.model import Model
+from streamserve.worker.device.base import Device, OnDemand
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.rows.rows import Rows
 
@@ -37,7 +37,7 @@ class _Size(NamedTuple):
 class PromptGraphs:
     """The captured sizes of one rank."""
 
-    def __init__(self, device: Device, model: Model, rows: Rows, kv_caches: list[Tensor], uploader: WorkUploader) -> None:
+    def __init__(self, device: Device, model: CausalModel, rows: Rows, kv_caches: list[Tensor], uploader: WorkUploader) -> None:
         """uploader  the one that every step's work is sent with, of `MAX_PROMPTS` beyond all rows: captures read its buffer"""
         self._device = device
         self._model = model
@@ -56,7 +56,7 @@ class PromptGraphs:
         """
         self._tokens = [size for size in _TOKENS if size < max_num_batched_tokens]
         self._tokens += _TOKENS[len(self._tokens) : len(self._tokens) + 1]
-        self._decodes = sorted({min(size, self._rows.room.max_num_seqs) for size in _DECODES})
+        self._decodes = sorted({min(size, self._rows.limits.max_num_seqs) for size in _DECODES})
         self.run([self._padded_row(1)] * self._decodes[-1] + self._padding(self._tokens[-1]))
         for size in reversed(_AT_START):
             if size in self._tokens:
@@ -93,19 +93,19 @@ class PromptGraphs:
 
     def _padding(self, num_tokens: int) -> list[RowWork]:
         """Sequences of so many tokens that are written nowhere."""
-        most = self._rows.room.max_model_len
+        most = self._rows.limits.max_model_len
         return [self._padded_row(min(most, num_tokens - done)) for done in range(0, num_tokens, most)]
 
     def _padded_row(self, count: int) -> RowWork:
         return RowWork(self._rows.tables.padding_row, 0, count, False)
 
     def _forward(self, sent: StepWork) -> OnDemand:
-        tables, room = self._rows.tables, self._rows.room
+        tables, limits = self._rows.tables, self._rows.limits
         # Lengths of a replay are unknown here: launches are laid out for the longest.
-        work = replace(sent, max_seq_len=room.max_model_len)
+        work = replace(sent, max_seq_len=limits.max_model_len)
 
         def forward() -> Tensor:
-            hidden = self._model(gather(tables, work, room.block_size), self._kv_caches)
+            hidden = self._model(gather(tables, work, limits.block_size), self._kv_caches)
             if self._states is None:
                 # The first size is the largest. With a place for each, states would take as much as all activations.
                 self._states = hidden

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from streamserve.models.inputs import StepInputs
 from streamserve.scheduling.plan import RowWork
-from streamserve.worker.device import Device
-from streamserve.worker.rows.staging import Packing, StagingRing
+from streamserve.worker.device.base import Device
+from streamserve.worker.device.staging import Packing, StagingRing
 from streamserve_kernels import RowTables, gather_inputs
 
 

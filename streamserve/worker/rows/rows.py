@@ -12,16 +12,16 @@ import numpy as np
 
 from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart
 from streamserve.types import GREEDY_TEMPERATURE
-from streamserve.worker.device import Device
-from streamserve.worker.rows.staging import Packing, StagingRing, Words
-from streamserve.worker.sampling.traits import Traits, effective_top_k, read_traits
+from streamserve.worker.device.base import Device
+from streamserve.worker.device.staging import Packing, StagingRing, Words
+from streamserve.worker.rows.traits import Traits, effective_top_k, read_traits
 from streamserve_kernels import RowLayout, RowTables, apply_row_deltas, make_row_tables
 
 _START_WORDS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class RankLimits:
     """How much a rank holds: rows, tokens of one sequence, tokens of one block, ids of the vocabulary."""
 
     max_num_seqs: int
@@ -37,14 +37,14 @@ class Rows:
     scored  rows that report log-probabilities of their prompt
     """
 
-    def __init__(self, device: Device, room: Room) -> None:
-        max_blocks = -(-room.max_model_len // room.block_size)
-        self.tables: RowTables = make_row_tables(room.max_num_seqs, room.max_model_len, max_blocks, device.torch_device)
-        self.room = room
+    def __init__(self, device: Device, limits: RankLimits) -> None:
+        max_blocks = -(-limits.max_model_len // limits.block_size)
+        self.tables: RowTables = make_row_tables(limits.max_num_seqs, limits.max_model_len, max_blocks, device.torch_device)
+        self.limits = limits
         self.scored: set[int] = set()
         self._ring = StagingRing(device, _START_WORDS)
-        self._traits: list[Traits | None] = [None] * room.max_num_seqs
-        self._traits.append(read_traits(RowSampling(seed=0, temperature=0.0), 0, room.vocab_size))
+        self._traits: list[Traits | None] = [None] * limits.max_num_seqs
+        self._traits.append(read_traits(RowSampling(seed=0, temperature=0.0), 0, limits.vocab_size))
 
     def traits(self, row: int) -> Traits:
         """What the host knows about a row that has been started."""
@@ -61,14 +61,14 @@ class Rows:
         deltas = _Deltas()
         for start in plan.starts:
             self._remember(start)
-            deltas.add(start.row, 0, _parameter_words(start, self.room.vocab_size))
+            deltas.add(start.row, 0, _parameter_words(start, self.limits.vocab_size))
             deltas.add(start.row, layout.BLOCK_TABLE, np.asarray(start.block_ids, dtype=np.int32))
             deltas.add(start.row, layout.token_ids, np.asarray(start.token_ids, dtype=np.int32))
         deltas.grow(plan.growths, layout)
         deltas.send(self._ring, self.tables)
 
     def _remember(self, start: RowStart) -> None:
-        self._traits[start.row] = read_traits(start.sampling, start.num_prompt_tokens, self.room.vocab_size)
+        self._traits[start.row] = read_traits(start.sampling, start.num_prompt_tokens, self.limits.vocab_size)
         if start.sampling.prompt_logprobs is None:
             self.scored.discard(start.row)
         else:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from streamserve.worker.rows.staging import Packing, floats
-from streamserve.worker.sampling.traits import MaskWords
+from streamserve.worker.device.staging import Packing, floats
+from streamserve.worker.rows.traits import MaskWords
 from streamserve_kernels import BadWords, LogitEdits, LogprobRequest, Penalties, TokenMasks
 
 _BAN = -np.inf

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from streamserve.scheduling.plan import RowWork
 from streamserve.types import TokenLogprobs
-from streamserve.worker.device import Device
-from streamserve.worker.sampling.traits import Traits
+from streamserve.worker.device.base import Device
+from streamserve.worker.rows.traits import Traits
 from streamserve_kernels import Logprobs, RowTables, token_logprobs
 
 _POSITIONS_AT_A_TIME = 256

@@ -7,10 +7,11 @@ step that needs them, in one copy.
 from __future__ import annotations
 
 from streamserve.scheduling.plan import RowWork
-from streamserve.worker.device import Device
+from streamserve.worker.device.base import Device
+from streamserve.worker.device.staging import Packing, StagingRing
 from streamserve.worker.rows.inputs import StepWork
 from streamserve.worker.rows.rows import Rows
-from streamserve.worker.rows.staging import Packing, StagingRing
+from streamserve.worker.rows.traits import Choice, Traits, read_mask
 from streamserve.worker.sampling.collectors import (
     BadWordCollector,
     EditCollector,
@@ -20,7 +21,6 @@ from streamserve.worker.sampling.collectors import (
     PenaltyCollector,
     RestrictedLines,
 )
-from streamserve.worker.sampling.traits import Choice, Traits, read_mask
 from streamserve_kernels import SamplingTensors
 
 _START_WORDS = 1 << 14
@@ -33,14 +33,14 @@ class SamplingUploader:
         self._rows = rows
         self._ring = StagingRing(device, _START_WORDS)
 
-    def is_plain(self, sampled: list[RowWork]) -> bool:
-        """Whether no sampled row needs anything beyond its state on the device."""
+    def needs_upload(self, sampled: list[RowWork]) -> bool:
+        """Whether some sampled row needs more than its state on the device."""
         traits = self._rows.traits
-        return all(item.allowed_bitmask is None and traits(item.row).needs_nothing for item in sampled)
+        return any(item.allowed_bitmask is not None or not traits(item.row).is_on_device for item in sampled)
 
     def send(self, sampled: list[RowWork], work: StepWork) -> SamplingTensors:
         """Queue the upload of what the sampled rows need beyond their state on the device."""
-        needs = _LineNeeds(self._rows.room.vocab_size)
+        needs = _LineNeeds(self._rows.limits.vocab_size)
         for line, item in enumerate(sampled):
             needs.add(line, item, self._rows.traits(item.row))
         return needs.send(self._ring, self._rows, work)
@@ -64,15 +64,15 @@ class _LineNeeds:
             self._random.lines.append(line)
         elif traits.choice is Choice.RESTRICTED:
             self._restricted.add(line, traits.top_k)
-        if not traits.is_plain:
-            self._add_special(line, item.start + item.count, traits)
+        if traits.has_extras:
+            self._add_extras(line, item.start + item.count, traits)
         if item.allowed_bitmask is not None:
             mask = read_mask(item.allowed_bitmask, self._vocab_size)
             self._masks.add(line, mask if traits.allowed is None else mask & traits.allowed)
         elif traits.allowed is not None:
             self._masks.add(line, traits.allowed)
 
-    def _add_special(self, line: int, num_tokens: int, traits: Traits) -> None:
+    def _add_extras(self, line: int, num_tokens: int, traits: Traits) -> None:
         self._edits.add(line, *traits.biases)
         if num_tokens - traits.num_prompt_tokens < traits.min_tokens:
             self._edits.ban(line, traits.stop_ids)

@@ -1,1 +1,1 @@
-"""What a rank does once: memory, dtype, kernels compiled, the rehearsal."""
+"""What a rank does once, before its first step: settings, kernels, memory."""

@@ -17,8 +17,8 @@ from streamserve.models.loader import load_model
 from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.process.cache import compiled_layers
-from streamserve.worker.device import open_device
-from streamserve.worker.startup.dtypes import resolve_dtype
+from streamserve.worker.device.select import open_device
+from streamserve.worker.startup.resolved_settings import resolve_dtype
 from streamserve_kernels.inductor.store import load_layer
 
 

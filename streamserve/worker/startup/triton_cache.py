@@ -1,7 +1,7 @@
-"""Whether Triton's cache has a model's kernels yet, and if not, the process that fills it while a rank still loads.
+"""Whether Triton's cache has a model's kernels, and the process that fills it while a rank still loads.
 
-Called on a rank's launch thread, first of all before torch is imported, which takes seconds: what loads torch is the process
-(compile_process.py). Nothing depends on it: kernels that it did not compile, the rank compiles itself, only more slowly.
+Runs on a rank's launch thread, beginning before torch is imported, which takes seconds; the process (`triton_process`) imports
+torch for itself. It is an optimisation only: kernels missing from the cache are compiled by the rank, more slowly.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from streamserve.config import EngineConfig
 from streamserve.process.child import encode_with_paths, start_module
 
 WAIT_S = 60.0
-"""After that, compiling here is the faster way."""
+"""After that the rank compiles what is missing itself."""
 
 _DRIVER = Path("/dev/nvidiactl")
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line that the process is told: whose kernels to compile."""
+class CompileJob(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line sent to the process: whose kernels to compile."""
 
     config: EngineConfig
     checkpoint: Checkpoint
 
 
-class Aim(msgspec.Struct, frozen=True, kw_only=True):
-    """The second: what for, once the rank has opened its device.
+class CompileTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """The second line, sent once the rank has opened its device: what to compile for.
 
     capability, multiprocessors  as in the kernels' `Target`
     dtype                        torch's name of the weights' type
@@ -48,16 +48,16 @@ class Aim(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
 
 
-class KernelCache:
-    """One rank's view of Triton's cache; leaving the `with` block ends what it started."""
+class TritonCache:
+    """One rank's view of Triton's cache; leaving the `with` block ends the process it started."""
 
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
-        self._order = Order(config=config, checkpoint=checkpoint)
+        self._job = CompileJob(config=config, checkpoint=checkpoint)
         self._process: subprocess.Popen[bytes] | None = None
 
     @cached_property
     def _stamp(self) -> Path:
-        return _cache_folder() / f"streamserve-{_fingerprint(self._order)}"
+        return _cache_folder() / f"streamserve-{_fingerprint(self._job)}"
 
     def __enter__(self) -> Self:
         return self
@@ -68,35 +68,35 @@ class KernelCache:
             process.kill()
             process.communicate()
 
-    def fill(self) -> None:
-        """Start to compile, unless this has been done on this machine, or no NVIDIA GPU will be used."""
-        if self._order.config.device == "cpu" or not _DRIVER.exists() or find_spec("triton") is None:
+    def start(self) -> None:
+        """Start compiling, unless the cache is complete or no NVIDIA GPU will be used."""
+        if self._job.config.device == "cpu" or not _DRIVER.exists() or find_spec("triton") is None:
             return
         threading.Thread(target=prepare_triton, name="streamserve-triton", daemon=True).start()
         if self._stamp.exists():
             return
         # Threads of OpenBLAS would be lost in the processes that this one forks.
         self._process = start_module("streamserve.worker.startup.triton_process", variables={"OPENBLAS_NUM_THREADS": "1"})
-        self._tell(self._order)
+        self._send(self._job)
 
-    def aim(self, aim: Aim) -> None:
-        """Say which GPU it is."""
-        self._tell(aim)
+    def send_target(self, target: CompileTarget) -> None:
+        """Tell the process which GPU to compile for."""
+        self._send(target)
 
     def wait(self) -> None:
-        """Returns when as much is in the cache as will be."""
+        """Wait for the process to end, for `WAIT_S` at most; one that takes longer is killed."""
         if self._process is not None:
             try:
                 self._process.wait(WAIT_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
-    def keep(self) -> None:
-        """Remember that the cache has everything, for as long as it is kept."""
+    def mark_complete(self) -> None:
+        """Leave a stamp in the cache that says it has every kernel of this model; it goes when the cache is deleted."""
         if not self._stamp.exists() and self._stamp.parent.is_dir():
             self._stamp.touch()
 
-    def _tell(self, line: msgspec.Struct) -> None:
+    def _send(self, line: msgspec.Struct) -> None:
         if self._process is not None:
             assert self._process.stdin is not None
             # One that has failed already leaves its work to the rank.
@@ -106,7 +106,7 @@ class KernelCache:
 
 
 def prepare_triton() -> None:
-    """What takes Triton a second before its first kernel: it hashes itself, 300 MB, and compiles its way to CUDA, once."""
+    """Do early what takes Triton a second at its first kernel: hashing its own 300 MB and compiling its CUDA driver stub."""
     from triton.backends.nvidia.driver import CudaUtils
     from triton.runtime.cache import triton_key
 
@@ -116,16 +116,16 @@ def prepare_triton() -> None:
 
 def _cache_folder() -> Path:
     """Where Triton keeps what it compiles."""
-    given = os.environ.get("TRITON_CACHE_DIR")
-    return Path(given) if given else Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
+    override = os.environ.get("TRITON_CACHE_DIR")
+    return Path(override) if override else Path(os.environ.get("TRITON_HOME", Path.home())) / ".triton" / "cache"
 
 
-def _fingerprint(order: Order) -> str:
+def _fingerprint(job: CompileJob) -> str:
     """Changes with the kernels' sources, the compiler, the model's shape and the sizes of steps."""
     digest = hashlib.sha256()
-    config = order.config
+    config = job.config
     sizes = [config.dtype, config.block_size, config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens]
-    digest.update(repr((sizes, sorted(order.checkpoint.config.items()))).encode())
+    digest.update(repr((sizes, sorted(job.checkpoint.config.items()))).encode())
     for package in ("triton", "torch"):
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:

@@ -1,8 +1,8 @@
 """A model's kernels compiled into Triton's cache by many processes.
 
 Half of compiling holds Python's lock, so threads of one process keep few cores busy. This process imports everything once and
-then forks, a process for each core; what one has begun to compile the others leave to it. It never touches the GPU: tensors
-have shapes and no memory, and the rank says what to compile for.
+then forks, a process for each core; a kernel that one of them has begun to compile is skipped by the others. The process
+never touches the GPU: tensors have shapes and no memory, and the rank says what to compile for.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 
 from streamserve.models.layers import Placement
 from streamserve.models.registry import build_model, read_arch
-from streamserve.worker.device import ShapeDevice
+from streamserve.worker.device.cpu import ShapeDevice
 from streamserve.worker.kv_cache import KvShape
-from streamserve.worker.rows.rows import Room, Rows
-from streamserve.worker.startup.layer_compilation import Step, kernel_steps
-from streamserve.worker.startup.limits import resolve_max_model_len
-from streamserve.worker.startup.triton_cache import Aim, Order
+from streamserve.worker.rows.rows import RankLimits, Rows
+from streamserve.worker.startup.kernel_warmup import WarmupStep, kernel_steps
+from streamserve.worker.startup.resolved_settings import resolve_max_model_len
+from streamserve.worker.startup.triton_cache import CompileJob, CompileTarget
 from streamserve_kernels import Target, preload
 
 Claim = Callable[[str, Hashable], bool]
@@ -31,37 +31,37 @@ Claim = Callable[[str, Hashable], bool]
 _MOST_PROCESSES = 16
 
 _LONGEST = ("_decode_kernel", "_prefill_kernel", "_restricted_kernel")
-"""Kernels that take several times as long as others: begun last, they would keep all processes waiting for one."""
+"""Kernels that take several times as long as others to compile: begun last, one process would keep all others waiting."""
 
 
-def compile_order(order: Order, aim: Aim) -> int:
-    """Compile what a rank with this order needs; 1 when a part failed, else 0."""
+def compile_job(job: CompileJob, target: CompileTarget) -> int:
+    """Compile every kernel that a rank with this job launches; 1 when a part failed, else 0."""
     preload()
     num_processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
-    steps = steps_of(order, getattr(torch, aim.dtype))
-    return compile_all(steps, Target(aim.capability, aim.multiprocessors), num_processes)
+    steps = warmup_steps(job, getattr(torch, target.dtype))
+    return compile_all(steps, Target(target.capability, target.multiprocessors), num_processes)
 
 
 @torch.inference_mode()
-def steps_of(order: Order, dtype: torch.dtype) -> list[Step]:
-    """The steps whose kernels a rank with this order needs, of a model without memory."""
-    config, arch = order.config, read_arch(order.checkpoint.config)
+def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
+    """The steps that launch every kernel a rank with this job needs, on a model without memory."""
+    config, arch = job.config, read_arch(job.checkpoint.config)
     max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
     device = ShapeDevice()
     model = build_model(arch, Placement(dtype, device.torch_device), max_model_len).eval()
-    rows = Rows(device, Room(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
+    rows = Rows(device, RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
     shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
     return kernel_steps(device, model, rows, shape, config.max_num_batched_tokens)
 
 
-def compile_all(steps: Sequence[Step], target: Target, num_processes: int) -> int:
+def compile_all(steps: Sequence[WarmupStep], target: Target, num_processes: int) -> int:
     """Compile every kernel that the steps launch, in forks of this process; 1 if one of them failed, else 0."""
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="streamserve-") as claims:
         # Each begins elsewhere, so that all find something of their own at once.
         starts = [index * len(steps) // num_processes for index in range(num_processes)]
-        orders = [[*steps[start:], *steps[:start]] for start in starts]
-        forks = [context.Process(target=_compile, args=(order, target, Path(claims))) for order in orders]
+        rotations = [[*steps[start:], *steps[:start]] for start in starts]
+        forks = [context.Process(target=_compile, args=(rotation, target, Path(claims))) for rotation in rotations]
         for fork in forks:
             fork.start()
         for fork in forks:
@@ -70,7 +70,7 @@ def compile_all(steps: Sequence[Step], target: Target, num_processes: int) -> in
 
 
 @torch.inference_mode()
-def _compile(steps: Sequence[Step], target: Target, claims: Path) -> None:
+def _compile(steps: Sequence[WarmupStep], target: Target, claims: Path) -> None:
     # Here and not at the top: this is Triton, which a machine without a GPU need not have.
     from streamserve_kernels.ahead import compile_only
 
@@ -86,7 +86,7 @@ def _compile(steps: Sequence[Step], target: Target, claims: Path) -> None:
 
 
 def claims_in(folder: Path) -> Claim:
-    """Who first asks for a kernel in this folder, in whichever process, gets it."""
+    """A claim that the first process to ask for a kernel in this folder wins."""
 
     def claim(name: str, key: Hashable) -> bool:
         path = folder / hashlib.sha256(repr((name, key)).encode()).hexdigest()

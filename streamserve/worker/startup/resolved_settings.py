@@ -1,4 +1,4 @@
-"""Which torch dtype a --dtype name means for a checkpoint on a device."""
+"""Settings that depend on the model or the device: dtype and context length."""
 
 from __future__ import annotations
 
@@ -31,3 +31,10 @@ def resolve_dtype(name: DTypeName, checkpoint_dtype: str, device: torch.device) 
     if dtype == torch.bfloat16 and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bfloat16: use --dtype half")
     return dtype
+
+
+def resolve_max_model_len(requested: int | None, limit: int) -> int:
+    """The context length to serve. Raises `ConfigError` beyond what the model's positions reach."""
+    if requested is not None and requested > limit:
+        raise ConfigError(f"--max-model-len {requested}: the model reaches {limit} tokens; lower it to {limit} or leave it out")
+    return requested or limit

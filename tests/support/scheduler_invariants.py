@@ -1,39 +1,36 @@
-"""What must hold between any two calls of a scheduler. Called by tests only."""
+"""What must hold between any two calls of a scheduler."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
-from streamserve.scheduling.population import Population
 from streamserve.scheduling.prefix_cache import PrefixBlock
+from streamserve.scheduling.scheduler import Scheduler
 from streamserve.scheduling.sequence import Sequence
-
-if TYPE_CHECKING:
-    from streamserve.scheduling.scheduler import Scheduler
+from streamserve.scheduling.sequence_registry import SequenceRegistry
 
 
 def check_invariants(scheduler: Scheduler) -> None:
     """Assert that sequences, rows, blocks and the prefix cache agree. O(everything)."""
-    _check_homes(scheduler.population)
-    scheduler.population.residents.check()
-    for sequence in scheduler.population.sequences.values():
+    _check_homes(scheduler.registry)
+    scheduler.registry.rows.check()
+    for sequence in scheduler.registry.sequences.values():
         _check_progress(scheduler, sequence)
         _check_memory(scheduler, sequence)
     _check_blocks(scheduler)
 
 
-def _check_homes(population: Population) -> None:
+def _check_homes(registry: SequenceRegistry) -> None:
     """Every live sequence is in exactly one place, the one that its state says."""
-    residents = population.residents
-    queues = (population.waiting, residents.running, residents.paused)
+    rows = registry.rows
+    queues = (registry.waiting, rows.running, rows.paused)
     for queue in queues:
         orders = [sequence.order for sequence in queue]
         assert orders == sorted(set(orders)), "a queue is out of order"
-    housed = [sequence for queue in queues for sequence in queue] + list(population.parked.values())
-    assert Counter(map(id, housed)) == Counter(map(id, population.sequences.values())), "a sequence is lost or in two places"
-    assert all(not s.is_resident and not s.is_paused for s in population.waiting), "a waiting sequence has a row or is paused"
-    assert all(not s.is_resident and s.is_paused for s in population.parked.values()), "a parked sequence has a row or may run"
+    housed = [sequence for queue in queues for sequence in queue] + list(registry.parked.values())
+    assert Counter(map(id, housed)) == Counter(map(id, registry.sequences.values())), "a sequence is lost or in two places"
+    assert all(not s.is_resident and not s.is_paused for s in registry.waiting), "a waiting sequence has a row or is paused"
+    assert all(not s.is_resident and s.is_paused for s in registry.parked.values()), "a parked sequence has a row or may run"
     assert all(s.is_resident for queue in queues[1:] for s in queue), "a resident has no row"
 
 
@@ -64,7 +61,7 @@ def _check_memory(scheduler: Scheduler, sequence: Sequence) -> None:
 
 
 def _check_blocks(scheduler: Scheduler) -> None:
-    kv, sequences = scheduler.population.kv, scheduler.population.sequences.values()
+    kv, sequences = scheduler.registry.kv, scheduler.registry.sequences.values()
     kv.pool.check(Counter(block_id for sequence in sequences for block_id in sequence.block_ids))
     kv.cache.check(kv.pool.kept)
     for sequence in sequences:
@@ -73,7 +70,7 @@ def _check_blocks(scheduler: Scheduler) -> None:
 
 def _check_cached_blocks(scheduler: Scheduler, sequence: Sequence) -> None:
     """What the cache says of a sequence's blocks is true, and says nothing of tokens not committed."""
-    cache, size = scheduler.population.kv.cache, scheduler.limits.block_size
+    cache, size = scheduler.registry.kv.cache, scheduler.limits.block_size
     truth: list[PrefixBlock] = []
     cache.extend(truth, sequence.token_ids, len(sequence.token_ids) // size, sequence.spec.cache_salt)
     for index, block_id in enumerate(sequence.block_ids):
@@ -83,6 +80,3 @@ def _check_cached_blocks(scheduler: Scheduler, sequence: Sequence) -> None:
             is_computed = (index + 1) * size < len(sequence.token_ids)
             assert is_computed, f"{sequence.sequence_id}: block {index} is cached and not committed"
             assert believed == truth[index], f"{sequence.sequence_id}: block {index} holds other tokens than the cache says"
-
-
-__all__ = ["check_invariants"]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamserve.worker.device import Device, Event
+from streamserve.worker.device.base import Device, Event
 
 RING_DEPTH = 4
 """Two steps in flight, one being packed, one spare."""

@@ -1,4 +1,4 @@
-"""A row's sampling parameters as each step needs them on the host: which path its line takes, and the lists it brings.
+"""A row's sampling parameters as each step needs them on the host: which path its lines take, and their lists.
 
 Made once, when a sequence takes its row. Numbers that every row has live on the device (`row_tables`); this is the rest.
 """
@@ -35,7 +35,7 @@ class Traits:
     bad_words      of two tokens and more
     allowed        mask of `allowed_token_ids`
     stop_ids       banned until `min_tokens` are generated
-    is_plain       none of the lists, penalties or log-probabilities: the line needs no visit
+    has_extras     any of the lists, penalties or log-probabilities: its lines need a closer look in every step
     """
 
     choice: Choice
@@ -49,12 +49,12 @@ class Traits:
     allowed: MaskWords | None
     stop_ids: list[int]
     min_tokens: int
-    is_plain: bool
+    has_extras: bool
 
     @property
-    def needs_nothing(self) -> bool:
-        """The row's state on the device says all about how to sample it."""
-        return self.is_plain and self.allowed is None and self.choice is not Choice.RESTRICTED
+    def is_on_device(self) -> bool:
+        """The row's state on the device is all that sampling it takes."""
+        return not self.has_extras and self.allowed is None and self.choice is not Choice.RESTRICTED
 
 
 def read_traits(sampling: RowSampling, num_prompt_tokens: int, vocab_size: int) -> Traits:
@@ -63,8 +63,8 @@ def read_traits(sampling: RowSampling, num_prompt_tokens: int, vocab_size: int) 
     bad_words = [word for word in sampling.bad_words_token_ids if len(word) > 1 and 0 <= word[-1] < vocab_size]
     stop_ids = _known(sampling.stop_token_ids, vocab_size) if sampling.min_tokens else []
     is_penalised = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
-    given = sampling.allowed_token_ids
-    allowed = None if given is None else make_mask(_known(given, vocab_size), vocab_size)
+    allowed_ids = sampling.allowed_token_ids
+    allowed = None if allowed_ids is None else make_mask(_known(allowed_ids, vocab_size), vocab_size)
     has_lists = bool(biases[0] or bad_words or stop_ids) or allowed is not None
     top_k = effective_top_k(sampling.top_k, vocab_size)
     return Traits(
@@ -79,7 +79,7 @@ def read_traits(sampling: RowSampling, num_prompt_tokens: int, vocab_size: int) 
         allowed=allowed,
         stop_ids=stop_ids,
         min_tokens=sampling.min_tokens,
-        is_plain=not has_lists and not is_penalised and sampling.logprobs is None,
+        has_extras=has_lists or is_penalised or sampling.logprobs is not None,
     )
 
 
@@ -97,10 +97,10 @@ def make_mask(token_ids: list[int], vocab_size: int) -> MaskWords:
 
 def read_mask(words: bytes, vocab_size: int) -> MaskWords:
     """A mask as a plan carries it, at the vocabulary's width: tokens past its end are not allowed."""
-    given = np.frombuffer(words, dtype="<u4")
+    carried = np.frombuffer(words, dtype="<u4")
     mask = np.zeros(-(-vocab_size // 32), dtype="<u4")
-    width = min(len(given), len(mask))
-    mask[:width] = given[:width]
+    width = min(len(carried), len(mask))
+    mask[:width] = carried[:width]
     return mask
 
 

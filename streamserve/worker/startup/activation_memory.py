@@ -1,4 +1,4 @@
-"""The largest step, run once before the KV cache exists: what it holds beside the weights is what the cache must leave free."""
+"""Memory of the largest step, run once before the KV cache exists: what it holds beside the weights must stay free."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from streamserve.models.inputs import StepInputs
-from streamserve.worker.device import Device
+from streamserve.models.model import CausalModel
+from streamserve.worker.device.base import Device
 from streamserve.worker.kv_cache import KvShape, allocate
-from streamserve.worker.model import Model
 from streamserve.worker.rows.rows import Rows
 from streamserve_kernels import SamplingTensors, sample
 
 
 def measure_activations(
-    device: Device, model: Model, rows: Rows, shape: KvShape, num_tokens: int, num_lines: int, max_model_len: int
+    device: Device, model: CausalModel, rows: Rows, shape: KvShape, num_tokens: int, num_lines: int, max_model_len: int
 ) -> int:
     """Bytes that a step of `num_tokens` tokens and `num_lines` sampled lines holds at its peak, beside what stays."""
     kv_caches = allocate(shape, 1, device)

@@ -1,7 +1,7 @@
 """Kernels loaded before the first step, and compiled where Triton's cache lacks them.
 
 Called on the rank's launch thread while nothing else runs. Each of many threads runs one size of step on a stream of its own,
-over a cache of one block that nobody reads. Devices that compile nothing need none of it.
+over a cache of one block that nobody reads. Only devices that compile kernels need it.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ import torch
 from torch import Tensor
 
 from streamserve.models.inputs import StepInputs
-from streamserve.worker.device import Device
+from streamserve.models.model import CausalModel
+from streamserve.worker.device.base import Device
 from streamserve.worker.graphs.decode_graphs import decode_sizes
 from streamserve.worker.kv_cache import KvShape, allocate
-from streamserve.worker.model import Model
 from streamserve.worker.rows.rows import Rows
-from streamserve.worker.startup.rehearsal import prefill_inputs
+from streamserve.worker.startup.activation_memory import prefill_inputs
 from streamserve_kernels import SamplingTensors, gather_inputs, sample, scatter_sampled
 
-Step = Callable[[], object]
+WarmupStep = Callable[[], object]
 
 _DECODES = (1, 2, 8, 16, 32, 64, 128)
 _PREFILLS = (100, 1000)
 
 
-def run_at_once(device: Device, steps: Sequence[Step]) -> None:
-    """Run these steps at the same time; `preload` comes first, on one thread."""
+def run_at_once(device: Device, steps: Sequence[WarmupStep]) -> None:
+    """Run these steps at the same time, each on a thread of its own; call `preload` before."""
     device.synchronize()
     with ThreadPoolExecutor(len(steps), thread_name_prefix="streamserve-compile") as threads:
         for done in [threads.submit(_apart, device, step) for step in steps]:
             done.result()
 
 
-def kernel_steps(device: Device, model: Model, rows: Rows, shape: KvShape, max_num_batched_tokens: int) -> list[Step]:
+def kernel_steps(
+    device: Device, model: CausalModel, rows: Rows, shape: KvShape, max_num_batched_tokens: int
+) -> list[WarmupStep]:
     """Steps that between them launch every kernel of a start; each may run on any thread, in any order."""
     kv_caches = allocate(shape, 1, device)
-    most = decode_sizes(rows.room.max_num_seqs)[-1]
+    most = decode_sizes(rows.limits.max_num_seqs)[-1]
 
-    def decode(size: int) -> Step:
+    def decode(size: int) -> WarmupStep:
         return lambda: _decode(device, model, rows, kv_caches, size)
 
-    def prefill(num_tokens: int) -> Step:
-        inputs = prefill_inputs(device, shape, num_tokens, rows.room.max_model_len)
+    def prefill(num_tokens: int) -> WarmupStep:
+        inputs = prefill_inputs(device, shape, num_tokens, rows.limits.max_model_len)
         return lambda: model.logits(model(inputs, kv_caches)[:1])
 
     prompts = (max_num_batched_tokens, *(size for size in _PREFILLS if size < max_num_batched_tokens))
@@ -53,19 +55,19 @@ def kernel_steps(device: Device, model: Model, rows: Rows, shape: KvShape, max_n
     return [lambda: _choose(rows, most, shape.dtype), *map(prefill, prompts), *map(decode, decodes)]
 
 
-def _apart(device: Device, step: Step) -> None:
+def _apart(device: Device, step: WarmupStep) -> None:
     with torch.inference_mode(), device.another_stream():
         step()
 
 
-def _decode(device: Device, model: Model, rows: Rows, kv_caches: list[Tensor], size: int) -> None:
-    tables, room = rows.tables, rows.room
+def _decode(device: Device, model: CausalModel, rows: Rows, kv_caches: list[Tensor], size: int) -> None:
+    tables, limits = rows.tables, rows.limits
     padding = torch.full((size,), tables.padding_row, dtype=torch.int32, device=device.torch_device)
     starts = torch.zeros_like(padding)
     # On the host: on the meta device this call alone would load 800 modules of torch's.
     query_start = torch.arange(size + 1, dtype=torch.int32).to(device.torch_device)
-    gathered = gather_inputs(tables, padding, starts, query_start, num_tokens=size, block_size=room.block_size)
-    hidden = model(StepInputs(*gathered, query_start, size, room.max_model_len), kv_caches)
+    gathered = gather_inputs(tables, padding, starts, query_start, num_tokens=size, block_size=limits.block_size)
+    hidden = model(StepInputs(*gathered, query_start, size, limits.max_model_len), kv_caches)
     model.logits(hidden)
 
 
@@ -73,7 +75,7 @@ def _choose(rows: Rows, lines: int, dtype: torch.dtype) -> None:
     tables = rows.tables
     padding = torch.full((lines,), tables.padding_row, dtype=torch.int32, device=tables.state.device)
     places = torch.zeros_like(padding)
-    logits = torch.zeros(lines, rows.room.vocab_size, dtype=dtype, device=tables.state.device)
+    logits = torch.zeros(lines, rows.limits.vocab_size, dtype=dtype, device=tables.state.device)
     for restricted in (places[:1], None):
         tokens = sample(logits, SamplingTensors(tables, padding, places + 1, restricted=restricted))
         scatter_sampled(tables, padding, places + 1, tokens.token_ids)

@@ -1,4 +1,4 @@
-"""Who owns a row: the running sequences and those whose readers lag.
+"""Which sequence owns which row: those that run and those that are paused.
 
 Runs on the engine's event loop. Knows no blocks and no steps.
 
@@ -14,8 +14,8 @@ from streamserve.scheduling.policy import PolicyQueue
 from streamserve.scheduling.sequence import NO_ROW, Sequence
 
 
-class Residents:
-    """Rows and their owners."""
+class RowAllocator:
+    """Gives rows to sequences and takes them back; lists their owners in policy order."""
 
     def __init__(self, num_rows: int) -> None:
         self.running = PolicyQueue()
@@ -32,13 +32,13 @@ class Residents:
         return len(self._free_rows)
 
     def join(self, sequence: Sequence) -> None:
-        """Give a sequence a row and let it run."""
+        """Give a sequence a free row and let it run."""
         sequence.row = self._free_rows.pop()
         self.running.add(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         """Take its row back."""
-        self._home_of(sequence).remove(sequence)
+        self._queue_of(sequence).remove(sequence)
         self._free_rows.append(sequence.row)
         sequence.row = NO_ROW
 
@@ -52,7 +52,7 @@ class Residents:
         self.running.add(sequence)
 
     def victim(self) -> Sequence:
-        """Who yields its memory first: a paused sequence before a running one, then the last in policy order."""
+        """The owner to preempt first: a paused sequence before a running one, then the last in policy order."""
         victim = self.paused.last or self.running.last
         assert victim is not None, "nobody holds a row"
         return victim
@@ -64,8 +64,8 @@ class Residents:
         assert not any(sequence.is_paused for sequence in self.running), "a paused sequence runs"
         assert all(sequence.is_paused for sequence in self.paused), "a running sequence is kept as paused"
 
-    def _home_of(self, sequence: Sequence) -> PolicyQueue:
+    def _queue_of(self, sequence: Sequence) -> PolicyQueue:
         return self.paused if sequence.is_paused else self.running
 
 
-__all__ = ["Residents"]
+__all__ = ["RowAllocator"]

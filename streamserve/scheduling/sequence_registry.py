@@ -1,11 +1,11 @@
-"""Every live sequence: where it is, what it holds, and how it gets from one place to the next.
+"""Every live sequence, its state, and the transitions between states.
 
 Runs on the engine's event loop. Knows no steps and no clock.
 
     waiting  has no row; the first in policy order is admitted next
     running  owns a row and blocks; has work in every step
-    paused   owns a row and blocks, which it loses first when others need them; no work until it is resumed
-    parked   is paused without a row: paused while it waited, or preempted while it was paused
+    paused   owns a row and blocks, and is the first to be preempted; has no work until it is resumed
+    parked   paused without a row: it was paused while it waited, or preempted while it was paused
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.kv_allocator import KvAllocator
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.policy import PolicyQueue
-from streamserve.scheduling.residents import Residents
+from streamserve.scheduling.row_allocator import RowAllocator
 from streamserve.scheduling.sequence import Sequence
 from streamserve.types import FinishReason
 
 
-class Population:
-    """The sequences of one scheduler, by name and by place."""
+class SequenceRegistry:
+    """The sequences of one scheduler, by id and by state."""
 
     def __init__(self, limits: SchedulerLimits, counters: Counters) -> None:
         self.sequences: dict[str, Sequence] = {}
         self.waiting = PolicyQueue()
         self.parked: dict[str, Sequence] = {}
-        self.residents = Residents(limits.max_num_seqs)
+        self.rows = RowAllocator(limits.max_num_seqs)
         self.kv = KvAllocator(limits.num_blocks, limits.block_size, enable_prefix_caching=limits.enable_prefix_caching)
         self._watermark = limits.watermark
         self._counters = counters
 
     @property
     def running(self) -> PolicyQueue:
-        return self.residents.running
+        return self.rows.running
 
     @property
     def num_paused(self) -> int:
-        return len(self.residents.paused) + len(self.parked)
+        return len(self.rows.paused) + len(self.parked)
 
     def enter(self, sequence: Sequence) -> None:
-        """A sequence that nobody has seen yet waits for its turn."""
+        """Add a new sequence, which waits to be admitted."""
         self.sequences[sequence.sequence_id] = sequence
         self.waiting.add(sequence)
 
@@ -50,13 +50,13 @@ class Population:
         Blocks for the growth of those that run stay free: one for each, and the watermark. Alone, it may have them all.
         """
         reserve = max(self._watermark, len(self.running)) if self.running else 0
-        while not (self.residents.has_free_row and self.kv.admit(sequence, reserve)):
-            paused = self.residents.paused.last
+        while not (self.rows.has_free_row and self.kv.admit(sequence, reserve)):
+            paused = self.rows.paused.last
             if paused is None or not self._would_fit(sequence, reserve):
                 return False
             self._preempt(paused)
         self.waiting.remove(sequence)
-        self.residents.join(sequence)
+        self.rows.join(sequence)
         self._counters.admitted(sequence)
         return True
 
@@ -66,7 +66,7 @@ class Population:
         Call it in policy order while a step is planned: victims come from that order's end, so none is in the plan already.
         """
         while (block_id := self.kv.grow(sequence)) is None:
-            victim = self.residents.victim()
+            victim = self.rows.victim()
             self._preempt(victim)
             if victim is sequence:
                 return None
@@ -77,7 +77,7 @@ class Population:
         if sequence.is_paused:
             return
         if sequence.is_resident:
-            self.residents.pause(sequence)
+            self.rows.pause(sequence)
         else:
             self.waiting.remove(sequence)
             self.parked[sequence.sequence_id] = sequence
@@ -89,13 +89,13 @@ class Population:
             return
         sequence.is_paused = False
         if sequence.is_resident:
-            self.residents.resume(sequence)
+            self.rows.resume(sequence)
         else:
             del self.parked[sequence.sequence_id]
             self.waiting.add(sequence)
 
     def end(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Take a sequence out, wherever it is. What it held is free at once."""
+        """Remove a sequence in whatever state; its row and blocks are free at once."""
         if sequence.is_resident:
             self._vacate(sequence)
         elif sequence.is_paused:
@@ -116,12 +116,12 @@ class Population:
 
     def _vacate(self, sequence: Sequence) -> None:
         self.kv.release(sequence)
-        self.residents.leave(sequence)
+        self.rows.leave(sequence)
 
     def _would_fit(self, sequence: Sequence, reserve: int) -> bool:
         """Would there be blocks if every paused sequence gave up its own?"""
-        held = sum(len(paused.block_ids) for paused in self.residents.paused)
+        held = sum(len(paused.block_ids) for paused in self.rows.paused)
         return self.kv.blocks_for(len(sequence.token_ids)) + reserve <= self.kv.num_free + held
 
 
-__all__ = ["Population"]
+__all__ = ["SequenceRegistry"]
