@@ -28,9 +28,10 @@ from streamserve.engine.stream_table import StreamTable
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
+from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
-from streamserve.server.process.listen import Listen
 from streamserve.server.service import Service
+from streamserve.server.ws.protocol import SocketProtocol
 from streamserve.text.tokenizer import load_tokenizer
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
@@ -88,7 +89,12 @@ async def measure(streams: int, tokens: int) -> float:
     engine = StepEngine(tokenizer.vocab_size, streams)
     service = Service(ServerConfig(model_names=["steps"]))
     service.attach(Frontend(engine, tokenizer), {})
-    server = http_server(create_app(service), Listen(access_log=False, log_level="error"), shutdown_timeout_s=1)
+    server = http_server(
+        create_app(service),
+        Listen(access_log=False, log_level="error"),
+        websocket_protocol=SocketProtocol,
+        shutdown_timeout_s=1,
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])

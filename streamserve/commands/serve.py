@@ -24,10 +24,10 @@ from streamserve.engine.start import EngineStart
 from streamserve.errors import ConfigError
 from streamserve.process.signals import leaving_on
 from streamserve.server.config import CorsConfig, ServerConfig
-from streamserve.server.process.listen import Listen, bind
+from streamserve.server.http.listen import Listen, bind
 from streamserve.server.process.logs import configure
 from streamserve.server.process.options import ServeOptions
-from streamserve.server.process.startup_log import Timeline
+from streamserve.server.process.startup_log import StartupLog
 from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.sampling_defaults import default_sampling_params
 
@@ -120,22 +120,22 @@ def serve(model: str | None, **values: Any) -> int:
     """Serve MODEL over HTTP with OpenAI's API, under the flags of `vllm serve`."""
     options = serve_options(model, values)
     configure(options.listen.log_level)
-    timeline = Timeline()
+    startup_log = StartupLog()
     # The port first, which may be taken. Until the server listens to signals itself, one unwinds what is here.
     with bind(options.listen) as listening, leaving_on(signal.SIGTERM):
         start = EngineStart(options.engine)
         try:
-            return _serve(options, listening, start, timeline)
+            return _serve(options, listening, start, startup_log)
         finally:
             start.stop()
 
 
-def _serve(options: ServeOptions, listening: socket.socket, start: EngineStart, timeline: Timeline) -> int:
+def _serve(options: ServeOptions, listening: socket.socket, start: EngineStart, startup_log: StartupLog) -> int:
     # Here and not at the top: the engine is loading already.
     from streamserve.server.process.main import Server
 
     async def run() -> int:
-        return await Server(options, listening, start, timeline).run()
+        return await Server(options, listening, start, startup_log).run()
 
     return anyio.run(run, backend_options={"use_uvloop": sys.platform != "win32"})
 

@@ -32,7 +32,7 @@ from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.process.bytecode import compile_ahead
 from streamserve.process.child import decode_with_paths
 
-FAREWELL_S = 30.0
+STARTUP_FAILURE_LINGER_S = 30.0
 """Seconds that an engine which could not start stays to tell late workers why."""
 
 RANKS_TIMEOUT_S = 3.0
@@ -85,7 +85,7 @@ async def _live(core: EngineCore, listener: Listener) -> int:
         if not isinstance(error, ConfigError):
             logger.exception("the engine could not start")
         listener.failed(error)
-        await anyio.sleep(FAREWELL_S)
+        await anyio.sleep(STARTUP_FAILURE_LINGER_S)
         return 1
     # What loading left is here to stay: the collector need not walk it again, which takes as long as twenty steps on a GPU. Not
     # for an engine inside a caller's process, whose own cycles would never be freed.

@@ -1,6 +1,6 @@
-"""The Litestar app of one API worker: its routes, its errors, its keys.
+"""The Litestar app of one API worker: its routes, middleware and error responses.
 
-Made before the model is loaded, so that /health answers at once; `Service.attach` opens it for requests.
+Created before the model is loaded, so that /health answers at once; `Service.attach` opens it for requests.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def create_app(service: Service) -> Litestar:
         middleware.append(DefineMiddleware(TraceContext, tracer=service.tracer))
     if config.api_keys:
         middleware.append(DefineMiddleware(Authentication, api_keys=config.api_keys, metrics=service.metrics))
-    if service.neighbours is not None:
-        middleware.append(DefineMiddleware(ForwardingByPath, service=service))
+    if service.siblings is not None:
+        middleware.append(DefineMiddleware(ForwardingByPath, find_elsewhere=service.find_elsewhere))
     app = Litestar(
         route_handlers=[*ROUTES, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},

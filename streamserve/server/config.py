@@ -1,4 +1,4 @@
-"""What the HTTP side is told at start: names, keys, limits, timeouts. Frozen; the engine's own settings are in `EngineConfig`.
+"""Configuration of the HTTP side: names, keys, limits, timeouts. Frozen; the engine's own settings are in `EngineConfig`.
 
 Crosses to extra API workers as JSON on a private pipe, because it holds keys: never on a command line or in the environment.
 """
@@ -20,34 +20,34 @@ class CorsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One server as its clients see it.
+    """Settings of one server.
 
     model_names             names that requests may give; the first is the one reported
-    model_root              what the model was loaded from, as /v1/models tells it
+    model_root              what the model was loaded from, as /v1/models reports it
     api_keys                bearer tokens that open /v1; none means open to all
     max_body_bytes          larger request bodies are refused with 413
     max_logprobs            the most alternatives per position a request may ask for
     keepalive_s             a stream silent for this long gets a blank line
-    receive_timeout_s       a client that stops in the middle of a request, or never begins one, is hung up on after this long
-    send_timeout_s          a client that takes nothing for this long is disconnected
+    receive_timeout_s       read timeout of a request's head and body
+    send_timeout_s          a client that reads nothing for this long is disconnected
     shutdown_timeout_s      how long running streams may go on after a signal to stop
     max_engine_restarts     how many times in a row an engine process that ended is started again; its streams go on then
     chat_template           a template text that replaces the model's own
-    trust_request_chat_template     whether requests may bring a template of their own
+    trust_request_chat_template     whether requests may carry a template of their own
     tool_call_parser        reads tool calls; chosen by the chat template when None
     reasoning_parser        reads reasoning; chosen by the chat template when None
     enable_auto_tool_choice     do not serve a model whose tool calls can't be read
     exclude_tools_when_tool_choice_none     leave tools that must not be called out of the prompt
-    priority_scheduling     whether a request's priority means anything
+    priority_scheduling     whether a request's priority is honoured
     return_tokens_as_token_ids  default of the parameter of that name
     max_sockets             WebSockets that one API worker holds at a time
     max_streams_per_socket  streams that a WebSocket carries at a time
     socket_age_s            a WebSocket open for longer is closed
-    socket_idle_s           a WebSocket that carries no stream and hears nothing for this long is closed
+    socket_idle_s           a WebSocket that carries no stream and receives nothing for this long is closed
     resume_s                how long a resumable stream goes on unread, and how long its events are kept after its end
     response_ttl_s          how long a stored response is kept after its end
     otlp_traces_endpoint    where to send OpenTelemetry traces, over OTLP/HTTP; None for no traces
-    seed                    makes the seeds of requests that bring none reproducible; None for random ones
+    seed                    makes the seeds of requests without one reproducible; None for random ones
     """
 
     model_names: list[str]

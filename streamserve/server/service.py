@@ -1,4 +1,4 @@
-"""What the endpoints of one API worker share: its settings, its phase, the requests it answers and, once loaded, the model.
+"""The state that the endpoints of one API worker share: settings, phase, running requests and, once loaded, the model.
 
 Lives on the worker's event loop. Endpoints get it by injection; nothing of it is global.
 """
@@ -23,9 +23,9 @@ from streamserve.server.delivery.active_requests import ActiveRequests, answer_i
 from streamserve.server.delivery.flusher import Flusher
 from streamserve.server.delivery.producer import Producer
 from streamserve.server.delivery.retention import TtlStore
-from streamserve.server.process.lifecycle import Lifecycle, Phase
-from streamserve.server.siblings.control import Question
-from streamserve.server.siblings.siblings import Neighbours
+from streamserve.server.lifecycle import Lifecycle, Phase
+from streamserve.server.siblings.control import Method
+from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.tracing import Tracer
 from streamserve.server.ws.open_sockets import DRAINING, FAILED, Sockets
@@ -36,20 +36,20 @@ from streamserve.types import EngineStats
 
 MAX_RESPONSES = 4096
 MAX_RESPONSE_BYTES = 256 << 20
-"""What stored responses may hold in memory."""
+"""Memory that stored responses may hold."""
 MAX_RESUMABLE = 4096
 MAX_RESUMABLE_BYTES = 256 << 20
-"""What streams that have ended may hold in memory for clients that come back."""
+"""Memory that ended streams may hold for clients that resume them."""
 
 HEARTBEAT_LIMIT_S = 30.0
-"""An engine loop that has not turned for this long is not ready."""
+"""Seconds without a heartbeat after which the engine is not ready."""
 
 
 class Service:
-    """One API worker's share of the server.
+    """Shared state of one API worker.
 
-    tracer      makes a span of every request; None for no traces
-    neighbours  the other API workers; None when there are none
+    tracer    makes a span of every request; None for no traces
+    siblings  the other API workers; None when there are none
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Service:
         *,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
-        neighbours: Neighbours | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self.config = config
         self.lifecycle = Lifecycle()
@@ -76,16 +76,16 @@ class Service:
             ttl_s=config.response_ttl_s, max_items=MAX_RESPONSES, max_bytes=MAX_RESPONSE_BYTES
         )
         self._tasks: TaskGroup | None = None
-        self.neighbours = neighbours
+        self.siblings = siblings
         self._frontend: Frontend | None = None
         self._limits: Limits | None = None
 
     def attach(self, frontend: Frontend, defaults: Mapping[str, Any]) -> None:
-        """The model is loaded: take requests from now on.
+        """Take requests from now on, for the model that `frontend` serves.
 
-        defaults  sampling parameters, by `SamplingParams` name, for requests that don't give them
+        defaults  sampling parameters, by `SamplingParams` name, for requests that leave them out
 
-        Raises `ConfigError` when the configuration asks of this model what it can't do.
+        Raises `ConfigError` when the configuration requires what this model can't do.
         """
         self._require_parsers(frontend.chat_template)
         self._frontend = frontend
@@ -98,7 +98,7 @@ class Service:
         self.lifecycle.serve()
 
     def dialect(self, template: str) -> Dialect:
-        """How answers to the prompts of a template, given as its source, are written. Raises `ConfigError`."""
+        """The dialect of answers to prompts of a chat template, by the template's source. Raises `ConfigError`."""
         return dialect_of(
             template,
             tool_call_parser=self.config.tool_call_parser,
@@ -112,14 +112,14 @@ class Service:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """What was started with `start` lives as long as this block."""
+        """Run the producers passed to `start`; cancels them at the end of the block."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             yield
             tasks.cancel_scope.cancel()
 
     async def start(self, producer: Producer) -> None:
-        """Run a producer beside the connection that asked for it. Returns once admitted, raises what it is refused with."""
+        """Run a producer in the background. Returns once its request is admitted; raises the refusal."""
         if self._tasks is None:
             raise Unavailable("the server is starting")
         await self._tasks.start(producer.run)
@@ -127,7 +127,7 @@ class Service:
             self.resumable.put(producer.request_id, producer)
 
     def producer_of(self, response_id: str) -> Producer | None:
-        """Who makes or has made a response whose events are still kept here, by its id or that without its prefix."""
+        """The producer of a response whose events are kept here, by the response's id with or without its prefix."""
         for answer_id in answer_ids(response_id):
             if (producer := self.resumable.get(answer_id)) is not None:
                 return producer
@@ -152,7 +152,7 @@ class Service:
         return self._limits
 
     def resolve_model(self, name: str | None) -> str:
-        """The served name that a request means; without one, the first. Raises `ModelNotFound`."""
+        """The served name for a request's `model`; the first one for an empty name. Raises `ModelNotFound`."""
         names = self.config.model_names
         if not name:
             return names[0]
@@ -161,7 +161,7 @@ class Service:
         return name
 
     async def engine_stats(self) -> EngineStats | None:
-        """The engine's numbers; None while there is no engine that answers."""
+        """The engine's statistics; None while no engine answers."""
         if self._frontend is None or self.lifecycle.phase is Phase.DEAD:
             return None
         try:
@@ -170,7 +170,7 @@ class Service:
             return None
 
     async def require_healthy(self) -> None:
-        """Raises `Unavailable` unless requests are taken and the engine's loop turns."""
+        """Raises `Unavailable` unless requests are taken and the engine's loop runs."""
         self.lifecycle.require_ready()
         stats = await self.engine_stats()
         if stats is None:
@@ -179,21 +179,25 @@ class Service:
             raise Unavailable(f"the engine's loop has not turned for {stats.heartbeat_s:.0f} s")
 
     async def cancel(self, request_id: str) -> bool:
-        """Cancel a request wherever it is answered; False when it is not running."""
+        """Cancel a request, whichever worker answers it; False when it is not running."""
         if self.active_requests.abort(request_id):
             return True
-        return self.neighbours is not None and await self.neighbours.cancel(request_id)
+        return self.siblings is not None and await self.siblings.cancel(request_id)
 
-    async def door_to(self, response_id: str) -> str | None:
-        """The door of another API worker that keeps a response or the events of a stream; None when none does."""
-        return None if self.neighbours is None else await self.neighbours.door_to(response_id)
+    async def find_sibling(self, response_id: str) -> str | None:
+        """The internal socket of another API worker that keeps a response or the events of a stream; None when none does."""
+        return None if self.siblings is None else await self.siblings.find(response_id)
 
-    def has(self, question: Question, id: str) -> bool:
-        """What this worker answers when others ask."""
-        return self.active_requests.abort(id) if question == "cancel" else self.producer_of(id) is not None
+    async def find_elsewhere(self, response_id: str) -> str | None:
+        """As `find_sibling`; None for a response that this worker keeps, too."""
+        return None if self.responses.get(response_id) else await self.find_sibling(response_id)
+
+    def on_call(self, method: Method, id: str) -> bool:
+        """Execute a call of a sibling on this worker; False when it does not have the request."""
+        return self.active_requests.abort(id) if method == "cancel" else self.producer_of(id) is not None
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing new, let what runs finish, end the rest after `timeout_s` with an error event."""
+        """Take no new requests, let running ones finish, and end the rest with an error event after `timeout_s`."""
         self.lifecycle.drain()
         self.sockets.leave(DRAINING)
         for producer in self.resumable.running():
@@ -204,7 +208,7 @@ class Service:
         await self._wait_idle(2.0)
 
     async def die(self, timeout_s: float) -> None:
-        """The engine is gone: its streams have ended by themselves, so give their last bytes a moment."""
+        """The engine is gone and its streams have ended: wait at most `timeout_s` until their last bytes are sent."""
         self.lifecycle.die()
         self.sockets.leave(FAILED)
         await self._wait_idle(timeout_s)

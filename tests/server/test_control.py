@@ -1,4 +1,4 @@
-"""What API workers ask each other."""
+"""The control connection between API workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from streamserve.server.siblings.control import Control, Drain, Question, Ready
+from streamserve.server.siblings.control import Control, Drain, Method, Ready
 
 pytestmark = pytest.mark.anyio
 
@@ -25,82 +25,82 @@ async def connected(one: Control, other: Control) -> AsyncIterator[socket.socket
         tasks.cancel_scope.cancel()
 
 
-async def never(question: Question, id: str) -> int | None:
+async def never(method: Method, id: str) -> int | None:
     return None
 
 
-async def test_the_other_side_says_who_has_what_is_asked_about() -> None:
-    heard: list[tuple[Question, str]] = []
+async def test_a_call_returns_the_worker_that_has_the_request() -> None:
+    heard: list[tuple[Method, str]] = []
 
-    async def asked(question: Question, id: str) -> int | None:
-        heard.append((question, id))
+    async def on_call(method: Method, id: str) -> int | None:
+        heard.append((method, id))
         return 7 if id == "there" else None
 
-    here, there = Control(asked=never), Control(asked=asked)
+    here, there = Control(on_call=never), Control(on_call=on_call)
     async with connected(here, there):
-        assert await here.ask("cancel", "there") == 7
-        assert await here.ask("find", "nowhere") is None
+        assert await here.call("cancel", "there") == 7
+        assert await here.call("find", "nowhere") is None
     assert heard == [("cancel", "there"), ("find", "nowhere")]
 
 
-async def test_ends_tell_of_readiness_and_draining() -> None:
+async def test_ends_report_readiness_and_draining() -> None:
     ready, drained = anyio.Event(), anyio.Event()
-    here = Control(asked=never, on_ready=ready.set)
-    there = Control(asked=never, on_drain=drained.set)
+    here = Control(on_call=never, on_ready=ready.set)
+    there = Control(on_call=never, on_drain=drained.set)
     async with connected(here, there):
-        there.tell(Ready())
-        here.tell(Drain())
+        there.send(Ready())
+        here.send(Drain())
         with anyio.fail_after(5):
             await ready.wait()
             await drained.wait()
 
 
-async def test_two_workers_may_ask_for_each_other_at_once_through_a_third() -> None:
-    """Each asks the middle one, which asks the other, which is asking itself."""
+async def test_two_workers_may_call_each_other_at_once_through_a_third() -> None:
+    """Each calls the middle one, which calls the other, which is calling itself."""
     gate = anyio.Event()
 
-    async def found_later(question: Question, id: str) -> int | None:
+    async def found_later(method: Method, id: str) -> int | None:
         await gate.wait()
         return 1
 
-    left, right = Control(asked=found_later), Control(asked=found_later)
+    left, right = Control(on_call=found_later), Control(on_call=found_later)
 
-    async def ask_right(question: Question, id: str) -> int | None:
-        return await to_right.ask(question, id)
+    async def call_right(method: Method, id: str) -> int | None:
+        return await to_right.call(method, id)
 
-    async def ask_left(question: Question, id: str) -> int | None:
-        return await to_left.ask(question, id)
+    async def call_left(method: Method, id: str) -> int | None:
+        return await to_left.call(method, id)
 
-    to_left, to_right = Control(asked=ask_right), Control(asked=ask_left)
+    to_left, to_right = Control(on_call=call_right), Control(on_call=call_left)
     found: list[int | None] = []
 
-    async def ask(worker: Control) -> None:
-        found.append(await worker.ask("find", "one"))
+    async def call(worker: Control) -> None:
+        found.append(await worker.call("find", "one"))
 
     async with connected(to_left, left), connected(to_right, right):
         with anyio.fail_after(5):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(ask, left)
-                tasks.start_soon(ask, right)
+                tasks.start_soon(call, left)
+                tasks.start_soon(call, right)
                 await anyio.wait_all_tasks_blocked()
                 gate.set()
     assert found == [1, 1]
 
 
-async def test_an_end_that_goes_leaves_no_question_open() -> None:
-    async def hang(question: Question, id: str) -> int | None:
+async def test_an_end_that_goes_leaves_no_call_open() -> None:
+    async def hang(method: Method, id: str) -> int | None:
         await anyio.sleep_forever()
         return 1
 
-    here, there = Control(asked=never), Control(asked=hang)
+    here, there = Control(on_call=never), Control(on_call=hang)
     found: list[int | None] = []
 
-    async def ask() -> None:
-        found.append(await here.ask("cancel", "one"))
+    async def call() -> None:
+        found.append(await here.call("cancel", "one"))
 
     async with connected(here, there) as end, anyio.create_task_group() as tasks:
-        tasks.start_soon(ask)
+        tasks.start_soon(call)
         await anyio.wait_all_tasks_blocked()
         end.shutdown(socket.SHUT_RDWR)
     assert found == [None]
-    assert await here.ask("cancel", "two") is None
+    assert await here.call("cancel", "two") is None

@@ -20,7 +20,7 @@ from streamserve.server.apis.openai.frames import (
     StreamFormat,
 )
 from streamserve.server.apis.openai.logprobs import TokenNames
-from streamserve.server.telemetry.usage import Usage
+from streamserve.server.telemetry.request_cost import Usage
 from streamserve.types import TextDelta
 
 KINDS: list[type[Frames]] = [CompletionFrames, ChatFrames]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 
 from streamserve.server.telemetry.metrics import Metrics
-from streamserve.server.telemetry.shared_counters import CellMemory, Counter, Histogram, Layout
+from streamserve.server.telemetry.shared_counters import Counter, CounterLayout, CounterMemory, Histogram
 from streamserve.types import EngineStats
 
 
 def test_workers_count_apart_and_are_read_together() -> None:
-    layout = Layout()
+    layout = CounterLayout()
     counter, histogram = Counter(layout, ("a", "b")), Histogram(layout, (1.0, 2.0))
-    fd = CellMemory.create_shared(layout.size, workers=2)
-    memories = [CellMemory(layout.size, workers=2, fd=fd) for _ in range(2)]
+    fd = CounterMemory.create_shared(layout.size, workers=2)
+    memories = [CounterMemory(layout.size, workers=2, fd=fd) for _ in range(2)]
     for worker, memory in enumerate(memories):
         for metric in (counter, histogram):
-            metric.bind(memory.stretch(worker))
+            metric.bind(memory.region(worker))
         counter.add(1, "a")
         counter.add(2, "b")
         histogram.observe(1.0)

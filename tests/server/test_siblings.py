@@ -12,8 +12,8 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from streamserve.server.siblings.control import Question
-from streamserve.server.siblings.siblings import Neighbours
+from streamserve.server.siblings.control import Method
+from streamserve.server.siblings.siblings import Siblings
 from tests.server.responses.client import openai_client
 from tests.server.ws.session import numbers, session
 from tests.support.live_server import LiveServer, live_server
@@ -24,18 +24,18 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def two_workers(engine: ScriptedEngine, folder: Path, **config: Any) -> AsyncIterator[tuple[LiveServer, LiveServer]]:
-    """Two workers with doors, which ask each other as through their parent."""
-    doors = [str(folder / f"{worker}.sock") for worker in range(2)]
+    """Two workers with internal sockets, which call each other as through their parent."""
+    internal_sockets = [str(folder / f"{worker}.sock") for worker in range(2)]
     workers: list[LiveServer] = []
 
-    def neighbours_of(worker: int) -> Neighbours:
-        async def ask(question: Question, id: str) -> int | None:
-            return 1 - worker if workers[1 - worker].service.has(question, id) else None
+    def siblings_of(worker: int) -> Siblings:
+        async def call(method: Method, id: str) -> int | None:
+            return 1 - worker if workers[1 - worker].service.on_call(method, id) else None
 
-        return Neighbours(ask, doors.__getitem__)
+        return Siblings(call, internal_sockets.__getitem__)
 
     def started(worker: int) -> Any:
-        return live_server(engine, neighbours=neighbours_of(worker), door=doors[worker], **config)
+        return live_server(engine, siblings=siblings_of(worker), internal_socket=internal_sockets[worker], **config)
 
     async with started(0) as one, started(1) as other:
         workers += [one, other]

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from streamserve.cli import cli
-from streamserve.server.telemetry.request_cost import Spent, Times
+from streamserve.server.telemetry.request_cost import RequestCost, RequestTimes
 from streamserve.server.telemetry.tracing import Tracer, exporting_to
 from streamserve.types import SamplingParams, TokenDelta
 from tests.server.ws.session import session
@@ -126,7 +126,7 @@ def test_spans_arrive_at_an_otlp_endpoint() -> None:
         thread.start()
         tracer = exporting_to(f"http://127.0.0.1:{collector.server_port}/v1/traces")
         trace = tracer.begin("cmpl-1", "m", SamplingParams(), 5)
-        trace.end(Spent(1, 2, 2, 0.5, Times(0.1, 0.2, 0.2), ["length"]))
+        trace.end(RequestCost(1, 2, 2, 0.5, RequestTimes(0.1, 0.2, 0.2), ["length"]))
         tracer.close()
         thread.join()
     [(path, body)] = received

@@ -16,11 +16,12 @@ from litestar import Litestar
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
+from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
-from streamserve.server.process.listen import Listen
 from streamserve.server.service import Service
-from streamserve.server.siblings.siblings import Neighbours
+from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.tracing import Tracer
+from streamserve.server.ws.protocol import SocketProtocol
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
 from tests.support.scripted_engine import ScriptedEngine
 
@@ -47,16 +48,16 @@ async def live_server(
     defaults: dict[str, Any] | None = None,
     send_buffer: int | None = None,
     tracer: Tracer | None = None,
-    neighbours: Neighbours | None = None,
-    door: str | None = None,
+    siblings: Siblings | None = None,
+    internal_socket: str | None = None,
     **config: Any,
 ) -> AsyncIterator[LiveServer]:
     """Serve `engine`; `config` are fields of `ServerConfig`.
 
-    defaults, tracer, neighbours  as in `Service`
-    send_buffer, door             as in `serving`
+    defaults, tracer, siblings  as in `Service`
+    send_buffer, internal_socket             as in `serving`
     """
-    service = Service(ServerConfig(**{"model_names": ["scripted"], **config}), tracer=tracer, neighbours=neighbours)
+    service = Service(ServerConfig(**{"model_names": ["scripted"], **config}), tracer=tracer, siblings=siblings)
     if ready:
         template = service.config.chat_template
         frontend = Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=template, next_seed=lambda: 7)
@@ -69,29 +70,29 @@ async def live_server(
         "pong_timeout_s": service.config.send_timeout_s + 5,
         "on_buffered": service.metrics.client_buffer_bytes.set,
     }
-    async with service.running(), serving(app, send_buffer=send_buffer, door=door, **limits) as port:
+    async with service.running(), serving(app, send_buffer=send_buffer, internal_socket=internal_socket, **limits) as port:
         yield LiveServer(app, service, engine, port)
 
 
 @asynccontextmanager
 async def serving(
-    app: Any, *, root_path: str = "", send_buffer: int | None = None, door: str | None = None, **limits: Any
+    app: Any, *, root_path: str = "", send_buffer: int | None = None, internal_socket: str | None = None, **limits: Any
 ) -> AsyncIterator[int]:
     """Run an ASGI app under uvicorn; yields its port.
 
     send_buffer  bytes that the kernel holds for a client that does not read; megabytes when not given
-    door         the path of a further socket, for other workers
+    internal_socket         the path of a further socket, for other workers
     limits       as in `http_server`
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         listen = Listen(log_level="error", access_log=False, root_path=root_path)
-        server = http_server(app, listen, shutdown_timeout_s=1, **limits)
+        server = http_server(app, listen, websocket_protocol=SocketProtocol, shutdown_timeout_s=1, **limits)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])
             await server.listening.wait()
-            if door is not None:
-                await server.open_door(door)
+            if internal_socket is not None:
+                await server.open_internal_socket(internal_socket)
             yield listening.getsockname()[1]
             server.should_exit = True

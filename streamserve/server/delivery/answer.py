@@ -20,7 +20,7 @@ from streamserve.errors import RequestAborted, StreamserveError
 from streamserve.server.delivery.active_requests import ActiveRequests
 from streamserve.server.telemetry.accounting import Account, Trace
 from streamserve.server.telemetry.metrics import Metrics
-from streamserve.server.telemetry.usage import Usage
+from streamserve.server.telemetry.request_cost import Usage
 from streamserve.types import TextDelta
 
 

@@ -26,7 +26,7 @@ from streamserve.server.delivery.sse import EventStream
 from streamserve.server.delivery.whole_answer import WholeAnswer
 from streamserve.server.service import Service
 from streamserve.server.telemetry.accounting import Trace
-from streamserve.server.telemetry.usage import Usage
+from streamserve.server.telemetry.request_cost import Usage
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextDelta
 

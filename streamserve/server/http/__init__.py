@@ -1,1 +1,1 @@
-"""uvicorn's protocol and server, authentication, CORS preflights, the chat page, errors."""
+"""HTTP: the listening socket, uvicorn's protocol and server, authentication, CORS preflights, the chat page, errors."""

@@ -1,6 +1,6 @@
-"""API keys: who may use /v1, over HTTP and over WebSockets.
+"""Authentication: API keys for /v1, over HTTP and over WebSockets.
 
-A Litestar middleware that leaves `send` alone, so that streamed events cost no more with keys than without.
+A Litestar middleware that does not wrap `send`, so that streamed events cost no more with keys than without.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Authentication:
             await self._app(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
-        given = list(_given_keys(scope))
+        offered = list(_offered_keys(scope))
         # All of them are compared, each in constant time, so that the time taken says nothing.
-        return sum(hmac.compare_digest(key, offered) for key in self._api_keys for offered in given) > 0
+        return sum(hmac.compare_digest(key, each) for key in self._api_keys for each in offered) > 0
 
 
 def _is_protected(scope: Scope) -> bool:
@@ -51,7 +51,7 @@ def _is_protected(scope: Scope) -> bool:
     return scope["path"].startswith(PROTECTED_PREFIX) and scope.get("method") != "OPTIONS"
 
 
-def _given_keys(scope: Scope) -> Iterable[bytes]:
+def _offered_keys(scope: Scope) -> Iterable[bytes]:
     for name, value in scope["headers"]:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             yield value[7:].strip()
@@ -62,7 +62,7 @@ def _given_keys(scope: Scope) -> Iterable[bytes]:
 
 
 async def _refuse_upgrade(scope: Scope, receive: Receive, send: Send, error: AuthenticationFailed) -> None:
-    """Answer an upgrade with an HTTP status and body where the server can, else by closing before accepting."""
+    """Refuse an upgrade with an HTTP status and body where the server can, else by closing before accepting."""
     await receive()
     if "websocket.http.response" in (scope.get("extensions") or {}):
         await send_error(send, error, prefix="websocket.http")

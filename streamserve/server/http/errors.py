@@ -1,7 +1,7 @@
 """OpenAI's error body, for every error that leaves over HTTP or a WebSocket.
 
-Maps our own exceptions, Litestar's and unexpected ones onto status, headers and `{"error": {message, type, param, code}}`. An
-unexpected exception says nothing about itself to the client.
+Maps our own exceptions, Litestar's and unexpected ones onto status, headers and `{"error": {message, type, param, code}}`.
+Nothing of an unexpected exception reaches the client.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class BodyTooLarge(InvalidRequest):
 
 
 class InternalError(StreamserveError):
-    """Something failed that should not have; the log has it."""
+    """An unexpected failure; the log has its traceback."""
 
 
 def error_object(error: StreamserveError) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def error_object(error: StreamserveError) -> dict[str, Any]:
 
 
 def error_body(error: StreamserveError) -> bytes:
+    """`error_object` as JSON."""
     return orjson.dumps(error_object(error))
 
 
@@ -102,7 +103,7 @@ def _retry_after_s(error: StreamserveError) -> float | None:
 
 
 def from_exception(error: Exception) -> StreamserveError:
-    """Any exception as one of ours; what is not known becomes `InternalError` without details."""
+    """Convert any exception to one of ours; an unexpected one becomes `InternalError` without details."""
     if isinstance(error, StreamserveError):
         return error
     if isinstance(error, msgspec.ValidationError | msgspec.DecodeError):
@@ -126,12 +127,12 @@ def _from_http_exception(error: HTTPException) -> StreamserveError:
 
 
 def _allowed(headers: Mapping[str, str]) -> str:
-    """The methods of an Allow header, less what the router calls its other kinds of routes."""
+    """The methods of an Allow header; the router also lists its other kinds of routes in it."""
     return ", ".join(sorted(name for name in headers.get("allow", "").split(", ") if name.isupper()))
 
 
 def guarded(error: Exception, request_id: str) -> StreamserveError:
-    """What went wrong in the middle of an answer, as an error for its client; what was not expected is logged."""
+    """Convert an exception that ended a running response to an error for its client, and log it if unexpected."""
     known = from_exception(error)
     if isinstance(known, InternalError):
         logger.error("request %s failed", request_id, exc_info=error)
@@ -139,7 +140,7 @@ def guarded(error: Exception, request_id: str) -> StreamserveError:
 
 
 async def send_error(send: Any, error: StreamserveError, *, prefix: str = "http") -> None:
-    """Answer one request with `error` through the ASGI callable `send`; an upgrade with the prefix "websocket.http"."""
+    """Send `error` as the response to a request, or, with the prefix "websocket.http", to an upgrade."""
     body = error_body(error)
     headers = [*error_headers(error), (b"content-length", str(len(body)).encode())]
     await send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})

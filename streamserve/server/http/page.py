@@ -1,7 +1,7 @@
 """The chat page: `/` and the files under `/chat/` that it loads.
 
-A handful of static files, read once when the server starts. What a model writes is rendered on this page, so it runs under a
-policy that lets no script in but the page's own, whatever the rendering lets through.
+A handful of static files, read once when the server starts. The page renders model output, so its content security policy
+allows no scripts but its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADERS = {
 
 
 class PageFile(NamedTuple):
-    """One file as it is sent."""
+    """Content of one file of the page."""
 
     content: bytes
     media_type: str

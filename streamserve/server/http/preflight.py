@@ -1,6 +1,6 @@
-"""A browser's question before it sends a request to another site (CORS), where the answer is no: in the shape of every error.
+"""Refusals of CORS preflights as JSON errors.
 
-Litestar answers them, and a refusal in plain text. Wraps the whole app, on an API worker's event loop.
+Litestar answers preflights, and refuses in plain text. Wraps the whole app, on an API worker's event loop.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from streamserve.server.http.errors import send_error
 
 
 class PreflightRefused(InvalidRequest):
-    """A page of another site may not ask this."""
+    """A page of another site may not send this request."""
 
     code = "cors_refused"
 
 
 class Preflights:
-    """See the module.
+    """Middleware that rewrites Litestar's refusals of preflights into OpenAI's error body.
 
-    on_refused  told each refusal
+    on_refused  called with each refusal
     """
 
     def __init__(self, app: ASGIApp, on_refused: Callable[[StreamserveError], None]) -> None:
@@ -32,11 +32,11 @@ class Preflights:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP and scope["method"] == "OPTIONS":
-            await self._app(scope, receive, self._in_json(send))
+            await self._app(scope, receive, self._with_json_refusals(send))
         else:
             await self._app(scope, receive, send)
 
-    def _in_json(self, send: Send) -> Send:
+    def _with_json_refusals(self, send: Send) -> Send:
         is_refusal = False
 
         async def send_in_json(message: Message) -> None:

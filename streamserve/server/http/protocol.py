@@ -1,12 +1,12 @@
-"""uvicorn's HTTP protocol, with patience that ends and a short way out for events.
+"""uvicorn's HTTP protocol, with read timeouts and a fast write path for streamed events.
 
-One per connection, on the API worker's event loop; named by `http_server`. uvicorn calls an app only once it has read a
-request's head, so whoever connects and says nothing, or stops in the middle, is hung up on here; that covers the upgrades of
-WebSockets, whose heads come this way, too. A client of HTTP/1.0, which knows no chunks, gets its streams up to the end of the
-connection (RFC 9112, 6.1 and 6.3). Knows nothing of what is served.
+One per connection, on the API worker's event loop; configured by `http_server`. uvicorn calls an app only once it has read a
+request's head, so clients that send nothing, or stop in the middle, are timed out here; that covers WebSocket upgrades, whose
+heads are read here, too. HTTP/1.0 has no chunked encoding: there a stream ends with the connection (RFC 9112, 6.1 and 6.3).
+Knows nothing of what is served.
 
-A client that closes its own half of the connection counts as gone: on the wire that is all a program that ends leaves behind,
-and a sequence must not run on for nobody until a write fails.
+A client that half-closes the connection counts as gone: a program that ends leaves nothing else on the wire, and its sequences
+must not run on until a write fails.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MAX_HEAD_BYTES = 64 << 10
 """Bytes of one request's head, all of its headers included."""
 
 WRITE = "streamserve.write"
-"""The ASGI extension by which an app gets at `BodyWriter.write`."""
+"""The ASGI extension that gives an app `BodyWriter.write`."""
 
 
 class RequestTimeout(InvalidRequest):
-    """A request began and did not go on."""
+    """The rest of a request did not arrive in time."""
 
     status = 408
     code = "request_timeout"
@@ -43,47 +43,46 @@ class HeadTooLarge(InvalidRequest):
 
 
 class RequestProtocol(HttpToolsProtocol):
-    """See the module.
+    """One connection.
 
-    receive_timeout_s  how long a head may take from its first byte, or from the connection's start, and how long the body may
-                       then pause
+    receive_timeout_s  seconds that a head may take, from its first byte or the connection's start, and that the body may pause
     """
 
     def __init__(self, *arguments: Any, receive_timeout_s: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._receive_timeout_s = receive_timeout_s
-        self._heard_at = self.loop.time()
-        self._patience: asyncio.TimerHandle | None = None
+        self._last_read_at = self.loop.time()
+        self._read_timer: asyncio.TimerHandle | None = None
         self._is_in_head = False
-        self._is_whole = False
+        self._is_complete = False
         self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._be_patient(self._receive_timeout_s)
+        self._start_read_timer(self._receive_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._stop_read_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._is_whole = False
+        self._is_complete = False
         super().data_received(data)
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HeadTooLarge(f"a request's head may have {MAX_HEAD_BYTES} bytes"))
-        if self._patience is None and not self._is_whole and not self.transport.is_closing():
-            self._be_patient(self._receive_timeout_s)
+        if self._read_timer is None and not self._is_complete and not self.transport.is_closing():
+            self._start_read_timer(self._receive_timeout_s)
 
     def handle_websocket_upgrade(self) -> None:
         cycle = self._last_cycle
         if self.scope["http_version"] == "1.0" or not (cycle is None or cycle.response_complete):
-            # The one before it would never learn that its client has gone.
+            # The request before it would never be told that its client has disconnected.
             self._refuse(InvalidRequest("a WebSocket takes HTTP/1.1, and a connection on which nothing else is being answered"))
             return
-        self._stop_waiting()
-        self._is_whole = True
+        self._stop_read_timer()
+        self._is_complete = True
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
@@ -91,55 +90,55 @@ class RequestProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._heard_at = self.loop.time()
-        self._is_whole, self._is_in_head, self._head_bytes = False, True, 0
+        self._last_read_at = self.loop.time()
+        self._is_complete, self._is_in_head, self._head_bytes = False, True, 0
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self._heard_at = self.loop.time()
+        self._last_read_at = self.loop.time()
         self._is_in_head = False
         cycle = self._last_cycle
         if cycle is not None and cycle.scope is self.scope:
             cycle.scope["extensions"] = {WRITE: BodyWriter(cycle).write}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
-        self._heard_at = self.loop.time()
+        self._last_read_at = self.loop.time()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._is_whole = True
+        self._is_complete = True
         super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        super()._start_asgi_task(cycle, UntilClose(cycle, app) if cycle.scope["http_version"] == "1.0" else app)  # type: ignore[arg-type]
+        super()._start_asgi_task(cycle, CloseDelimited(cycle, app) if cycle.scope["http_version"] == "1.0" else app)  # type: ignore[arg-type]
 
     @property
     def _last_cycle(self) -> RequestResponseCycle | None:
-        """The request whose head came last; none before the first, whatever uvicorn's annotation says."""
+        """The request whose head came last; None before the first, which uvicorn's annotation omits."""
         return self.cycle
 
     @property
     def _is_answering(self) -> bool:
-        """Whether a whole request is being answered: meanwhile nothing is expected of the client."""
+        """Whether a complete request is being answered, so that nothing need come from the client."""
         cycle = self._last_cycle
         return cycle is not None and not (cycle.more_body or cycle.response_complete)
 
-    def _be_patient(self, seconds: float) -> None:
-        self._patience = self.loop.call_later(seconds, self._lose_patience)
+    def _start_read_timer(self, seconds: float) -> None:
+        self._read_timer = self.loop.call_later(seconds, self._on_read_timeout)
 
-    def _lose_patience(self) -> None:
-        self._patience = None
-        if self._is_whole or self.transport.is_closing():
+    def _on_read_timeout(self) -> None:
+        self._read_timer = None
+        if self._is_complete or self.transport.is_closing():
             return
-        left = self._heard_at + self._receive_timeout_s - self.loop.time()
+        left = self._last_read_at + self._receive_timeout_s - self.loop.time()
         if left > 0:
-            self._be_patient(left)
+            self._start_read_timer(left)
         elif self._is_answering or self.flow.read_paused:
-            self._be_patient(self._receive_timeout_s)
+            self._start_read_timer(self._receive_timeout_s)
         else:
-            self._hang_up()
+            self._time_out()
 
-    def _hang_up(self) -> None:
+    def _time_out(self) -> None:
         cycle = self._last_cycle
         if self._is_in_head or (cycle is not None and not cycle.response_complete):
             self._refuse(RequestTimeout(f"nothing more of the request came for {self._receive_timeout_s:g} s"))
@@ -147,29 +146,29 @@ class RequestProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: StreamserveError) -> None:
-        """Answer what can't be handed to the app, unless another answer has begun; and close."""
-        self._stop_waiting()
+        """Send `error` for what can't be handed to the app, unless another response has begun, and close."""
+        self._stop_read_timer()
         cycle = self._last_cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(refusal(error))
         self.transport.close()
 
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
 
 def refusal(error: StreamserveError) -> bytes:
-    """The whole answer to what can't be handed to an app; the connection is to be closed after it."""
+    """The response to what can't be handed to an app, in bytes; the connection must be closed after it."""
     body = error_body(error)
     headers = [*error_headers(error), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)
     return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body)
 
 
-class UntilClose:
-    """An app for a client of HTTP/1.0: a body whose length is not known ends with the connection."""
+class CloseDelimited:
+    """Wraps an app for an HTTP/1.0 client: a body without a content length ends with the connection."""
 
     def __init__(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:
         self._cycle = cycle
@@ -189,10 +188,10 @@ class UntilClose:
 
 
 class BodyWriter:
-    """Puts pieces of a streamed body where the ASGI `send` of the same request would, without its layers.
+    """Writes chunks of a streamed body as the ASGI `send` of the same request would, without its layers.
 
-    A coroutine, a message and a middleware per piece cost as much as the rest of an event. The head and the last piece go by
-    `send`.
+    A coroutine, a message and a middleware per chunk cost as much as the rest of an event. The head and the last chunk go
+    through `send`.
     """
 
     __slots__ = ("_cycle", "_flow", "_transport")
@@ -203,7 +202,7 @@ class BodyWriter:
         self._transport = cycle.transport
 
     def write(self, body: bytes) -> bool:
-        """Write now; False, and nothing written, when that would have to wait: then `send` it. `body` must not be empty."""
+        """Write a non-empty chunk; returns False, with nothing written, when it would block: `send` it then."""
         cycle = self._cycle
         if self._flow.write_paused or not cycle.chunked_encoding:
             return False
@@ -213,6 +212,6 @@ class BodyWriter:
 
 
 def direct_write(scope: Mapping[str, Any]) -> Callable[[bytes], bool] | None:
-    """`BodyWriter.write` of a request; None where another server than ours carries the app."""
+    """`BodyWriter.write` of a request; None under another server than ours."""
     write: Callable[[bytes], bool] | None = (scope.get("extensions") or {}).get(WRITE)
     return write

@@ -1,4 +1,4 @@
-"""uvicorn, run inside an event loop that is already there and told what to do by us: no signals of its own, no log of its own.
+"""uvicorn in a running event loop, without its own signal handling and logging.
 
 Lives on one API worker's event loop.
 """
@@ -19,20 +19,22 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.engine.launch import listening_socket
 from streamserve.errors import ConfigError
+from streamserve.server.http.listen import Listen
 from streamserve.server.http.protocol import RequestProtocol
-from streamserve.server.process.listen import Listen
-from streamserve.server.ws.protocol import SocketProtocol
 
 BACKLOG = 2048
 MAX_MESSAGE_BYTES = 64 << 20
 PONG_TIMEOUT_S = 65.0
 RECEIVE_TIMEOUT_S = 20.0
 BUFFER_TICKS = 5
-"""uvicorn's ticks, ten a second, from one look at what waits for clients to the next."""
+"""uvicorn ticks, of which there are ten a second, between two measurements of the clients' write buffers."""
 
 
 class HttpServer(uvicorn.Server):
-    """A uvicorn server whose process listens to signals elsewhere."""
+    """A uvicorn server that leaves signals to its process.
+
+    on_buffered  called twice a second with the bytes in the clients' write buffers
+    """
 
     def __init__(self, config: uvicorn.Config, *, on_buffered: Callable[[float], None] | None = None) -> None:
         super().__init__(config)
@@ -43,14 +45,14 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         self.listening.set()
 
-    async def open_door(self, path: str) -> None:
-        """Serve on an AF_UNIX socket at `path`, too, that only this user may connect to; for a server that has started."""
+    async def open_internal_socket(self, path: str) -> None:
+        """Also serve on an AF_UNIX socket at `path` that only this user may connect to. The server must have started."""
         config, state = self.config, self.server_state
-        door = await asyncio.get_running_loop().create_unix_server(
+        server = await asyncio.get_running_loop().create_unix_server(
             lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
             sock=listening_socket(path),
         )
-        self.servers.append(door)
+        self.servers.append(server)
 
     async def on_tick(self, counter: int) -> bool:
         if self._on_buffered is not None and counter % BUFFER_TICKS == 0:
@@ -70,6 +72,7 @@ def http_server(
     app: Any,
     listen: Listen,
     *,
+    websocket_protocol: type[asyncio.Protocol],
     shutdown_timeout_s: float,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     pong_timeout_s: float = PONG_TIMEOUT_S,
@@ -78,10 +81,11 @@ def http_server(
 ) -> HttpServer:
     """The server for `app`; `serve(sockets=[...])` runs it until `should_exit` is set.
 
-    max_message_bytes  a WebSocket that sends a larger message is closed with 1009
-    pong_timeout_s     one that does not answer a ping for this long is closed with 1011: longer than it may take nothing
-    receive_timeout_s  a client that stops in the middle of a request, or never begins one, is hung up on after this long
-    on_buffered        told twice a second how many bytes wait for clients to read them
+    websocket_protocol  uvicorn's protocol class for connections that are upgraded
+    max_message_bytes   a WebSocket that sends a larger message is closed with 1009
+    pong_timeout_s      one that does not answer a ping for this long is closed with 1011: longer than its send timeout
+    receive_timeout_s   read timeout of a request's head and body
+    on_buffered         called twice a second with the bytes in the clients' write buffers
 
     Raises `ConfigError` for unusable TLS files.
     """
@@ -92,7 +96,7 @@ def http_server(
         lifespan="off",
         backlog=BACKLOG,
         http=partial(RequestProtocol, receive_timeout_s=receive_timeout_s),  # type: ignore[arg-type]
-        ws=SocketProtocol,
+        ws=websocket_protocol,
         ws_max_size=max_message_bytes,
         ws_ping_timeout=pong_timeout_s,
         ws_per_message_deflate=False,

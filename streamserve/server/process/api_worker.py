@@ -1,7 +1,7 @@
 """One API worker: an HTTP server, a connection to the engine, and the service between them.
 
 Runs on one event loop of one process: the first worker in the process of `streamserve serve`, further ones in processes of
-their own (`worker_process`). It answers /health from its first moment and requests once the engine is ready.
+their own (`worker_process`). It answers /health at once and takes requests once the engine is ready.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from streamserve.engine.stream import StreamLimits
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
+from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
-from streamserve.server.process.listen import Listen
 from streamserve.server.service import Service
-from streamserve.server.siblings.siblings import Neighbours
+from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.tracing import exporting_to
+from streamserve.server.ws.protocol import SocketProtocol
 from streamserve.text.preparation import MAX_SEED
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import EngineInfo
 
-LAST_ANSWERS_S = 5.0
-"""What an answer that was ended gets to reach its client before its connection is cut."""
+FLUSH_TIMEOUT_S = 5.0
+"""Seconds that the last bytes of a response get to reach its client before its connection is closed."""
 
 
 class ApiWorker:
-    """Serves `listen` on a bound socket until told to stop.
+    """Serves `listen` on a bound socket until `close`.
 
     Raises `ConfigError` for unusable TLS files, and without a package that the configuration needs.
     """
@@ -49,40 +50,41 @@ class ApiWorker:
         listen: Listen,
         *,
         metrics: Metrics,
-        neighbours: Neighbours | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         endpoint = config.otlp_traces_endpoint
         self._tracer = None if endpoint is None else exporting_to(endpoint)
-        self.service = Service(config, metrics=metrics, tracer=self._tracer, neighbours=neighbours)
+        self.service = Service(config, metrics=metrics, tracer=self._tracer, siblings=siblings)
         self._http = http_server(
             create_app(self.service),
             listen,
-            shutdown_timeout_s=LAST_ANSWERS_S,
+            websocket_protocol=SocketProtocol,
+            shutdown_timeout_s=FLUSH_TIMEOUT_S,
             max_message_bytes=config.max_body_bytes,
-            pong_timeout_s=config.send_timeout_s + LAST_ANSWERS_S,
+            pong_timeout_s=config.send_timeout_s + FLUSH_TIMEOUT_S,
             receive_timeout_s=config.receive_timeout_s,
             on_buffered=metrics.client_buffer_bytes.set,
         )
 
     async def serve(self, listening: socket.socket) -> None:
-        """Answer HTTP until `close`."""
+        """Serve HTTP until `close`."""
         async with self.service.running():
             await self._http.serve(sockets=[listening])
         if self._tracer is not None:
             await anyio.to_thread.run_sync(self._tracer.close)
 
     async def wait_started(self) -> None:
-        """Returns once connections are taken."""
+        """Return once connections are accepted."""
         await self._http.listening.wait()
 
-    async def open_door(self, path: str) -> None:
-        """Answer the other API workers on a socket at `path`, too; ends with `serve`."""
-        await self._http.open_door(path)
+    async def open_internal_socket(self, path: str) -> None:
+        """Serve the other API workers on a socket at `path`, too, for as long as `serve` runs."""
+        await self._http.open_internal_socket(path)
 
     async def connect(
         self, engine: RemoteEngine, tokenizer: Tokenizer, eos_token_ids: Sequence[int], defaults: Mapping[str, Any]
     ) -> EngineInfo:
-        """Wait for the engine, then take requests; `defaults` as in `Service.attach`. Raises what kept it from starting."""
+        """Wait for the engine, then take requests; `defaults` as in `Service.attach`. Raises the error of its start."""
         info = await engine.start()
         config = self.service.config
         frontend = Frontend(
@@ -100,15 +102,15 @@ class ApiWorker:
         return info
 
     async def drain(self) -> None:
-        """Take nothing new and let what runs finish, for as long as the configuration allows."""
+        """Take no new requests and let running ones finish, for as long as the configuration allows."""
         await self.service.drain(self.service.config.shutdown_timeout_s)
 
     async def fail(self) -> None:
-        """The engine is gone: its streams have ended by themselves, so give their last bytes a moment."""
-        await self.service.die(LAST_ANSWERS_S)
+        """The engine is gone and its streams have ended: wait until their last bytes are sent, at most `FLUSH_TIMEOUT_S`."""
+        await self.service.die(FLUSH_TIMEOUT_S)
 
     def close(self) -> None:
-        """Stop listening; `serve` returns once the connections are closed."""
+        """Stop accepting; `serve` returns once the connections are closed."""
         self._http.should_exit = True
 
 

@@ -1,7 +1,7 @@
-"""The life of one server: answer on its port, wait for the engine, serve, drain, leave nothing behind.
+"""One server from start to end: open the port, wait for the engine, serve, drain, stop every process.
 
 Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine process and the
-further workers, and it alone listens to signals: the first one drains, the second ends everything at once.
+further workers, and it alone handles signals: the first one drains, the second ends everything at once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.start import EngineStart
 from streamserve.engine.supervision import keep_running
 from streamserve.errors import StreamserveError
+from streamserve.server.http.listen import Listen
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
-from streamserve.server.process.listen import Listen
 from streamserve.server.process.options import ServeOptions
-from streamserve.server.process.startup_log import Timeline
+from streamserve.server.process.startup_log import StartupLog
 from streamserve.server.process.worker_process import WorkerLaunch
-from streamserve.server.process.workers import END_TIMEOUT_S, WorkerProcess, ask_each
-from streamserve.server.siblings.control import Question
-from streamserve.server.siblings.siblings import Neighbours, door_of
+from streamserve.server.process.workers import END_TIMEOUT_S, WorkerProcess, call_each
+from streamserve.server.siblings.control import Method
+from streamserve.server.siblings.siblings import Siblings, internal_socket_path
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.text.sampling_defaults import default_sampling_params
 from streamserve.types import EngineInfo
@@ -42,14 +42,15 @@ class Server:
 
     listening  bound to the options' address
     start      of the engine that it serves
+
     Both are closed with the server.
     """
 
-    def __init__(self, options: ServeOptions, listening: socket.socket, start: EngineStart, timeline: Timeline) -> None:
+    def __init__(self, options: ServeOptions, listening: socket.socket, start: EngineStart, startup_log: StartupLog) -> None:
         self._options = options
         self._listening = listening
         self._start = start
-        self._timeline = timeline
+        self._log = startup_log
         self._process: EngineProcess | None = None
         self._engine: RemoteEngine | None = None
         self._workers: list[WorkerProcess] = []
@@ -58,7 +59,7 @@ class Server:
         self._failure: str | None = None
 
     async def run(self) -> int:
-        """Serve until a signal or a failure; the exit status, 1 for what keeps it from starting, which is told.
+        """Serve until a signal or a failure, which is logged; returns the exit status, 1 after a failure.
 
         Raises `ConfigError` for unusable TLS files.
         """
@@ -67,7 +68,7 @@ class Server:
             listen = msgspec.structs.replace(self._options.listen, port=self._listening.getsockname()[1])
             first = self._first_worker(listen, memory_fd)
             async with anyio.create_task_group() as watching:
-                watching.start_soon(self._obey_signals)
+                watching.start_soon(self._handle_signals)
                 await self._serve(first, listen, memory_fd, watching)
                 watching.cancel_scope.cancel()
         finally:
@@ -81,26 +82,25 @@ class Server:
     def _first_worker(self, listen: Listen, memory_fd: int) -> ApiWorker:
         config, workers = self._options.server, self._options.workers
         metrics = Metrics(config.model_names[0], memory_fd=memory_fd, workers=workers)
-        ask = partial(ask_each, self._workers)
-        neighbours = Neighbours(ask, self._door) if workers > 1 else None
-        return ApiWorker(config, listen, metrics=metrics, neighbours=neighbours)
+        siblings = Siblings(partial(call_each, self._workers), self._internal_socket) if workers > 1 else None
+        return ApiWorker(config, listen, metrics=metrics, siblings=siblings)
 
-    def _door(self, worker: int) -> str:
-        assert self._process is not None, "nothing is kept before there is an engine"
-        return door_of(self._process.address, worker)
+    def _internal_socket(self, worker: int) -> str:
+        assert self._process is not None, "no response is kept before there is an engine"
+        return internal_socket_path(self._process.address, worker)
 
     async def _serve(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
         async with anyio.create_task_group() as http:
             http.start_soon(first.serve, self._listening)
             await first.wait_started()
-            self._timeline.step("port", f"{listen.url} answers /health")
+            self._log.step("port", f"{listen.url} answers /health")
             await self._load(first, listen, memory_fd, watching)
             await self._ending.wait()
-            await self._wind_down(first)
+            await self._shut_down(first)
             first.close()
 
     async def _load(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
-        """Everything between an open port and a ready server; what goes wrong ends the server."""
+        """Start everything behind the open port; a failure ends the server."""
         with self._loading:
             try:
                 launch = await self._find_engine(listen, memory_fd)
@@ -109,14 +109,14 @@ class Server:
             except StreamserveError as error:
                 self._end(error.message)
                 return
-            self._timeline.ready(listen.url)
+            self._log.ready(listen.url)
 
     async def _find_engine(self, listen: Listen, memory_fd: int) -> WorkerLaunch:
-        """Wait until the model is found and the engine process runs; what a further worker must know of both."""
+        """Wait until the model is found and the engine process runs; returns the launch parameters of further workers."""
         options = self._options
         checkpoint, config, process = await anyio.to_thread.run_sync(self._start.found, abandon_on_cancel=True)
         self._process = process
-        self._timeline.step("model", f"{checkpoint.source} ({checkpoint.format}, {checkpoint.path})")
+        self._log.step("model", f"{checkpoint.source} ({checkpoint.format}, {checkpoint.path})")
         defaults = default_sampling_params(checkpoint) if options.uses_model_defaults else {}
         return WorkerLaunch(
             worker=0,
@@ -134,49 +134,49 @@ class Server:
     def _start_workers(self, launch: WorkerLaunch, first: ApiWorker, watching: TaskGroup) -> None:
         for number in range(1, self._options.workers):
 
-            async def asked(question: Question, id: str, number: int = number) -> int | None:
-                if first.service.has(question, id):
+            async def on_call(method: Method, id: str, number: int = number) -> int | None:
+                if first.service.on_call(method, id):
                     return 0
-                return await ask_each([worker for worker in self._workers if worker.worker != number], question, id)
+                return await call_each([worker for worker in self._workers if worker.worker != number], method, id)
 
-            worker = WorkerProcess(msgspec.structs.replace(launch, worker=number), asked=asked)
+            worker = WorkerProcess(msgspec.structs.replace(launch, worker=number), on_call=on_call)
             self._workers.append(worker)
             watching.start_soon(self._watch_worker, worker)
 
     async def _connect(self, first: ApiWorker, launch: WorkerLaunch, watching: TaskGroup) -> None:
         tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
-        self._timeline.step("tokenizer", f"{tokenizer.vocab_size} tokens")
+        self._log.step("tokenizer", f"{tokenizer.vocab_size} tokens")
         self._engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config)
         info = await first.connect(self._engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
         assert self._process is not None
         watching.start_soon(self._watch_engine, self._engine, self._process, first.service.metrics)
-        self._tell_of_engine(info)
+        self._log_engine(info)
         if self._workers:
-            await first.open_door(door_of(launch.engine_address, launch.worker))
+            await first.open_internal_socket(internal_socket_path(launch.engine_address, launch.worker))
         for worker in self._workers:
             await worker.ready.wait()
 
-    def _tell_of_engine(self, info: EngineInfo) -> None:
+    def _log_engine(self, info: EngineInfo) -> None:
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup_s.items())
         engine = f"{info.architecture}, {info.dtype} on {info.device}{', compiled' if info.compiled else ''}"
-        self._timeline.step("engine", f"{engine} ({parts})" if parts else engine)
-        self._timeline.step(
+        self._log.step("engine", f"{engine} ({parts})" if parts else engine)
+        self._log.step(
             "KV cache",
             f"{info.kv_capacity_tokens} tokens in {info.num_blocks} blocks; "
             f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
         )
         if info.compiled is False and not self._options.engine.enforce_eager:
-            self._timeline.note(f"To write faster on this CPU, run once: streamserve compile {info.model}")
+            self._log.note(f"To write faster on this CPU, run once: streamserve compile {info.model}")
 
-    async def _wind_down(self, first: ApiWorker) -> None:
+    async def _shut_down(self, first: ApiWorker) -> None:
         if self._failure is not None:
-            self._timeline.error(self._failure)
+            self._log.error(self._failure)
             await first.fail()
             return
         running = first.service.metrics.num_requests
         if running:
             timeout_s = self._options.server.shutdown_timeout_s
-            self._timeline.note(f"Stopping: {_requests(running)} {timeout_s:g} s to finish; a second signal ends them now")
+            self._log.note(f"Stopping: {_requests(running)} {timeout_s:g} s to finish; a second signal ends them now")
         for worker in self._workers:
             worker.drain()
         await first.drain()
@@ -185,13 +185,13 @@ class Server:
                 await worker.ended.wait()
 
     def _end(self, failure: str | None = None) -> None:
-        """Begin to end, for the first reason given."""
+        """Begin to shut down; the first reason is reported."""
         if not self._ending.is_set():
             self._failure = failure
             self._ending.set()
             self._loading.cancel()
 
-    async def _obey_signals(self) -> None:
+    async def _handle_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 if self._ending.is_set():
@@ -199,7 +199,7 @@ class Server:
                 self._end()
 
     def _abandon(self, status: int) -> NoReturn:
-        """Leave without another word to anyone; the other processes are killed."""
+        """Kill the other processes and exit at once."""
         for worker in self._workers:
             worker.kill()
         if self._process is not None:
@@ -208,15 +208,15 @@ class Server:
 
     async def _watch_engine(self, engine: RemoteEngine, process: EngineProcess, metrics: Metrics) -> None:
         restarts = self._options.server.max_engine_restarts
-        status = await keep_running(process, max_restarts=restarts, on_restart=partial(self._tell_of_restart, metrics))
+        status = await keep_running(process, max_restarts=restarts, on_restart=partial(self._log_restart, metrics))
         # Its streams have their endings by then.
         await engine.wait_ended()
         self._end(f"the engine process ended with status {status}; its log says why, and the server must be started again")
 
-    def _tell_of_restart(self, metrics: Metrics, status: int, restarts: int) -> None:
+    def _log_restart(self, metrics: Metrics, status: int, restarts: int) -> None:
         most = self._options.server.max_engine_restarts
         metrics.engine_restarts.add()
-        self._timeline.note(
+        self._log.note(
             f"The engine process ended with status {status}; starting it again ({restarts} of {most} times in a row): "
             "open streams wait for it"
         )

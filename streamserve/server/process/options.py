@@ -1,4 +1,4 @@
-"""What `streamserve serve` was told, read and checked; loads nothing of the server."""
+"""The parsed options of `streamserve serve`. Loads nothing of the server."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import msgspec
 
 from streamserve.config import EngineConfig
 from streamserve.server.config import ServerConfig
-from streamserve.server.process.listen import Listen
+from streamserve.server.http.listen import Listen
 
 
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything `streamserve serve` was told.
+    """Options of one server.
 
     workers              API workers in all, this process among them
     uses_model_defaults  whether the model's generation_config.json fills in what requests leave out

@@ -1,4 +1,4 @@
-"""The further API workers of a server, as its first one sees them: started, asked, drained, ended.
+"""The further API workers of a server, as its first one sees them: their processes and control connections.
 
 Lives on the first worker's event loop.
 """
@@ -13,7 +13,7 @@ import msgspec
 
 from streamserve.process.child import encode_with_paths, start_module
 from streamserve.server.process.worker_process import WorkerLaunch
-from streamserve.server.siblings.control import Asked, Control, Drain, Question
+from streamserve.server.siblings.control import CallSiblings, Control, Drain, Method
 
 END_TIMEOUT_S = 5.0
 
@@ -21,15 +21,15 @@ END_TIMEOUT_S = 5.0
 class WorkerProcess:
     """One further API worker.
 
-    launch  with any `control_fd`: the pair is made here
-    asked   answers for all others when the worker asks
+    launch   with any `control_fd`: the socket pair is created here
+    on_call  executes the worker's calls on all other workers
     """
 
-    def __init__(self, launch: WorkerLaunch, *, asked: Asked) -> None:
+    def __init__(self, launch: WorkerLaunch, *, on_call: CallSiblings) -> None:
         self.worker = launch.worker
         self.ready = anyio.Event()
         self.ended = anyio.Event()
-        self.control = Control(asked=asked, on_ready=self.ready.set)
+        self.control = Control(on_call=on_call, on_ready=self.ready.set)
         ours, theirs = socket.socketpair()
         self._end = ours
         with theirs:
@@ -42,7 +42,7 @@ class WorkerProcess:
             stdin.write(encode_with_paths(launch) + b"\n")
 
     async def run(self) -> int:
-        """Serve its questions until it has ended; its exit status."""
+        """Handle its control messages until it has ended; returns its exit status."""
         await self.control.run(self._end)
         status = await anyio.to_thread.run_sync(self._child.wait)
         self.ended.set()
@@ -50,7 +50,7 @@ class WorkerProcess:
 
     def drain(self) -> None:
         """Have it finish what runs and end."""
-        self.control.tell(Drain())
+        self.control.send(Drain())
 
     def kill(self) -> None:
         """End it at once. Blocks for as long as the kernel takes."""
@@ -58,9 +58,9 @@ class WorkerProcess:
         self._child.wait()
 
 
-async def ask_each(workers: Sequence[WorkerProcess], question: Question, id: str) -> int | None:
-    """The first of these workers that has what is asked about; None when none of them has it."""
+async def call_each(workers: Sequence[WorkerProcess], method: Method, id: str) -> int | None:
+    """Call a method on one worker after another; returns the first that has the request, None when none has."""
     for worker in workers:
-        if (found := await worker.control.ask(question, id)) is not None:
+        if (found := await worker.control.call(method, id)) is not None:
             return found
     return None

@@ -1,1 +1,1 @@
-"""The other API workers of a server: control messages and forwarded requests."""
+"""The other API workers of a server: the control connection, calls about requests, forwarding."""

@@ -1,7 +1,7 @@
-"""What the first API worker and its further ones say to each other: drain, and which of them has a request.
+"""The control connection between the first API worker and a further one: readiness, draining, and calls about requests.
 
-One JSON message a line over a private socket pair. Each end lives on its own process's event loop; when one end goes, the other
-notices at once.
+One JSON message a line over a private socket pair. Each end runs on its own process's event loop; when one end closes, the
+other ends at once.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ class Drain(msgspec.Struct, tag="drain", frozen=True):
     """Finish what runs, then end."""
 
 
-Question = Literal["cancel", "find"]
-"""cancel: end the request with this id, if it is being answered; find: is what came of it kept?"""
+Method = Literal["cancel", "find"]
+"""cancel: end the running request with this id; find: look up what is kept of a request with this id."""
 
-Asked = Callable[[Question, str], Awaitable[int | None]]
-"""Answers a question about an id with the number of the worker that has it; None when none does."""
+CallSiblings = Callable[[Method, str], Awaitable[int | None]]
+"""Calls a method on some workers, with a request's id; returns the number of the worker that has the request, or None."""
 
 
-class Ask(msgspec.Struct, tag="ask", frozen=True):
-    """A question to all workers on your side; `call` comes back with the answer."""
+class Call(msgspec.Struct, tag="call", frozen=True):
+    """Call a method on all workers of the receiving side; answered by a `Result` with the same number."""
 
-    call: int
-    question: Question
+    number: int
+    method: Method
     id: str
 
 
-class Answer(msgspec.Struct, tag="answer", frozen=True):
-    """Which worker has what was asked about."""
+class Result(msgspec.Struct, tag="result", frozen=True):
+    """The worker that has the request of a call; None when none does."""
 
-    call: int
+    number: int
     worker: int | None
 
 
-Message = Ready | Drain | Ask | Answer
-_DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+ControlMessage = Ready | Drain | Call | Result
+_DECODER: msgspec.json.Decoder[ControlMessage] = msgspec.json.Decoder(ControlMessage)
 _ENCODER = msgspec.json.Encoder()
 
 
 class Control:
-    """One end of the pair.
+    """One end of the control connection.
 
-    asked     answers for this side
-    on_ready  told that the other end takes requests
-    on_drain  told to drain
+    on_call   executes the other end's calls on the workers of this side
+    on_ready  called when the other end takes requests
+    on_drain  called when the other end wants this one to drain
     """
 
     def __init__(
         self,
         *,
-        asked: Asked,
+        on_call: CallSiblings,
         on_ready: Callable[[], None] | None = None,
         on_drain: Callable[[], None] | None = None,
     ) -> None:
-        self._asked = asked
+        self._on_call = on_call
         self._on_ready = on_ready
         self._on_drain = on_drain
         self._calls: dict[int, asyncio.Future[int | None]] = {}
@@ -77,13 +77,13 @@ class Control:
         self._has_ended = False
 
     async def run(self, end: socket.socket) -> None:
-        """Obey the other end until it closes."""
+        """Handle the other end's messages until it closes the connection."""
         reader, self._writer = await asyncio.open_connection(sock=end)
         self._writer.writelines(self._unsent)
         try:
             async with anyio.create_task_group() as tasks:
                 async for line in _lines(reader):
-                    self._obey(_DECODER.decode(line), tasks)
+                    self._handle(_DECODER.decode(line), tasks)
                 tasks.cancel_scope.cancel()
         finally:
             self._has_ended = True
@@ -91,32 +91,32 @@ class Control:
                 call.cancel()
             self._writer.close()
 
-    def tell(self, message: Message) -> None:
-        """Send without waiting, as soon as there is a connection; nothing once the other end is gone."""
+    def send(self, message: ControlMessage) -> None:
+        """Send without waiting, as soon as there is a connection; drop the message once the other end is gone."""
         line = _ENCODER.encode(message) + b"\n"
         if self._writer is None:
             self._unsent.append(line)
         elif not self._has_ended:
             self._writer.write(line)
 
-    async def ask(self, question: Question, id: str) -> int | None:
-        """The worker on the other side that has what is asked about; None when there is none, or that side is gone."""
+    async def call(self, method: Method, id: str) -> int | None:
+        """Call a method on the other side; returns the worker that has the request, None when none has or that side is gone."""
         if self._has_ended:
             return None
         number = next(self._numbers)
-        answer: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._calls[number] = answer
-        self.tell(Ask(number, question, id))
+        result: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._calls[number] = result
+        self.send(Call(number, method, id))
         try:
-            await asyncio.wait([answer])
-            return None if answer.cancelled() else answer.result()
+            await asyncio.wait([result])
+            return None if result.cancelled() else result.result()
         finally:
             del self._calls[number]
 
-    async def _answer(self, call: int, question: Question, id: str) -> None:
-        self.tell(Answer(call, await self._asked(question, id)))
+    async def _answer(self, number: int, method: Method, id: str) -> None:
+        self.send(Result(number, await self._on_call(method, id)))
 
-    def _obey(self, message: Message, tasks: TaskGroup) -> None:
+    def _handle(self, message: ControlMessage, tasks: TaskGroup) -> None:
         match message:
             case Ready():
                 if self._on_ready is not None:
@@ -124,13 +124,13 @@ class Control:
             case Drain():
                 if self._on_drain is not None:
                     self._on_drain()
-            case Ask(call, question, id):
-                # Beside the reading: the answer may have to come from a third process, through this very loop.
-                tasks.start_soon(self._answer, call, question, id)
-            case Answer(call, worker):
-                answer = self._calls.get(call)
-                if answer is not None and not answer.done():
-                    answer.set_result(worker)
+            case Call(number, method, id):
+                # In a task of its own: the result may have to come from a third process, through this very loop.
+                tasks.start_soon(self._answer, number, method, id)
+            case Result(number, worker):
+                result = self._calls.get(number)
+                if result is not None and not result.done():
+                    result.set_result(worker)
 
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:

@@ -1,12 +1,12 @@
-"""Requests about responses that another API worker keeps: sent on to that worker, and its answers back.
+"""Forwarding of requests about a response to the API worker that keeps it, and of its answer to the client.
 
-ASGI apps, on one API worker's event loop. Only a worker that has just said it keeps something is asked for it, so nothing goes
-round in circles.
+ASGI apps, on one API worker's event loop. A request is forwarded only to a worker that has just been found to keep the
+response, so none is forwarded in a circle. Knows neither what is kept nor by whom.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.errors import Unavailable
 from streamserve.server.http.errors import send_error
-from streamserve.server.service import Service
 
 if TYPE_CHECKING:
     from httpx import Response
@@ -26,38 +25,40 @@ _HOP_BY_HOP = frozenset({b"connection", b"content-length", b"host", b"keep-alive
 
 
 class ForwardingByPath:
-    """A middleware: what asks about a response by its path goes to the worker that keeps it."""
+    """Middleware that forwards requests about a response, named by its path, to the worker that keeps it.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    find_elsewhere  the internal socket of another worker that keeps a response; None for one that is to be answered here
+    """
+
+    def __init__(self, app: ASGIApp, find_elsewhere: Callable[[str], Awaitable[str | None]]) -> None:
         self._app = app
-        self._service = service
+        self._find_elsewhere = find_elsewhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        door = await self._door(scope)
-        app = self._app if door is None else Forwarded(door)
+        internal_socket = await self._find(scope)
+        app = self._app if internal_socket is None else Forwarded(internal_socket)
         await app(scope, receive, send)
 
-    async def _door(self, scope: Scope) -> str | None:
+    async def _find(self, scope: Scope) -> str | None:
         if scope["type"] != ScopeType.HTTP or not scope["path"].startswith(_PREFIX):
             return None
-        response_id = scope["path"].removeprefix(_PREFIX).partition("/")[0]
-        return None if self._service.responses.get(response_id) else await self._service.door_to(response_id)
+        return await self._find_elsewhere(scope["path"].removeprefix(_PREFIX).partition("/")[0])
 
 
 class Forwarded:
-    """Has the worker behind `door` answer a request.
+    """Forwards a request to the worker that serves on `internal_socket`.
 
     body  the request's, where it has been read already; else it has none
     """
 
-    def __init__(self, door: str, body: bytes = b"") -> None:
-        self._door = door
+    def __init__(self, internal_socket: str, body: bytes = b"") -> None:
+        self._internal_socket = internal_socket
         self._body = body
         self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch, receive, tasks.cancel_scope)
+            tasks.start_soon(self._cancel_on_disconnect, receive, tasks.cancel_scope)
             await self._forward(scope, send)
             tasks.cancel_scope.cancel()
 
@@ -66,35 +67,35 @@ class Forwarded:
         from httpx import RequestError
 
         try:
-            async with self._answer(scope) as answer:
-                await self._relay(answer, send)
+            async with self._response(scope) as response:
+                await self._relay(response, send)
         except RequestError:
             if self._has_begun:
                 raise
             await send_error(send, Unavailable("the API worker that keeps this response is gone"))
 
     @asynccontextmanager
-    async def _answer(self, scope: Scope) -> AsyncIterator[Response]:
+    async def _response(self, scope: Scope) -> AsyncIterator[Response]:
         from httpx import URL, AsyncClient, AsyncHTTPTransport
 
         headers = [(name, value) for name, value in scope["headers"] if name not in _HOP_BY_HOP]
-        url = URL("http://neighbour", raw_path=scope["raw_path"] + b"?" + scope["query_string"])
+        url = URL("http://sibling", raw_path=scope["raw_path"] + b"?" + scope["query_string"])
         method = str(scope["method"])  # type: ignore[typeddict-item]
         async with (
-            AsyncClient(transport=AsyncHTTPTransport(uds=self._door), timeout=None) as client,
-            client.stream(method, url, headers=headers, content=self._body) as answer,
+            AsyncClient(transport=AsyncHTTPTransport(uds=self._internal_socket), timeout=None) as client,
+            client.stream(method, url, headers=headers, content=self._body) as response,
         ):
-            yield answer
+            yield response
 
-    async def _relay(self, answer: Response, send: Send) -> None:
+    async def _relay(self, response: Response, send: Send) -> None:
         self._has_begun = True
-        headers = [(name.lower(), value) for name, value in answer.headers.raw if name.lower() not in _HOP_BY_HOP]
-        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-        async for piece in answer.aiter_raw():
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in _HOP_BY_HOP]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        async for chunk in response.aiter_raw():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _watch(self, receive: Receive, scope: anyio.CancelScope) -> None:
+    async def _cancel_on_disconnect(self, receive: Receive, scope: anyio.CancelScope) -> None:
         while (await receive())["type"] != "http.disconnect":
             continue
         scope.cancel()

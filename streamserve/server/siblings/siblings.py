@@ -1,8 +1,7 @@
-"""The other API workers of a server, as one of them sees them: who has a request, and where to reach them.
+"""The other API workers of a server, as one of them sees them: which has a request, and how to reach it.
 
-A response, its events and a stream to be resumed live in the worker that made them, and clients come back to any. Each worker
-therefore has a door of its own, an AF_UNIX socket on which it serves what it serves on the port. Lives on one worker's event
-loop; knows nothing of what goes through the doors.
+A response, its events and a resumable stream live in the worker that made them, and clients come back to any. Each worker
+therefore serves on an internal socket, too: an AF_UNIX socket for its siblings only. Lives on one worker's event loop.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamserve.errors import InvalidRequest
-from streamserve.server.siblings.control import Asked
+from streamserve.server.siblings.control import CallSiblings
 
 
 class NotKeptHere(InvalidRequest):
@@ -22,27 +21,27 @@ class NotKeptHere(InvalidRequest):
         self.response_id = response_id
 
 
-def door_of(engine_address: str, worker: int) -> str:
-    """The path of a worker's door: beside the engine's socket, in a folder that only this user can enter."""
+def internal_socket_path(engine_address: str, worker: int) -> str:
+    """The path of a worker's internal socket: beside the engine's, in a folder that only this user can enter."""
     return str(Path(engine_address).with_name(f"api-{worker}.sock"))
 
 
-class Neighbours:
-    """See the module.
+class Siblings:
+    """Calls the other workers.
 
-    ask   asks all other workers
-    door  the path of a worker's door
+    call             calls a method on all of them
+    internal_socket  the path of a worker's internal socket, by its number
     """
 
-    def __init__(self, ask: Asked, door: Callable[[int], str]) -> None:
-        self._ask = ask
-        self._door = door
+    def __init__(self, call: CallSiblings, internal_socket: Callable[[int], str]) -> None:
+        self._call = call
+        self._internal_socket = internal_socket
 
     async def cancel(self, request_id: str) -> bool:
-        """Cancel a request wherever it is answered; False when it is nowhere."""
-        return await self._ask("cancel", request_id) is not None
+        """Cancel a request that another worker answers; False when none does."""
+        return await self._call("cancel", request_id) is not None
 
-    async def door_to(self, response_id: str) -> str | None:
-        """The door of the worker that keeps a response, or the events of a stream; None when none does."""
-        worker = await self._ask("find", response_id)
-        return None if worker is None else self._door(worker)
+    async def find(self, response_id: str) -> str | None:
+        """The internal socket of the worker that keeps a response, or the events of a stream; None when none does."""
+        worker = await self._call("find", response_id)
+        return None if worker is None else self._internal_socket(worker)

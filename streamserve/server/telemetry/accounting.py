@@ -1,6 +1,6 @@
-"""What one request costs and when: its usage object, and this worker's metrics.
+"""Accounting of one request: its usage object, this worker's metrics, its trace.
 
-Fed with every delta on its way out. Lives on one API worker's event loop.
+Records every delta on its way out. Lives on one API worker's event loop.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from time import monotonic
 from typing import Protocol
 
 from streamserve.server.telemetry.metrics import Metrics
-from streamserve.server.telemetry.request_cost import Spent, Times
-from streamserve.server.telemetry.usage import Usage
+from streamserve.server.telemetry.request_cost import RequestCost, RequestTimes, Usage
 from streamserve.types import FinishReason, TextDelta
 
 
 class Trace(Protocol):
-    """Wants to know what a request has cost."""
+    """Receives a request's totals."""
 
-    def end(self, spent: Spent) -> None: ...
+    def end(self, cost: RequestCost) -> None:
+        """The request has ended. Never blocks, never raises."""
+        ...
 
 
 class Account:
@@ -25,7 +26,7 @@ class Account:
 
     usage           kept up to date with every delta
     num_prompts, n  the request's shape: choice = output index + prompt index * n
-    trace           told what it has cost when it is over
+    trace           receives the totals when the request ends
     """
 
     def __init__(self, usage: Usage, metrics: Metrics, *, num_prompts: int, n: int, trace: Trace | None = None) -> None:
@@ -43,6 +44,7 @@ class Account:
 
     @property
     def has_begun(self) -> bool:
+        """Whether the request has had text."""
         return self._first_event_at is not None
 
     def record(self, delta: TextDelta) -> None:
@@ -66,14 +68,14 @@ class Account:
             self._metrics.finished.add(1, delta.finish_reason)
 
     def close(self, unfinished: FinishReason = "abort") -> None:
-        """The request has been answered, well or not.
+        """Report the request's totals, once it has been answered or given up.
 
-        unfinished  what became of the choices whose end nobody was told: "abort" when the client left, or "error"
+        unfinished  finish reason of the choices that have none yet: "abort" when the client left, or "error"
         """
         if self.unfinished:
             self._metrics.finished.add(self.unfinished, unfinished)
             self._finish_reasons += [unfinished] * self.unfinished
-        spent = Spent(
+        cost = RequestCost(
             prompt_tokens=self.usage.prompt_tokens,
             completion_tokens=self.usage.completion_tokens,
             longest_choice=max(self._num_tokens),
@@ -81,18 +83,18 @@ class Account:
             times=self._times(),
             finish_reasons=self._finish_reasons,
         )
-        self._metrics.count(spent)
+        self._metrics.count(cost)
         if self._trace is not None:
-            self._trace.end(spent)
+            self._trace.end(cost)
 
     def _begin(self, delta: TextDelta, now: float) -> None:
-        """The first text of the request."""
+        """Record the first text of the request."""
         self._first_event_at = now
         self._queue_s = min(delta.queue_s or 0.0, now - self._received_at)
         self._metrics.ttft_s.observe(now - self._received_at)
 
-    def _times(self) -> Times | None:
+    def _times(self) -> RequestTimes | None:
         first = self._first_event_at
         if first is None:
             return None
-        return Times(self._queue_s, first - self._received_at - self._queue_s, self.last_event_at - first)
+        return RequestTimes(self._queue_s, first - self._received_at - self._queue_s, self.last_event_at - first)

@@ -1,7 +1,7 @@
-"""What /metrics tells: vLLM's names, so that its dashboards work, and our own about streams.
+"""The metrics page: vLLM's names, so that its dashboards work, and our own about streams.
 
-Requests are counted here, in this API worker's cells; the engine's gauges and totals are read when a scrape comes. Written with
-prometheus-client, which renders the page.
+Requests are counted as they run, in this API worker's share of the counters; the engine's gauges and totals are read on each
+scrape. prometheus-client renders the page. Lives on one API worker's event loop.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 
 from streamserve.errors import StreamserveError
-from streamserve.server.telemetry.request_cost import Spent
-from streamserve.server.telemetry.shared_counters import CellMemory, Counter, Histogram, Layout
+from streamserve.server.telemetry.request_cost import RequestCost
+from streamserve.server.telemetry.shared_counters import Counter, CounterLayout, CounterMemory, Histogram
 from streamserve.types import EngineStats
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "time")
@@ -35,13 +35,13 @@ _CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 class Metrics:
-    """One API worker's counts, and the page over all workers.
+    """One API worker's counters, and the page over all workers.
 
-    memory  shared by the workers; this worker's own when not given
+    memory_fd  from `shared_memory`, for workers that count together; without it the counters are this worker's own
     """
 
     def __init__(self, model_name: str, *, memory_fd: int | None = None, worker: int = 0, workers: int = 1) -> None:
-        layout = Layout()
+        layout = CounterLayout()
         self.ttft_s = Histogram(layout, _SECONDS)
         self.inter_token_s = Histogram(layout, _SECONDS)
         self.per_output_token_s = Histogram(layout, _SECONDS)
@@ -64,37 +64,37 @@ class Metrics:
         self.requests = Counter(layout)
         self.ws_connections = Counter(layout)
         self.ws_streams = Counter(layout)
-        self.memory = CellMemory(layout.size, workers=workers, fd=memory_fd)
-        cells = self.memory.stretch(worker)
+        self.memory = CounterMemory(layout.size, workers=workers, fd=memory_fd)
+        values = self.memory.region(worker)
         for metric in vars(self).values():
             if isinstance(metric, Counter | Histogram):
-                metric.bind(cells)
+                metric.bind(values)
         self._labels = {"model_name": model_name, "engine": "0"}
 
     @staticmethod
     def shared_memory(workers: int) -> int:
-        """A descriptor to pass to every worker as `memory_fd`."""
-        return CellMemory.create_shared(Metrics("").memory.cells, workers)
+        """Create the counters of `workers` workers; returns the descriptor to pass to each as `memory_fd`."""
+        return CounterMemory.create_shared(Metrics("").memory.size, workers)
 
     def reject(self, error: StreamserveError) -> None:
         """Count a request that was refused."""
         self.rejected.add(1, _REASONS.get(error.status, "invalid" if error.status < 500 else "internal"))
 
-    def count(self, spent: Spent) -> None:
-        """Count a request that is over, well or not."""
-        self.e2e_s.observe(spent.e2e_s)
-        self.request_prompt_tokens.observe(spent.prompt_tokens)
-        self.request_generation_tokens.observe(spent.completion_tokens)
-        self.request_max_generation_tokens.observe(spent.longest_choice)
-        if spent.times is None:
+    def count(self, cost: RequestCost) -> None:
+        """Count a request that has ended, in whatever way."""
+        self.e2e_s.observe(cost.e2e_s)
+        self.request_prompt_tokens.observe(cost.prompt_tokens)
+        self.request_generation_tokens.observe(cost.completion_tokens)
+        self.request_max_generation_tokens.observe(cost.longest_choice)
+        if cost.times is None:
             return
-        queue_s, prefill_s, decode_s = spent.times
+        queue_s, prefill_s, decode_s = cost.times
         self.queue_s.observe(queue_s)
         self.prefill_s.observe(prefill_s)
         self.decode_s.observe(decode_s)
         self.inference_s.observe(prefill_s + decode_s)
-        if spent.completion_tokens > 1:
-            self.per_output_token_s.observe(decode_s / (spent.completion_tokens - 1))
+        if cost.completion_tokens > 1:
+            self.per_output_token_s.observe(decode_s / (cost.completion_tokens - 1))
 
     def page(self, stats: EngineStats | None) -> bytes:
         """The text exposition; without the engine's part while there is no engine."""
@@ -212,7 +212,7 @@ class Metrics:
 
 
 class _Page:
-    """What prometheus-client calls a registry: something to collect from."""
+    """prometheus-client's registry: yields the families of one scrape."""
 
     def __init__(self, metrics: Metrics, stats: EngineStats | None) -> None:
         self._metrics = metrics

@@ -1,8 +1,8 @@
 """OpenTelemetry traces: one span per request, with its tokens and times, under vLLM's attribute names.
 
-Off unless an endpoint is given, and then nothing here is imported. A framework's instrumentation would make a span of every
-`send`, that is of every streamed token; this one hears of a request twice, when it has been checked and when it is over. Spans
-leave from a thread of the SDK's own.
+The SDK is imported only where an endpoint is configured. A framework's instrumentation would make a span of every `send`, that
+is of every streamed token; this one is called twice per request, once it has been checked and when it has ended. The SDK
+exports spans from a thread of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 import streamserve
 from streamserve.errors import ConfigError
-from streamserve.server.telemetry.request_cost import Spent
+from streamserve.server.telemetry.request_cost import RequestCost
 from streamserve.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -99,16 +99,16 @@ class Tracer:
 
 
 class RequestTrace:
-    """The span of one request; see `account.Trace`."""
+    """The span of one request; an `accounting.Trace`."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
 
-    def end(self, spent: Spent) -> None:
+    def end(self, cost: RequestCost) -> None:
         from opentelemetry.trace import StatusCode
 
-        times = spent.times
-        latencies = {"e2e": spent.e2e_s}
+        times = cost.times
+        latencies = {"e2e": cost.e2e_s}
         if times is not None:
             latencies |= {
                 "time_in_queue": times.queue_s,
@@ -118,16 +118,16 @@ class RequestTrace:
                 "time_in_model_inference": times.prefill_s + times.decode_s,
             }
         self._span.set_attributes({f"gen_ai.latency.{name}": seconds for name, seconds in latencies.items()})
-        self._span.set_attribute("gen_ai.usage.prompt_tokens", spent.prompt_tokens)
-        self._span.set_attribute("gen_ai.usage.completion_tokens", spent.completion_tokens)
-        self._span.set_attribute("gen_ai.response.finish_reasons", spent.finish_reasons)
-        if "error" in spent.finish_reasons:
+        self._span.set_attribute("gen_ai.usage.prompt_tokens", cost.prompt_tokens)
+        self._span.set_attribute("gen_ai.usage.completion_tokens", cost.completion_tokens)
+        self._span.set_attribute("gen_ai.response.finish_reasons", cost.finish_reasons)
+        if "error" in cost.finish_reasons:
             self._span.set_status(StatusCode.ERROR)
         self._span.end()
 
 
 class TraceContext:
-    """A middleware that reads `traceparent` (W3C Trace Context) from requests and upgrades; leaves `send` alone."""
+    """Middleware that reads `traceparent` (W3C Trace Context) from requests and upgrades; does not wrap `send`."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app

@@ -1,4 +1,5 @@
-"""A stream of a socket that another API worker makes: asked for through that worker's door, its messages passed on as they are.
+"""A stream of a socket that another API worker makes: requested over that worker's internal socket, its messages
+passed on as they are.
 
 One per such stream, in a task of the socket's own group. A client that lags holds it back like any other stream: few messages
 are kept here, and the connection between the workers does the rest.
@@ -23,20 +24,20 @@ from streamserve.server.ws.writer import SocketWriter
 WINDOW = 16
 """Messages that may wait here for their turns."""
 
-_PATH = "ws://neighbour/v1/ws"
+_PATH = "ws://sibling/v1/ws"
 
 
 class ForeignRelay:
     """See the module.
 
-    door      of the worker that is asked
-    api_keys  of the server; the client has shown one of them already
+    internal_socket  of the worker that keeps the response
+    api_keys         of the server; the client has shown one of them already
     """
 
-    def __init__(self, writer: SocketWriter, stream_id: str | None, door: str, api_keys: Sequence[str]) -> None:
+    def __init__(self, writer: SocketWriter, stream_id: str | None, internal_socket: str, api_keys: Sequence[str]) -> None:
         self._writer = writer
         self._name = {} if stream_id is None else {"stream_id": stream_id}
-        self._door = door
+        self._internal_socket = internal_socket
         self._headers = {"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
         self._messages: deque[str] = deque()
         self._is_queued = False
@@ -51,7 +52,7 @@ class ForeignRelay:
         """
         try:
             async with unix_connect(
-                self._door, uri=_PATH, additional_headers=self._headers, compression=None, max_size=None
+                self._internal_socket, uri=_PATH, additional_headers=self._headers, compression=None, max_size=None
             ) as socket:
                 try:
                     await self._ask(socket, message)

@@ -155,12 +155,12 @@ class Streams:
 
     async def _relay_foreign(self, lane: _Lane, response_id: str, message: Message, missing: StreamserveError) -> None:
         """Have the API worker that keeps a response make this stream. Raises `missing` when none does."""
-        door = await self._service.door_to(response_id)
-        if door is None:
+        internal_socket = await self._service.find_sibling(response_id)
+        if internal_socket is None:
             raise missing
         if lane.is_cancelled:
             raise RequestAborted("the request was cancelled")
-        relay = ForeignRelay(self._writer, lane.stream_id, door, self._service.config.api_keys)
+        relay = ForeignRelay(self._writer, lane.stream_id, internal_socket, self._service.config.api_keys)
 
         def abort() -> None:
             self._tasks.start_soon(relay.cancel)

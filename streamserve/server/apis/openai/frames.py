@@ -18,7 +18,7 @@ from streamserve.errors import StreamserveError
 from streamserve.server.apis.openai.logprobs import CompletionLogprobs, TokenNames, chat_logprobs, joined
 from streamserve.server.apis.openai.reading import MessageReader, Reading
 from streamserve.server.http.errors import error_object
-from streamserve.server.telemetry.usage import Usage
+from streamserve.server.telemetry.request_cost import Usage
 from streamserve.types import TextDelta, TextLogprob
 
 _TEXT = "\x00text\x00"

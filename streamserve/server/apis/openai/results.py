@@ -14,7 +14,7 @@ import orjson
 from streamserve.server.apis.openai.frames import ChoicePreamble, StreamFormat, finish_reason
 from streamserve.server.apis.openai.logprobs import CompletionLogprobs, chat_logprobs, joined, prompt_logprobs
 from streamserve.server.apis.openai.reading import Message, MessageReader
-from streamserve.server.telemetry.usage import Usage
+from streamserve.server.telemetry.request_cost import Usage
 from streamserve.types import TextDelta, TextLogprob
 
 

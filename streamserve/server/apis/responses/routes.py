@@ -39,10 +39,10 @@ async def create_response(request: Request[Any, Any, Any], service: NamedDepende
     try:
         record = await plan_response(service, asked)
     except NotKeptHere as missing:
-        door = await service.door_to(missing.response_id)
-        if door is None:
+        internal_socket = await service.find_sibling(missing.response_id)
+        if internal_socket is None:
             raise
-        return Forwarded(door, body)
+        return Forwarded(internal_socket, body)
     headers: Headers = [(b"x-request-id", record.id.encode())]
     if ignored:
         headers.append((b"warning", warning(ignored)))

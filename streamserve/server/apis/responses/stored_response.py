@@ -16,7 +16,7 @@ from streamserve.server.apis.responses.items import Item, Message, as_messages
 from streamserve.server.apis.responses.output import OutputItem
 from streamserve.server.apis.responses.schema import ResponseRequest
 from streamserve.server.delivery.producer import Producer
-from streamserve.server.telemetry.usage import Usage
+from streamserve.server.telemetry.request_cost import Usage
 from streamserve.types import SamplingParams
 
 IN_PROGRESS = "in_progress"

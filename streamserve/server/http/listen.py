@@ -1,6 +1,6 @@
 """Where a server listens: the address, and sockets bound to it.
 
-Plain blocking calls. Knows no server: a port that can't be had is told before anything else is started.
+Plain blocking calls. Knows no server: a port that can't be had is reported before anything else is started.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streamserve.errors import ConfigError
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a server listens and how it speaks.
+    """Address, TLS and logging of a server's port.
 
     shares_port  several processes bind the same port and the kernel spreads the connections over them
     """
@@ -33,7 +33,7 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def url(self) -> str:
-        """How a client on this machine reaches it."""
+        """The base URL for clients on this machine."""
         host = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
         if host is not None and ":" in host and not host.startswith("["):
             host = f"[{host}]"
@@ -41,7 +41,7 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bind(listen: Listen) -> socket.socket:
-    """A bound socket for `listen`. Raises `ConfigError` when the address can't be had."""
+    """Bind a socket for `listen`. Raises `ConfigError` when the address can't be had."""
     host = listen.host or "0.0.0.0"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if listen.shares_port and listen.port:
@@ -51,7 +51,7 @@ def bind(listen: Listen) -> socket.socket:
 
 
 def join(listen: Listen) -> socket.socket:
-    """A further socket on a port that this server already shares."""
+    """Bind a further socket to a port that this server already shares."""
     host = listen.host or "0.0.0.0"
     return _bound(socket.AF_INET6 if ":" in host else socket.AF_INET, host, listen.port, shares_port=True)
 

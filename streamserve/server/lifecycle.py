@@ -1,4 +1,4 @@
-"""Which part of its life a server is in, and what that means for requests.
+"""The phase that a server is in, and whether requests are taken in it.
 
     loading ──► ready ──► draining
        └───────────┴────────┴──► dead
