@@ -45,12 +45,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return y
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    area = _norm_rope if x.is_cpu else _triton("norm_rope")
-    y: tuple[Tensor, Tensor] = area.add_rms_norm(x, residual, weight, eps)
-    return y
-
-
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.layer_norm(x, weight, bias, eps)
@@ -242,7 +236,6 @@ __all__ = [
     "Int4Weight",
     "Shared",
     "Weight",
-    "add_rms_norm",
     "apply_row_deltas",
     "gather_inputs",
     "gelu_tanh_mul",

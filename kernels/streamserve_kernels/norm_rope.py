@@ -26,10 +26,10 @@ def activate(gate, up, ACTIVATION: tl.constexpr):
 
 @kernel(do_not_specialize=["num_rows"])
 def _norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, bias_ptr, total_ptr, out_ptr, num_rows, width, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, CENTER: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, num_rows, width, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, CENTER: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows per program: rms_norm, with CENTER layer_norm, with RESIDUAL of x + residual, which is stored too."""
+    """Normalize ROWS rows per program: rms_norm, or layer_norm with CENTER."""
     if PDL:
         cuda.gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -41,10 +41,6 @@ def _norm_kernel(
     if PDL:
         cuda.gdc_wait()
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    if RESIDUAL:
-        total = (x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)).to(total_ptr.dtype.element_ty)
-        tl.store(total_ptr + offsets, total, mask=mask)
-        x = total.to(tl.float32)
     if CENTER:
         x = tl.where(mask, x - (tl.sum(x, axis=1) / width)[:, None], 0.0)
     y = x * tl.rsqrt(tl.sum(x * x, axis=1) / width + eps)[:, None] * weight[None, :]
@@ -70,42 +66,27 @@ def _gate_kernel(x_ptr, out_ptr, width, BLOCK: tl.constexpr, ACTIVATION: tl.cons
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See the reference."""
-    return _norm(x, weight, eps)[0]
-
-
-def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See the reference."""
-    return _norm(x, weight, eps, residual=residual.contiguous())
+    return _norm(x, weight, eps)
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """See the reference."""
-    return _norm(x, weight, eps, bias=bias)[0]
+    return _norm(x, weight, eps, bias=bias)
 
 
-def _norm(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    *,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, bias: torch.Tensor | None = None) -> torch.Tensor:
     x = x.contiguous()
     width = x.shape[-1]
     num_rows = x.numel() // width
     out = torch.empty_like(x)
-    total = x if residual is None else torch.empty_like(x)
     block = power_of_two(width)
     rows = min(max(1, _TILE // block), power_of_two(-(-num_rows // 512)))
     _norm_kernel[(-(-num_rows // rows),)](
-        x, residual, weight, bias, total, out, num_rows, width, eps,
-        ROWS=rows, BLOCK=block, RESIDUAL=residual is not None, CENTER=bias is not None,
+        x, weight, bias, out, num_rows, width, eps,
+        ROWS=rows, BLOCK=block, CENTER=bias is not None,
         num_warps=max(1, min(16, rows * block // 512)), **dependent_launch(x.device),
     )  # fmt: skip
-    return out, total
+    return out
 
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamserve_kernels import (
-    add_rms_norm,
     gelu_tanh_mul,
     layer_norm,
     linear,
@@ -50,13 +49,6 @@ def test_rms_norm_in_every_mix_of_dtypes(dtype: torch.dtype, weight_dtype: torch
     normed = rms_norm(x, weight, EPS)
     assert normed.dtype is dtype
     close(normed, rms_norm_fp64(x, weight))
-
-
-def test_add_rms_norm_norms_the_sum_and_returns_it() -> None:
-    x, residual, weight = random(4, 64), random(5, 64)[:4], random(64)
-    normed, total = add_rms_norm(x, residual, weight, EPS)
-    assert torch.equal(total, x + residual)
-    close(normed, rms_norm_fp64(x + residual, weight))
 
 
 def test_layer_norm() -> None:

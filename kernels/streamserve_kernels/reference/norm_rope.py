@@ -31,16 +31,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * scale).mul_(weight).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual stream and its norm: (rms_norm(r), r) with r = x + residual rounded to their dtype.
-
-    x, residual  [tokens, n]  bf16|fp16|fp32
-    weight       [n]
-    """
-    total = x + residual
-    return rms_norm(total, weight, eps), total
-
-
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer norm over the last dimension (Ba et al., 2016).
 
