@@ -1,9 +1,9 @@
-"""Paged attention in Triton: which launches a batch takes.
+"""Paged attention in Triton: chooses the launches for a batch.
 
-The specification is `reference/attention.py`. A batch's leading decode rows take one launch (attention_decode.py), longer
-queries another (attention_prefill.py): the first is bound by memory and shares out tokens, the second by arithmetic and shares
-out queries, and neither's tiles suit the other. What a launch covers is decided from host integers alone; lengths are read on
-the device, so a captured launch serves every context length.
+The specification is `reference/attention.py`. The leading decode rows of a batch take one launch (attention_decode.py), longer
+queries another (attention_prefill.py): the first is bound by memory and divides the cached tokens among programs, the second is
+bound by arithmetic and divides the queries, and neither's tiles suit the other. Launch sizes depend on host integers only;
+lengths are read on the device, so a captured launch serves every context length.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def rotary_attention(
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> torch.Tensor:
-    """See the reference. Decode rows rotate, write and attend in one launch; the tokens before theirs are of earlier steps."""
+    """`reference.attention.rotary_attention`; decode rows rotate, write and attend in one launch."""
     layer = Layer(q_heads, kv_heads, head_dim, scale, window, softcap)
     out = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps)
-    fuses = head_dim % 2 == 0 and (cos_sin is None or cos_sin.shape[-1] == head_dim)
+    can_fuse = head_dim % 2 == 0 and (cos_sin is None or cos_sin.shape[-1] == head_dim)
     shared = shared or Shared()
-    decodes = _Decodes(num_decodes, max_seq_len, block_tables, seq_lens, shared)
-    if fuses:
-        decodes.attend(layer, qkv, rotation, kv_cache, out)
+    decode_rows = _DecodeRows(num_decodes, max_seq_len, block_tables, seq_lens, shared)
+    if can_fuse:
+        decode_rows.attend(layer, qkv, rotation, kv_cache, out)
         if num_decodes < seq_lens.shape[0]:
             write_kv(
                 qkv[num_decodes:], positions[num_decodes:], cos_sin, kv_cache, slot_mapping[num_decodes:],
@@ -60,7 +60,7 @@ def rotary_attention(
         qkv, positions, cos_sin, kv_cache, slot_mapping,
         q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, q_norm=q_norm, k_norm=k_norm, eps=eps,
     )  # fmt: skip
-    decodes.attend(layer, q.flatten(1), None, kv_cache, out)
+    decode_rows.attend(layer, q.flatten(1), None, kv_cache, out)
     if num_decodes < seq_lens.shape[0]:
         prefill(layer, q.flatten(1), None, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, shared)
     return out
@@ -80,20 +80,20 @@ def paged_attention(
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> torch.Tensor:
-    """See the reference. A sequence of length 0 (padding among the decode rows) gives zeros."""
+    """`reference.attention.paged_attention`; a sequence of length 0 (padding among the decode rows) gives zeros."""
     shared = shared or Shared()
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     layer = Layer(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap)
-    decodes = _Decodes(num_decodes, max_seq_len, block_tables, seq_lens, shared)
+    decode_rows = _DecodeRows(num_decodes, max_seq_len, block_tables, seq_lens, shared)
     flat = q.contiguous().flatten(1)
-    decodes.attend(layer, flat, None, kv_cache, out)
+    decode_rows.attend(layer, flat, None, kv_cache, out)
     if num_decodes < seq_lens.shape[0]:
         prefill(layer, flat, None, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, shared)
     return out
 
 
-class _Decodes:
-    """A batch's decode rows."""
+class _DecodeRows:
+    """The decode rows of a batch, which come first."""
 
     def __init__(
         self, num_rows: int, max_seq_len: int, block_tables: torch.Tensor, seq_lens: torch.Tensor, shared: Shared
@@ -106,19 +106,19 @@ class _Decodes:
     def attend(
         self, layer: Layer, q: torch.Tensor, rotation: Rotation | None, kv_cache: torch.Tensor, out: torch.Tensor
     ) -> None:
-        """With `rotation`, from the fused projection `q`; otherwise all keys and values are in the cache."""
+        """With `rotation`, `q` is the fused projection; otherwise all keys and values are in the cache."""
         if self.num_rows:
             shape = decode_shape(layer, q.dtype, q.device, self.num_rows, self._max_seq_len)
-            schedule = self._schedule(layer, shape, own=rotation is not None)
+            schedule = self._schedule(layer, shape, excludes_last=rotation is not None)
             decode(layer, q, rotation, kv_cache, self._block_tables, shape, schedule, out)
 
-    def _schedule(self, layer: Layer, shape: DecodeShape, *, own: bool) -> DecodeSchedule:
-        """The rows' parts, made by the first layer that asks."""
+    def _schedule(self, layer: Layer, shape: DecodeShape, *, excludes_last: bool) -> DecodeSchedule:
+        """The splits of the rows, computed once for all layers of the step with this shape and window."""
 
         def make() -> DecodeSchedule:
             return make_schedule(
-                self._seq_lens, num_rows=self.num_rows, spare=shape.spare, least=shape.least, tile=shape.tile, own=own,
-                window=layer.window,
+                self._seq_lens, num_rows=self.num_rows, spare=shape.spare, min_tokens=shape.min_tokens, tile=shape.tile,
+                excludes_last=excludes_last, window=layer.window,
             )  # fmt: skip
 
-        return self._shared.get(("decode schedule", shape, own, layer.window), make)
+        return self._shared.get(("decode schedule", shape, excludes_last, layer.window), make)

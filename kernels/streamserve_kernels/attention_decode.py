@@ -1,8 +1,8 @@
-"""Decode rows in Triton: one launch rotates, writes the new keys and values, and attends (Flash-Decoding, Dao et al., 2023).
+"""Attention of decode rows in Triton: one launch rotates, writes the new keys and values, and attends.
 
-Each program takes one kv head of one part of a row's context (decode_schedule.py); a row of several parts is added up by the
-last of their programs to finish. The query heads that share a kv head are rows of one tile, so keys and values are read once
-per kv head.
+Split-KV as in Flash-Decoding (Dao et al., 2023): each program takes one kv head of one split of a row's context
+(decode_schedule.py), and the last program of a row to finish combines its splits. The query heads that share a kv head are rows
+of one tile, so keys and values are read once per kv head.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .attention_tiles import angles, block_ids, compute_dtype, norm_weights, scaled, turned
+from .attention_tiles import angles, block_ids, compute_dtype, norm_and_rotate, norm_weights, scaled
 from .decode_schedule import RECORD, DecodeSchedule
 from .launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
 
-_AT_ONCE = tl.constexpr(4)
-"""Parts whose loads are in flight together when they are added up."""
+_UNROLL = tl.constexpr(4)
+"""Splits whose loads are in flight together when they are combined."""
 
 
 class Layer(NamedTuple):
-    """What all launches of one layer share."""
+    """Properties of a layer's attention."""
 
     q_heads: int
     kv_heads: int
@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """What the fused launches need beyond attention; see `rotary_write`."""
+    """Arguments of `rotary_write`, for launches that include it."""
 
     positions: torch.Tensor
     cos_sin: torch.Tensor | None
@@ -47,22 +47,25 @@ class Rotation(NamedTuple):
 class DecodeShape(NamedTuple):
     """How a batch's decode rows are launched.
 
-    tile    tokens of a tile
-    spare   parts beyond one for each row
-    least   tokens of a part at least, where there are several
-    stages  of the pipeline; 1 takes tiles through registers
+    tile        tokens of a tile
+    spare       most splits beyond one for each row
+    min_tokens  tokens of a split at least, where a row has several
+    stages      of the pipeline; 1 takes tiles through registers
     """
 
     tile: int
     spare: int
-    least: int
+    min_tokens: int
     warps: int
     stages: int
 
 
 @triton.jit
-def _read_part(record_ptr, program, num_rows, WINDOW: tl.constexpr):
-    """Row, first token, the one after the last, index, number of parts; a row's first part tells its blocks without a load."""
+def _load_split(record_ptr, program, num_rows, WINDOW: tl.constexpr):
+    """Row, first token, the one after the last, index in the row, splits of the row (see `DecodeSchedule`).
+
+    Of a row's first split, row and first token need no load, so that reading its blocks need not wait for the record.
+    """
     later = program >= num_rows
     sequence = tl.load(record_ptr, mask=later, other=program).to(tl.int64)
     if WINDOW is None:
@@ -77,7 +80,7 @@ def _load_tile(
     cache_ptr, blocks, tokens, end, kv_head, block_stride,
     HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values [tokens, LANES] of the tokens before `end`, zeros elsewhere."""
+    """Load keys and values [tokens, LANES] of the tokens before `end`; zeros elsewhere."""
     lanes = tl.arange(0, LANES)
     mask = (tokens < end)[:, None] & (lanes < HEAD_DIM)[None, :]
     entry = blocks.to(tl.int64) * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
@@ -87,20 +90,20 @@ def _load_tile(
 
 @triton.jit
 def _store_token(
-    cache_ptr, key, value, slot, part, kv_head, block_stride,
+    cache_ptr, key, value, slot, split, kv_head, block_stride,
     HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Write a key and a value [1, LANES] to their slot; nothing for a padding slot, nor in any part but the first."""
+    """Store a key and a value [1, LANES] in their slot; only in a row's first split, and not for a padding slot."""
     lanes = tl.arange(0, LANES)[None, :]
     ptrs = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (kv_head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM + lanes
-    written = (lanes < HEAD_DIM) & (part + lanes * 0 == 0) & (lanes * 0 <= slot)
+    written = (lanes < HEAD_DIM) & (split + lanes * 0 == 0) & (lanes * 0 <= slot)
     tl.store(ptrs, key, mask=written)
     tl.store(ptrs + KV_HEADS * BLOCK_SIZE * HEAD_DIM, value, mask=written)
 
 
 @triton.jit
 def _attend(q, k, v, seen, highest, total, sums, scale, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr):
-    """A tile's part in the online softmax: maxima, denominators and unnormalised sums with its tokens."""
+    """One tile of the online softmax: maxima, denominators and unnormalised sums, updated by its tokens."""
     scores = scaled(tl.dot(q, tl.trans(k.to(COMPUTE)), input_precision="ieee"), scale, SOFTCAP)
     scores = tl.where(seen[None, :], scores, float("-inf"))
     higher = tl.maximum(highest, tl.max(scores, axis=1))
@@ -114,46 +117,46 @@ def _attend(q, k, v, seen, highest, total, sums, scale, SOFTCAP: tl.constexpr, C
 
 
 @triton.jit
-def _merge(highest, total, sums, top, share, values):
-    """The softmax of two disjoint sets of tokens."""
-    higher = tl.maximum(highest, top)
+def _merge(highest, total, sums, other_highest, other_total, other_sums):
+    """Merge the softmax states of two disjoint sets of tokens."""
+    higher = tl.maximum(highest, other_highest)
     shift = tl.where(higher == float("-inf"), 0.0, higher)
     decay = tl.exp2(highest - shift)
-    weight = tl.exp2(top - shift)
-    return higher, total * decay + share * weight, sums * decay[:, None] + values * weight[:, None]
+    weight = tl.exp2(other_highest - shift)
+    return higher, total * decay + other_total * weight, sums * decay[:, None] + other_sums * weight[:, None]
 
 
 @triton.jit
-def _leave_part(partial_ptr, place, highest, total, sums, used, GROUP: tl.constexpr, LANES: tl.constexpr):
-    """Leave a part for whoever adds the row's parts up."""
-    part_ptrs = partial_ptr + (place * GROUP + tl.arange(0, GROUP)) * (LANES + 2)
-    tl.store(part_ptrs[:, None] + tl.arange(0, LANES)[None, :], sums, mask=used[:, None])
-    tl.store(part_ptrs + LANES, highest, mask=used)
-    tl.store(part_ptrs + LANES + 1, total, mask=used)
+def _store_partial(partial_ptr, index, highest, total, sums, used, GROUP: tl.constexpr, LANES: tl.constexpr):
+    """Store the softmax state of one split for `_combine`."""
+    state_ptrs = partial_ptr + (index * GROUP + tl.arange(0, GROUP)) * (LANES + 2)
+    tl.store(state_ptrs[:, None] + tl.arange(0, LANES)[None, :], sums, mask=used[:, None])
+    tl.store(state_ptrs + LANES, highest, mask=used)
+    tl.store(state_ptrs + LANES + 1, total, mask=used)
 
 
 @triton.jit
-def _add_up(partial_ptr, place, parts, used, GROUP: tl.constexpr, LANES: tl.constexpr):
-    """Merge the parts that a row's programs left from `place` on, in their order."""
+def _combine(partial_ptr, first_split, splits, used, GROUP: tl.constexpr, LANES: tl.constexpr):
+    """Merge the stored states of a row's splits, in their order."""
     group = tl.arange(0, GROUP)
     lanes = tl.arange(0, LANES)
     width: tl.constexpr = LANES + 2
     highest = tl.full([GROUP], float("-inf"), tl.float32)
     total = tl.zeros([GROUP], tl.float32)
     sums = tl.zeros([GROUP, LANES], tl.float32)
-    for first in range(0, parts, _AT_ONCE):
-        tops = ()
-        shares = ()
-        values = ()
-        for index in tl.static_range(_AT_ONCE):
-            live = used & (first + index + group * 0 < parts)
-            rows = partial_ptr + ((place + first + index) * GROUP + group) * width
-            tops = tops + (tl.load(rows + LANES, mask=live, other=float("-inf"), cache_modifier=".cg"),)
-            shares = shares + (tl.load(rows + LANES + 1, mask=live, other=0.0, cache_modifier=".cg"),)
-            loaded = tl.load(rows[:, None] + lanes[None, :], mask=live[:, None], other=0.0, cache_modifier=".cg")
-            values = values + (loaded,)
-        for index in tl.static_range(_AT_ONCE):
-            highest, total, sums = _merge(highest, total, sums, tops[index], shares[index], values[index])
+    for begin in range(0, splits, _UNROLL):
+        highests = ()
+        totals = ()
+        all_sums = ()
+        for index in tl.static_range(_UNROLL):
+            mask = used & (begin + index + group * 0 < splits)
+            rows = partial_ptr + ((first_split + begin + index) * GROUP + group) * width
+            highests = highests + (tl.load(rows + LANES, mask=mask, other=float("-inf"), cache_modifier=".cg"),)
+            totals = totals + (tl.load(rows + LANES + 1, mask=mask, other=0.0, cache_modifier=".cg"),)
+            loaded = tl.load(rows[:, None] + lanes[None, :], mask=mask[:, None], other=0.0, cache_modifier=".cg")
+            all_sums = all_sums + (loaded,)
+        for index in tl.static_range(_UNROLL):
+            highest, total, sums = _merge(highest, total, sums, highests[index], totals[index], all_sums[index])
     return highest, total, sums
 
 
@@ -163,18 +166,18 @@ def _decode_kernel(
     cache_ptr, tables_ptr, records_ptr, out_ptr, partial_ptr, arrivals_ptr,
     scale, eps, q_stride, block_stride, table_stride, max_blocks, num_rows,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, AHEAD: tl.constexpr,
+    GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, PREFETCH: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
     RECORD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One part of a row, one kv head.
+    """Attend to one split of a row, one kv head.
 
-    With ROTATE `q_ptr` is the fused projection: the token's query heads and key are normed and rotated here, and its key and
-    value written to the cache; the parts are what earlier steps wrote. Otherwise queries are ready and the parts are all there
-    is to see. With AHEAD, for launches of few programs, the first tile is on its way to registers before the predecessor is
+    With ROTATE `q_ptr` is the fused projection: the token's query heads and key are normed and rotated here, its key and value
+    are stored in the cache, and the splits cover the tokens of earlier steps. Otherwise queries are ready and the splits cover
+    all tokens. With PREFETCH, for launches of few programs, the first tile is loaded into registers before the predecessor is
     done. Without, tiles stream through shared memory, which leaves registers for more programs at a time.
 
-    partial_ptr   fp32 [kv_heads, parts, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
+    partial_ptr   fp32 [kv_heads, splits, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
     arrivals_ptr  int32 [kv_heads, rows], zero before and after
     """
     if PDL:
@@ -184,16 +187,16 @@ def _decode_kernel(
     kv_head = tl.program_id(0)
     heads_per_group: tl.constexpr = Q_HEADS // KV_HEADS
     record_ptr = records_ptr + tl.program_id(1) * RECORD
-    # Without waiting: what comes after waits for the other programs, and those for what came before.
+    # This may exit without `gdc_wait`: the launch completes only after its other programs, which do wait.
     if tl.load(record_ptr + 5, mask=tl.program_id(1) >= num_rows, other=1) == 0:
         return
-    sequence, start, end, part, parts = _read_part(record_ptr, tl.program_id(1), num_rows, WINDOW)
+    sequence, start, end, split, splits = _load_split(record_ptr, tl.program_id(1), num_rows, WINDOW)
     table_ptr = tables_ptr + sequence * table_stride
-    # Ids past the end of a table's used part are fetched with the others, and never followed.
-    reach = max_blocks * BLOCK_SIZE - 1
-    if AHEAD:
-        blocks = block_ids(table_ptr, start, reach, BLOCK_SIZE, BLOCK_N)
-        blocks_next = block_ids(table_ptr, start + BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+    # Table entries past a sequence's last block are loaded with the others, and not used.
+    last_token = max_blocks * BLOCK_SIZE - 1
+    if PREFETCH:
+        blocks = block_ids(table_ptr, start, last_token, BLOCK_SIZE, BLOCK_N)
+        blocks_next = block_ids(table_ptr, start + BLOCK_N, last_token, BLOCK_SIZE, BLOCK_N)
         tokens = start + tl.arange(0, BLOCK_N)
         k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
 
@@ -203,10 +206,10 @@ def _decode_kernel(
     inside = (lanes < HEAD_DIM)[None, :]
     used = group < heads_per_group
     cos, sin, q_weight, q_partner_weight, k_weight, k_partner_weight = 1.0, 0.0, 1.0, 1.0, 1.0, 1.0
-    turns: tl.constexpr = ROTATE and cos_sin_ptr is not None
+    rotates: tl.constexpr = ROTATE and cos_sin_ptr is not None
     if ROTATE:
         slot = tl.load(slots_ptr + sequence)
-    if turns:
+    if rotates:
         cos, sin = angles(cos_sin_ptr, tl.load(positions_ptr + sequence + tl.arange(0, 1)), HEAD_DIM, LANES)
     if NORM:
         q_weight, q_partner_weight = norm_weights(q_norm_ptr, HEAD_DIM, LANES)
@@ -218,11 +221,11 @@ def _decode_kernel(
     q = tl.load(query_ptrs + lanes[None, :], mask=used[:, None] & inside, other=0.0)
     if ROTATE:
         key_ptrs = q_ptr + sequence * q_stride + (Q_HEADS + kv_head) * HEAD_DIM
-        own_key = tl.load(key_ptrs + lanes[None, :], mask=inside, other=0.0)
-        own_value = tl.load(key_ptrs + KV_HEADS * HEAD_DIM + lanes[None, :], mask=inside, other=0.0)
+        new_key = tl.load(key_ptrs + lanes[None, :], mask=inside, other=0.0)
+        new_value = tl.load(key_ptrs + KV_HEADS * HEAD_DIM + lanes[None, :], mask=inside, other=0.0)
         q_partner = tl.load(query_ptrs + partner_lanes[None, :], mask=used[:, None], other=0.0)
         key_partner = tl.load(key_ptrs + partner_lanes[None, :], mask=inside, other=0.0)
-        q = turned(q, q_partner, q_weight, q_partner_weight, cos, sin, eps, HEAD_DIM, NORM, turns)
+        q = norm_and_rotate(q, q_partner, q_weight, q_partner_weight, cos, sin, eps, HEAD_DIM, NORM, rotates)
     highest = tl.full([GROUP], float("-inf"), tl.float32)
     total = tl.zeros([GROUP], tl.float32)
     sums = tl.zeros([GROUP, LANES], tl.float32)
@@ -231,37 +234,37 @@ def _decode_kernel(
         seq_len = tl.load(record_ptr + 6)
     for begin in range(start, end, BLOCK_N):
         tokens = begin + tl.arange(0, BLOCK_N)
-        if not AHEAD:
-            blocks = block_ids(table_ptr, begin, reach, BLOCK_SIZE, BLOCK_N)
+        if not PREFETCH:
+            blocks = block_ids(table_ptr, begin, last_token, BLOCK_SIZE, BLOCK_N)
             k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
         seen = tokens < end
         if WINDOW is not None:
             seen = seen & (tokens >= seq_len - WINDOW)
         highest, total, sums = _attend(wide_q, k, v, seen, highest, total, sums, scale, SOFTCAP, COMPUTE)
-        if AHEAD:
+        if PREFETCH:
             k, v = _load_tile(
                 cache_ptr, blocks_next, tokens + BLOCK_N, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES
             )
-            blocks_next = block_ids(table_ptr, begin + 2 * BLOCK_N, reach, BLOCK_SIZE, BLOCK_N)
+            blocks_next = block_ids(table_ptr, begin + 2 * BLOCK_N, last_token, BLOCK_SIZE, BLOCK_N)
 
     if ROTATE:
-        # The first part takes the token's own key and value, and stores them.
-        own_key = turned(own_key, key_partner, k_weight, k_partner_weight, cos, sin, eps, HEAD_DIM, NORM, turns)
-        _store_token(cache_ptr, own_key, own_value, slot, part, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
-        own = scaled(tl.sum(q.to(tl.float32) * own_key.to(tl.float32), axis=1), scale, SOFTCAP)
-        own = tl.where(part + group * 0 == 0, own, float("-inf"))
-        highest, total, sums = _merge(highest, total, sums, own, 1.0, own_value.to(tl.float32))
+        # The first split adds the new token's own key and value, and stores them.
+        new_key = norm_and_rotate(new_key, key_partner, k_weight, k_partner_weight, cos, sin, eps, HEAD_DIM, NORM, rotates)
+        _store_token(cache_ptr, new_key, new_value, slot, split, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
+        score = scaled(tl.sum(q.to(tl.float32) * new_key.to(tl.float32), axis=1), scale, SOFTCAP)
+        score = tl.where(split + group * 0 == 0, score, float("-inf"))
+        highest, total, sums = _merge(highest, total, sums, score, 1.0, new_value.to(tl.float32))
 
-    if parts > 1:
+    if splits > 1:
         first = kv_head * tl.num_programs(1) + tl.load(record_ptr + 3)
-        _leave_part(partial_ptr, first + part, highest, total, sums, used, GROUP, LANES)
-        # Every thread's stores must be out before the one thread that announces this part.
+        _store_partial(partial_ptr, first + split, highest, total, sums, used, GROUP, LANES)
+        # Every thread's stores must be out before the one thread that announces this split.
         tl.debug_barrier()
         counter_ptr = arrivals_ptr + sequence * KV_HEADS + kv_head
-        if tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") != parts - 1:
+        if tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") != splits - 1:
             return
         tl.store(counter_ptr, 0)
-        highest, total, sums = _add_up(partial_ptr, first, parts, used, GROUP, LANES)
+        highest, total, sums = _combine(partial_ptr, first, splits, used, GROUP, LANES)
     heads = sequence * Q_HEADS + kv_head * heads_per_group + group
     y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
     out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
@@ -278,40 +281,40 @@ def decode(
     schedule: DecodeSchedule,
     out: torch.Tensor,
 ) -> None:
-    """Attend for the decode rows, the first of `q` and of `out`; with `rotation`, `q` is the fused projection."""
+    """Attend from the decode rows, which come first in `q` and `out`; with `rotation`, `q` is the fused projection."""
     lanes = power_of_two(layer.head_dim, least=32)
     group = power_of_two(layer.q_heads // layer.kv_heads, least=16)
     partial = q.new_empty(layer.kv_heads * schedule.programs * group * (lanes + 2), dtype=torch.float32)
-    turn = rotation or Rotation(None, None, None, None, None, 0.0)  # type: ignore[arg-type]
+    positions, cos_sin, slots, q_norm, k_norm, eps = rotation or (None, None, None, None, None, 0.0)
     _decode_kernel[(layer.kv_heads, schedule.programs)](
-        q, turn.positions, turn.cos_sin, turn.slots, turn.q_norm, turn.k_norm,
+        q, positions, cos_sin, slots, q_norm, k_norm,
         kv_cache, block_tables, schedule.records, out, partial, arrivals(q.device),
-        layer.scale, turn.eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1],
+        layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1],
         schedule.num_rows,
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
-        GROUP=group, LANES=lanes, BLOCK_N=shape.tile, AHEAD=shape.stages == 1,
-        WINDOW=layer.window, SOFTCAP=layer.softcap, ROTATE=rotation is not None, NORM=turn.q_norm is not None,
+        GROUP=group, LANES=lanes, BLOCK_N=shape.tile, PREFETCH=shape.stages == 1,
+        WINDOW=layer.window, SOFTCAP=layer.softcap, ROTATE=rotation is not None, NORM=q_norm is not None,
         COMPUTE=compute_dtype(q.dtype), RECORD=RECORD, num_warps=shape.warps, num_stages=shape.stages,
         **dependent_launch(q.device),
     )  # fmt: skip
 
 
 def decode_shape(layer: Layer, dtype: torch.dtype, device: torch.device, num_rows: int, max_seq_len: int) -> DecodeShape:
-    """The launch for `num_rows` rows of this dtype on `device`."""
+    """Choose the launch for `num_rows` rows of this dtype on `device`."""
     reach = max_seq_len if layer.window is None else min(max_seq_len, layer.window + 64)
     pairs, programs = num_rows * layer.kv_heads, 2 * multiprocessors(device)
     wide = dtype.itemsize == 4 or layer.head_dim > 128
     if pairs > 3 * programs:
-        # Of many rows, what is long is cut so that no program finishes long after others.
+        # Many rows: long ones are split so that no program finishes long after the others.
         shape = DecodeShape(64, 8 * programs // layer.kv_heads, 512, 4, 2)
     elif pairs > programs:
         shape = DecodeShape(64, programs // layer.kv_heads, 128, 4, 2)
     elif 2 * pairs > programs:
-        # One round of programs holds all rows, so only what is twice as long as the others is worth adding up.
+        # One wave of programs holds all rows: only rows twice as long as the others are worth combining.
         shape = DecodeShape(64, num_rows // 2, 128, 4, 1)
     else:
-        # Rows are parted until the device is full.
+        # Few rows: they are split until the device is full.
         shape = DecodeShape(128, programs // pairs * num_rows, 128, 8 if 8 * pairs <= programs else 4, 1)
-    most = num_rows * (-(-reach // shape.least) - 1) if pairs <= MAX_ARRIVALS else 0
+    most = num_rows * (-(-reach // shape.min_tokens) - 1) if pairs <= MAX_ARRIVALS else 0
     shape = shape._replace(spare=min(shape.spare, most))
     return shape._replace(tile=32, warps=4, stages=3) if wide else shape

@@ -1,7 +1,7 @@
-"""Queries of several tokens in Triton, over the paged cache (FlashAttention-2, Dao, 2023).
+"""Attention of sequences with several queries in Triton, over the paged cache (FlashAttention-2, Dao, 2023).
 
-The query heads that share a kv head are rows of one tile, so keys and values are read once per kv head. Queries can be taken
-from the fused projection, normed and rotated on the way; the step's keys and values are in the cache by then (kv_write.py).
+The query heads that share a kv head are rows of one tile, so keys and values are read once per kv head. Queries may come from
+the fused projection: they are then normed and rotated when loaded. The step's keys and values are in the cache (kv_write.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .reference.shared import Shared
 
 
 @triton.jit
-def _rotated(
+def _load_rotated(
     query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps,
     HEAD_DIM: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Queries [BLOCK_M, LANES] normed and rotated; each half of a head fills half of the lanes (`_dims`)."""
+    """Load queries [BLOCK_M, LANES], norm and rotate them; each half of a head fills half of the lanes (`_dims`)."""
     half: tl.constexpr = HEAD_DIM // 2
     lanes = tl.arange(0, LANES // 2)
     mask = present[:, None] & (lanes < half)[None, :]
@@ -49,7 +49,7 @@ def _rotated(
 
 @triton.jit
 def _dims(HEAD_DIM: tl.constexpr, LANES: tl.constexpr, HALVES: tl.constexpr):
-    """Which of a head's dimensions each lane holds, HEAD_DIM or more for none."""
+    """Dimension of a head in each lane, HEAD_DIM or more for none; with HALVES each half fills half of the lanes."""
     lanes = tl.arange(0, LANES)
     if HALVES and HEAD_DIM < LANES:
         inner = lanes % (LANES // 2)
@@ -58,27 +58,27 @@ def _dims(HEAD_DIM: tl.constexpr, LANES: tl.constexpr, HALVES: tl.constexpr):
 
 
 @triton.jit
-def _attend_run(
+def _attend_range(
     q, lanes, highest, total, sums, begin, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
     block_stride, scale,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the keys from `begin` to `end` (multiples of BLOCK_N); without MASKED every query sees all of them.
+    """Attend to the keys from `begin` to `end`; without MASKED every query sees them all, and `end` is a multiple of BLOCK_N.
 
-    lanes  [LANES], what `_dims` gives
+    lanes  [LANES], from `_dims`
     """
     for start in range(begin, end, BLOCK_N):
         tokens = start + tl.arange(0, BLOCK_N)
         inside = tokens < seq_len
         blocks = block_ids(table_ptr, start, seq_len - 1 if MASKED else start + BLOCK_N, BLOCK_SIZE, BLOCK_N).to(tl.int64)
-        places = blocks * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
-        places = places[:, None] + lanes[None, :]
+        offsets = blocks * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
+        offsets = offsets[:, None] + lanes[None, :]
         if MASKED:
             mask = inside[:, None] & (lanes < HEAD_DIM)[None, :]
         else:
             mask = (lanes < HEAD_DIM)[None, :]
-        k = tl.load(cache_ptr + places, mask=mask, other=0.0).to(COMPUTE)
+        k = tl.load(cache_ptr + offsets, mask=mask, other=0.0).to(COMPUTE)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         to_log2 = scale * 1.4426950408889634
         if SOFTCAP is not None:
@@ -98,7 +98,7 @@ def _attend_run(
         decay = tl.exp2((highest - shift) * to_log2)
         total = total * decay + tl.sum(weights, axis=1)
         sums = sums * decay[:, None]
-        v = tl.load(cache_ptr + value_offset + places, mask=mask, other=0.0).to(COMPUTE)
+        v = tl.load(cache_ptr + value_offset + offsets, mask=mask, other=0.0).to(COMPUTE)
         sums = tl.dot(weights.to(COMPUTE), v, sums, input_precision="ieee")
         highest = higher
     return highest, total, sums
@@ -112,13 +112,13 @@ def _prefill_kernel(
     LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M rows of one sequence and kv head; row r is query r // heads_per_group, head r % heads_per_group.
+    """One tile of BLOCK_M rows of one sequence and kv head: row r is query r // heads_per_group, head r % heads_per_group.
 
-    With ROTATE `q_ptr` is the fused projection, whose query heads are still to be normed and rotated.
+    With ROTATE `q_ptr` is the fused projection, whose query heads are not normed and rotated yet.
     """
     if PDL:
         cuda.gdc_launch_dependents()
-    # Without waiting: what comes after waits for the other programs, and those for what came before.
+    # This may exit without `gdc_wait`: the launch completes only after its other programs, which do wait.
     sequence = tl.load(tiles_ptr + tl.program_id(0) * 2)
     if sequence < 0:
         return
@@ -136,14 +136,14 @@ def _prefill_kernel(
     head = kv_head * heads_per_group + row % heads_per_group
     token = (query_begin + query).to(tl.int64)
     present = row < num_rows
-    real = present[:, None] & (lanes < HEAD_DIM)[None, :]
+    mask = present[:, None] & (lanes < HEAD_DIM)[None, :]
     query_ptrs = q_ptr + (token * q_stride + head * HEAD_DIM)[:, None]
     if PDL:
         cuda.gdc_wait()
     if ROTATE:
-        q = _rotated(query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps, HEAD_DIM, LANES, BLOCK_M, NORM)
+        q = _load_rotated(query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps, HEAD_DIM, LANES, BLOCK_M, NORM)
     else:
-        q = tl.load(query_ptrs + lanes[None, :], mask=real, other=0.0)
+        q = tl.load(query_ptrs + lanes[None, :], mask=mask, other=0.0)
     q = q.to(COMPUTE)
 
     lowest = seq_len - num_queries + first_row // heads_per_group
@@ -157,18 +157,18 @@ def _prefill_kernel(
     masked_from = 0
     if WINDOW is None:
         masked_from = (lowest + 1) // BLOCK_N * BLOCK_N
-        highest, total, sums = _attend_run(
+        highest, total, sums = _attend_range(
             q, lanes, highest, total, sums, 0, masked_from, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
             block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False, WINDOW, SOFTCAP, COMPUTE,
         )  # fmt: skip
     else:
         masked_from = tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
-    highest, total, sums = _attend_run(
+    highest, total, sums = _attend_range(
         q, lanes, highest, total, sums, masked_from, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
         block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True, WINDOW, SOFTCAP, COMPUTE,
     )  # fmt: skip
     out_ptrs = out_ptr + (token * Q_HEADS + head)[:, None] * HEAD_DIM + lanes[None, :]
-    tl.store(out_ptrs, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(out_ptrs, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def prefill(
@@ -183,10 +183,10 @@ def prefill(
     first_sequence: int,
     shared: Shared,
 ) -> None:
-    """Attend for the sequences from `first_sequence` on, those before having one token each; with `rotation`, `q` is the fused
-    projection.
+    """Attend from the queries of the sequences from `first_sequence` on; each one before has one token.
 
-    shared  the step's: the list of tiles serves all of its layers
+    q       [tokens, q_heads * head_dim], or with `rotation` the fused projection
+    shared  the step's: its layers use the same list of tiles
     """
     lanes = power_of_two(layer.head_dim, least=16)
     heads_per_group = layer.q_heads // layer.kv_heads
@@ -216,7 +216,7 @@ def prefill(
 def prefill_shape(
     layer: Layer, dtype: torch.dtype, device: torch.device, num_tokens: int
 ) -> tuple[int, int, int, int, int | None]:
-    """BLOCK_M, BLOCK_N, warps, pipeline stages, and registers of a thread at most, for so many queries."""
+    """Choose BLOCK_M, BLOCK_N, warps, pipeline stages, and the most registers of a thread, for `num_tokens` queries."""
     if dtype == torch.float32:
         return 32, 32, 4, 1, None
     if layer.head_dim > 128:

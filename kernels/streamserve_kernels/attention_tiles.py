@@ -1,6 +1,6 @@
-"""What the attention kernels share: finding blocks, norming and rotating heads, scaling scores.
+"""Device functions that the attention kernels share: block lookup, norm and rotation of heads, scaling of scores.
 
-Device functions only. They know a layer's cache and nothing of a batch.
+They know the cache of one layer, and nothing of a batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import triton.language as tl
 
 @triton.jit
 def block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The blocks of the tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or one for all; read up to token `last`."""
+    """Block ids of BLOCK_N tokens from `start`, a multiple of BLOCK_N: [BLOCK_N], or a scalar if one block holds them all.
+
+    The table is read up to the entry of token `last`.
+    """
     if BLOCK_SIZE % BLOCK_N == 0:
         blocks = tl.load(table_ptr + start // BLOCK_SIZE, mask=start <= last, other=0)
     else:
@@ -23,7 +26,7 @@ def block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.cons
 
 @triton.jit
 def scaled(scores, scale, SOFTCAP: tl.constexpr):
-    """Scaled and capped scores in units of log2(e), so that exp2 makes them weights."""
+    """Scale and cap scores, in units of log2(e): exp2 of the result is the softmax weight."""
     if SOFTCAP is None:
         scores = scores * (scale * 1.4426950408889634)
     else:
@@ -33,8 +36,10 @@ def scaled(scores, scale, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def turned(x, partner, weight, partner_weight, cos, sin, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr):
-    """Heads [heads, LANES] normed and rotated; `partner` holds at each place what is half a head away."""
+def norm_and_rotate(
+    x, partner, weight, partner_weight, cos, sin, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr
+):
+    """RMS norm and rotation of heads [heads, LANES]; `partner` holds in each lane the element half a head away."""
     dtype = x.dtype
     if NORM:
         wide = x.to(tl.float32)
@@ -48,7 +53,7 @@ def turned(x, partner, weight, partner_weight, cos, sin, eps, HEAD_DIM: tl.const
 
 @triton.jit
 def norm_weights(norm_ptr, HEAD_DIM: tl.constexpr, LANES: tl.constexpr):
-    """A head norm's weights [1, LANES], and those half a head away."""
+    """Weights of a head norm, [1, LANES], and the same half a head away."""
     lanes = tl.arange(0, LANES)[None, :]
     weight = tl.load(norm_ptr + lanes, mask=lanes < HEAD_DIM, other=0.0).to(tl.float32)
     return weight, tl.load(norm_ptr + (lanes + HEAD_DIM // 2) % HEAD_DIM).to(tl.float32)
@@ -56,13 +61,13 @@ def norm_weights(norm_ptr, HEAD_DIM: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def angles(cos_sin_ptr, positions, HEAD_DIM: tl.constexpr, LANES: tl.constexpr):
-    """Cosines and signed sines [positions, LANES] for `turned`."""
+    """Cosines and signed sines [positions, LANES] for `norm_and_rotate`."""
     lanes = tl.arange(0, LANES)[None, :]
-    places = cos_sin_ptr + positions[:, None] * HEAD_DIM + lanes % (HEAD_DIM // 2)
-    sin = tl.load(places + HEAD_DIM // 2)
-    return tl.load(places), tl.where(lanes < HEAD_DIM // 2, -sin, sin)
+    angle_ptrs = cos_sin_ptr + positions[:, None] * HEAD_DIM + lanes % (HEAD_DIM // 2)
+    sin = tl.load(angle_ptrs + HEAD_DIM // 2)
+    return tl.load(angle_ptrs), tl.where(lanes < HEAD_DIM // 2, -sin, sin)
 
 
 def compute_dtype(dtype: torch.dtype) -> tl.dtype:
-    """Of a kernel's products."""
+    """Triton's name of the dtype in which a kernel multiplies tensors of `dtype`."""
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]

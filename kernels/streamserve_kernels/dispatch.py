@@ -1,7 +1,7 @@
-"""The kernels by name: each call goes to the torch reference or to Triton, by the device its tensors are on.
+"""The public operations: each call runs the torch reference or Triton, by the device of its tensors.
 
-Triton is imported when the first tensor arrives that is not on the CPU, so a CPU machine never needs it. The references'
-docstrings are the contract of both implementations.
+Triton is imported for the first tensor that is not on the CPU, so a CPU machine does not need it. Shapes and dtypes are
+specified in the docstrings of the references, which both implementations fulfil.
 """
 
 from __future__ import annotations
@@ -34,54 +34,62 @@ def _triton(area: str) -> ModuleType:
 
 
 def preload() -> None:
-    """Import the kernels for GPUs, which first calls would do: several threads at once would find Triton half imported."""
+    """Import the Triton kernels. Call it before several threads launch: concurrent first calls find Triton partly imported."""
     for area in ("attention", "kv_write", "norm_rope", "projections", "rows", "sampling"):
         _triton(area)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight over the last dimension; see `reference.norm_rope`."""
     area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.rms_norm(x, weight, eps)
     return y
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last dimension; see `reference.norm_rope`."""
     area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.layer_norm(x, weight, bias, eps)
     return y
 
 
 def silu_mul(x: Tensor) -> Tensor:
+    """silu(gate) * up of the two halves of each row; see `reference.norm_rope`."""
     area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.silu_mul(x)
     return y
 
 
 def gelu_tanh_mul(x: Tensor) -> Tensor:
+    """gelu_tanh(gate) * up of the two halves of each row; see `reference.norm_rope`."""
     area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.gelu_tanh_mul(x)
     return y
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias; see `reference.projections`."""
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.linear(x, weight, bias)
     return y
 
 
 def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+    """residual + x @ weight.T + bias, possibly in place of residual; see `reference.projections`."""
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.linear_residual(x, weight, residual, bias)
     return y
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """linear(rms_norm(x)); see `reference.projections`."""
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.norm_linear(x, norm_weight, eps, weight, bias)
     return y
 
 
 def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Weight, activation: Activation) -> Tensor:
+    """act(gate) * up of linear(rms_norm(x)); see `reference.projections`."""
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.norm_gated_linear(x, norm_weight, eps, gate_up_weight, activation)
     return y
@@ -101,6 +109,7 @@ def rotary_write(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
+    """Norm and rotate queries and keys, write keys and values to the cache, return the queries; see `reference.kv_write`."""
     area = _kv_write if qkv.is_cpu else _triton("kv_write")
     q: Tensor = area.rotary_write(
         qkv,
@@ -132,6 +141,7 @@ def paged_attention(
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
+    """Causal attention of a mixed batch over a paged KV cache; see `reference.attention`."""
     area = _attention if q.is_cpu else _triton("attention")
     out: Tensor = area.paged_attention(
         q,
@@ -172,6 +182,7 @@ def rotary_attention(
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
+    """`rotary_write`, then `paged_attention` on its queries; see `reference.attention`."""
     area = _attention if qkv.is_cpu else _triton("attention")
     out: Tensor = area.rotary_attention(
         qkv,
@@ -199,6 +210,7 @@ def rotary_attention(
 
 
 def apply_row_deltas(tables: RowTables, segments: Tensor, payload: Tensor) -> None:
+    """Copy runs of words into rows; see `reference.rows`."""
     area = _rows if segments.is_cpu else _triton("rows")
     area.apply_row_deltas(tables, segments, payload)
 
@@ -206,23 +218,27 @@ def apply_row_deltas(tables: RowTables, segments: Tensor, payload: Tensor) -> No
 def gather_inputs(
     tables: RowTables, rows: Tensor, starts: Tensor, query_start: Tensor, *, num_tokens: int, block_size: int
 ) -> GatheredInputs:
+    """Read the model inputs of a step from the rows; see `reference.rows`."""
     area = _rows if rows.is_cpu else _triton("rows")
     inputs: GatheredInputs = area.gather_inputs(tables, rows, starts, query_start, num_tokens=num_tokens, block_size=block_size)
     return inputs
 
 
 def scatter_sampled(tables: RowTables, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
+    """Write sampled ids into their rows; see `reference.rows`."""
     area = _rows if rows.is_cpu else _triton("rows")
     area.scatter_sampled(tables, rows, positions, token_ids)
 
 
 def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
+    """Sample one token per line; see `reference.sampling`."""
     area = _sampling if logits.is_cpu else _triton("sampling")
     sampled: SampledTokens = area.sample(logits, parameters)
     return sampled
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
+    """Log-probabilities of one token per line, and the likeliest tokens; see `reference.sampling`."""
     area = _sampling if logits.is_cpu else _triton("sampling")
     logprobs: Logprobs = area.token_logprobs(logits, token_ids, num_top)
     return logprobs

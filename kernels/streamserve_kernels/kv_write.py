@@ -1,4 +1,4 @@
-"""Head norm, rotary embedding and the write into the paged cache, one Triton launch from the fused projection.
+"""Head norm, rotary embedding and the write into the paged cache: one Triton launch on the fused projection.
 
 The specification is `reference/kv_write.py`.
 """
@@ -19,8 +19,10 @@ def _rotary_write_kernel(
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROT_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     FIRST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """HEADS heads of one token, from head FIRST on: the two rotated halves [HEADS, HALF] and, where rot_dim < head_dim, the
-    rest [HEADS, REST].
+    """Process HEADS heads of one token, from head FIRST on.
+
+    A head is held as the two halves of its rotated dimensions, [HEADS, HALF] each, and, where rot_dim < head_dim, the others,
+    [HEADS, REST].
     """
     if PDL:
         cuda.gdc_launch_dependents()
@@ -65,9 +67,9 @@ def _rotary_write_kernel(
         first, second = first * cos - second * sin, second * cos + first * sin
     slot = tl.load(slots_ptr + token).to(tl.int64)
     kv_head = (head - Q_HEADS) % KV_HEADS
-    plane = tl.where(is_value, KV_HEADS, 0) + kv_head
+    kv_plane = tl.where(is_value, KV_HEADS, 0) + kv_head
     entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * HEAD_DIM
-    target = entry + plane.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
+    target = entry + kv_plane.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
     written = slot + head * 0 >= 0
     if FIRST < Q_HEADS:
         target = tl.where(is_query, q_ptr + (token * Q_HEADS + head) * HEAD_DIM, target)
@@ -94,7 +96,7 @@ def rotary_write(
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
 ) -> torch.Tensor:
-    """See the reference. Each block of `kv_cache` is contiguous; the row stride of `qkv` is free."""
+    """`reference.kv_write.rotary_write`; each block of `kv_cache` is contiguous, `qkv` may have any row stride."""
     q = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rot_dim = head_dim if cos_sin is None else cos_sin.shape[-1]
     _launch(qkv, positions, cos_sin, kv_cache, slot_mapping, q_norm, k_norm, q, q_heads, kv_heads, head_dim, rot_dim, eps, 0)
@@ -114,7 +116,7 @@ def write_kv(
     k_norm: torch.Tensor | None,
     eps: float,
 ) -> None:
-    """`rotary_write` of keys and values alone, rotated all over or not at all; queries stay as they are."""
+    """`rotary_write` of keys and values only, without queries; the rotation, if any, covers the whole head."""
     _launch(
         qkv,
         positions,
@@ -149,9 +151,9 @@ def _launch(
     eps: float,
     first: int,
 ) -> None:
-    """first  the first head to take, of queries, keys and values one after another"""
+    """first  index of the first head to process, among the query, key and value heads in this order"""
     num_tokens, num_heads = qkv.shape[0], q_heads + 2 * kv_heads - first
-    # Few tokens spread their heads over the device; many tokens take one program each.
+    # The heads of few tokens are divided among programs; many tokens take one program each.
     heads = min(4 if num_tokens * num_heads <= 4096 else 32, power_of_two(num_heads))
     _rotary_write_kernel[(num_tokens, -(-num_heads // heads))](
         qkv, positions, cos_sin, kv_cache, slot_mapping, q_norm, k_norm, q,

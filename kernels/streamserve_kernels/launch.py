@@ -1,6 +1,6 @@
-"""How Triton kernels are launched: by handle, programmatic dependent launch, block shapes, device facts.
+"""Launches Triton kernels: cached binaries, programmatic dependent launch, block shapes, properties of the device.
 
-Host side only, on whichever thread launches a step. Knows no kernel.
+Runs on the host, on whichever thread launches a step. Knows no particular kernel.
 
 Programmatic dependent launch (PDL, compute capability 9.0 and later) lets a kernel start while its predecessor on the stream
 still runs. A kernel launched that way
@@ -9,7 +9,7 @@ still runs. A kernel launched that way
    kernel completes after its own predecessor did;
  * calls `gdc_launch_dependents` as its first act, so that successors prefetch their weights meanwhile.
 
-A kernel is compiled again for every pattern of arguments that are 1 or divisible by 16, pointers included. Arguments that
+Triton compiles a kernel again for every pattern of arguments that are 1 or divisible by 16, pointers included. Arguments that
 change from step to step are therefore exempt (`do_not_specialize`): a server must not stop to compile.
 """
 
@@ -33,26 +33,26 @@ MAX_ARRIVALS = 1 << 16
 
 
 class CompileOnly(NamedTuple):
-    """How launches on tensors without memory are taken; see ahead.py.
+    """How launches on meta tensors are compiled; see compile_ahead.py.
 
-    claim  whether to compile the kernel of this name for arguments of this kind
-    keep   called with what was compiled
+    claim        decides by a kernel's name and specialization whether to compile it
+    on_compiled  called with each compiled kernel
     """
 
     target: Target
     claim: Callable[[str, Hashable], bool]
-    keep: Callable[[Any], None]
+    on_compiled: Callable[[Any], None]
 
 
 _COMPILE_ONLY: ContextVar[CompileOnly] = ContextVar("compile_only")
 
 
 class Kernel:
-    """A Triton kernel whose later launches go straight to what the first one compiled.
+    """A Triton kernel whose later launches use the binary of the first directly.
 
-    Triton looks at every argument of every launch to find the right binary, which takes longer than most kernels run. Here a
-    launch is recognised by what that choice depends on. Use it as Triton's own: `kernel[grid](*arguments, **constants)`, with
-    run-time arguments by position and all else by name, always in the same order.
+    On every launch Triton inspects every argument to find the right binary, which takes longer than most kernels run. This
+    class looks binaries up by what that choice depends on. Call it as Triton's own: `kernel[grid](*arguments, **constants)`,
+    with run-time arguments by position and all others by name, always in the same order; the first argument is a tensor.
     """
 
     def __init__(self, function: Any) -> None:
@@ -63,20 +63,23 @@ class Kernel:
         self._is_interpreted = not isinstance(function, triton.runtime.JITFunction)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return self.function[grid] if self._is_interpreted else functools.partial(self._launch, grid)
+        if self._is_interpreted:
+            interpreted: Callable[..., None] = self.function[grid]
+            return interpreted
+        return functools.partial(self._launch, grid)
 
     def _launch(self, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         values: list[Any] = []
-        kinds: list[Hashable] = [arguments[0].device.index, *constants.values()]
+        specialization: list[Hashable] = [arguments[0].device.index, *constants.values()]
         for argument in arguments:
             if isinstance(argument, torch.Tensor):
                 pointer = argument.data_ptr()
                 values.append(pointer)
-                kinds.append(argument.dtype if pointer % 16 == 0 else (argument.dtype,))
+                specialization.append(argument.dtype if pointer % 16 == 0 else (argument.dtype,))
             else:
                 values.append(argument)
-                kinds.append(_kind(argument))
-        key = tuple(kinds)
+                specialization.append(_specialize_scalar(argument))
+        key = tuple(specialization)
         known = self._compiled.get(key)
         if known is None:
             self._compile(key, grid, arguments, constants)
@@ -86,9 +89,9 @@ class Kernel:
 
     def _compile(self, key: Hashable, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
         if arguments[0].is_meta:
-            only = _COMPILE_ONLY.get()
-            if only.claim(self.function.__name__, key):
-                only.keep(self.function.warmup(*arguments, grid=grid, **constants))
+            mode = _COMPILE_ONLY.get()
+            if mode.claim(self.function.__name__, key):
+                mode.on_compiled(self.function.warmup(*arguments, grid=grid, **constants))
             return
         # Threads that start together want the same kernels: without the lock, each would compile all of them.
         with self._compiling.setdefault(tuple(constants.values()), threading.Lock()):
@@ -96,8 +99,8 @@ class Kernel:
         self._compiled[key] = compiled, tuple(self.function.arg_names[len(arguments) :])
 
 
-def _kind(argument: float | None) -> Hashable:
-    """What the choice of a binary may depend on: of a number its type, its width, and whether it is 1 or divisible by 16."""
+def _specialize_scalar(argument: float | None) -> Hashable:
+    """What the choice of a binary may depend on: a number's type, its width, and whether it is 1 or divisible by 16."""
     if type(argument) is int:
         return argument == 1, argument % 16 == 0, -(1 << 31) <= argument < 1 << 31
     return type(argument)
@@ -110,7 +113,7 @@ def kernel(**options: Any) -> Callable[[Callable[..., None]], Kernel]:
 
 @triton.jit
 def prefetch(ptrs, num_bytes):
-    """Ask for `num_bytes` at each of `ptrs` to come to the L2 cache, multiples of 16; 0 asks for nothing. Needs 9.0."""
+    """Prefetch `num_bytes` at each of `ptrs` into the L2 cache, multiples of 16 or 0 for none. Needs compute capability 9.0."""
     tl.inline_asm_elementwise(
         "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
         "=r,l,r", [ptrs.to(tl.int64), num_bytes], dtype=tl.int32, is_pure=False, pack=1,
@@ -122,9 +125,9 @@ def _target(device: torch.device) -> Target:
 
 
 @contextmanager
-def compiles_only(how: CompileOnly) -> Iterator[None]:
-    """Take launches on meta tensors like this, in this context."""
-    token = _COMPILE_ONLY.set(how)
+def intercept_meta_launches(mode: CompileOnly) -> Iterator[None]:
+    """Handle launches on meta tensors by `mode` in this context; without it such a launch raises LookupError."""
+    token = _COMPILE_ONLY.set(mode)
     _forget_targets()
     try:
         yield
@@ -140,22 +143,22 @@ def _forget_targets() -> None:
 
 @functools.cache
 def dependent_launch(device: torch.device) -> dict[str, Any]:
-    """Launch options of every kernel for `device`: PDL where the hardware has it (`STREAMSERVE_PDL=0` turns it off)."""
-    wanted = os.environ.get("STREAMSERVE_PDL", "1") != "0"
-    if not wanted or _target(device).capability < (9, 0):
+    """Launch options of every kernel on `device`: PDL where the hardware has it (`STREAMSERVE_PDL=0` turns it off)."""
+    is_enabled = os.environ.get("STREAMSERVE_PDL", "1") != "0"
+    if not is_enabled or _target(device).capability < (9, 0):
         return {"PDL": False}
     return {"PDL": True, "launch_pdl": True}
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of `device`."""
+    """Number of streaming multiprocessors of `device`."""
     return _target(device).multiprocessors
 
 
 def power_of_two(size: int, *, least: int = 1) -> int:
     """The smallest power of two that is at least `size` and `least`."""
-    return max(least, triton.next_power_of_2(size))
+    return max(least, int(triton.next_power_of_2(size)))
 
 
 class _Counters(threading.local):
@@ -169,9 +172,10 @@ _COUNTERS = _Counters()
 
 
 def arrivals(device: torch.device) -> torch.Tensor:
-    """[MAX_ARRIVALS] int32 counters of finished parts, zero between launches, those of this thread: it launches on one stream.
+    """Arrival counters of this thread, [MAX_ARRIVALS] int32, zero between launches; a thread launches on one stream.
 
-    Kernels whose last program adds up what the others left count with them. Make them before a capture: run it once without.
+    Kernels in which the last program combines the results of the others count their programs with them. Allocated on first
+    use: run such a kernel once before capturing it.
     """
     if device not in _COUNTERS.by_device:
         _COUNTERS.by_device[device] = torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""Norms and gated activations in Triton: one pass over memory each.
+"""Norms and gated activations in Triton, each one pass over memory.
 
 The specification is `reference/norm_rope.py`. Rotation has no kernel of its own: it is part of the KV write (kv_write.py).
 """
@@ -51,7 +51,7 @@ def _norm_kernel(
 
 @kernel()
 def _gate_kernel(x_ptr, out_ptr, width, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr):
-    """BLOCK elements of one row of the output per program."""
+    """Compute BLOCK elements of one row of the output."""
     if PDL:
         cuda.gdc_launch_dependents()
         cuda.gdc_wait()
@@ -65,12 +65,12 @@ def _gate_kernel(x_ptr, out_ptr, width, BLOCK: tl.constexpr, ACTIVATION: tl.cons
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """See the reference."""
+    """`reference.norm_rope.rms_norm` in one launch."""
     return _norm(x, weight, eps)
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    """See the reference."""
+    """`reference.norm_rope.layer_norm` in one launch."""
     return _norm(x, weight, eps, bias=bias)
 
 
@@ -90,12 +90,12 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, bias: torch.Tens
 
 
 def silu_mul(x: torch.Tensor) -> torch.Tensor:
-    """See the reference."""
+    """`reference.norm_rope.silu_mul` in one launch."""
     return _gate(x, "silu")
 
 
 def gelu_tanh_mul(x: torch.Tensor) -> torch.Tensor:
-    """See the reference."""
+    """`reference.norm_rope.gelu_tanh_mul` in one launch."""
     return _gate(x, "gelu_tanh")
 
 

@@ -1,7 +1,7 @@
-"""The queries of a step's longer sequences as tiles, one for each program.
+"""Divides the queries of a step's longer sequences into tiles, one per program.
 
-How many queries a sequence has is known to the device alone, so a kernel makes the list, once a step for all layers; a captured
-launch of it serves every way in which the same number of tokens falls into sequences.
+Only the device knows how many queries a sequence has, so a kernel computes the tiles, once a step for all layers; a captured
+launch of it serves every division of the same number of tokens into sequences.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _CHUNK = 256
 
 
 @triton.jit
-def _tiles(query_start_ptr, sequences, present, HEADS_PER_GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
-    """How many tiles each sequence takes; none where it is not `present`."""
+def _num_tiles(query_start_ptr, sequences, present, HEADS_PER_GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Number of tiles of each sequence; 0 where it is not `present`."""
     begin = tl.load(query_start_ptr + sequences, mask=present, other=0)
     end = tl.load(query_start_ptr + sequences + 1, mask=present, other=0)
     return tl.cdiv((end - begin) * HEADS_PER_GROUP, BLOCK_M)
@@ -28,22 +28,22 @@ def _tiles_kernel(
     query_start_ptr, records_ptr, first_sequence, num_sequences, num_tiles,
     HEADS_PER_GROUP: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One sequence's tiles. It lets no successor start early: what it writes, every layer reads ahead of its turn."""
+    """Write the tiles of one sequence. Lets no successor start early: every layer reads them before its `gdc_wait`."""
     index = tl.program_id(0)
     lanes = tl.arange(0, CHUNK)
     before = 0
     for begin in range(0, index, CHUNK):
         others = begin + lanes
-        before += tl.sum(_tiles(query_start_ptr, first_sequence + others, others < index, HEADS_PER_GROUP, BLOCK_M), axis=0)
-    mine = tl.sum(_tiles(query_start_ptr, first_sequence + index + lanes, lanes == 0, HEADS_PER_GROUP, BLOCK_M), axis=0)
-    for begin in range(0, mine, CHUNK):
+        before += tl.sum(_num_tiles(query_start_ptr, first_sequence + others, others < index, HEADS_PER_GROUP, BLOCK_M), axis=0)
+    num_own = tl.sum(_num_tiles(query_start_ptr, first_sequence + index + lanes, lanes == 0, HEADS_PER_GROUP, BLOCK_M), axis=0)
+    for begin in range(0, num_own, CHUNK):
         tile = begin + lanes
         record_ptrs = records_ptr + (before + tile) * 2
-        tl.store(record_ptrs, first_sequence + index + tile * 0, mask=tile < mine)
-        # The last tiles see the most keys: they go first, and short ones fill the end of the launch.
-        tl.store(record_ptrs + 1, (mine - 1 - tile) * BLOCK_M, mask=tile < mine)
+        tl.store(record_ptrs, first_sequence + index + tile * 0, mask=tile < num_own)
+        # The last tiles see the most keys: they start first, so that short ones fill the end of the launch.
+        tl.store(record_ptrs + 1, (num_own - 1 - tile) * BLOCK_M, mask=tile < num_own)
     if index == num_sequences - 1:
-        for begin in range(before + mine, num_tiles, CHUNK):
+        for begin in range(before + num_own, num_tiles, CHUNK):
             unused = begin + lanes
             tl.store(records_ptr + unused * 2, unused * 0 - 1, mask=unused < num_tiles)
 
@@ -51,10 +51,10 @@ def _tiles_kernel(
 def make_tiles(
     query_start: torch.Tensor, *, first_sequence: int, num_tokens: int, heads_per_group: int, block_m: int
 ) -> torch.Tensor:
-    """The tiles of all sequences from `first_sequence` on: [tiles, 2] int32, the sequence and the tile's first row.
+    """The tiles of all sequences from `first_sequence` on: [tiles, 2] int32, a sequence and the tile's first row.
 
     A sequence's rows are its queries times the heads that share a kv head. There are as many records as the worst division of
-    `num_tokens` queries into these sequences needs; those that are not needed have -1 for a sequence.
+    `num_tokens` queries into these sequences needs; unused ones have sequence -1.
 
     query_start  [sequences + 1]  int32
     """

@@ -1,7 +1,7 @@
-"""Choosing the next token in Triton, without sorting the vocabulary and without asking the device anything.
+"""Sampling of the next token in Triton, without sorting the vocabulary and without synchronising with the device.
 
-The specification is `reference/sampling.py`. Every line's choice is an argmax of logits, or of probabilities over noise; which
-one, its row says. Lines restricted by top_k, top_p or min_p are chosen for apart (sampling_restricted.py).
+The specification is `reference/sampling.py`. The choice of a line is an argmax of its logits, or of probabilities divided by
+noise where its row has a temperature. Lines restricted by top_k, top_p or min_p have their own kernel (sampling_restricted.py).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _CHUNK = 4096
 @kernel(do_not_specialize_on_alignment=["rows_ptr", "positions_ptr"])
 def _scores_kernel(
     logits_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr, best_ptr, best_ids_ptr,
-    vocab, parts, row_stride, CHUNK: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr,
+    vocab, num_chunks, row_stride, CHUNK: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The best score of one chunk of one line, and the first token that has it."""
+    """Find the best score of one chunk of one line, and the first token that has it."""
     if PDL:
         cuda.gdc_launch_dependents()
     line = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
-    tokens = part * CHUNK + tl.arange(0, CHUNK)
+    chunk = tl.program_id(1)
+    tokens = chunk * CHUNK + tl.arange(0, CHUNK)
     row = tl.load(rows_ptr + line).to(tl.int64) * row_stride
     temperature = tl.load(temperature_ptr + row)
     a, b = line_keys(tl.load(seed_low_ptr + row), tl.load(seed_high_ptr + row), tl.load(positions_ptr + line))
@@ -43,32 +43,32 @@ def _scores_kernel(
     z = tl.load(logits_ptr + line * vocab + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32)
     score = z
     if temperature > 0.0:
-        # The race of reference/noise.py in logarithms, so that chunks compare as they are and nothing is divided.
+        # The quotients of reference/noise.py as logarithms: scores of chunks compare without a softmax over the line.
         noise = exponential(a, b, tokens, FAST)
         score = z * (1.4426950408889634 / temperature) - (libdevice.fast_log2f(noise) if FAST else tl.log2(noise))
     best = tl.max(score, axis=0)
     first = tl.min(tl.where(score == best, tokens, vocab - 1), axis=0)
-    tl.store(best_ptr + line * parts + part, best)
-    tl.store(best_ids_ptr + line * parts + part, first)
+    tl.store(best_ptr + line * num_chunks + chunk, best)
+    tl.store(best_ids_ptr + line * num_chunks + chunk, first)
 
 
 @kernel()
-def _best_kernel(best_ptr, best_ids_ptr, out_ptr, parts, vocab, PARTS: tl.constexpr, PDL: tl.constexpr):
-    """The best chunk of one line."""
+def _best_kernel(best_ptr, best_ids_ptr, out_ptr, num_chunks, vocab, CHUNKS: tl.constexpr, PDL: tl.constexpr):
+    """Write the token of the best chunk of one line."""
     if PDL:
         cuda.gdc_launch_dependents()
         cuda.gdc_wait()
     line = tl.program_id(0).to(tl.int64)
-    part = tl.arange(0, PARTS)
-    scores = tl.load(best_ptr + line * parts + part, mask=part < parts, other=float("-inf"))
-    ids = tl.load(best_ids_ptr + line * parts + part, mask=part < parts, other=vocab - 1)
+    chunk = tl.arange(0, CHUNKS)
+    scores = tl.load(best_ptr + line * num_chunks + chunk, mask=chunk < num_chunks, other=float("-inf"))
+    ids = tl.load(best_ids_ptr + line * num_chunks + chunk, mask=chunk < num_chunks, other=vocab - 1)
     token = tl.min(tl.where(scores == tl.max(scores, axis=0), ids, vocab - 1), axis=0)
     tl.store(out_ptr + line, token.to(tl.int64))
 
 
 @kernel(do_not_specialize_on_alignment=["lines_ptr", "bits_ptr"])
 def _mask_kernel(logits_ptr, lines_ptr, bits_ptr, vocab, num_words, CHUNK: tl.constexpr):
-    """Ban what one mask leaves out, in one chunk of its line."""
+    """Ban the tokens that one mask does not allow, in one chunk of its line."""
     mask = tl.program_id(0)
     line = tl.load(lines_ptr + mask).to(tl.int64)
     tokens = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
@@ -79,7 +79,7 @@ def _mask_kernel(logits_ptr, lines_ptr, bits_ptr, vocab, num_words, CHUNK: tl.co
 
 @kernel(do_not_specialize=["count"], do_not_specialize_on_alignment=["lines_ptr", "ids_ptr", "values_ptr"])
 def _edit_kernel(logits_ptr, lines_ptr, ids_ptr, values_ptr, count, vocab, CHUNK: tl.constexpr):
-    """Add to single logits; atomic, since one token may have several edits."""
+    """Add values to single logits; atomically, since a token may have several edits."""
     edits = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     inside = edits < count
     line = tl.load(lines_ptr + edits, mask=inside, other=0).to(tl.int64)
@@ -95,22 +95,22 @@ def _bad_word_kernel(
     logits_ptr, lines_ptr, prefixes_ptr, last_ptr, rows_ptr, positions_ptr, ids_ptr, num_prompt_ptr,
     length, vocab, row_stride, LENGTH: tl.constexpr,
 ):  # fmt: skip
-    """Ban the last id of one word where the ids before it end the generated tokens."""
+    """Ban the last id of one bad word where the generated tokens end with the ids before it."""
     word = tl.program_id(0)
     line = tl.load(lines_ptr + word).to(tl.int64)
     row = tl.load(rows_ptr + line).to(tl.int64) * row_stride
-    place = tl.arange(0, LENGTH)
-    prefix = tl.load(prefixes_ptr + word * length + place, mask=place < length, other=-1)
-    position = tl.load(positions_ptr + line) - length + place
+    index = tl.arange(0, LENGTH)
+    prefix = tl.load(prefixes_ptr + word * length + index, mask=index < length, other=-1)
+    position = tl.load(positions_ptr + line) - length + index
     generated = position >= tl.load(num_prompt_ptr + row)
-    tail = tl.load(ids_ptr + row + position, mask=(place < length) & (position >= 0), other=-2)
+    tail = tl.load(ids_ptr + row + position, mask=(index < length) & (position >= 0), other=-2)
     differs = (prefix >= 0) & ((tail != prefix) | (generated == 0))
     if tl.sum(differs.to(tl.int32), axis=0) == 0:
         tl.store(logits_ptr + line * vocab + tl.load(last_ptr + word), float("-inf"))
 
 
 def sample(logits: torch.Tensor, parameters: SamplingTensors) -> SampledTokens:
-    """See the reference. A line is greedy where its row's temperature is 0, which is what leaving it out of the lists means."""
+    """`reference.sampling.sample`; lines in neither list are greedy because the temperature in their row is 0."""
     edited = _edit(logits.contiguous(), parameters)
     token_ids = _choose(edited, parameters)
     if parameters.logprobs is None:
@@ -125,16 +125,16 @@ def _choose(logits: torch.Tensor, p: SamplingTensors) -> torch.Tensor:
     tables, row_stride = p.tables, p.tables.state.stride(0)
     num_restricted = 0 if p.restricted is None else p.restricted.shape[0]
     if num_restricted < num_lines:
-        parts = triton.cdiv(vocab, _CHUNK)
-        best = torch.empty(num_lines, parts, dtype=torch.float32, device=logits.device)
-        best_ids = torch.empty(num_lines, parts, dtype=torch.int32, device=logits.device)
+        num_chunks = triton.cdiv(vocab, _CHUNK)
+        best = torch.empty(num_lines, num_chunks, dtype=torch.float32, device=logits.device)
+        best_ids = torch.empty(num_lines, num_chunks, dtype=torch.int32, device=logits.device)
         options = dependent_launch(logits.device)
-        _scores_kernel[(num_lines, parts)](
+        _scores_kernel[(num_lines, num_chunks)](
             logits, p.rows, p.positions, tables.temperature, tables.seed_low, tables.seed_high, best, best_ids,
-            vocab, parts, row_stride, CHUNK=_CHUNK, FAST=not logits.is_cpu, num_warps=8, **options,
+            vocab, num_chunks, row_stride, CHUNK=_CHUNK, FAST=not logits.is_cpu, num_warps=8, **options,
         )  # fmt: skip
         _best_kernel[(num_lines,)](
-            best, best_ids, token_ids, parts, vocab, PARTS=triton.next_power_of_2(parts), num_warps=1, **options
+            best, best_ids, token_ids, num_chunks, vocab, CHUNKS=triton.next_power_of_2(num_chunks), num_warps=1, **options
         )
     if p.restricted is not None:
         choose_restricted(logits, p, p.restricted, token_ids)

@@ -1,4 +1,4 @@
-"""The noise of random sampling, as Triton device functions: keyed by (seed, position), the same in every batch.
+"""Noise of random sampling as Triton device functions, keyed by (seed, position): independent of the batch.
 
 The specification is `reference/noise.py`.
 """
@@ -22,7 +22,7 @@ def _mix(h):
 
 @triton.jit
 def line_keys(seed_low, seed_high, position):
-    """The two keys of a line, uint32 (reference/noise.py)."""
+    """The two uint32 keys of a line (reference/noise.py)."""
     golden = tl.full([], 0x9E3779B9, tl.uint32)
     a = _mix(seed_low.to(tl.uint32, bitcast=True) ^ _mix(position.to(tl.uint32, bitcast=True) + golden))
     b = _mix(seed_high.to(tl.uint32, bitcast=True) ^ a ^ tl.full([], 0x85EBCA77, tl.uint32))
@@ -31,9 +31,10 @@ def line_keys(seed_low, seed_high, position):
 
 @triton.jit
 def exponential(a, b, tokens, FAST: tl.constexpr):
-    """-log(u) of `tokens` (reference/noise.py); the 23 bits are the same to the bit.
+    """-log(u) of `tokens` (reference/noise.py), from the same 23 random bits.
 
-    With FAST by the hardware's logarithm, which is absolutely precise: near u = 1, where the likely winners are, by a series.
+    With FAST by the hardware's logarithm, whose absolute error is small but whose relative error is not: near u = 1, where
+    likely winners lie, a series replaces it.
     """
     h = (tokens.to(tl.uint32, bitcast=True) * tl.full([], 0x9E3779B1, tl.uint32)) ^ a
     h ^= h >> 16

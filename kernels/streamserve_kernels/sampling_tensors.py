@@ -1,8 +1,8 @@
-"""What sampling is told beside the logits, and what it answers.
+"""Inputs of sampling besides the logits, and its results.
 
 A line is one line of the step's logits. Parameters that every sequence has are in its row; those that few have (bans, biases,
-masks) come with the step, for the lines that have them, so that the others pay nothing. Index tensors that would be empty are
-None, and their lengths and the host numbers here let an implementation choose its launches without asking the device.
+masks) come with the step, for the lines that have them, so that the others cost nothing. Index tensors that would be empty are
+None; an implementation chooses its launches from their lengths and the host integers here, without synchronising.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streamserve_kernels.row_tables import RowTables
 
 @dataclass(frozen=True, slots=True)
 class LogitEdits:
-    """Numbers to add to single logits; -inf bans a token. `logit_bias`, one-token `bad_words` and `min_tokens` end up here.
+    """Values to add to single logits; -inf bans a token. Made from `logit_bias`, one-token `bad_words` and `min_tokens`.
 
     lines, token_ids  [edits]  int32
     values            [edits]  fp32
@@ -43,7 +43,7 @@ class BadWords:
 
 @dataclass(frozen=True, slots=True)
 class TokenMasks:
-    """Which tokens a line may take: grammars and `allowed_token_ids`.
+    """Allowed tokens of some lines, from grammars and `allowed_token_ids`.
 
     lines  [masks]  int32, distinct
     bits   [masks, ceil(vocab / 32)]  int32; bit t % 32 of word t // 32 is set when token t is allowed
@@ -70,7 +70,7 @@ class LogprobRequest:
     """The lines that report log-probabilities.
 
     lines    [lines]  int32
-    num_top  alternatives to report beside the sampled token, the most that one of the lines asks for
+    num_top  alternatives to report besides the sampled token: the most that any of the lines requests
     """
 
     lines: Tensor
@@ -79,10 +79,10 @@ class LogprobRequest:
 
 @dataclass(frozen=True, slots=True)
 class SamplingTensors:
-    """Everything `sample` needs.
+    """Parameters of `sample` for the lines of one step.
 
     rows        [lines]  int32, the row of each line; the padding row for lines that only fill a captured size
-    positions   [lines]  int32, the place of the sampled token in its row, which is how many tokens the row has
+    positions   [lines]  int32, position of the sampled token in its row, which is the number of tokens before it
     random      [..]  int32, lines with a temperature and no restriction
     restricted  [..]  int32, lines with a temperature and top_k, top_p or min_p; all other lines are greedy
     max_top_k   the largest top_k of the restricted lines; 0 when one of them has none
@@ -123,7 +123,7 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """token_ids [lines] int64; logprobs of the lines that asked, in the request's order."""
+    """token_ids [lines] int64; logprobs of the lines of the `LogprobRequest`, in its order."""
 
     token_ids: Tensor
     logprobs: Logprobs | None = None

@@ -106,7 +106,7 @@ class _CompiledLayer:
     def _turns(self, inputs: StepInputs) -> Tensor:
         """[tokens, 2, rot_dim]"""
         rotations = self._rotations
-        return inputs.shared.get(("turns", id(rotations)), lambda: rotations.index_select(0, inputs.positions))
+        return inputs.shared.get(("angles", id(rotations)), lambda: rotations.index_select(0, inputs.positions))
 
 
 def _rotations(cos_sin: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the queries of longer sequences are shared out: every row in one tile, and nothing for what is not there."""
+"""The tiles of the queries of longer sequences: every row in one tile, and no tile without rows."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def tiles_of(counts: list[int], *, first: int, heads: int, block_m: int) -> list
 def test_every_row_is_in_one_tile(counts: list[int], first: int) -> None:
     tiles = tiles_of(counts, first=first, heads=3, block_m=32)
     used = [tile for tile in tiles if tile[0] >= 0]
-    assert tiles[: len(used)] == used, "tiles come first, then what is unused"
-    wanted = [(sequence, row) for sequence, count in enumerate(counts) if sequence >= first for row in range(0, 3 * count, 32)]
-    assert sorted(used) == wanted
+    assert tiles[: len(used)] == used, "tiles come first, then unused records"
+    rows = {sequence: range(0, 3 * count, 32) for sequence, count in enumerate(counts) if sequence >= first}
+    expected = [(sequence, row) for sequence in rows for row in rows[sequence]]
+    assert sorted(used) == expected
 
 
 def test_the_last_tiles_of_a_sequence_go_first() -> None:

@@ -28,7 +28,7 @@ from streamserve_kernels import Target, preload
 
 config = EngineConfig(model=sys.argv[1], load_format="dummy", max_model_len=256)
 preload()
-from streamserve_kernels.ahead import compile_only
+from streamserve_kernels.compile_ahead import compile_only
 
 asked = set()
 

@@ -1,8 +1,8 @@
 """Causal attention over the paged cache, in torch.
 
-On a CPU the cost is torch's call overhead for a few short sequences and reading keys for many long ones. So decoding gathers
-whole blocks of all sequences of similar length in one call and attends once; prefills go sequence by sequence, in chunks of
-queries that leave out the keys none of them sees.
+On a CPU the cost is torch's call overhead for a few short sequences, and reading keys for many long ones. Decoding therefore
+gathers whole blocks of all sequences of similar length in one call and attends once; prefills run sequence by sequence, in
+chunks of queries that skip the keys none of them sees.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MANY_QUERIES = 128
 """From this many queries of a sequence on, batched products of bf16 take half to two thirds of the fused attention's time."""
 
 PADDING_FLOOR = 256
-"""Decoding sequences up to this long go into one group, however short some are."""
+"""Decoding sequences up to this length share one group, however short some are."""
 
 
 def rotary_attention(
@@ -52,11 +52,11 @@ def rotary_attention(
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
-    """`rotary_write`, then `paged_attention` with its queries: all of attention between the two projections.
+    """`rotary_write`, then `paged_attention` on its queries: everything between the two projections of attention.
 
-    One call, since a decode row can do both in one launch. Arguments and result are those of the two.
+    One operation, because a GPU does both for a decode row in one launch. Arguments and result are those of the two.
 
-    shared  the step's, the same for all of its layers; what one layer's indices and masks cost is then paid once a step
+    shared  the step's; its layers then compute their common indices and masks once
     """
     shared = shared or Shared()
     q = rotary_write(
@@ -129,13 +129,13 @@ def paged_attention(
     starts = shared.get("starts", query_start.tolist)
     for sequence in range(num_decodes, len(lengths)):
         length, span = lengths[sequence], slice(starts[sequence], starts[sequence + 1])
-        keys, values = _gather(kv_cache, block_tables[sequence : sequence + 1], length, ("cells", sequence), shared)
+        keys, values = _gather(kv_cache, block_tables[sequence : sequence + 1], length, ("head blocks", sequence), shared)
         out[span] = _prefill(q[span], keys[..., :length, :], values[..., :length, :], scale, window, softcap, shared)
     return out
 
 
 class _Group(NamedTuple):
-    """Decoding sequences that attend together, padded to the longest."""
+    """Decoding sequences that attend in one call, padded to the longest."""
 
     sequences: tuple[int, ...]
     longest: int
@@ -176,26 +176,26 @@ def _decode(
         first = 0 if window is None else max(0, longest - window)
         keys, values = keys[..., first:longest, :], values[..., first:longest, :]
         return _attend(grouped, keys, values, None, scale, softcap).reshape(q.shape)
-    key, places = ("bias", group.sequences, window), keys.shape[2]
+    key, num_keys = ("bias", group.sequences, window), keys.shape[2]
     # Unscaled scores may overflow fp16, and an infinite one is NaN under the mask.
     if softcap is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16:
-        bias = shared.get(key, lambda: _for_every_head(_decode_bias(places, group, window, q.dtype), grouped))
+        bias = shared.get(key, lambda: _for_every_head(_decode_bias(num_keys, group, window, q.dtype), grouped))
         return _multiply(grouped, keys, values, bias, scale).view(q.shape)
-    bias = shared.get(key, lambda: _decode_bias(places, group, window, q.dtype))
+    bias = shared.get(key, lambda: _decode_bias(num_keys, group, window, q.dtype))
     return _attend(grouped, keys, values, bias, scale, softcap).reshape(q.shape)
 
 
-def _decode_bias(num_places: int, group: _Group, window: int | None, dtype: torch.dtype) -> Tensor:
-    """[sequences, 1, 1, num_places]"""
-    place, ends = torch.arange(num_places, device=group.seq_lens.device), group.seq_lens.unsqueeze(1)
-    seen = place < ends
+def _decode_bias(num_keys: int, group: _Group, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Attention bias [sequences, 1, 1, num_keys] of one query per sequence."""
+    position, ends = torch.arange(num_keys, device=group.seq_lens.device), group.seq_lens.unsqueeze(1)
+    seen = position < ends
     if window is not None and window < group.longest:
-        seen &= place >= ends - window
+        seen &= position >= ends - window
     return _bias(seen, dtype)[:, None, None]
 
 
 def _for_every_head(bias: Tensor, q: Tensor) -> Tensor:
-    """[sequences, 1, 1, places] -> [sequences * heads, queries, places], as `_multiply` takes it."""
+    """Expand a bias [sequences, 1, 1, keys] to [sequences * heads, queries, keys], as `_multiply` takes it."""
     return bias.expand(*q.shape[:3], -1).flatten(0, 1)
 
 
@@ -239,10 +239,10 @@ def _prefill(
 
 
 def _multiply_chunk(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Some queries [queries, q_heads, head_dim] of one sequence, as `_multiply`.
+    """`_multiply` for some queries of one sequence, [queries, q_heads, head_dim].
 
-    keys, values  [kv_heads, places, head_dim]
-    bias          [q_heads / kv_heads * queries, places], the same for each of the heads that share keys
+    keys, values  [kv_heads, keys, head_dim]
+    bias          [q_heads / kv_heads * queries, keys], the same for each of the heads that share keys
     """
     queries, q_heads, head_dim = q.shape
     kv_heads = keys.shape[0]
@@ -254,24 +254,24 @@ def _multiply_chunk(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale
 
 
 def _prefill_bias(num_queries: int, end: int, begin: int, window: int | None, q: Tensor, repeats: int) -> Tensor:
-    """[repeats * num_queries, end - begin]"""
+    """Attention bias [repeats * num_queries, end - begin] of the queries before position `end`, for keys from `begin` on."""
     return _bias(visible(num_queries, end, window, q.device)[:, begin:], q.dtype).repeat(repeats, 1)
 
 
 def _gather(kv_cache: Tensor, block_tables: Tensor, longest: int, key: Hashable, shared: Shared) -> tuple[Tensor, Tensor]:
-    """Keys and values of some sequences, each [sequences, kv_heads, places, head_dim], padded to whole blocks of the longest.
+    """Keys and values of some sequences, each [sequences, kv_heads, keys, head_dim], padded to whole blocks of the longest.
 
-    What lies past a sequence's end is another's or nothing's: it must be masked.
+    Entries past a sequence's end belong to others or to nobody: the caller masks them.
     """
     _, _, kv_heads, block_size, head_dim = kv_cache.shape
-    cells = shared.get(key, lambda: _cells(kv_cache, block_tables[:, : -(-longest // block_size)]))
-    gathered = kv_cache.view(-1, block_size * head_dim).index_select(0, cells)
+    indices = shared.get(key, lambda: _head_block_indices(kv_cache, block_tables[:, : -(-longest // block_size)]))
+    gathered = kv_cache.view(-1, block_size * head_dim).index_select(0, indices)
     keys, values = gathered.view(2, block_tables.shape[0], kv_heads, -1, head_dim).unbind(0)
     return keys, values
 
 
-def _cells(kv_cache: Tensor, tables: Tensor) -> Tensor:
-    """The cache as rows of one block of one head, keys or values: those of some sequences, in the order of `_gather`."""
+def _head_block_indices(kv_cache: Tensor, tables: Tensor) -> Tensor:
+    """Indices of some sequences' rows, in the order of `_gather`, in a cache viewed as rows of one block of one head."""
     blocks, _, kv_heads, _, _ = kv_cache.shape
     tables = tables.clamp(0, blocks - 1)
     by_head = torch.arange(2 * kv_heads, dtype=tables.dtype, device=tables.device).view(2, 1, kv_heads, 1)
@@ -279,7 +279,7 @@ def _cells(kv_cache: Tensor, tables: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """softmax(q k * scale + bias) v: q [..., q_heads, queries, head_dim], keys and values [..., kv_heads, places, head_dim]."""
+    """softmax(q k * scale + bias) v: q [..., q_heads, queries, head_dim], keys and values [..., kv_heads, keys, head_dim]."""
     if softcap is None:
         shares_keys = q.shape[-3] != keys.shape[-3]
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=scale, enable_gqa=shares_keys)
@@ -297,7 +297,7 @@ def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def visible(num_queries: int, seq_len: int, window: int | None, device: torch.device) -> Tensor:
-    """Which keys each query sees: [num_queries, seq_len] bool; the queries are the last tokens of the sequence."""
+    """Mask of the keys that each query sees, [num_queries, seq_len] bool; the queries are the last tokens of the sequence."""
     query = torch.arange(seq_len - num_queries, seq_len, device=device).unsqueeze(1)
     key = torch.arange(seq_len, device=device)
     mask = key <= query

@@ -1,7 +1,7 @@
-"""Keys and values into the paged cache, in torch.
+"""Rotary embedding and the write of keys and values into the paged cache, in torch.
 
 The cache of one layer is [blocks, 2, kv_heads, block_size, head_dim]: keys at index 0 of the second dimension, values at 1.
-A slot is one token's place: block * block_size + offset.
+The slot of a token is block * block_size + offset.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor
 from streamserve_kernels.reference.norm_rope import rms_norm, rotate_
 from streamserve_kernels.reference.shared import Shared
 
-WHOLE_TURNS = 32
-"""Up to this many tokens have their heads turned as a whole: half the calls of turning halves, but more memory."""
+WHOLE_HEAD_TOKENS = 32
+"""Up to this many tokens whole heads are rotated at once: half the calls of rotating by halves, but more memory."""
 
 
 def write_kv(key_value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, shared: Shared | None = None) -> None:
@@ -25,14 +25,14 @@ def write_kv(key_value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, shared: 
     shared        the step's
     """
     shared = shared or Shared()
-    kept, places = shared.get("places", lambda: _places(slot_mapping, 2 * kv_cache.shape[2], kv_cache.shape[3]))
+    kept, rows = shared.get("cache rows", lambda: _cache_rows(slot_mapping, 2 * kv_cache.shape[2], kv_cache.shape[3]))
     stored = key_value if kept is None else key_value[kept]
     heads = kv_cache.view(-1, kv_cache.shape[4])
-    heads.index_copy_(0, places, stored.reshape(-1, heads.shape[1]))
+    heads.index_copy_(0, rows, stored.reshape(-1, heads.shape[1]))
 
 
-def _places(slots: Tensor, heads: int, block_size: int) -> tuple[Tensor | None, Tensor]:
-    """Which tokens are stored, None for all, and where their keys' and values' heads lie in the cache as [places, head_dim]."""
+def _cache_rows(slots: Tensor, heads: int, block_size: int) -> tuple[Tensor | None, Tensor]:
+    """Which tokens are stored (None for all), and the rows of their heads in the cache viewed as [.., head_dim]."""
     kept = None
     # index_copy_ refuses -1: padding must be dropped, and a step on a CPU hardly ever has any.
     if bool((slots < 0).any()):
@@ -57,9 +57,9 @@ def rotary_write(
     eps: float = 1e-6,
     shared: Shared | None = None,
 ) -> Tensor:
-    """Split the fused projection, norm and rotate queries and keys, write keys and values to their slots; returns the queries.
+    """Split the fused projection, norm and rotate queries and keys, write keys and values to their slots; return the queries.
 
-    qkv             [tokens, (q_heads + 2 * kv_heads) * head_dim]  bf16|fp16|fp32, contiguous; scratch afterwards
+    qkv             [tokens, (q_heads + 2 * kv_heads) * head_dim]  bf16|fp16|fp32, contiguous; overwritten
     positions       [tokens]              int64
     cos_sin         [positions, rot_dim]  fp32, cosines then sines; None for models without rotary embeddings
     kv_cache        [blocks, 2, kv_heads, block_size, head_dim]  dtype of qkv, changed in place
@@ -83,19 +83,19 @@ def rotary_write(
 
 
 def _rotate(heads: Tensor, positions: Tensor, cos_sin: Tensor, shared: Shared) -> None:
-    """`rotate_` for a step's positions; for a few tokens with whole heads, which takes half as many calls."""
-    turns = shared.get(("turns", id(cos_sin)), lambda: cos_sin.index_select(0, positions))
-    if heads.shape[0] > WHOLE_TURNS:
-        rotate_(heads, turns)
+    """`rotate_` by a step's positions; few tokens take whole heads at once, in half as many calls."""
+    angles = shared.get(("angles", id(cos_sin)), lambda: cos_sin.index_select(0, positions))
+    if heads.shape[0] > WHOLE_HEAD_TOKENS:
+        rotate_(heads, angles)
         return
-    cos, sin = shared.get(("wide turns", id(cos_sin)), lambda: _wide(turns))
-    turned = heads[..., : turns.shape[1]]
-    wide = turned.float()
-    exchanged = wide.roll(turns.shape[1] // 2, -1)
-    turned.copy_(torch.addcmul(wide * cos, exchanged, sin))
+    cos, sin = shared.get(("whole-head angles", id(cos_sin)), lambda: _whole_head(angles))
+    rotated = heads[..., : angles.shape[1]]
+    wide = rotated.float()
+    swapped = wide.roll(angles.shape[1] // 2, -1)
+    rotated.copy_(torch.addcmul(wide * cos, swapped, sin))
 
 
-def _wide(turns: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of a head, and of the head with its halves exchanged: each [tokens, 1, rot_dim] fp32."""
-    cos, sin = turns.unsqueeze(1).chunk(2, dim=-1)
+def _whole_head(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of a head, and of the head with its halves swapped: each [tokens, 1, rot_dim] fp32."""
+    cos, sin = angles.unsqueeze(1).chunk(2, dim=-1)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)

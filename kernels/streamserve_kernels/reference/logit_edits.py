@@ -1,4 +1,4 @@
-"""What happens to logits before temperature: masks, biases and bans, bad words, penalties, in that order (vLLM's)."""
+"""Edits of logits before temperature, in vLLM's order: masks, biases and bans, bad words, penalties. In torch."""
 
 from __future__ import annotations
 
@@ -40,28 +40,29 @@ def _apply_edits(logits: Tensor, edits: LogitEdits) -> None:
 
 
 def _ban_bad_words(logits: Tensor, words: BadWords, tables: RowTables, rows: Tensor, positions: Tensor) -> None:
-    """Bans `last` where each id of the prefix stands in its place, among the generated tokens."""
+    """Ban `last` where the generated tokens end with the prefix."""
     word_rows = rows[words.lines]
     length = words.prefixes.shape[1]
-    places = positions[words.lines].unsqueeze(1) - torch.arange(length, 0, -1, device=rows.device)
-    tail = tables.token_ids[word_rows.unsqueeze(1), places.clamp(min=0)]
-    generated = places >= tables.num_prompt_tokens[word_rows].unsqueeze(1)
+    indices = positions[words.lines].unsqueeze(1) - torch.arange(length, 0, -1, device=rows.device)
+    tail = tables.token_ids[word_rows.unsqueeze(1), indices.clamp(min=0)]
+    generated = indices >= tables.num_prompt_tokens[word_rows].unsqueeze(1)
     matched = ((words.prefixes < 0) | (generated & (tail == words.prefixes))).all(1)
     logits[words.lines[matched], words.last[matched]] = _NEVER
 
 
 def penalise(logits: Tensor, penalties: Penalties, tables: RowTables, rows: Tensor, positions: Tensor) -> None:
-    """Repetition over prompt and output (Keskar et al., 2019), presence and frequency over the output (OpenAI's formula).
+    """Apply penalties in place: repetition over prompt and output (Keskar et al., 2019), presence and frequency over the output
+    (OpenAI's formula).
 
-    Works on the tokens a sequence has, not on the vocabulary: each occurrence computes its token's new logit from the old one,
+    Works on the tokens of a sequence, not on the vocabulary: each occurrence computes its token's new logit from the old one,
     so that repeated tokens write the same number twice. Ids sampled by a step in flight count, since they are in the row.
     """
     lines = penalties.lines
     line_rows, num_tokens = rows[lines], positions[lines].unsqueeze(1)
-    place = torch.arange(penalties.max_tokens, device=rows.device)
+    index = torch.arange(penalties.max_tokens, device=rows.device)
     tokens = tables.token_ids[line_rows, : penalties.max_tokens].long()
-    tokens = torch.where(place < num_tokens, tokens, tokens[:, :1])
-    generated = (place < num_tokens) & (place >= tables.num_prompt_tokens[line_rows].unsqueeze(1))
+    tokens = torch.where(index < num_tokens, tokens, tokens[:, :1])
+    generated = (index < num_tokens) & (index >= tables.num_prompt_tokens[line_rows].unsqueeze(1))
     counts = torch.zeros(len(lines), logits.shape[1], device=rows.device).scatter_add_(1, tokens, generated.float())
     count = counts.gather(1, tokens)
 
@@ -69,7 +70,7 @@ def penalise(logits: Tensor, penalties: Penalties, tables: RowTables, rows: Tens
         column[line_rows].unsqueeze(1)
         for column in (tables.repetition_penalty, tables.frequency_penalty, tables.presence_penalty)
     )
-    at = (lines.long().unsqueeze(1), tokens)
-    old = logits[at]
+    where = (lines.long().unsqueeze(1), tokens)
+    old = logits[where]
     new = torch.where(old > 0, old / repetition, old * repetition)
-    logits[at] = new - frequency * count - presence * (count > 0)
+    logits[where] = new - frequency * count - presence * (count > 0)

@@ -13,8 +13,8 @@ and a token the bits
     h = token_id * 0x9e3779b1 ^ a;  h ^= h >>> 16;  h *= 0x7feb352d;  h ^= b;  h ^= h >>> 15;  h *= 0x846ca68b;  m = h >>> 9
 
 (the multipliers are Wellons' low-bias pair). With u = (2 m + 1) / 2**24, exact in fp32 and never 0 or 1, the noise is
--log(-log(u)): the argmax of logits plus noise is a sample of their softmax (Gumbel, 1954; Maddison et al., 2014). Just so is
-the argmax of probabilities over -log(u), which costs one logarithm less.
+-log(-log(u)): the argmax of logits plus noise is a sample of their softmax (Gumbel, 1954; Maddison et al., 2014). So is the
+argmax of probabilities divided by -log(u), which takes one logarithm less.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def _mix(h: Tensor) -> Tensor:
 
 
 def _shift(h: Tensor, bits: int) -> Tensor:
-    """h >>> bits: int32's own shift drags the sign along."""
+    """h >>> bits; torch shifts int32 arithmetically."""
     shifted = h >> bits
     shifted &= (1 << (32 - bits)) - 1
     return shifted
 
 
 def _signed(word: int) -> int:
-    """A 32-bit word as int32 reads it."""
+    """The int32 with the bits of an unsigned word."""
     return word - (1 << 32) if word >= 1 << 31 else word

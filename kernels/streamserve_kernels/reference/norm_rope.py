@@ -22,9 +22,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     # Few calls: on a few rows each costs more than its arithmetic.
     if x.numel() == weight.shape[0]:
-        alone = x.to(torch.float32, copy=True)
-        square = torch.dot(alone.view(-1), alone.view(-1)).item()
-        return alone.mul_(weight).mul_((square / weight.shape[0] + eps) ** -0.5).to(x.dtype)
+        row = x.to(torch.float32, copy=True)
+        square = torch.dot(row.view(-1), row.view(-1)).item()
+        return row.mul_(weight).mul_((square / weight.shape[0] + eps) ** -0.5).to(x.dtype)
     wide = x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = torch.addcmul(_scalar(eps, x.device), length, length, value=1 / weight.shape[0]).rsqrt_()
@@ -71,9 +71,9 @@ def rotate_(x: Tensor, cos_sin: Tensor) -> None:
     cos, sin = cos_sin[:, None, :half], cos_sin[:, None, half:]
     first, second = x[..., :half], x[..., half : 2 * half]
     left, right = first.float(), second.float()
-    turned = torch.addcmul(left * cos, right, sin, value=-1)
+    rotated_first = torch.addcmul(left * cos, right, sin, value=-1)
     second.copy_(torch.addcmul(right * cos, left, sin))
-    first.copy_(turned)
+    first.copy_(rotated_first)
 
 
 @cache

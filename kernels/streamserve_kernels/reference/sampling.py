@@ -1,6 +1,6 @@
-"""Choosing the next token of every line, in torch.
+"""Sampling of the next token of every line, in torch.
 
-A line's choice depends on its own logits, row and position: not on the other lines, nor on how many there are.
+The choice of a line depends on its own logits, row and position, not on the other lines nor on their number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
     """Sample one token per line.
 
     logits   [lines, vocab]  bf16|fp16|fp32; left unchanged
-    returns  the ids, and log-probabilities of the *raw* logits for the lines that asked
+    returns  the ids, and log-probabilities of the *raw* logits for the lines that request them
 
     Edits (`edit_logits`), then per line: greedy takes the first of the largest logits. With a temperature, logits are divided
     by it; min_p drops tokens less likely than min_p times the likeliest (Nguyen et al., 2024), top_k those below the k-th
@@ -37,7 +37,7 @@ def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
-    """Log-probabilities of given tokens: logits [lines, vocab], token_ids [lines] int64."""
+    """Log-probabilities of one token per line, and the `num_top` likeliest: logits [lines, vocab], token_ids [lines] int64."""
     logprobs = logits.float().log_softmax(-1)
     chosen = logprobs.gather(1, token_ids.unsqueeze(1))
     ranks = (logprobs > chosen).sum(1, dtype=torch.int32) + 1
@@ -59,7 +59,7 @@ def _choose(logits: Tensor, p: SamplingTensors) -> Tensor:
 
 
 def _choose_random(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
-    """Line after line: a line fits a core's cache, where the dozen passes over it cost a third."""
+    """Sample line by line: a line fits a core's cache, and a dozen passes over it then cost a third."""
     every_token = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device).unsqueeze(0)
     first_keys, second_keys = _keys(p, lines)
     temperatures = p.tables.temperature[p.rows[lines]]
@@ -78,7 +78,7 @@ def _choose_restricted(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Ten
 
 
 def _choose_among(logprobs: Tensor, p: SamplingTensors, lines: Tensor, width: int) -> Tensor:
-    """Noise and comparison touch only the `width` likeliest tokens; lines that keep more than those try again with more."""
+    """Apply noise only to the `width` likeliest tokens; lines that may keep more repeat with a larger width."""
     rows, width = p.rows[lines], min(width, logprobs.shape[1])
     values, token_ids = largest(logprobs, width)
     threshold, complete = _threshold(values, p.tables.top_k[rows], p.tables.top_p[rows], p.tables.min_p[rows])
@@ -92,22 +92,22 @@ def _choose_among(logprobs: Tensor, p: SamplingTensors, lines: Tensor, width: in
 
 
 def _threshold(values: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-probability below which a line keeps nothing, and whether `values` surely hold all that it keeps.
+    """The log-probability below which a line keeps no token, and whether `values` are known to include all that it keeps.
 
     values                [lines, width]  fp32, the largest log-probabilities, descending
     top_k, top_p, min_p   [lines]
     """
     last = values[:, -1]
-    place = (top_k.long() - 1).clamp(0, values.shape[1] - 1).unsqueeze(1)
-    kth = values.gather(1, place).squeeze(1).masked_fill(top_k == 0, -math.inf)
+    index = (top_k.long() - 1).clamp(0, values.shape[1] - 1).unsqueeze(1)
+    kth = values.gather(1, index).squeeze(1).masked_fill(top_k == 0, -math.inf)
     floor = torch.maximum(values[:, 0] + min_p.log(), kth)
     # fp64 and in order: the sum of a line must not depend on how wide its batch mates made `values`.
     cumulative = values.double().exp().masked_fill(values < floor.unsqueeze(1), 0.0).cumsum(1)
     total = torch.where(floor == -math.inf, 1.0, cumulative[:, -1])
-    wanted = top_p * total
+    target = top_p * total
     before = cumulative.roll(1, 1)
     before[:, 0] = 0.0
-    nucleus = (before < wanted.unsqueeze(1)).sum(1, keepdim=True).clamp(min=1) - 1
+    nucleus = (before < target.unsqueeze(1)).sum(1, keepdim=True).clamp(min=1) - 1
     threshold = torch.maximum(floor, values.gather(1, nucleus).squeeze(1).masked_fill(top_p >= 1.0, -math.inf))
     floor_inside = (floor == -math.inf) | (last < floor)
     return threshold, floor_inside & (last < threshold) & (top_k <= values.shape[1])
@@ -133,10 +133,10 @@ def argmax(values: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each line, descending, and their places (among equals, any): [lines, width] -> 2 x [lines, count].
+    """The `count` largest of each line, descending, and their indices (any among equals): [lines, width] -> 2 x [lines, count].
 
-    They lie in the `count` groups with the largest maxima, so that torch's slow selection sees only those. A group's members
-    are far apart, so that a CPU takes the maxima of many neighbouring groups at a time.
+    They lie in the `count` groups with the largest maxima, and torch's slow selection runs on those only. Members of a group
+    are far apart, so that a CPU computes the maxima of many neighbouring groups at a time.
     """
     size = math.gcd(values.shape[1], 16)
     num_groups = values.shape[1] // size
@@ -144,6 +144,6 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return values.topk(count)
     best = values.view(len(values), size, num_groups).amax(1).topk(count, sorted=False).indices
     members = torch.arange(0, values.shape[1], num_groups, device=values.device).unsqueeze(1)
-    places = (best.unsqueeze(1) + members).flatten(1)
-    found, index = values.gather(1, places).topk(count)
-    return found, places.gather(1, index)
+    indices = (best.unsqueeze(1) + members).flatten(1)
+    found, index = values.gather(1, indices).topk(count)
+    return found, indices.gather(1, index)

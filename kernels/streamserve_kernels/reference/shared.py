@@ -1,6 +1,6 @@
-"""What every layer of one step computes alike: indices, masks, rotations; on a GPU, how decode contexts are shared out.
+"""Values that all layers of one step have in common: indices, masks, rotation angles; on a GPU, the schedules of attention.
 
-A layer takes a few hundred microseconds of a CPU for a single token, and such small tensors would be a quarter of it.
+A layer takes a few hundred microseconds of a CPU for a single token, and computing these anew would be a quarter of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Shared:
-    """Values of one step by key: make one for each step, and give it to each of its layers."""
+    """Values of one step by key. Create one per step and pass it to each of its layers."""
 
     __slots__ = ("_values",)
 
@@ -20,7 +20,7 @@ class Shared:
         self._values: dict[Hashable, object] = {}
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of `key`, made by the first who asks."""
+        """The value of `key`; the first call makes it."""
         if key not in self._values:
             self._values[key] = make()
         return cast(T, self._values[key])

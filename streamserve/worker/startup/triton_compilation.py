@@ -72,7 +72,7 @@ def compile_all(steps: Sequence[WarmupStep], target: Target, num_processes: int)
 @torch.inference_mode()
 def _compile(steps: Sequence[WarmupStep], target: Target, claims: Path) -> None:
     # Here and not at the top: this is Triton, which a machine without a GPU need not have.
-    from streamserve_kernels.ahead import compile_only
+    from streamserve_kernels.compile_ahead import compile_only
 
     claim = claims_in(claims)
 

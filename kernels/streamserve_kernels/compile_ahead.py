@@ -1,7 +1,7 @@
-"""Kernels compiled and not run, for a GPU that this process does not touch: Triton's cache then has them for those that do.
+"""Compiles kernels without running them, for a GPU that this process does not touch; the results go to Triton's cache.
 
-Whoever wants them calls this package as ever, with tensors on torch's meta device, which have a shape and no memory: each
-launch compiles what it would have run. For a process of its own, on one thread.
+Inside `compile_only`, callers use this package as usual, with tensors on torch's meta device, which have a shape and no
+memory: each launch compiles the kernel that it would have run. Meant for a process of its own, on one thread.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 
-from .launch import CompileOnly, compiles_only
+from .launch import CompileOnly, intercept_meta_launches
 from .target import Target
 
 
 @contextmanager
 def compile_only(target: Target, claim: Callable[[str, Hashable], bool]) -> Iterator[None]:
-    """Inside, launches on meta tensors compile for `target` and run nothing.
+    """Compile the kernels of all launches on meta tensors for `target`, and run nothing.
 
-    claim  asked before a kernel is compiled, with its name and the kind of its arguments; on False it is not
+    claim  called before a kernel is compiled, with its name and its specialization; on False it is skipped
     """
-    driver.set_active(_StandIn(target))
+    driver.set_active(_CompilingDriver(target))
     try:
-        with compiles_only(CompileOnly(target, claim, _compile_launcher)), _Shapes():
+        with intercept_meta_launches(CompileOnly(target, claim, _compile_launcher)), _MetaShapes():
             yield
     finally:
         driver._active = None
@@ -61,18 +61,19 @@ _RESULTS: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-class _Shapes(TorchFunctionMode):
-    """What torch's own operations between the kernels give, in shape.
+class _MetaShapes(TorchFunctionMode):
+    """Computes the result shapes of torch's own operations between the kernels.
 
-    torch could tell, but for arithmetic without memory it loads its compiler, 800 modules; what is not listed pays for that.
+    torch can do so itself, but for arithmetic on meta tensors it imports its compiler, 800 modules; operations that are not
+    listed here take that path.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _RESULTS.get(function, function)(*args, **(kwargs or {}))
 
 
-class _StandIn:
-    """As much of a driver of Triton's as compiling asks for."""
+class _CompilingDriver:
+    """The part of Triton's driver interface that compiling uses; there is no device behind it."""
 
     def __init__(self, target: Target) -> None:
         major, minor = target.capability
@@ -89,6 +90,6 @@ class _StandIn:
 
 
 def _compile_launcher(compiled: Any) -> None:
-    """Versions up to 3.6 have a C compiler make a launcher for every signature; later ones have one launcher for all."""
+    """Compile the launcher of a kernel: Triton up to 3.6 has a C compiler make one per signature, later versions share one."""
     if hasattr(nvidia, "make_launcher"):
         nvidia.CudaLauncher(compiled.src, compiled.metadata)
