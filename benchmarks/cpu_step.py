@@ -19,10 +19,10 @@ import torch
 
 from streamserve.checkpoint.files import resolve
 from streamserve.executor.tuning import keep_freed_memory
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.inputs import StepInputs
-from streamserve.models.loader import load_model
-from streamserve.models.model import CausalModel
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.loader import load_model
 from streamserve.worker.startup.compiled_layers import with_compiled_layers
 from streamserve_kernels import Shared
 

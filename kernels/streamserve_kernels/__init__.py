@@ -4,6 +4,8 @@ Import from here; the modules behind are private to this package and its tests. 
 """
 
 from streamserve_kernels.dispatch import (
+    INT4_FEW_ROWS,
+    INT4_GROUP,
     INT4_ROW_MULTIPLE,
     Activation,
     BlockedWeight,
@@ -46,6 +48,8 @@ from streamserve_kernels.sampling_tensors import (
 from streamserve_kernels.target import Target, target_of
 
 __all__ = [
+    "INT4_FEW_ROWS",
+    "INT4_GROUP",
     "INT4_ROW_MULTIPLE",
     "Activation",
     "BadWords",

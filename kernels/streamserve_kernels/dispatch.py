@@ -19,6 +19,8 @@ from streamserve_kernels.reference import projections as _projections
 from streamserve_kernels.reference import rows as _rows
 from streamserve_kernels.reference import sampling as _sampling
 from streamserve_kernels.reference.blocked import BlockedWeight, prepare_weight
+from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
+from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, pack_eight_bits, pack_four_bits
 from streamserve_kernels.reference.projections import Activation, Weight
@@ -245,6 +247,8 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
 
 
 __all__ = [
+    "INT4_FEW_ROWS",
+    "INT4_GROUP",
     "INT4_ROW_MULTIPLE",
     "Activation",
     "BlockedWeight",

@@ -8,11 +8,11 @@ from typing import Any
 
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch, architecture_of
-from streamserve.models.decoder import Decoder, read_llama, read_mistral, read_phi3, read_qwen2, read_qwen3
-from streamserve.models.gemma import Gemma, read_gemma3
-from streamserve.models.layers import Placement
-from streamserve.models.model import CausalModel
-from streamserve.models.opt import Opt, read_opt
+from streamserve.models.architectures.base import CausalModel
+from streamserve.models.architectures.decoder import Decoder, read_llama, read_mistral, read_phi3, read_qwen2, read_qwen3
+from streamserve.models.architectures.gemma import Gemma, read_gemma3
+from streamserve.models.architectures.opt import Opt, read_opt
+from streamserve.models.weights.placement import Placement
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamserve.errors import ConfigError, ModelNotSupported
 
@@ -106,6 +106,17 @@ class Rope:
         if self.mscale and self.mscale_all_dim:
             return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
         return _mscale(self.factor, 1.0)
+
+
+class RopeTables(nn.Module):
+    """Cosines and sines for every layer; layers with the same rotation share a table."""
+
+    def __init__(self, ropes: tuple[Rope | None, ...], length: int, device: torch.device) -> None:
+        super().__init__()
+        # Without memory torch would load its compiler, some 800 modules, for arithmetic: that is done where there is some.
+        where = torch.device("cpu") if device.type == "meta" else device
+        self._by_rope = {rope: rope.table(length, where).to(device) for rope in set(ropes) if rope is not None}
+        self.by_layer: list[Tensor | None] = [self._by_rope[rope] if rope is not None else None for rope in ropes]
 
 
 def _inverse_powers(theta: float, rot_dim: int) -> Tensor:

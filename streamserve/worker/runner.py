@@ -9,9 +9,9 @@ import torch
 
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
-from streamserve.models.loader import load_model
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.loader import load_model
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
 from streamserve.worker.device.base import Device

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
 from streamserve.types import TokenLogprobs
 from streamserve.worker.device.base import Device, Event

@@ -10,9 +10,9 @@ import transformers
 from transformers import PreTrainedModel
 
 from streamserve.checkpoint.files import resolve
-from streamserve.models.loader import load_model
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.loader import load_model
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 199,

@@ -7,8 +7,8 @@ import random
 import torch
 from torch import Tensor
 
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.inputs import StepInputs
-from streamserve.models.model import CausalModel
 
 BLOCK_SIZE = 16
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from streamserve.checkpoint.files import resolve
-from streamserve.models.compiled import CompiledDecoder, can_compile, layer_shapes
-from streamserve.models.decoder import Decoder
-from streamserve.models.loader import load_model
-from streamserve.models.model import CausalModel
+from streamserve.models.aot.compiler import compile_layer
+from streamserve.models.aot.decoder import CompiledDecoder, can_compile, layer_shapes
+from streamserve.models.aot.pieces import AfterAttention, BeforeAttention, DecodeLayer
+from streamserve.models.aot.shape import LayerShape
+from streamserve.models.aot.store import LayerKernels, load_layer, uncompiled
+from streamserve.models.architectures.base import CausalModel
+from streamserve.models.architectures.decoder import Decoder
 from streamserve.models.registry import read_arch
-from streamserve_kernels.inductor.compiler import compile_layer
-from streamserve_kernels.inductor.pieces import AfterAttention, BeforeAttention, DecodeLayer
-from streamserve_kernels.inductor.shape import LayerShape
-from streamserve_kernels.inductor.store import LayerKernels, load_layer, uncompiled
+from streamserve.models.weights.loader import load_model
 from tests.models.families import FAMILIES, load, reference_model
 from tests.models.paged import BLOCK_SIZE, PagedRun
 

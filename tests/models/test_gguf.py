@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from streamserve.checkpoint.files import resolve
 from streamserve.checkpoint.gguf_file import open_gguf
 from streamserve.errors import ConfigError, ModelNotSupported
-from streamserve.models.loader import load_model
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.loader import load_model
 from streamserve_kernels import Int4Weight
 from tests.models.families import FAMILIES, SHAPE, load, reference_model
 from tests.models.gguf_files import write_gguf

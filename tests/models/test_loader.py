@@ -14,9 +14,9 @@ from torch import Tensor
 
 from streamserve.checkpoint.files import resolve
 from streamserve.errors import ConfigError, ModelNotSupported
-from streamserve.models.loader import load_model
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import REGISTRY, read_arch
+from streamserve.models.weights.loader import load_model
 from tests.models.families import FAMILIES, SHAPE, load, reference_model
 from tests.models.paged import PagedRun
 from tests.models.test_families import prompt_of

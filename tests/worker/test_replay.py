@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from streamserve.checkpoint.files import resolve
-from streamserve.models.loader import load_model
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.loader import load_model
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.worker.device.cpu import CpuDevice
 from streamserve.worker.kv_cache import KvShape, allocate

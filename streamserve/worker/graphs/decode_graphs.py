@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
 from streamserve.scheduling.plan import Plan, RowWork
 from streamserve.worker.device.base import Device, OnDemand
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
 from streamserve.scheduling.plan import RowWork
 from streamserve.worker.device.base import Device, OnDemand
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.inputs import StepInputs
-from streamserve.models.model import CausalModel
 from streamserve.worker.device.base import Device
 from streamserve.worker.kv_cache import KvShape, allocate
 from streamserve.worker.rows.rows import Rows

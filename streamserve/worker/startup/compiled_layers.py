@@ -11,15 +11,15 @@ from pathlib import Path
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, StreamserveError
-from streamserve.models.compiled import CompiledDecoder, can_compile, layer_shapes
-from streamserve.models.decoder import Decoder
-from streamserve.models.loader import load_model
-from streamserve.models.model import CausalModel
+from streamserve.models.aot.decoder import CompiledDecoder, can_compile, layer_shapes
+from streamserve.models.aot.store import load_layer
+from streamserve.models.architectures.base import CausalModel
+from streamserve.models.architectures.decoder import Decoder
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.loader import load_model
 from streamserve.process.cache import compiled_layers
 from streamserve.worker.device.select import open_device
 from streamserve.worker.startup.resolved_settings import resolve_dtype
-from streamserve_kernels.inductor.store import load_layer
 
 
 def with_compiled_layers(model: CausalModel, block_size: int) -> CausalModel:
@@ -62,7 +62,7 @@ def compile_for(config: EngineConfig, checkpoint: Checkpoint, on_piece: Callable
     )
     assert isinstance(model, Decoder), "only decoders can be compiled"
     # Here and not at the top: the compiler takes seconds to import, and engines never need it.
-    from streamserve_kernels.inductor.compiler import compile_layer
+    from streamserve.models.aot.compiler import compile_layer
 
     try:
         for shape in dict.fromkeys(layer_shapes(model, config.block_size)):

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.inputs import StepInputs
-from streamserve.models.model import CausalModel
 from streamserve.worker.device.base import Device
 from streamserve.worker.graphs.decode_graphs import decode_sizes
 from streamserve.worker.kv_cache import KvShape, allocate

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from streamserve.models.layers import Placement
 from streamserve.models.registry import build_model, read_arch
+from streamserve.models.weights.placement import Placement
 from streamserve.worker.device.cpu import ShapeDevice
 from streamserve.worker.kv_cache import KvShape
 from streamserve.worker.rows.rows import RankLimits, Rows

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from streamserve_kernels.inductor.pieces import AfterAttention, BeforeAttention, DecodeLayer
-from streamserve_kernels.inductor.shape import LayerShape, LinearShape
-from streamserve_kernels.inductor.units import UNIT_TOKENS, attention_units
-from streamserve_kernels.reference.int4 import FEW_ROWS, GROUP
+from streamserve.models.aot.pieces import AfterAttention, BeforeAttention, DecodeLayer
+from streamserve.models.aot.shape import LayerShape, LinearShape
+from streamserve.models.aot.units import UNIT_TOKENS, attention_units
+from streamserve_kernels import INT4_FEW_ROWS, INT4_GROUP
 
 ROWS = 8
 TOKENS = 2 * UNIT_TOKENS - 3
@@ -33,7 +33,7 @@ class Example(NamedTuple):
 
 def rows_of(name: str) -> int:
     """How many rows are enough to trace a piece by, and not more than it takes."""
-    return FEW_ROWS if name == "decode_few" else ROWS
+    return INT4_FEW_ROWS if name == "decode_few" else ROWS
 
 
 def example(name: str, shape: LayerShape, num_rows: int) -> Example:
@@ -98,7 +98,7 @@ class _Weights:
         if self._few and linear.digits:
             packed_features = linear.digits * linear.in_features
             self._add(torch.randint(0, 256, (linear.out_features, packed_features // 2), dtype=torch.uint8))
-            self._add(_random(self._shape, packed_features // GROUP, linear.out_features, 2) / 100)
+            self._add(_random(self._shape, packed_features // INT4_GROUP, linear.out_features, 2) / 100)
         else:
             plain = _random(self._shape, linear.out_features, linear.in_features) / linear.in_features**0.5
             self._add(plain, torch.ops.mkldnn._reorder_linear_weight(plain) if linear.form == "blocked" else None)

@@ -8,10 +8,14 @@ from torch import Tensor, nn
 
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch, layer_windows, read_common
-from streamserve.models.attention import Attention
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers import Linear, Placement, RmsNorm
-from streamserve.models.model import CausalModel, RopeTables, TokenEmbedding
+from streamserve.models.layers.attention import Attention
+from streamserve.models.layers.head import TokenEmbedding
+from streamserve.models.layers.linear import Linear
+from streamserve.models.layers.norm import RmsNorm
+from streamserve.models.rope import RopeTables
+from streamserve.models.weights.placement import Placement
 from streamserve_kernels import Activation, gelu_tanh_mul, linear_residual, norm_gated_linear, norm_linear, silu_mul
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamserve_kernels.inductor.products import Product
-from streamserve_kernels.inductor.shape import LayerShape
+from streamserve.models.aot.products import Product
+from streamserve.models.aot.shape import LayerShape
 
 
 class BeforeAttention(nn.Module):
@@ -37,7 +37,7 @@ class BeforeAttention(nn.Module):
         shape = self._shape
         qkv = self._qkv(_norm(hidden, next(weights), shape.eps), weights)
         heads = qkv.view(hidden.shape[0], shape.q_heads + 2 * shape.kv_heads, shape.head_dim)
-        q, k, v = heads.split([shape.q_heads, shape.kv_heads, shape.kv_heads], dim=1)
+        q, k, v = torch.split(heads, [shape.q_heads, shape.kv_heads, shape.kv_heads], dim=1)
         if shape.qk_norm:
             q, k = _norm(q, next(weights), shape.eps), _norm(k, next(weights), shape.eps)
         q, k = _rotate(q, rotations, shape.rot_dim), _rotate(k, rotations, shape.rot_dim)
@@ -82,7 +82,7 @@ class DecodeLayer(nn.Module):
     """
 
     def __init__(self, shape: LayerShape, *, few: bool = False) -> None:
-        """few  for up to `FEW_ROWS` rows, which packed weights multiply"""
+        """few  for up to `INT4_FEW_ROWS` rows, which packed weights multiply"""
         super().__init__()
         self._shape = shape
         self._before, self._after = BeforeAttention(shape, few=few), AfterAttention(shape, few=few)

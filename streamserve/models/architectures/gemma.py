@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch, activation_of, layer_windows, need, read_common
-from streamserve.models.attention import Attention
-from streamserve.models.decoder import gate_up_parts, qkv_parts
+from streamserve.models.architectures.base import CausalModel
+from streamserve.models.architectures.decoder import gate_up_parts, qkv_parts
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers import Linear, Placement, RmsNorm
-from streamserve.models.model import CausalModel, RopeTables, TokenEmbedding
-from streamserve.models.rope import Rope, read_rope
+from streamserve.models.layers.attention import Attention
+from streamserve.models.layers.head import TokenEmbedding
+from streamserve.models.layers.linear import Linear
+from streamserve.models.layers.norm import RmsNorm
+from streamserve.models.rope import Rope, RopeTables, read_rope
+from streamserve.models.weights.placement import Placement
 from streamserve_kernels import linear, norm_gated_linear, norm_linear, rms_norm
 
 NORM_OFFSET = 1.0

@@ -14,12 +14,14 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.checkpoint.gguf_file import open_gguf
 from streamserve.errors import ConfigError
 from streamserve.models.arch import ModelArch
-from streamserve.models.dummy import randomize
-from streamserve.models.gguf_source import GgufSource
-from streamserve.models.layers import Destination, Placement
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import build_model
-from streamserve.models.sources import SafetensorsSource, WeightSource
+from streamserve.models.weights.destination import Destination
+from streamserve.models.weights.dummy import randomize
+from streamserve.models.weights.gguf import GgufSource
+from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.safetensors import SafetensorsSource
+from streamserve.models.weights.source import WeightSource
 from streamserve_kernels import prepare_weight
 
 Quantization = Literal["auto", "none", "int4"]

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.arch import ModelArch, activation_of, architecture_of, dtype_of, need, refuse_quantized
-from streamserve.models.attention import Attention
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers import Embedding, LayerNorm, Linear, Placement, TiedLinear
-from streamserve.models.model import CausalModel
+from streamserve.models.layers.attention import Attention
+from streamserve.models.layers.embedding import Embedding
+from streamserve.models.layers.linear import Linear, TiedLinear
+from streamserve.models.layers.norm import LayerNorm
+from streamserve.models.weights.placement import Placement
 from streamserve_kernels import layer_norm, linear, linear_residual
 
 POSITION_OFFSET = 2

@@ -17,10 +17,10 @@ import torch._inductor
 from torch import Tensor
 from torch.export import export
 
-import streamserve_kernels.inductor.lowerings  # noqa: F401  registers them
-from streamserve_kernels.inductor.examples import Example, example, rows_of
-from streamserve_kernels.inductor.shape import LayerShape
-from streamserve_kernels.inductor.store import Piece, folder_of, load_piece, piece_names, uncompiled
+import streamserve.models.aot.lowerings  # noqa: F401  registers them
+from streamserve.models.aot.examples import Example, example, rows_of
+from streamserve.models.aot.shape import LayerShape
+from streamserve.models.aot.store import Piece, folder_of, load_piece, piece_names, uncompiled
 
 COMPILERS = ("g++", "clang++")
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from streamserve_kernels.inductor.shape import LayerShape
+from streamserve.models.aot.shape import LayerShape
 
 SOURCES = ("shape.py", "products.py", "pieces.py", "lowerings.py", "examples.py", "compiler.py")
 
@@ -58,7 +58,7 @@ def load_layer(shape: LayerShape, library: Path) -> LayerKernels | None:
 def load_piece(path: Path) -> Piece:
     """One compiled piece."""
     # Torch's C++ loader itself: `aoti_load_package` imports the compiler, and what it returns looks long at its arguments.
-    run = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).run  # type: ignore[attr-defined]
+    run = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).run
 
     def call(arguments: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         results: list[Tensor] = run([*arguments, *weights])

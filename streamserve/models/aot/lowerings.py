@@ -10,14 +10,14 @@ from torch._inductor.ir import TensorBox
 from torch._inductor.lowering import register_lowering
 from torch._inductor.mkldnn_ir import LinearBinary, LinearUnary
 
-import streamserve_kernels.inductor.products  # noqa: F401  defines them
+import streamserve.models.aot.products  # noqa: F401  defines them
 
 
 @register_lowering(torch.ops.streamserve.blocked_linear.default, type_promotion_kind=None)
-def _(x: TensorBox, weight: TensorBox, bias: TensorBox | None) -> TensorBox:
-    return TensorBox.create(LinearUnary.create(x, weight, bias, "none", [], ""))
+def _(x: TensorBox, weight: TensorBox, bias: TensorBox | None) -> object:
+    return TensorBox.create(LinearUnary.create(x, weight, bias, "none", [], ""))  # type: ignore[no-untyped-call]
 
 
 @register_lowering(torch.ops.streamserve.blocked_linear_add.default, type_promotion_kind=None)
-def _(x: TensorBox, residual: TensorBox, weight: TensorBox, bias: TensorBox | None) -> TensorBox:
-    return TensorBox.create(LinearBinary.create(x, residual, weight, bias, "add"))
+def _(x: TensorBox, residual: TensorBox, weight: TensorBox, bias: TensorBox | None) -> object:
+    return TensorBox.create(LinearBinary.create(x, residual, weight, bias, "add"))  # type: ignore[no-untyped-call]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from streamserve.models.layers import LayerNorm, RmsNorm
-from streamserve.models.model import CausalModel
+from streamserve.models.architectures.base import CausalModel
+from streamserve.models.layers.norm import LayerNorm, RmsNorm
 
 STD = 0.02
 NOISE = 1 << 20

@@ -12,17 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from streamserve.models.aot.shape import LayerShape, LinearShape, is_few, linear_shape, linear_tensors
+from streamserve.models.aot.store import LayerKernels
+from streamserve.models.aot.units import Units, attention_units
 from streamserve.models.arch import ModelArch
-from streamserve.models.attention import Attention
-from streamserve.models.decoder import Decoder, DecoderLayer, gate_activation
+from streamserve.models.architectures.base import CausalModel
+from streamserve.models.architectures.decoder import Decoder, DecoderLayer, gate_activation
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers import Linear
-from streamserve.models.model import CausalModel
+from streamserve.models.layers.attention import Attention
+from streamserve.models.layers.linear import Linear
 from streamserve.models.registry import REGISTRY
 from streamserve_kernels import paged_attention
-from streamserve_kernels.inductor.shape import LayerShape, LinearShape, is_few, linear_shape, linear_tensors
-from streamserve_kernels.inductor.store import LayerKernels
-from streamserve_kernels.inductor.units import Units, attention_units
 
 
 class CompiledDecoder(CausalModel):

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from streamserve.models.aot.products import Product
+from streamserve.models.aot.shape import is_few, linear_shape, linear_tensors
 from streamserve_kernels import Weight, linear, linear_residual, pack_eight_bits, pack_four_bits, prepare_weight
-from streamserve_kernels.inductor.products import Product
-from streamserve_kernels.inductor.shape import is_few, linear_shape, linear_tensors
 
 OUT, IN, GROUPS = 48, 64, 2
 

@@ -11,14 +11,14 @@ from streamserve.checkpoint.files import resolve
 from streamserve.cli import run
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.models.compiled import layer_shapes
-from streamserve.models.decoder import Decoder
-from streamserve.models.loader import load_model
+from streamserve.models.aot.decoder import layer_shapes
+from streamserve.models.aot.store import folder_of, piece_names
+from streamserve.models.architectures.decoder import Decoder
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.loader import load_model
 from streamserve.process.cache import compiled_layers
 from streamserve.worker.runner import Runner
 from streamserve.worker.startup.compiled_layers import compile_for
-from streamserve_kernels.inductor.store import folder_of, piece_names
 from tests.models.families import FAMILIES, reference_model
 from tests.support.tiny_model import TinyLlama
 

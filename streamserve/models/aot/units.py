@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streamserve_kernels.inductor.shape import LayerShape
+from streamserve.models.aot.shape import LayerShape
 
 UNIT_TOKENS = 128
 """Tokens that are attended to in one unit, in whole blocks."""

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from streamserve.models.arch import ModelArch
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers import Placement, RmsNorm
+from streamserve.models.layers.norm import RmsNorm
+from streamserve.models.weights.placement import Placement
 from streamserve_kernels import rotary_attention
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
-from streamserve_kernels.inductor.shape import LinearShape
-from streamserve_kernels.reference.int4 import GROUP
+from streamserve.models.aot.shape import LinearShape
+from streamserve_kernels import INT4_GROUP
 
 
 @library.custom_op("streamserve::blocked_linear", mutates_args=())
@@ -45,7 +45,7 @@ class Product:
     """One linear's product in a piece."""
 
     def __init__(self, linear: LinearShape, *, few: bool) -> None:
-        """few  up to `FEW_ROWS` rows come, which packed weights multiply"""
+        """few  up to `INT4_FEW_ROWS` rows come, which packed weights multiply"""
         self._linear = linear
         self._packed = few and linear.digits > 0
 
@@ -61,7 +61,8 @@ class Product:
         """residual [rows, out] + the product."""
         if self._packed or self._linear.form == "plain":
             return residual + self(x, tensors)
-        return blocked_linear_add(x, residual, next(tensors), self._bias(tensors))
+        total: Tensor = blocked_linear_add(x, residual, next(tensors), self._bias(tensors))
+        return total
 
     def _bias(self, tensors: Iterator[Tensor]) -> Tensor | None:
         return next(tensors) if self._linear.bias else None
@@ -70,5 +71,5 @@ class Product:
         scale_zero, bias = next(tensors), self._bias(tensors)
         # The digits of a weight lie side by side in one longer row, so that their products are summed in fp32.
         repeated = x if self._linear.digits == 1 else x.repeat(1, self._linear.digits)
-        product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(repeated, weight, GROUP, scale_zero)
+        product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(repeated, weight, INT4_GROUP, scale_zero)
         return product if bias is None else product + bias

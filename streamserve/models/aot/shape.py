@@ -9,9 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference.blocked import BlockedWeight
-from streamserve_kernels.reference.int4 import FEW_ROWS, Int4Weight
-from streamserve_kernels.reference.projections import Activation, Weight
+from streamserve_kernels import INT4_FEW_ROWS, Activation, BlockedWeight, Int4Weight, Weight
 
 Form: TypeAlias = Literal["plain", "blocked"]
 
@@ -21,7 +19,7 @@ class LinearShape:
     """A linear of a layer.
 
     form    of its weight: [out, in], or what only oneDNN reads
-    digits  how many of 4 bits its weights have where up to `FEW_ROWS` rows are multiplied with packed ones, else 0
+    digits  how many of 4 bits its weights have where up to `INT4_FEW_ROWS` rows are multiplied with packed ones, else 0
     """
 
     in_features: int
@@ -71,15 +69,15 @@ class LayerShape:
 def linear_shape(weight: Weight, bias: Tensor | None) -> LinearShape:
     """Of a linear as the model has loaded it."""
     out_features, in_features = weight.shape
-    packed = isinstance(weight, Int4Weight)
     form: Form = "plain" if isinstance(_wide(weight), Tensor) else "blocked"
-    return LinearShape(in_features, out_features, bias is not None, form, weight.num_digits if packed else 0)
+    digits = weight.num_digits if isinstance(weight, Int4Weight) else 0
+    return LinearShape(in_features, out_features, bias is not None, form, digits)
 
 
 def linear_tensors(weight: Weight, bias: Tensor | None, *, few: bool) -> Sequence[Tensor]:
     """What a compiled piece takes of a linear: its weight, for packed ones their scales and zeros, and its bias.
 
-    few  for pieces that multiply up to `FEW_ROWS` rows
+    few  for pieces that multiply up to `INT4_FEW_ROWS` rows
     """
     biases = () if bias is None else (bias,)
     if few and isinstance(weight, Int4Weight):
@@ -90,7 +88,7 @@ def linear_tensors(weight: Weight, bias: Tensor | None, *, few: bool) -> Sequenc
 
 def is_few(rows: int) -> bool:
     """Whether packed weights, where there are some, multiply so many rows."""
-    return rows <= FEW_ROWS
+    return rows <= INT4_FEW_ROWS
 
 
 def _wide(weight: Weight) -> Tensor | BlockedWeight:

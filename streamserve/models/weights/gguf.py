@@ -18,8 +18,8 @@ from torch import Tensor
 from streamserve.checkpoint.gguf_file import GgufFile
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch
-from streamserve.models.layers import Linear
-from streamserve.models.sources import WeightSource
+from streamserve.models.layers.linear import Linear
+from streamserve.models.weights.source import WeightSource
 from streamserve_kernels import INT4_ROW_MULTIPLE, Int4Weight, pack_eight_bits, pack_four_bits
 
 NAMES = {

@@ -1,0 +1,1 @@
+"""Model families: their layers, and how each reads its config.json."""
