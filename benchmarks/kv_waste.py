@@ -99,7 +99,7 @@ def snapshots(scheduler: Scheduler, seed: int) -> Iterator[Snapshot]:
 
 def snapshot(running: list[Sequence]) -> Snapshot:
     return Snapshot(
-        held=sum(len(sequence.block_ids) for sequence in running) * BLOCK_SIZE,
+        held=sum(len(table.block_ids) for sequence in running for table in sequence.tables) * BLOCK_SIZE,
         filled=sum(sequence.num_computed for sequence in running),
         pending=sum(max(0, len(sequence.token_ids) - sequence.num_computed) for sequence in running),
         num_sequences=len(running),

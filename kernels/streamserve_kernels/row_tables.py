@@ -1,7 +1,7 @@
 """Rows: the device-resident state of running sequences, one line of 32-bit words per sequence.
 
 Everything a step needs to know about a sequence sits in its row, so that the host sends only what changed: token ids, block
-table and sampling parameters. Floats are stored by their bits. The last row is padding: steps padded to a captured size point
+tables and sampling parameters. Floats are stored by their bits. The last row is padding: steps padded to a captured size point
 at it; it owns no blocks and what is written there is never read for a real sequence.
 """
 
@@ -22,10 +22,12 @@ class RowLayout:
 
     max_model_len  tokens of a sequence; a row has one more place, for the id sampled after the last one
     max_blocks     entries of a block table
+    num_groups     layer groups, each with a block table of its own
     """
 
     max_model_len: int
     max_blocks: int
+    num_groups: int = 1
 
     NUM_PROMPT_TOKENS = 0
     SEED_LOW = 1
@@ -38,11 +40,15 @@ class RowLayout:
     FREQUENCY_PENALTY = 8
     REPETITION_PENALTY = 9
     NUM_PARAMETERS = 10
-    BLOCK_TABLE = _PARAMETERS
+    BLOCK_TABLES = _PARAMETERS
+
+    def block_table(self, group: int) -> int:
+        """First word of the block table of a layer group."""
+        return self.BLOCK_TABLES + group * self.max_blocks
 
     @property
     def token_ids(self) -> int:
-        return self.BLOCK_TABLE + self.max_blocks
+        return self.block_table(self.num_groups)
 
     @property
     def words(self) -> int:
@@ -56,7 +62,7 @@ class RowTables:
 
     state              [rows + 1, words]              int32
     token_ids          [rows + 1, max_model_len + 1]  int32, valid up to the tokens the sequence has, those in flight included
-    block_tables       [rows + 1, max_blocks]         int32
+    block_tables       [rows + 1, num_groups, max_blocks]  int32
     num_prompt_tokens  [rows + 1]                     int32
     seed_low, seed_high  [rows + 1]                   int32, the bits of the 64-bit seed
     top_k              [rows + 1]                     int32, 0 when off
@@ -84,16 +90,18 @@ class RowTables:
         return self.state.shape[0] - 1
 
 
-def make_row_tables(num_rows: int, max_model_len: int, max_blocks: int, device: torch.device) -> RowTables:
+def make_row_tables(
+    num_rows: int, max_model_len: int, max_blocks: int, device: torch.device, *, num_groups: int = 1
+) -> RowTables:
     """Zeroed tables for `num_rows` sequences, and the padding row."""
-    layout = RowLayout(max_model_len, max_blocks)
+    layout = RowLayout(max_model_len, max_blocks, num_groups)
     state = torch.zeros(num_rows + 1, layout.words, dtype=torch.int32, device=device)
     floats = state.view(torch.float32)
     return RowTables(
         layout=layout,
         state=state,
         token_ids=state[:, layout.token_ids : layout.token_ids + max_model_len + 1],
-        block_tables=state[:, layout.BLOCK_TABLE : layout.token_ids],
+        block_tables=state[:, layout.BLOCK_TABLES : layout.token_ids].unflatten(1, (num_groups, max_blocks)),
         num_prompt_tokens=state[:, layout.NUM_PROMPT_TOKENS],
         seed_low=state[:, layout.SEED_LOW],
         seed_high=state[:, layout.SEED_HIGH],

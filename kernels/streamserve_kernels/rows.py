@@ -28,33 +28,37 @@ def _apply_kernel(state_ptr, segments_ptr, payload_ptr, row_stride, CHUNK: tl.co
         tl.store(target + words, tl.load(source + words, mask=words < count), mask=words < count)
 
 
-@kernel(do_not_specialize_on_alignment=["rows_ptr", "starts_ptr", "query_start_ptr"])
+@kernel(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["rows_ptr", "starts_ptr", "query_start_ptr"])
 def _gather_kernel(
     ids_ptr, tables_ptr, rows_ptr, starts_ptr, query_start_ptr,
     token_ids_ptr, positions_ptr, slots_ptr, block_tables_ptr, seq_lens_ptr,
-    row_stride, max_blocks, padding_row,
+    row_stride, max_blocks, padding_row, num_tokens,
     BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one sequence: of its tokens, and of its block table."""
+    """One chunk of one sequence: of its tokens, and of its block table of one layer group."""
     sequence = tl.program_id(0)
     lanes = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     row = tl.load(rows_ptr + sequence)
     start = tl.load(starts_ptr + sequence)
     begin = tl.load(query_start_ptr + sequence)
     count = tl.load(query_start_ptr + sequence + 1) - begin
-    tl.store(seq_lens_ptr + sequence, start + count)
     words = row.to(tl.int64) * row_stride
+    group = tl.program_id(2).to(tl.int64)
+    table_ptr = tables_ptr + words + group * max_blocks
     listed = lanes < max_blocks
-    blocks = tl.load(tables_ptr + words + lanes, mask=listed, other=0)
-    tl.store(block_tables_ptr + sequence.to(tl.int64) * max_blocks + lanes, blocks, mask=listed)
+    blocks = tl.load(table_ptr + lanes, mask=listed, other=0)
+    listed_ptr = block_tables_ptr + (group * tl.num_programs(0) + sequence) * max_blocks
+    tl.store(listed_ptr + lanes, blocks, mask=listed)
     present = lanes < count
     position = start + lanes
-    token = tl.load(ids_ptr + words + position, mask=present, other=0)
-    block = tl.load(tables_ptr + words + position // BLOCK_SIZE, mask=present, other=0).to(tl.int64)
+    block = tl.load(table_ptr + position // BLOCK_SIZE, mask=present, other=0).to(tl.int64)
     slot = tl.where(row + tl.zeros_like(lanes) == padding_row, -1, block * BLOCK_SIZE + position % BLOCK_SIZE)
+    tl.store(slots_ptr + group * num_tokens + begin + lanes, slot, mask=present)
+    # The groups agree on the rest.
+    tl.store(seq_lens_ptr + sequence, start + count)
+    token = tl.load(ids_ptr + words + position, mask=present, other=0)
     tl.store(token_ids_ptr + begin + lanes, token.to(tl.int64), mask=present)
     tl.store(positions_ptr + begin + lanes, position.to(tl.int64), mask=present)
-    tl.store(slots_ptr + begin + lanes, slot, mask=present)
 
 
 @kernel(do_not_specialize=["num_lines"], do_not_specialize_on_alignment=["rows_ptr", "positions_ptr"])
@@ -83,16 +87,17 @@ def gather_inputs(
     block_size: int,
 ) -> GatheredInputs:
     """See the reference."""
-    num_sequences, max_blocks = rows.shape[0], tables.layout.max_blocks
+    num_sequences, num_groups, max_blocks = rows.shape[0], tables.layout.num_groups, tables.layout.max_blocks
     inputs = GatheredInputs(
-        *(torch.empty(num_tokens, dtype=torch.int64, device=rows.device) for _ in range(3)),
-        torch.empty(num_sequences, max_blocks, dtype=torch.int32, device=rows.device),
+        *(torch.empty(num_tokens, dtype=torch.int64, device=rows.device) for _ in range(2)),
+        torch.empty(num_groups, num_tokens, dtype=torch.int64, device=rows.device),
+        torch.empty(num_groups, num_sequences, max_blocks, dtype=torch.int32, device=rows.device),
         torch.empty(num_sequences, dtype=torch.int32, device=rows.device),
     )
     most = max(max_blocks, num_tokens)
-    _gather_kernel[(num_sequences, -(-most // _CHUNK))](
+    _gather_kernel[(num_sequences, -(-most // _CHUNK), num_groups)](
         tables.token_ids, tables.block_tables, rows, starts, query_start, *inputs,
-        tables.state.stride(0), max_blocks, tables.padding_row, BLOCK_SIZE=block_size, CHUNK=_CHUNK,
+        tables.state.stride(0), max_blocks, tables.padding_row, num_tokens, BLOCK_SIZE=block_size, CHUNK=_CHUNK,
     )  # fmt: skip
     return inputs
 

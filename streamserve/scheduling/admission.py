@@ -23,9 +23,10 @@ def check_spec(spec: SequenceSpec, limits: SchedulerLimits) -> None:
             f"for {spec.max_tokens} more: shorten one of them"
         )
     # The last token is sampled and never computed, so it needs no place in the cache.
-    if length - 1 > limits.capacity_tokens:
+    if limits.groups.blocks_for(length - 1, limits.max_num_batched_tokens) > limits.num_blocks:
+        longest = limits.groups.longest(limits.num_blocks, limits.max_num_batched_tokens, length)
         raise PromptTooLarge(
-            f"the KV cache holds {limits.capacity_tokens} tokens in all; the prompt has {num_prompt_tokens} and max_tokens "
+            f"the KV cache holds {longest} tokens in all; the prompt has {num_prompt_tokens} and max_tokens "
             f"asks for {spec.max_tokens} more: shorten one of them, or start the server with more --kv-cache-memory"
         )
 

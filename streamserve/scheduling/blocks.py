@@ -1,13 +1,41 @@
 """Blocks of the KV cache: who holds how many references to which, and in which order free ones are reused.
 
 Runs on the engine's event loop. Knows no torch, no sequences, no tokens: a block is a number, a reference count and a mark
-that says whether its contents are worth keeping once nobody holds it.
+that says whether its contents are worth keeping once nobody holds it. Any layer group may hold any block.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+
+class BlockRun(NamedTuple):
+    """Blocks that follow each other in a sequence's block table of one layer group, from index `first` on."""
+
+    group: int
+    first: int
+    block_ids: list[int]
+
+
+class BlockTable:
+    """The blocks that a sequence holds in one layer group, in order.
+
+    first      index of the first one; those before have left the group's window and are no longer held
+    block_ids  from there to the end
+    """
+
+    __slots__ = ("block_ids", "first")
+
+    def __init__(self, first: int, block_ids: list[int]) -> None:
+        self.first = first
+        self.block_ids = block_ids
+
+    @property
+    def end(self) -> int:
+        """Index after the last block."""
+        return self.first + len(self.block_ids)
 
 
 class BlockPool:
@@ -102,4 +130,4 @@ class BlockPool:
             self._empty.append(block_id)
 
 
-__all__ = ["BlockPool"]
+__all__ = ["BlockPool", "BlockRun", "BlockTable"]

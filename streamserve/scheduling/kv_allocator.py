@@ -2,13 +2,17 @@
 
 Runs on the engine's event loop. Knows no rows, no queue and no policy: it says whether memory can be had, never who must
 yield it.
+
+A sequence has a block table for each layer group. Where layers see all tokens it gets blocks for its whole prompt when it is
+admitted; where they see a window, for as much as a step computes, and what has left the window goes back while it runs.
 """
 
 from __future__ import annotations
 
 import sys
 
-from streamserve.scheduling.blocks import BlockPool
+from streamserve.kv_groups import KvGroups
+from streamserve.scheduling.blocks import BlockPool, BlockRun, BlockTable
 from streamserve.scheduling.prefix_cache import Digest, PrefixCache, blake2b_128
 from streamserve.scheduling.sequence import Sequence
 
@@ -16,10 +20,21 @@ from streamserve.scheduling.sequence import Sequence
 class KvAllocator:
     """Gives blocks to sequences and takes them back."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool, digest: Digest = blake2b_128) -> None:
-        self.block_size = block_size
-        self.cache = PrefixCache(block_size, digest)
+    def __init__(
+        self,
+        num_blocks: int,
+        groups: KvGroups,
+        step_tokens: int,
+        *,
+        enable_prefix_caching: bool,
+        digest: Digest = blake2b_128,
+    ) -> None:
+        """step_tokens  the most tokens that a step computes"""
+        self.groups = groups
+        self.cache = PrefixCache(groups, digest)
         self.pool = BlockPool(num_blocks, self.cache.forget)
+        self._step_tokens = step_tokens
+        self._num_windowed = sum(window is not None for window in groups.windows)
         self._caches_prefixes = enable_prefix_caching
 
     @property
@@ -27,60 +42,117 @@ class KvAllocator:
         return self.pool.num_free
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens."""
-        return -(-num_tokens // self.block_size)
+        """The most blocks that a sequence of `num_tokens` tokens holds at a time."""
+        return self.groups.blocks_for(num_tokens, self._step_tokens)
 
     def admit(self, sequence: Sequence, reserve: int) -> bool:
-        """Give a sequence blocks for all its tokens, shared ones where the prefix cache has them.
+        """Give a sequence the blocks that it begins with, shared ones where the prefix cache has them.
 
         `reserve` blocks must stay free. All or nothing. On success `num_computed` is what the cache spared it.
         """
-        hits = self._cached_blocks(sequence)
-        num_fresh = self.blocks_for(len(sequence.token_ids)) - len(hits)
+        tables = self._cached_blocks(sequence)
+        hits = [block_id for table in tables for block_id in table.block_ids]
+        num_cached = tables[0].end * self.groups.block_size
+        lacking = self._lacking(tables, len(sequence.token_ids), num_cached + self._step_tokens)
         num_idle_hits = sum(map(self.pool.is_idle, hits))
-        if num_fresh + num_idle_hits + reserve > self.pool.num_free:
+        if sum(lacking) + num_idle_hits + reserve > self.pool.num_free:
             return False
         # Hits are claimed before anything is evicted, or the fresh blocks could be the very ones that hit.
         self.pool.share(hits)
-        fresh = self.pool.take(num_fresh)
-        assert fresh is not None
-        sequence.block_ids = hits + fresh
-        sequence.num_computed = len(hits) * self.block_size
-        sequence.next_full = sequence.num_computed + self.block_size if self._caches_prefixes else sys.maxsize
+        self._append(tables, lacking)
+        sequence.tables = tables
+        sequence.reach = min(table.end for table in tables) * self.groups.block_size
+        sequence.num_computed = num_cached
+        does_nothing = not self._caches_prefixes and not self._num_windowed
+        sequence.next_full = sys.maxsize if does_nothing else num_cached + self.groups.block_size
         return True
 
-    def grow(self, sequence: Sequence) -> int | None:
-        """One more block for a running sequence; None when none is free."""
-        taken = self.pool.take(1)
-        if taken is None:
+    def extend(self, sequence: Sequence, num_tokens: int) -> list[BlockRun] | None:
+        """Blocks for the first `num_tokens` tokens of a resident sequence, where it lacks some; None when they can't be had."""
+        if num_tokens <= sequence.reach:
+            return []
+        lacking = self._lacking(sequence.tables, num_tokens, num_tokens)
+        if sum(lacking) > self.pool.num_free:
             return None
-        sequence.block_ids += taken
-        return taken[0]
+        runs = self._append(sequence.tables, lacking)
+        sequence.reach = min(table.end for table in sequence.tables) * self.groups.block_size
+        return runs
+
+    def reachable(self, sequence: Sequence) -> int:
+        """How many of its first tokens a resident sequence could have blocks for now, while it computes its prompt."""
+        more = self.pool.num_free // self._num_windowed if self._num_windowed else 0
+        return sequence.reach + more * self.groups.block_size
 
     def commit(self, sequence: Sequence, num_tokens: int) -> None:
-        """The first `num_tokens` tokens of a resident sequence are in the cache for good: blocks filled since may be shared."""
+        """The first `num_tokens` tokens of a resident sequence are in the cache for good.
+
+        Blocks filled since may be shared, and those that no later token sees go back.
+        """
         if num_tokens < sequence.next_full:
             return
-        first, end = sequence.next_full // self.block_size - 1, num_tokens // self.block_size
-        self.cache.extend(sequence.prefix, sequence.token_ids, end, sequence.spec.cache_salt)
-        for index in range(first, end):
-            if self.cache.insert(sequence.prefix[index], sequence.block_ids[index]):
-                self.pool.keep(sequence.block_ids[index])
-        sequence.next_full = (end + 1) * self.block_size
+        size = self.groups.block_size
+        first, end = sequence.next_full // size - 1, num_tokens // size
+        if self._caches_prefixes:
+            self._insert(sequence, first, end)
+        if self._num_windowed:
+            self._give_back(sequence, num_tokens)
+        sequence.next_full = (end + 1) * size
 
     def release(self, sequence: Sequence) -> None:
         """Take everything back; what is in the prefix cache stays there until its block is needed."""
         # A step in flight may still write these blocks: safe, because the next owner's writes are queued behind it on the
         # same stream.
-        self.pool.release(sequence.block_ids)
-        sequence.block_ids = []
+        for table in sequence.tables:
+            self.pool.release(table.block_ids)
+        sequence.tables = []
+        sequence.reach = 0
         sequence.num_computed = 0
 
-    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+    def _lacking(self, tables: list[BlockTable], num_tokens: int, num_soon: int) -> list[int]:
+        """How many blocks each table lacks for `num_tokens` tokens; with a window, for the first `num_soon` of them."""
+        size = self.groups.block_size
+        every, soon = -(-num_tokens // size), -(-min(num_tokens, num_soon) // size)
+        return [
+            max(0, (every if window is None else soon) - table.end)
+            for window, table in zip(self.groups.windows, tables, strict=True)
+        ]
+
+    def _append(self, tables: list[BlockTable], lacking: list[int]) -> list[BlockRun]:
+        runs: list[BlockRun] = []
+        for group, (table, count) in enumerate(zip(tables, lacking, strict=True)):
+            if count:
+                taken = self.pool.take(count)
+                assert taken is not None, "blocks were counted and are not there"
+                runs.append(BlockRun(group, table.end, taken))
+                table.block_ids += taken
+        return runs
+
+    def _insert(self, sequence: Sequence, first: int, end: int) -> None:
+        """The blocks from index `first` to `end` are full and committed."""
+        self.cache.extend(sequence.prefix, sequence.token_ids, end, sequence.spec.cache_salt)
+        for group, table in enumerate(sequence.tables):
+            for index in range(first, end):
+                block_id = table.block_ids[index - table.first]
+                if self.cache.insert(group, sequence.prefix[index], block_id):
+                    self.pool.keep(block_id)
+
+    def _give_back(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let go of blocks that no token from position `num_tokens` on sees."""
+        # A step in flight computes such later tokens only. It may load these blocks with others of a tile, and ignores them.
+        for window, table in zip(self.groups.windows, sequence.tables, strict=True):
+            if window is not None:
+                count = (num_tokens - window + 1) // self.groups.block_size - table.first
+                if count > 0:
+                    self.pool.release(table.block_ids[:count])
+                    del table.block_ids[:count]
+                    table.first += count
+
+    def _cached_blocks(self, sequence: Sequence) -> list[BlockTable]:
+        """A table for each group, with what the prefix cache has."""
         # The last token is always computed, since its logits are needed; logprobs of the prompt need the logits of all of it.
         if not self._caches_prefixes or sequence.wants_prompt_logprobs:
-            return []
-        usable = (len(sequence.token_ids) - 1) // self.block_size
+            return [BlockTable(0, []) for _ in self.groups.windows]
+        usable = (len(sequence.token_ids) - 1) // self.groups.block_size
         self.cache.extend(sequence.prefix, sequence.token_ids, usable, sequence.spec.cache_salt)
         return self.cache.match(sequence.prefix[:usable])
 

@@ -6,12 +6,14 @@ import msgspec
 
 from streamserve.config import SchedulingPolicy
 from streamserve.errors import ConfigError
+from streamserve.kv_groups import KvGroups
 
 
 class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The room a scheduler works in; fields as in `EngineConfig`, with what only the loaded model can tell filled in.
 
     num_blocks     KV blocks in all, numbered from 0
+    windows        of the model's layer groups, as in `KvGroups`
     max_num_seqs   rows
     max_model_len  tokens of prompt and output together
     max_scored_tokens  prompt tokens with log-probabilities in a step that others take a token of: each of them is the work of a
@@ -22,6 +24,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     num_blocks: int
     block_size: int
+    windows: tuple[int | None, ...] = (None,)
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
@@ -46,9 +49,9 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     @property
-    def capacity_tokens(self) -> int:
-        """Tokens whose keys and values fit the cache."""
-        return self.num_blocks * self.block_size
+    def groups(self) -> KvGroups:
+        """The model's layer groups."""
+        return KvGroups(self.block_size, self.windows)
 
     @property
     def watermark(self) -> int:

@@ -1,6 +1,6 @@
 """What one step will do: small, frozen, the only thing that crosses from the scheduler to the workers.
 
-A row is a sequence's home on the device for as long as it runs: its token ids, block table and sampling parameters stay
+A row is a sequence's home on the device for as long as it runs: its token ids, block tables and sampling parameters stay
 there, so a plan carries only what changed since the last one. Ids sampled by a step are scattered into the rows on the device
 and are never sent back down.
 """
@@ -39,22 +39,26 @@ class RowSampling(msgspec.Struct, frozen=True, array_like=True):
 class RowStart(msgspec.Struct, frozen=True, array_like=True):
     """A sequence takes a row: everything the device must know about it.
 
+    Its blocks come as growths of the same plan.
+
     token_ids          prompt and, after a preemption or a hand-over, the tokens generated so far
     num_prompt_tokens  how many of them are the prompt (penalties and min_tokens count generated tokens only)
-    block_ids          the blocks it holds at the end of this step, in order
     """
 
     row: int
     token_ids: list[int]
     num_prompt_tokens: int
-    block_ids: list[int]
     sampling: RowSampling
 
 
 class RowGrowth(msgspec.Struct, frozen=True, array_like=True):
-    """A running sequence got more blocks: `block_ids` go into its block table from index `first` on."""
+    """A sequence got more blocks: `block_ids` go into its row's block table of one layer group, from index `first` on.
+
+    Entries before the first one ever written are of former owners, and no layer of the group follows them to any effect.
+    """
 
     row: int
+    group: int
     first: int
     block_ids: list[int]
 

@@ -167,7 +167,6 @@ class Scheduler:
         """One token for every running sequence that lacks just one; returns those that lack more."""
         unfinished: list[Sequence] = []
         decodes, decoding, index = draft.decodes, draft.decoding, draft.index
-        block_size = self.limits.block_size
         for sequence in tuple(self.registry.running):
             start, known = sequence.num_computed, sequence.num_known
             if known == sequence.limit:
@@ -177,11 +176,11 @@ class Scheduler:
                 continue
             if sequence.constraint is not None and sequence.num_in_flight:
                 continue  # its next bitmask needs the token in flight
-            if start == len(sequence.block_ids) * block_size:
-                block_id = self.registry.grow(sequence)
-                if block_id is None:
+            if start == sequence.reach:
+                runs = self.registry.grow(sequence, known)
+                if runs is None:
                     continue  # preempted
-                draft.grow(sequence, block_id)
+                draft.grow(sequence, runs)
             if sequence.constraint is not None:
                 draft.work(sequence, 1)
                 continue
@@ -196,9 +195,18 @@ class Scheduler:
         return unfinished
 
     def _plan_chunks(self, draft: StepDraft, unfinished: list[Sequence]) -> None:
-        """The next chunk of prompts under way, less those preempted by a decode. Their blocks were claimed at admission."""
-        for sequence in unfinished:
-            if sequence.is_resident and (room := draft.room_for(sequence)):
+        """The next chunk of prompts under way, less those preempted by a decode or an earlier prompt.
+
+        Blocks were claimed at admission, but for layers that see a window.
+        """
+        for index, sequence in enumerate(unfinished):
+            if not (sequence.is_resident and (room := draft.room_for(sequence))):
+                continue
+            start = sequence.num_computed
+            if start + room > sequence.reach:
+                draft.grow(sequence, self.registry.grow_prompt(sequence, start + room, unfinished[index + 1 :]))
+                room = min(room, sequence.reach - start)
+            if room:
                 draft.work(sequence, room)
 
     def _plan_admissions(self, draft: StepDraft, now: float) -> None:

@@ -6,6 +6,7 @@ decided elsewhere.
 
 from __future__ import annotations
 
+from streamserve.scheduling.blocks import BlockTable
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.plan import RowSampling
 from streamserve.scheduling.prefix_cache import PrefixBlock
@@ -28,15 +29,15 @@ class Sequence:
     num_known      the same, plus the tokens in flight, which exist on the device only
     num_computed   tokens whose keys and values are in the cache or being written by a step in flight
     row            the row it owns, or NO_ROW
-    block_ids      the blocks it holds, in order
+    tables         the blocks it holds, in a table for each layer group; none without a row
+    reach          tokens that it has blocks for in every table
     prefix         descriptions of its full blocks, as far as they were needed
-    next_full      committed tokens at which another block is full and may enter the prefix cache
+    next_full      committed tokens at which another block is full: it may enter the prefix cache, and others may go back
     last_step      the last step that worked on it
     """
 
     __slots__ = (
         "arrived_at",
-        "block_ids",
         "constraint",
         "deadline",
         "finish_reason",
@@ -55,10 +56,12 @@ class Sequence:
         "prefix",
         "prompt_logprobs",
         "queue_s",
+        "reach",
         "row",
         "sequence_id",
         "spec",
         "stop_token_ids",
+        "tables",
         "token_ids",
     )
 
@@ -85,7 +88,8 @@ class Sequence:
         self.num_known = len(self.token_ids)
         self.num_computed = 0
         self.row = NO_ROW
-        self.block_ids: list[int] = []
+        self.tables: list[BlockTable] = []
+        self.reach = 0
         self.prefix: list[PrefixBlock] = []
         self.next_full = 0
         self.last_step = -1

@@ -10,6 +10,7 @@ Runs on the engine's event loop. Knows no steps and no clock.
 
 from __future__ import annotations
 
+from streamserve.scheduling.blocks import BlockRun
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.kv_allocator import KvAllocator
 from streamserve.scheduling.limits import SchedulerLimits
@@ -27,7 +28,12 @@ class SequenceRegistry:
         self.waiting = PolicyQueue()
         self.parked: dict[str, Sequence] = {}
         self.rows = RowAllocator(limits.max_num_seqs)
-        self.kv = KvAllocator(limits.num_blocks, limits.block_size, enable_prefix_caching=limits.enable_prefix_caching)
+        self.kv = KvAllocator(
+            limits.num_blocks,
+            limits.groups,
+            limits.max_num_batched_tokens,
+            enable_prefix_caching=limits.enable_prefix_caching,
+        )
         self._watermark = limits.watermark
         self._counters = counters
 
@@ -47,9 +53,11 @@ class SequenceRegistry:
     def admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence a row and blocks, if need be those of paused ones; False when they can't be had.
 
-        Blocks for the growth of those that run stay free: one for each, and the watermark. Alone, it may have them all.
+        Blocks for the growth of those that run stay free: one for each and layer group, and the watermark. Alone, it may have
+        them all.
         """
-        reserve = max(self._watermark, len(self.running)) if self.running else 0
+        num_growing = len(self.running) * len(self.kv.groups.windows)
+        reserve = max(self._watermark, num_growing) if self.running else 0
         while not (self.rows.has_free_row and self.kv.admit(sequence, reserve)):
             paused = self.rows.paused.last
             if paused is None or not self._would_fit(sequence, reserve):
@@ -60,17 +68,29 @@ class SequenceRegistry:
         self._counters.admitted(sequence)
         return True
 
-    def grow(self, sequence: Sequence) -> int | None:
-        """Give a running sequence its next block, preempting others as needed; None when it had to yield itself.
+    def grow(self, sequence: Sequence, num_tokens: int) -> list[BlockRun] | None:
+        """Give a running sequence blocks for its first `num_tokens` tokens, preempting others; None when it yielded itself.
 
         Call it in policy order while a step is planned: victims come from that order's end, so none is in the plan already.
         """
-        while (block_id := self.kv.grow(sequence)) is None:
+        while (runs := self.kv.extend(sequence, num_tokens)) is None:
             victim = self.rows.victim()
             self._preempt(victim)
             if victim is sequence:
                 return None
-        return block_id
+        return runs
+
+    def grow_prompt(self, sequence: Sequence, num_tokens: int, later: list[Sequence]) -> list[BlockRun]:
+        """Give a sequence blocks for a chunk that ends at `num_tokens`, or for as much of it as can be had.
+
+        later  sequences that yield theirs if need be, the last one first; none of them is in the plan
+        """
+        while (runs := self.kv.extend(sequence, num_tokens)) is None:
+            victim = self.rows.paused.last or next((each for each in reversed(later) if each.is_resident), None)
+            if victim is None:
+                return self.kv.extend(sequence, self.kv.reachable(sequence)) or []
+            self._preempt(victim)
+        return runs
 
     def pause(self, sequence: Sequence) -> None:
         """Let it run no further. It keeps its row and blocks until others need them. Idempotent."""
@@ -120,7 +140,7 @@ class SequenceRegistry:
 
     def _would_fit(self, sequence: Sequence, reserve: int) -> bool:
         """Would there be blocks if every paused sequence gave up its own?"""
-        held = sum(len(paused.block_ids) for paused in self.rows.paused)
+        held = sum(len(table.block_ids) for paused in self.rows.paused for table in paused.tables)
         return self.kv.blocks_for(len(sequence.token_ids)) + reserve <= self.kv.num_free + held
 
 

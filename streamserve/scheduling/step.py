@@ -5,8 +5,10 @@ Runs on the engine's event loop.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from streamserve.scheduling.blocks import BlockRun
 from streamserve.scheduling.plan import Plan, RowGrowth, RowStart, RowWork
 from streamserve.scheduling.sequence import Sequence
 
@@ -66,14 +68,16 @@ class StepDraft:
                 row=sequence.row,
                 token_ids=list(sequence.token_ids),
                 num_prompt_tokens=sequence.num_prompt_tokens,
-                block_ids=list(sequence.block_ids),
                 sampling=sequence.row_sampling(),
             )
         )
+        self.grow(
+            sequence, [BlockRun(group, table.first, list(table.block_ids)) for group, table in enumerate(sequence.tables)]
+        )
 
-    def grow(self, sequence: Sequence, block_id: int) -> None:
-        """The sequence's newest block goes to the end of its row's block table."""
-        self.growths.append(RowGrowth(sequence.row, len(sequence.block_ids) - 1, [block_id]))
+    def grow(self, sequence: Sequence, runs: Iterable[BlockRun]) -> None:
+        """Blocks that the sequence holds go into its row's block tables."""
+        self.growths += [RowGrowth(sequence.row, *run) for run in runs]
 
     def room_for(self, sequence: Sequence) -> int:
         """How many more of its tokens the step may compute."""

@@ -16,7 +16,7 @@ from streamserve.checkpoint.files import Checkpoint, resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.local import LocalExecutor
-from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
+from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart, RowWork
 from tests.support.tiny_model import TinyLlama
 
 RankThreads = Callable[[], set[threading.Thread]]
@@ -47,7 +47,8 @@ async def executor(checkpoint: Checkpoint) -> AsyncIterator[LocalExecutor]:
 
 
 def prefill(step: int, prompt: list[int], row: int = 0) -> Plan:
-    return Plan(step, [RowStart(row, prompt, len(prompt), [row], GREEDY)], [], [RowWork(row, 0, len(prompt), True)])
+    start, growth = RowStart(row, prompt, len(prompt), GREEDY), RowGrowth(row, 0, 0, [row])
+    return Plan(step, [start], [growth], [RowWork(row, 0, len(prompt), True)])
 
 
 def decode(step: int, position: int, row: int = 0) -> Plan:

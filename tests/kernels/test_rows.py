@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
 from streamserve_kernels import RowLayout, apply_row_deltas, gather_inputs, make_row_tables, scatter_sampled
@@ -27,7 +28,7 @@ def test_views_share_the_rows_memory() -> None:
     tables.temperature[1] = 0.5
     word = tables.state[1, RowLayout.TEMPERATURE]
     assert word.view(torch.float32) == 0.5
-    assert tables.block_tables.shape == (3, 2)
+    assert tables.block_tables.shape == (3, 1, 2)
     assert tables.padding_row == 2
 
 
@@ -43,13 +44,24 @@ def test_deltas_copy_runs_of_words_into_rows() -> None:
     assert torch.equal(tables.state, expected)
 
 
-def test_gathered_inputs_equal_a_walk_over_the_rows() -> None:
+def test_every_layer_group_has_a_block_table_before_the_token_ids() -> None:
+    tables = make_row_tables(2, 8, 3, CPU, num_groups=2)
+    tables.token_ids.fill_(-1)
+    tables.block_tables[1] = torch.arange(1, 7).view(2, 3)
+    words = tables.state[1]
+    assert [words[tables.layout.block_table(group) + 1].item() for group in (0, 1)] == [2, 5]
+    assert words[tables.layout.token_ids] == -1
+    assert bool((tables.block_tables[[0, 2]] == 0).all())
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_gathered_inputs_equal_a_walk_over_the_rows(num_groups: int) -> None:
     rng = random.Random(0)
     num_rows, max_len, block_size = 9, 200, 16
     for _ in range(30):
-        tables = make_row_tables(num_rows, max_len, 13, CPU)
+        tables = make_row_tables(num_rows, max_len, 13, CPU, num_groups=num_groups)
         tables.token_ids.copy_(torch.randint(0, 1000, tables.token_ids.shape))
-        tables.block_tables[:num_rows] = torch.randperm(num_rows * 13).view(num_rows, 13)
+        tables.block_tables[:num_rows] = torch.randperm(num_rows * num_groups * 13).view(num_rows, num_groups, 13)
         rows = rng.sample(range(num_rows), rng.randint(1, num_rows))
         counts = sorted((rng.choice([1, 1, 5, 40, 0]) for _ in rows), key=lambda count: count != 1)
         starts = [rng.randint(0, max_len - count) for count in counts]
@@ -63,11 +75,15 @@ def test_gathered_inputs_equal_a_walk_over_the_rows() -> None:
         assert got.token_ids.tolist() == [int(tables.token_ids[row, position]) for row, position in tokens]
         assert got.positions.tolist() == [position for _, position in tokens]
         assert got.slot_mapping.tolist() == [
-            int(tables.block_tables[row, position // block_size]) * block_size + position % block_size
-            for row, position in tokens
+            [
+                int(tables.block_tables[row, group, position // block_size]) * block_size + position % block_size
+                for row, position in tokens
+            ]
+            for group in range(num_groups)
         ]
         assert got.seq_lens.tolist() == [start + count for start, count in zip(starts, counts, strict=True)]
-        assert torch.equal(got.block_tables, tables.block_tables[rows])
+        assert torch.equal(got.block_tables, tables.block_tables[rows].transpose(0, 1))
+        assert got.block_tables.is_contiguous()
         assert (got.block_tables.dtype, got.seq_lens.dtype) == (torch.int32, torch.int32)
 
 
@@ -75,5 +91,5 @@ def test_tokens_of_the_padding_row_are_written_nowhere() -> None:
     tables = make_row_tables(2, 32, 2, CPU)
     rows = int32(1, tables.padding_row, tables.padding_row)
     got = gather_inputs(tables, rows, int32(3, 0, 0), int32(0, 1, 2, 3), num_tokens=3, block_size=16)
-    assert got.slot_mapping.tolist() == [3, -1, -1]
+    assert got.slot_mapping.tolist() == [[3, -1, -1]]
     assert got.seq_lens.tolist() == [4, 1, 1]

@@ -14,9 +14,9 @@ rows = triton_area("rows")
 ROWS, MAX_LEN, BLOCK = 6, 50, 16
 
 
-@pytest.fixture
-def tables() -> RowTables:
-    tables = make_row_tables(ROWS, MAX_LEN, 4, DEVICE)
+@pytest.fixture(params=[1, 3], ids=["one layer group", "three layer groups"])
+def tables(request: pytest.FixtureRequest) -> RowTables:
+    tables = make_row_tables(ROWS, MAX_LEN, 4, DEVICE, num_groups=request.param)
     tables.state.copy_(torch.randint(0, 60, tables.state.shape, dtype=torch.int32))
     return tables
 

@@ -6,12 +6,13 @@ import pytest
 
 from tests.layering.imports import ROOT, Import, imports_under, module_name
 
-FOUNDATION = {"errors", "types", "config"}
+FOUNDATION = {"errors", "types", "config", "kv_groups"}
 LIBRARY = {"async_engine", "frontend", "llm", "offline", "text_stream"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     # what everybody may know
     "errors": set(),
+    "kv_groups": set(),
     "types": {"errors"},
     "config": {"errors"},
     # files on disk

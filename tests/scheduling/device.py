@@ -17,25 +17,30 @@ from tests.scheduling.oracle import allowed_tokens, draw, logprobs_of, state_aft
 class Row:
     token_ids: dict[int, int]
     num_prompt_tokens: int
-    block_ids: list[int]
+    tables: list[dict[int, int]]
     sampling: RowSampling
 
 
 @dataclass
 class Device:
-    """Runs plans in the order given."""
+    """Runs plans in the order given.
+
+    cache  slot -> the layer group that wrote it, the position, and the model's state after it
+    """
 
     block_size: int
+    windows: tuple[int | None, ...] = (None,)
     rows: dict[int, Row] = field(default_factory=dict)
-    cache: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    cache: dict[int, tuple[int, int, bytes]] = field(default_factory=dict)
 
     def run(self, plan: Plan) -> StepResult:
         for start in plan.starts:
             tokens = dict(enumerate(start.token_ids))
-            self.rows[start.row] = Row(tokens, start.num_prompt_tokens, list(start.block_ids), start.sampling)
+            self.rows[start.row] = Row(tokens, start.num_prompt_tokens, [{} for _ in self.windows], start.sampling)
         for growth in plan.growths:
-            assert len(self.rows[growth.row].block_ids) == growth.first
-            self.rows[growth.row].block_ids += growth.block_ids
+            table = self.rows[growth.row].tables[growth.group]
+            assert not table or growth.first == max(table) + 1
+            table.update(enumerate(growth.block_ids, growth.first))
         assert len({work.row for work in plan.work}) == len(plan.work), "a row appears twice"
         counts = [work.count for work in plan.work]
         assert counts == [1] * counts.count(1) + [count for count in counts if count > 1], "decodes do not come first"
@@ -49,22 +54,24 @@ class Device:
         states = []
         for position in range(work.start, work.start + work.count):
             state = state_after(state, row.token_ids[position])
-            self.cache[self._slot(row, position)] = (position, state)
+            for group in range(len(self.windows)):
+                self.cache[self._slot(row, group, position)] = (group, position, state)
             states.append(state)
         return states
 
     def _attend(self, row: Row, num_tokens: int) -> bytes:
-        """Read back every token before this step's; garbage when any of them isn't there."""
+        """Read back every token before this step's that its first one sees; garbage when any of them isn't there."""
         state = b""
         for position in range(num_tokens):
-            stored = self.cache.get(self._slot(row, position))
-            if stored != (position, state_after(state, row.token_ids[position])):
-                return b"garbage"
-            state = stored[1]
+            state = state_after(state, row.token_ids[position])
+            for group, window in enumerate(self.windows):
+                is_seen = window is None or position > num_tokens - window
+                if is_seen and self.cache.get(self._slot(row, group, position)) != (group, position, state):
+                    return b"garbage"
         return state
 
-    def _slot(self, row: Row, position: int) -> int:
-        return row.block_ids[position // self.block_size] * self.block_size + position % self.block_size
+    def _slot(self, row: Row, group: int, position: int) -> int:
+        return row.tables[group][position // self.block_size] * self.block_size + position % self.block_size
 
     def _sample(self, plan: Plan, states: list[list[bytes]]) -> StepResult:
         token_ids: list[int] = []

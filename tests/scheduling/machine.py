@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from streamserve.errors import QueueFull
+from streamserve.kv_groups import KvGroups
 from streamserve.types import SequenceSpec, StructuredOutputs
 from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected
 from tests.scheduling.play import Play
@@ -21,17 +22,26 @@ from tests.support.scheduler_invariants import check_invariants
 
 PREFIXES = [[], [1] * 4, [1] * 4 + [2] * 4, [1] * 4 + [2] * 4 + [3] * 4, [9] * 5]
 
-settings_of_a_scheduler = st.fixed_dictionaries(
-    {
-        "num_blocks": st.integers(8, 20),
-        "max_num_seqs": st.integers(1, 5),
-        "max_num_batched_tokens": st.sampled_from([5, 7, 16, 64]),
-        "policy": st.sampled_from(["fcfs", "priority"]),
-        "enable_prefix_caching": st.booleans(),
-        "max_model_len": st.just(32),
-        "max_queue": st.just(6),
+BLOCK_SIZE, MAX_MODEL_LEN = 4, 32
+WINDOWS: list[tuple[int | None, ...]] = [(None,), (None,), (4,), (7,), (None, 6), (5, None, 5), (1, 11, None)]
+
+
+@st.composite
+def settings_of_a_scheduler(draw: st.DrawFn) -> dict[str, Any]:
+    """From as few blocks as one sequence needs to as many as hardly ever run out."""
+    windows, step_tokens = draw(st.sampled_from(WINDOWS)), draw(st.sampled_from([5, 7, 16, 64]))
+    least = KvGroups(BLOCK_SIZE, windows).blocks_for(MAX_MODEL_LEN, step_tokens)
+    return {
+        "windows": windows,
+        "block_size": BLOCK_SIZE,
+        "num_blocks": least + draw(st.integers(0, 12 * len(windows))),
+        "max_num_seqs": draw(st.integers(1, 5)),
+        "max_num_batched_tokens": step_tokens,
+        "policy": draw(st.sampled_from(["fcfs", "priority"])),
+        "enable_prefix_caching": draw(st.booleans()),
+        "max_model_len": MAX_MODEL_LEN,
+        "max_queue": 6,
     }
-)
 
 
 @st.composite
@@ -69,7 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.specs: dict[str, SequenceSpec] = {}
         self.num_wasted_at_most = 0
 
-    @initialize(settings=settings_of_a_scheduler)
+    @initialize(settings=settings_of_a_scheduler())
     def start(self, settings: dict[str, Any]) -> None:
         self.play = Play(**settings)
 

@@ -37,7 +37,7 @@ class Play:
 
     def __init__(self, **changes: Any) -> None:
         self.scheduler = Scheduler(limits(**changes))
-        self.device = Device(self.scheduler.limits.block_size)
+        self.device = Device(self.scheduler.limits.block_size, self.scheduler.limits.windows)
         self.outstanding: deque[tuple[Step, StepResult]] = deque()
         self.deltas: dict[str, list[TokenDelta]] = defaultdict(list)
         self.now = 0.0

@@ -129,7 +129,7 @@ def test_a_plan_does_not_change_once_it_is_out() -> None:
     play.add(spec("a", 4))
     plan = play.submit()
     assert plan is not None
-    before = (list(plan.starts[0].token_ids), list(plan.starts[0].block_ids))
+    before = (list(plan.starts[0].token_ids), list(plan.growths[0].block_ids))
     play.submit()
     play.commit()
-    assert (plan.starts[0].token_ids, plan.starts[0].block_ids) == before
+    assert (plan.starts[0].token_ids, plan.growths[0].block_ids) == before

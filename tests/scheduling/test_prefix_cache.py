@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streamserve.kv_groups import KvGroups
 from streamserve.scheduling.blocks import BlockPool
 from streamserve.scheduling.kv_allocator import KvAllocator
 from streamserve.scheduling.prefix_cache import PrefixBlock, PrefixCache
@@ -12,6 +13,10 @@ from tests.scheduling.oracle import expected
 from tests.scheduling.play import Play, rows, spec
 
 SHARED = list(range(100, 112))
+
+
+def matched(cache: PrefixCache, prefix: list[PrefixBlock]) -> list[int]:
+    return cache.match(prefix)[0].block_ids
 
 
 def first_start(play: Play) -> int:
@@ -53,7 +58,7 @@ def test_cached_tokens_are_tokens_of_the_prompt() -> None:
 
 
 def test_a_block_is_entered_once() -> None:
-    allocator = KvAllocator(8, 4, enable_prefix_caching=True)
+    allocator = KvAllocator(8, KvGroups(4), 64, enable_prefix_caching=True)
     sequence = Sequence(spec("a", 11), (0, 0), None, None)
     allocator.admit(sequence, 0)
     assert sequence.next_full == 4
@@ -100,7 +105,7 @@ def test_a_running_sequence_shares_its_blocks() -> None:
     play.add(spec("b", [*SHARED, 5]))
     play.step()
     a, b = play.scheduler.registry.sequences["a"], play.scheduler.registry.sequences["b"]
-    assert a.block_ids[:3] == b.block_ids[:3]
+    assert a.tables[0].block_ids[:3] == b.tables[0].block_ids[:3]
     play.abort("a")
     play.finish()
     assert play.tokens("b") == expected(spec("b", [*SHARED, 5]))[0]
@@ -156,7 +161,7 @@ def test_prompt_logprobs_skip_the_cache() -> None:
 
 
 def test_a_hash_collision_is_no_hit() -> None:
-    allocator = KvAllocator(8, 4, enable_prefix_caching=True, digest=lambda data: b"always the same")
+    allocator = KvAllocator(8, KvGroups(4), 64, enable_prefix_caching=True, digest=lambda data: b"always the same")
     one = Sequence(spec("a", [1, 2, 3, 4, 5]), (0, 0), None, None)
     assert allocator.admit(one, 0)
     allocator.commit(one, 5)
@@ -172,23 +177,23 @@ def test_a_hash_collision_is_no_hit() -> None:
 
 
 def test_each_salt_has_blocks_of_its_own() -> None:
-    cache = PrefixCache(4)
+    cache = PrefixCache(KvGroups(4))
     prefixes: dict[str, list[PrefixBlock]] = {"one": [], "two": []}
     for block_id, (salt, prefix) in enumerate(prefixes.items()):
         cache.extend(prefix, [1, 2, 3, 4], 1, salt)
-        assert cache.insert(prefix[0], block_id)
-    assert [cache.match(prefix) for prefix in prefixes.values()] == [[0], [1]]
+        assert cache.insert(0, prefix[0], block_id)
+    assert [matched(cache, prefix) for prefix in prefixes.values()] == [[0], [1]]
 
 
 def test_of_two_blocks_with_the_same_tokens_the_first_is_shared() -> None:
-    cache = PrefixCache(4)
+    cache = PrefixCache(KvGroups(4))
     prefix: list[PrefixBlock] = []
     cache.extend(prefix, [1, 2, 3, 4], 1, "")
-    assert cache.insert(prefix[0], 5)
-    assert not cache.insert(prefix[0], 6)
-    assert cache.match(prefix) == [5]
+    assert cache.insert(0, prefix[0], 5)
+    assert not cache.insert(0, prefix[0], 6)
+    assert matched(cache, prefix) == [5]
     cache.forget(5)
-    assert cache.match(prefix) == []
+    assert matched(cache, prefix) == []
 
 
 def test_taking_more_blocks_than_are_free_takes_and_evicts_none() -> None:

@@ -27,7 +27,7 @@ def crowds(draw: st.DrawFn) -> list[SequenceSpec]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(limits=settings_of_a_scheduler, crowd=crowds())
+@given(limits=settings_of_a_scheduler(), crowd=crowds())
 def test_overlapped_and_sequential_steps_produce_the_same_tokens(limits: dict[str, Any], crowd: list[SequenceSpec]) -> None:
     outputs = []
     for outstanding in (1, 2, 3):

@@ -51,18 +51,30 @@ def _check_memory(scheduler: Scheduler, sequence: Sequence) -> None:
     """No block more and no block less than its tokens need."""
     name = sequence.sequence_id
     if not sequence.is_resident:
-        assert not sequence.block_ids, f"{name} holds blocks without a row"
+        assert not sequence.tables, f"{name} holds blocks without a row"
         assert sequence.num_computed == 0, f"{name} is computed nowhere"
         return
-    assert len(set(sequence.block_ids)) == len(sequence.block_ids), f"{name} holds a block twice"
-    size, held = scheduler.limits.block_size, len(sequence.block_ids)
-    assert sequence.num_computed <= held * size, f"{name} writes past its blocks"
-    assert (held - 1) * size < max(sequence.num_computed, len(sequence.token_ids)), f"{name} holds a block for nothing"
+    groups = scheduler.limits.groups
+    assert len(sequence.tables) == len(groups.windows), f"{name} lacks a block table"
+    block_ids = [block_id for table in sequence.tables for block_id in table.block_ids]
+    assert len(set(block_ids)) == len(block_ids), f"{name} holds a block twice"
+    size = groups.block_size
+    assert sequence.reach == min(table.end for table in sequence.tables) * size, f"{name}: its reach is not that of its blocks"
+    assert sequence.num_computed <= sequence.reach, f"{name} writes past its blocks"
+    for window, table in zip(groups.windows, sequence.tables, strict=True):
+        assert (table.end - 1) * size < max(sequence.num_computed, len(sequence.token_ids)), f"{name} holds a block for nothing"
+        if window is None:
+            assert table.first == 0, f"{name} gave back a block where all are seen"
+            continue
+        assert table.first * size <= max(0, sequence.num_computed - window + 1), f"{name} gave back a block that is still seen"
+        committed = sequence.next_full - size
+        assert table.first >= (committed - window + 1) // size, f"{name} keeps a block that nothing sees"
 
 
 def _check_blocks(scheduler: Scheduler) -> None:
     kv, sequences = scheduler.registry.kv, scheduler.registry.sequences.values()
-    kv.pool.check(Counter(block_id for sequence in sequences for block_id in sequence.block_ids))
+    tables = [table for sequence in sequences for table in sequence.tables]
+    kv.pool.check(Counter(block_id for table in tables for block_id in table.block_ids))
     kv.cache.check(kv.pool.kept)
     for sequence in sequences:
         _check_cached_blocks(scheduler, sequence)
@@ -73,10 +85,13 @@ def _check_cached_blocks(scheduler: Scheduler, sequence: Sequence) -> None:
     cache, size = scheduler.registry.kv.cache, scheduler.limits.block_size
     truth: list[PrefixBlock] = []
     cache.extend(truth, sequence.token_ids, len(sequence.token_ids) // size, sequence.spec.cache_salt)
-    for index, block_id in enumerate(sequence.block_ids):
-        believed = cache.contents(block_id)
-        if believed is not None:
-            # The newest token was sampled and not computed, so a block that ends with it is not full yet.
-            is_computed = (index + 1) * size < len(sequence.token_ids)
-            assert is_computed, f"{sequence.sequence_id}: block {index} is cached and not committed"
-            assert believed == truth[index], f"{sequence.sequence_id}: block {index} holds other tokens than the cache says"
+    for group, table in enumerate(sequence.tables):
+        for index, block_id in enumerate(table.block_ids, table.first):
+            believed = cache.contents(block_id)
+            if believed is not None:
+                # The newest token was sampled and not computed, so a block that ends with it is not full yet.
+                is_computed = (index + 1) * size < len(sequence.token_ids)
+                assert is_computed, f"{sequence.sequence_id}: block {index} is cached and not committed"
+                assert believed == (group, truth[index]), (
+                    f"{sequence.sequence_id}: block {index} of group {group} holds other tokens than the cache says"
+                )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
+from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart, RowWork
 from streamserve.worker.rows.traits import make_mask, read_mask
 from tests.support.stepping import Stepper
 from tests.support.tiny_model import VOCAB
@@ -34,16 +34,16 @@ def test_a_mask_narrower_or_wider_than_the_vocabulary_allows_nothing_outside_it(
 def test_each_step_obeys_its_own_mask_and_the_rows_allowed_ids(stepper: Callable[..., Stepper]) -> None:
     runner = stepper().runner
     starts = [
-        RowStart(0, [5, 6, 7], 3, [0], RowSampling(seed=1)),
-        RowStart(1, [5, 6, 7], 3, [1], RowSampling(seed=1, allowed_token_ids=[20, 30, 40])),
-        RowStart(2, [5, 6, 7], 3, [2], RowSampling(seed=1)),
+        RowStart(0, [5, 6, 7], 3, RowSampling(seed=1)),
+        RowStart(1, [5, 6, 7], 3, RowSampling(seed=1, allowed_token_ids=[20, 30, 40])),
+        RowStart(2, [5, 6, 7], 3, RowSampling(seed=1)),
     ]
     work = [
         RowWork(0, 0, 3, True, mask_of(9)),
         RowWork(1, 0, 3, True, mask_of(30, 50)),
         RowWork(2, 0, 3, True),
     ]
-    first = runner.step(Plan(1, starts, [], work)).wait().token_ids
+    first = runner.step(Plan(1, starts, [RowGrowth(row, 0, 0, [row]) for row in range(3)], work)).wait().token_ids
     assert first[:2] == [9, 30]
     second = runner.step(Plan(2, [], [], [RowWork(0, 3, 1, True, mask_of(100)), RowWork(2, 3, 1, True)])).wait().token_ids
     assert second[0] == 100

@@ -20,7 +20,7 @@ def parameters_of(*samplings: RowSampling, num_prompt_tokens: int = 4, start: in
     device = CpuDevice()
     rows = Rows(device, RankLimits(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB))
     tokens = list(range(start + 1))
-    rows.apply(Plan(1, [RowStart(row, tokens, num_prompt_tokens, [row], one) for row, one in enumerate(samplings)], [], []))
+    rows.apply(Plan(1, [RowStart(row, tokens, num_prompt_tokens, one) for row, one in enumerate(samplings)], [], []))
     work = [RowWork(row, start, 1, True) for row in range(len(samplings))]
     return SamplingUploader(device, rows).send(work, WorkUploader(device, 8).send(work))
 

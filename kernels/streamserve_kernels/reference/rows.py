@@ -15,9 +15,9 @@ class GatheredInputs(NamedTuple):
 
     token_ids     [tokens]  int64
     positions     [tokens]  int64
-    slot_mapping  [tokens]  int64, -1 for tokens of the padding row
-    block_tables  [sequences, max_blocks]  int32
-    seq_lens      [sequences]              int32, tokens in the cache once this step has run
+    slot_mapping  [groups, tokens]  int64, -1 for tokens of the padding row
+    block_tables  [groups, sequences, max_blocks]  int32
+    seq_lens      [sequences]  int32, tokens in the cache once this step has run
     """
 
     token_ids: Tensor
@@ -50,7 +50,7 @@ def gather_inputs(
     num_tokens   query_start[-1], which the host knows
     """
     counts = query_start[1:] - query_start[:-1]
-    block_tables = tables.block_tables.index_select(0, rows)
+    block_tables = tables.block_tables.index_select(0, rows).transpose(0, 1).contiguous()
     seq_lens = starts + counts
     if num_tokens == rows.shape[0] and bool((counts == 1).all()):
         positions, token_rows, tables_of_tokens = starts.long(), rows, block_tables
@@ -58,9 +58,10 @@ def gather_inputs(
         sequence = torch.repeat_interleave(counts, output_size=num_tokens)
         offsets = torch.arange(num_tokens, device=rows.device) - query_start[sequence]
         positions, token_rows = starts[sequence] + offsets, rows[sequence]
-        tables_of_tokens = block_tables[sequence]
+        tables_of_tokens = block_tables[:, sequence]
     token_ids = tables.token_ids[token_rows, positions].long()
-    blocks = tables_of_tokens.gather(1, (positions // block_size).unsqueeze(1)).squeeze(1)
+    places = (positions // block_size).expand(block_tables.shape[0], -1)
+    blocks = tables_of_tokens.gather(2, places.unsqueeze(2)).squeeze(2)
     slots = blocks.long() * block_size + positions % block_size
     return GatheredInputs(token_ids, positions, slots.masked_fill(token_rows == tables.padding_row, -1), block_tables, seq_lens)
 

@@ -100,8 +100,8 @@ def gather(tables: RowTables, work: StepWork, block_size: int) -> StepInputs:
     return StepInputs(
         token_ids=gathered.token_ids,
         positions=gathered.positions,
-        slot_mapping=gathered.slot_mapping,
-        block_tables=gathered.block_tables,
+        slot_mapping=gathered.slot_mapping[0],
+        block_tables=gathered.block_tables[0],
         seq_lens=gathered.seq_lens,
         query_start=work.query_start,
         num_decodes=work.num_decodes,

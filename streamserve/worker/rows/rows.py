@@ -62,7 +62,6 @@ class Rows:
         for start in plan.starts:
             self._remember(start)
             deltas.add(start.row, 0, _parameter_words(start, self.limits.vocab_size))
-            deltas.add(start.row, layout.BLOCK_TABLE, np.asarray(start.block_ids, dtype=np.int32))
             deltas.add(start.row, layout.token_ids, np.asarray(start.token_ids, dtype=np.int32))
         deltas.grow(plan.growths, layout)
         deltas.send(self._ring, self.tables)
@@ -91,7 +90,8 @@ class _Deltas:
         place = self._payload.num_words
         block_ids: list[int] = []
         for growth in growths:
-            self._segments += (growth.row, layout.BLOCK_TABLE + growth.first, place + len(block_ids), len(growth.block_ids))
+            column = layout.block_table(growth.group) + growth.first
+            self._segments += (growth.row, column, place + len(block_ids), len(growth.block_ids))
             block_ids += growth.block_ids
         self._payload.put(block_ids)
 

@@ -67,7 +67,11 @@ def _decode(device: Device, model: CausalModel, rows: Rows, kv_caches: list[Tens
     # On the host: on the meta device this call alone would load 800 modules of torch's.
     query_start = torch.arange(size + 1, dtype=torch.int32).to(device.torch_device)
     gathered = gather_inputs(tables, padding, starts, query_start, num_tokens=size, block_size=limits.block_size)
-    hidden = model(StepInputs(*gathered, query_start, size, limits.max_model_len), kv_caches)
+    token_ids, positions, slot_mapping, block_tables, seq_lens = gathered
+    inputs = StepInputs(
+        token_ids, positions, slot_mapping[0], block_tables[0], seq_lens, query_start, size, limits.max_model_len
+    )
+    hidden = model(inputs, kv_caches)
     model.logits(hidden)
 
 
