@@ -8,34 +8,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
-
-
-class BlockRun(NamedTuple):
-    """Blocks that follow each other in a sequence's block table of one layer group, from index `first` on."""
-
-    group: int
-    first: int
-    block_ids: list[int]
 
 
 class BlockTable:
     """The blocks that a sequence holds in one layer group, in order.
 
-    first      index of the first one; those before have left the group's window and are no longer held
-    block_ids  from there to the end
+    end        index after the last one
+    block_ids  those up to there; what came before has left the group's window and is no longer held
     """
 
-    __slots__ = ("block_ids", "first")
+    __slots__ = ("block_ids", "end")
 
-    def __init__(self, first: int, block_ids: list[int]) -> None:
-        self.first = first
+    def __init__(self, end: int, block_ids: list[int]) -> None:
+        self.end = end
         self.block_ids = block_ids
 
     @property
-    def end(self) -> int:
-        """Index after the last block."""
-        return self.first + len(self.block_ids)
+    def first(self) -> int:
+        """Index of the first block that is held."""
+        return self.end - len(self.block_ids)
 
 
 class BlockPool:
@@ -130,4 +121,4 @@ class BlockPool:
             self._empty.append(block_id)
 
 
-__all__ = ["BlockPool", "BlockRun", "BlockTable"]
+__all__ = ["BlockPool", "BlockTable"]

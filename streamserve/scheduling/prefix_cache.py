@@ -63,7 +63,7 @@ class PrefixCache:
                 if window is not None:
                     end = self._end_before_gap(group, prefix, self._first_seen(window, end), end)
         return [
-            BlockTable(0, start[:end]) if start is not None else self._window(group, prefix, window, end)
+            BlockTable(end, start[:end]) if start is not None else self._window(group, prefix, window, end)
             for (group, window), start in zip(self._each_group(), starts, strict=True)
         ]
 
@@ -121,7 +121,7 @@ class PrefixCache:
 
     def _window(self, group: int, prefix: Sequence[PrefixBlock], window: int | None, end: int) -> BlockTable:
         first = self._first_seen(window, end)
-        return BlockTable(first, [self._block_ids[group][block.key] for block in prefix[first:end]])
+        return BlockTable(end, [self._block_ids[group][block.key] for block in prefix[first:end]])
 
     def _first_seen(self, window: int | None, end: int) -> int:
         """Index of the first block that the first token after `end` blocks sees."""

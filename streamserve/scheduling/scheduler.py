@@ -177,10 +177,10 @@ class Scheduler:
             if sequence.constraint is not None and sequence.num_in_flight:
                 continue  # its next bitmask needs the token in flight
             if start == sequence.reach:
-                runs = self.registry.grow(sequence, known)
-                if runs is None:
+                growths = self.registry.grow(sequence, known)
+                if growths is None:
                     continue  # preempted
-                draft.grow(sequence, runs)
+                draft.growths += growths
             if sequence.constraint is not None:
                 draft.work(sequence, 1)
                 continue
@@ -204,7 +204,7 @@ class Scheduler:
                 continue
             start = sequence.num_computed
             if start + room > sequence.reach:
-                draft.grow(sequence, self.registry.grow_prompt(sequence, start + room, unfinished[index + 1 :]))
+                draft.growths += self.registry.grow_prompt(sequence, start + room, unfinished[index + 1 :])
                 room = min(room, sequence.reach - start)
             if room:
                 draft.work(sequence, room)

@@ -10,10 +10,10 @@ Runs on the engine's event loop. Knows no steps and no clock.
 
 from __future__ import annotations
 
-from streamserve.scheduling.blocks import BlockRun
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.kv_allocator import KvAllocator
 from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.scheduling.plan import RowGrowth
 from streamserve.scheduling.policy import PolicyQueue
 from streamserve.scheduling.row_allocator import RowAllocator
 from streamserve.scheduling.sequence import Sequence
@@ -68,29 +68,29 @@ class SequenceRegistry:
         self._counters.admitted(sequence)
         return True
 
-    def grow(self, sequence: Sequence, num_tokens: int) -> list[BlockRun] | None:
+    def grow(self, sequence: Sequence, num_tokens: int) -> list[RowGrowth] | None:
         """Give a running sequence blocks for its first `num_tokens` tokens, preempting others; None when it yielded itself.
 
         Call it in policy order while a step is planned: victims come from that order's end, so none is in the plan already.
         """
-        while (runs := self.kv.extend(sequence, num_tokens)) is None:
+        while (growths := self.kv.extend(sequence, num_tokens)) is None:
             victim = self.rows.victim()
             self._preempt(victim)
             if victim is sequence:
                 return None
-        return runs
+        return growths
 
-    def grow_prompt(self, sequence: Sequence, num_tokens: int, later: list[Sequence]) -> list[BlockRun]:
+    def grow_prompt(self, sequence: Sequence, num_tokens: int, later: list[Sequence]) -> list[RowGrowth]:
         """Give a sequence blocks for a chunk that ends at `num_tokens`, or for as much of it as can be had.
 
         later  sequences that yield theirs if need be, the last one first; none of them is in the plan
         """
-        while (runs := self.kv.extend(sequence, num_tokens)) is None:
+        while (growths := self.kv.extend(sequence, num_tokens)) is None:
             victim = self.rows.paused.last or next((each for each in reversed(later) if each.is_resident), None)
             if victim is None:
                 return self.kv.extend(sequence, self.kv.reachable(sequence)) or []
             self._preempt(victim)
-        return runs
+        return growths
 
     def pause(self, sequence: Sequence) -> None:
         """Let it run no further. It keeps its row and blocks until others need them. Idempotent."""

@@ -5,10 +5,8 @@ Runs on the engine's event loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from streamserve.scheduling.blocks import BlockRun
 from streamserve.scheduling.plan import Plan, RowGrowth, RowStart, RowWork
 from streamserve.scheduling.sequence import Sequence
 
@@ -71,13 +69,9 @@ class StepDraft:
                 sampling=sequence.row_sampling(),
             )
         )
-        self.grow(
-            sequence, [BlockRun(group, table.first, list(table.block_ids)) for group, table in enumerate(sequence.tables)]
-        )
-
-    def grow(self, sequence: Sequence, runs: Iterable[BlockRun]) -> None:
-        """Blocks that the sequence holds go into its row's block tables."""
-        self.growths += [RowGrowth(sequence.row, *run) for run in runs]
+        self.growths += [
+            RowGrowth(sequence.row, group, table.first, list(table.block_ids)) for group, table in enumerate(sequence.tables)
+        ]
 
     def room_for(self, sequence: Sequence) -> int:
         """How many more of its tokens the step may compute."""
