@@ -1,1 +1,1 @@
-"""The anyio driver of schedule, submit and commit, and the streams its tokens leave by."""
+"""The step loop, the streams its tokens leave by, and the process and socket that a server reaches it through."""

@@ -1,4 +1,4 @@
-"""An engine as its API side sees it, wherever it runs: in this process (`inline`) or in one of its own (`remote`).
+"""The interface of an engine to its API side, wherever it runs: in this process (`inline`) or in one of its own (`remote`).
 
 Everything here is called on the caller's event loop. `abort` and `SequenceStream.close` are synchronous on purpose: anyio's
 cancellation is level-triggered, so an `await` on the way out would raise again and leave the sequence running.
@@ -29,13 +29,17 @@ class SequenceStream(Protocol):
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> TokenDelta:
-        """The next delta; after one with `finish_reason`, StopAsyncIteration. A failed sequence ends with a delta whose
-        `finish_reason` is "error" and whose `error` says why, not with an exception."""
+        """The next delta; after one with `finish_reason`, StopAsyncIteration.
+
+        A failed sequence ends with a delta whose `finish_reason` is "error" and whose `error` says why, not with an exception.
+        """
         ...
 
     def listen(self, ready: Callable[[], None]) -> None:
-        """Call `ready`, on the loop and without blocking, whenever a delta can be taken, and now if one can. For one reader of
-        many streams, which takes with `take_nowait` instead of iterating."""
+        """Call `ready` whenever a delta can be taken, and now if one can; `ready` runs on the loop and must not block.
+
+        For a reader of many streams, which takes with `take_nowait` instead of iterating.
+        """
         ...
 
     def take_nowait(self) -> TokenDelta | None:
@@ -60,7 +64,7 @@ class Engine(Protocol):
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences, all or none.
 
-        Returns when the engine has taken them into its queue. Raises `QueueFull`, `PromptTooLarge`,
+        Returns once they are in the engine's queue. Raises `QueueFull`, `PromptTooLarge`,
         `ContextLengthExceeded`, `InvalidParameter` or `Unavailable`, in which case none of them runs.
         """
         ...
@@ -70,7 +74,7 @@ class Engine(Protocol):
         ...
 
     async def stats(self) -> EngineStats:
-        """A snapshot no older than one step; `heartbeat_s` is the age of the loop's last turn."""
+        """A snapshot no older than one step; `heartbeat_s` is the age of the loop's last iteration."""
         ...
 
     async def stop(self) -> None:

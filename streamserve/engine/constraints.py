@@ -1,7 +1,7 @@
 """Compiling structured outputs before admission: off the loop, and for a bounded time.
 
-The compiler is injected by whoever builds the engine, since grammars belong to the text side. It bounds its own work: only it
-knows for what of its time a request is to blame.
+The compiler is injected by whoever builds the engine, since grammars belong to the text side. It bounds its own time, because
+only it can tell a request's own work from waiting for another's.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ async def compile_constraints(specs: list[SequenceSpec], compile_one: CompileCon
 
     Raises `UnsupportedParameter` without a compiler, and whatever the compiler raises.
     """
-    return [None if (wanted := spec.structured_outputs) is None else await _compiled(wanted, compile_one) for spec in specs]
+    return [None if spec.structured_outputs is None else await _compile(spec.structured_outputs, compile_one) for spec in specs]
 
 
-async def _compiled(wanted: StructuredOutputs, compile_one: CompileConstraint | None) -> Constraint:
+async def _compile(outputs: StructuredOutputs, compile_one: CompileConstraint | None) -> Constraint:
     if compile_one is None:
         raise UnsupportedParameter("structured_outputs", "this engine was started without a grammar compiler")
-    return await compile_one(wanted)
+    return await compile_one(outputs)

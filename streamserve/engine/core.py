@@ -34,11 +34,11 @@ class DeltaSink(Protocol):
     """One API side: a table of streams in this process, or the connection of an API worker."""
 
     def deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
-        """Take what a step brought for its sequences. Never blocks, never raises."""
+        """Take one step's deltas of its sequences. Never blocks, never raises."""
         ...
 
     def end_all(self, error: StreamserveError) -> None:
-        """Nothing more comes for any of its sequences. Never blocks, never raises."""
+        """End all of its sequences with this error. Never blocks, never raises."""
         ...
 
 
@@ -73,7 +73,7 @@ class EngineCore:
         self._sinks: dict[str, DeltaSink] = {}
         self._running: tuple[EngineInfo, Scheduler] | None = None
         self._refusal: Unavailable | None = Unavailable("the engine is starting: try again in a few seconds")
-        self._wake = anyio.Event()
+        self._wakeup = anyio.Event()
 
     @property
     def info(self) -> EngineInfo:
@@ -92,9 +92,9 @@ class EngineCore:
         return info
 
     async def run(self) -> None:
-        """Turn until cancelled, or return dead; either way `end` has been called."""
+        """Run the step loop until cancelled; return only after a step has failed. Either way the engine has ended."""
         try:
-            await self._turn_steps(self._started[1])
+            await self._run_steps(self._started[1])
         except Exception as error:
             logger.exception("the engine died")
             self.end(EngineDead(f"the engine died: {describe(error).message}; restart it"))
@@ -102,11 +102,11 @@ class EngineCore:
             self.end(EngineDead("the engine was stopped"))
 
     async def compile(self, specs: list[SequenceSpec]) -> list[Constraint | None]:
-        """What `admit` wants besides the sequences; off the loop and for a bounded time."""
+        """Compile the constraints that `admit` takes beside the specs; off the loop and for a bounded time."""
         return await compile_constraints(specs, self._compile_constraint)
 
     def admit(self, specs: list[SequenceSpec], constraints: list[Constraint | None], sink: DeltaSink) -> None:
-        """Queue sequences, all or none; their tokens go to `sink`, beginning with a later turn of the loop.
+        """Queue sequences, all or none; their tokens go to `sink`, beginning with a later iteration of the loop.
 
         Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter` or `Unavailable`.
         """
@@ -123,10 +123,10 @@ class EngineCore:
             for sequence_id in admitted:
                 self._release(sequence_id)
             raise
-        self._wake.set()
+        self._wakeup.set()
 
     def abort(self, sequence_id: str, *, left_at: float | None = None) -> None:
-        """Take a sequence out, giving back all it holds; nothing more is delivered for it. Unknown ones are ignored.
+        """Remove a sequence and free all it holds; nothing more is delivered for it. Unknown ones are ignored.
 
         left_at  when its reader left, on this engine's clock; now when not given
         """
@@ -134,11 +134,11 @@ class EngineCore:
             return
         self._release(sequence_id)
         now = self._clock()
-        self._stats.aborted(0.0 if left_at is None else now - left_at)
-        self._wake.set()
+        self._stats.count_abort(0.0 if left_at is None else now - left_at)
+        self._wakeup.set()
 
-    def abort_all_of(self, sink: DeltaSink) -> None:
-        """Take out every sequence of an API side that has gone."""
+    def abort_all(self, sink: DeltaSink) -> None:
+        """Abort every sequence whose deltas go to `sink`."""
         for sequence_id in [sequence_id for sequence_id, owner in self._sinks.items() if owner is sink]:
             self.abort(sequence_id)
 
@@ -151,7 +151,7 @@ class EngineCore:
         """Plan a paused sequence again; unknown ones are ignored."""
         if sequence_id in self._sinks:
             self._started[1].resume(sequence_id)
-            self._wake.set()
+            self._wakeup.set()
 
     def end(self, reason: EngineDead) -> None:
         """End every sequence with this error and admit no more; the first reason stays. Idempotent."""
@@ -169,13 +169,13 @@ class EngineCore:
             raise self.failure
         return self._stats.complete(self._started[1].stats(), self._clock())
 
-    async def _turn_steps(self, scheduler: Scheduler) -> None:
+    async def _run_steps(self, scheduler: Scheduler) -> None:
         previous: InFlight | None = None
         while True:
             launched = self._launch(scheduler)
             due = previous if self._config.overlap else launched
             if due is not None:
-                # Lets readers and commands in even when steps end faster than they are planned.
+                # Lets readers and commands run even when steps end faster than they are planned.
                 await anyio.lowlevel.checkpoint()
                 result = await due.handle.result()
                 self._publish(scheduler.commit(due.step, result, self._clock()))
@@ -185,18 +185,18 @@ class EngineCore:
 
     def _launch(self, scheduler: Scheduler) -> InFlight | None:
         now = self._clock()
-        self._stats.turned(now)
+        self._stats.begin_iteration(now)
         self._publish(scheduler.expire(now))
         step = scheduler.schedule(now)
         return None if step is None else InFlight(step, self._executor.submit(step.plan))
 
     async def _wait_for_work(self, scheduler: Scheduler) -> None:
-        """Sleep until something is admitted, resumed or taken out, or a sequence's time is up. Costs nothing meanwhile."""
-        self._stats.idled()
-        self._wake = anyio.Event()
+        """Sleep until a sequence is admitted, resumed or aborted, or its time is up."""
+        self._stats.begin_idle()
+        self._wakeup = anyio.Event()
         deadline = scheduler.next_deadline()
         with anyio.move_on_after(None if deadline is None else max(0.0, deadline - self._clock())):
-            await self._wake.wait()
+            await self._wakeup.wait()
 
     def _publish(self, deltas: list[tuple[str, TokenDelta]]) -> None:
         batches: dict[DeltaSink, list[tuple[str, TokenDelta]]] = {}
@@ -229,7 +229,7 @@ class EngineCore:
 
 
 def scheduler_limits(config: EngineConfig, info: EngineInfo) -> SchedulerLimits:
-    """What the scheduler must keep to, once the model is loaded and the KV cache sized."""
+    """The scheduler's limits, known once the model is loaded and the KV cache sized."""
     return SchedulerLimits(
         num_blocks=info.num_blocks,
         block_size=info.block_size,

@@ -1,7 +1,7 @@
-"""The language spoken on the engine socket: length-prefixed msgpack frames, commands one way and replies the other.
+"""The protocol of the engine socket: length-prefixed msgpack frames, commands one way and replies the other.
 
 Sans-IO: bytes in, messages out. A frame is a 4-byte big-endian length and that many bytes of msgpack. Every message is checked
-against its type while it is decoded, so a peer can send nonsense but nothing executable.
+against its type while it is decoded, so that a peer can send nothing executable.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _LENGTH_BYTES = 4
 
 
 class OpenSequences(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Admit sequences, all or none; answered by `Opened` or `Refused` with the same call number."""
+    """Admit sequences, all or none; the reply is `Opened` or `Refused` with the same call number."""
 
     call: int
     specs: list[SequenceSpec]
 
 
 class AbortSequence(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Give back what a sequence holds, or stop admitting it; not answered.
+    """Free what a sequence holds, or stop admitting it; no reply.
 
     left_at  when the reader left, on the clock that all processes of a machine share (CLOCK_MONOTONIC), seconds
     """
@@ -35,19 +35,19 @@ class AbortSequence(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class PauseSequence(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Plan a sequence no further until it is resumed; not answered."""
+    """Stop planning a sequence until it is resumed; no reply."""
 
     sequence_id: str
 
 
 class ResumeSequence(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """Plan a paused sequence again; not answered."""
+    """Plan a paused sequence again; no reply."""
 
     sequence_id: str
 
 
 class ReadStats(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """Answered by `Stats` with the same call number."""
+    """The reply is `Stats` or `Refused` with the same call number."""
 
     call: int
 
@@ -83,12 +83,14 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """What a step brought for all the sequences of one API worker."""
+    """One step's deltas of all the sequences of one API worker."""
 
     deltas: list[tuple[str, TokenDelta]]
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """A snapshot of the engine."""
+
     call: int
     stats: EngineStats
 
@@ -99,7 +101,7 @@ M = TypeVar("M")
 
 
 class ProtocolViolation(Exception):
-    """The peer sent something that is not a frame of this language; the connection is of no more use."""
+    """The peer sent something that is not a frame of this protocol; the connection can't be used any more."""
 
 
 def encode(message: Command | Reply) -> bytes:

@@ -1,7 +1,7 @@
-"""The library's host: the engine's loop as a task of the caller's event loop, its ranks on threads.
+"""The library's engine: the step loop as a task of the caller's event loop, its ranks on threads.
 
 For `AsyncEngine` and `LLM`, where no sockets compete for the interpreter; a server runs the engine in a process of its own
-(`remote`). The streams are read on the same loop.
+(`remote`). Streams are read on the same loop.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class InlineEngine:
         return self._core.info
 
     async def start(self) -> EngineInfo:
-        """Load the model and begin to turn; raises `ConfigError` when it can't start with these settings."""
+        """Load the model and run the step loop; raises `ConfigError` when it can't start with these settings."""
         info = await self._core.start()
         self._loop_task = asyncio.create_task(self._core.run(), name="streamserve engine")
         return info

@@ -1,9 +1,9 @@
-"""How an API side starts an engine process, and what the two agree on: a socket, a configuration and a lifeline.
+"""Starts, restarts and stops an engine process.
 
 The parent binds the engine socket (mode 0600 in a folder of its own) and hands the listening end to the child, so that workers
-can connect before the child has come up and none is told a path that does not exist yet. The configuration goes down the
-child's stdin, which then stays open as a lifeline: when it ends, the parent has gone or wants the child gone. Plain blocking
-calls of microseconds; only `stop` waits.
+can connect before the child is up and the path exists before anybody is given it. The configuration goes down the child's
+standard input, which then stays open: its end tells the child that the parent has exited or wants it to. Blocking calls of
+microseconds; only `restart` and `stop` wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXECUTOR = "streamserve.executor.local:LocalExecutor"
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine process is told on its stdin, as one line of JSON.
+    """What an engine process reads from its standard input, as one line of JSON.
 
     listen_fd           the inherited listening socket
     executor            "module:callable" that makes an `Executor` of (config, checkpoint)
@@ -41,7 +41,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineProcess:
-    """An engine process and the socket it is reached by.
+    """An engine process and its socket.
 
     executor, compile_constraint  as in `Launch`
     """
@@ -79,7 +79,7 @@ class EngineProcess:
         return self.address
 
     def restart(self) -> None:
-        """Start the process again after it has ended, at the same address. Blocks until the old one is quite gone."""
+        """Start the process again after it has ended, at the same address. Blocks until the old one has exited."""
         address, child = self.address, self._child
         if child is not None:
             assert child.stdin is not None

@@ -1,7 +1,7 @@
-"""One end of an engine socket: frames in as calls, frames out as bytes, and a bound on a peer that does not read.
+"""One end of an engine socket: calls a function with each message that arrives, and bounds what a peer leaves unread.
 
-Runs on the event loop of its process; both ends use it. Never waits for the peer: what it sends is queued, and a socket that
-does not drain within bounds is treated as gone. Knows no command and no reply. An asyncio protocol and not an anyio stream,
+Runs on the event loop of its process; both ends use it. Never waits for the peer: what it sends is queued, and a connection
+that does not drain within bounds is closed. Knows no command and no reply. An asyncio protocol and not an anyio stream,
 because there is a frame per step and this way there is no task and no wait per frame.
 """
 
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class LinkLimits(NamedTuple):
-    """When a peer that does not read is treated as gone.
+    """When the connection to a peer that does not read is closed.
 
     high_water_bytes  unsent bytes above which the socket counts as not draining
-    backlog_bytes     unsent bytes above which it is given up
-    drain_timeout_s   seconds of not draining after which it is given up
+    backlog_bytes     unsent bytes above which it is closed
+    drain_timeout_s   seconds of not draining after which it is closed
     """
 
     high_water_bytes: int = 1 << 20
@@ -31,11 +31,11 @@ class LinkLimits(NamedTuple):
 
 
 class Link(asyncio.Protocol, Generic[M]):
-    """A connection that carries frames.
+    """A connection that carries messages.
 
-    on_made     called once, when messages can be sent
-    on_message  called with each message, in order
-    on_lost     called once, when the connection is gone for whatever reason
+    on_connected  called once, when messages can be sent
+    on_message    called with each message, in order
+    on_lost       called once, when the connection is closed for whatever reason
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class Link(asyncio.Protocol, Generic[M]):
         *,
         on_message: Callable[[M], None],
         on_lost: Callable[[], None],
-        on_made: Callable[[], None] | None = None,
+        on_connected: Callable[[], None] | None = None,
     ) -> None:
         self._decoder = decoder
-        self._on_made = on_made
+        self._on_connected = on_connected
         self._on_message = on_message
         self._on_lost = on_lost
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._patience: asyncio.TimerHandle | None = None
+        self._drain_timer: asyncio.TimerHandle | None = None
         self._lost = self._loop.create_future()
 
     @property
@@ -63,13 +63,13 @@ class Link(asyncio.Protocol, Generic[M]):
         return self._transport is not None
 
     def send(self, message: Command | Reply) -> None:
-        """Queue a message; dropped when the peer has gone. Never blocks."""
+        """Queue a message; dropped once the connection is closing. Never blocks."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
         transport.write(encode(message))
         if transport.get_write_buffer_size() > self._limits.backlog_bytes:
-            self._give_up()
+            self._close_as_stalled()
 
     def close(self) -> None:
         """Close the connection once everything queued has been sent."""
@@ -82,22 +82,22 @@ class Link(asyncio.Protocol, Generic[M]):
             self._transport.abort()
 
     async def wait_closed(self) -> None:
-        """Return when the connection is gone."""
+        """Return once the connection is closed."""
         await asyncio.wait([self._lost])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not to be checked with isinstance: uvloop's transports are no asyncio.Transport.
         self._transport = made = cast(asyncio.Transport, transport)
         made.set_write_buffer_limits(high=self._limits.high_water_bytes)
-        if self._on_made is not None:
-            self._on_made()
+        if self._on_connected is not None:
+            self._on_connected()
 
     def data_received(self, data: bytes) -> None:
         try:
             for message in self._decoder.feed(data):
                 self._on_message(message)
         except ProtocolViolation as violation:
-            logger.warning("the peer broke the engine protocol and is cut off: %s", violation)
+            logger.warning("the peer broke the engine protocol; closing the connection: %s", violation)
             self.cut_off()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -107,13 +107,13 @@ class Link(asyncio.Protocol, Generic[M]):
         self._lost.set_result(None)
 
     def pause_writing(self) -> None:
-        self._patience = self._loop.call_later(self._limits.drain_timeout_s, self._give_up)
+        self._drain_timer = self._loop.call_later(self._limits.drain_timeout_s, self._close_as_stalled)
 
     def resume_writing(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+            self._drain_timer = None
 
-    def _give_up(self) -> None:
-        logger.warning("the peer does not read what it is sent and is treated as gone")
+    def _close_as_stalled(self) -> None:
+        logger.warning("the peer does not read what it is sent; closing the connection")
         self.cut_off()

@@ -1,7 +1,7 @@
-"""The engine process's door: API workers connect here, and each gets the tokens of its own sequences.
+"""The engine process's end of the engine socket: API workers connect, and each gets the tokens of its own sequences.
 
-Runs on the engine's loop. Commands become plain calls on the core, answered as soon as they are read; what a step brought for
-a worker becomes one frame. A worker that is gone has all its sequences aborted.
+Runs on the engine's loop. Commands become plain calls on the core, replied to as soon as they are read; one step's deltas of a
+worker become one frame. A worker that disconnects has all its sequences aborted.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ logger = logging.getLogger(__name__)
 
 
 class Listener:
-    """Accepts API workers, before the model is loaded too, and tells each how the engine is.
+    """Accepts API workers, before the model is loaded too, and reports to each whether the engine is ready or has failed.
 
-    limits  when a worker that does not read its socket is treated as gone
+    limits  when a worker that does not read its socket is disconnected
     """
 
     def __init__(self, core: EngineCore, limits: LinkLimits | None = None) -> None:
         self._core = core
         self._limits = limits or LinkLimits()
-        self._workers: set[ApiWorker] = set()
-        self._greeting: frames.Ready | frames.Failed | None = None
+        self._workers: set[WorkerConnection] = set()
+        self._status: frames.Ready | frames.Failed | None = None
         self._server: asyncio.Server | None = None
 
     async def listen(self, listening: socket.socket) -> None:
-        """Begin to accept on a listening AF_UNIX socket, and own it."""
+        """Begin to accept on a listening AF_UNIX socket, which is closed with the listener."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: ApiWorker(self._core, self, self._limits).link, sock=listening)
+        self._server = await loop.create_unix_server(self._new_link, sock=listening)
 
-    def ready(self, info: EngineInfo) -> None:
-        """Tell every worker, present and future, that the model is loaded."""
-        self._greet(frames.Ready(info))
+    def announce_ready(self, info: EngineInfo) -> None:
+        """Report to every worker, present and future, that the model is loaded."""
+        self._announce(frames.Ready(info))
 
-    def failed(self, error: Exception) -> None:
-        """Tell every worker, present and future, that there will be no more tokens."""
-        self._greet(frames.Failed(describe(error)))
+    def announce_failure(self, error: Exception) -> None:
+        """Report to every worker, present and future, why there will be no more tokens."""
+        self._announce(frames.Failed(describe(error)))
 
     async def close(self) -> None:
         """Send what is queued, at most for a second, and close."""
@@ -60,47 +60,58 @@ class Listener:
                 worker.link.close()
                 await worker.link.wait_closed()
 
-    def arrived(self, worker: ApiWorker) -> None:
+    def add(self, worker: WorkerConnection) -> None:
+        """Send an engine that is ready, or has failed, to a worker that has just connected."""
         self._workers.add(worker)
-        if self._greeting is not None:
-            worker.link.send(self._greeting)
+        if self._status is not None:
+            worker.link.send(self._status)
 
-    def left(self, worker: ApiWorker) -> None:
+    def discard(self, worker: WorkerConnection) -> None:
+        """Forget a worker that has disconnected."""
         self._workers.discard(worker)
 
-    def _greet(self, greeting: frames.Ready | frames.Failed) -> None:
-        self._greeting = greeting
+    def _new_link(self) -> Link[frames.Command]:
+        return WorkerConnection(self._core, self, self._limits).link
+
+    def _announce(self, status: frames.Ready | frames.Failed) -> None:
+        self._status = status
         for worker in self._workers:
-            worker.link.send(greeting)
+            worker.link.send(status)
 
 
-class ApiWorker:
-    """One API worker as the engine sees it; a `DeltaSink` for the core."""
+class WorkerConnection:
+    """The connection of one API worker; a `DeltaSink` for the core."""
 
     def __init__(self, core: EngineCore, listener: Listener, limits: LinkLimits) -> None:
         self._core = core
         self._listener = listener
         self._compiling: dict[str, asyncio.Task[None]] = {}
-        self.link = Link(frames.command_decoder(), limits, on_made=self._arrive, on_message=self._obey, on_lost=self._leave)
+        self.link: Link[frames.Command] = Link(
+            frames.command_decoder(),
+            limits,
+            on_connected=self._connected,
+            on_message=self._execute,
+            on_lost=self._disconnected,
+        )
 
     def deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
-        """Send what a step brought for this worker's sequences, as one frame."""
+        """Send one step's deltas of this worker's sequences, as one frame."""
         self.link.send(frames.Deltas(deltas))
 
     def end_all(self, error: StreamserveError) -> None:
-        """Send why none of this worker's sequences goes on."""
+        """Send the error that ends all of this worker's sequences."""
         self.link.send(frames.Failed(describe(error)))
 
-    def _arrive(self) -> None:
-        self._listener.arrived(self)
+    def _connected(self) -> None:
+        self._listener.add(self)
 
-    def _leave(self) -> None:
-        self._listener.left(self)
+    def _disconnected(self) -> None:
+        self._listener.discard(self)
         for task in set(self._compiling.values()):
             task.cancel()
-        self._core.abort_all_of(self)
+        self._core.abort_all(self)
 
-    def _obey(self, command: frames.Command) -> None:
+    def _execute(self, command: frames.Command) -> None:
         match command:
             case frames.OpenSequences(call, specs):
                 self._open(call, specs)
@@ -111,7 +122,7 @@ class ApiWorker:
             case frames.ResumeSequence(sequence_id):
                 self._core.resume(sequence_id)
             case frames.ReadStats(call):
-                self._answer_stats(call)
+                self._send_stats(call)
 
     def _open(self, call: int, specs: list[SequenceSpec]) -> None:
         if not are_constrained(specs):
@@ -148,7 +159,7 @@ class ApiWorker:
         else:
             self._core.abort(sequence_id, left_at=left_at)
 
-    def _answer_stats(self, call: int) -> None:
+    def _send_stats(self, call: int) -> None:
         try:
             self.link.send(frames.Stats(call, self._core.stats()))
         except StreamserveError as error:

@@ -1,7 +1,8 @@
 """The engine in a process of its own: `python -m streamserve.engine.process`, started by `launch.EngineProcess`.
 
-Its main thread runs the engine's loop; ranks run on threads of the executor. It ends when its stdin ends (the parent is gone or
-wants it gone), and leaves signals, which a terminal or supervisor sends to the whole group, to its parent, which drains first.
+Its main thread runs the engine's event loop; ranks run on threads of the executor. It exits when its standard input ends: the
+parent has exited, or wants it to. It ignores signals, which a terminal or supervisor sends to the whole process group: its
+parent handles them, and drains first.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ from streamserve.process.bytecode import compile_ahead
 from streamserve.process.child import decode_with_paths
 
 STARTUP_FAILURE_LINGER_S = 30.0
-"""Seconds that an engine which could not start stays to tell late workers why."""
+"""Seconds that an engine which could not start waits for late API workers, to report why."""
 
 RANKS_TIMEOUT_S = 3.0
-"""Seconds that ranks get to finish what they run."""
+"""Seconds that ranks get to finish their steps."""
 
-LIFELINE_GRACE_S = 6.0
-"""Seconds after which a process whose loop does not notice the end of its lifeline is ended by force."""
+FORCED_EXIT_S = 6.0
+"""Seconds after the end of standard input at which a process that still runs exits by force."""
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Read the launch line and serve until told to stop."""
+    """Read the launch line and serve until standard input ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     compile_ahead()
@@ -56,8 +57,8 @@ def main() -> None:
     sys.exit(anyio.run(serve, launch, sys.stdin.fileno(), backend_options=options))
 
 
-async def serve(launch: Launch, lifeline_fd: int) -> int:
-    """Serve one engine on the inherited socket until it dies or loses its lifeline; returns the exit status."""
+async def serve(launch: Launch, stdin_fd: int) -> int:
+    """Serve one engine on the inherited socket until it dies or standard input ends; returns the exit status."""
     executor: Executor = _named(launch.executor)(launch.config, launch.checkpoint)
     compiler = _named(launch.compile_constraint)(launch.config, launch.checkpoint) if launch.compile_constraint else None
     core = EngineCore(launch.config, executor, compile_constraint=compiler)
@@ -65,9 +66,9 @@ async def serve(launch: Launch, lifeline_fd: int) -> int:
     status = 0
     try:
         async with anyio.create_task_group() as tasks:
-            _call_when_closed(lifeline_fd, tasks.cancel_scope.cancel)
+            _call_at_end_of(stdin_fd, tasks.cancel_scope.cancel)
             await listener.listen(socket.socket(fileno=launch.listen_fd))
-            status = await _live(core, listener)
+            status = await _run(core, listener)
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
@@ -77,24 +78,24 @@ async def serve(launch: Launch, lifeline_fd: int) -> int:
     return status
 
 
-async def _live(core: EngineCore, listener: Listener) -> int:
-    """Start and run the engine; returns only when it is dead."""
+async def _run(core: EngineCore, listener: Listener) -> int:
+    """Start and run the engine; returns the exit status once it is dead."""
     try:
         info = await core.start()
     except Exception as error:
         if not isinstance(error, ConfigError):
             logger.exception("the engine could not start")
-        listener.failed(error)
+        listener.announce_failure(error)
         await anyio.sleep(STARTUP_FAILURE_LINGER_S)
         return 1
-    # What loading left is here to stay: the collector need not walk it again, which takes as long as twenty steps on a GPU. Not
-    # for an engine inside a caller's process, whose own cycles would never be freed.
+    # What loading left stays: the collector need not walk it again, which takes as long as twenty steps on a GPU. Not for an
+    # engine inside a caller's process, whose own cycles would never be freed.
     gc.collect()
     gc.freeze()
     tune_after_loading()
-    listener.ready(info)
+    listener.announce_ready(info)
     await core.run()
-    listener.failed(core.failure or EngineDead("the engine ended"))
+    listener.announce_failure(core.failure or EngineDead("the engine ended"))
     return 1
 
 
@@ -103,24 +104,24 @@ async def _stop(executor: Executor) -> None:
         await executor.stop()
     if scope.cancelled_caught:
         # A rank that still loads or hangs. Not sys.exit: finalising the interpreter under a thread inside torch aborts.
-        logger.warning("the ranks did not stop in time and are left behind")
+        logger.warning("the ranks did not stop in time; exiting without them")
         os._exit(1)
 
 
-def _call_when_closed(fd: int, call: Callable[[], None]) -> None:
-    """Call on this loop when `fd` reaches its end; a loop that does not take the call loses its process."""
+def _call_at_end_of(fd: int, call: Callable[[], None]) -> None:
+    """Call on this loop once `fd` is at its end; exit by force when the process still runs `FORCED_EXIT_S` later."""
     loop = asyncio.get_running_loop()
 
     def watch() -> None:
         # The bare descriptor: a thread inside sys.stdin's lock would make the interpreter abort at exit.
         while os.read(fd, 4096):
             continue
-        with suppress(RuntimeError):  # the loop has closed: the process is ending already
+        with suppress(RuntimeError):  # the loop has closed: the process is exiting
             loop.call_soon_threadsafe(call)
-        time.sleep(LIFELINE_GRACE_S)
+        time.sleep(FORCED_EXIT_S)
         os._exit(1)
 
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    threading.Thread(target=watch, name="stdin-watch", daemon=True).start()
 
 
 def _named(path: str) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
-"""The server's host: an engine in a process of its own, reached over a socket by one or several API workers.
+"""The server's engine: in a process of its own, reached over a socket by one or several API workers.
 
-Runs on the API worker's event loop. Backpressure lives on this side: a stream over its mark sends pause and resume, a stalled
-one is failed and aborted from here. When the connection ends, every stream ends with `EngineDead`; or, where the engine is one
-that comes back, waits and goes on.
+Runs on the API worker's event loop. Backpressure lives on this side: a stream past its high-water mark sends pause and resume,
+a stalled one is failed and aborted from here. When the connection is lost, every stream ends with `EngineDead`; or, where the
+engine is restarted, waits and is resumed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from streamserve.errors import EngineDead, QueueFull, StreamserveError, Unavaila
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
 STATS_TIMEOUT_S = 5.0
-"""Seconds after which an engine that does not answer counts as hung."""
+"""Seconds after which an engine that does not reply counts as hung."""
 
-SUSPICION_S = 10.0
-"""Seconds that a sequence which may be what engines die of is waited for before the next such one gets its turn."""
+SUSPECT_TIMEOUT_S = 10.0
+"""Seconds that a resumed suspect gets to generate a token before the next one is resumed."""
 
-KNOCK_S = 0.05
-"""Seconds between two looks whether an engine that went away is there again."""
+RECONNECT_INTERVAL_S = 0.05
+"""Seconds between two attempts to reach an engine that was lost."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,24 +42,24 @@ class RemoteEngine:
     """An `Engine` behind a socket; everything from `start` on belongs to one event loop.
 
     engine      the path of the engine socket, or the process that this side starts, connects to and stops
-    comes_back  an engine that goes away is started again by somebody, at the same path, for as long as the path exists: until
-                then new sequences are `Unavailable` and open ones wait
+    reconnects  the engine is restarted elsewhere when it ends, at the same path, for as long as the path exists: meanwhile new
+                sequences are `Unavailable` and open ones wait
     """
 
     def __init__(
         self,
         engine: str | EngineProcess,
         *,
-        comes_back: bool = False,
+        reconnects: bool = False,
         stream_limits: StreamLimits | None = None,
         link_limits: LinkLimits | None = None,
     ) -> None:
         self._engine = engine
-        self._comes_back = comes_back
+        self._reconnects = reconnects
         self._connection = EngineConnection(link_limits or LinkLimits(), on_deltas=self._deliver, on_end=self._end)
         self._streams = StreamTable(self._connection, stream_limits or StreamLimits())
         self._info: EngineInfo | None = None
-        self._is_away = False
+        self._is_lost = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = anyio.Event()
 
@@ -70,7 +70,7 @@ class RemoteEngine:
         return self._info
 
     async def start(self) -> EngineInfo:
-        """Start the process if it is ours, connect, and wait until the model is loaded; raises what kept it from loading."""
+        """Start the process if it is ours, connect, and wait until the model is loaded; raises what prevented that."""
         try:
             if isinstance(self._engine, EngineProcess):
                 await anyio.to_thread.run_sync(self._engine.start)
@@ -82,14 +82,14 @@ class RemoteEngine:
 
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences, all or none; see `Engine.open`."""
-        self._require_present()
-        # Opened before the answer: the first tokens may come in the same burst of frames.
+        self._require_connection()
+        # Added before the reply: the first tokens may come in the same burst of frames.
         streams = self._streams.add(specs)
         try:
             await self._connection.open(specs)
         except StreamserveError:
             self._streams.forget(streams)
-            self._require_present()
+            self._require_connection()
             raise
         except BaseException:
             for stream in streams:
@@ -102,19 +102,19 @@ class RemoteEngine:
         return self._streams.abort_stream(sequence_id)
 
     async def stats(self) -> EngineStats:
-        """A snapshot; raises `Unavailable` when the engine does not answer within `STATS_TIMEOUT_S`."""
-        self._require_present()
+        """A snapshot; raises `Unavailable` when the engine does not reply within `STATS_TIMEOUT_S`."""
+        self._require_connection()
         try:
             with anyio.fail_after(STATS_TIMEOUT_S):
                 stats = await self._connection.stats()
         except TimeoutError:
-            raise Unavailable(f"the engine has not answered for {STATS_TIMEOUT_S:g} s") from None
+            raise Unavailable(f"the engine has not replied for {STATS_TIMEOUT_S:g} s") from None
         wasted = stats.tokens_wasted_after_disconnect + self._streams.late_tokens
         return msgspec.structs.replace(stats, tokens_wasted_after_disconnect=wasted)
 
     async def stop(self) -> None:
         """End every stream with `EngineDead`, disconnect, and end the process if it is ours. Idempotent."""
-        self._comes_back = False
+        self._reconnects = False
         with anyio.CancelScope(shield=True):
             tasks = list(self._tasks)
             for task in tasks:
@@ -128,90 +128,91 @@ class RemoteEngine:
                 await anyio.to_thread.run_sync(self._engine.stop)
 
     async def wait_ended(self) -> None:
-        """Returns once the engine is gone for good, for whatever reason; its streams have ended by then."""
+        """Return once the engine has ended and will not be restarted; its streams have ended by then."""
         await self._ended.wait()
 
     @property
     def _address(self) -> str:
         return self._engine.address if isinstance(self._engine, EngineProcess) else self._engine
 
-    def _require_present(self) -> None:
-        if self._is_away:
-            raise Unavailable("the engine is being started again: try again in a few seconds")
+    def _require_connection(self) -> None:
+        if self._is_lost:
+            raise Unavailable("the engine is restarting: try again in a few seconds")
 
     def _deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
         self._streams.deliver(deltas)
 
     def _end(self, reason: StreamserveError) -> None:
-        """The connection is gone."""
-        if not (self._comes_back and self._info is not None):
+        """Wait for the engine's restart, or end with it."""
+        if not (self._reconnects and self._info is not None):
             self._give_up(reason)
-        elif not self._is_away:
-            self._is_away = True
+        elif not self._is_lost:
+            self._is_lost = True
             for task in self._tasks:
                 task.cancel()
-            self._begin(self._await_return(reason))
+            self._spawn(self._reconnect(reason))
 
     def _give_up(self, reason: StreamserveError) -> None:
-        self._comes_back = self._is_away = False
+        self._reconnects = self._is_lost = False
         self._connection.end(reason)
         self._streams.end_all(reason)
         self._ended.set()
 
-    async def _await_return(self, reason: StreamserveError) -> None:
-        """Knock until the engine is there again, and hand it the sequences that it lost."""
-        logger.warning("the engine went away: %s", reason.message)
-        while self._is_away:
-            # Also for calls that were never answered, which now take their streams out of the table.
-            await asyncio.sleep(KNOCK_S)
+    async def _reconnect(self, reason: StreamserveError) -> None:
+        """Try to connect until the engine is restarted, and resume its sequences; give up when its address is removed."""
+        logger.warning("lost the engine: %s", reason.message)
+        while self._is_lost:
+            # First, so that calls without a reply take their streams out of the table.
+            await asyncio.sleep(RECONNECT_INTERVAL_S)
             try:
                 self._info = await self._connection.connect(self._address)
             except StreamserveError:
-                # Not there yet, or there and unable to start: whoever starts it may try again.
-                if not self._may_come_back():
+                # Not up yet, or unable to start: its supervisor may restart it.
+                if not self._may_restart():
                     self._give_up(reason)
             else:
-                self._is_away = False
-                self._hand_over(reason)
+                self._is_lost = False
+                self._resume_all(reason)
 
-    def _may_come_back(self) -> bool:
+    def _may_restart(self) -> bool:
         return os.path.exists(self._address)
 
-    def _hand_over(self, reason: StreamserveError) -> None:
-        """Have the engine that is there now go on with what the one before has lost."""
-        streams = self._streams.interrupted(reason)
-        logger.warning("the engine is back: %d sequences go on", len(streams))
+    def _resume_all(self, reason: StreamserveError) -> None:
+        """Have the new engine continue the sequences of the one that was lost."""
+        streams = self._streams.engine_lost(reason)
+        logger.warning("reconnected to the engine: resuming %d sequences", len(streams))
         for stream in streams:
-            if not stream.record.is_suspect:
-                self._begin(self._go_on(stream))
-        self._begin(self._go_on_in_turn([stream for stream in streams if stream.record.is_suspect]))
+            if not stream.resume_state.is_suspect:
+                self._spawn(self._resume(stream))
+        self._spawn(self._resume_one_by_one([stream for stream in streams if stream.resume_state.is_suspect]))
 
-    async def _go_on_in_turn(self, suspects: list[ChannelStream]) -> None:
-        """One after another, so that the one that engines die of takes none of the others along."""
+    async def _resume_one_by_one(self, suspects: list[ChannelStream]) -> None:
+        """Resume a suspect once the one before has a token, so that the sequence that ends engines is known by it."""
         for stream in suspects:
-            await self._go_on(stream)
-            patience = round(SUSPICION_S / KNOCK_S)
-            while patience and stream.sequence_id in self._streams and not (stream.record.has_progressed or stream.is_paused):
-                patience -= 1
-                await asyncio.sleep(KNOCK_S)
+            await self._resume(stream)
+            for _ in range(round(SUSPECT_TIMEOUT_S / RECONNECT_INTERVAL_S)):
+                has_ended = stream.sequence_id not in self._streams
+                if has_ended or stream.resume_state.has_progressed or stream.is_paused:
+                    break
+                await asyncio.sleep(RECONNECT_INTERVAL_S)
 
-    async def _go_on(self, stream: ChannelStream) -> None:
-        """Continue one sequence in the engine that is there now, unless its reader has left."""
+    async def _resume(self, stream: ChannelStream) -> None:
+        """Continue one sequence in the new engine, unless its reader has left."""
         while stream.sequence_id in self._streams:
             try:
-                await self._connection.open([stream.record.hand_over()])
+                await self._connection.open([stream.resume_state.hand_over()])
             except QueueFull as full:
                 await asyncio.sleep(min(full.retry_after_s, 1.0))
             except EngineDead:
-                # Away again: the next return takes care of it.
+                # Lost again: the next reconnect resumes it.
                 return
             except StreamserveError as error:
                 self._streams.fail(stream.sequence_id, error)
             else:
-                self._streams.went_on(stream.sequence_id)
+                self._streams.engine_resumed(stream.sequence_id)
                 return
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

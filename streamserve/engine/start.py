@@ -1,6 +1,6 @@
-"""The start of an engine on a thread of its own, so that it loads while its API side still imports what it needs.
+"""The start of an engine process on a thread of its own, so that it loads while its API side still imports what it needs.
 
-Made before anything slow is imported; `found` then waits for the outcome. Finding a model may take a download.
+Made before anything slow is imported; `result` then waits for the outcome. Finding a model may take a download.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GRAMMARS = "streamserve.text.grammar:compiler_for"
 
 
 class Started(NamedTuple):
-    """An engine process that loads: which model, under a configuration that names its local path."""
+    """An engine process that was started: on which model, under a configuration that names its local path."""
 
     checkpoint: Checkpoint
     config: EngineConfig
@@ -26,7 +26,7 @@ class Started(NamedTuple):
 
 
 class EngineStart:
-    """Finds the model and starts an engine process on it, from now on.
+    """Finds the model and starts an engine process on it, beginning at once.
 
     executor, compile_constraint  as in `engine.launch.Launch`
     """
@@ -39,15 +39,15 @@ class EngineStart:
         self._process: EngineProcess | None = None
         self._is_stopped = False
         self._outcome: Future[Started] = Future()
-        # A daemon: whoever gives up must not wait for a download.
+        # A daemon: a program that exits early must not wait for a download.
         threading.Thread(target=self._run, name="streamserve-start", daemon=True).start()
 
-    def found(self) -> Started:
-        """Block until the process has been started; raises what kept it from that, a `ConfigError` for a model not there."""
+    def result(self) -> Started:
+        """Block until the process has been started; raises what prevented that, a `ConfigError` when there is no such model."""
         return self._outcome.result()
 
     def stop(self) -> None:
-        """End what was started, and start nothing any more. Blocks; idempotent."""
+        """Stop what was started, and start nothing any more. Blocks; idempotent."""
         with self._lock:
             self._is_stopped = True
             process, self._process = self._process, None

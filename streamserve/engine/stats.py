@@ -1,6 +1,6 @@
-"""What the loop knows about itself and the scheduler does not: is it turning, and how fast do the departed go.
+"""Figures of the step loop that the scheduler does not know: its heartbeat, and how long aborts take.
 
-Lives on the engine's loop; plain arithmetic, the clock's readings are arguments.
+Lives on the engine's event loop; times are arguments.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from streamserve.types import EngineStats
 
 
 class LoopStats:
-    """Turns and aborts of one engine loop."""
+    """Iterations and aborts of one step loop."""
 
     def __init__(self) -> None:
         self._busy_since: float | None = None
         self._num_aborts = 0
         self._abort_latency_s = 0.0
 
-    def turned(self, now: float) -> None:
-        """The loop has begun a turn."""
+    def begin_iteration(self, now: float) -> None:
+        """Note that the loop is alive."""
         self._busy_since = now
 
-    def idled(self) -> None:
-        """The loop waits for work, which is no sign of trouble however long it lasts."""
+    def begin_idle(self) -> None:
+        """Note that the loop waits for work: until its next iteration the heartbeat does not age."""
         self._busy_since = None
 
-    def aborted(self, latency_s: float) -> None:
-        """A sequence left early and has given everything back, `latency_s` after its reader had gone."""
+    def count_abort(self, latency_s: float) -> None:
+        """Count a sequence whose blocks and row were freed `latency_s` after its reader had left."""
         self._num_aborts += 1
         self._abort_latency_s += max(0.0, latency_s)
 

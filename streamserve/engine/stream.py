@@ -3,7 +3,7 @@
 Lives on the reader's event loop, in the API process. `push` never awaits, so no reader can slow the engine or another reader:
 deltas queue up to a small bound, then merge into the last one (order kept, nothing lost); past the high-water mark the
 sequence is paused in the scheduler; a paused stream whose reader takes nothing for the stall timeout is failed. Knows neither
-scheduler nor socket: it steers its sequence through a `SequenceControl`. It keeps the record by which another engine can go on.
+scheduler nor socket: it steers its sequence through a `SequenceControl`. Keeps the state that another engine can resume from.
 
 asyncio and not anyio: a future per wait costs a third of an event, and there is one wait per token.
 """
@@ -19,13 +19,13 @@ from typing import NamedTuple, Protocol, Self
 import anyio
 
 from streamserve.engine.error_info import describe
-from streamserve.engine.record import SequenceRecord
+from streamserve.engine.resume_state import ResumeState
 from streamserve.errors import SlowConsumer
 from streamserve.types import ErrorInfo, FinishReason, SequenceSpec, TokenDelta
 
 
 class SequenceControl(Protocol):
-    """What a stream may ask of the engine about its sequence; unknown and finished sequences are ignored. Never blocks."""
+    """Commands of a stream to the engine about its sequence; unknown and finished sequences are ignored. Never blocks."""
 
     def pause(self, sequence_id: str) -> None: ...
 
@@ -50,7 +50,10 @@ class StreamLimits(NamedTuple):
 
 
 class ChannelStream:
-    """The reader's end of one sequence; see `streamserve.engine.base.SequenceStream`."""
+    """The channel of one sequence: a `SequenceStream` for its reader, `push` and `end` for the engine's side.
+
+    resume_state  what another engine can continue the sequence from
+    """
 
     __slots__ = (
         "_control",
@@ -62,13 +65,13 @@ class ChannelStream:
         "_stall",
         "_unread",
         "_waiter",
-        "record",
+        "resume_state",
         "sequence_id",
     )
 
     def __init__(self, spec: SequenceSpec, control: SequenceControl, limits: StreamLimits) -> None:
         self.sequence_id = spec.sequence_id
-        self.record = SequenceRecord(spec)
+        self.resume_state = ResumeState(spec)
         self._control = control
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -80,12 +83,12 @@ class ChannelStream:
         self._stall: asyncio.TimerHandle | None = None
 
     def push(self, delta: TokenDelta) -> None:
-        """Give the reader a delta; dropped once the stream has ended."""
+        """Queue a delta for the reader, or merge it into the last one; dropped once the stream has ended."""
         if self._ended:
             return
         if delta.queue_s is not None:
-            delta = self.record.told_once(delta)
-        self.record.token_ids.extend(delta.token_ids)
+            delta = self.resume_state.without_repeats(delta)
+        self.resume_state.token_ids.extend(delta.token_ids)
         deltas = self._deltas
         if len(deltas) < self._limits.queue_deltas:
             deltas.append(delta)
@@ -97,7 +100,7 @@ class ChannelStream:
             self._clear_stall()
         elif self._unread > self._limits.high_water_tokens and self._stall is None:
             self._control.pause(self.sequence_id)
-            self._expect_reader()
+            self._start_stall_timer()
         if self._ready is not None:
             self._ready()
         if self._waiter is not None:
@@ -109,7 +112,7 @@ class ChannelStream:
 
     @property
     def is_paused(self) -> bool:
-        """Whether its sequence is to be planned no further until the reader has caught up."""
+        """Whether its sequence is paused until the reader has caught up."""
         return self._stall is not None
 
     def abort(self) -> None:
@@ -119,7 +122,7 @@ class ChannelStream:
             self._control.abort(self.sequence_id)
 
     def close(self) -> None:
-        """Abort the sequence unless it has finished, and forget what is unread. Idempotent, never blocks."""
+        """Abort the sequence unless it has finished, and discard what is unread. Idempotent, never blocks."""
         self._deltas.clear()
         self._unread = 0
         self._ready = None
@@ -146,7 +149,7 @@ class ChannelStream:
         return delta
 
     def listen(self, ready: Callable[[], None]) -> None:
-        """Call `ready`, on the loop and without blocking, whenever a delta can be taken, and now if one can."""
+        """Call `ready` whenever a delta can be taken, and now if one can; it runs on the loop and must not block."""
         self._ready = ready
         if self._deltas:
             ready()
@@ -158,17 +161,17 @@ class ChannelStream:
         delta = self._deltas.popleft()
         self._unread -= len(delta.token_ids)
         if self._stall is not None:
-            self._took_after_pause()
+            self._read_while_paused()
         return delta
 
-    def _took_after_pause(self) -> None:
+    def _read_while_paused(self) -> None:
         self._clear_stall()
         if self._unread <= self._limits.low_water_tokens:
             self._control.resume(self.sequence_id)
         else:
-            self._expect_reader()
+            self._start_stall_timer()
 
-    def _expect_reader(self) -> None:
+    def _start_stall_timer(self) -> None:
         self._stall = self._loop.call_later(self._limits.stall_timeout_s, self._fail_as_stalled)
 
     async def _wait(self) -> None:

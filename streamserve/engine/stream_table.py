@@ -1,7 +1,7 @@
 """The streams that are open on one API side, by sequence.
 
-Lives on the readers' event loop. Takes what the engine delivers after a step, gives each stream its share, and forgets a
-stream as soon as nothing more can come for it.
+Lives on the readers' event loop. Takes what the engine delivers after a step, pushes each sequence's delta into its stream, and
+drops a stream as soon as nothing more can come for it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streamserve.engine.error_info import describe
-from streamserve.engine.record import MAX_LOSSES
+from streamserve.engine.resume_state import MAX_LOSSES
 from streamserve.engine.stream import ChannelStream, SequenceControl, StreamLimits
 from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.types import SequenceSpec, TokenDelta
@@ -18,7 +18,7 @@ from streamserve.types import SequenceSpec, TokenDelta
 class StreamTable:
     """Open streams of one engine; a `DeltaSink` for the engine and the `SequenceControl` of its streams.
 
-    late_tokens  tokens that arrived for streams which had been left already
+    late_tokens  tokens that arrived for streams which their readers had left
     """
 
     def __init__(self, control: SequenceControl, limits: StreamLimits) -> None:
@@ -63,19 +63,19 @@ class StreamTable:
         stream.abort()
         return True
 
-    def interrupted(self, reason: StreamserveError) -> list[ChannelStream]:
-        """The engine is gone: the streams that another can go on with; those that can't go on end here."""
+    def engine_lost(self, reason: StreamserveError) -> list[ChannelStream]:
+        """End the streams that can't be resumed, with this error or out of time; returns the others."""
         for stream in list(self._streams.values()):
-            stream.record.lost()
-            if stream.record.num_losses >= MAX_LOSSES:
+            stream.resume_state.engine_lost()
+            if stream.resume_state.num_losses >= MAX_LOSSES:
                 self.fail(stream.sequence_id, reason)
-            elif stream.record.is_out_of_time:
+            elif stream.resume_state.is_out_of_time:
                 del self._streams[stream.sequence_id]
                 stream.end("time")
         return list(self._streams.values())
 
-    def went_on(self, sequence_id: str) -> None:
-        """Another engine has the sequence: tell it what its reader has asked for meanwhile."""
+    def engine_resumed(self, sequence_id: str) -> None:
+        """Repeat to the sequence's new engine that it is paused, if it is."""
         stream = self._streams.get(sequence_id)
         if stream is not None and stream.is_paused:
             self._control.pause(sequence_id)

@@ -1,7 +1,7 @@
-"""Keeps an engine process running: one that ends by itself is started again, so that streams need not end with it.
+"""Keeps an engine process running: restarts one that ends by itself, so that streams need not end with it.
 
-Runs on the event loop of the process that started the engine. Knows nothing of streams: API sides find the engine again by its
-address, and learn from the end of that address that it will not come back.
+Runs on the event loop of the process that started the engine. Knows nothing of streams: API sides reconnect at the same
+address, and learn from its removal that the engine will not be restarted.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import anyio.to_thread
 from streamserve.engine.launch import EngineProcess
 
 STEADY_S = 600.0
-"""An engine that ran for this long is no part of a series of failures."""
+"""An engine that ran for this many seconds begins a new series of restarts."""
 
 
 async def keep_running(process: EngineProcess, *, max_restarts: int, on_restart: Callable[[int, int], None]) -> int:
-    """Start the process again whenever it ends; returns its exit status when it has ended once too often, its address removed.
+    """Restart the process whenever it ends; return its exit status once that is one time too many, its address removed.
 
     max_restarts  in a row
-    on_restart    told the exit status, and how many restarts in a row this one makes
+    on_restart    called with the exit status and the number of this restart in the series
     """
     restarts = 0
     while True:
@@ -40,7 +40,7 @@ async def keep_running(process: EngineProcess, *, max_restarts: int, on_restart:
 
 
 async def wait_ended(process: EngineProcess) -> int:
-    """Returns the exit status once the process has ended."""
+    """Wait for the process to end; returns its exit status."""
     assert process.pid is not None
     watched = os.pidfd_open(process.pid)
     try:

@@ -52,7 +52,7 @@ def serving(address: str) -> Serving:
         listening.bind(address)
         listening.listen()
         await listener.listen(listening)
-        listener.ready(await core.start())
+        listener.announce_ready(await core.start())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(core.run)
             try:

@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from streamserve.engine.launch import EngineProcess
-from streamserve.engine.record import MAX_LOSSES, SequenceRecord
 from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.resume_state import MAX_LOSSES, ResumeState
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.supervision import keep_running, wait_ended
 from streamserve.errors import EngineDead, Unavailable
@@ -45,8 +45,8 @@ def process() -> Iterator[EngineProcess]:
 
 @asynccontextmanager
 async def engine_at(address: str) -> AsyncIterator[RemoteEngine]:
-    """An engine of which this side knows that it comes back; its streams are paused soon, so that they last."""
-    engine = RemoteEngine(address, comes_back=True, stream_limits=PAUSING_SOON)
+    """An engine that is restarted when it ends; its streams are paused soon, so that they last."""
+    engine = RemoteEngine(address, reconnects=True, stream_limits=PAUSING_SOON)
     await engine.start()
     try:
         yield engine
@@ -60,14 +60,14 @@ async def kill(process: EngineProcess) -> None:
     await wait_ended(process)
 
 
-async def away(engine: RemoteEngine) -> None:
-    """Return once the engine is known to be gone."""
+async def lost(engine: RemoteEngine) -> None:
+    """Return once the engine is known to be lost."""
     with anyio.fail_after(10), pytest.raises(Unavailable):
         while True:
             await engine.stats()
 
 
-async def back(engine: RemoteEngine) -> None:
+async def reconnected(engine: RemoteEngine) -> None:
     """Return once there is an engine again."""
     with anyio.fail_after(20):
         while True:
@@ -78,33 +78,33 @@ async def back(engine: RemoteEngine) -> None:
                 await anyio.sleep(0.01)
 
 
-async def test_streams_go_on_with_the_next_token_when_the_engine_is_started_again(
+async def test_streams_continue_with_the_next_token_when_the_engine_is_restarted(
     process: EngineProcess, make_spec: MakeSpec
 ) -> None:
-    told: list[tuple[int, int]] = []
+    restarts: list[tuple[int, int]] = []
     async with engine_at(process.address) as engine, anyio.create_task_group() as tasks:
         specs = [make_spec(max_tokens=900) for _ in range(3)]
         streams = await engine.open(specs)
         await until(engine, lambda stats: stats.num_requests_paused == 3)
-        tasks.start_soon(partial(keep_running, process, max_restarts=1, on_restart=lambda *what: told.append(what)))
+        tasks.start_soon(partial(keep_running, process, max_restarts=1, on_restart=lambda *what: restarts.append(what)))
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         wholes = await read_together(streams)
         tasks.cancel_scope.cancel()
     assert [whole.token_ids for whole in wholes] == [continuation(spec.prompt_token_ids, 900) for spec in specs]
     assert [whole.finish_reason for whole in wholes] == ["length"] * 3
-    assert told == [(-signal.SIGKILL, 1)]
+    assert restarts == [(-signal.SIGKILL, 1)]
 
 
-async def test_meanwhile_new_sequences_are_told_to_try_again(process: EngineProcess, make_spec: MakeSpec) -> None:
+async def test_new_sequences_are_refused_as_unavailable_meanwhile(process: EngineProcess, make_spec: MakeSpec) -> None:
     async with engine_at(process.address) as engine:
         await kill(process)
-        await away(engine)
+        await lost(engine)
         with pytest.raises(Unavailable) as refusal:
             await engine.open([make_spec()])
         assert not isinstance(refusal.value, EngineDead)
         process.restart()
-        await back(engine)
+        await reconnected(engine)
         [stream] = await engine.open([spec := make_spec()])
         assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
 
@@ -114,12 +114,12 @@ async def test_a_reader_that_leaves_meanwhile_leaves_nothing_behind(process: Eng
         stays, leaves, cancelled = await engine.open([make_spec(max_tokens=4000) for _ in range(3)])
         await until(engine, lambda stats: stats.num_requests_paused == 3)
         await kill(process)
-        await away(engine)
+        await lost(engine)
         leaves.close()
         assert engine.abort(cancelled.sequence_id)
         assert (await read_all(cancelled)).finish_reason == "abort"
         process.restart()
-        await back(engine)
+        await reconnected(engine)
         # The one that stays was paused before, and its reader has read nothing since.
         await until(engine, lambda stats: num_alive(stats) == stats.num_requests_paused == 1)
         stays.close()
@@ -144,7 +144,7 @@ async def test_streams_end_when_the_engine_has_ended_once_too_often(process: Eng
             await engine.open([make_spec()])
 
 
-async def test_what_engines_die_of_is_given_up_and_all_else_goes_on(make_spec: MakeSpec) -> None:
+async def test_a_sequence_that_ends_every_engine_is_failed_and_the_others_continue(make_spec: MakeSpec) -> None:
     process = scripted_process("choking")
     process.start()
     deaths: list[int] = []
@@ -165,46 +165,46 @@ async def test_what_engines_die_of_is_given_up_and_all_else_goes_on(make_spec: M
     assert deaths == [1] * MAX_LOSSES
 
 
-async def test_stopping_while_the_engine_is_away_ends_the_streams(process: EngineProcess, make_spec: MakeSpec) -> None:
+async def test_stopping_while_the_engine_is_lost_ends_the_streams(process: EngineProcess, make_spec: MakeSpec) -> None:
     async with engine_at(process.address) as engine:
         [stream] = await engine.open([make_spec(max_tokens=4000)])
         await until(engine, lambda stats: stats.num_requests_paused == 1)
         await kill(process)
-        await away(engine)
+        await lost(engine)
     whole = await read_all(stream)
     assert whole.error is not None
     assert whole.error.code == "engine_dead"
 
 
-def test_a_record_tells_an_engine_what_is_left_and_a_reader_nothing_twice(make_spec: MakeSpec) -> None:
+def test_a_resumed_sequence_keeps_its_limits_and_repeats_nothing_to_its_reader(make_spec: MakeSpec) -> None:
     now = 100.0
-    record = SequenceRecord(make_spec(max_tokens=9, prompt_logprobs=1, max_time_s=10.0), clock=lambda: now)
+    state = ResumeState(make_spec(max_tokens=9, prompt_logprobs=1, max_time_s=10.0), clock=lambda: now)
     first = TokenDelta([4], cached_tokens=16, queue_s=0.5)
-    assert record.told_once(first) is first
-    untouched = record.continuation()
+    assert state.without_repeats(first) is first
+    untouched = state.continuation()
     assert (untouched.generated_token_ids, untouched.prompt_logprobs) == ([], 1)
-    record.token_ids.extend(first.token_ids)
+    state.token_ids.extend(first.token_ids)
     now += 4.0
-    record.lost()
-    rest = record.continuation()
+    state.engine_lost()
+    rest = state.continuation()
     assert (rest.generated_token_ids, rest.max_tokens, rest.prompt_logprobs, rest.max_time_s) == ([4], 9, None, 6.0)
-    assert record.told_once(TokenDelta([5], cached_tokens=16, queue_s=0.1)) == TokenDelta([5])
-    assert not record.is_out_of_time
+    assert state.without_repeats(TokenDelta([5], cached_tokens=16, queue_s=0.1)) == TokenDelta([5])
+    assert not state.is_out_of_time
     now += 6.0
-    assert record.is_out_of_time
+    assert state.is_out_of_time
 
 
 def test_a_sequence_is_suspect_when_engines_go_before_it_has_another_token(make_spec: MakeSpec) -> None:
-    record = SequenceRecord(make_spec())
-    record.lost()
-    assert not record.is_suspect, "the first engine proves nothing"
-    record.lost()
-    assert record.num_losses == 1, "no engine had it since"
-    record.hand_over()
-    record.lost()
-    assert record.is_suspect
-    record.hand_over()
-    record.token_ids.append(7)
-    assert record.has_progressed
-    record.lost()
-    assert record.num_losses == 1
+    state = ResumeState(make_spec())
+    state.engine_lost()
+    assert not state.is_suspect, "the first engine proves nothing"
+    state.engine_lost()
+    assert state.num_losses == 1, "no engine had it since"
+    state.hand_over()
+    state.engine_lost()
+    assert state.is_suspect
+    state.hand_over()
+    state.token_ids.append(7)
+    assert state.has_progressed
+    state.engine_lost()
+    assert state.num_losses == 1

@@ -27,22 +27,22 @@ async def test_what_was_found_and_started_serves(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     begun = start(CONFIG)
     try:
-        found = begun.found()
-        assert (found.config.model, found.checkpoint.format) == (str(found.checkpoint.path), "dummy")
-        remote = RemoteEngine(found.process.address)
+        started = begun.result()
+        assert (started.config.model, started.checkpoint.format) == (str(started.checkpoint.path), "dummy")
+        remote = RemoteEngine(started.process.address)
         await remote.start()
         (stream,) = await remote.open([make_spec(max_tokens=3)])
         assert len((await read_all(stream)).token_ids) == 3
         await remote.stop()
     finally:
         begun.stop()
-    assert found.process.pid is None
+    assert started.process.pid is None
 
 
 async def test_a_model_that_is_not_there_is_told_to_who_waits() -> None:
     begun = start(EngineConfig(model="/nowhere/at/all"))
     with pytest.raises(ConfigError, match="no such file"):
-        begun.found()
+        begun.result()
     begun.stop()
 
 
@@ -54,5 +54,5 @@ async def test_nothing_runs_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> Non
         # Either the start came first and was ended, or it found itself stopped.
         error = begun._outcome.exception()
         if error is None:
-            assert begun.found().process.pid is None
+            assert begun.result().process.pid is None
         begun.stop()

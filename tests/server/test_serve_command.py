@@ -195,7 +195,7 @@ def test_a_signal_drains_finishes_the_stream_and_leaves_nothing(demo: tuple[Serv
     assert server.wait() == 0
     assert not any(map(is_running, children))
     assert "Stopping: 1 request has" in server.log
-    assert not re.search("WARNING|ERROR|engine process ended|went away", server.log), server.log
+    assert not re.search("WARNING|ERROR|engine process ended|lost the engine", server.log), server.log
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{base_url}/health")
 

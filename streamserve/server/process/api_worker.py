@@ -118,7 +118,7 @@ def remote_engine(address: str, config: EngineConfig, server: ServerConfig) -> R
     """This worker's side of the engine at `address`."""
     return RemoteEngine(
         address,
-        comes_back=server.max_engine_restarts > 0,
+        reconnects=server.max_engine_restarts > 0,
         stream_limits=StreamLimits(stall_timeout_s=config.stall_timeout_s),
     )
 

@@ -1,7 +1,7 @@
-"""What it takes to go on with a sequence in another engine: what was asked for, and every token that has come of it.
+"""What it takes to continue a sequence in another engine: its spec, and every token that was generated for it.
 
-Sampling is keyed by (seed, position), so nothing else is needed: going on is admitting, with tokens generated already. Kept by
-the sequence's channel, on its reader's event loop, because an engine that is gone can be asked nothing.
+Sampling is keyed by (seed, position), so nothing else is needed: continuing is admitting, with tokens generated already. Kept
+by the sequence's channel, on its reader's event loop, because an engine that is gone can't be asked.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import msgspec
 from streamserve.types import SequenceSpec, TokenDelta
 
 MAX_LOSSES = 3
-"""Engines in a row that may go away under a sequence before it has another token: it is taken for what they die of."""
+"""Engines in a row that may be lost under a sequence before it gets another token; then the sequence is taken for the cause."""
 
 
-class SequenceRecord:
-    """See the module.
+class ResumeState:
+    """One sequence as another engine can continue it.
 
     token_ids   all that were delivered; four bytes each, since there may be many and few are ever needed
-    num_losses  engines in a row that went away under it, the first one aside only those that brought no token
+    num_losses  engines in a row that were lost under it; after the first, only those that generated no token count
     """
 
     __slots__ = ("_admitted_at", "_clock", "_handed_over", "_spec", "num_losses", "token_ids")
@@ -40,35 +40,35 @@ class SequenceRecord:
     def is_out_of_time(self) -> bool:
         return self._spec.max_time_s is not None and self._seconds_left <= 0
 
-    def told_once(self, delta: TokenDelta) -> TokenDelta:
-        """An engine's first delta of the sequence, without what an earlier engine has told already."""
+    def without_repeats(self, delta: TokenDelta) -> TokenDelta:
+        """An engine's first delta of the sequence, less the figures that an earlier engine has reported already."""
         if not self.num_losses or not self.token_ids:
             return delta
         return msgspec.structs.replace(delta, cached_tokens=0, queue_s=None)
 
     @property
     def has_progressed(self) -> bool:
-        """Whether the engine that has it has brought a token."""
+        """Whether the engine that has it has generated a token."""
         return self._handed_over is not None and len(self.token_ids) > self._handed_over
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it may be what engines die of."""
+        """Whether it may be the cause of its engines' ends."""
         return self.num_losses > 1
 
-    def lost(self) -> None:
-        """The engine went away; nothing has changed if it was still waiting for one."""
+    def engine_lost(self) -> None:
+        """Count a loss, unless no engine had the sequence."""
         if self._handed_over is not None:
             self.num_losses = 1 if self.has_progressed else self.num_losses + 1
             self._handed_over = None
 
     def hand_over(self) -> SequenceSpec:
-        """What to give to another engine."""
+        """The `continuation`, from now on in another engine."""
         self._handed_over = len(self.token_ids)
         return self.continuation()
 
     def continuation(self) -> SequenceSpec:
-        """The sequence as another engine admits it."""
+        """The sequence as another engine admits it: after the tokens so far, within the time that is left."""
         spec = self._spec
         return msgspec.structs.replace(
             spec,
