@@ -1,21 +1,18 @@
 """What one request's reader iterates: the text deltas of all its choices, in the order in which they come.
 
 Lives on the reader's event loop. Tokens become text only when the reader asks for more, so a reader that lags makes the
-engine's streams merge and pause, and costs nobody else anything. asyncio and not anyio for the reason `engine.stream`
-gives.
+engine's streams merge and pause, and costs nobody else anything.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-import anyio
-
+from streamserve.aio.wakeup import Wakeup
 from streamserve.engine.base import Engine, SequenceStream
 from streamserve.text.sequence_text import SequenceText
 from streamserve.types import TextDelta
@@ -125,13 +122,13 @@ class TextStream:
 class _Inbox:
     """Which choices may have something to take, in turn, and the reader that is told or waits."""
 
-    __slots__ = ("_is_listed", "_ready", "_waiter", "order")
+    __slots__ = ("_is_listed", "_ready", "_wakeup", "order")
 
     def __init__(self, num_choices: int) -> None:
         self.order: deque[int] = deque()
         self._is_listed = [False] * num_choices
         self._ready: Callable[[], None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._wakeup = Wakeup()
 
     def add(self, index: int) -> None:
         if not self._is_listed[index]:
@@ -150,14 +147,7 @@ class _Inbox:
     def wake(self) -> None:
         if self._ready is not None:
             self._ready()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._wakeup.set()
 
     async def wait(self) -> None:
-        if self._waiter is not None:
-            raise anyio.BusyResourceError("reading from")
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        await self._wakeup.wait()

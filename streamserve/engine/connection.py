@@ -1,28 +1,26 @@
-"""One API worker's connection to an engine process: questions and their answers, commands, and deltas as they come.
+"""One API worker's connection to an engine process: calls, commands that have no result, and deltas.
 
-Runs on the API worker's event loop. Knows nothing of streams or processes: deltas and the end are told to whoever made it.
+Runs on the API worker's event loop. Knows nothing of streams or processes: its owner gets deltas and the end by callback.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 
+from streamserve.aio.calls import PendingCalls
 from streamserve.engine import frames
 from streamserve.engine.error_info import restore
 from streamserve.engine.link import Link, LinkLimits
 from streamserve.errors import EngineDead, StreamserveError, Unavailable
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
-Answer = frames.Opened | frames.Stats
-
 
 class EngineConnection:
     """Once ended, every call raises the reason, until it has been connected again. The `SequenceControl` of remote streams.
 
-    on_deltas  called with what a step brought
+    on_deltas  called with the deltas of each step
     on_end     called at each end, with the reason
     """
 
@@ -38,9 +36,7 @@ class EngineConnection:
         self._on_end = on_end
         self._link: Link[frames.Reply] | None = None
         self._ready: asyncio.Future[EngineInfo] | None = None
-        self._answers: dict[int, asyncio.Future[Answer]] = {}
-        self._numbers = itertools.count()
-        self._reason: StreamserveError | None = None
+        self._calls: PendingCalls[frames.Opened | frames.Stats] = PendingCalls()
 
     async def connect(self, address: str) -> EngineInfo:
         """Connect and wait until the model is loaded; raises what kept it from loading, or `EngineDead`."""
@@ -48,7 +44,8 @@ class EngineConnection:
         ready: asyncio.Future[EngineInfo] = loop.create_future()
         if self._link is not None:
             self._link.cut_off()
-        self._ready, self._reason = ready, None
+        self._ready = ready
+        self._calls.reopen()
         link: Link[frames.Reply] = Link(
             frames.reply_decoder(), self._limits, on_message=self._take, on_lost=lambda: self._lose(link)
         )
@@ -62,31 +59,30 @@ class EngineConnection:
 
     async def open(self, specs: list[SequenceSpec]) -> None:
         """Have sequences admitted, all or none; raises the refusal."""
-        await self._ask(lambda number: frames.OpenSequences(number, specs))
+        await self._call(lambda number: frames.OpenSequences(number, specs))
 
     async def stats(self) -> EngineStats:
         """The engine's own snapshot."""
-        answer = await self._ask(frames.ReadStats)
-        assert isinstance(answer, frames.Stats)
-        return answer.stats
+        result = await self._call(frames.ReadStats)
+        assert isinstance(result, frames.Stats)
+        return result.stats
 
     def pause(self, sequence_id: str) -> None:
-        self._tell(frames.PauseSequence(sequence_id))
+        self._send(frames.PauseSequence(sequence_id))
 
     def resume(self, sequence_id: str) -> None:
-        self._tell(frames.ResumeSequence(sequence_id))
+        self._send(frames.ResumeSequence(sequence_id))
 
     def abort(self, sequence_id: str) -> None:
-        self._tell(frames.AbortSequence(sequence_id, time.monotonic()))
+        self._send(frames.AbortSequence(sequence_id, time.monotonic()))
 
     def end(self, reason: StreamserveError) -> None:
-        """Fail what waits for an answer, and whatever is asked later; the first reason stays."""
-        if self._reason is not None:
+        """Fail pending calls and later ones with `reason`, until the next `connect`; only the first reason counts."""
+        if self._calls.is_closed:
             return
-        self._reason = reason
-        for future in (self._ready, *self._answers.values()):
-            if future is not None and not future.done():
-                future.set_exception(reason)
+        self._calls.close(reason)
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(reason)
         self._on_end(reason)
 
     async def close(self, reason: StreamserveError) -> None:
@@ -96,46 +92,31 @@ class EngineConnection:
             self._link.cut_off()
             await self._link.wait_closed()
 
-    def _tell(self, command: frames.Command) -> None:
+    def _send(self, command: frames.Command) -> None:
         if self._link is not None:
             self._link.send(command)
 
-    async def _ask(self, question: Callable[[int], frames.Command]) -> Answer:
-        if self._reason is not None:
-            raise self._reason
-        if self._link is None or not self._link.is_connected:
-            raise Unavailable("the engine is starting: try again in a few seconds")
-        number = next(self._numbers)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
-        self._link.send(question(number))
-        try:
-            return await answer
-        finally:
-            del self._answers[number]
+    async def _call(self, command: Callable[[int], frames.Command]) -> frames.Opened | frames.Stats:
+        def send(number: int) -> None:
+            if self._link is None or not self._link.is_connected:
+                raise Unavailable("the engine is starting: try again in a few seconds")
+            self._link.send(command(number))
+
+        return await self._calls.call(send)
 
     def _take(self, reply: frames.Reply) -> None:
         match reply:
             case frames.Deltas(deltas):
                 self._on_deltas(deltas)
             case frames.Opened(number) | frames.Stats(number):
-                self._settle(number, reply)
+                self._calls.complete(number, reply)
             case frames.Refused(number, error, param, retry_after_s):
-                self._settle(number, restore(error, param=param, retry_after_s=retry_after_s))
+                self._calls.fail(number, restore(error, param=param, retry_after_s=retry_after_s))
             case frames.Ready(info):
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(info)
             case frames.Failed(error):
                 self.end(restore(error))
-
-    def _settle(self, number: int, answer: Answer | StreamserveError) -> None:
-        future = self._answers.get(number)
-        if future is None or future.done():
-            return
-        if isinstance(answer, StreamserveError):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
 
     def _lose(self, link: Link[frames.Reply]) -> None:
         # The link of an engine before may take its time to be lost.

@@ -4,8 +4,6 @@ Lives on the reader's event loop, in the API process. `push` never awaits, so no
 deltas queue up to a small bound, then merge into the last one (order kept, nothing lost); past the high-water mark the
 sequence is paused in the scheduler; a paused stream whose reader takes nothing for the stall timeout is failed. Knows neither
 scheduler nor socket: it steers its sequence through a `SequenceControl`. Keeps the state that another engine can resume from.
-
-asyncio and not anyio: a future per wait costs a third of an event, and there is one wait per token.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-import anyio
-
+from streamserve.aio.wakeup import Wakeup
 from streamserve.engine.error_info import describe
 from streamserve.engine.resume_state import ResumeState
 from streamserve.errors import SlowConsumer
@@ -64,7 +61,7 @@ class ChannelStream:
         "_ready",
         "_stall",
         "_unread",
-        "_waiter",
+        "_wakeup",
         "resume_state",
         "sequence_id",
     )
@@ -78,7 +75,7 @@ class ChannelStream:
         self._deltas: deque[TokenDelta] = deque()
         self._unread = 0
         self._ended = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._wakeup = Wakeup()
         self._ready: Callable[[], None] | None = None
         self._stall: asyncio.TimerHandle | None = None
 
@@ -103,8 +100,7 @@ class ChannelStream:
             self._start_stall_timer()
         if self._ready is not None:
             self._ready()
-        if self._waiter is not None:
-            self._wake_waiter()
+        self._wakeup.set()
 
     def end(self, reason: FinishReason, error: ErrorInfo | None = None) -> None:
         """Finish the stream from this side, keeping what is unread."""
@@ -130,7 +126,7 @@ class ChannelStream:
             self._ended = True
             self._clear_stall()
             self._control.abort(self.sequence_id)
-            self._wake_waiter()
+            self._wakeup.set()
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +141,7 @@ class ChannelStream:
         while (delta := self.take_nowait()) is None:
             if self._ended:
                 raise StopAsyncIteration
-            await self._wait()
+            await self._wakeup.wait()
         return delta
 
     def listen(self, ready: Callable[[], None]) -> None:
@@ -173,19 +169,6 @@ class ChannelStream:
 
     def _start_stall_timer(self) -> None:
         self._stall = self._loop.call_later(self._limits.stall_timeout_s, self._fail_as_stalled)
-
-    async def _wait(self) -> None:
-        if self._waiter is not None:
-            raise anyio.BusyResourceError("reading from")
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake_waiter(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def _clear_stall(self) -> None:
         if self._stall is not None:

@@ -7,6 +7,7 @@ import pytest
 from tests.layering.imports import ROOT, Import, imports_under, module_name
 
 FOUNDATION = {"errors", "types", "config", "kv_groups"}
+BELOW_LIBRARY = {"aio", "checkpoint", "engine", "executor", "process", "text"}
 LIBRARY = {"async_engine", "frontend", "llm", "offline", "text_stream"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -17,18 +18,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     # files on disk
     "checkpoint": FOUNDATION,
-    # the processes of one program
+    # the processes of one program, and what their event loops share
     "process": {"errors"},
+    "aio": set(),
     # from the plan down to the device
     "scheduling": FOUNDATION,
     "models": FOUNDATION | {"checkpoint", "scheduling.plan"},
     "worker": FOUNDATION | {"checkpoint", "process", "models", "scheduling.plan"},
     "executor": FOUNDATION | {"checkpoint", "process", "worker", "scheduling.plan"},
-    "engine": FOUNDATION | {"checkpoint", "executor", "process", "scheduling"},
+    "engine": FOUNDATION | {"aio", "checkpoint", "executor", "process", "scheduling"},
     # from tokens up to the wire
     "text": FOUNDATION | {"checkpoint", "process"},
-    **{room: FOUNDATION | {"checkpoint", "engine", "executor", "process", "text"} | (LIBRARY - {room}) for room in LIBRARY},
-    "server": FOUNDATION | {"checkpoint", "engine", "process", "text", "frontend", "text_stream"},
+    **{room: FOUNDATION | BELOW_LIBRARY | (LIBRARY - {room}) for room in LIBRARY},
+    "server": FOUNDATION | {"aio", "checkpoint", "engine", "process", "text", "frontend", "text_stream"},
     "demo": FOUNDATION | {"process"},
     # the command line; `cli` names its commands and imports them when they are called
     "commands": FOUNDATION | {"checkpoint", "engine", "executor", "process", "text", "server", "worker"} | LIBRARY,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from streamserve.aio.wakeup import Wakeup
 from streamserve.errors import InvalidRequest
-from streamserve.server.delivery.wakeup import Wakeup
 
 
 class ResumeGap(InvalidRequest):

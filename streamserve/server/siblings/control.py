@@ -7,7 +7,6 @@ other ends at once.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
@@ -15,6 +14,8 @@ from typing import Literal
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+
+from streamserve.aio.calls import PendingCalls
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -70,11 +71,9 @@ class Control:
         self._on_call = on_call
         self._on_ready = on_ready
         self._on_drain = on_drain
-        self._calls: dict[int, asyncio.Future[int | None]] = {}
-        self._numbers = itertools.count()
+        self._calls: PendingCalls[int | None] = PendingCalls()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[bytes] = []
-        self._has_ended = False
 
     async def run(self, end: socket.socket) -> None:
         """Handle the other end's messages until it closes the connection."""
@@ -86,9 +85,7 @@ class Control:
                     self._handle(_DECODER.decode(line), tasks)
                 tasks.cancel_scope.cancel()
         finally:
-            self._has_ended = True
-            for call in self._calls.values():
-                call.cancel()
+            self._calls.close(ConnectionResetError("the other end is gone"))
             self._writer.close()
 
     def send(self, message: ControlMessage) -> None:
@@ -96,22 +93,15 @@ class Control:
         line = _ENCODER.encode(message) + b"\n"
         if self._writer is None:
             self._unsent.append(line)
-        elif not self._has_ended:
+        elif not self._calls.is_closed:
             self._writer.write(line)
 
     async def call(self, method: Method, id: str) -> int | None:
         """Call a method on the other side; returns the worker that has the request, None when none has or that side is gone."""
-        if self._has_ended:
-            return None
-        number = next(self._numbers)
-        result: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._calls[number] = result
-        self.send(Call(number, method, id))
         try:
-            await asyncio.wait([result])
-            return None if result.cancelled() else result.result()
-        finally:
-            del self._calls[number]
+            return await self._calls.call(lambda number: self.send(Call(number, method, id)))
+        except ConnectionResetError:
+            return None
 
     async def _answer(self, number: int, method: Method, id: str) -> None:
         self.send(Result(number, await self._on_call(method, id)))
@@ -128,9 +118,7 @@ class Control:
                 # In a task of its own: the result may have to come from a third process, through this very loop.
                 tasks.start_soon(self._answer, number, method, id)
             case Result(number, worker):
-                result = self._calls.get(number)
-                if result is not None and not result.done():
-                    result.set_result(worker)
+                self._calls.complete(number, worker)
 
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:

@@ -16,8 +16,8 @@ import orjson
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from streamserve.aio.wakeup import Wakeup
 from streamserve.errors import StreamFailed
-from streamserve.server.delivery.wakeup import Wakeup
 from streamserve.server.ws.messages import TERMINAL
 from streamserve.server.ws.writer import SocketWriter
 

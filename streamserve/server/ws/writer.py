@@ -17,8 +17,8 @@ import orjson
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Send
 
+from streamserve.aio.wakeup import Wakeup
 from streamserve.server.delivery.event_log import Cursor, EventLog, ResumeGap, as_message
-from streamserve.server.delivery.wakeup import Wakeup
 from streamserve.server.ws.messages import error_message
 
 MAX_SAID = 64

@@ -10,10 +10,10 @@ import orjson
 from anyio.abc import TaskGroup
 from litestar.types import Receive, Scope, Send
 
+from streamserve.aio.wakeup import Wakeup
 from streamserve.server.apis.responses.stored_response import StoredResponse
 from streamserve.server.delivery.event_log import Cursor, Entry, ResumeGap, as_server_sent_event
 from streamserve.server.delivery.sse import HEADERS, KEEPALIVE
-from streamserve.server.delivery.wakeup import Wakeup
 from streamserve.server.http.errors import error_object, send_error
 from streamserve.server.service import Service
 

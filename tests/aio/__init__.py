@@ -1,0 +1,1 @@
+"""asyncio primitives: the wakeup and calls over a connection."""
