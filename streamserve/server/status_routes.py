@@ -1,4 +1,4 @@
-"""The endpoints beside generation: what is served, whether it is well, what it counts."""
+"""The endpoints beside generation: models, cancellation, health, load, metrics, the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from litestar.params import FromPath
 
 import streamserve
 from streamserve.server.http.errors import NotFound
-from streamserve.server.http.json_response import json_response
 from streamserve.server.openapi.document import document
 from streamserve.server.service import Service
 
@@ -18,15 +17,15 @@ METRICS_TYPE = "text/plain; version=0.0.4"
 
 
 @get("/v1/models")
-async def list_models(service: NamedDependency[Service]) -> Response[bytes]:
+async def list_models(service: NamedDependency[Service]) -> dict[str, Any]:
     """The names that requests may give."""
-    return json_response({"object": "list", "data": [_model(service, name) for name in service.config.model_names]})
+    return {"object": "list", "data": [_model(service, name) for name in service.config.model_names]}
 
 
 @get("/v1/models/{name:path}")
-async def show_model(service: NamedDependency[Service], name: FromPath[str]) -> Response[bytes]:
+async def show_model(service: NamedDependency[Service], name: FromPath[str]) -> dict[str, Any]:
     """One served model; names may hold slashes."""
-    return json_response(_model(service, service.resolve_model(name.lstrip("/"))))
+    return _model(service, service.resolve_model(name.lstrip("/")))
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
@@ -41,12 +40,12 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-@post("/v1/requests/{request_id:str}/cancel")
-async def cancel_request(service: NamedDependency[Service], request_id: FromPath[str]) -> Response[bytes]:
+@post("/v1/requests/{request_id:str}/cancel", status_code=200)
+async def cancel_request(service: NamedDependency[Service], request_id: FromPath[str]) -> dict[str, Any]:
     """End a running request; its stream ends with finish_reason "abort" and keeps its text."""
     if not await service.cancel(request_id):
         raise NotFound("no such request is running")
-    return json_response({"id": request_id, "object": "request.cancelled", "cancelled": True})
+    return {"id": request_id, "object": "request.cancelled", "cancelled": True}
 
 
 @get("/health")
@@ -58,32 +57,33 @@ async def health(service: NamedDependency[Service]) -> Response[bytes]:
 
 @head("/health")
 async def health_head(service: NamedDependency[Service]) -> Response[None]:
-    """As GET, for load balancers that ask this way."""
+    """As GET, for load balancers that probe with HEAD."""
     service.lifecycle.require_alive()
     return Response(None, media_type="text/plain")
 
 
 @get("/ready")
-async def ready(service: NamedDependency[Service]) -> Response[bytes]:
-    """200 when requests are taken: model loaded, engine turning, not draining."""
+async def ready(service: NamedDependency[Service]) -> dict[str, Any]:
+    """200 when requests are taken: model loaded, engine running, not draining."""
     await service.require_healthy()
-    return json_response({"status": "ready"})
+    return {"status": "ready"}
 
 
 @head("/ready")
 async def ready_head(service: NamedDependency[Service]) -> Response[None]:
-    """As GET, for load balancers that ask this way."""
+    """As GET, for load balancers that probe with HEAD."""
     await service.require_healthy()
     return Response(None, media_type="text/plain")
 
 
 @get("/version")
-async def version() -> Response[bytes]:
-    return json_response({"version": streamserve.__version__})
+async def version() -> dict[str, Any]:
+    """The version of streamserve."""
+    return {"version": streamserve.__version__}
 
 
 @get("/load")
-async def load(service: NamedDependency[Service]) -> Response[bytes]:
+async def load(service: NamedDependency[Service]) -> dict[str, Any]:
     """How busy the server is."""
     stats = await service.engine_stats()
     body: dict[str, Any] = {"server_load": service.metrics.num_requests, "phase": service.lifecycle.phase.value}
@@ -95,7 +95,7 @@ async def load(service: NamedDependency[Service]) -> Response[bytes]:
             "kv_blocks_used": stats.kv_blocks_used,
             "kv_blocks_total": stats.kv_blocks_total,
         }
-    return json_response(body)
+    return body
 
 
 @get("/metrics")
@@ -105,8 +105,9 @@ async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
 
 
 @get("/openapi.json")
-async def openapi(service: NamedDependency[Service]) -> Response[bytes]:
-    return json_response(document(service.config.root_path))
+async def openapi(service: NamedDependency[Service]) -> dict[str, Any]:
+    """The OpenAPI document."""
+    return document(service.config.root_path)
 
 
 ROUTES = [

@@ -12,12 +12,11 @@ from streamserve.errors import InvalidParameter
 from streamserve.server.apis.openai.chat import conversation
 from streamserve.server.apis.openai.schemas import DetokenizeRequest, TokenizeRequest, decode
 from streamserve.server.delivery.answering import warning
-from streamserve.server.http.json_response import json_response
 from streamserve.server.service import Service
 
 
 @post("/tokenize", status_code=200)
-async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[bytes]:
+async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The token ids of a prompt or of a conversation."""
     frontend = service.frontend
     asked, ignored = decode(await request.body(), TokenizeRequest)
@@ -33,11 +32,11 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
     body: dict[str, Any] = {"count": len(token_ids), "max_model_len": frontend.info.max_model_len, "tokens": token_ids}
     if asked.return_token_strs:
         body["token_strs"] = [frontend.tokenizer.token_text(token_id) for token_id in token_ids]
-    return json_response(body, _headers(ignored))
+    return Response(body, status_code=200, headers=_headers(ignored))
 
 
 @post("/detokenize", status_code=200)
-async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[bytes]:
+async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The text of token ids."""
     frontend = service.frontend
     asked, ignored = decode(await request.body(), DetokenizeRequest)
@@ -46,7 +45,8 @@ async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[S
     for token_id in asked.tokens:
         if not 0 <= token_id < size:
             raise InvalidParameter("tokens", f"must be ids from 0 to {size - 1}, got {token_id}")
-    return json_response({"prompt": frontend.tokenizer.decode(asked.tokens, skip_special_tokens=False)}, _headers(ignored))
+    text = frontend.tokenizer.decode(asked.tokens, skip_special_tokens=False)
+    return Response({"prompt": text}, status_code=200, headers=_headers(ignored))
 
 
 def _headers(ignored: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from litestar import Request, Response, delete, get, post
+from litestar import Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.types import ASGIApp
@@ -22,7 +22,6 @@ from streamserve.server.apis.responses.stored_response import StoredResponse
 from streamserve.server.delivery.answering import warning
 from streamserve.server.delivery.producer import Producer
 from streamserve.server.http.errors import NotFound
-from streamserve.server.http.json_response import json_response
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import Forwarded
 from streamserve.server.siblings.siblings import NotKeptHere
@@ -71,32 +70,32 @@ async def show_response(
 
 
 @delete("/v1/responses/{response_id:str}", status_code=200)
-async def delete_response(service: NamedDependency[Service], response_id: FromPath[str]) -> Response[bytes]:
+async def delete_response(service: NamedDependency[Service], response_id: FromPath[str]) -> dict[str, Any]:
     """Forget a response; one that is being generated is cancelled."""
     record = _find(service, response_id)
     service.responses.remove(response_id)
     if not record.is_ended:
         record.producer.abort()
-    return json_response({"id": response_id, "object": "response", "deleted": True})
+    return {"id": response_id, "object": "response", "deleted": True}
 
 
 @post("/v1/responses/{response_id:str}/cancel", status_code=200)
-async def cancel_response(service: NamedDependency[Service], response_id: FromPath[str]) -> Response[bytes]:
+async def cancel_response(service: NamedDependency[Service], response_id: FromPath[str]) -> dict[str, Any]:
     """End a response, keeping what was generated; one that has ended stays as it is."""
     record = service.responses.get(response_id)
     if record is not None:
         record.producer.abort()
         await record.producer.wait_ended()
-        return json_response(record.as_object())
+        return record.as_object()
     if await service.cancel(response_id):
-        return json_response({"id": response_id, "object": "response", "status": "cancelled", "output": []})
+        return {"id": response_id, "object": "response", "status": "cancelled", "output": []}
     raise _not_found(response_id)
 
 
 @get("/v1/responses/{response_id:str}/input_items")
 async def list_input_items(
     request: Request[Any, Any, Any], service: NamedDependency[Service], response_id: FromPath[str]
-) -> Response[bytes]:
+) -> dict[str, Any]:
     """The input that a response was asked with, newest first unless `order=asc`, from behind the item `after`."""
     items = list(_find(service, response_id).items)
     if _choice(request, "order", ("desc", "asc")) == "desc":
@@ -108,15 +107,13 @@ async def list_input_items(
             raise InvalidParameter("after", "no such input item")
         items = items[ids.index(after) + 1 :]
     page = items[: min(max(_integer(request, "limit", 20), 1), MAX_PAGE)]
-    return json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else "",
-            "last_id": page[-1]["id"] if page else "",
-            "has_more": len(page) < len(items),
-        }
-    )
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+        "has_more": len(page) < len(items),
+    }
 
 
 def _find(service: Service, response_id: str) -> StoredResponse:
