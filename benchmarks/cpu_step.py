@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.executor.tuning import keep_freed_memory
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.inputs import StepInputs

@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import uvloop
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.engine.base import SequenceStream
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable

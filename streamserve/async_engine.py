@@ -17,7 +17,7 @@ from typing import Any, Self
 import msgspec
 from anyio import to_thread
 
-from streamserve.checkpoint.files import checkpoint_of
+from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.error_info import restore
 from streamserve.engine.inline import InlineEngine

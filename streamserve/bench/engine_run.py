@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from streamserve.bench.workloads import Ask
-from streamserve.checkpoint.files import checkpoint_of
+from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.base import Engine, SequenceStream
 from streamserve.engine.inline import InlineEngine

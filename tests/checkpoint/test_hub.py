@@ -15,7 +15,7 @@ from tests.checkpoint.hub import GATED, StubHub, stub_hub
 
 SCRIPT = """
 import json, sys
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.errors import ConfigError
 model, options = sys.argv[1], json.loads(sys.argv[2])
 try:

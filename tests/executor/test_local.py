@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from streamserve.checkpoint.files import Checkpoint, resolve
+from streamserve.checkpoint.files import Checkpoint
+from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.local import LocalExecutor

@@ -15,7 +15,8 @@ HEAVY = ["torch", "transformers", "triton", "ray"]
 LOADS_NONE_OF = {
     "streamserve": [*HEAVY, "anyio", "litestar", "uvicorn", "numpy"],
     "streamserve.types": [*HEAVY, "anyio", "numpy"],
-    "streamserve.checkpoint.files": [*HEAVY, "anyio", "huggingface_hub", "gguf"],
+    "streamserve.checkpoint": [*HEAVY, "anyio", "huggingface_hub", "gguf", "numpy"],
+    "streamserve.checkpoint.names": [*HEAVY, "anyio", "huggingface_hub", "gguf", "numpy"],
     "streamserve.scheduling.plan": [*HEAVY, "anyio", "asyncio", "streamserve.scheduling.scheduler"],
     "streamserve.scheduling.scheduler": [*HEAVY, "anyio", "asyncio", "numpy"],
     "streamserve.executor.local": [*HEAVY, "litestar"],

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.loader import load_model

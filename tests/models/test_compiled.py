@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.models.aot.compiler import compile_layer
 from streamserve.models.aot.decoder import CompiledDecoder, can_compile, layer_shapes
 from streamserve.models.aot.pieces import AfterAttention, BeforeAttention, DecodeLayer

@@ -10,8 +10,8 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import dequantize
 from transformers import PreTrainedModel
 
-from streamserve.checkpoint.files import resolve
 from streamserve.checkpoint.gguf_file import open_gguf
+from streamserve.checkpoint.names import resolve
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import REGISTRY, read_arch

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from streamserve.checkpoint.files import demo_path
+from streamserve.checkpoint.names import demo_path
 
 TARGET = Path(__file__).parents[1] / "data" / "demo_greedy.json"
 NUM_TOKENS = 16

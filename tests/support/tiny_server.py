@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.engine.inline import InlineEngine
 from streamserve.frontend import Frontend

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.text.loading import TokenizerParts
 from streamserve.text.tokenizer import Tokenizer, load_tokenizer
 from streamserve.text.vocabulary import FastVocabulary

@@ -232,7 +232,7 @@ async def test_a_model_that_never_ends_a_text_takes_no_structures() -> None:
 
 
 async def test_an_engine_process_makes_a_compiler_of_its_configuration() -> None:
-    from streamserve.checkpoint.files import resolve
+    from streamserve.checkpoint.names import resolve
 
     compile_one = compiler_for(EngineConfig(model="demo"), resolve("demo"))
     constraint = await compile_one(StructuredOutputs(choice=["yes"]))

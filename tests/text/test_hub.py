@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.checkpoint.hub import stub_hub
 
 SCRIPT = """
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.text.tokenizer import load_tokenizer
 tokenizer = load_tokenizer(resolve("demo"), tokenizer="org/words")
 print(tokenizer.encode("b a"), tokenizer.chat_templates)

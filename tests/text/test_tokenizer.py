@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from streamserve.checkpoint.files import Checkpoint, demo_path, resolve
+from streamserve.checkpoint.files import Checkpoint
+from streamserve.checkpoint.names import demo_path, resolve
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.text.gguf_tokenizer import build_tokenizer
 from streamserve.text.tokenizer import Tokenizer, load_tokenizer

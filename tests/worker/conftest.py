@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.worker.runner import Runner

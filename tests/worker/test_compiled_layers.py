@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.cli import run
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.types import EngineInfo

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.loader import load_model
 from streamserve.scheduling.limits import SchedulerLimits

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart, RowWork

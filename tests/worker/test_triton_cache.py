@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from streamserve.checkpoint.files import checkpoint_of
+from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.worker.startup import triton_cache
 from streamserve.worker.startup.triton_cache import CompileTarget, TritonCache
@@ -20,7 +20,7 @@ CONFIG = EngineConfig(model=str(ROOT / "benchmarks" / "configs" / "Qwen3-0.6B"),
 
 COMPILES = """
 import sys, torch
-from streamserve.checkpoint.files import checkpoint_of
+from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig
 from streamserve.worker.startup.triton_cache import CompileJob
 from streamserve.worker.startup.triton_compilation import warmup_steps
