@@ -1,6 +1,6 @@
-"""People who chat with a streaming server: ask, read the answer as it comes, think, ask again.
+"""Users that chat with a streaming server: send a message, read the answer as it streams, wait, send another.
 
-Reports, for each kind of question, `answer` (its whole time), `TTFT`, and `gap` (between two pieces of text). Needs the extra
+Reports, for each kind of message, `answer` (its whole time), `TTFT`, and `gap` (between two pieces of text). Needs the extra
 `loadtest`.
 """
 
@@ -11,7 +11,7 @@ import random
 from locust import LoadTestShape, User, between, events, task
 from locust.argument_parser import LocustArgumentParser
 
-from loadtest.streaming import Reading, read_answer
+from loadtest.streaming import TimedStream, stream_timed
 from streamserve_client import Client, ClientError, RetryPolicy
 from streamserve_client.types import Message
 
@@ -20,7 +20,7 @@ LONG_TEXT = "The harbour town kept a record of every ship, its cargo and the wea
 
 
 class ChatUser(User):
-    """One person with one conversation; every answer is read to its end."""
+    """Sends one message at a time; reads every answer to its end."""
 
     wait_time = between(0.5, 2.0)
 
@@ -31,45 +31,45 @@ class ChatUser(User):
         self._client.close()
 
     @task(4)
-    def ask_something_short(self) -> None:
-        self._ask("short", random.choice(SHORT), max_tokens=64)
+    def send_short(self) -> None:
+        self._send("short", random.choice(SHORT), max_tokens=64)
 
     @task(1)
-    def summarise_something_long(self) -> None:
-        self._ask("long", f"Summarise: {LONG_TEXT * random.randint(5, 20)}", max_tokens=128)
+    def send_long(self) -> None:
+        self._send("long", f"Summarise: {LONG_TEXT * random.randint(5, 20)}", max_tokens=128)
 
-    def _ask(self, kind: str, question: str, max_tokens: int) -> None:
+    def _send(self, kind: str, question: str, max_tokens: int) -> None:
         messages: list[Message] = [{"role": "user", "content": question}]
         try:
-            reading = read_answer(self._client, messages, max_tokens)
+            timed = stream_timed(self._client, messages, max_tokens)
         except ClientError as error:
             self._fire("answer", kind, 0.0, error=error)
             return
-        self._report(kind, reading)
+        self._report(kind, timed)
 
-    def _report(self, kind: str, reading: Reading) -> None:
-        self._fire("answer", kind, reading.total_s, length=reading.characters)
-        if reading.ttft_s is not None:
-            self._fire("TTFT", kind, reading.ttft_s)
-        for gap_s in reading.gaps_s:
+    def _report(self, kind: str, timed: TimedStream) -> None:
+        self._fire("answer", kind, timed.total_s, length=timed.characters)
+        if timed.ttft_s is not None:
+            self._fire("TTFT", kind, timed.ttft_s)
+        for gap_s in timed.gaps_s:
             self._fire("gap", kind, gap_s)
 
-    def _fire(self, what: str, kind: str, seconds: float, *, length: int = 0, error: Exception | None = None) -> None:
+    def _fire(self, event: str, kind: str, seconds: float, *, length: int = 0, error: Exception | None = None) -> None:
         self.environment.events.request.fire(
-            request_type=what, name=kind, response_time=seconds * 1e3, response_length=length, exception=error, context={}
+            request_type=event, name=kind, response_time=seconds * 1e3, response_length=length, exception=error, context={}
         )
 
 
 @events.init_command_line_parser.add_listener
 def add_step_options(parser: LocustArgumentParser) -> None:
-    parser.add_argument("--step-s", type=float, default=30.0, help="Seconds between one doubling of the people and the next")
-    parser.add_argument("--most-people", type=int, default=32, help="The last step has this many")
+    parser.add_argument("--step-s", type=float, default=30.0, help="Seconds between one doubling of the users and the next")
+    parser.add_argument("--max-users", type=int, default=32, help="The last step has this many")
 
 
 class Steps(LoadTestShape):
-    """Twice as many people every `--step-s` seconds, from 1 on: where TTFT leaves its plateau is the server's capacity."""
+    """Twice as many users every `--step-s` seconds, from 1 on: where TTFT leaves its plateau is the server's capacity."""
 
     def tick(self) -> tuple[int, float] | None:
         options = self.runner.environment.parsed_options
-        people = 2 ** int(self.get_run_time() // options.step_s)
-        return (people, float(people)) if people <= options.most_people else None
+        users = 2 ** int(self.get_run_time() // options.step_s)
+        return (users, float(users)) if users <= options.max_users else None

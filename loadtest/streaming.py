@@ -1,4 +1,4 @@
-"""One streamed request, timed by its reader: what a Locust user does between two waits. Knows no Locust."""
+"""One streamed request and its times, as a Locust user makes it between two waits. Knows nothing of Locust."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from streamserve_client.types import Message, Usage
 
 
 @dataclass
-class Reading:
-    """When the text of one answer came; times in seconds.
+class TimedStream:
+    """When the text of one answer arrived; times in seconds.
 
     gaps_s  between one piece of text and the next
     """
@@ -24,20 +24,20 @@ class Reading:
     usage: Usage | None = None
 
 
-def read_answer(
+def stream_timed(
     client: Client, messages: list[Message], max_tokens: int, *, clock: Callable[[], float] = time.perf_counter
-) -> Reading:
-    """Ask, and read the answer to its end. Raises the client's errors."""
-    reading, start_s = Reading(), clock()
+) -> TimedStream:
+    """Send a request and read its stream to the end. Raises the client's errors."""
+    timed, start_s = TimedStream(), clock()
     last_s: float | None = None
     with client.stream_chat(messages, max_tokens=max_tokens) as stream:
         for text in stream.text():
             now_s = clock()
             if last_s is None:
-                reading.ttft_s = now_s - start_s
+                timed.ttft_s = now_s - start_s
             else:
-                reading.gaps_s.append(now_s - last_s)
+                timed.gaps_s.append(now_s - last_s)
             last_s = now_s
-            reading.characters += len(text)
-    reading.total_s, reading.usage = clock() - start_s, stream.usage
-    return reading
+            timed.characters += len(text)
+    timed.total_s, timed.usage = clock() - start_s, stream.usage
+    return timed

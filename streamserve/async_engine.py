@@ -25,7 +25,7 @@ from streamserve.errors import ConfigError, InvalidParameter, Unavailable, Unsup
 from streamserve.executor.base import Executor
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.frontend import Frontend
-from streamserve.text.chat_template import Message
+from streamserve.text.chat_template import ChatMessage
 from streamserve.text.grammar import GrammarCompiler
 from streamserve.text.preparation import PreparedPrompt, Prompt
 from streamserve.text.sampling_defaults import default_sampling_params
@@ -136,12 +136,12 @@ class AsyncEngine:
 
         Raises `InvalidRequest` errors and `QueueFull`.
         """
-        prepared = await self.frontend.prepare(plain_prompt(prompt), params or self.default_sampling_params(), **options)
+        prepared = await self.frontend.prepare(unwrap_prompt(prompt), params or self.default_sampling_params(), **options)
         return await self.open([prepared])
 
     async def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         params: SamplingParams | None = None,
         *,
         options: Mapping[str, Any] | None = None,
@@ -209,7 +209,7 @@ def config_of(model: str | None, config: EngineConfig | None, settings: Mapping[
         raise ConfigError(f"wrong setting: {error}") from error
 
 
-def plain_prompt(prompt: Prompt | Mapping[str, Any]) -> Prompt:
+def unwrap_prompt(prompt: Prompt | Mapping[str, Any]) -> Prompt:
     """A prompt as text or token ids; also from `{"prompt": …}` and `{"prompt_token_ids": …}`.
 
     Raises `InvalidParameter`.
@@ -223,5 +223,5 @@ def plain_prompt(prompt: Prompt | Mapping[str, Any]) -> Prompt:
             unknown = sorted(prompt.keys() - {"prompt_token_ids", "prompt"})
             if unknown:
                 raise UnsupportedParameter(unknown[0], "a prompt is text or token ids")
-            return plain_prompt(prompt[name])
+            return unwrap_prompt(prompt[name])
     raise InvalidParameter("prompt", "must hold 'prompt' or 'prompt_token_ids'")

@@ -11,7 +11,7 @@ import sys
 
 from streamserve.errors import Unavailable
 from streamserve.process.server_process import ServerProcess, free_port, serve_command
-from streamserve.process.signals import leaving_on
+from streamserve.process.signals import exiting_on
 
 QUESTIONS = ("What is the capital of France, and what is it known for?", "描述一下北京的秋天")
 NOTE = (
@@ -23,7 +23,7 @@ NOTE = (
 def main() -> None:
     """Exit code 0 when both answers came whole."""
     try:
-        with leaving_on(signal.SIGTERM, signal.SIGHUP):
+        with exiting_on(signal.SIGTERM, signal.SIGHUP):
             sys.exit(run())
     except KeyboardInterrupt:
         sys.exit(130)

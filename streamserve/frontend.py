@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 
 from streamserve.engine.base import Engine
 from streamserve.errors import UnsupportedParameter
-from streamserve.text.chat_template import ChatTemplate, Message, choose_template, compile_given
+from streamserve.text.chat_template import ChatMessage, ChatTemplate, choose_template, compile_given
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
@@ -98,7 +98,7 @@ class Frontend:
         )
         return await to_thread.run_sync(prepare, limiter=self._long_texts) if len(prompt) >= LONG_TEXT else prepare()
 
-    def render_chat(self, messages: Sequence[Message], *, chat_template: str | None = None, **options: Any) -> str:
+    def render_chat(self, messages: Sequence[ChatMessage], *, chat_template: str | None = None, **options: Any) -> str:
         """The prompt text of a conversation; options and errors as `ChatTemplate.render`.
 
         Tokenise it with `add_special_tokens=False`: templates write the special tokens themselves.

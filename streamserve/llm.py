@@ -13,13 +13,13 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-from streamserve.async_engine import AsyncEngine, plain_prompt
+from streamserve.async_engine import AsyncEngine, unwrap_prompt
 from streamserve.errors import InvalidParameter
 from streamserve.offline.arguments import engine_settings
 from streamserve.offline.loop_thread import LoopThread
 from streamserve.offline.outputs import OutputBuilder
 from streamserve.offline.progress import Progress
-from streamserve.text.chat_template import Message
+from streamserve.text.chat_template import ChatMessage
 from streamserve.text.preparation import MAX_SEED, PreparedPrompt, Prompt
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.types import RequestOutput, SamplingParams
@@ -112,11 +112,11 @@ class LLM:
         if (prompts is None) == (prompt_token_ids is None):
             raise InvalidParameter("prompts", "give either prompts or prompt_token_ids")
         listed = _as_list(prompts if prompt_token_ids is None else prompt_token_ids)
-        return self._run([plain_prompt(prompt) for prompt in listed], sampling_params, use_tqdm, priority=priority)
+        return self._run([unwrap_prompt(prompt) for prompt in listed], sampling_params, use_tqdm, priority=priority)
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,

@@ -237,7 +237,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     queue_s: float | None = None
 
     @property
-    def is_plain_token(self) -> bool:
+    def is_single_token(self) -> bool:
         """Whether it is a token in the middle of a sequence and nothing else, as nearly all deltas are."""
         return (
             len(self.token_ids) == 1

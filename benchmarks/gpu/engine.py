@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.gpu.report import Report
-from streamserve.bench.engine_run import run_asks, running_engine
+from streamserve.bench.engine_run import run_requests, running_engine
 from streamserve.bench.offline import Figures, latency_figures, prefill_figures, throughput_figures
-from streamserve.bench.workloads import Ask, Span, Workload
+from streamserve.bench.workloads import BenchRequest, Span, Workload
 from streamserve.config import EngineConfig
 from streamserve.engine.base import Engine, SequenceStream
 from streamserve.types import SequenceSpec
@@ -74,8 +74,8 @@ async def measure_engine(report: Report, model: str, *, repeats: int, outputs: i
 async def _measure(report: Report, engine: Engine, model: str, item: Measurement, repeats: int) -> None:
     values = []
     for variation in range(repeats + 1):
-        asks = item.workload.asks(vocab_size=engine.info.vocab_size, seed=0, variation=variation)
-        run = await run_asks(engine, asks, temperature=item.temperature)
+        requests = item.workload.requests(vocab_size=engine.info.vocab_size, seed=0, variation=variation)
+        run = await run_requests(engine, requests, temperature=item.temperature)
         values.append(item.figures(item.workload, run)[item.figure] or 0.0)
     counted = values[1:]
     report.add(
@@ -86,7 +86,7 @@ async def _measure(report: Report, engine: Engine, model: str, item: Measurement
 async def check_greedy(report: Report, model: str) -> None:
     """In fp32, the tokens of a prompt alone, among 64, in chunks, with and without overlap and graphs, are the same."""
     rng = random.Random(0)
-    asks = [Ask([rng.randrange(1000, 100000) for _ in range(rng.randint(20, 300))], 24) for _ in range(64)]
+    requests = [BenchRequest([rng.randrange(1000, 100000) for _ in range(rng.randint(20, 300))], 24) for _ in range(64)]
     base = {"dtype": "float32", "max_model_len": 1024, "kv_cache_memory": 8 << 30}
     variants: dict[str, dict[str, Any]] = {
         "together": {},
@@ -96,27 +96,27 @@ async def check_greedy(report: Report, model: str) -> None:
         "prefix cache": {"enable_prefix_caching": True},
     }
     async with running_engine(settings(model, **base)) as engine:
-        alone = [(await tokens_of(engine, [ask]))[0] for ask in asks[:16]]
+        alone = [(await tokens_of(engine, [request]))[0] for request in requests[:16]]
     for name, changes in variants.items():
         async with running_engine(settings(model, **base | changes)) as engine:
-            batches = [asks, asks] if name == "prefix cache" else [asks]
+            batches = [requests, requests] if name == "prefix cache" else [requests]
             for batch in batches:
                 together = await tokens_of(engine, batch)
         differing = sum(mine != theirs for mine, theirs in zip(alone, together, strict=False))
         report.check("greedy", float(differing), 0.5, model=model, variant=name, compared=len(alone))
 
 
-async def tokens_of(engine: Engine, asks: list[Ask]) -> list[list[int]]:
+async def tokens_of(engine: Engine, requests: list[BenchRequest]) -> list[list[int]]:
     """Greedy tokens of each request, admitted together."""
     specs = [
         SequenceSpec(
-            sequence_id=f"greedy-{id(asks)}-{index}-{random.random()}",
-            prompt_token_ids=ask.prompt_token_ids,
+            sequence_id=f"greedy-{id(requests)}-{index}-{random.random()}",
+            prompt_token_ids=request.prompt_token_ids,
             seed=0,
-            max_tokens=ask.output_len,
+            max_tokens=request.output_len,
             temperature=0.0,
         )
-        for index, ask in enumerate(asks)
+        for index, request in enumerate(requests)
     ]
     return [await _read(stream) for stream in await engine.open(specs)]
 

@@ -42,7 +42,7 @@ class AsyncClient:
     base_url   the server's root, with or without `/v1`
     api_key    sent as a bearer token
     timeout    seconds, or an `httpx.Timeout`; reading times out on silence, however long the stream
-    retry      when to repeat a request that got no answer or a retryable one; never once a stream has begun
+    retry      when to send a request again that failed; never once its stream has begun
     headers    added to every request
     transport  an httpx transport to use instead of the network
 
@@ -142,7 +142,7 @@ class AsyncClient:
             raise calls.transport_failure(error, str(response.url)) from error
         finally:
             await response.aclose()
-        return calls.decode(body, call.answer, call.path)
+        return calls.decode(body, call.response_type, call.path)
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
         """An open, successful response whose body is unread."""
@@ -168,7 +168,7 @@ class AsyncClient:
 
 
 async def _rest_of(response: httpx.Response) -> bytes:
-    """The body of an error; whatever of it arrives."""
+    """The body of an error, or as much of it as arrives."""
     try:
         return await response.aread()
     except httpx.TransportError:

@@ -1,4 +1,4 @@
-"""One API call, described: method, path, body and the type of its answer. What the sync and async clients share; no I/O."""
+"""API calls as data: method, path, body and response type. Shared by the sync and async clients; no I/O."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request to make and the type its answer (or each chunk of its stream) has."""
+    """One request.
+
+    response_type  of the whole response, or of each chunk of its stream
+    """
 
     path: str
-    answer: type[T]
+    response_type: type[T]
     body: dict[str, Any] | None = None
 
     @property
     def method(self) -> str:
         return "GET" if self.body is None else "POST"
-
-    @property
-    def is_streamed(self) -> bool:
-        return bool(self.body and self.body.get("stream"))
 
 
 def completion_call(prompt: Prompt, model: str, options: Mapping[str, Any], *, stream: bool) -> Call[Completion]:
@@ -64,7 +63,7 @@ def api_root(base_url: str) -> str:
 
 
 def is_loopback(base_url: str) -> bool:
-    """Whether the server is on this machine: a proxy that the environment names can't reach it."""
+    """Whether the server is on this machine, where a proxy from the environment can't reach it."""
     host = httpx.URL(api_root(base_url)).host
     return host in ("localhost", "::1") or host.startswith("127.")
 
@@ -77,11 +76,11 @@ def request_headers(api_key: str | None, extra: Mapping[str, str] | None) -> dic
 
 
 def decode(body: bytes | str, kind: type[T], path: str) -> T:
-    """The typed answer. Raises `ProtocolError` when the body is something else."""
+    """The typed response. Raises `ProtocolError` when the body is something else."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError as error:
-        raise ProtocolError(f"{path}: the server's answer is not what this API gives: {error}") from error
+        raise ProtocolError(f"{path}: not a response of this API: {error}") from error
 
 
 def first_model(models: list[Model]) -> str:
@@ -92,12 +91,12 @@ def first_model(models: list[Model]) -> str:
 
 
 def transport_failure(error: httpx.TransportError, url: str) -> ConnectionFailed:
-    """What to raise for a request that got no answer."""
+    """The error of a request that got no response."""
     if isinstance(error, httpx.TimeoutException):
         return TimedOut(f"{url}: no answer in time")
     return ConnectionFailed(f"{url}: {str(error) or type(error).__name__}")
 
 
 def may_repeat(error: httpx.TransportError) -> bool:
-    """Whether a request that got no answer may be sent again; see `retries` for why a read timeout may not."""
+    """Whether a request that got no response may be sent again: not after a read timeout, since the server may still run it."""
     return not isinstance(error, httpx.ReadTimeout | httpx.UnsupportedProtocol)

@@ -1,6 +1,6 @@
 """`streamserve-client`: complete | chat | models | health, from a terminal or a script.
 
-Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage, 3 no connection, 4 the stream broke off, 130 Ctrl-C,
+Exit codes: 0 done, 1 the server refused or failed, 2 wrong usage, 3 no connection, 4 the stream was interrupted, 130 Ctrl-C,
 141 broken pipe. Leaving early, by Ctrl-C or a closed pipe, closes the connection, at which the server cancels the request.
 """
 
@@ -18,24 +18,24 @@ from rich.console import Console
 from rich.table import Table
 
 from streamserve_client import options, terminal
-from streamserve_client.answers import Answer, present, present_websocket
 from streamserve_client.calls import first_model
 from streamserve_client.conversation import Conversation
 from streamserve_client.errors import ClientError, ConnectionFailed, StreamInterrupted
+from streamserve_client.printing import print_stream, print_websocket_stream
 from streamserve_client.types import Message
 from streamserve_client.websocket import WebSocketSession
 
-EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_BROKEN_OFF, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 3, 4, 130, 141
+EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_STREAM_INTERRUPTED, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 3, 4, 130, 141
 
 
 def main() -> None:
-    """Entry point: runs the command and leaves with its exit code."""
+    """Entry point: run the command and exit with its code."""
     terminal.use_utf8()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and give its exit code; one line on standard error says what went wrong."""
+    """Run a command line and return its exit code; an error is one line on standard error."""
     try:
         result = cli.main(arguments, prog_name="streamserve-client", standalone_mode=False)
     except click.ClickException as error:
@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
 def _exit_code(error: ClientError) -> int:
     if isinstance(error, ConnectionFailed):
         return EXIT_UNREACHABLE
-    return EXIT_BROKEN_OFF if isinstance(error, StreamInterrupted) else EXIT_REFUSED
+    return EXIT_STREAM_INTERRUPTED if isinstance(error, StreamInterrupted) else EXIT_REFUSED
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,11 +75,10 @@ def complete(prompt: str | None, model: str | None, as_json: bool, over_ws: bool
     with options.client(values) as client:
         model = model or first_model(client.models())
         if over_ws:
-            ask = partial(WebSocketSession.stream_completion, prompt=text, model=model, **sampling)
-            asyncio.run(present_websocket(options.async_client(values), ask, as_json=as_json, stats=stats))
+            open_stream = partial(WebSocketSession.stream_completion, prompt=text, model=model, **sampling)
+            asyncio.run(print_websocket_stream(options.async_client(values), open_stream, as_json=as_json, stats=stats))
             return
-        answer = Answer()
-        present(client.stream_completion(text, model=model, **sampling), answer, as_json=as_json, stats=stats)
+        print_stream(partial(client.stream_completion, text, model=model, **sampling), as_json=as_json, stats=stats)
 
 
 @cli.command()
@@ -100,11 +99,10 @@ def chat(
         if is_conversation:
             Conversation(client, model, messages, sampling, stats=stats).run()
         elif over_ws:
-            ask = partial(WebSocketSession.stream_chat, messages=messages, model=model, **sampling)
-            asyncio.run(present_websocket(options.async_client(values), ask, as_json=as_json, stats=stats))
+            open_stream = partial(WebSocketSession.stream_chat, messages=messages, model=model, **sampling)
+            asyncio.run(print_websocket_stream(options.async_client(values), open_stream, as_json=as_json, stats=stats))
         else:
-            answer = Answer()
-            present(client.stream_chat(messages, model=model, **sampling), answer, as_json=as_json, stats=stats)
+            print_stream(partial(client.stream_chat, messages, model=model, **sampling), as_json=as_json, stats=stats)
 
 
 @cli.command()
@@ -129,7 +127,7 @@ def models(as_json: bool, **values: Any) -> None:
 @cli.command()
 @options.connection
 def health(**values: Any) -> int:
-    """Say whether the server is alive and ready; exit code 0 when it is both."""
+    """Report whether the server is alive and ready; exit code 0 when it is both."""
     with options.client(values) as client:
         state = client.health()
     terminal.write_line("ready" if state.is_ready else "alive, not ready" if state.is_alive else "failing")

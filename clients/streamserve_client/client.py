@@ -38,7 +38,7 @@ class Client:
     base_url   the server's root, with or without `/v1`
     api_key    sent as a bearer token
     timeout    seconds, or an `httpx.Timeout`; reading times out on silence, however long the stream
-    retry      when to repeat a request that got no answer or a retryable one; never once a stream has begun
+    retry      when to send a request again that failed; never once its stream has begun
     headers    added to every request
     transport  an httpx transport to use instead of the network
 
@@ -124,7 +124,7 @@ class Client:
             raise calls.transport_failure(error, str(response.url)) from error
         finally:
             response.close()
-        return calls.decode(body, call.answer, call.path)
+        return calls.decode(body, call.response_type, call.path)
 
     def _send(self, call: Call[Any]) -> httpx.Response:
         """An open, successful response whose body is unread."""
@@ -150,7 +150,7 @@ class Client:
 
 
 def _rest_of(response: httpx.Response) -> bytes:
-    """The body of an error; whatever of it arrives."""
+    """The body of an error, or as much of it as arrives."""
     try:
         return response.read()
     except httpx.TransportError:

@@ -8,14 +8,14 @@ import click
 from rich.console import Console
 
 from streamserve_client import terminal
-from streamserve_client.answers import Answer
 from streamserve_client.client import Client
 from streamserve_client.errors import ClientError
+from streamserve_client.printing import StreamResult
 from streamserve_client.types import Message
 
 
 class Conversation:
-    """Runs until end of input or `/exit`. Ctrl-C stops an answer and keeps what had come; at the prompt it leaves."""
+    """Runs until end of input or `/exit`. Ctrl-C stops an answer and keeps its text so far; at the prompt it exits."""
 
     def __init__(self, client: Client, model: str, messages: list[Message], sampling: dict[str, Any], *, stats: bool) -> None:
         self._client = client
@@ -50,19 +50,19 @@ class Conversation:
 
     def _turn(self, line: str) -> None:
         self._messages.append({"role": "user", "content": line})
-        answer = Answer()
+        result = StreamResult()
         try:
             with self._client.stream_chat(self._messages, model=self._model, **self._sampling) as stream:
-                answer.read(stream, show=True)
+                result.read(stream, show=True)
         except KeyboardInterrupt:
             terminal.note(" [stopped]")
         except ClientError as error:
-            # The server may come back: the conversation goes on without this turn.
+            # The server may recover: the conversation continues without this turn.
             self._messages.pop()
-            terminal.note(f"\nerror: {error}" if answer.text else f"error: {error}")
+            terminal.note(f"\nerror: {error}" if result.text else f"error: {error}")
             return
         else:
             terminal.write_line("")
-        self._messages.append({"role": "assistant", "content": answer.text})
+        self._messages.append({"role": "assistant", "content": result.text})
         if self._stats:
-            terminal.note(answer.timing.summary(answer.usage))
+            terminal.note(result.timing.summary(result.usage))

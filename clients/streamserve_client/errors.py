@@ -1,11 +1,11 @@
-"""Everything that can go wrong, as a tree: catch as coarsely or as finely as you need.
+"""The exceptions of this package, as a tree: catch as coarsely or as finely as you need.
 
     ClientError
-    ├── ConnectionFailed              no answer: refused, reset, unreachable
-    │   └── TimedOut                  no answer in time
-    ├── ProtocolError                 an answer that this API doesn't give (not JSON, not an event stream)
-    ├── StreamInterrupted             the connection went away before the stream said it was done
-    └── APIError                      the server said no, and why
+    ├── ConnectionFailed              no response: refused, reset, unreachable
+    │   └── TimedOut                  no response in time
+    ├── ProtocolError                 not a response of this API (not JSON, not an event stream)
+    ├── StreamInterrupted             the connection was lost before the stream had ended
+    └── APIError                      the server refused the request, or failed
         ├── BadRequest           400
         │   └── ContextLengthExceeded
         ├── AuthenticationFailed 401
@@ -18,7 +18,7 @@
         │   └── Unavailable      503
         └── StreamFailed              the server ended a running stream with an error
 
-No I/O here: `from_response` turns a status, headers and a body into the right leaf.
+No I/O: `from_response` maps a status, headers and a body to the right leaf.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ import msgspec
 
 
 class ClientError(Exception):
-    """Root of everything this package raises on purpose."""
+    """Root of all errors raised on purpose."""
 
 
 class ConnectionFailed(ClientError):
-    """The server could not be reached, or hung up before answering."""
+    """The server could not be reached, or closed the connection before it responded."""
 
 
 class TimedOut(ConnectionFailed):
-    """The server did not answer in time."""
+    """The server did not respond in time."""
 
 
 class ProtocolError(ClientError):
-    """The answer is not what this API gives; perhaps the base URL points at something else."""
+    """Not a response of this API; perhaps the base URL points at something else."""
 
 
 class StreamInterrupted(ClientError):
-    """The connection ended before the stream did; what had arrived was already delivered."""
+    """The connection was lost before the stream had ended; what had arrived was delivered."""
 
 
 class APIError(ClientError):
@@ -54,7 +54,7 @@ class APIError(ClientError):
     status      HTTP status; 200 for an error inside a running stream
     code        machine-readable reason, such as "context_length_exceeded"
     param       the request's field at fault, if it was one
-    request_id  the server's id of this request, to find it in its logs
+    request_id  the server's id of this request, as in its logs
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TooLarge(APIError):
 
 
 class RateLimited(APIError):
-    """429: too many requests wait already; the retries this client made did not help."""
+    """429: too many requests are waiting, after the retries of this client too."""
 
 
 class ServerError(APIError):
@@ -117,11 +117,11 @@ class Unavailable(ServerError):
 
 
 class StreamFailed(APIError):
-    """The server ended a running stream with an error; what had arrived was already delivered."""
+    """The server ended a running stream with an error; what had arrived was delivered."""
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
-    """The inside of OpenAI's error body; servers differ in what they leave out and in the type of `code`."""
+    """OpenAI's error object; servers differ in what they leave out and in the type of `code`."""
 
     message: str = ""
     type: str | None = None

@@ -1,9 +1,9 @@
-"""Many streams over one socket: which message belongs to which stream, and what to say on a new socket after one dropped.
+"""Many streams over one socket: which message belongs to which stream, and what to send on a new socket after one dropped.
 
 Sans-IO: messages in, events out. A stream's messages are numbered; one seen before is dropped and a missing one is an error, so
-that a reader gets every token once whatever happens to sockets. Every stream has an id of its client's choosing, by which a new
-socket asks for it before anything of it has come: whether the create arrived only the server knows, and only when it did not is
-it sent again.
+that a reader gets every token once whatever happens to sockets. Every stream has an id that the client chose, by which a new
+socket can resume it before any of its messages have arrived: only the server knows whether it got the create, which is sent
+again only if it did not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHUNKS: dict[str, type[Chunk]] = {"chat.completion": ChatCompletion, "completio
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The stream is over: `completed`, or `cancelled` with what had come kept."""
+    """The stream has ended: `completed`, or `cancelled` early."""
 
     status: str
 
@@ -35,7 +35,9 @@ class Finished:
 Event = Chunk | Finished | ClientError
 
 
-class _Message(msgspec.Struct, frozen=True):
+class _ServerMessage(msgspec.Struct, frozen=True):
+    """Any message of the server; fields that it does not have are None."""
+
     type: str = ""
     stream_id: str | None = None
     sequence_number: int | None = None
@@ -52,7 +54,7 @@ class _Stream:
     response_id: str
     last_number: int = -1
     is_cancelled: bool = False
-    is_sent_again: bool = False
+    is_resent: bool = False
     may_be_renamed: bool = True
 
 
@@ -65,14 +67,14 @@ class Multiplex:
     _replies: list[str] = field(default_factory=list)
 
     def open(self, kind: Kind, body: Mapping[str, Any]) -> tuple[str, str]:
-        """Begin a stream: its id, and the message to send."""
+        """Begin a stream; returns its id and the message to send."""
         stream_id = f"s{next(self._numbers)}"
         create = {"type": f"{kind}.create", "stream_id": stream_id, "resumable": True, "request_id": uuid4().hex, **body}
         self._streams[stream_id] = _Stream(kind, create, str(create["request_id"]), may_be_renamed="request_id" not in body)
         return stream_id, _encode(create)
 
     def cancel(self, stream_id: str) -> str | None:
-        """End a stream early: the message to send, None when it is over already. Its `Finished` is still to come."""
+        """End a stream early; returns the message to send, None when it has ended already. Its `Finished` still follows."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.is_cancelled:
             return None
@@ -80,11 +82,11 @@ class Multiplex:
         return _cancel(stream_id)
 
     def cancel_all(self) -> list[str]:
-        """End every open stream early: the messages to send."""
+        """End every open stream early; returns the messages to send."""
         return [message for stream_id in self._streams if (message := self.cancel(stream_id)) is not None]
 
     def reconnected(self) -> list[str]:
-        """What to send first on a new socket: every open stream goes on where it was."""
+        """The messages to send first on a new socket, which resume every open stream."""
         self._replies.clear()
         messages = []
         for stream_id, stream in self._streams.items():
@@ -94,19 +96,19 @@ class Multiplex:
         return messages
 
     def take_replies(self) -> list[str]:
-        """What to send because of what was received."""
+        """The messages to send in reply to those received."""
         replies, self._replies = self._replies, []
         return replies
 
     def receive(self, text: str | bytes) -> tuple[str, Event] | None:
-        """The stream a message belongs to and what it says; None for one that says nothing new.
+        """The stream that a message belongs to, and its event; None for a message that brings nothing new.
 
-        Raises `ProtocolError` at what is no message of this protocol.
+        Raises `ProtocolError` for anything but a message of this protocol.
         """
         try:
-            message = msgspec.json.decode(text, type=_Message)
+            message = msgspec.json.decode(text, type=_ServerMessage)
         except msgspec.MsgspecError as error:
-            raise ProtocolError(f"the server sent what is no message of this protocol: {error}") from error
+            raise ProtocolError(f"the server sent something that is not a message of this protocol: {error}") from error
         if message.stream_id is None:
             _check_is_harmless(message)
             return None
@@ -116,9 +118,9 @@ class Multiplex:
         event = self._event(message.stream_id, stream, message)
         return None if event is None else (message.stream_id, event)
 
-    def _event(self, stream_id: str, stream: _Stream, message: _Message) -> Event | None:
+    def _event(self, stream_id: str, stream: _Stream, message: _ServerMessage) -> Event | None:
         if message.type == "error":
-            if stream.last_number < 0 and not stream.is_cancelled and self._begins_again(stream, message):
+            if stream.last_number < 0 and not stream.is_cancelled and self._resends_create(stream, message):
                 return None
             del self._streams[stream_id]
             if stream.is_cancelled and _is_gap(message):
@@ -136,21 +138,21 @@ class Multiplex:
             return Finished(str(message.status or "completed"))
         return _chunk(stream, message)
 
-    def _begins_again(self, stream: _Stream, message: _Message) -> bool:
-        """Whether an error says only that the create has to be sent (again), as it then is."""
+    def _resends_create(self, stream: _Stream, message: _ServerMessage) -> bool:
+        """Queue the create again if the error only means that the server does not have it; returns whether it does."""
         is_taken = message.error is not None and message.error.param == "request_id"
-        if is_taken and stream.is_sent_again and stream.may_be_renamed:
-            # The first copy was on its way to being admitted when it was asked for: it is ended, and another one begins.
+        if is_taken and stream.is_resent and stream.may_be_renamed:
+            # The first copy was being admitted when it was resumed: it is cancelled, and another one begins.
             self._replies.append(_encode({"type": "response.cancel", "response_id": stream.response_id}))
             stream.response_id = stream.create["request_id"] = uuid4().hex
         elif not _is_gap(message):
             return False
-        stream.is_sent_again = True
+        stream.is_resent = True
         self._replies.append(_encode(stream.create))
         return True
 
     def fail_all(self) -> list[str]:
-        """Forget every open stream; their ids."""
+        """Forget every open stream; returns their ids."""
         stream_ids = list(self._streams)
         self._streams.clear()
         return stream_ids
@@ -169,28 +171,28 @@ def _resume(stream_id: str, stream: _Stream) -> dict[str, Any]:
     }
 
 
-def _chunk(stream: _Stream, message: _Message) -> Event:
+def _chunk(stream: _Stream, message: _ServerMessage) -> Event:
     try:
         chunk = msgspec.json.decode(message.data, type=_CHUNKS[stream.kind])
     except msgspec.MsgspecError as error:
-        return ProtocolError(f"{message.type}: not what this API gives: {error}")
+        return ProtocolError(f"{message.type}: not a chunk of this API: {error}")
     stream.response_id = chunk.id or stream.response_id
     return chunk
 
 
-def _is_gap(message: _Message) -> bool:
+def _is_gap(message: _ServerMessage) -> bool:
     return message.error is not None and message.error.code == "resume_gap"
 
 
-def _failure(message: _Message, *, has_begun: bool) -> APIError:
+def _failure(message: _ServerMessage, *, has_begun: bool) -> APIError:
     detail = message.error or ErrorDetail()
     if has_begun or not isinstance(message.status, int):
         return from_event(detail)
     return from_detail(message.status, detail)
 
 
-def _check_is_harmless(message: _Message) -> None:
-    # A cancel that crosses its stream's ending on the way finds nothing to cancel: 404.
+def _check_is_harmless(message: _ServerMessage) -> None:
+    # A cancel that crosses the end of its stream finds nothing to cancel: 404.
     if message.type == "error" and message.status != 404:
         detail = message.error or ErrorDetail(message="unknown error")
         raise ProtocolError(f"the server did not understand a message: {detail.message}")

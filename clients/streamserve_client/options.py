@@ -1,4 +1,4 @@
-"""The command-line options that several commands share, and what they make of their values."""
+"""Command-line options that several commands share, and the objects that their values describe."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Streams of typed chunks over one HTTP response each.
 
 `ChunkDecoder` turns bytes into chunks without I/O; `Stream` and `AsyncStream` feed it from httpx. Leaving a stream early closes
-its connection, however that happens: the server sees the reader depart and stops generating.
+its connection, at which the server stops generating.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamserve_client.types import Usage
 
 
 class Chunk(Protocol):
-    """What every chunk of a stream has."""
+    """The fields that every chunk of a stream has."""
 
     @property
     def text(self) -> str: ...
@@ -34,7 +34,7 @@ DONE = "[DONE]"
 
 
 class ChunkDecoder(Generic[ChunkT]):
-    """Bytes of an event stream in, chunks out. `is_done` after `[DONE]`, past which nothing counts."""
+    """Bytes of an event stream in, chunks out. `is_done` after `[DONE]`; whatever follows is ignored."""
 
     def __init__(self, kind: type[ChunkT], path: str, request_id: str | None) -> None:
         self.is_done = False
@@ -44,7 +44,7 @@ class ChunkDecoder(Generic[ChunkT]):
         self._request_id = request_id
 
     def feed(self, data: bytes) -> Iterator[ChunkT]:
-        """The chunks that `data` completes. Raises `StreamFailed` at an error event, `ProtocolError` at what is no chunk."""
+        """The chunks that `data` completes. Raises `StreamFailed` at an error event, `ProtocolError` at one that is no chunk."""
         for event in self._events.feed(data):
             if self.is_done:
                 return
@@ -60,7 +60,7 @@ class ChunkDecoder(Generic[ChunkT]):
 
 
 class _StreamState(Generic[ChunkT]):
-    """What both kinds of stream know about theirs.
+    """The state of a stream, sync or async.
 
     request_id  the server's id of this request, from its headers
     usage       token counts, once the server has sent them
@@ -71,7 +71,7 @@ class _StreamState(Generic[ChunkT]):
         self.usage: Usage | None = None
         self._response = response
         self._path = call.path
-        self._decoder = ChunkDecoder(call.answer, call.path, self.request_id)
+        self._decoder = ChunkDecoder(call.response_type, call.path, self.request_id)
 
     def _check_is_events(self) -> None:
         kind = self._response.headers.get("content-type", "")
@@ -128,7 +128,7 @@ class Stream(_StreamState[ChunkT]):
         return (chunk.text for chunk in self if chunk.text)
 
     def close(self) -> None:
-        """Release the connection; what the server has not sent yet it no longer generates. Idempotent."""
+        """Close the connection, at which the server stops generating. Idempotent."""
         self._response.close()
 
 
@@ -179,5 +179,5 @@ class AsyncStream(_StreamState[ChunkT]):
                 yield chunk.text
 
     async def aclose(self) -> None:
-        """Release the connection; what the server has not sent yet it no longer generates. Idempotent."""
+        """Close the connection, at which the server stops generating. Idempotent."""
         await self._response.aclose()

@@ -1,4 +1,4 @@
-"""What the CLI reads and writes: always UTF-8, whatever the locale says, and nothing a model could steer the terminal with."""
+"""Input and output of the command line: always UTF-8, whatever the locale, and no control characters from a model."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import sys
 from typing import TextIO
 
-_STEERING = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+_CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 class OutputClosed(Exception):
-    """Whoever read our output is gone, as `head` is after ten lines."""
+    """The reader of standard output has closed it, as `head` does after ten lines."""
 
 
 def use_utf8() -> None:
-    """Chinese and emoji come out whole on a Latin-1 or GBK stdout as well."""
+    """Write UTF-8 on a Latin-1 or GBK terminal too."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -35,7 +35,7 @@ def write(text: str, to: TextIO | None = None) -> None:
     """Write a piece of a model's text at once; on a terminal without its control characters. Raises `OutputClosed`."""
     stream = to or sys.stdout
     try:
-        stream.write(text.translate(_STEERING) if stream.isatty() else text)
+        stream.write(text.translate(_CONTROL_CHARACTERS) if stream.isatty() else text)
         stream.flush()
     except BrokenPipeError as error:
         raise OutputClosed from error
@@ -46,10 +46,10 @@ def write_line(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person, beside the output."""
+    """Write a line to standard error."""
     write(text + "\n", sys.stderr)
 
 
 def silence_stdout() -> None:
-    """After a broken pipe: the interpreter's own flush at exit must find nothing to complain about."""
+    """Redirect standard output to /dev/null after a broken pipe, so that the interpreter's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""When a stream's tokens came, as its reader saw them."""
+"""When the text of a stream arrived."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ class Timing:
             parts.append(f"{rate:.1f} tokens/s")
         if usage is not None:
             parts.append(f"{usage.prompt_tokens} prompt + {usage.completion_tokens} completion tokens")
-        return " · ".join(parts) or "nothing came"
+        return " · ".join(parts) or "no tokens"

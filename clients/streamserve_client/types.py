@@ -1,4 +1,4 @@
-"""What the server answers, typed. Fields that a server adds are ignored; fields it leaves out have defaults."""
+"""Requests and responses, typed. Fields that a server adds are ignored; fields it leaves out have defaults."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Completion(msgspec.Struct, frozen=True):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the first choice ended; None while it goes on."""
+        """Why the first choice ended; None while it runs."""
         return next((choice.finish_reason for choice in self.choices if choice.index == 0), None)
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
+class AssistantMessage(msgspec.Struct, frozen=True):
     """A message of the assistant: whole, or what a chunk adds to it."""
 
     role: str | None = None
@@ -58,8 +58,8 @@ class ChatChoice(msgspec.Struct, frozen=True):
     """One answer of a chat completion; `message` when whole, `delta` in a stream."""
 
     index: int = 0
-    message: ChatMessage | None = None
-    delta: ChatMessage | None = None
+    message: AssistantMessage | None = None
+    delta: AssistantMessage | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: dict[str, Any] | None = None
@@ -85,7 +85,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the first choice ended; None while it goes on."""
+        """Why the first choice ended; None while it runs."""
         return next((choice.finish_reason for choice in self.choices if choice.index == 0), None)
 
 
@@ -112,7 +112,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Message(TypedDict, total=False):
-    """A chat message as it is sent."""
+    """A chat message of a request."""
 
     role: str
     content: str | list[dict[str, Any]] | None
@@ -122,7 +122,7 @@ class Message(TypedDict, total=False):
 
 
 class SamplingOptions(TypedDict, total=False):
-    """What both endpoints take; names and meanings are OpenAI's and vLLM's."""
+    """Options of both endpoints; names and meanings are OpenAI's and vLLM's."""
 
     max_tokens: int | None
     temperature: float
@@ -153,14 +153,14 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class CompletionOptions(SamplingOptions, total=False):
-    """What `/v1/completions` takes beside the prompt."""
+    """Options of `/v1/completions`."""
 
     echo: bool
     logprobs: int | None
 
 
 class ChatOptions(SamplingOptions, total=False):
-    """What `/v1/chat/completions` takes beside the messages."""
+    """Options of `/v1/chat/completions`."""
 
     max_completion_tokens: int | None
     logprobs: bool

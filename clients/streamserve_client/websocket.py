@@ -1,7 +1,7 @@
-"""Streams over one WebSocket: many at a time, each cancelled on its own, all of them outliving a dropped connection.
+"""Streams over one WebSocket: many at a time, each cancelled on its own, all of them resumed after a dropped connection.
 
-For asyncio. One task owns the socket and fills a queue per stream, so a stream that nobody reads keeps what came (at most its
-`max_tokens`) and holds up no other.
+For asyncio. One task owns the socket and fills a queue per stream, so a stream that nobody reads keeps what arrived (at most
+its `max_tokens`) and delays no other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from streamserve_client.types import ChatCompletion, ChatOptions, Completion, Co
 
 RETRIED_CLOSE_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 1015})
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-LAST_WORDS_S = 1.0
+FLUSH_TIMEOUT_S = 1.0
 CLOSE_TIMEOUT_S = 2.0
 
 
@@ -86,20 +86,20 @@ class WebSocketStream(Generic[ChunkT]):
                 yield chunk.text
 
     def cancel(self) -> None:
-        """Ask the server to end the stream; what it had generated still arrives, then the stream is over. Never blocks."""
+        """Ask the server to end the stream; what it had generated still arrives, then the stream ends. Never blocks."""
         if not self._is_over:
             self._send_cancel(self._stream_id)
 
     def deliver(self, event: Event) -> None:
-        """For the session: what came for this stream."""
+        """Queue an event of this stream; called by its session."""
         self._events.put_nowait(event)
 
 
 class WebSocketSession:
     """A socket and its streams; use it in an `async with` block. Made by `AsyncClient.websocket`.
 
-    A socket that drops is opened again, by the client's retry policy, and every stream goes on after the last token that had
-    come: no token is lost and none comes twice.
+    A socket that drops is opened again, by the client's retry policy, and every stream is resumed after the last token that
+    had arrived: no token is lost or repeated.
     """
 
     def __init__(
@@ -122,19 +122,19 @@ class WebSocketSession:
         self._outbox: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._failure: ClientError | None = None
-        self._is_in_use = asyncio.Event()
+        self._is_connected = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         socket = await self._connect()
         self._task = asyncio.create_task(self._run(socket), name="streamserve websocket")
         # A task that is cancelled before its first step never runs: the socket would not be closed.
-        await self._is_in_use.wait()
+        await self._is_connected.wait()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Without a cancel the server would go on generating for whoever might resume.
+        # Without a cancel the server would keep generating for a client that might resume.
         for message in self._multiplex.cancel_all():
             self._outbox.put_nowait(message)
         if self._task is not None:
@@ -160,7 +160,7 @@ class WebSocketSession:
         if self._failure is not None:
             raise self._failure
         stream_id, message = self._multiplex.open(kind, call.body or {})
-        stream = WebSocketStream(stream_id, self._cancel, call.answer)
+        stream = WebSocketStream(stream_id, self._cancel, call.response_type)
         self._readers[stream_id] = stream
         self._outbox.put_nowait(message)
         return stream
@@ -174,7 +174,7 @@ class WebSocketSession:
         silent_sockets = 0
         try:
             while True:
-                silent_sockets = 0 if await self._use(socket) else silent_sockets + 1
+                silent_sockets = 0 if await self._run_socket(socket) else silent_sockets + 1
                 wait_s = self._retry.after_failure(silent_sockets)
                 if wait_s is None:
                     raise StreamInterrupted("the connection keeps dropping")
@@ -183,31 +183,34 @@ class WebSocketSession:
         except ClientError as error:
             self._fail(error)
 
-    async def _use(self, socket: ClientConnection) -> bool:
-        """Send and receive until the socket closes; whether anything came. Raises when its close code forbids another one."""
+    async def _run_socket(self, socket: ClientConnection) -> bool:
+        """Send and receive until the socket closes; returns whether anything was received.
+
+        Raises when its close code rules out another socket.
+        """
         self._outbox = asyncio.Queue()
         for message in self._multiplex.reconnected():
             self._outbox.put_nowait(message)
         sender = asyncio.create_task(self._send(socket), name="streamserve websocket sender")
-        self._is_in_use.set()
-        has_heard = False
+        self._is_connected.set()
+        has_received = False
         try:
             with contextlib.suppress(ConnectionClosed):
                 while True:
                     self._deliver(await socket.recv())
-                    has_heard = True
+                    has_received = True
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
-            await self._take_leave(socket)
+            await self._flush_and_close(socket)
         if socket.close_code not in RETRIED_CLOSE_CODES:
             raise _closed(socket.close_code, socket.close_reason)
-        return has_heard
+        return has_received
 
-    async def _take_leave(self, socket: ClientConnection) -> None:
-        """Say what is still to be said, briefly, and close."""
+    async def _flush_and_close(self, socket: ClientConnection) -> None:
+        """Send what is queued, within `FLUSH_TIMEOUT_S`, and close."""
         with contextlib.suppress(ConnectionClosed, TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 while not self._outbox.empty():
                     await socket.send(self._outbox.get_nowait())
         await socket.close()
@@ -265,7 +268,7 @@ class WebSocketSession:
 
 
 def _closed(code: int | None, reason: str | None) -> ClientError:
-    said = f"the server closed the connection: {reason or 'no reason given'} ({code})"
+    message = f"the server closed the connection: {reason or 'no reason given'} ({code})"
     if code == 4401:
-        return AuthenticationFailed(said, status=401, code="invalid_api_key")
-    return StreamInterrupted(said)
+        return AuthenticationFailed(message, status=401, code="invalid_api_key")
+    return StreamInterrupted(message)

@@ -1,4 +1,4 @@
-"""Runs sequences on an engine in this process and notes when their tokens came. No tokenizer, no text: tokens only."""
+"""Runs sequences on an engine in this process and records when their tokens arrived. Tokens only: no tokenizer, no text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from streamserve.bench.workloads import Ask
+from streamserve.bench.workloads import BenchRequest
 from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.base import Engine, SequenceStream
@@ -20,8 +20,11 @@ from streamserve.types import SequenceSpec
 
 
 @dataclass(slots=True)
-class Trace:
-    """When one sequence's tokens came: (seconds of `time.perf_counter`, how many by then)."""
+class SequenceTimes:
+    """When one sequence's tokens arrived.
+
+    arrivals  (seconds of `time.perf_counter`, tokens so far)
+    """
 
     started_s: float
     prompt_len: int
@@ -40,7 +43,7 @@ class Trace:
         return self.arrivals[-1][0]
 
     def tokens_between(self, start_s: float, end_s: float) -> int:
-        """Tokens that came after `start_s` and not after `end_s`."""
+        """Tokens that arrived after `start_s` and not after `end_s`."""
         before = max((total for at, total in self.arrivals if at <= start_s), default=0)
         return max((total for at, total in self.arrivals if at <= end_s), default=0) - before
 
@@ -68,28 +71,26 @@ async def running_engine(config: EngineConfig) -> AsyncIterator[Engine]:
         gc.collect()
 
 
-async def run_asks(engine: Engine, asks: Sequence[Ask], *, temperature: float = 0.0) -> list[Trace]:
-    """Admit every request at once and read all of them to the end; outputs have exactly the asked length."""
+async def run_requests(engine: Engine, requests: Sequence[BenchRequest], *, temperature: float = 0.0) -> list[SequenceTimes]:
+    """Admit every request at once and read all of them to the end; outputs have exactly the requested length."""
     started_s = time.perf_counter()
-    streams = await engine.open([_spec(number, ask, temperature) for number, ask in enumerate(asks)])
-    return list(
-        await asyncio.gather(
-            *(_read(stream, Trace(started_s, len(ask.prompt_token_ids))) for stream, ask in zip(streams, asks, strict=True))
-        )
-    )
+    streams = await engine.open([_spec(number, request, temperature) for number, request in enumerate(requests)])
+    times = [SequenceTimes(started_s, len(request.prompt_token_ids)) for request in requests]
+    await asyncio.gather(*map(_read, streams, times))
+    return times
 
 
-def _spec(number: int, ask: Ask, temperature: float) -> SequenceSpec:
+def _spec(number: int, request: BenchRequest, temperature: float) -> SequenceSpec:
     return SequenceSpec(
         sequence_id=f"bench-{number}",
-        prompt_token_ids=ask.prompt_token_ids,
+        prompt_token_ids=request.prompt_token_ids,
         seed=number,
-        max_tokens=ask.output_len,
+        max_tokens=request.output_len,
         temperature=temperature,
     )
 
 
-async def _read(stream: SequenceStream, trace: Trace) -> Trace:
+async def _read(stream: SequenceStream, times: SequenceTimes) -> None:
     total = 0
     with stream:
         async for delta in stream:
@@ -97,5 +98,4 @@ async def _read(stream: SequenceStream, trace: Trace) -> Trace:
                 raise StreamFailed(delta.error.message)
             if delta.token_ids:
                 total += len(delta.token_ids)
-                trace.arrivals.append((time.perf_counter(), total))
-    return trace
+                times.arrivals.append((time.perf_counter(), total))

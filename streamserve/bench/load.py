@@ -31,7 +31,7 @@ PROCESS_START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What to ask of which server.
+    """Which requests to send to which server.
 
     concurrency    streams in flight, all processes together
     num_requests   requests in all
@@ -78,19 +78,19 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request's bytes, and the tokens it asked for."""
+class HttpRequest:
+    """A request's bytes, and how many tokens it requests."""
 
-    request: bytes
+    data: bytes
     output_len: int
 
 
-def requests(load: Load, process: int) -> Iterator[Asked]:
+def requests(load: Load, process: int) -> Iterator[HttpRequest]:
     """The requests of one process, the same for the same seed."""
     rng = random.Random(load.seed * 1000 + process)
     for _ in range(load.share(load.num_requests, process)):
         output_len = load.output_len.draw(rng)
-        yield Asked(_http(load, _body(load, rng, output_len)), output_len)
+        yield HttpRequest(_http(load, _body(load, rng, output_len)), output_len)
 
 
 def _body(load: Load, rng: random.Random, output_len: int) -> dict[str, Any]:
@@ -124,20 +124,20 @@ def _http(load: Load, body: dict[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """One request's fate, with the tokens it asked for."""
+class RequestResult:
+    """How one request went, and how many tokens it requested."""
 
     times: StreamTimes
     output_len: int
 
 
-def run_load(load: Load) -> list[Answered]:
+def run_load(load: Load) -> list[RequestResult]:
     """Run the whole load; blocks until every request has ended. Raises `ConfigError` when a client process dies."""
     context = multiprocessing.get_context("spawn")
-    together = context.Barrier(load.num_processes)
+    barrier = context.Barrier(load.num_processes)
     pipes = [context.Pipe(duplex=False) for _ in range(load.num_processes)]
     workers = [
-        context.Process(target=_process, args=(load, index, together, sender), daemon=True)
+        context.Process(target=_process, args=(load, index, barrier, sender), daemon=True)
         for index, (_, sender) in enumerate(pipes)
     ]
     for worker in workers:
@@ -145,7 +145,7 @@ def run_load(load: Load) -> list[Answered]:
     for _, sender in pipes:
         sender.close()
     try:
-        return [answered for receiver, _ in pipes for answered in receiver.recv()]
+        return [result for receiver, _ in pipes for result in receiver.recv()]
     except EOFError as error:
         raise ConfigError("a load process ended early; see its output above") from error
     finally:
@@ -154,40 +154,40 @@ def run_load(load: Load) -> list[Answered]:
             worker.kill()
 
 
-def _process(load: Load, index: int, together: Barrier, sender: Connection) -> None:
-    sender.send(uvloop.run(_streams(load, index, together)))
+def _process(load: Load, index: int, barrier: Barrier, sender: Connection) -> None:
+    sender.send(uvloop.run(_streams(load, index, barrier)))
     sender.close()
 
 
-async def _streams(load: Load, index: int, together: Barrier) -> list[Answered]:
-    todo = iter(list(requests(load, index)))
+async def _streams(load: Load, index: int, barrier: Barrier) -> list[RequestResult]:
+    pending = iter(list(requests(load, index)))
     host, port = load.address
-    answered: list[Answered] = []
+    results: list[RequestResult] = []
 
     async def one_after_another() -> None:
-        for ask in todo:
-            times = await stream_once(host, port, ask.request, requires_done=load.requires_done, timeout_s=load.timeout_s)
-            answered.append(Answered(times, ask.output_len))
+        for request in pending:
+            times = await stream_once(host, port, request.data, requires_done=load.requires_done, timeout_s=load.timeout_s)
+            results.append(RequestResult(times, request.output_len))
 
-    together.wait(PROCESS_START_TIMEOUT_S)
+    barrier.wait(PROCESS_START_TIMEOUT_S)
     await asyncio.gather(*(one_after_another() for _ in range(load.share(load.concurrency, index))))
-    return answered
+    return results
 
 
-def summary(load: Load, answers: list[Answered], *, tag: str = "") -> dict[str, Any]:
+def summary(load: Load, results: list[RequestResult], *, tag: str = "") -> dict[str, Any]:
     """The figures of one load. Times in milliseconds; rates over the wall time from the first request to the last answer.
 
     tok_s           completion tokens per second, by the server's own count
     events_per_tok  1.0 when every token came in an event of its own
-    short           answers with other than the asked number of tokens
+    short           answers with another number of tokens than requested
     """
-    good = [answer.times for answer in answers if not answer.times.failure]
-    starts, ends = [a.times.started_s for a in answers], [a.times.ended_s for a in answers]
-    seconds = max(ends) - min(starts) if answers else 0.0
+    good = [result.times for result in results if not result.times.failure]
+    starts, ends = [result.times.started_s for result in results], [result.times.ended_s for result in results]
+    seconds = max(ends) - min(starts) if results else 0.0
     tokens = sum(times.completion_tokens for times in good)
     gaps = [gap for times in good for gap in times.gaps_s]
     tpots = [times.tpot_s for times in good if times.tpot_s is not None]
-    failures = sorted({answer.times.failure for answer in answers if answer.times.failure})
+    failures = sorted({result.times.failure for result in results if result.times.failure})
     return {
         "tag": tag,
         "c": load.concurrency,
@@ -195,8 +195,8 @@ def summary(load: Load, answers: list[Answered], *, tag: str = "") -> dict[str, 
         "i": load.input_len.as_json(),
         "o": load.output_len.as_json(),
         "ok": len(good),
-        "failed": len(answers) - len(good),
-        "short": sum(not a.times.failure and a.times.completion_tokens != a.output_len for a in answers),
+        "failed": len(results) - len(good),
+        "short": sum(not r.times.failure and r.times.completion_tokens != r.output_len for r in results),
         "why": failures[:4],
         "s": round(seconds, 3),
         "tok_s": round(tokens / seconds, 1) if seconds else 0.0,

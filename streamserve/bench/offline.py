@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from streamserve.bench.engine_run import Trace, run_asks, running_engine
+from streamserve.bench.engine_run import SequenceTimes, run_requests, running_engine
 from streamserve.bench.measures import median, milliseconds
-from streamserve.bench.report import Report, Row, output_options
+from streamserve.bench.output import output_options, show
+from streamserve.bench.report import Report, Row
 from streamserve.bench.workloads import Span, SpanType, Workload
 from streamserve.commands.engine_options import VllmCommand, engine_config, engine_options
 from streamserve.config import EngineConfig
@@ -37,7 +38,7 @@ THROUGHPUT_COLUMNS = {
     "total_tokens_per_s": "all tokens/s",
     "requests_per_s": "requests/s",
 }
-Run = list[Trace]
+Run = list[SequenceTimes]
 Figures = Callable[[Workload, Run], dict[str, float | None]]
 
 _repeats = click.option(
@@ -69,7 +70,7 @@ def latency(
         )
     info, rows = measure(config, workloads, latency_figures, repeats)
     plotted = {"ttft_ms": "TTFT, ms", "step_ms": "ms per step", "decode_tokens_per_s": "tokens per second"}
-    Report(_title("latency", info), LATENCY_COLUMNS, "sequences", plotted, rows).show(as_json=as_json, plot=plot)
+    show(Report(_title("latency", info), LATENCY_COLUMNS, "sequences", plotted, rows), as_json=as_json, plot=plot)
 
 
 @click.command(cls=VllmCommand)
@@ -87,7 +88,7 @@ def prefill(
     workloads = [Workload(num_prompts, Span(length, length), Span(1, 1)) for length in input_len]
     info, rows = measure(engine_config(None, values), workloads, prefill_figures, repeats)
     plotted = {"prompt_tokens_per_s": "prompt tokens per second"}
-    Report(_title("prefill", info), PREFILL_COLUMNS, "input_len", plotted, rows).show(as_json=as_json, plot=plot)
+    show(Report(_title("prefill", info), PREFILL_COLUMNS, "input_len", plotted, rows), as_json=as_json, plot=plot)
 
 
 @click.command(cls=VllmCommand)
@@ -108,20 +109,20 @@ def throughput(
     plot: Path | None,
     **values: Any,
 ) -> None:
-    """Tokens per second of requests that are all there from the start; by default a mix of short and long ones."""
+    """Tokens per second of requests that all start together; by default a mix of short and long ones."""
     workloads = [Workload(num_requests, input_len, output_len)]
     info, rows = measure(engine_config(None, values), workloads, throughput_figures, repeats, temperature=temperature)
     plotted = {"output_tokens_per_s": "output tokens per second", "total_tokens_per_s": "all tokens per second"}
-    Report(_title("throughput", info), THROUGHPUT_COLUMNS, "sequences", plotted, rows).show(as_json=as_json, plot=plot)
+    show(Report(_title("throughput", info), THROUGHPUT_COLUMNS, "sequences", plotted, rows), as_json=as_json, plot=plot)
 
 
 def latency_figures(workload: Workload, run: Run) -> dict[str, float | None]:
     """A step's time is taken between the last first token and the first last one: while all sequences decode."""
-    start_s, end_s = max(trace.first_s for trace in run), min(trace.last_s for trace in run)
-    tokens = sum(trace.tokens_between(start_s, end_s) for trace in run)
+    start_s, end_s = max(times.first_s for times in run), min(times.last_s for times in run)
+    tokens = sum(times.tokens_between(start_s, end_s) for times in run)
     is_measurable = tokens > 0 and end_s > start_s
     return {
-        "ttft_ms": milliseconds(median(trace.first_s - trace.started_s for trace in run)),
+        "ttft_ms": milliseconds(median(times.first_s - times.started_s for times in run)),
         "step_ms": milliseconds((end_s - start_s) * len(run) / tokens) if is_measurable else None,
         "decode_tokens_per_s": tokens / (end_s - start_s) if is_measurable else None,
         "total_s": _seconds(run),
@@ -133,7 +134,7 @@ def prefill_figures(workload: Workload, run: Run) -> dict[str, float | None]:
 
 
 def throughput_figures(workload: Workload, run: Run) -> dict[str, float | None]:
-    prompt, output = sum(trace.prompt_len for trace in run), sum(trace.output_len for trace in run)
+    prompt, output = sum(times.prompt_len for times in run), sum(times.output_len for times in run)
     seconds = _seconds(run)
     return {
         "prompt_tokens": prompt,
@@ -146,7 +147,7 @@ def throughput_figures(workload: Workload, run: Run) -> dict[str, float | None]:
 
 
 def _seconds(run: Run) -> float:
-    return max(trace.last_s for trace in run) - min(trace.started_s for trace in run)
+    return max(times.last_s for times in run) - min(times.started_s for times in run)
 
 
 def measure(
@@ -167,8 +168,8 @@ async def _measure(
         for workload in workloads:
             runs = []
             for variation in range(repeats + 1):
-                asks = workload.asks(vocab_size=engine.info.vocab_size, seed=config.seed, variation=variation)
-                runs.append(figures(workload, await run_asks(engine, asks, temperature=temperature)))
+                requests = workload.requests(vocab_size=engine.info.vocab_size, seed=config.seed, variation=variation)
+                runs.append(figures(workload, await run_requests(engine, requests, temperature=temperature)))
             rows.append(_row(workload, runs[1:]))
         return engine.info, rows
 

@@ -1,4 +1,4 @@
-"""Draws a report as a PNG. The only file that knows matplotlib, which is an optional dependency."""
+"""Draws a report as a PNG. The only module that knows matplotlib, an optional dependency that is imported when it draws."""
 
 from __future__ import annotations
 

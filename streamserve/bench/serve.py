@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from streamserve.bench.load import Load, run_load, summary
-from streamserve.bench.report import Report, output_options
+from streamserve.bench.output import output_options, show
+from streamserve.bench.report import Report
 from streamserve.bench.workloads import Span, SpanType
 from streamserve.errors import ConfigError
 
@@ -73,12 +74,12 @@ def serve(
     for streams in concurrency:
         load = Load(concurrency=streams, model=model, body=extra, requires_done=not lenient, **values)
         report.rows.append(summary(load, run_load(load), tag=tag))
-    report.show(as_json=as_json, plot=plot)
+    show(report, as_json=as_json, plot=plot)
     for row in report.rows:
         if row["failed"]:
             raise click.ClickException(f"{row['failed']} of {row['n']} requests failed: {', '.join(row['why'])}")
         if row["short"] and not lenient:
-            raise click.ClickException(f"{row['short']} of {row['n']} answers had another length than asked for")
+            raise click.ClickException(f"{row['short']} of {row['n']} answers had another length than requested")
 
 
 def first_model(base_url: str, api_key: str | None) -> str:

@@ -1,4 +1,4 @@
-"""`bench startup`: from the start of `streamserve serve` to its first token, as whoever waits for a deploy sees it."""
+"""`bench startup`: the time from the start of `streamserve serve` to its first token, as a deploy sees it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from streamserve.bench.measures import median
-from streamserve.bench.report import Report, output_options
+from streamserve.bench.output import output_options, show
+from streamserve.bench.report import Report
 from streamserve.bench.serve import first_model
 from streamserve.errors import Unavailable
 from streamserve.process.server_process import ServerProcess, free_port, serve_command
-from streamserve.process.signals import leaving_on
+from streamserve.process.signals import exiting_on
 
 COLUMNS = {
     "model": "model",
@@ -32,7 +33,7 @@ PLOTTED = {"ready_s": "ready, s", "first_token_s": "first token, s"}
 @click.argument("serve_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[SERVE OPTIONS]...")
 def startup(repeats: int, as_json: bool, plot: Path | None, serve_arguments: tuple[str, ...]) -> None:
     """Seconds from process start until a server with [SERVE OPTIONS] is ready, and until its first streamed token."""
-    with leaving_on(signal.SIGTERM, signal.SIGHUP):
+    with exiting_on(signal.SIGTERM, signal.SIGHUP):
         times = [start_once(serve_arguments) for _ in range(repeats)]
     model, *_ = (name for name, _, _ in times)
     row = {
@@ -42,7 +43,7 @@ def startup(repeats: int, as_json: bool, plot: Path | None, serve_arguments: tup
         "first_token_s": round(median(first for _, _, first in times) or 0.0, 3),
         "slowest_s": round(max(first for _, _, first in times), 3),
     }
-    Report("startup", COLUMNS, "model", PLOTTED, [row]).show(as_json=as_json, plot=plot)
+    show(Report("startup", COLUMNS, "model", PLOTTED, [row]), as_json=as_json, plot=plot)
 
 
 def start_once(arguments: tuple[str, ...]) -> tuple[str, float, float]:

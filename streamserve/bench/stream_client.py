@@ -1,6 +1,6 @@
-"""One streamed request over a raw socket, watched as cheaply as Python can.
+"""One streamed request over a raw socket, timed as cheaply as Python can.
 
-A load generator that parses JSON is slower than the server it measures. This one notes the time of every read that carries
+A load generator that parses JSON is slower than the server it measures. This one records the time of every read that carries
 events, counts events by the line that starts them, and looks into the last few kilobytes for the server's own token counts.
 Reads may cut an event anywhere; the chunks of the HTTP response may not, and no server known to us cuts one there.
 """
@@ -22,10 +22,10 @@ _FINISH = re.compile(rb'"finish_reason":\s*"')
 
 @dataclass(slots=True)
 class StreamTimes:
-    """What one request's reader saw. Times in seconds of `time.perf_counter`.
+    """The times of one streamed answer, in seconds of `time.perf_counter`.
 
-    failure   why it does not count; "" when it does
-    reads_s   when each read that carried events came
+    failure   why the request failed; "" when it succeeded
+    reads_s   when each read that carried events arrived
     """
 
     started_s: float
@@ -56,8 +56,8 @@ class StreamTimes:
         return (self.reads_s[-1] - self.reads_s[0]) / (self.completion_tokens - 1)
 
 
-class EventStream(asyncio.Protocol):
-    """Watches one answer until the server closes the connection; then `finished` is set.
+class StreamTimer(asyncio.Protocol):
+    """Times one answer until the server closes the connection; then sets `finished`.
 
     requires_done  an answer without `[DONE]` is a failure; else any finish reason will do
     """
@@ -107,14 +107,14 @@ def _last_number(pattern: re.Pattern[bytes], text: bytes) -> int:
 
 
 async def stream_once(host: str, port: int, request: bytes, *, requires_done: bool, timeout_s: float) -> StreamTimes:
-    """Send a request and watch its answer to the end. A failure is in the result, never raised."""
+    """Send a request and time its answer to the end. A failure is in the result, never raised."""
     loop = asyncio.get_running_loop()
     finished: asyncio.Future[StreamTimes] = loop.create_future()
     started_s = time.perf_counter()
     transport: asyncio.Transport | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            stream = EventStream(finished, requires_done=requires_done)
+            stream = StreamTimer(finished, requires_done=requires_done)
             transport, _ = await loop.create_connection(lambda: stream, host, port)
             transport.write(request)
             return await finished

@@ -1,4 +1,4 @@
-"""What a benchmark asks for: random prompts of given lengths, the same ones for the same seed."""
+"""The requests of a benchmark: random prompts of given lengths, the same ones for the same seed."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class SpanType(click.ParamType[Span]):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One request: its prompt's token ids and how many tokens to generate."""
+class BenchRequest:
+    """One request to an engine: its prompt's token ids and how many tokens to generate."""
 
     prompt_token_ids: list[int]
     output_len: int
@@ -61,13 +61,13 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """How many requests, and their lengths."""
+    """A number of requests, and their lengths."""
 
     count: int
     input_len: Span
     output_len: Span
 
-    def asks(self, *, vocab_size: int, seed: int, variation: int = 0) -> list[Ask]:
+    def requests(self, *, vocab_size: int, seed: int, variation: int = 0) -> list[BenchRequest]:
         """The requests. Lengths depend on `seed` alone; every `variation` has other tokens, so that no prefix cache helps.
 
         Ids stay clear of both ends of the vocabulary, where special tokens live.
@@ -75,7 +75,9 @@ class Workload:
         lengths, tokens = random.Random(seed), random.Random(f"{seed}/{variation}")
         low, high = vocab_size // 10, max(vocab_size // 10 + 1, vocab_size // 2)
         return [
-            Ask([tokens.randrange(low, high) for _ in range(self.input_len.draw(lengths))], self.output_len.draw(lengths))
+            BenchRequest(
+                [tokens.randrange(low, high) for _ in range(self.input_len.draw(lengths))], self.output_len.draw(lengths)
+            )
             for _ in range(self.count)
         ]
 

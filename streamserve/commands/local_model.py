@@ -17,10 +17,10 @@ from rich.console import Console
 from streamserve.async_engine import AsyncEngine, Generation
 from streamserve.config import EngineConfig
 from streamserve.offline.loop_thread import LoopThread
-from streamserve.text.chat_template import Message
+from streamserve.text.chat_template import ChatMessage
 from streamserve.types import SamplingParams
 
-_STEERING = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+_CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 class LocalModel:
@@ -35,7 +35,7 @@ class LocalModel:
         """Write the continuation of `prompt` as it comes; returns it."""
         return self._loop.call(self._write(self._engine.generate(prompt, self._params(sampling)), stats))
 
-    def answer(self, messages: Sequence[Message], sampling: dict[str, Any], *, stats: bool) -> str:
+    def answer(self, messages: Sequence[ChatMessage], sampling: dict[str, Any], *, stats: bool) -> str:
         """Write the next message of a conversation as it comes; returns it."""
         return self._loop.call(self._write(self._engine.chat(messages, self._params(sampling)), stats))
 
@@ -62,7 +62,7 @@ class LocalModel:
 
     def _show(self, text: str) -> None:
         # What a model says must not steer the terminal.
-        self._output.write(text.translate(_STEERING) if self._output.isatty() else text)
+        self._output.write(text.translate(_CONTROL_CHARACTERS) if self._output.isatty() else text)
         self._output.flush()
 
 

@@ -22,7 +22,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.commands.engine_options import AMOUNT, VllmCommand, engine_config, engine_options
 from streamserve.engine.start import EngineStart
 from streamserve.errors import ConfigError
-from streamserve.process.signals import leaving_on
+from streamserve.process.signals import exiting_on
 from streamserve.server.config import CorsConfig, ServerConfig
 from streamserve.server.http.listen import Listen, bind
 from streamserve.server.process.logs import configure
@@ -122,7 +122,7 @@ def serve(model: str | None, **values: Any) -> int:
     configure(options.listen.log_level)
     startup_log = StartupLog()
     # The port first, which may be taken. Until the server listens to signals itself, one unwinds what is here.
-    with bind(options.listen) as listening, leaving_on(signal.SIGTERM):
+    with bind(options.listen) as listening, exiting_on(signal.SIGTERM):
         start = EngineStart(options.engine)
         try:
             return _serve(options, listening, start, startup_log)

@@ -47,14 +47,14 @@ class ServerProcess:
     def __enter__(self) -> Self:
         self._started_s = time.perf_counter()
         try:
-            with _held_signals():
+            with _blocked_signals():
                 self._process = subprocess.Popen(
                     self._command,
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,
                     stderr=self._log,
                     start_new_session=True,
-                    preexec_fn=_release_signals,
+                    preexec_fn=_unblock_signals,
                 )
             self._wait_until_ready(self._process)
         except BaseException:
@@ -115,22 +115,22 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
 
 
-_HELD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @contextlib.contextmanager
-def _held_signals() -> Iterator[None]:
+def _blocked_signals() -> Iterator[None]:
     # A signal whose handler raised inside Popen, after the fork, would leave a server that nobody knows of.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _release_signals() -> None:
+def _unblock_signals() -> None:
     """In the child: the held signals would stay held across exec."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 
 @contextmanager
-def leaving_on(*numbers: signal.Signals) -> Iterator[None]:
+def exiting_on(*numbers: signal.Signals) -> Iterator[None]:
     """Meanwhile these signals leave through every `with` and `finally`, with a shell's exit code. On the main thread only."""
     before = {number: signal.signal(number, _leave) for number in numbers}
     try:

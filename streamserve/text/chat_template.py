@@ -22,7 +22,7 @@ from jinja2.utils import Namespace
 
 from streamserve.errors import ConfigError, InvalidParameter, UnsupportedParameter
 
-Message = Mapping[str, Any]
+ChatMessage = Mapping[str, Any]
 
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
 # Put at the end of the message to continue. When the space at its end is missing from the prompt, the template trims messages.
@@ -54,7 +54,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,

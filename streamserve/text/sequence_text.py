@@ -47,9 +47,9 @@ class SequenceText:
         stops = StopIndex(params.stop_strings) if stops is None else stops
         self._stops = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
         # What the next token's text is, for requests that want nothing else; None for all others.
-        self._plain_text_of = self._detokenizer.push if self._detokenizer is not None and self._stops is None else None
+        self._single_token_text = self._detokenizer.push if self._detokenizer is not None and self._stops is None else None
         self._num_tokens = 0
-        self._kept: TokenDelta | None = None
+        self._pending: TokenDelta | None = None
         self._is_finished = False
         for token_id in spec.generated_token_ids:
             self._text_of(token_id)
@@ -59,12 +59,12 @@ class SequenceText:
 
         After a delta with `finish_reason` nothing follows: a stop string found in the middle of `delta` drops the rest of it.
         """
-        plain_text_of = self._plain_text_of
-        if plain_text_of is not None and self._kept is None and delta.is_plain_token:
-            text = plain_text_of(delta.token_ids[0])
+        single_token_text = self._single_token_text
+        if single_token_text is not None and self._pending is None and delta.is_single_token:
+            text = single_token_text(delta.token_ids[0])
             if text:
                 return TextDelta(text, delta.token_ids, index=self.index)
-            self._kept = delta
+            self._pending = delta
             return None
         if self._is_finished:
             return None
@@ -76,11 +76,11 @@ class SequenceText:
             )
         elif delta.finish_reason is not None:
             text += self._rest()
-        if self._kept is not None:
-            delta, self._kept = self._kept.then(delta), None
+        if self._pending is not None:
+            delta, self._pending = self._pending.then(delta), None
         self._is_finished = delta.finish_reason is not None
         if not (text or self._is_finished or self._detokenizer is None):
-            self._kept = delta
+            self._pending = delta
             return None
         return self._text_delta(text, delta, stop)
 

@@ -14,7 +14,7 @@ from typing import Any
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.text.chat_template import Message, choose_template
+from streamserve.text.chat_template import ChatMessage, choose_template
 from streamserve.text.loading import TokenizerParts, load_parts, locate
 
 
@@ -95,7 +95,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Message],
+        conversation: Sequence[ChatMessage],
         *,
         tokenize: bool = True,
         chat_template: str | None = None,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamserve.bench.commands import bench
-from streamserve.bench.load import Answered, Load, run_load, summary
-from streamserve.bench.stream_client import EventStream, StreamTimes
+from streamserve.bench.load import Load, RequestResult, run_load, summary
+from streamserve.bench.stream_client import StreamTimer, StreamTimes
 from streamserve.bench.workloads import Span
 from streamserve.errors import ConfigError
 from tests.client.scripted_server import Reply, ScriptedServer, answer, completion_chunk, events
@@ -64,7 +64,7 @@ RESPONSE = (
 @given(st.lists(st.integers(0, len(RESPONSE)), max_size=40))
 def test_events_are_counted_however_the_network_cuts_them(cuts: list[int]) -> None:
     finished: asyncio.Future[StreamTimes] = asyncio.Future(loop=asyncio.new_event_loop())
-    stream = EventStream(finished, requires_done=True)
+    stream = StreamTimer(finished, requires_done=True)
     places = [0, *sorted(cuts), len(RESPONSE)]
     for start, end in itertools.pairwise(places):
         stream.data_received(RESPONSE[start:end])
@@ -110,7 +110,7 @@ def test_fields_can_be_added_and_removed_for_servers_that_differ() -> None:
 def test_times_are_read_off_the_reads() -> None:
     times = StreamTimes(started_s=10.0, ended_s=12.0, reads_s=[10.5, 10.75, 11.5], events=3, completion_tokens=5)
     assert (times.ttft_s, times.e2e_s, times.gaps_s, times.tpot_s) == (0.5, 2.0, [0.25, 0.75], 0.25)
-    result = summary(load("http://h"), [Answered(times, 4)])
+    result = summary(load("http://h"), [RequestResult(times, 4)])
     assert (result["ttft_p50"], result["gap_p50"], result["gap_p99"], result["tpot_p50"]) == (500.0, 250.0, 750.0, 250.0)
     assert (result["short"], result["tok_s"]) == (1, 2.5)
 

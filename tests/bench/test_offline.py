@@ -8,19 +8,19 @@ import pytest
 from click.testing import CliRunner
 
 from streamserve.bench.commands import bench
-from streamserve.bench.engine_run import Trace
+from streamserve.bench.engine_run import SequenceTimes
 from streamserve.bench.offline import latency_figures, prefill_figures, throughput_figures
 from streamserve.bench.workloads import Span, Workload
 
 WORKLOAD = Workload(2, Span(4, 4), Span(4, 4))
 
 
-def trace(*arrivals: tuple[float, int]) -> Trace:
-    return Trace(started_s=0.0, prompt_len=4, arrivals=list(arrivals))
+def times(*arrivals: tuple[float, int]) -> SequenceTimes:
+    return SequenceTimes(started_s=0.0, prompt_len=4, arrivals=list(arrivals))
 
 
 def test_a_step_is_timed_while_every_sequence_decodes() -> None:
-    run = [trace((1.0, 1), (2.0, 2), (3.0, 3), (4.0, 4)), trace((2.0, 1), (3.0, 2), (4.0, 3), (5.0, 4))]
+    run = [times((1.0, 1), (2.0, 2), (3.0, 3), (4.0, 4)), times((2.0, 1), (3.0, 2), (4.0, 3), (5.0, 4))]
     figures = latency_figures(WORKLOAD, run)
     assert figures["step_ms"] == 1000.0
     assert figures["decode_tokens_per_s"] == 2.0
@@ -29,16 +29,16 @@ def test_a_step_is_timed_while_every_sequence_decodes() -> None:
 
 
 def test_merged_deltas_count_as_the_tokens_they_carry() -> None:
-    run = [trace((1.0, 1), (3.0, 5)), trace((1.0, 1), (2.0, 3), (3.0, 5))]
+    run = [times((1.0, 1), (3.0, 5)), times((1.0, 1), (2.0, 3), (3.0, 5))]
     assert latency_figures(WORKLOAD, run)["step_ms"] == 500.0
 
 
 def test_one_delta_with_everything_leaves_a_step_unmeasured() -> None:
-    assert latency_figures(WORKLOAD, [trace((1.0, 4)), trace((1.0, 4))])["step_ms"] is None
+    assert latency_figures(WORKLOAD, [times((1.0, 4)), times((1.0, 4))])["step_ms"] is None
 
 
 def test_rates_are_over_the_whole_run() -> None:
-    run = [trace((1.0, 1), (2.0, 6)), trace((4.0, 2))]
+    run = [times((1.0, 1), (2.0, 6)), times((4.0, 2))]
     assert prefill_figures(WORKLOAD, run)["prompt_tokens_per_s"] == 2.0
     figures = throughput_figures(WORKLOAD, run)
     assert (figures["output_tokens_per_s"], figures["total_tokens_per_s"], figures["requests_per_s"]) == (2.0, 4.0, 0.5)

@@ -15,17 +15,17 @@ MIXED = Workload(50, Span(10, 40), Span(5, 9))
 
 
 def test_lengths_stay_within_their_spans_and_ids_within_the_vocabulary() -> None:
-    asks = MIXED.asks(vocab_size=1000, seed=1)
-    assert len(asks) == 50
-    assert {len(ask.prompt_token_ids) for ask in asks} > {10, 40}
-    assert {ask.output_len for ask in asks} == {5, 6, 7, 8, 9}
-    assert all(0 <= token < 1000 for ask in asks for token in ask.prompt_token_ids)
+    requests = MIXED.requests(vocab_size=1000, seed=1)
+    assert len(requests) == 50
+    assert {len(request.prompt_token_ids) for request in requests} > {10, 40}
+    assert {request.output_len for request in requests} == {5, 6, 7, 8, 9}
+    assert all(0 <= token < 1000 for request in requests for token in request.prompt_token_ids)
 
 
 def test_a_variation_changes_the_tokens_and_not_the_lengths() -> None:
-    first, again, other = (MIXED.asks(vocab_size=1000, seed=1, variation=number) for number in (0, 0, 1))
+    first, again, other = (MIXED.requests(vocab_size=1000, seed=1, variation=number) for number in (0, 0, 1))
     assert first == again
-    assert [len(ask.prompt_token_ids) for ask in first] == [len(ask.prompt_token_ids) for ask in other]
+    assert [len(request.prompt_token_ids) for request in first] == [len(request.prompt_token_ids) for request in other]
     assert all(a.prompt_token_ids[:4] != b.prompt_token_ids[:4] for a, b in zip(first, other, strict=True))
 
 

@@ -9,7 +9,7 @@ import pytest
 from streamserve_client import RetryPolicy
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-POLICY = RetryPolicy(max_retries=3, base_s=1.0, cap_s=3.0, dice=lambda: 0.0, now=lambda: NOON)
+POLICY = RetryPolicy(max_retries=3, base_s=1.0, cap_s=3.0, jitter=lambda: 0.0, now=lambda: NOON)
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
@@ -28,7 +28,7 @@ def test_the_wait_doubles_up_to_its_cap_and_then_the_client_gives_up() -> None:
 
 
 def test_jitter_shortens_the_wait_by_at_most_a_quarter() -> None:
-    assert RetryPolicy(base_s=1.0, dice=lambda: 1.0).after_failure(0) == 0.75
+    assert RetryPolicy(base_s=1.0, jitter=lambda: 1.0).after_failure(0) == 0.75
 
 
 @pytest.mark.parametrize(

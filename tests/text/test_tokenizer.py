@@ -56,7 +56,7 @@ def test_seven_hundred_texts_tokenise_as_transformers_does(demo: Tokenizer) -> N
 def test_loading_the_demo_tokenizer_is_quick_and_light() -> None:
     code = (
         "import sys, time; started = time.perf_counter()\n"
-        "from streamserve.checkpoint.files import resolve\n"
+        "from streamserve.checkpoint.names import resolve\n"
         "from streamserve.text.tokenizer import load_tokenizer\n"
         "load_tokenizer(resolve('demo'))\n"
         "print(time.perf_counter() - started, *sys.modules)"

@@ -17,7 +17,7 @@ class BareCallParser:
         self._is_content = False
 
     @property
-    def is_plain(self) -> bool:
+    def passes_through(self) -> bool:
         return self._is_content
 
     def push(self, text: str) -> list[Piece]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from streamserve.text.parsing.content import ContentParser
 from streamserve.text.parsing.pieces import Parser
-from streamserve.text.parsing.plain import PlainParser
 from streamserve.text.parsing.reasoning import END, START, ReasoningParser
 
 
@@ -38,11 +38,11 @@ class Dialect:
         calls      whether tools were offered
         continued  the assistant's text so far, when the prompt ends inside of it
         """
-        new_answer = self.new_call_parser if calls and self.new_call_parser is not None else PlainParser
+        new_answer = self.new_call_parser if calls and self.new_call_parser is not None else ContentParser
         is_thinking = self.thinks(prompt, continued)
         if is_thinking is not None:
             return lambda: ReasoningParser(new_answer(), is_thinking=is_thinking)
-        return None if new_answer is PlainParser else new_answer
+        return None if new_answer is ContentParser else new_answer
 
     def thinks(self, prompt: str, continued: str | None) -> bool | None:
         """Whether an answer begins inside of reasoning; None when no reasoning can come any more."""

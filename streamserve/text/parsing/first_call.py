@@ -8,7 +8,7 @@ from streamserve.text.parsing.pieces import Parser, Piece, ToolCallArguments, To
 class FirstCallParser:
     """Passes on what `parser` reads, but for every call after the first."""
 
-    is_plain = False
+    passes_through = False
 
     def __init__(self, parser: Parser) -> None:
         self._parser = parser

@@ -9,7 +9,7 @@ from streamserve.text.parsing.pieces import Content, Piece, ToolCallArguments, T
 class ForcedCallParser:
     """Everything is the arguments of `name`."""
 
-    is_plain = False
+    passes_through = False
 
     def __init__(self, name: str) -> None:
         self._name = name

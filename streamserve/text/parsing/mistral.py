@@ -14,7 +14,7 @@ ARGS = "[ARGS]"
 class MistralParser:
     """Content until the marker; then calls in whichever of the two forms."""
 
-    is_plain = False
+    passes_through = False
 
     def __init__(self) -> None:
         self._held = ""
@@ -57,7 +57,7 @@ class MistralParser:
 class ArrayParser:
     """A JSON array of calls; also the base of what a request that demands calls gets."""
 
-    is_plain = False
+    passes_through = False
 
     def __init__(self) -> None:
         self._calls = Calls()

@@ -38,7 +38,7 @@ class Parser(Protocol):
     """Reads one answer as it comes. What was shown is never taken back."""
 
     @property
-    def is_plain(self) -> bool:
+    def passes_through(self) -> bool:
         """Whether all that is still to come is content, just as it is: then it need not be read."""
         ...
 

@@ -31,8 +31,8 @@ class ReasoningParser:
         self._trims = is_thinking
 
     @property
-    def is_plain(self) -> bool:
-        return self._state is _State.ANSWERING and not self._trims and self._answer.is_plain
+    def passes_through(self) -> bool:
+        return self._state is _State.ANSWERING and not self._trims and self._answer.passes_through
 
     def push(self, text: str) -> list[Piece]:
         if self._state is _State.ANSWERING:

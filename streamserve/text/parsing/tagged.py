@@ -13,7 +13,7 @@ END = "</tool_call>"
 class TaggedCallParser:
     """Content until a start tag; a call until the end tag; and so on."""
 
-    is_plain = False
+    passes_through = False
 
     def __init__(self) -> None:
         self._calls = Calls()

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from streamserve.errors import ConfigError
 from streamserve.text.parsing.bare import BareCallParser
+from streamserve.text.parsing.content import ContentParser
 from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
 from streamserve.text.parsing.mistral import ArrayParser, MistralParser
 from streamserve.text.parsing.pieces import Content, Parser, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from streamserve.text.parsing.plain import PlainParser
 from streamserve.text.parsing.reasoning import ReasoningParser
 from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.parsing.tagged import TaggedCallParser
@@ -89,10 +89,10 @@ CASES: list[tuple[Callable[[], Parser], str, Read]] = [
     (ArrayParser, '[{"name": "a", "parameters": {"x": 1}}]', ("", "", [("a", '{"x": 1}')])),
     (RequiredCallsParser, '[{"name": "a", "parameters": {"x": 1}}, {"na', ("", "", [("a", '{"x": 1}')])),
     (lambda: ForcedCallParser("a"), '{"x": 1}', ("", "", [("a", '{"x": 1}')])),
-    (lambda: ReasoningParser(PlainParser()), "<think>\nhm, 1 < 2\n</think>\n\nyes", ("hm, 1 < 2", "yes", [])),
-    (lambda: ReasoningParser(PlainParser(), is_thinking=True), "\nhm\n</think>\n\nyes", ("hm", "yes", [])),
-    (lambda: ReasoningParser(PlainParser()), "<thing> is no thought", ("", "<thing> is no thought", [])),
-    (lambda: ReasoningParser(PlainParser()), "<think>never ends", ("never ends", "", [])),
+    (lambda: ReasoningParser(ContentParser()), "<think>\nhm, 1 < 2\n</think>\n\nyes", ("hm, 1 < 2", "yes", [])),
+    (lambda: ReasoningParser(ContentParser(), is_thinking=True), "\nhm\n</think>\n\nyes", ("hm", "yes", [])),
+    (lambda: ReasoningParser(ContentParser()), "<thing> is no thought", ("", "<thing> is no thought", [])),
+    (lambda: ReasoningParser(ContentParser()), "<think>never ends", ("never ends", "", [])),
     (
         lambda: ReasoningParser(TaggedCallParser()),
         '<think>\nhm\n</think>\n\n<tool_call>{"name": "a", "arguments": {}}</tool_call>',
@@ -194,12 +194,12 @@ def test_deepseek_r1_reasons_without_a_mark() -> None:
 
 
 def test_a_parser_says_when_all_else_is_content() -> None:
-    parser = ReasoningParser(PlainParser())
-    for part, is_plain in (("<think>a", False), ("</think>", False), ("\n\n", False), ("b", True)):
+    parser = ReasoningParser(ContentParser())
+    for part, passes_through in (("<think>a", False), ("</think>", False), ("\n\n", False), ("b", True)):
         parser.push(part)
-        assert parser.is_plain is is_plain
-    assert not ReasoningParser(TaggedCallParser()).is_plain
-    assert not TaggedCallParser().is_plain
+        assert parser.passes_through is passes_through
+    assert not ReasoningParser(TaggedCallParser()).passes_through
+    assert not TaggedCallParser().passes_through
 
 
 def test_only_the_first_of_parallel_calls_is_passed_on() -> None:

@@ -57,7 +57,7 @@ class MessageReader:
     @property
     def is_plain(self) -> bool:
         """Whether all further text is content and need not be read."""
-        return self._parser.is_plain
+        return self._parser.passes_through
 
     def read(self, delta: TextDelta) -> list[dict[str, Any]]:
         """The `delta` objects that a text makes, in order; none while it could still become a mark."""

@@ -16,7 +16,7 @@ import msgspec
 from streamserve.engine.error_info import restore
 from streamserve.errors import InvalidParameter, QueueFull
 from streamserve.process.child import environment, module_command
-from streamserve.text.chat_template import Message
+from streamserve.text.chat_template import ChatMessage
 from streamserve.text.template_process import CPU_S, MEMORY_BYTES, TemplateCall, TemplateOutcome
 
 TIMEOUT_S = 20.0
@@ -33,7 +33,7 @@ class RequestTemplates:
         self._timeout_s = timeout_s
 
     async def render(
-        self, source: str, special_tokens: Mapping[str, str], messages: Sequence[Message], options: Mapping[str, Any]
+        self, source: str, special_tokens: Mapping[str, str], messages: Sequence[ChatMessage], options: Mapping[str, Any]
     ) -> str:
         """The prompt; arguments and errors as of `ChatTemplate`, whose faults are the request's.
 

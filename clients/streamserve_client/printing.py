@@ -1,4 +1,4 @@
-"""One answer on its way to the terminal: printed as it comes, gathered for whoever wants it whole."""
+"""Prints a stream to the terminal as it arrives, or its result as one line of JSON at the end."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ AnyWebSocketStream = WebSocketStream[Completion] | WebSocketStream[ChatCompletio
 
 
 @dataclass
-class Answer:
-    """What has come so far."""
+class StreamResult:
+    """What a stream has brought so far: its text, its figures and when they arrived."""
 
     timing: Timing = field(default_factory=Timing)
     text: str = ""
@@ -31,12 +31,12 @@ class Answer:
     usage: Usage | None = None
 
     def read(self, stream: Stream[Completion] | Stream[ChatCompletion], *, show: bool) -> None:
-        """Take the stream to its end, printing its text when `show`."""
+        """Read the stream to its end, printing its text when `show`."""
         for chunk in stream:
             self.add(chunk, show=show)
 
     def add(self, chunk: Completion | ChatCompletion, *, show: bool) -> None:
-        """Take one chunk, printing its text when `show`."""
+        """Add one chunk, printing its text when `show`."""
         self.id, self.model = chunk.id or self.id, chunk.model or self.model
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.usage = chunk.usage or self.usage
@@ -47,7 +47,7 @@ class Answer:
                 terminal.write(chunk.text)
 
     def as_json(self) -> str:
-        """For scripts: one line, text unescaped."""
+        """One line for scripts, non-ASCII text unescaped."""
         fields: dict[str, Any] = {
             "id": self.id,
             "model": self.model,
@@ -60,27 +60,27 @@ class Answer:
         return json.dumps(fields, ensure_ascii=False)
 
 
-def present(stream: Stream[Completion] | Stream[ChatCompletion], answer: Answer, *, as_json: bool, stats: bool) -> None:
-    """Show one stream the way the user asked, and leave it properly however that ends."""
-    with stream:
-        answer.read(stream, show=not as_json)
-    finish(answer, as_json=as_json, stats=stats)
+def print_stream(open_stream: Callable[[], Stream[Completion] | Stream[ChatCompletion]], *, as_json: bool, stats: bool) -> None:
+    """Open a stream, print it to its end, and close it however that goes. Its figures count from the call."""
+    result = StreamResult()
+    with open_stream() as stream:
+        result.read(stream, show=not as_json)
+    _print_end(result, as_json=as_json, stats=stats)
 
 
-async def present_websocket(
-    client: AsyncClient, ask: Callable[[WebSocketSession], Awaitable[AnyWebSocketStream]], *, as_json: bool, stats: bool
+async def print_websocket_stream(
+    client: AsyncClient, open_stream: Callable[[WebSocketSession], Awaitable[AnyWebSocketStream]], *, as_json: bool, stats: bool
 ) -> None:
-    """The same over a WebSocket of its own, for one stream."""
+    """As `print_stream`, over a WebSocket that carries this stream alone. Its figures count from the open socket."""
     async with client, client.websocket() as session:
-        answer = Answer()
-        async with await ask(session) as stream:
+        result = StreamResult()
+        async with await open_stream(session) as stream:
             async for chunk in stream:
-                answer.add(chunk, show=not as_json)
-    finish(answer, as_json=as_json, stats=stats)
+                result.add(chunk, show=not as_json)
+    _print_end(result, as_json=as_json, stats=stats)
 
 
-def finish(answer: Answer, *, as_json: bool, stats: bool) -> None:
-    """What comes after the text."""
-    terminal.write_line(answer.as_json() if as_json else "")
+def _print_end(result: StreamResult, *, as_json: bool, stats: bool) -> None:
+    terminal.write_line(result.as_json() if as_json else "")
     if stats:
-        terminal.note(answer.timing.summary(answer.usage))
+        terminal.note(result.timing.summary(result.usage))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from streamserve.text.parsing.pieces import Content, Piece
 
 
-class PlainParser:
+class ContentParser:
     """Passes text on."""
 
-    is_plain = True
+    passes_through = True
 
     def push(self, text: str) -> list[Piece]:
         return [Content(text)] if text else []
