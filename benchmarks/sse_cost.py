@@ -109,7 +109,7 @@ async def measure(streams: int, tokens: int) -> float:
                 engine.step(token_ids[step % len(token_ids)], is_last=step == tokens - 1)
                 await asyncio.sleep(0)
                 await asyncio.sleep(0.0005)
-            await service.active_requests.wait_idle()
+            await service.delivery.active_requests.wait_idle()
             spent = time.process_time() - before
             await client.wait()
             server.should_exit = True

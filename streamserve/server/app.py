@@ -15,38 +15,26 @@ from litestar.middleware import DefineMiddleware
 from litestar.types import Middleware
 
 from streamserve.server import status_routes
-from streamserve.server.apis.openai import chat, completions, tokenization
-from streamserve.server.apis.responses import routes as responses
-from streamserve.server.apis.responses.routes import create_response_over_socket
+from streamserve.server.api import error_body_at
+from streamserve.server.apis.openai.api import OPENAI
+from streamserve.server.apis.responses.api import RESPONSES
 from streamserve.server.config import CorsConfig
-from streamserve.server.delivery.answering import is_safe_id
+from streamserve.server.delivery.identity import is_safe_id
 from streamserve.server.http.auth import Authentication
-from streamserve.server.http.errors import InternalError, error_body, error_headers, from_exception
+from streamserve.server.http.errors import InternalError, error_headers, from_exception
 from streamserve.server.http.page import page_router
 from streamserve.server.http.preflight import Preflights
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import ForwardingByPath
 from streamserve.server.telemetry.tracing import TraceContext
-from streamserve.server.ws.creation import create_chat, create_completion
-from streamserve.server.ws.socket import Create
 from streamserve.server.ws.upgrade import websocket_routes
 
 logger = logging.getLogger("streamserve.server")
 
-CREATES: dict[str, Create] = {
-    "chat.completion.create": create_chat,
-    "completion.create": create_completion,
-    "response.create": create_response_over_socket,
-}
-ROUTES = [
-    completions.create_completion,
-    chat.create_chat_completion,
-    tokenization.tokenize,
-    tokenization.detokenize,
-    *status_routes.ROUTES,
-    *responses.ROUTES,
-    websocket_routes(["/v1/ws", "/v1/responses"], CREATES),
-]
+APIS = [OPENAI, RESPONSES]
+"""The APIs that are served: to add one, list it here."""
+
+SOCKET_PATHS = ["/v1/ws", "/v1/responses"]
 
 
 def create_app(service: Service) -> Litestar:
@@ -54,7 +42,11 @@ def create_app(service: Service) -> Litestar:
     config = service.config
 
     def to_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-        return _error_response(service, error, request.headers.get("x-request-id", ""))
+        return _error_response(service, error, request.scope["path"], request.headers.get("x-request-id", ""))
+
+    service.delivery.id_prefixes = tuple(prefix for api in APIS for prefix in api.id_prefixes)
+    creates = {kind: create for api in APIS for kind, create in api.creates.items()}
+    routes = [*(route for api in APIS for route in api.routes), *status_routes.ROUTES, websocket_routes(SOCKET_PATHS, creates)]
 
     middleware: list[Middleware] = []
     if service.tracer is not None:
@@ -64,7 +56,7 @@ def create_app(service: Service) -> Litestar:
     if service.siblings is not None:
         middleware.append(DefineMiddleware(ForwardingByPath, find_elsewhere=service.find_elsewhere))
     app = Litestar(
-        route_handlers=[*ROUTES, page_router()],
+        route_handlers=[*routes, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         signature_namespace={"Service": Service},
         exception_handlers={Exception: to_response},
@@ -78,7 +70,7 @@ def create_app(service: Service) -> Litestar:
     return app
 
 
-def _error_response(service: Service, error: Exception, request_id: str) -> Response[bytes]:
+def _error_response(service: Service, error: Exception, path: str, request_id: str) -> Response[bytes]:
     known = from_exception(error)
     if isinstance(known, InternalError):
         logger.error("unexpected error", exc_info=error)
@@ -86,7 +78,8 @@ def _error_response(service: Service, error: Exception, request_id: str) -> Resp
     headers = {name.decode(): value.decode() for name, value in error_headers(known)}
     if is_safe_id(request_id):
         headers["x-request-id"] = request_id
-    return Response(error_body(known), status_code=known.status, headers=headers, media_type="application/json")
+    body = error_body_at(APIS, path)(known)
+    return Response(body, status_code=known.status, headers=headers, media_type="application/json")
 
 
 def _cors(cors: CorsConfig | None) -> CORSConfig | None:

@@ -6,43 +6,47 @@ Lives on the worker's event loop. Endpoints get it by injection; nothing of it i
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import anyio
-from anyio.abc import TaskGroup
 
 from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
-from streamserve.server.apis.openai.parameters import Limits
-from streamserve.server.apis.openai.request_templates import RequestTemplates
-from streamserve.server.apis.responses.stored_response import StoredResponse
 from streamserve.server.config import ServerConfig
-from streamserve.server.delivery.active_requests import ActiveRequests, answer_ids
-from streamserve.server.delivery.flusher import Flusher
-from streamserve.server.delivery.producer import Producer
-from streamserve.server.delivery.retention import TtlStore
+from streamserve.server.delivery.asgi import Timeouts
+from streamserve.server.delivery.delivery import Delivery
+from streamserve.server.delivery.events import SocketEvent
+from streamserve.server.delivery.logged_run import LoggedRun
+from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.lifecycle import Lifecycle, Phase
+from streamserve.server.limits import RequestLimits
+from streamserve.server.open_sockets import DRAINING, FAILED, OpenSockets
+from streamserve.server.request_templates import RequestTemplates
 from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.tracing import Tracer
-from streamserve.server.ws.open_sockets import DRAINING, FAILED, Sockets
 from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of
 from streamserve.types import EngineStats
 
-MAX_RESPONSES = 4096
-MAX_RESPONSE_BYTES = 256 << 20
-"""Memory that stored responses may hold."""
-MAX_RESUMABLE = 4096
-MAX_RESUMABLE_BYTES = 256 << 20
-"""Memory that ended streams may hold for clients that resume them."""
+MAX_STORED = 4096
+MAX_STORED_BYTES = 256 << 20
+"""Memory that stored answers may hold."""
 
 HEARTBEAT_LIMIT_S = 30.0
 """Seconds without a heartbeat after which the engine is not ready."""
+
+
+class StoredAnswer(Expiring, Protocol):
+    """An answer that clients come back to by its id."""
+
+    @property
+    def logged(self) -> LoggedRun[SocketEvent]:
+        """The run that makes it."""
+        ...
 
 
 class Service:
@@ -63,22 +67,21 @@ class Service:
         self.config = config
         self.lifecycle = Lifecycle()
         self.metrics = metrics or Metrics(config.model_names[0])
-        self.active_requests = ActiveRequests(self.metrics.requests.set)
-        self.flusher = Flusher()
+        self.delivery = Delivery(
+            self.metrics,
+            timeouts=Timeouts(keepalive_s=config.keepalive_s, send_timeout_s=config.send_timeout_s),
+            resume_s=config.resume_s,
+        )
         self.tracer = tracer
         self.started_at = int(time.time())
-        self.sockets = Sockets()
+        self.sockets = OpenSockets()
         self.request_templates = RequestTemplates()
-        self.resumable: TtlStore[Producer] = TtlStore(
-            ttl_s=config.resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES
+        self.stored: TtlStore[StoredAnswer] = TtlStore(
+            ttl_s=config.response_ttl_s, max_items=MAX_STORED, max_bytes=MAX_STORED_BYTES
         )
-        self.responses: TtlStore[StoredResponse] = TtlStore(
-            ttl_s=config.response_ttl_s, max_items=MAX_RESPONSES, max_bytes=MAX_RESPONSE_BYTES
-        )
-        self._tasks: TaskGroup | None = None
         self.siblings = siblings
         self._frontend: Frontend | None = None
-        self._limits: Limits | None = None
+        self._limits: RequestLimits | None = None
 
     def attach(self, frontend: Frontend, defaults: Mapping[str, Any]) -> None:
         """Take requests from now on, for the model that `frontend` serves.
@@ -89,7 +92,7 @@ class Service:
         """
         self._require_parsers(frontend.chat_template)
         self._frontend = frontend
-        self._limits = Limits(
+        self._limits = RequestLimits(
             defaults=defaults,
             max_logprobs=self.config.max_logprobs,
             max_model_len=frontend.info.max_model_len,
@@ -110,29 +113,13 @@ class Service:
         if self.dialect(source).tool_calls is None and self.config.enable_auto_tool_choice:
             raise ConfigError("--enable-auto-tool-choice: this model's chat template knows no tools; say --tool-call-parser")
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Run the producers passed to `start`; cancels them at the end of the block."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            yield
-            tasks.cancel_scope.cancel()
-
-    async def start(self, producer: Producer) -> None:
-        """Run a producer in the background. Returns once its request is admitted; raises the refusal."""
-        if self._tasks is None:
-            raise Unavailable("the server is starting")
-        await self._tasks.start(producer.run)
-        if producer.is_resumable:
-            self.resumable.put(producer.request_id, producer)
-
-    def producer_of(self, response_id: str) -> Producer | None:
-        """The producer of a response whose events are kept here, by the response's id with or without its prefix."""
-        for answer_id in answer_ids(response_id):
-            if (producer := self.resumable.get(answer_id)) is not None:
-                return producer
-            if (record := self.responses.get(answer_id)) is not None:
-                return record.producer
+    def find(self, id: str) -> LoggedRun[SocketEvent] | None:
+        """The run whose events are kept here, by its answer's id or its request's own."""
+        for answer_id in self.delivery.answer_ids(id):
+            if (logged := self.delivery.resumable.get(answer_id)) is not None:
+                return logged
+            if (stored := self.stored.get(answer_id)) is not None:
+                return stored.logged
         return None
 
     @property
@@ -144,7 +131,7 @@ class Service:
         return self._frontend
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RequestLimits:
         """Raises `Unavailable` unless requests are taken."""
         self.lifecycle.require_ready()
         if self._limits is None:
@@ -180,7 +167,7 @@ class Service:
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel a request, whichever worker answers it; False when it is not running."""
-        if self.active_requests.abort(request_id):
+        if self.delivery.abort(request_id):
             return True
         return self.siblings is not None and await self.siblings.cancel(request_id)
 
@@ -190,21 +177,17 @@ class Service:
 
     async def find_elsewhere(self, response_id: str) -> str | None:
         """As `find_sibling`; None for a response that this worker keeps, too."""
-        return None if self.responses.get(response_id) else await self.find_sibling(response_id)
+        return None if self.stored.get(response_id) else await self.find_sibling(response_id)
 
     def on_call(self, method: Method, id: str) -> bool:
         """Execute a call of a sibling on this worker; False when it does not have the request."""
-        return self.active_requests.abort(id) if method == "cancel" else self.producer_of(id) is not None
+        return self.delivery.abort(id) if method == "cancel" else self.find(id) is not None
 
     async def drain(self, timeout_s: float) -> None:
         """Take no new requests, let running ones finish, and end the rest with an error event after `timeout_s`."""
         self.lifecycle.drain()
         self.sockets.leave(DRAINING)
-        for producer in self.resumable.running():
-            producer.stop_waiting()
-        with anyio.move_on_after(timeout_s):
-            await self.active_requests.wait_idle()
-        self.active_requests.fail_all(Unavailable("the server is shutting down"))
+        await self.delivery.drain(timeout_s)
         await self._wait_idle(2.0)
 
     async def die(self, timeout_s: float) -> None:
@@ -215,5 +198,5 @@ class Service:
 
     async def _wait_idle(self, timeout_s: float) -> None:
         with anyio.move_on_after(timeout_s):
-            await self.active_requests.wait_idle()
+            await self.delivery.active_requests.wait_idle()
             await self.sockets.wait_idle()

@@ -23,7 +23,7 @@ LONG_DELTA = TokenDelta([ord("x")] * 100)
 
 async def disconnects(server: LiveServer) -> dict[str, float]:
     with anyio.fail_after(5):
-        await server.service.active_requests.wait_idle()
+        await server.service.delivery.active_requests.wait_idle()
     metrics = server.service.metrics
     return {phase: count for phase, count in metrics.disconnects.totals(metrics.memory).items() if count}
 
@@ -160,7 +160,7 @@ async def test_a_client_that_takes_nothing_for_too_long_is_let_go() -> None:
             assert await engine.aborts() == [sequence]
             metrics = server.service.metrics
             with anyio.fail_after(5):
-                await server.service.active_requests.wait_idle()
+                await server.service.delivery.active_requests.wait_idle()
             assert metrics.slow_client_closes.totals(metrics.memory) == {"": 1}
 
 

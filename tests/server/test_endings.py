@@ -173,5 +173,5 @@ async def test_a_finished_stream_leaves_nothing_behind() -> None:
         async with request(server.port, "POST", "/v1/completions", COMPLETION) as response:
             await response.body()
         with anyio.fail_after(5):
-            await server.service.active_requests.wait_idle()
+            await server.service.delivery.active_requests.wait_idle()
     assert engine.aborted == []

@@ -72,7 +72,7 @@ async def test_a_requests_time_is_told_apart_into_queue_prefill_and_decode(monke
             for sequence in (first, second):
                 engine.finish(sequence, "length")
             await response.body()
-        await server.service.active_requests.wait_idle()
+        await server.service.delivery.active_requests.wait_idle()
         samples = await scrape(server.port)
     for name, seconds in TIMES.items():
         assert samples[f"vllm:request_{name}_time_seconds_sum"] == pytest.approx(seconds), name
@@ -98,7 +98,7 @@ async def test_choices_that_never_end_count_by_what_became_of_them() -> None:
         async with request(server.port, "POST", "/v1/completions", COMPLETION) as response:
             engine.fail((await engine.sequences(3))[2], "stream_failed", "broken")
             await response.body()
-        await server.service.active_requests.wait_idle()
+        await server.service.delivery.active_requests.wait_idle()
         samples = await scrape(server.port)
     ended = {
         reason: samples[f"vllm:request_success_total{{finished_reason={reason}}}"] for reason in ("stop", "abort", "error")

@@ -1,4 +1,4 @@
-"""What is kept for a while, and what goes first."""
+"""What a TTL store keeps, and what goes first."""
 
 from __future__ import annotations
 

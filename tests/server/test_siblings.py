@@ -83,7 +83,7 @@ async def test_a_client_that_leaves_a_response_sent_on_leaves_nothing(tmp_path: 
         async with httpx.AsyncClient() as here:
             async with here.stream("GET", f"{other.base_url}/v1/responses/{made.id}?stream=true") as answer:
                 assert answer.headers["content-type"].startswith("text/event-stream")
-            log = one.service.responses.get(made.id).producer.log  # type: ignore[union-attr]
+            log = one.service.stored.get(made.id).logged.log  # type: ignore[union-attr]
             with anyio.fail_after(5):
                 while log.is_read:
                     await anyio.lowlevel.checkpoint()
@@ -107,7 +107,7 @@ async def test_a_conversation_goes_on_where_it_is_kept(tmp_path: Path, over: str
         prompts = [bytes(spec.prompt_token_ids).decode() for spec in engine.specs.values()]
         assert "first" in prompts[1]
         assert "second" in prompts[1]
-        assert len(one.service.responses) == 2
+        assert len(one.service.stored) == 2
 
 
 async def test_a_dropped_stream_is_resumed_through_another_worker(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def test_a_request_that_does_not_go_on_is_refused_and_hung_up_on(begun: by
             await slow.send(begun)
             assert refusal(await rest_of(slow)) == (408, "request_timeout")
         with anyio.fail_after(5):
-            await server.service.active_requests.wait_idle()
+            await server.service.delivery.active_requests.wait_idle()
 
 
 async def test_a_second_request_is_waited_for_no_longer_than_the_first() -> None:

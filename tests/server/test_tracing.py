@@ -51,7 +51,7 @@ async def test_a_span_tells_what_was_asked_and_what_it_cost(stream: bool) -> Non
             headers = {"traceparent": PARENT}
             async with request(server.port, "POST", "/v1/completions", body, headers=headers) as response:
                 await response.body()
-            await server.service.active_requests.wait_idle()
+            await server.service.delivery.active_requests.wait_idle()
         [span] = exporter.get_finished_spans()
     told = attributes(span)
     assert (span.name, span.kind, span.status.status_code) == ("llm_request", SpanKind.SERVER, StatusCode.UNSET)
@@ -83,7 +83,7 @@ async def test_sockets_and_responses_make_spans_too() -> None:
                 await socket.ending("a")
             async with request(server.port, "POST", "/v1/responses", {"input": "hi"}) as response:
                 await response.body()
-            await server.service.active_requests.wait_idle()
+            await server.service.delivery.active_requests.wait_idle()
         spans = [attributes(span) for span in exporter.get_finished_spans()]
     assert [str(span["gen_ai.request.id"])[:5] for span in spans] == ["chatc", "resp_"]
     assert [span["gen_ai.usage.completion_tokens"] for span in spans] == [4, 4]
@@ -102,7 +102,7 @@ async def test_a_failed_request_ends_its_span_as_an_error_and_a_client_that_leav
                 engine.generate((await engine.sequences(2))[1], TokenDelta([97]))
                 await response.chunk()
                 await response.leave()
-            await server.service.active_requests.wait_idle()
+            await server.service.delivery.active_requests.wait_idle()
         failed, left = exporter.get_finished_spans()
     assert failed.status.status_code is StatusCode.ERROR
     assert "gen_ai.latency.time_to_first_token" not in attributes(failed)

@@ -70,7 +70,10 @@ async def live_server(
         "pong_timeout_s": service.config.send_timeout_s + 5,
         "on_buffered": service.metrics.client_buffer_bytes.set,
     }
-    async with service.running(), serving(app, send_buffer=send_buffer, internal_socket=internal_socket, **limits) as port:
+    async with (
+        service.delivery.running(),
+        serving(app, send_buffer=send_buffer, internal_socket=internal_socket, **limits) as port,
+    ):
         yield LiveServer(app, service, engine, port)
 
 

@@ -50,7 +50,7 @@ async def tiny_server(folder: Path, *, num_blocks: int = 40, **config: Any) -> A
     try:
         service = Service(ServerConfig(model_names=["tiny"], **config))
         service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=service.config.chat_template), {})
-        async with service.running(), serving(create_app(service)) as port:
+        async with service.delivery.running(), serving(create_app(service)) as port:
             yield TinyServer(port, model)
     finally:
         await engine.stop()

@@ -1,9 +1,9 @@
 """The events of one stream, between the task that makes them and whoever reads them.
 
-Numbered from 0, kept in a ring that is bounded in events and bytes, read through cursors: by a WebSocket, by a response's SSE,
+Numbered from 0, kept in a ring that is bounded in events and bytes, read through cursors: by a WebSocket, by an SSE stream,
 again after a dropped connection. The fastest reader sets the pace: the maker waits while even that one is a window behind, so
 that a reader who stalls makes the engine's stream merge, pause and fail as any other. A slower second reader may fall out of
-the ring, and is told so. Lives on one API worker's event loop; knows of transports only how they write an event.
+the ring; its cursor raises `ResumeGap`. Lives on one API worker's event loop; knows neither transports nor what an event says.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from streamserve.aio.wakeup import Wakeup
 from streamserve.errors import InvalidRequest
+from streamserve.server.delivery.events import LoggedEvent
+
+E = TypeVar("E", bound=LoggedEvent)
 
 
 class ResumeGap(InvalidRequest):
@@ -22,13 +25,6 @@ class ResumeGap(InvalidRequest):
 
     status = 410
     code = "resume_gap"
-
-
-class Entry(NamedTuple):
-    """One event, but for its place: `fields` are the members of its JSON object without type and number, no braces around."""
-
-    type: str
-    fields: bytes
 
 
 class LogLimits(NamedTuple):
@@ -39,8 +35,8 @@ class LogLimits(NamedTuple):
     max_bytes: int = 4 << 20
 
 
-class EventLog:
-    """See the module.
+class EventLog(Generic[E]):
+    """A bounded ring of numbered events.
 
     on_read    called when somebody begins to read
     on_unread  called when the last reader has left a log that is not at its end
@@ -56,9 +52,9 @@ class EventLog:
         self._limits = limits or LogLimits()
         self._on_read = on_read
         self._on_unread = on_unread
-        self._entries: deque[Entry] = deque()
+        self._events: deque[E] = deque()
         self._dropped = 0
-        self._cursors: list[Cursor] = []
+        self._cursors: list[Cursor[E]] = []
         self._room = Wakeup()
         self.num_bytes = 0
         self.is_ended = False
@@ -66,17 +62,17 @@ class EventLog:
     @property
     def next_number(self) -> int:
         """The number that the next event gets."""
-        return self._dropped + len(self._entries)
+        return self._dropped + len(self._events)
 
     @property
     def is_read(self) -> bool:
         return bool(self._cursors)
 
-    def append(self, entries: Iterable[Entry]) -> None:
+    def append(self, events: Iterable[E]) -> None:
         """Add events. Never waits; `wait_for_room` does."""
-        for entry in entries:
-            self._entries.append(entry)
-            self.num_bytes += len(entry.fields)
+        for event in events:
+            self._events.append(event)
+            self.num_bytes += event.num_bytes
         self._forget_oldest()
         self._tell_readers()
 
@@ -90,7 +86,7 @@ class EventLog:
         while self._cursors and self.next_number - max(each.number for each in self._cursors) >= self._limits.window:
             await self._room.wait()
 
-    def read(self, number: int, ready: Callable[[], None]) -> Cursor:
+    def read(self, number: int, ready: Callable[[], None]) -> Cursor[E]:
         """A reader that begins at event `number`; `ready` is called whenever it may have something to take, and now.
 
         Raises `ResumeGap` when that event is gone already, or lies ahead of the next one.
@@ -104,18 +100,18 @@ class EventLog:
         ready()
         return cursor
 
-    def entry(self, number: int) -> Entry | None:
+    def event(self, number: int) -> E | None:
         """One event; None when it has not been made yet. Raises `ResumeGap` when it is gone."""
         if number < self._dropped:
             raise ResumeGap(f"this reader fell behind: events before {self._dropped} are kept no longer")
         place = number - self._dropped
-        return self._entries[place] if place < len(self._entries) else None
+        return self._events[place] if place < len(self._events) else None
 
     def advanced(self) -> None:
         """A cursor has moved."""
         self._room.set()
 
-    def leave(self, cursor: Cursor) -> None:
+    def leave(self, cursor: Cursor[E]) -> None:
         """A reader is done, or gone."""
         if cursor in self._cursors:
             self._cursors.remove(cursor)
@@ -125,10 +121,10 @@ class EventLog:
 
     def _forget_oldest(self) -> None:
         limits = self._limits
-        while len(self._entries) > limits.window and (
-            len(self._entries) > limits.max_events or self.num_bytes > limits.max_bytes
+        while len(self._events) > limits.window and (
+            len(self._events) > limits.max_events or self.num_bytes > limits.max_bytes
         ):
-            self.num_bytes -= len(self._entries.popleft().fields)
+            self.num_bytes -= self._events.popleft().num_bytes
             self._dropped += 1
 
     def _tell_readers(self) -> None:
@@ -136,7 +132,7 @@ class EventLog:
             cursor.ready()
 
 
-class Cursor:
+class Cursor(Generic[E]):
     """One reader's place in a log; leave its `with` block to stop reading.
 
     number  of the event that comes next
@@ -144,7 +140,7 @@ class Cursor:
 
     __slots__ = ("_log", "number", "ready")
 
-    def __init__(self, log: EventLog, number: int, ready: Callable[[], None]) -> None:
+    def __init__(self, log: EventLog[E], number: int, ready: Callable[[], None]) -> None:
         self._log = log
         self.number = number
         self.ready = ready
@@ -158,15 +154,15 @@ class Cursor:
         """Whether everything was taken that will ever come."""
         return self._log.is_ended and not self.has_next
 
-    def take(self) -> tuple[int, Entry] | None:
+    def take(self) -> tuple[int, E] | None:
         """The next event and its number; None when it has not been made yet. Raises `ResumeGap`."""
-        entry = self._log.entry(self.number)
-        if entry is None:
+        event = self._log.event(self.number)
+        if event is None:
             return None
         number = self.number
         self.number += 1
         self._log.advanced()
-        return number, entry
+        return number, event
 
     def close(self) -> None:
         self._log.leave(self)
@@ -176,15 +172,3 @@ class Cursor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def as_message(entry: Entry, number: int, stream_id: bytes | None) -> str:
-    """An event as one WebSocket text; `stream_id` is a JSON string, None leaves it out."""
-    echoed = b"" if stream_id is None else b'"stream_id":' + stream_id + b","
-    return (b'{"type":"%b",%b"sequence_number":%d,%b}' % (entry.type.encode(), echoed, number, entry.fields)).decode()
-
-
-def as_server_sent_event(entry: Entry, number: int) -> bytes:
-    """An event as server-sent, with the `event:` line that readers of /v1/responses want."""
-    kind = entry.type.encode()
-    return b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (kind, kind, number, entry.fields)

@@ -1,6 +1,6 @@
-"""Things that are kept for a while after their end, by id: bounded in time, in number and in bytes.
+"""TTL store for items that have ended, by id: bounded in time, in number and in bytes.
 
-Lives on one API worker's event loop. Nothing runs in the background: what has expired goes when something else is looked for.
+Lives on one API worker's event loop. Nothing runs in the background: expired items are dropped on the next access.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 
-class Keepable(Protocol):
-    """ended_at: since when it may expire, by `time.monotonic`, None while it runs; num_bytes: about what it holds in memory."""
+class Expiring(Protocol):
+    """What a store keeps.
+
+    ended_at   the start of its time to live, by `time.monotonic`; None while it runs
+    num_bytes  roughly the memory it takes
+    """
 
     @property
     def ended_at(self) -> float | None: ...
@@ -21,11 +25,16 @@ class Keepable(Protocol):
     def num_bytes(self) -> int: ...
 
 
-T = TypeVar("T", bound=Keepable)
+T = TypeVar("T", bound=Expiring)
 
 
 class TtlStore(Generic[T]):
-    """Whatever still runs is kept; the oldest of what has ended goes first."""
+    """Keeps every item that runs; drops the oldest of those that have ended when they expire or exceed the bounds.
+
+    ttl_s      how long an item is kept after its end
+    max_items  ended items
+    max_bytes  of ended items
+    """
 
     def __init__(self, *, ttl_s: float, max_items: int, max_bytes: int, clock: Callable[[], float] = monotonic) -> None:
         self._ttl_s = ttl_s
@@ -40,15 +49,16 @@ class TtlStore(Generic[T]):
         return len(self._running) + len(self._ended)
 
     def put(self, id: str, item: T) -> None:
-        """Keep `item`, for as long as it runs and a while longer."""
+        """Keep `item` while it runs and `ttl_s` longer."""
         self._sweep()
         self._running[id] = item
 
     def running(self) -> list[T]:
-        """What has not ended."""
+        """The items that have not ended."""
         return [item for item in self._running.values() if item.ended_at is None]
 
     def get(self, id: str) -> T | None:
+        """An item; None when it is not kept, or no longer."""
         self._sweep()
         if id in self._running:
             return self._running[id]
@@ -56,7 +66,7 @@ class TtlStore(Generic[T]):
         return None if found is None else found[2]
 
     def remove(self, id: str) -> T | None:
-        """Forget an item; None when there was none."""
+        """Drop an item and return it; None when there was none."""
         self._sweep()
         if id in self._running:
             return self._running.pop(id)

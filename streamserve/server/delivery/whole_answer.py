@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-from litestar.types import Receive, Send
+import anyio
+from litestar.types import Receive, Scope, Send
 
-from streamserve.engine.error_info import restore
-from streamserve.errors import StreamFailed, StreamserveError
-from streamserve.server.apis.openai.results import Result
-from streamserve.server.delivery.answer import Answer, Generation
-from streamserve.server.http.errors import guarded, send_error
+from streamserve.errors import StreamserveError
+from streamserve.server.delivery.asgi import Headers, send_json, wait_disconnected
+from streamserve.server.delivery.events import Collector
+from streamserve.server.delivery.run import Run
+from streamserve.server.http.errors import ErrorBody, send_error
 
 
-class WholeAnswer(Answer):
-    """Collects text deltas into `result`."""
+class WholeAnswer:
+    """An ASGI app that collects a run and sends the result.
 
-    def __init__(self, result: Result, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._result = result
+    error_body  the shape of errors in the API that answers
+    """
 
-    async def _answer(self, generation: Generation, send: Send) -> None:
-        try:
-            body = await self._collect(generation)
-        except Exception as error:
-            self._error = guarded(error, self.request_id)
-            return
-        self._has_ended = True
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *self._headers]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+    def __init__(self, run: Run, collector: Collector, *, error_body: ErrorBody, headers: Headers) -> None:
+        self._run = run
+        self._collector = collector
+        self._error_body = error_body
+        self._headers = headers
 
-    async def _collect(self, generation: Generation) -> bytes:
-        async for delta in generation:
-            if delta.finish_reason == "error":
-                raise StreamFailed("unknown error") if delta.error is None else restore(delta.error)
-            self._account.record(delta)
-            self._result.add(delta)
-            if self._account.unfinished == 0:
-                return self._result.body()
-        raise StreamFailed("the engine's stream ended without a finish")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._run as run, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch, receive)
+            await run.answer(partial(self._collect, send), partial(self._write_failure, send))
+            tasks.cancel_scope.cancel()
 
-    async def _answer_failure(self, error: StreamserveError, send: Send) -> None:
-        await send_error(send, error)
+    async def _collect(self, send: Send) -> None:
+        async for delta in self._run:
+            self._collector.add(delta)
+        body = self._collector.body()
+        self._run.has_ending = True
+        await send_json(send, body, self._headers)
 
-    async def _watch(self, receive: Receive, send: Send) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            continue
-        self._leave("streaming" if self._account.has_begun else "queued")
+    async def _write_failure(self, send: Send, error: StreamserveError) -> None:
+        await send_error(send, error, error_body=self._error_body)
+
+    async def _watch(self, receive: Receive) -> None:
+        await wait_disconnected(receive)
+        self._run.leave()

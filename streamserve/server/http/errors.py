@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -63,6 +63,10 @@ class BodyTooLarge(InvalidRequest):
 
 class InternalError(StreamserveError):
     """An unexpected failure; the log has its traceback."""
+
+
+ErrorBody = Callable[[StreamserveError], bytes]
+"""The body of an error, in the shape of the API that answers."""
 
 
 def error_object(error: StreamserveError) -> dict[str, Any]:
@@ -139,7 +143,7 @@ def guarded(error: Exception, request_id: str) -> StreamserveError:
     return known
 
 
-async def send_error(send: Any, error: StreamserveError, *, prefix: str = "http") -> None:
+async def send_error(send: Any, error: StreamserveError, *, prefix: str = "http", error_body: ErrorBody = error_body) -> None:
     """Send `error` as the response to a request, or, with the prefix "websocket.http", to an upgrade."""
     body = error_body(error)
     headers = [*error_headers(error), (b"content-length", str(len(body)).encode())]

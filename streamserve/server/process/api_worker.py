@@ -68,7 +68,7 @@ class ApiWorker:
 
     async def serve(self, listening: socket.socket) -> None:
         """Serve HTTP until `close`."""
-        async with self.service.running():
+        async with self.service.delivery.running():
             await self._http.serve(sockets=[listening])
         if self._tracer is not None:
             await anyio.to_thread.run_sync(self._tracer.close)

@@ -5,7 +5,7 @@ uvicorn itself closes with 1007 (not UTF-8), 1009 (message too large) and, when 
 
 from __future__ import annotations
 
-from streamserve.server.ws.open_sockets import Closing
+from streamserve.server.open_sockets import Closing
 
 BINARY = Closing(1003, "send text: every message is a JSON object")
 SERVER_FAULT = Closing(1011, "internal server error")

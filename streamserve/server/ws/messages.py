@@ -13,8 +13,8 @@ import msgspec
 import orjson
 
 from streamserve.errors import InvalidParameter, StreamserveError
-from streamserve.server.apis.openai.schemas import unfit
 from streamserve.server.http.errors import error_object
+from streamserve.server.http.request_body import unfit
 
 MAX_STREAM_ID = 64
 TERMINAL = frozenset(

@@ -7,8 +7,7 @@ event loop: when the client goes, all of them go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
@@ -17,9 +16,10 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Receive, Send
 
 from streamserve.errors import InvalidParameter
+from streamserve.server.api import Create
 from streamserve.server.config import ServerConfig
-from streamserve.server.delivery.producer import Producer
 from streamserve.server.http.errors import guarded
+from streamserve.server.open_sockets import Closing
 from streamserve.server.service import Service
 from streamserve.server.ws.closing import BINARY, IDLE, NOT_AN_OBJECT, SERVER_FAULT, SLOW, TOO_MANY_CREATES, TOO_OLD
 from streamserve.server.ws.messages import (
@@ -30,14 +30,10 @@ from streamserve.server.ws.messages import (
     starting_after_of,
     stream_id_of,
 )
-from streamserve.server.ws.open_sockets import Closing
 from streamserve.server.ws.streams import Streams, TooManyStreams
 from streamserve.server.ws.writer import SocketWriter
 
 logger = logging.getLogger("streamserve.server")
-
-Create = Callable[[Service, dict[str, Any]], Awaitable[Producer]]
-"""Checks the body of a create message and gives the producer that will answer it."""
 
 LAST_WORDS_S = 1.0
 """How long answers that wait may hold up a close."""
@@ -154,7 +150,7 @@ class StreamSocket:
         stream_id = stream_id_of(body, required=kind != "response.create")
         body.pop("stream_id", None)
         try:
-            streams.create(stream_id, partial(create, self._service, dict(body)), {"type": kind, **body})
+            streams.create(stream_id, create, kind, body)
         except TooManyStreams as error:
             self._service.metrics.reject(error)
             self._writer.say(error_message(error, stream_id))

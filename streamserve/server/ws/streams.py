@@ -1,7 +1,7 @@
 """The streams of one socket: those with the same id run one after another, different ones side by side.
 
-A lane is a task in the socket's task group; what it relays is made by a producer that belongs to the service, so that a dropped
-socket takes the lanes with it and leaves to each producer what then becomes of it.
+A lane is a task in the socket's task group; what it relays is made by a run that belongs to `Delivery`, so that a dropped
+socket takes the lanes with it and leaves to each run what then becomes of it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ import anyio
 from anyio.abc import TaskGroup
 
 from streamserve.errors import QueueFull, RequestAborted, StreamserveError
+from streamserve.server.api import Create
 from streamserve.server.delivery.event_log import ResumeGap
-from streamserve.server.delivery.producer import Producer
+from streamserve.server.delivery.events import SocketEvent
+from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.http.errors import NotFound, guarded
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
 from streamserve.server.ws.foreign import ForeignRelay
-from streamserve.server.ws.messages import error_message
+from streamserve.server.ws.messages import error_message, take_resumable
 from streamserve.server.ws.writer import Relay, SocketWriter
-
-Begin = Callable[[], Awaitable[Producer]]
-"""Checks a request and gives the producer that will answer it, not yet run."""
-
-Message = Mapping[str, Any]
 
 WAITING_PER_STREAM = 4
 """Creates that may wait behind others, per stream that a socket may have."""
@@ -87,12 +84,13 @@ class Streams:
         """Whether more waits than a client in its right mind would send."""
         return sum(len(lane.jobs) for lane in self._lanes.values()) > WAITING_PER_STREAM * self._max_streams
 
-    def create(self, stream_id: str | None, begin: Begin, message: Message) -> None:
+    def create(self, stream_id: str | None, create: Create, kind: str, body: dict[str, Any]) -> None:
         """Start a stream, after those before it with the same id. Raises `TooManyStreams`.
 
-        message  what asks for it, in case another API worker must be asked
+        create, kind  what makes its run, and the type of message that asks for it
+        body          of the request
         """
-        self._enqueue(stream_id, functools.partial(self._create, begin=begin, message=message))
+        self._enqueue(stream_id, functools.partial(self._create, create=create, kind=kind, body=body))
 
     def resume(self, stream_id: str | None, response_id: str, starting_after: int) -> None:
         """Go on with a stream that another socket began; as `create`."""
@@ -132,28 +130,32 @@ class Streams:
         if not self._lanes:
             self._on_idle()
 
-    async def _create(self, lane: _Lane, begin: Begin, message: Message) -> None:
+    async def _create(self, lane: _Lane, create: Create, kind: str, body: dict[str, Any]) -> None:
+        request = dict(body)
+        is_resumable = take_resumable(request)
         try:
-            producer = await begin()
+            logged = await create(self._service, request, is_resumable)
         except NotKeptHere as missing:
-            await self._relay_foreign(lane, missing.response_id, message, missing)
+            await self._relay_foreign(lane, missing.response_id, {"type": kind, **body}, missing)
             return
         if lane.is_cancelled:
             raise RequestAborted("the request was cancelled")
-        with self._running(lane, producer), Relay(self._writer, producer.log, 0, lane.stream_id) as relay:
-            await self._service.start(producer)
+        with self._running(lane, logged), Relay(self._writer, logged.log, 0, lane.stream_id) as relay:
+            await self._service.delivery.start(logged)
             await relay.wait_sent()
 
     async def _resume(self, lane: _Lane, response_id: str, number: int) -> None:
-        producer = self._service.producer_of(response_id)
-        if producer is None:
+        logged = self._service.find(response_id)
+        if logged is None:
             message = {"type": "response.resume", "response_id": response_id, "starting_after": number - 1}
             await self._relay_foreign(lane, response_id, message, ResumeGap("no events of this response are kept"))
             return
-        with self._running(lane, producer), Relay(self._writer, producer.log, number, lane.stream_id) as relay:
+        with self._running(lane, logged), Relay(self._writer, logged.log, number, lane.stream_id) as relay:
             await relay.wait_sent()
 
-    async def _relay_foreign(self, lane: _Lane, response_id: str, message: Message, missing: StreamserveError) -> None:
+    async def _relay_foreign(
+        self, lane: _Lane, response_id: str, message: Mapping[str, Any], missing: StreamserveError
+    ) -> None:
         """Have the API worker that keeps a response make this stream. Raises `missing` when none does."""
         internal_socket = await self._service.find_sibling(response_id)
         if internal_socket is None:
@@ -172,25 +174,20 @@ class Streams:
             lane.abort = None
 
     @contextmanager
-    def _running(self, lane: _Lane, producer: Producer) -> Iterator[None]:
-        lane.abort = producer.abort
+    def _running(self, lane: _Lane, logged: LoggedRun[SocketEvent]) -> Iterator[None]:
+        lane.abort = logged.run.abort
         if lane.is_cancelled:
-            producer.abort()
+            logged.run.abort()
         self._service.metrics.ws_streams.add(1)
         try:
             yield
         except anyio.get_cancelled_exc_class():
-            if not producer.log.is_ended:
-                self._service.metrics.disconnects.add(1, self._phase(producer))
+            if not logged.log.is_ended:
+                logged.run.count_disconnect(is_blocked=self._writer.sending_since is not None)
             raise
         finally:
             lane.abort = None
             self._service.metrics.ws_streams.add(-1)
-
-    def _phase(self, producer: Producer) -> str:
-        if self._writer.sending_since is not None:
-            return "blocked"
-        return "streaming" if producer.has_begun else "queued"
 
     async def _cancel_response(self, response_id: str) -> None:
         if not await self._service.cancel(response_id):

@@ -14,10 +14,11 @@ from litestar.handlers import WebsocketRouteHandler
 from litestar.types import Scope
 
 from streamserve.errors import QueueFull, StreamserveError
+from streamserve.server.api import Create
 from streamserve.server.config import CorsConfig
 from streamserve.server.http.errors import guarded, send_error
 from streamserve.server.service import Service
-from streamserve.server.ws.socket import Create, StreamSocket
+from streamserve.server.ws.socket import StreamSocket
 
 PROTOCOL = "realtime"
 """The subprotocol that browsers offer beside the one that carries their key; the only one ever echoed."""

@@ -18,7 +18,8 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Send
 
 from streamserve.aio.wakeup import Wakeup
-from streamserve.server.delivery.event_log import Cursor, EventLog, ResumeGap, as_message
+from streamserve.server.delivery.event_log import Cursor, EventLog, ResumeGap
+from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.ws.messages import error_message
 
 MAX_SAID = 64
@@ -107,13 +108,13 @@ class Relay:
     Raises `ResumeGap` when `log` does not hold event `number`.
     """
 
-    def __init__(self, writer: SocketWriter, log: EventLog, number: int, stream_id: str | None) -> None:
+    def __init__(self, writer: SocketWriter, log: EventLog[SocketEvent], number: int, stream_id: str | None) -> None:
         self._writer = writer
         self._stream_id = stream_id
         self._encoded_id = None if stream_id is None else orjson.dumps(stream_id)
         self._is_queued = False
         self._sent = anyio.Event()
-        self._cursor: Cursor = log.read(number, self._become_ready)
+        self._cursor: Cursor[SocketEvent] = log.read(number, self._become_ready)
 
     async def wait_sent(self) -> None:
         """Return once the stream's last message has been sent."""
@@ -126,7 +127,10 @@ class Relay:
         except ResumeGap as gap:
             self._sent.set()
             return error_message(gap, self._stream_id)
-        return None if taken is None else as_message(taken[1], taken[0], self._encoded_id)
+        if taken is None:
+            return None
+        number, event = taken
+        return event.message(number, self._encoded_id)
 
     def settle(self) -> None:
         """The message is out: queue again, or be done."""

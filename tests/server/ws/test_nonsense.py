@@ -49,7 +49,7 @@ async def test_any_object_is_answered_and_the_socket_stays_open(seed: int) -> No
             await client.send({"type": "ping", "id": number})
             while (event := await client.receive()) != {"type": "pong", "id": number}:
                 assert event.get("status") != 500, event
-        await server.service.active_requests.wait_idle()
+        await server.service.delivery.active_requests.wait_idle()
         await client.chat("after all")
         assert (await client.ending("after all"))["status"] == "completed"
     assert not any(event.get("status") == 500 for event in client.events)

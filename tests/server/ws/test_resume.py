@@ -22,7 +22,7 @@ async def test_a_dropped_socket_ends_its_streams_within_a_step() -> None:
             await client.chunk("s", "a")
             await client.drop()
             assert await engine.aborts() == [sequence]
-        await server.service.active_requests.wait_idle()
+        await server.service.delivery.active_requests.wait_idle()
         metrics = server.service.metrics
         assert metrics.disconnects.totals(metrics.memory)["streaming"] == 1
 

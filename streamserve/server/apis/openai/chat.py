@@ -12,40 +12,47 @@ from litestar.types import ASGIApp
 
 from streamserve.errors import UnsupportedParameter
 from streamserve.server.apis.openai.chat_form import chat_form
-from streamserve.server.apis.openai.frames import ChatFrames, ChoicePreamble
 from streamserve.server.apis.openai.messages import checked
 from streamserve.server.apis.openai.parameter_names import chat_names, naming_parameters
 from streamserve.server.apis.openai.parameters import for_chat
+from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of
 from streamserve.server.apis.openai.results import ChatResult
-from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest, decode
+from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
+from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
-from streamserve.server.delivery.answering import Identity, Plan, answer, identify
+from streamserve.server.delivery.identity import Identity
+from streamserve.server.http.request_body import decode
 from streamserve.server.service import Service
+
+CHAT_PREFIX = "chatcmpl-"
+"""What ids of chat completions begin with."""
 
 
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
-    asked, ignored = decode(await request.body(), ChatRequest)
-    identity = identify(service, asked, "chatcmpl", request.headers.get("x-request-id", ""))
-    return answer(service, await plan_chat(service, asked, ignored, identity), ChatFrames, ChatResult)
+    chat, ignored = decode(await request.body(), ChatRequest)
+    identity = identity_of(service, chat, CHAT_PREFIX, request.headers.get("x-request-id", ""))
+    return answer(service, await prepare_chat(service, chat, ignored, identity), ChatScript, ChatResult)
 
 
-async def plan_chat(service: Service, asked: ChatRequest, ignored: list[str], identity: Identity) -> Plan:
+async def prepare_chat(service: Service, request: ChatRequest, ignored: list[str], identity: Identity) -> PreparedRequest:
     """Check and tokenise a conversation; whatever can be refused before admission is refused here."""
-    names = chat_names(asked)
+    names = chat_names(request)
     with naming_parameters(names):
-        return await _plan(service, asked, ignored, identity, names)
+        return await _prepare(service, request, ignored, identity, names)
 
 
-async def _plan(service: Service, asked: ChatRequest, ignored: list[str], identity: Identity, names: Mapping[str, str]) -> Plan:
+async def _prepare(
+    service: Service, request: ChatRequest, ignored: list[str], identity: Identity, names: Mapping[str, str]
+) -> PreparedRequest:
     frontend = service.frontend
-    model = service.resolve_model(asked.model)
-    tools = tool_use(asked)
-    params = for_chat(asked, service.limits, tools)
-    dialect = service.dialect(_source(service, asked))
-    text = await _render(service, asked, tools.tools if _shows_tools(service, tools) else None)
-    form = chat_form(frontend, dialect, asked, tools, text)
+    model = service.resolve_model(request.model)
+    tools = tool_use(request)
+    params = for_chat(request, service.limits, tools)
+    dialect = service.dialect(_source(service, request))
+    text = await _render(service, request, tools.tools if _shows_tools(service, tools) else None)
+    form = chat_form(frontend, dialect, request, tools, text)
     if form.grammar is not None:
         params = msgspec.structs.replace(params, structured_outputs=form.grammar)
     prompt = await frontend.prepare(
@@ -53,15 +60,15 @@ async def _plan(service: Service, asked: ChatRequest, ignored: list[str], identi
         params,
         request_id=f"{identity.answer_id}-0",
         # Templates write the special tokens themselves.
-        add_special_tokens=bool(asked.add_special_tokens),
-        priority=asked.priority or 0,
-        cache_salt=asked.cache_salt or "",
+        add_special_tokens=bool(request.add_special_tokens),
+        priority=request.priority or 0,
+        cache_salt=request.cache_salt or "",
         shown_special_ids=form.shown_special_ids,
     )
-    return Plan(
+    return PreparedRequest(
         identity=identity,
         model=model,
-        asked=asked,
+        request=request,
         ignored=ignored,
         params=params,
         prompts=[prompt],
@@ -72,35 +79,35 @@ async def _plan(service: Service, asked: ChatRequest, ignored: list[str], identi
     )
 
 
-async def conversation(service: Service, asked: TokenizeRequest) -> str:
+async def conversation(service: Service, request: TokenizeRequest) -> str:
     """The conversation as the model reads it. Raises `InvalidParameter` or `UnsupportedParameter`."""
-    return await _render(service, asked, checked_tools(asked.tools or []))
+    return await _render(service, request, checked_tools(request.tools or []))
 
 
-def _source(service: Service, asked: ChatRequest | TokenizeRequest) -> str:
+def _source(service: Service, request: ChatRequest | TokenizeRequest) -> str:
     """The text of the template to use."""
-    if asked.chat_template is None:
+    if request.chat_template is None:
         return service.frontend.template().source
     if not service.config.trust_request_chat_template:
         raise UnsupportedParameter("chat_template", "start the server with --trust-request-chat-template to allow it")
-    return asked.chat_template
+    return request.chat_template
 
 
 def _shows_tools(service: Service, tools: ToolUse) -> bool:
     return tools.choice != NONE or not service.config.exclude_tools_when_tool_choice_none
 
 
-async def _render(service: Service, asked: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]] | None) -> str:
-    frontend, source = service.frontend, _source(service, asked)
-    messages = checked(asked.messages or [])
-    continues = bool(asked.continue_final_message)
+async def _render(service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    frontend, source = service.frontend, _source(service, request)
+    messages = checked(request.messages or [])
+    continues = bool(request.continue_final_message)
     options: dict[str, Any] = {
         "tools": tools,
-        "add_generation_prompt": asked.add_generation_prompt if asked.add_generation_prompt is not None else not continues,
+        "add_generation_prompt": request.add_generation_prompt if request.add_generation_prompt is not None else not continues,
         "continue_final_message": continues,
-        "variables": asked.chat_template_kwargs or {},
-        "reasoning_effort": asked.reasoning_effort if isinstance(asked, ChatRequest) else None,
+        "variables": request.chat_template_kwargs or {},
+        "reasoning_effort": request.reasoning_effort if isinstance(request, ChatRequest) else None,
     }
-    if asked.chat_template is None:
+    if request.chat_template is None:
         return frontend.render_chat(messages, **options)
     return await service.request_templates.render(source, frontend.tokenizer.special_tokens, messages, options)

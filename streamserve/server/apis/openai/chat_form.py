@@ -38,7 +38,7 @@ class ChatForm(msgspec.Struct, frozen=True, kw_only=True):
     shown_special_ids: frozenset[int] = frozenset()
 
 
-def chat_form(frontend: Frontend, dialect: Dialect, asked: ChatRequest, tools: ToolUse, prompt: str) -> ChatForm:
+def chat_form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: ToolUse, prompt: str) -> ChatForm:
     """The form of answers to `prompt`. Raises `UnsupportedParameter` when calls could not be told from content."""
     call_id = new_mistral_call_id if dialect.tool_calls == "mistral" else new_call_id
     if tools.choice == NAMED:
@@ -48,19 +48,19 @@ def chat_form(frontend: Frontend, dialect: Dialect, asked: ChatRequest, tools: T
     if tools.choice == AUTO and dialect.tool_calls is None:
         reason = 'this model is not known to call any; name a --tool-call-parser or use tool_choice "required"'
         raise UnsupportedParameter("tools", reason)
-    if is_constrained(asked) and answer_schema(asked) is None:
+    if is_constrained(request) and answer_schema(request) is None:
         # The grammar is the client's own: it says all that the answer may be.
         return ChatForm()
-    return _free_form(frontend, dialect, asked, tools, prompt, call_id)
+    return _free_form(frontend, dialect, request, tools, prompt, call_id)
 
 
 def _free_form(
-    frontend: Frontend, dialect: Dialect, asked: ChatRequest, tools: ToolUse, prompt: str, call_id: Callable[[], str]
+    frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: ToolUse, prompt: str, call_id: Callable[[], str]
 ) -> ChatForm:
     """An answer that may reason, then call tools or say something."""
-    schema = answer_schema(asked)
+    schema = answer_schema(request)
     calls = tools.choice == AUTO and (schema is None or dialect.tool_calls in MARKED_DIALECTS)
-    continued = text_of(asked.messages[-1]) if asked.continue_final_message else None
+    continued = text_of(request.messages[-1]) if request.continue_final_message else None
     new_parser = dialect.parser_factory(prompt, calls=calls, continued=continued)
     if new_parser is None:
         return ChatForm()
@@ -78,7 +78,7 @@ def _free_form(
         reading=Reading(
             new_parser=new_parser if tools.parallel else partial(_first_call, new_parser),
             new_call_id=call_id,
-            shows_reasoning=asked.include_reasoning is not False,
+            shows_reasoning=request.include_reasoning is not False,
         ),
         grammar=StructuredOutputs(grammar=form.lark()) if is_confined else None,
         shown_special_ids=frozenset(special.values()),

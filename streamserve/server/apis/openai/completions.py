@@ -11,45 +11,53 @@ from litestar.types import ASGIApp
 
 from streamserve.errors import InvalidParameter
 from streamserve.frontend import Frontend
-from streamserve.server.apis.openai.frames import ChoicePreamble, CompletionFrames
 from streamserve.server.apis.openai.parameter_names import completion_names, naming_parameters
 from streamserve.server.apis.openai.parameters import for_completion
+from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of, require_choices
 from streamserve.server.apis.openai.results import CompletionResult
-from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput, decode
-from streamserve.server.delivery.answering import Identity, Plan, answer, identify, require_choices
+from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
+from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
+from streamserve.server.delivery.identity import Identity
+from streamserve.server.http.request_body import decode
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextLogprob
+
+COMPLETION_PREFIX = "cmpl-"
+"""What ids of completions begin with."""
 
 
 @post("/v1/completions", status_code=200)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
-    asked, ignored = decode(await request.body(), CompletionRequest)
-    identity = identify(service, asked, "cmpl", request.headers.get("x-request-id", ""))
-    return answer(service, await plan_completion(service, asked, ignored, identity), CompletionFrames, CompletionResult)
+    completion, ignored = decode(await request.body(), CompletionRequest)
+    identity = identity_of(service, completion, COMPLETION_PREFIX, request.headers.get("x-request-id", ""))
+    prepared = await prepare_completion(service, completion, ignored, identity)
+    return answer(service, prepared, CompletionScript, CompletionResult)
 
 
-async def plan_completion(service: Service, asked: CompletionRequest, ignored: list[str], identity: Identity) -> Plan:
+async def prepare_completion(
+    service: Service, request: CompletionRequest, ignored: list[str], identity: Identity
+) -> PreparedRequest:
     """Check and tokenise prompts; whatever can be refused before admission is refused here."""
     frontend = service.frontend
-    model = service.resolve_model(asked.model)
-    names = completion_names(asked)
+    model = service.resolve_model(request.model)
+    names = completion_names(request)
     with naming_parameters(names):
-        params = for_completion(asked, service.limits)
-        prompts = split(asked.prompt)
+        params = for_completion(request, service.limits)
+        prompts = split(request.prompt)
         require_choices(len(prompts), params.n)
-        prepared = await _prepare(frontend, asked, params, prompts, identity)
-    return Plan(
+        prepared = await _prepare(frontend, request, params, prompts, identity)
+    return PreparedRequest(
         identity=identity,
         model=model,
-        asked=asked,
+        request=request,
         ignored=ignored,
         params=params,
         prompts=prepared,
-        preambles=[_preamble(frontend, asked, prompt) for prompt in prepared],
-        logprobs=asked.logprobs,
-        is_score_only=asked.max_tokens == 0,
+        preambles=[_preamble(frontend, request, prompt) for prompt in prepared],
+        logprobs=request.logprobs,
+        is_score_only=request.max_tokens == 0,
         names=names,
     )
 
@@ -67,7 +75,7 @@ def split(prompt: PromptInput) -> list[str | list[int]]:
 
 
 async def _prepare(
-    frontend: Frontend, asked: CompletionRequest, params: SamplingParams, prompts: list[str | list[int]], identity: Identity
+    frontend: Frontend, request: CompletionRequest, params: SamplingParams, prompts: list[str | list[int]], identity: Identity
 ) -> list[PreparedPrompt]:
     prepared = []
     for index, prompt in enumerate(prompts):
@@ -76,10 +84,10 @@ async def _prepare(
                 prompt,
                 params,
                 request_id=f"{identity.answer_id}-{index}",
-                add_special_tokens=asked.add_special_tokens is not False,
-                priority=asked.priority or 0,
-                cache_salt=asked.cache_salt or "",
-                clamp_max_tokens=asked.max_tokens is None,
+                add_special_tokens=request.add_special_tokens is not False,
+                priority=request.priority or 0,
+                cache_salt=request.cache_salt or "",
+                clamp_max_tokens=request.max_tokens is None,
             )
         )
         # Other streams go on between the prompts of a long list.
@@ -87,11 +95,11 @@ async def _prepare(
     return prepared
 
 
-def _preamble(frontend: Frontend, asked: CompletionRequest, prompt: PreparedPrompt) -> ChoicePreamble:
-    if not asked.echo:
+def _preamble(frontend: Frontend, request: CompletionRequest, prompt: PreparedPrompt) -> ChoicePreamble:
+    if not request.echo:
         return ChoicePreamble(prompt_token_ids=prompt.prompt_token_ids)
     text = prompt.prompt
-    if text is None or asked.truncate_prompt_tokens is not None:
+    if text is None or request.truncate_prompt_tokens is not None:
         text = frontend.tokenizer.decode(prompt.prompt_token_ids)
     first = prompt.prompt_token_ids[0]
     tokenizer = frontend.tokenizer

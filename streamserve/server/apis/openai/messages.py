@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.server.apis.openai.schemas import unfit
+from streamserve.server.http.request_body import unfit
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})

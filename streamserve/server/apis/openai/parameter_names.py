@@ -39,17 +39,17 @@ def _rename(error: InvalidRequest, name: str, new_name: str) -> None:
     error.param = new_name
 
 
-def completion_names(asked: GenerationRequest) -> dict[str, str]:
+def completion_names(request: GenerationRequest) -> dict[str, str]:
     """What this request calls the parameters that have several names."""
-    return {"structured_outputs": _constraint(asked) or "structured_outputs"}
+    return {"structured_outputs": _constraint(request) or "structured_outputs"}
 
 
-def chat_names(asked: ChatRequest) -> dict[str, str]:
+def chat_names(request: ChatRequest) -> dict[str, str]:
     """As `completion_names`, for a chat."""
     return {
         "prompt": "messages",
-        "max_tokens": "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens",
-        "structured_outputs": _constraint(asked) or "tools",
+        "max_tokens": "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens",
+        "structured_outputs": _constraint(request) or "tools",
     }
 
 
@@ -58,13 +58,13 @@ def response_names(names: Mapping[str, str]) -> dict[str, str]:
     return {**_RESPONSE_NAMES, **{name: _RESPONSE_NAMES.get(theirs, theirs) for name, theirs in names.items()}}
 
 
-def _constraint(asked: GenerationRequest) -> str | None:
+def _constraint(request: GenerationRequest) -> str | None:
     """The parameter that confines the answer to a language; None where none of its own does."""
     given = [
         name
         for name in ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-        if getattr(asked, name) is not None
+        if getattr(request, name) is not None
     ]
-    if asked.response_format is not None and asked.response_format.type != "text":
+    if request.response_format is not None and request.response_format.type != "text":
         given.append("response_format")
     return given[0] if len(given) == 1 else "structured_outputs" if given else None

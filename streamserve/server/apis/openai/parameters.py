@@ -5,7 +5,6 @@ Pure functions of the request and the server's limits. Ranges are checked by `Sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
@@ -17,6 +16,7 @@ from streamserve.server.apis.openai.schemas import (
     StructuredOutputsInput,
 )
 from streamserve.server.apis.openai.tools import ToolUse
+from streamserve.server.limits import RequestLimits
 from streamserve.types import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -63,27 +63,7 @@ _UNSUPPORTED = {
 }
 
 
-class Limits:
-    """What the server and its model allow a request.
-
-    defaults             parameters taken from the model's generation_config.json when a request does not give them
-    max_logprobs         the most alternatives per position
-    max_model_len        tokens of prompt and output together
-    priority_scheduling  whether a priority means anything
-    """
-
-    __slots__ = ("defaults", "max_logprobs", "max_model_len", "priority_scheduling")
-
-    def __init__(
-        self, *, defaults: Mapping[str, Any], max_logprobs: int, max_model_len: int, priority_scheduling: bool
-    ) -> None:
-        self.defaults = defaults
-        self.max_logprobs = max_logprobs
-        self.max_model_len = max_model_len
-        self.priority_scheduling = priority_scheduling
-
-
-def for_completion(request: CompletionRequest, limits: Limits) -> SamplingParams:
+def for_completion(request: CompletionRequest, limits: RequestLimits) -> SamplingParams:
     """Raises `InvalidParameter` or `UnsupportedParameter` naming the parameter."""
     if request.suffix:
         raise UnsupportedParameter("suffix", "the model completes at the end of a prompt only")
@@ -102,7 +82,7 @@ def for_completion(request: CompletionRequest, limits: Limits) -> SamplingParams
     return SamplingParams(**fields)
 
 
-def for_chat(request: ChatRequest, limits: Limits, tools: ToolUse) -> SamplingParams:
+def for_chat(request: ChatRequest, limits: RequestLimits, tools: ToolUse) -> SamplingParams:
     """Raises `InvalidParameter` or `UnsupportedParameter` naming the parameter."""
     _refuse_chat(request)
     fields = _common(request, limits)
@@ -130,7 +110,7 @@ def _refuse_two_languages(request: GenerationRequest) -> None:
         raise InvalidParameter("structured_outputs", "can't be combined with a tool_choice that forces a call")
 
 
-def _common(request: GenerationRequest, limits: Limits) -> dict[str, Any]:
+def _common(request: GenerationRequest, limits: RequestLimits) -> dict[str, Any]:
     for name, reason in _UNSUPPORTED.items():
         if getattr(request, name, None):
             raise UnsupportedParameter(name, reason)
@@ -158,7 +138,7 @@ def _common(request: GenerationRequest, limits: Limits) -> dict[str, Any]:
     return fields
 
 
-def _capped(name: str, value: int, limits: Limits) -> int:
+def _capped(name: str, value: int, limits: RequestLimits) -> int:
     if not 0 <= value <= limits.max_logprobs:
         raise InvalidParameter(name, f"must be between 0 and {limits.max_logprobs} on this server, got {value}")
     return value
@@ -182,7 +162,7 @@ def answer_schema(request: GenerationRequest) -> dict[str, Any] | None:
 
 
 def _structured_outputs(request: GenerationRequest) -> StructuredOutputs | None:
-    asked = [
+    constraints = [
         constraint
         for constraint in (
             _from_response_format(request),
@@ -191,9 +171,9 @@ def _structured_outputs(request: GenerationRequest) -> StructuredOutputs | None:
         )
         if constraint is not None
     ]
-    if len(asked) > 1:
+    if len(constraints) > 1:
         raise InvalidParameter("structured_outputs", "give one of response_format, structured_outputs and guided_*")
-    return asked[0] if asked else None
+    return constraints[0] if constraints else None
 
 
 def _from_response_format(request: GenerationRequest) -> StructuredOutputs | None:

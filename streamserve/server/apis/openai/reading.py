@@ -94,7 +94,7 @@ class MessageReader:
                 return {"tool_calls": [{"index": piece.call, "function": {"arguments": piece.json}}]}
 
 
-class Message:
+class MessageBuilder:
     """A whole message put together from the `delta` objects of a stream."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The whole answer at once: text deltas collected into the response objects of completions and chat.
 
-Pure data; the streamed counterpart is `frames`.
+Pure data; the streamed counterpart is `script`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 import orjson
 
-from streamserve.server.apis.openai.frames import ChoicePreamble, StreamFormat, finish_reason
 from streamserve.server.apis.openai.logprobs import CompletionLogprobs, chat_logprobs, joined, prompt_logprobs
-from streamserve.server.apis.openai.reading import Message, MessageReader
+from streamserve.server.apis.openai.reading import MessageBuilder, MessageReader
+from streamserve.server.apis.openai.script import ChoicePreamble, StreamFormat, finish_reason
 from streamserve.server.telemetry.request_cost import Usage
 from streamserve.types import TextDelta, TextLogprob
 
 
 class _Choice:
-    """What one choice has said so far."""
+    """The deltas of one choice so far."""
 
     __slots__ = ("index", "last", "logprobs", "preamble", "prompt_logprobs", "texts", "token_ids")
 
@@ -51,7 +51,7 @@ class _Choice:
 
 
 class Result(ABC):
-    """One answer being collected; subclasses say what a choice of their endpoint looks like.
+    """One answer being collected, see `delivery.events.Collector`; subclasses say what a choice of their endpoint looks like.
 
     prompt_logprobs  whether the answer repeats them (with `echo` they are part of the choice's logprobs instead)
     """
@@ -67,6 +67,7 @@ class Result(ABC):
         self._choices = [_Choice(index, preamble) for index, preamble in enumerate(preambles)]
 
     def add(self, delta: TextDelta) -> None:
+        """Add what `delta` brings to its choice."""
         self._choices[delta.index].add(delta)
 
     def body(self) -> bytes:
@@ -151,7 +152,7 @@ class ChatResult(Result):
         reason = finish_reason(choice.last)
         if self._format.reading is None:
             return {"role": "assistant", "content": choice.text, "refusal": None}, reason
-        reader, message = MessageReader(self._format.reading), Message()
+        reader, message = MessageReader(self._format.reading), MessageBuilder()
         for fields in reader.read(TextDelta(choice.text, finish_reason=choice.last.finish_reason)):
             message.add(fields)
         return message.as_object(), reader.finish_reason(reason)

@@ -74,15 +74,15 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-def tool_use(asked: ChatRequest) -> ToolUse:
+def tool_use(request: ChatRequest) -> ToolUse:
     """Check `tools`, `tool_choice` and `parallel_tool_calls`.
 
     Raises `InvalidParameter` or `UnsupportedParameter` naming the place.
     """
-    tools = checked_tools(asked.tools or [])
-    choice = _choice(asked.tool_choice, tools)
-    strict = frozenset(tool["function"]["name"] for tool in asked.tools or [] if tool["function"].get("strict"))
-    parallel = asked.parallel_tool_calls is not False
+    tools = checked_tools(request.tools or [])
+    choice = _choice(request.tool_choice, tools)
+    strict = frozenset(tool["function"]["name"] for tool in request.tools or [] if tool["function"].get("strict"))
+    parallel = request.parallel_tool_calls is not False
     return ToolUse(tools=tools, parallel=parallel, strict=strict, **choice._asdict())
 
 

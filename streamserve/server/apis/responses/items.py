@@ -12,7 +12,7 @@ from uuid import uuid4
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 
 Item = dict[str, Any]
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 
 ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -27,9 +27,9 @@ def as_items(input: str | Sequence[Item]) -> list[Item]:
     return [_as_item(f"input[{index}]", item) for index, item in enumerate(input)]
 
 
-def as_messages(items: Sequence[Item]) -> list[Message]:
+def as_messages(items: Sequence[Item]) -> list[ChatMessage]:
     """The chat messages that items mean. Reasoning is left out, as chat templates leave out that of earlier turns."""
-    messages: list[Message] = []
+    messages: list[ChatMessage] = []
     for item in items:
         kind = item["type"]
         if kind == "message":
@@ -93,7 +93,7 @@ def _string(where: str, item: Item, name: str) -> str:
     return value
 
 
-def _add_call(messages: list[Message], item: Item) -> None:
+def _add_call(messages: list[ChatMessage], item: Item) -> None:
     """Calls of one turn are one message to a template, together with what was said before them."""
     call = {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
     if not messages or messages[-1]["role"] != "assistant":

@@ -11,17 +11,10 @@ from uuid import uuid4
 
 import orjson
 
-from streamserve.server.delivery.event_log import Entry
+from streamserve.server.apis.responses.events import ResponseEvent, event
+from streamserve.server.delivery.events import members
 
 Object = dict[str, Any]
-
-_TEXT = "\x00text\x00"
-_ENCODED_TEXT = orjson.dumps(_TEXT)
-
-
-def event(type: str, **fields: Any) -> Entry:
-    """An event with these members."""
-    return Entry(type, orjson.dumps(fields)[1:-1])
 
 
 class OutputItem(ABC):
@@ -37,11 +30,11 @@ class OutputItem(ABC):
         self.index = index
         self.status = "in_progress"
 
-    def open(self) -> list[Entry]:
+    def open(self) -> list[ResponseEvent]:
         """The events that announce it."""
         return [event("response.output_item.added", output_index=self.index, item=self.as_object())]
 
-    def close(self, status: str) -> list[Entry]:
+    def close(self, status: str) -> list[ResponseEvent]:
         """The events that complete it; `status` is "completed" or "incomplete"."""
         parts = self._close_parts()
         self.status = status
@@ -52,15 +45,18 @@ class OutputItem(ABC):
         """The item as it stands."""
 
     @abstractmethod
-    def _close_parts(self) -> list[Entry]:
+    def _close_parts(self) -> list[ResponseEvent]:
         """The events that complete what it is made of."""
 
 
 class TextItem(OutputItem):
-    """An item made of one part of text, which comes as events named after `text_event`."""
+    """An item made of one part of text, which comes as events named after `text_event`.
+
+    after_text  the members that follow the text in a delta
+    """
 
     text_event: str
-    delta_fields: Object
+    after_text: bytes
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -68,19 +64,19 @@ class TextItem(OutputItem):
         self._texts: list[str] = []
         self._place = {"item_id": self.id, "output_index": index, "content_index": 0}
         # All but the text of a delta is encoded once.
-        self._head, self._tail = orjson.dumps({**self._place, "delta": _TEXT, **self.delta_fields})[1:-1].split(_ENCODED_TEXT)
+        self._before_text = members(**self._place) + b',"delta":'
 
-    def open(self) -> list[Entry]:
+    def open(self) -> list[ResponseEvent]:
         opening = super().open()
         self._has_part = True
         return [*opening, event("response.content_part.added", **self._place, part=self._part())]
 
-    def add(self, text: str) -> Entry:
+    def add(self, text: str) -> ResponseEvent:
         """More text."""
         self._texts.append(text)
-        return Entry(f"{self.text_event}.delta", self._head + orjson.dumps(text) + self._tail)
+        return ResponseEvent(f"{self.text_event}.delta", self._before_text + orjson.dumps(text) + self.after_text)
 
-    def _close_parts(self) -> list[Entry]:
+    def _close_parts(self) -> list[ResponseEvent]:
         return [
             event(f"{self.text_event}.done", **self._place, text="".join(self._texts), **self._done_fields()),
             event("response.content_part.done", **self._place, part=self._part()),
@@ -102,17 +98,18 @@ class MessageItem(TextItem):
 
     prefix = "msg"
     text_event = "response.output_text"
-    delta_fields: Object = {"logprobs": []}  # noqa: RUF012
+    after_text = b',"logprobs":[]'
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
         self._logprobs: list[Object] = []
 
-    def add_with_logprobs(self, text: str, logprobs: list[Object]) -> Entry:
+    def add_with_logprobs(self, text: str, logprobs: list[Object]) -> ResponseEvent:
         """More text, with the log-probabilities of its tokens."""
         self._texts.append(text)
         self._logprobs += logprobs
-        return event("response.output_text.delta", **self._place, delta=text, logprobs=logprobs)
+        fields = b',"logprobs":' + orjson.dumps(logprobs)
+        return ResponseEvent(f"{self.text_event}.delta", self._before_text + orjson.dumps(text) + fields)
 
     def as_object(self) -> Object:
         return {"id": self.id, "type": "message", "status": self.status, "role": "assistant", "content": self._content()}
@@ -129,7 +126,7 @@ class ReasoningItem(TextItem):
 
     prefix = "rs"
     text_event = "response.reasoning_text"
-    delta_fields: Object = {}  # noqa: RUF012
+    after_text = b""
 
     def as_object(self) -> Object:
         return {"id": self.id, "type": "reasoning", "status": self.status, "summary": [], "content": self._content()}
@@ -153,7 +150,7 @@ class FunctionCallItem(OutputItem):
         self._arguments: list[str] = []
         self._place = {"item_id": self.id, "output_index": index}
 
-    def add(self, json: str) -> Entry:
+    def add(self, json: str) -> ResponseEvent:
         """More of the arguments' JSON text."""
         self._arguments.append(json)
         return event("response.function_call_arguments.delta", **self._place, delta=json)
@@ -168,6 +165,6 @@ class FunctionCallItem(OutputItem):
             "arguments": "".join(self._arguments),
         }
 
-    def _close_parts(self) -> list[Entry]:
+    def _close_parts(self) -> list[ResponseEvent]:
         arguments = "".join(self._arguments)
         return [event("response.function_call_arguments.done", **self._place, name=self._name, arguments=arguments)]

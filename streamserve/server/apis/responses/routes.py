@@ -6,6 +6,8 @@ by a middleware (`forwarding`); what continues it is sent on from here.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from litestar import Request, delete, get, post
@@ -14,18 +16,19 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from streamserve.errors import InvalidParameter
-from streamserve.server.apis.openai.schemas import convert, decode
-from streamserve.server.apis.responses.answers import Headers, ResponseEvents, ResponseObject, WholeResponse
-from streamserve.server.apis.responses.planning import plan_response
+from streamserve.server.apis.responses.events import ResponseEvent, error_event
+from streamserve.server.apis.responses.preparation import find_response, prepare_response
 from streamserve.server.apis.responses.schema import ResponseRequest
 from streamserve.server.apis.responses.stored_response import StoredResponse
-from streamserve.server.delivery.answering import warning
-from streamserve.server.delivery.producer import Producer
+from streamserve.server.apis.responses.writers import ResponseObject, WholeResponse
+from streamserve.server.delivery.asgi import Headers
+from streamserve.server.delivery.identity import answer_headers
+from streamserve.server.delivery.log_stream import LogStream
 from streamserve.server.http.errors import NotFound
+from streamserve.server.http.request_body import decode
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import Forwarded
 from streamserve.server.siblings.siblings import NotKeptHere
-from streamserve.server.ws.messages import take_resumable
 
 MAX_PAGE = 100
 
@@ -34,27 +37,18 @@ MAX_PAGE = 100
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
     body = await request.body()
-    asked, ignored = decode(body, ResponseRequest)
+    created, ignored = decode(body, ResponseRequest)
     try:
-        record = await plan_response(service, asked)
+        response = await prepare_response(service, created)
     except NotKeptHere as missing:
         internal_socket = await service.find_sibling(missing.response_id)
         if internal_socket is None:
             raise
         return Forwarded(internal_socket, body)
-    headers: Headers = [(b"x-request-id", record.id.encode())]
-    if ignored:
-        headers.append((b"warning", warning(ignored)))
-    if asked.stream:
-        return ResponseEvents(service, record, headers, starts=True)
-    return WholeResponse(service, record, headers)
-
-
-async def create_response_over_socket(service: Service, body: dict[str, Any]) -> Producer:
-    """`response.create`: the body of POST /v1/responses, and `resumable`."""
-    is_resumable = take_resumable(body)
-    asked, _ = convert(body, ResponseRequest)
-    return (await plan_response(service, asked, is_resumable=is_resumable)).producer
+    headers = answer_headers(response.id, ignored)
+    if created.stream:
+        return _stream(service, response, headers, start=partial(service.delivery.start, response.logged))
+    return WholeResponse(service.delivery, response, headers)
 
 
 @get("/v1/responses/{response_id:str}")
@@ -62,31 +56,31 @@ async def show_response(
     request: Request[Any, Any, Any], service: NamedDependency[Service], response_id: FromPath[str]
 ) -> ASGIApp:
     """A response as it stands; with ?stream=true its events after number `starting_after`, and those to come."""
-    record = _find(service, response_id)
-    headers: Headers = [(b"x-request-id", record.id.encode())]
+    response = _find(service, response_id)
+    headers = answer_headers(response.id, [])
     if _choice(request, "stream", ("false", "true", "0", "1")) in ("false", "0"):
-        return ResponseObject(record, headers)
-    return ResponseEvents(service, record, headers, number=_integer(request, "starting_after", -1) + 1)
+        return ResponseObject(response.state, headers)
+    return _stream(service, response, headers, number=_integer(request, "starting_after", -1) + 1)
 
 
 @delete("/v1/responses/{response_id:str}", status_code=200)
 async def delete_response(service: NamedDependency[Service], response_id: FromPath[str]) -> dict[str, Any]:
     """Forget a response; one that is being generated is cancelled."""
-    record = _find(service, response_id)
-    service.responses.remove(response_id)
-    if not record.is_ended:
-        record.producer.abort()
+    response = _find(service, response_id)
+    service.stored.remove(response_id)
+    if not response.is_ended:
+        response.logged.run.abort()
     return {"id": response_id, "object": "response", "deleted": True}
 
 
 @post("/v1/responses/{response_id:str}/cancel", status_code=200)
 async def cancel_response(service: NamedDependency[Service], response_id: FromPath[str]) -> dict[str, Any]:
     """End a response, keeping what was generated; one that has ended stays as it is."""
-    record = service.responses.get(response_id)
-    if record is not None:
-        record.producer.abort()
-        await record.producer.wait_ended()
-        return record.as_object()
+    response = find_response(service, response_id)
+    if response is not None:
+        response.logged.run.abort()
+        await response.logged.wait_ended()
+        return response.state.as_object()
     if await service.cancel(response_id):
         return {"id": response_id, "object": "response", "status": "cancelled", "output": []}
     raise _not_found(response_id)
@@ -97,7 +91,7 @@ async def list_input_items(
     request: Request[Any, Any, Any], service: NamedDependency[Service], response_id: FromPath[str]
 ) -> dict[str, Any]:
     """The input that a response was asked with, newest first unless `order=asc`, from behind the item `after`."""
-    items = list(_find(service, response_id).items)
+    items = list(_find(service, response_id).state.items)
     if _choice(request, "order", ("desc", "asc")) == "desc":
         items.reverse()
     after = request.query_params.get("after")
@@ -116,11 +110,24 @@ async def list_input_items(
     }
 
 
+def _stream(
+    service: Service,
+    response: StoredResponse,
+    headers: Headers,
+    *,
+    number: int = 0,
+    start: Callable[[], Awaitable[None]] | None = None,
+) -> LogStream[ResponseEvent]:
+    """The events of a response from `number` on."""
+    timeouts = service.delivery.timeouts
+    return LogStream(response.logged, gap_event=error_event, timeouts=timeouts, headers=headers, number=number, start=start)
+
+
 def _find(service: Service, response_id: str) -> StoredResponse:
-    record = service.responses.get(response_id)
-    if record is None:
+    response = find_response(service, response_id)
+    if response is None:
         raise _not_found(response_id)
-    return record
+    return response
 
 
 def _not_found(response_id: str) -> NotFound:

@@ -1,29 +1,30 @@
-"""One response: what was asked, what has come of it so far, and the object that says so.
+"""One response: its request, its output so far, the object that shows both; and, stored, together with the run that makes it.
 
-Lives on one API worker's event loop; changed only by the script that writes its events.
+Lives on one API worker's event loop; changed only by the script that makes its events.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
 
 from streamserve.errors import StreamserveError
-from streamserve.server.apis.responses.items import Item, Message, as_messages
+from streamserve.server.apis.responses.events import ResponseEvent
+from streamserve.server.apis.responses.items import ChatMessage, Item, as_messages
 from streamserve.server.apis.responses.output import OutputItem
 from streamserve.server.apis.responses.schema import ResponseRequest
-from streamserve.server.delivery.producer import Producer
+from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.telemetry.request_cost import Usage
 from streamserve.types import SamplingParams
 
 IN_PROGRESS = "in_progress"
 
 
-class StoredResponse:
-    """See the module.
+class ResponseState:
+    """A response while it is made and after.
 
     items     this turn's input
     messages  the whole conversation up to this response, without instructions
@@ -34,11 +35,11 @@ class StoredResponse:
         self,
         id: str,
         model: str,
-        asked: ResponseRequest,
+        request: ResponseRequest,
         params: SamplingParams,
         *,
         items: list[Item],
-        messages: list[Message],
+        messages: list[ChatMessage],
         usage: Usage,
     ) -> None:
         self.id = id
@@ -49,53 +50,31 @@ class StoredResponse:
         self.incomplete_reason: str | None = None
         self.reasoning_tokens = 0
         self._model = model
-        self._asked = asked
+        self._request = request
         self._params = params
         self._messages = messages
         self._usage = usage
         self._created_at = int(time.time())
         self._completed_at: int | None = None
-        self._producer: Producer | None = None
-
-    @property
-    def producer(self) -> Producer:
-        """Who generates it."""
-        assert self._producer is not None, "set by whoever makes the record"
-        return self._producer
-
-    @producer.setter
-    def producer(self, producer: Producer) -> None:
-        self._producer = producer
-
-    @property
-    def is_ended(self) -> bool:
-        return self.producer.is_ended
-
-    @property
-    def ended_at(self) -> float | None:
-        return self.producer.ended_at
-
-    @property
-    def num_bytes(self) -> int:
-        return self.producer.num_bytes + len(orjson.dumps(self.items))
 
     @property
     def is_background(self) -> bool:
-        return bool(self._asked.background)
+        """Whether it goes on without a reader."""
+        return bool(self._request.background)
 
     def finish(self, status: str, *, reason: str | None = None, error: StreamserveError | None = None) -> None:
         """It is over: completed, incomplete for a `reason`, cancelled, or failed with an `error`."""
         self.status, self.incomplete_reason, self.error = status, reason, error
         self._completed_at = int(time.time()) if status == "completed" else None
 
-    def conversation(self) -> list[Message]:
-        """What a next response continues."""
+    def conversation(self) -> list[ChatMessage]:
+        """The messages that a next response continues."""
         return [*self._messages, *as_messages([item.as_object() for item in self.output])]
 
     def as_object(self) -> dict[str, Any]:
         """The response object of the OpenAI API."""
-        asked, params = self._asked, self._params
-        text = asked.text.format if asked.text is not None else None
+        request, params = self._request, self._params
+        text = request.text.format if request.text is not None else None
         return {
             "id": self.id,
             "object": "response",
@@ -105,29 +84,56 @@ class StoredResponse:
             "completed_at": self._completed_at,
             "error": None if self.error is None else {"code": "server_error", "message": self.error.message},
             "incomplete_details": None if self.incomplete_reason is None else {"reason": self.incomplete_reason},
-            "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
             "max_tool_calls": None,
             "model": self._model,
             "output": [item.as_object() for item in self.output],
-            "parallel_tool_calls": asked.parallel_tool_calls is not False,
-            "previous_response_id": asked.previous_response_id,
-            "prompt_cache_key": asked.prompt_cache_key,
-            "reasoning": {"effort": None if asked.reasoning is None else asked.reasoning.effort, "summary": None},
-            "safety_identifier": asked.safety_identifier,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "previous_response_id": request.previous_response_id,
+            "prompt_cache_key": request.prompt_cache_key,
+            "reasoning": {"effort": None if request.reasoning is None else request.reasoning.effort, "summary": None},
+            "safety_identifier": request.safety_identifier,
             "service_tier": "default",
-            "store": asked.is_stored,
+            "store": request.is_stored,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"} if text is None else msgspec.to_builtins(text)},
-            "tool_choice": asked.tool_choice or "auto",
-            "tools": [{"parameters": None, "strict": None, **tool} for tool in asked.tools or ()],
-            "top_logprobs": asked.top_logprobs or 0,
+            "tool_choice": request.tool_choice or "auto",
+            "tools": [{"parameters": None, "strict": None, **tool} for tool in request.tools or ()],
+            "top_logprobs": request.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": "disabled",
             "usage": None if self.status == IN_PROGRESS else _usage_object(self._usage, self.reasoning_tokens),
-            "user": asked.user,
-            "metadata": asked.metadata or {},
+            "user": request.user,
+            "metadata": request.metadata or {},
         }
+
+
+class StoredResponse(NamedTuple):
+    """A response and the run that makes it; kept in the service's store unless the request forbids it."""
+
+    state: ResponseState
+    logged: LoggedRun[ResponseEvent]
+
+    @property
+    def id(self) -> str:
+        """The response's id."""
+        return self.state.id
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing more comes."""
+        return self.logged.is_ended
+
+    @property
+    def ended_at(self) -> float | None:
+        """When it ended, by `time.monotonic`; None while it runs."""
+        return self.logged.ended_at
+
+    @property
+    def num_bytes(self) -> int:
+        """Roughly the memory it takes."""
+        return self.logged.num_bytes + len(orjson.dumps(self.state.items))
 
 
 def _usage_object(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:

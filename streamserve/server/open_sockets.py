@@ -31,7 +31,7 @@ class Socket(Protocol):
         ...
 
 
-class Sockets:
+class OpenSockets:
     """Sockets from their acceptance until they are closed."""
 
     def __init__(self) -> None:

@@ -1,0 +1,182 @@
+"""From a checked request to what answers it; the same for completions and chats, over HTTP and over WebSockets.
+
+Runs on one API worker's event loop. An endpoint prepares a request, this makes its run, its script and its writer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from streamserve.errors import InvalidParameter
+from streamserve.server.apis.openai.logprobs import TokenNames
+from streamserve.server.apis.openai.parameter_names import naming_parameters
+from streamserve.server.apis.openai.reading import Reading
+from streamserve.server.apis.openai.results import Result
+from streamserve.server.apis.openai.schemas import GenerationRequest
+from streamserve.server.apis.openai.script import ChoicePreamble, ChunkScript, StreamFormat
+from streamserve.server.delivery.event_stream import EventStream
+from streamserve.server.delivery.events import SocketEvent
+from streamserve.server.delivery.identity import Identity, answer_headers, identify
+from streamserve.server.delivery.logged_run import LoggedRun
+from streamserve.server.delivery.run import Admit, Generation, Run
+from streamserve.server.delivery.whole_answer import WholeAnswer
+from streamserve.server.http.errors import error_body
+from streamserve.server.service import Service
+from streamserve.server.telemetry.request_cost import Usage
+from streamserve.text.preparation import PreparedPrompt
+from streamserve.types import SamplingParams, TextDelta
+
+MAX_CHOICES = 4096
+"""Prompts times n of one request."""
+
+
+class PreparedRequest(msgspec.Struct, kw_only=True):
+    """A request that has been checked and tokenised, and not admitted.
+
+    ignored        names of fields that nobody here knows
+    logprobs       alternatives per token in the answer; None for no logprobs
+    is_score_only  only the prompt was requested: what is sampled is left out
+    reading        how a message is read out of the text; None when the text is all there is
+    names          what the request calls parameters that are refused under another name (`naming_parameters`)
+    """
+
+    identity: Identity
+    model: str
+    request: GenerationRequest
+    ignored: list[str]
+    params: SamplingParams
+    prompts: list[PreparedPrompt]
+    preambles: list[ChoicePreamble]
+    logprobs: int | None
+    is_score_only: bool = False
+    reading: Reading | None = None
+    names: Mapping[str, str] = {}
+
+    def choice_preambles(self) -> list[ChoicePreamble]:
+        """The preamble of each choice."""
+        return [preamble for preamble in self.preambles for _ in range(self.params.n)]
+
+    def new_usage(self) -> Usage:
+        """The request's tokens so far: its prompts."""
+        return Usage(sum(len(prompt.prompt_token_ids) for prompt in self.prompts))
+
+
+def answer(
+    service: Service, prepared: PreparedRequest, script: type[ChunkScript], result: type[Result]
+) -> EventStream | WholeAnswer:
+    """The ASGI app that admits the request and writes its answer, streamed or whole."""
+    usage = prepared.new_usage()
+    run = new_run(service, prepared, usage)
+    format = stream_format(service, prepared)
+    preambles = prepared.choice_preambles()
+    headers = answer_headers(prepared.identity.header_id, prepared.ignored)
+    if prepared.request.stream:
+        return service.delivery.event_stream(run, script(format, preambles, usage), headers)
+    has_prompt_logprobs = prepared.request.prompt_logprobs is not None
+    collector = result(format, preambles, usage, prompt_logprobs=has_prompt_logprobs)
+    return WholeAnswer(run, collector, error_body=error_body, headers=headers)
+
+
+def logged(
+    service: Service, prepared: PreparedRequest, script: type[ChunkScript], *, is_resumable: bool
+) -> LoggedRun[SocketEvent]:
+    """The run that answers the request through a log."""
+    usage = prepared.new_usage()
+    return LoggedRun(
+        new_run(service, prepared, usage),
+        script(stream_format(service, prepared), prepared.choice_preambles(), usage),
+        unread_s=service.delivery.resume_s if is_resumable else 0.0,
+    )
+
+
+def new_run(service: Service, prepared: PreparedRequest, usage: Usage) -> Run:
+    """The run that answers the request; the request counts in the metrics from now on."""
+    params, prompts = prepared.params, prepared.prompts
+    service.metrics.request_n.observe(params.n)
+    for prompt in prompts:
+        service.metrics.request_max_tokens.observe(prompt.specs[0].max_tokens)
+    id, trace = prepared.identity.answer_id, None
+    if service.tracer is not None:
+        trace = service.tracer.begin(id, prepared.model, params, prompts[0].specs[0].max_tokens)
+    return service.delivery.new_run(id, _admission(service, prepared), usage, num_prompts=len(prompts), n=params.n, trace=trace)
+
+
+def _admission(service: Service, prepared: PreparedRequest) -> Admit:
+    frontend = service.frontend
+
+    async def admit() -> Generation:
+        with naming_parameters(prepared.names):
+            generation: Generation = await frontend.open(prepared.prompts)
+        return PromptOnly(generation) if prepared.is_score_only else generation
+
+    return admit
+
+
+def stream_format(service: Service, prepared: PreparedRequest) -> StreamFormat:
+    """How the events of the answer look."""
+    request = prepared.request
+    options = request.stream_options
+    as_token_ids = request.return_tokens_as_token_ids
+    if as_token_ids is None:
+        as_token_ids = service.config.return_tokens_as_token_ids
+    include_usage = options is not None and bool(options.include_usage)
+    return StreamFormat(
+        id=prepared.identity.answer_id,
+        created=int(time.time()),
+        model=prepared.model,
+        names=TokenNames(as_token_ids=as_token_ids),
+        logprobs=prepared.logprobs,
+        include_usage=include_usage,
+        continuous_usage=include_usage and options is not None and bool(options.continuous_usage_stats),
+        token_ids=bool(request.return_token_ids),
+        reading=prepared.reading,
+    )
+
+
+def identity_of(service: Service, request: GenerationRequest, prefix: str, header: str = "") -> Identity:
+    """What the request is called; `header` is the client's X-Request-Id."""
+    return identify(prefix, request.request_id, header, taken=service.delivery.active_requests)
+
+
+def require_choices(num_prompts: int, n: int) -> None:
+    """Raises `InvalidParameter` for more than `MAX_CHOICES` choices."""
+    if num_prompts * n > MAX_CHOICES:
+        raise InvalidParameter("prompt", f"{num_prompts} prompts times n={n} are more than {MAX_CHOICES} choices")
+
+
+class PromptOnly:
+    """A generation of which only what concerns its prompts is passed on."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    def __enter__(self) -> PromptOnly:
+        self._generation.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._generation.__exit__(*error)
+
+    def __aiter__(self) -> PromptOnly:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        return _without_output(await self._generation.__anext__())
+
+    def take_nowait(self) -> TextDelta | None:
+        delta = self._generation.take_nowait()
+        return None if delta is None else _without_output(delta)
+
+    def listen(self, ready: Callable[[], None]) -> None:
+        self._generation.listen(ready)
+
+    def abort(self) -> None:
+        self._generation.abort()
+
+
+def _without_output(delta: TextDelta) -> TextDelta:
+    return msgspec.structs.replace(delta, text="", token_ids=[], logprobs=None, stop_reason=None)

@@ -1,0 +1,57 @@
+"""How a response leaves over HTTP as one object: as it stands, or once it has ended.
+
+ASGI apps, on one API worker's event loop. What streams its events is `delivery.log_stream`.
+"""
+
+from __future__ import annotations
+
+import anyio
+import orjson
+from litestar.types import Receive, Scope, Send
+
+from streamserve.server.apis.responses.stored_response import ResponseState, StoredResponse
+from streamserve.server.delivery.asgi import Headers, send_json, wait_disconnected
+from streamserve.server.delivery.delivery import Delivery
+from streamserve.server.http.errors import send_error
+
+
+class ResponseObject:
+    """Sends a response as it stands."""
+
+    def __init__(self, state: ResponseState, headers: Headers) -> None:
+        self._state = state
+        self._headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, orjson.dumps(self._state.as_object()), self._headers)
+
+
+class WholeResponse:
+    """Starts a response and sends its object once it has ended, or at once when it runs in the background."""
+
+    def __init__(self, delivery: Delivery, response: StoredResponse, headers: Headers) -> None:
+        self._delivery = delivery
+        self._state = response.state
+        self._logged = response.logged
+        self._headers = headers
+        self._has_left = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._delivery.start(self._logged)
+        if not self._state.is_background:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch, receive)
+                await self._logged.wait_ended()
+                tasks.cancel_scope.cancel()
+        if self._has_left:
+            return
+        if self._state.error is not None:
+            await send_error(send, self._state.error)
+        else:
+            await ResponseObject(self._state, self._headers)(scope, receive, send)
+
+    async def _watch(self, receive: Receive) -> None:
+        await wait_disconnected(receive)
+        self._has_left = True
+        self._logged.run.count_disconnect(is_blocked=False)
+        self._logged.run.abort()
