@@ -44,7 +44,7 @@ class ChunkDecoder(Generic[ChunkT]):
         self._request_id = request_id
 
     def feed(self, data: bytes) -> Iterator[ChunkT]:
-        """The chunks that `data` completes. Raises `StreamFailed` at an error event, `ProtocolError` at one that is no chunk."""
+        """The chunks that `data` completes. Raises `StreamFailed` at an error event, `ProtocolError` at an invalid one."""
         for event in self._events.feed(data):
             if self.is_done:
                 return
