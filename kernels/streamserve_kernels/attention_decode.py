@@ -151,10 +151,12 @@ def _combine(partial_ptr, first_split, splits, used, GROUP: tl.constexpr, LANES:
         for index in tl.static_range(_UNROLL):
             mask = used & (begin + index + group * 0 < splits)
             rows = partial_ptr + ((first_split + begin + index) * GROUP + group) * width
-            highests = highests + (tl.load(rows + LANES, mask=mask, other=float("-inf"), cache_modifier=".cg"),)
-            totals = totals + (tl.load(rows + LANES + 1, mask=mask, other=0.0, cache_modifier=".cg"),)
-            loaded = tl.load(rows[:, None] + lanes[None, :], mask=mask[:, None], other=0.0, cache_modifier=".cg")
-            all_sums = all_sums + (loaded,)
+            split_highest = tl.load(rows + LANES, mask=mask, other=float("-inf"), cache_modifier=".cg")
+            split_total = tl.load(rows + LANES + 1, mask=mask, other=0.0, cache_modifier=".cg")
+            split_sums = tl.load(rows[:, None] + lanes[None, :], mask=mask[:, None], other=0.0, cache_modifier=".cg")
+            highests = highests + (split_highest,)  # type: ignore[assignment]
+            totals = totals + (split_total,)  # type: ignore[assignment]
+            all_sums = all_sums + (split_sums,)  # type: ignore[assignment]
         for index in tl.static_range(_UNROLL):
             highest, total, sums = _merge(highest, total, sums, highests[index], totals[index], all_sums[index])
     return highest, total, sums

@@ -103,7 +103,8 @@ def _specialize_scalar(argument: float | None) -> Hashable:
     """What the choice of a binary may depend on: a number's type, its width, and whether it is 1 or divisible by 16."""
     if type(argument) is int:
         return argument == 1, argument % 16 == 0, -(1 << 31) <= argument < 1 << 31
-    return type(argument)
+    other: type = type(argument)
+    return other
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., None]], Kernel]:

@@ -136,7 +136,8 @@ def _few_rows_kernel(
     tiles = ()
     for k in tl.static_range(0, K, BLOCK_K):
         mask = inside[None, :, None] & (lanes + k < K)[:, None, :]
-        tiles = tiles + (tl.load(weight_ptrs + k, mask=mask, other=0.0, eviction_policy="evict_first"),)
+        tile = tl.load(weight_ptrs + k, mask=mask, other=0.0, eviction_policy="evict_first")
+        tiles = tiles + (tile,)  # type: ignore[assignment]
     rows = tl.arange(0, BLOCK_M)
     x_ptrs = x_ptr + rows[None, :, None] * K + lanes[:, None, :]
     sums = tl.zeros([SLICES, BLOCK_N, BLOCK_M], tl.float32)

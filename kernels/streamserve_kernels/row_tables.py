@@ -97,11 +97,12 @@ def make_row_tables(
     layout = RowLayout(max_model_len, max_blocks, num_groups)
     state = torch.zeros(num_rows + 1, layout.words, dtype=torch.int32, device=device)
     floats = state.view(torch.float32)
+    block_tables = state[:, layout.BLOCK_TABLES : layout.token_ids].unflatten(1, (num_groups, max_blocks))  # type: ignore[no-untyped-call]
     return RowTables(
         layout=layout,
         state=state,
         token_ids=state[:, layout.token_ids : layout.token_ids + max_model_len + 1],
-        block_tables=state[:, layout.BLOCK_TABLES : layout.token_ids].unflatten(1, (num_groups, max_blocks)),
+        block_tables=block_tables,
         num_prompt_tokens=state[:, layout.NUM_PROMPT_TOKENS],
         seed_low=state[:, layout.SEED_LOW],
         seed_high=state[:, layout.SEED_HIGH],

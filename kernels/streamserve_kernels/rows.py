@@ -88,8 +88,10 @@ def gather_inputs(
 ) -> GatheredInputs:
     """See the reference."""
     num_sequences, num_groups, max_blocks = rows.shape[0], tables.layout.num_groups, tables.layout.max_blocks
+    token_ids, positions = (torch.empty(num_tokens, dtype=torch.int64, device=rows.device) for _ in range(2))
     inputs = GatheredInputs(
-        *(torch.empty(num_tokens, dtype=torch.int64, device=rows.device) for _ in range(2)),
+        token_ids,
+        positions,
         torch.empty(num_groups, num_tokens, dtype=torch.int64, device=rows.device),
         torch.empty(num_groups, num_sequences, max_blocks, dtype=torch.int32, device=rows.device),
         torch.empty(num_sequences, dtype=torch.int32, device=rows.device),

@@ -34,9 +34,10 @@ class BlockedWeight:
 
 def can_block(weight: Tensor) -> bool:
     """Whether this machine multiplies this weight by oneDNN."""
-    if weight.device.type != "cpu" or weight.dtype is not torch.bfloat16 or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.dtype is not torch.bfloat16:
         return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def prepare_weight(weight: Tensor) -> Tensor | BlockedWeight:

@@ -82,7 +82,7 @@ def pack_eight_bits(quants: Tensor, scale: Tensor, expanded: Tensor) -> Int4Weig
     expanded  [out, in] bf16, overwritten with the weight; it may be kept
     """
     scale = scale.bfloat16()
-    for rows, numbers, factors in zip(*(each.split(PACKED_ROWS) for each in (expanded, quants, scale)), strict=True):
+    for rows, numbers, factors in zip(*(torch.split(each, PACKED_ROWS) for each in (expanded, quants, scale)), strict=True):
         groups = numbers.float().view(numbers.shape[0], -1, GROUP)
         rows.copy_(groups.mul_(factors.unsqueeze(2)).flatten(1))
     low = (quants & 15).view(torch.uint8)
@@ -92,7 +92,7 @@ def pack_eight_bits(quants: Tensor, scale: Tensor, expanded: Tensor) -> Int4Weig
 
 def _pack(digits: list[Tensor]) -> Tensor:
     """Torch's packed form of the digits side by side, made some rows at a time: it starts from int32."""
-    chunks = zip(*(digit.split(PACKED_ROWS) for digit in digits), strict=True)
+    chunks = zip(*(torch.split(digit, PACKED_ROWS) for digit in digits), strict=True)
     wide = (torch.cat(parts, dim=1).to(torch.int32) for parts in chunks)
     return torch.cat([torch._convert_weight_to_int4pack_for_cpu(rows, 1) for rows in wide])
 
