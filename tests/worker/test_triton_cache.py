@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ print([name for name in sys.modules if name in ("torch._dynamo", "sympy")])
 
 
 def test_every_kernel_of_a_start_is_found_without_a_gpu_and_without_torchs_compiler(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
+    driver = pytest.importorskip("triton.backends.nvidia.driver")
+    if hasattr(driver, "make_launcher") and find_library("cuda") is None:
+        pytest.skip("Triton up to 3.6 links every kernel's launcher to NVIDIA's driver")
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     variables |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", COMPILES, CONFIG.model]
