@@ -1,4 +1,4 @@
-"""The endpoints beside generation, keys and cross-origin rules."""
+"""The endpoints beside generation, and cross-origin rules."""
 
 from __future__ import annotations
 
@@ -124,29 +124,6 @@ async def test_load_balancers_may_ask_for_the_head_alone(path: str) -> None:
     async with live_server(ScriptedEngine()) as server:
         async with request(server.port, "HEAD", path) as response:
             assert (response.status, response.headers["content-length"]) == (200, "0")
-
-
-@pytest.mark.parametrize(
-    ("path", "headers", "status"),
-    [
-        ("/v1/models", {}, 401),
-        ("/v1/models", {"Authorization": "Bearer wrong"}, 401),
-        ("/v1/models", {"Authorization": "Basic one"}, 401),
-        ("/v1/models", {"Authorization": "Bearer "}, 401),
-        ("/v1/models", {"Authorization": "Bearer one"}, 200),
-        ("/v1/models", {"Authorization": "bearer two"}, 200),
-        ("//v1//models", {}, 401),
-        ("/health", {}, 200),
-        ("/metrics", {}, 200),
-    ],
-)
-async def test_keys_open_v1(path: str, headers: dict[str, str], status: int) -> None:
-    async with live_server(ScriptedEngine(), api_keys=["one", "two"]) as server:
-        async with request(server.port, "GET", path, headers=headers) as response:
-            assert response.status == status
-            if status == 401:
-                assert json.loads(await response.body())["error"]["code"] == "invalid_api_key"
-                assert response.headers["www-authenticate"] == "Bearer"
 
 
 async def test_browsers_of_allowed_origins_may_read_answers_and_errors() -> None:

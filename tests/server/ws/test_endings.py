@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from streamserve.errors import QueueFull
+from streamserve.server.ws.open_sockets import DRAINING
 from tests.server.ws.session import TERMINAL, Session, numbers, session
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine
@@ -55,6 +56,15 @@ async def test_a_drain_lets_streams_finish_then_closes_with_1001() -> None:
             assert (await busy.ending("s"))["status"] == "completed"
             assert await busy.closed() == 1001
         assert busy.text("s") == "whole"
+
+
+async def test_a_socket_that_opens_while_the_server_drains_is_closed_with_1001() -> None:
+    async with live_server(ScriptedEngine()) as server:
+        # Its upgrade was let through just before the phase changed.
+        server.service.sockets.leave(DRAINING)
+        async with session(server.port) as client:
+            assert await client.closed() == 1001
+        await server.service.sockets.wait_idle()
 
 
 async def test_a_drain_that_takes_too_long_ends_streams_with_an_error_before_1001() -> None:

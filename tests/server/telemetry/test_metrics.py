@@ -22,7 +22,7 @@ from tests.support.tiny_server import tiny_server
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMPLETION = {"prompt": "say", "stream": True, "max_tokens": 4000}
 BUFFER = 4096
 TIMES = {"queue": 0.5, "prefill": 0.5, "decode": 1.0, "inference": 1.5}

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -169,6 +170,27 @@ def test_a_schema_holds_over_http(demo: tuple[ServeProcess, Any]) -> None:
         server.base_url, max_tokens=40, seed=1, response_format={"type": "json_schema", "json_schema": {"schema": schema}}
     )
     assert set(json.loads(text)) == {"n"}
+
+
+def test_the_latency_of_an_abort_is_measured_from_the_client_to_the_engine(demo: tuple[ServeProcess, Any]) -> None:
+    server, _ = demo
+    started_at = monotonic()
+    count, total_s = abort_latency(server.base_url)
+    body = {"prompt": "Once upon a time", "max_tokens": 900, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=60) as response:
+        next(response.iter_lines())
+    while abort_latency(server.base_url)[0] == count:
+        assert monotonic() - started_at < 30, "the abort was never counted"
+    assert 0 < abort_latency(server.base_url)[1] - total_s < monotonic() - started_at
+
+
+def abort_latency(base_url: str) -> tuple[float, float]:
+    """Aborts so far and the seconds they took in all, as /metrics reports them."""
+    page = httpx.get(f"{base_url}/metrics").text
+    [count], [total_s] = (
+        re.findall(rf"^streamserve:abort_latency_seconds_{name}{{.*}} (\S+)$", page, re.MULTILINE) for name in ("count", "sum")
+    )
+    return float(count), float(total_s)
 
 
 def test_prompts_and_keys_are_never_logged(demo: tuple[ServeProcess, Any]) -> None:

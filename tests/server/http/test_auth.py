@@ -1,0 +1,84 @@
+"""API keys: the exact key opens /v1, over HTTP and over WebSockets, and nothing like it does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from tests.server.ws.session import session
+from tests.support.live_server import live_server
+from tests.support.raw_http import request
+from tests.support.scripted_engine import ScriptedEngine
+
+pytestmark = pytest.mark.anyio
+
+KEY = "Sesame-42"
+ALMOST = {
+    "suffix": "Sesame-42x",
+    "prefix": "xSesame-42",
+    "cut": "Sesame-4",
+    "upper": "SESAME-42",
+    "lower": "sesame-42",
+    "two": "Sesame-42 Sesame-42",
+    "quoted": '"Sesame-42"',
+}
+OVER_SOCKETS = {
+    "header": lambda key: {"additional_headers": {"Authorization": f"Bearer {key}"}},
+    "subprotocol": lambda key: {"subprotocols": ["realtime", f"openai-insecure-api-key.{key}"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/models", {}, 401),
+        ("/v1/models", {"Authorization": "Bearer wrong"}, 401),
+        ("/v1/models", {"Authorization": "Basic one"}, 401),
+        ("/v1/models", {"Authorization": "Bearer "}, 401),
+        ("/v1/models", {"Authorization": "Bearer one"}, 200),
+        ("/v1/models", {"Authorization": "bearer two"}, 200),
+        ("//v1//models", {}, 401),
+        ("/health", {}, 200),
+        ("/metrics", {}, 200),
+    ],
+)
+async def test_keys_open_v1(path: str, headers: dict[str, str], status: int) -> None:
+    async with live_server(ScriptedEngine(), api_keys=["one", "two"]) as server:
+        async with request(server.port, "GET", path, headers=headers) as response:
+            assert response.status == status
+            if status == 401:
+                assert json.loads(await response.body())["error"]["code"] == "invalid_api_key"
+                assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", ALMOST.values(), ids=ALMOST)
+async def test_a_key_that_is_almost_right_is_refused(key: str) -> None:
+    async with live_server(ScriptedEngine(), api_keys=[KEY]) as server:
+        for offered, status in ((key, 401), (KEY, 200)):
+            headers = {"Authorization": f"Bearer {offered}"}
+            async with request(server.port, "GET", "/v1/models", headers=headers) as response:
+                assert response.status == status
+
+
+@pytest.mark.parametrize("by", OVER_SOCKETS)
+@pytest.mark.parametrize("key", [ALMOST[name] for name in ("suffix", "prefix", "cut", "upper", "lower")])
+async def test_a_key_that_is_almost_right_opens_no_socket(key: str, by: str) -> None:
+    async with live_server(ScriptedEngine(), api_keys=[KEY]) as server:
+        with pytest.raises(InvalidStatus) as refused:
+            async with session(server.port, **OVER_SOCKETS[by](key)):
+                raise AssertionError("the upgrade was accepted")
+        assert refused.value.response.status_code == 401
+        async with session(server.port, **OVER_SOCKETS[by](KEY)) as client:
+            await client.send({"type": "ping"})
+            assert (await client.receive())["type"] == "pong"
+
+
+@pytest.mark.parametrize("name", ["OpenAI-Insecure-Api-Key.", "openai-insecure-api-key", "x-openai-insecure-api-key."])
+async def test_a_key_in_another_subprotocol_counts_for_nothing(name: str) -> None:
+    async with live_server(ScriptedEngine(), api_keys=[KEY]) as server:
+        with pytest.raises(InvalidStatus) as refused:
+            async with session(server.port, subprotocols=["realtime", f"{name}{KEY}"]):
+                raise AssertionError("the upgrade was accepted")
+        assert refused.value.response.status_code == 401
