@@ -1,9 +1,13 @@
-"""Configuration of the HTTP side: names, keys, limits, timeouts. Frozen; the engine's own settings are in `EngineConfig`.
+"""Configuration of the HTTP side: names, keys, limits, timeouts. Plain frozen values; the engine's are in `EngineConfig`.
 
-Crosses to extra API workers as JSON on a private pipe, because it holds keys: never on a command line or in the environment.
+`ServerConfig` crosses to further API workers as JSON on a private pipe, because it holds keys: never on a command line or in
+the environment.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -78,3 +82,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     otlp_traces_endpoint: str | None = None
     seed: int | None = None
     cors: CorsConfig | None = CorsConfig()
+
+
+class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds and defaults of requests, once the model is known.
+
+    defaults             sampling parameters, by `SamplingParams` name, for requests that leave them out
+    max_logprobs         the most alternatives per position
+    max_model_len        tokens of prompt and output together
+    priority_scheduling  whether a request's priority is honoured
+    """
+
+    defaults: Mapping[str, Any]
+    max_logprobs: int
+    max_model_len: int
+    priority_scheduling: bool

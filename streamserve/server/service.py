@@ -13,14 +13,13 @@ import anyio
 
 from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
-from streamserve.server.config import ServerConfig
+from streamserve.server.config import RequestLimits, ServerConfig
 from streamserve.server.delivery.asgi import Timeouts
 from streamserve.server.delivery.delivery import Delivery
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.lifecycle import Lifecycle, Phase
-from streamserve.server.limits import RequestLimits
 from streamserve.server.open_sockets import DRAINING, FAILED, OpenSockets
 from streamserve.server.request_templates import RequestTemplates
 from streamserve.server.siblings.control import Method

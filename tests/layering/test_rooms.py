@@ -53,7 +53,30 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "step": {"device", "rows", "sampling", "graphs"},
         "runner": {"device", "kv_cache", "rows", "graphs", "startup", "step"},
     },
-}
+    "server": {
+        "config": set(),
+        "lifecycle": set(),
+        "open_sockets": set(),
+        "request_templates": set(),
+        "telemetry": set(),
+        "http": {"telemetry"},
+        "siblings": {"http"},
+        "delivery": {"http", "telemetry"},
+        "service": {"config", "delivery", "lifecycle", "open_sockets", "request_templates", "siblings", "telemetry"},
+        # what an API, the sockets and the app know of each other
+        "api": {"delivery", "http", "service"},
+        "ws": {"api", "config", "delivery", "http", "open_sockets", "service", "siblings"},
+        "apis.openai": {"api", "config", "delivery", "http", "service", "telemetry"},
+        "apis.responses": {"api", "apis.openai", "delivery", "http", "service", "siblings", "telemetry"},
+        "openapi": {"apis.openai", "apis.responses"},
+        "status_routes": {"http", "openapi", "service"},
+        "app": {
+            "api", "apis.openai", "apis.responses", "config", "delivery", "http", "service", "siblings", "status_routes",
+            "telemetry", "ws",
+        },
+        "process": {"app", "config", "http", "service", "siblings", "telemetry", "ws"},
+    },
+}  # fmt: skip
 
 # Third parties that a room must not load, not even inside a function.
 MUST_NOT_IMPORT: dict[str, set[str]] = {
@@ -79,9 +102,16 @@ def room_of(module: str) -> str:
 
 
 def inner_room(module: str, room: str) -> str | None:
-    """The folder or module of `streamserve.<room>` that a module is in; None when it is elsewhere."""
+    """The folder or module of `streamserve.<room>` that a module is in; None when it is elsewhere.
+
+    Where the table names rooms of a folder, as in "apis.openai", each folder in it is a room.
+    """
     parts = module.split(".")
-    return parts[2] if parts[:2] == ["streamserve", room] and len(parts) > 2 else None
+    if parts[:2] != ["streamserve", room] or len(parts) < 3:
+        return None
+    if not any(name.startswith(f"{parts[2]}.") for name in MAY_IMPORT_INSIDE[room]):
+        return parts[2]
+    return ".".join(parts[2:4]) if len(parts) > 3 else None
 
 
 def is_ours(target: str) -> bool:

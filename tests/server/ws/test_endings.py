@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from streamserve.errors import QueueFull
-from streamserve.server.ws.open_sockets import DRAINING
+from streamserve.server.open_sockets import DRAINING
 from tests.server.ws.session import TERMINAL, Session, numbers, session
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine

@@ -16,7 +16,7 @@ from streamserve.server.apis.openai.schemas import (
     StructuredOutputsInput,
 )
 from streamserve.server.apis.openai.tools import ToolUse
-from streamserve.server.limits import RequestLimits
+from streamserve.server.config import RequestLimits
 from streamserve.types import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
