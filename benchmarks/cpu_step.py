@@ -29,7 +29,7 @@ from streamserve_kernels import Shared
 BLOCK_SIZE = 16
 
 
-def step_inputs(rows: int, new_tokens: int, context: int) -> StepInputs:
+def step_inputs(num_layers: int, rows: int, new_tokens: int, context: int) -> StepInputs:
     """`rows` sequences that each compute `new_tokens` after `context - new_tokens` earlier ones, blocks interleaved."""
     blocks = -(-context // BLOCK_SIZE)
     tables = torch.arange(rows * blocks, dtype=torch.int32).view(blocks, rows).t().contiguous()
@@ -38,8 +38,8 @@ def step_inputs(rows: int, new_tokens: int, context: int) -> StepInputs:
     return StepInputs(
         token_ids=torch.randint(0, 1000, (rows * new_tokens,)),
         positions=positions,
-        slot_mapping=slots * BLOCK_SIZE + positions % BLOCK_SIZE,
-        block_tables=tables,
+        slot_mapping=[slots * BLOCK_SIZE + positions % BLOCK_SIZE] * num_layers,
+        block_tables=[tables] * num_layers,
         seq_lens=torch.full((rows,), context, dtype=torch.int32),
         query_start=torch.arange(rows + 1, dtype=torch.int32) * new_tokens,
         num_decodes=rows if new_tokens == 1 else 0,
@@ -94,9 +94,11 @@ def main() -> None:
     blocks = longest // BLOCK_SIZE + max(args.rows) + 1
     shape = (blocks, 2, arch.kv_heads, BLOCK_SIZE, arch.head_dim)
     kv_caches = [torch.randn(shape, dtype=dtype) for _ in range(arch.num_layers)]
-    cases = {f"decode, {rows} x {args.context}": (rows, step_inputs(rows, 1, args.context)) for rows in args.rows}
+    cases = {
+        f"decode, {rows} x {args.context}": (rows, step_inputs(arch.num_layers, rows, 1, args.context)) for rows in args.rows
+    }
     if args.prefill:
-        cases[f"prefill, {args.prefill}"] = (args.prefill, step_inputs(1, args.prefill, args.prefill))
+        cases[f"prefill, {args.prefill}"] = (args.prefill, step_inputs(arch.num_layers, 1, args.prefill, args.prefill))
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(args.rounds):
         for name, (_, inputs) in cases.items():

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from streamserve.errors import InvalidParameter, invalid_value
+from streamserve.kv_groups import KvGroups
 
 FinishReason = Literal["stop", "length", "abort", "error", "time"]
 
@@ -313,6 +314,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     max_model_len   tokens of prompt and output together
     num_blocks      KV blocks in all, of `block_size` tokens each
+    windows         of the model's layer groups, as in `KvGroups`
     compiled        whether layers run compiled on a CPU; None where there is nothing to compile
     """
 
@@ -325,12 +327,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     block_size: int
     max_num_seqs: int
+    windows: tuple[int | None, ...] = (None,)
     compiled: bool | None = None
     startup_s: dict[str, float] = {}
 
     @property
     def kv_capacity_tokens(self) -> int:
-        return self.num_blocks * self.block_size
+        """Tokens of sequences of `max_model_len` tokens that fit the cache once their prompts are computed."""
+        size = -(-self.max_model_len // self.block_size) * self.block_size
+        return self.num_blocks * size // KvGroups(self.block_size, self.windows).blocks_for(self.max_model_len, 1)
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -233,6 +233,7 @@ def scheduler_limits(config: EngineConfig, info: EngineInfo) -> SchedulerLimits:
     return SchedulerLimits(
         num_blocks=info.num_blocks,
         block_size=info.block_size,
+        windows=info.windows,
         max_num_seqs=info.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=info.max_model_len,

@@ -21,6 +21,18 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+@dataclass(frozen=True)
+class PagedKv:
+    """What a layer keeps for a sequence: a key and a value of each of its tokens, in every KV head.
+
+    window  how many tokens the newest one sees, itself included: older ones need not be kept; None keeps all
+    """
+
+    kv_heads: int
+    head_dim: int
+    window: int | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelArch:
     """The shape of one decoder-only transformer.
@@ -65,6 +77,11 @@ class ModelArch:
     tied_embeddings: bool = False
 
     fused_in_checkpoint: bool = False
+
+    @property
+    def layer_states(self) -> tuple[PagedKv, ...]:
+        """What each layer keeps for a sequence."""
+        return tuple(PagedKv(self.kv_heads, self.head_dim, window) for window in self.windows)
 
     @property
     def kv_values_per_token(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,8 +16,10 @@ class StepInputs:
 
     token_ids        [tokens]                 int64 or int32
     positions        [tokens]                 int64, place of each token in its sequence
-    slot_mapping     [tokens]                 int64, place in the KV cache (block * block_size + offset); negative is padding
-    block_tables     [sequences, max_blocks]  int32, unused entries never read
+    slot_mapping     per layer: [tokens]                 int64, place in the KV cache (block * block_size + offset); negative is
+                     padding
+    block_tables     per layer: [sequences, max_blocks]  int32, entries past a sequence's end and before a layer's window may be
+                     any block. Layers that share tables have the same tensor
     seq_lens         [sequences]              int32, tokens in the cache once this step has written its own
     query_start      [sequences + 1]          int32, prefix sums of the tokens per sequence
     num_decodes      leading sequences with exactly one token
@@ -26,8 +29,8 @@ class StepInputs:
 
     token_ids: Tensor
     positions: Tensor
-    slot_mapping: Tensor
-    block_tables: Tensor
+    slot_mapping: Sequence[Tensor]
+    block_tables: Sequence[Tensor]
     seq_lens: Tensor
     query_start: Tensor
     num_decodes: int

@@ -1,51 +1,32 @@
-"""The KV cache: one tensor per layer, and how many blocks of it fit.
+"""The KV cache: its tensors, and how many blocks of it fit.
 
-A block holds `block_size` tokens in every layer. Sizing is arithmetic on bytes that others measured; errors name the flag to
-change and the value that would do.
+Sizing is arithmetic on bytes that others measured; errors name the flag to change and the value that would do.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.memory import Memory
+from streamserve.worker.kv_layout import KvLayout
 
 _GIB = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class KvShape:
-    """What one token and one block of a model's cache are made of."""
-
-    num_layers: int
-    kv_heads: int
-    head_dim: int
-    block_size: int
-    dtype: torch.dtype
-
-    @property
-    def block_bytes(self) -> int:
-        return 2 * self.num_layers * self.kv_heads * self.head_dim * self.block_size * self.dtype.itemsize
-
-    def blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
-
-
-def allocate(shape: KvShape, num_blocks: int, device: Device) -> list[Tensor]:
-    """Per layer [num_blocks, 2, kv_heads, block_size, head_dim]."""
-    layer = (num_blocks, 2, shape.kv_heads, shape.block_size, shape.head_dim)
-    return [device.allocate_cache(layer, shape.dtype) for _ in range(shape.num_layers)]
+def allocate(layout: KvLayout, num_blocks: int, device: Device) -> list[Tensor]:
+    """Per layer [num_blocks, 2, kv_heads, block_size, head_dim]; layers of different groups share tensors."""
+    shape = (num_blocks, *layout.tensor_shape)
+    tensors = [device.allocate_cache(shape, layout.dtype) for _ in range(layout.num_tensors)]
+    return [tensors[index] for index in layout.tensor_of]
 
 
 def count_blocks(
-    config: EngineConfig, shape: KvShape, max_model_len: int, memory: Memory, activation_bytes: int, cap: int | None
+    config: EngineConfig, layout: KvLayout, max_model_len: int, memory: Memory, activation_bytes: int, cap: int | None
 ) -> int:
     """How many blocks the cache gets.
 
@@ -64,19 +45,19 @@ def count_blocks(
     else:
         budget = int(memory.total * config.gpu_memory_utilization) - (memory.total - memory.free) - activation_bytes
         if cap is not None:
-            one = shape.blocks_for(max_model_len) * shape.block_bytes
+            one = layout.blocks_for(max_model_len) * layout.block_bytes
             budget = min(budget, max(cap, one), config.max_num_seqs * one)
-    num_blocks = max(0, budget) // shape.block_bytes
-    if num_blocks < shape.blocks_for(max_model_len):
-        raise ConfigError(_too_small(config, shape, max_model_len, budget, memory))
+    num_blocks = max(0, budget) // layout.block_bytes
+    if num_blocks < layout.blocks_for(max_model_len):
+        raise ConfigError(_too_small(config, layout, max_model_len, budget, memory))
     return num_blocks
 
 
-def _too_small(config: EngineConfig, shape: KvShape, max_model_len: int, budget: int, memory: Memory) -> str:
+def _too_small(config: EngineConfig, layout: KvLayout, max_model_len: int, budget: int, memory: Memory) -> str:
     """budget  below 0 when others hold more than the share allows"""
-    needed = shape.blocks_for(max_model_len) * shape.block_bytes
+    needed = layout.blocks_for(max_model_len) * layout.block_bytes
     free = max(0, budget)
-    fitting = free // shape.block_bytes * shape.block_size
+    fitting = layout.groups.longest(free // layout.block_bytes, layout.step_tokens, max_model_len)
     problem = f"max_model_len {max_model_len} needs {_size(needed)} of KV cache for one sequence, {_size(free)} are free"
     shorter = f"lower --max-model-len to {fitting}" if fitting else "use a smaller model"
     if config.kv_cache_memory is not None:

@@ -16,7 +16,8 @@ from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.select import open_device
-from streamserve.worker.kv_cache import KvShape, allocate, count_blocks
+from streamserve.worker.kv_cache import allocate, count_blocks
+from streamserve.worker.kv_layout import KvLayout, lay_out
 from streamserve.worker.rows.rows import RankLimits, Rows
 from streamserve.worker.startup.activation_memory import measure_activations
 from streamserve.worker.startup.compiled_layers import is_compiled, with_compiled_layers
@@ -50,7 +51,13 @@ class Runner:
         max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
         device = open_device(config.device)
         dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
-        shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
+        layout = lay_out(
+            arch.layer_states,
+            max_model_len=max_model_len,
+            block_size=config.block_size,
+            step_tokens=config.max_num_batched_tokens,
+            dtype=dtype,
+        )
         if device.target is not None:
             self._triton_cache.send_target(CompileTarget(**device.target._asdict(), dtype=str(dtype).removeprefix("torch.")))
         with device.stream(), explain_out_of_memory(device, config, phases):
@@ -66,19 +73,20 @@ class Runner:
                 )
                 if device.compiles_layers and not config.enforce_eager:
                     model = with_compiled_layers(model, config.block_size)
-            rows = Rows(device, RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
+            limits = RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size, layout.group_of)
+            rows = Rows(device, limits)
             if device.captures:
                 with phases.measure("compile"):
                     preload()
                     device.load_libraries()
-                    steps = kernel_steps(device, model, rows, shape, config.max_num_batched_tokens)
+                    steps = kernel_steps(device, model, rows, layout, config.max_num_batched_tokens)
                     self._triton_cache.wait()
                 with phases.measure("kernels"):
                     run_at_once(device, steps)
                     self._triton_cache.mark_complete()
             with phases.measure("kv_cache"):
-                num_blocks = _size_cache(config, device, model, rows, shape, max_model_len)
-                self._steps = StepRunner(device, model, rows, allocate(shape, num_blocks, device))
+                num_blocks = _size_cache(config, device, model, rows, layout, max_model_len)
+                self._steps = StepRunner(device, model, rows, allocate(layout, num_blocks, device))
             if device.captures and not config.enforce_eager:
                 with phases.measure("graphs"):
                     self._steps.capture(config.max_num_batched_tokens)
@@ -93,6 +101,7 @@ class Runner:
             vocab_size=arch.vocab_size,
             num_blocks=num_blocks,
             block_size=config.block_size,
+            windows=layout.groups.windows,
             max_num_seqs=config.max_num_seqs,
             compiled=is_compiled(model) if device.compiles_layers else None,
             startup_s=phases.seconds,
@@ -106,9 +115,7 @@ class Runner:
 
 
 def _size_cache(
-    config: EngineConfig, device: Device, model: CausalModel, rows: Rows, shape: KvShape, max_model_len: int
+    config: EngineConfig, device: Device, model: CausalModel, rows: Rows, layout: KvLayout, max_model_len: int
 ) -> int:
-    activation_bytes = measure_activations(
-        device, model, rows, shape, config.max_num_batched_tokens, config.max_num_seqs, max_model_len
-    )
-    return count_blocks(config, shape, max_model_len, device.memory(), activation_bytes, device.kv_cache_cap)
+    activation_bytes = measure_activations(device, model, rows, layout, config.max_num_batched_tokens, config.max_num_seqs)
+    return count_blocks(config, layout, max_model_len, device.memory(), activation_bytes, device.kv_cache_cap)

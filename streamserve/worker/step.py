@@ -96,7 +96,7 @@ class StepRunner:
 
     def _run(self, items: list[RowWork]) -> tuple[StepWork, Tensor]:
         work = self._work.send(items)
-        return work, self._model(gather(self._rows.tables, work, self._rows.limits.block_size), self._kv_caches)
+        return work, self._model(gather(self._rows.tables, work, self._rows.limits), self._kv_caches)
 
     def _replay(self, plan: Plan, capture: Capture) -> PendingStep:
         if not self._rows.scored and not self._sampling.needs_upload(plan.work):

@@ -14,7 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what everybody may know
     "errors": set(),
     "kv_groups": set(),
-    "types": {"errors"},
+    "types": {"errors", "kv_groups"},
     "config": {"errors"},
     # files on disk
     "checkpoint": FOUNDATION,
@@ -45,13 +45,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
     "worker": {
         "device": set(),
-        "kv_cache": {"device"},
+        "kv_layout": set(),
+        "kv_cache": {"device", "kv_layout"},
         "rows": {"device"},
         "sampling": {"device", "rows"},
         "graphs": {"device", "rows"},
-        "startup": {"device", "kv_cache", "rows", "graphs"},
+        "startup": {"device", "kv_layout", "kv_cache", "rows", "graphs"},
         "step": {"device", "rows", "sampling", "graphs"},
-        "runner": {"device", "kv_cache", "rows", "graphs", "startup", "step"},
+        "runner": {"device", "kv_layout", "kv_cache", "rows", "graphs", "startup", "step"},
     },
     "server": {
         "config": set(),

@@ -1,4 +1,7 @@
-"""Runs a model over a paged cache the way a worker does, small and by hand: scattered blocks, chunks, mixed batches."""
+"""Runs a model over a paged cache the way a worker does, small and by hand: scattered blocks, chunks, mixed batches.
+
+Neighbouring layers have different block tables, as those of different layer groups have.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from streamserve.models.architectures.base import CausalModel
 from streamserve.models.inputs import StepInputs
 
 BLOCK_SIZE = 16
+NUM_GROUPS = 2
 
 
 class PagedRun:
     """Sequences over one cache; each `step` gives some of them tokens and returns the logits of all of those."""
 
-    def __init__(self, model: CausalModel, *, num_blocks: int = 64) -> None:
+    def __init__(self, model: CausalModel, *, num_blocks: int = 128) -> None:
         arch = model.arch
         dtype = next(model.parameters()).dtype
         shape = (num_blocks, 2, arch.kv_heads, BLOCK_SIZE, arch.head_dim)
@@ -25,7 +29,7 @@ class PagedRun:
         self.model = model
         self._free = list(range(num_blocks))
         random.Random(0).shuffle(self._free)
-        self._blocks: dict[str, list[int]] = {}
+        self._blocks: dict[str, list[list[int]]] = {}
         self._lengths: dict[str, int] = {}
 
     def step(self, work: dict[str, list[int]]) -> dict[str, Tensor]:
@@ -46,23 +50,29 @@ class PagedRun:
 
     def _inputs(self, ordered: list[str], work: dict[str, list[int]]) -> StepInputs:
         positions: list[int] = []
-        slots: list[int] = []
+        slots: list[list[int]] = [[] for _ in range(NUM_GROUPS)]
         starts = [0]
         for name in ordered:
             places = range(self._lengths.get(name, 0), self._lengths.get(name, 0) + len(work[name]))
             self._grow(name, places.stop)
             positions += places
-            slots += [self._blocks[name][place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in places]
+            for group, blocks in enumerate(self._blocks[name]):
+                slots[group] += [blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in places]
             starts.append(starts[-1] + len(places))
         lengths = [self._lengths[name] for name in ordered]
-        width = max(len(self._blocks[name]) for name in ordered) + 1
+        width = -(-max(lengths) // BLOCK_SIZE) + 1
         # Entries past a sequence's blocks are never read: an impossible block shows when they are.
-        tables = [self._blocks[name] + [1 << 20] * (width - len(self._blocks[name])) for name in ordered]
+        tables = [
+            [blocks + [1 << 20] * (width - len(blocks)) for blocks in of_group]
+            for of_group in zip(*(self._blocks[name] for name in ordered), strict=True)
+        ]
+        slots_of, tables_of = [torch.tensor(each) for each in slots], [torch.tensor(each, dtype=torch.int32) for each in tables]
+        group_of = [layer % NUM_GROUPS for layer in range(len(self.kv_caches))]
         return StepInputs(
             token_ids=torch.tensor([token for name in ordered for token in work[name]]),
             positions=torch.tensor(positions),
-            slot_mapping=torch.tensor(slots),
-            block_tables=torch.tensor(tables, dtype=torch.int32),
+            slot_mapping=[slots_of[group] for group in group_of],
+            block_tables=[tables_of[group] for group in group_of],
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             query_start=torch.tensor(starts, dtype=torch.int32),
             num_decodes=sum(len(work[name]) == 1 for name in ordered),
@@ -70,7 +80,7 @@ class PagedRun:
         )
 
     def _grow(self, name: str, length: int) -> None:
-        blocks = self._blocks.setdefault(name, [])
-        while len(blocks) * BLOCK_SIZE < length:
-            blocks.append(self._free.pop())
+        for blocks in self._blocks.setdefault(name, [[] for _ in range(NUM_GROUPS)]):
+            while len(blocks) * BLOCK_SIZE < length:
+                blocks.append(self._free.pop())
         self._lengths[name] = length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.scheduler import Scheduler
@@ -28,14 +29,15 @@ class Stepper:
         self.runner = runner
         self._in_flight = in_flight
 
-    def run(self, *specs: SequenceSpec) -> dict[str, TokenDelta]:
-        """Admit all, run to the end, and return what each produced, merged."""
+    def run(self, *specs: SequenceSpec, on_step: Callable[[], object] = lambda: None) -> dict[str, TokenDelta]:
+        """Admit all, run to the end, and return what each produced, merged; `on_step` is called when a step is planned."""
         for one in specs:
             self.scheduler.add(one, 0.0)
         merged: dict[str, TokenDelta] = {}
         flying = deque()
         while self.scheduler.has_work or flying:
             step = self.scheduler.schedule(0.0)
+            on_step()
             if step is not None:
                 flying.append((step, self.runner.step(step.plan)))
             if step is None or len(flying) >= self._in_flight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from streamserve.models.registry import read_arch
 from streamserve.models.weights.loader import load_model
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.worker.device.cpu import CpuDevice
-from streamserve.worker.kv_cache import KvShape, allocate
+from streamserve.worker.kv_cache import allocate
+from streamserve.worker.kv_layout import lay_out
 from streamserve.worker.rows.rows import RankLimits, Rows
 from streamserve.worker.step import StepRunner
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama
+from tests.support.windowed_model import MODELS, WindowedModel
 
 NUM_BLOCKS, ROWS, MAX_MODEL_LEN, STEP_TOKENS = 64, 8, 256, 64
 
@@ -50,7 +53,7 @@ class CapturingCpu(CpuDevice):
 class Playing(Stepper):
     """A stepper on a device that captures, which counts its steps."""
 
-    def __init__(self, tiny: TinyLlama, in_flight: int, *, captures: bool = True) -> None:
+    def __init__(self, tiny: TinyLlama | WindowedModel, in_flight: int, *, captures: bool = True) -> None:
         self.device, self.steps = CapturingCpu(), 0
         checkpoint = resolve(tiny.path)
         arch = read_arch(checkpoint.config)
@@ -59,14 +62,17 @@ class Playing(Stepper):
             model = load_model(
                 checkpoint, arch, dtype=torch.float32, device=place, quantization="none", max_model_len=MAX_MODEL_LEN
             )
-        rows = Rows(self.device, RankLimits(ROWS, MAX_MODEL_LEN, 16, arch.vocab_size))
-        shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, 16, torch.float32)
-        self._inner = StepRunner(self.device, model, rows, allocate(shape, NUM_BLOCKS, self.device))
+        layout = lay_out(
+            arch.layer_states, max_model_len=MAX_MODEL_LEN, block_size=16, step_tokens=STEP_TOKENS, dtype=torch.float32
+        )
+        rows = Rows(self.device, RankLimits(ROWS, MAX_MODEL_LEN, 16, arch.vocab_size, layout.group_of))
+        self._inner = StepRunner(self.device, model, rows, allocate(layout, NUM_BLOCKS, self.device))
         if captures:
             self._inner.capture(STEP_TOKENS)
         limits = SchedulerLimits(
             num_blocks=NUM_BLOCKS,
             block_size=16,
+            windows=layout.groups.windows,
             max_num_seqs=ROWS,
             max_num_batched_tokens=STEP_TOKENS,
             max_model_len=MAX_MODEL_LEN,
@@ -85,6 +91,16 @@ def test_replayed_steps_give_the_tokens_of_transformers(tiny: TinyLlama, in_flig
     specs = [spec(f"s{length}", list(range(3, 3 + length)), 6 + length) for length in (1, 5, 12, 30, 17)]
     got = {name: delta.token_ids for name, delta in playing.run(*specs).items()}
     assert got == {one.sequence_id: tiny.greedy(one.prompt_token_ids, one.max_tokens) for one in specs}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replayed_steps_of_windowed_layers_give_the_tokens_of_transformers(name: str, tmp_path: Path) -> None:
+    model = WindowedModel(name, tmp_path)
+    playing = Playing(model, 2)
+    specs = [spec(f"s{length}", prompt(length, length), 30 + length % 7) for length in (1, 12, 40, 90)]
+    got = {name: delta.token_ids for name, delta in playing.run(*specs).items()}
+    assert got == {one.sequence_id: model.greedy(one.prompt_token_ids, one.max_tokens) for one in specs}
+    assert playing.device.replays > playing.steps // 2
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])

@@ -18,7 +18,7 @@ VOCAB = 64
 def parameters_of(*samplings: RowSampling, num_prompt_tokens: int = 4, start: int = 5) -> SamplingTensors:
     """One sampled row for each."""
     device = CpuDevice()
-    rows = Rows(device, RankLimits(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB))
+    rows = Rows(device, RankLimits(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB, group_of=(0,)))
     tokens = list(range(start + 1))
     rows.apply(Plan(1, [RowStart(row, tokens, num_prompt_tokens, one) for row, one in enumerate(samplings)], [], []))
     work = [RowWork(row, start, 1, True) for row in range(len(samplings))]

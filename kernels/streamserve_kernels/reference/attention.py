@@ -107,7 +107,8 @@ def paged_attention(
     q              [tokens, q_heads, head_dim]  bf16|fp16|fp32, rows of all sequences one after another
     kv_cache       [blocks, 2, kv_heads, block_size, head_dim]  same dtype; q_heads is a multiple of kv_heads
                    every slot holds finite numbers, written or not (a new cache is zeros): what is masked is still multiplied
-    block_tables   [sequences, max_blocks]  int32, unused entries may hold anything
+    block_tables   [sequences, max_blocks]  int32, entries past a sequence's end may hold anything, those before its window any
+                   block
     seq_lens       [sequences]      int32, tokens in the cache including this step's
     query_start    [sequences + 1]  int32, prefix sums of query lengths; a sequence's queries are its last tokens
     scale          factor of the scores
@@ -119,7 +120,7 @@ def paged_attention(
     """
     shared = shared or Shared()
     lengths = shared.get("lengths", seq_lens.tolist)
-    groups = shared.get("groups", lambda: _group(lengths[:num_decodes], block_tables, seq_lens))
+    groups = shared.get(("groups", id(block_tables)), lambda: _group(lengths[:num_decodes], block_tables, seq_lens))
     if len(groups) == 1 and num_decodes == len(lengths):
         return _decode(q, kv_cache, groups[0], scale, window, softcap, shared)
     out = torch.empty_like(q)
@@ -129,7 +130,8 @@ def paged_attention(
     starts = shared.get("starts", query_start.tolist)
     for sequence in range(num_decodes, len(lengths)):
         length, span = lengths[sequence], slice(starts[sequence], starts[sequence + 1])
-        keys, values = _gather(kv_cache, block_tables[sequence : sequence + 1], length, ("head blocks", sequence), shared)
+        key, table = ("head blocks", id(block_tables), sequence), block_tables[sequence : sequence + 1]
+        keys, values = _gather(kv_cache, table, length, key, shared)
         out[span] = _prefill(q[span], keys[..., :length, :], values[..., :length, :], scale, window, softcap, shared)
     return out
 
@@ -170,7 +172,7 @@ def _decode(
     """One query per sequence, [sequences, q_heads, head_dim]; heads that share keys are a head's queries."""
     num_sequences, _, head_dim = q.shape
     longest = group.longest
-    keys, values = _gather(kv_cache, group.block_tables, longest, ("cells", group.sequences), shared)
+    keys, values = _gather(kv_cache, group.block_tables, longest, ("head blocks", id(group.block_tables)), shared)
     grouped = q.view(num_sequences, kv_cache.shape[2], -1, head_dim)
     if num_sequences == 1:
         first = 0 if window is None else max(0, longest - window)

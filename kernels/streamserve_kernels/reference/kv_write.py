@@ -25,7 +25,9 @@ def write_kv(key_value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, shared: 
     shared        the step's
     """
     shared = shared or Shared()
-    kept, rows = shared.get("cache rows", lambda: _cache_rows(slot_mapping, 2 * kv_cache.shape[2], kv_cache.shape[3]))
+    kept, rows = shared.get(
+        ("cache rows", id(slot_mapping)), lambda: _cache_rows(slot_mapping, 2 * kv_cache.shape[2], kv_cache.shape[3])
+    )
     stored = key_value if kept is None else key_value[kept]
     heads = kv_cache.view(-1, kv_cache.shape[4])
     heads.index_copy_(0, rows, stored.reshape(-1, heads.shape[1]))

@@ -12,7 +12,10 @@ T = TypeVar("T")
 
 
 class Shared:
-    """Values of one step by key. Create one per step and pass it to each of its layers."""
+    """Values of one step by key. Create one per step and pass it to each of its layers.
+
+    A key with a tensor's `id` in it needs a tensor that lives as long, as the step's inputs do.
+    """
 
     __slots__ = ("_values",)
 

@@ -41,7 +41,7 @@ class CompiledDecoder(CausalModel):
         self._layers = [_CompiledLayer(layer, tables[id(cos_sin)], pieces) for layer, cos_sin, pieces in parts]
 
     def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
-        if bool((inputs.slot_mapping < 0).any()):
+        if bool((inputs.slot_mapping[0] < 0).any()):
             # Padding: compiled code would write it to the end of the cache.
             return self._decoder.forward(inputs, kv_caches)
         hidden: Tensor = self._decoder.embedding(inputs.token_ids)
@@ -74,25 +74,27 @@ class _CompiledLayer:
 
     def decode(self, hidden: Tensor, inputs: StepInputs, kv_cache: Tensor) -> Tensor:
         """All of the layer in a step with one new token a sequence: hidden [rows, hidden_size] -> the same shape."""
-        shape, window = self._kernels.shape, self._attention.window
+        shape, layer, window = self._kernels.shape, self._attention.layer, self._attention.window
+        block_tables = inputs.block_tables[layer]
 
         def units_of_step() -> Units:
-            return attention_units(shape, inputs.positions, inputs.block_tables, window, kv_cache.shape[0])
+            return attention_units(shape, inputs.positions, block_tables, window, kv_cache.shape[0])
 
-        units = inputs.shared.get(("attention units", shape.block_size, window), units_of_step)
-        arguments = (hidden, kv_cache, self._turns(inputs), inputs.slot_mapping, *units)
+        units = inputs.shared.get(("attention units", shape.block_size, window, id(block_tables)), units_of_step)
+        arguments = (hidden, kv_cache, self._turns(inputs), inputs.slot_mapping[layer], *units)
         if self._kernels.decode_few is not None and is_few(len(hidden)):
             return self._kernels.decode_few(arguments, self._few_weights.layer)
         return self._kernels.decode(arguments, self._weights.layer)
 
     def run(self, hidden: Tensor, inputs: StepInputs, kv_cache: Tensor) -> Tensor:
         """All of the layer in any step: hidden [tokens, hidden_size] -> the same shape."""
-        arguments = (hidden, kv_cache, self._turns(inputs), inputs.slot_mapping)
+        layer = self._attention.layer
+        arguments = (hidden, kv_cache, self._turns(inputs), inputs.slot_mapping[layer])
         q = self._kernels.before(arguments, self._weights.before)
         attended = paged_attention(
             q,
             kv_cache,
-            inputs.block_tables,
+            inputs.block_tables[layer],
             inputs.seq_lens,
             inputs.query_start,
             scale=self._attention.scale,

@@ -17,6 +17,7 @@ class Attention(nn.Module):
     def __init__(self, arch: ModelArch, layer: int, prefix: str, place: Placement, *, norm_offset: float = 0.0) -> None:
         """prefix + "q_norm.weight" and prefix + "k_norm.weight" are read where the family norms its heads."""
         super().__init__()
+        self.layer = layer
         self.q_heads, self.kv_heads, self.head_dim = arch.q_heads, arch.kv_heads, arch.head_dim
         self.eps = arch.norm_eps
         self.scale, self.window, self.softcap = arch.attention_scale, arch.windows[layer], arch.softcap
@@ -30,8 +31,8 @@ class Attention(nn.Module):
             inputs.positions,
             cos_sin,
             kv_cache,
-            inputs.slot_mapping,
-            inputs.block_tables,
+            inputs.slot_mapping[self.layer],
+            inputs.block_tables[self.layer],
             inputs.seq_lens,
             inputs.query_start,
             q_heads=self.q_heads,

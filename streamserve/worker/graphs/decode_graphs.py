@@ -95,7 +95,7 @@ class DecodeGraphs:
         work = replace(self._uploader.send([self._padding] * size, padding=size), max_seq_len=limits.max_model_len)
 
         def forward() -> Tensor:
-            hidden: Tensor = self._model(gather(tables, work, limits.block_size), self._kv_caches)
+            hidden: Tensor = self._model(gather(tables, work, limits), self._kv_caches)
             return hidden
 
         def whole() -> Tensor:

@@ -105,7 +105,7 @@ class PromptGraphs:
         work = replace(sent, max_seq_len=limits.max_model_len)
 
         def forward() -> Tensor:
-            hidden = self._model(gather(tables, work, limits.block_size), self._kv_caches)
+            hidden = self._model(gather(tables, work, limits), self._kv_caches)
             if self._states is None:
                 # The first size is the largest. With a place for each, states would take as much as all activations.
                 self._states = hidden

@@ -14,7 +14,8 @@ from streamserve.models.inputs import StepInputs
 from streamserve.scheduling.plan import RowWork
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.staging import Packing, StagingRing
-from streamserve_kernels import RowTables, gather_inputs
+from streamserve.worker.rows.rows import RankLimits
+from streamserve_kernels import GatheredInputs, RowTables, gather_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +93,28 @@ class WorkUploader:
         )
 
 
-def gather(tables: RowTables, work: StepWork, block_size: int) -> StepInputs:
+def gather(tables: RowTables, work: StepWork, limits: RankLimits) -> StepInputs:
     """The model's inputs, read from the rows."""
     gathered = gather_inputs(
-        tables, work.rows, work.starts, work.query_start, num_tokens=work.num_tokens, block_size=block_size
+        tables, work.rows, work.starts, work.query_start, num_tokens=work.num_tokens, block_size=limits.block_size
     )
+    return step_inputs(gathered, work.query_start, limits.group_of, num_decodes=work.num_decodes, max_seq_len=work.max_seq_len)
+
+
+def step_inputs(
+    gathered: GatheredInputs, query_start: Tensor, group_of: tuple[int, ...], *, num_decodes: int, max_seq_len: int
+) -> StepInputs:
+    """What was gathered, with each layer given what is its group's."""
+    slot_mapping, block_tables = gathered.slot_mapping.unbind(), gathered.block_tables.unbind()
     return StepInputs(
         token_ids=gathered.token_ids,
         positions=gathered.positions,
-        slot_mapping=gathered.slot_mapping[0],
-        block_tables=gathered.block_tables[0],
+        slot_mapping=[slot_mapping[group] for group in group_of],
+        block_tables=[block_tables[group] for group in group_of],
         seq_lens=gathered.seq_lens,
-        query_start=work.query_start,
-        num_decodes=work.num_decodes,
-        max_seq_len=work.max_seq_len,
+        query_start=query_start,
+        num_decodes=num_decodes,
+        max_seq_len=max_seq_len,
     )
 
 

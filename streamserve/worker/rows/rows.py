@@ -22,12 +22,25 @@ _START_WORDS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class RankLimits:
-    """How much a rank holds: rows, tokens of one sequence, tokens of one block, ids of the vocabulary."""
+    """How much a rank holds: rows, tokens of one sequence, tokens of one block, ids of the vocabulary.
+
+    group_of  per layer: the layer group whose block table it uses
+    """
 
     max_num_seqs: int
     max_model_len: int
     block_size: int
     vocab_size: int
+    group_of: tuple[int, ...]
+
+    @property
+    def num_groups(self) -> int:
+        return max(self.group_of) + 1
+
+    @property
+    def max_blocks(self) -> int:
+        """Entries of a block table: a multiple of 16 bytes, so that kernels compiled for one group's table take any other's."""
+        return -(-self.max_model_len // (4 * self.block_size)) * 4
 
 
 class Rows:
@@ -38,8 +51,13 @@ class Rows:
     """
 
     def __init__(self, device: Device, limits: RankLimits) -> None:
-        max_blocks = -(-limits.max_model_len // limits.block_size)
-        self.tables: RowTables = make_row_tables(limits.max_num_seqs, limits.max_model_len, max_blocks, device.torch_device)
+        self.tables: RowTables = make_row_tables(
+            limits.max_num_seqs,
+            limits.max_model_len,
+            limits.max_blocks,
+            device.torch_device,
+            num_groups=limits.num_groups,
+        )
         self.limits = limits
         self.scored: set[int] = set()
         self._ring = StagingRing(device, _START_WORDS)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from streamserve.models.architectures.base import CausalModel
-from streamserve.models.inputs import StepInputs
 from streamserve.worker.device.base import Device
 from streamserve.worker.graphs.decode_graphs import decode_sizes
-from streamserve.worker.kv_cache import KvShape, allocate
+from streamserve.worker.kv_cache import allocate
+from streamserve.worker.kv_layout import KvLayout
+from streamserve.worker.rows.inputs import step_inputs
 from streamserve.worker.rows.rows import Rows
 from streamserve.worker.startup.activation_memory import prefill_inputs
 from streamserve_kernels import SamplingTensors, gather_inputs, sample, scatter_sampled
@@ -36,23 +37,23 @@ def run_at_once(device: Device, steps: Sequence[WarmupStep]) -> None:
 
 
 def kernel_steps(
-    device: Device, model: CausalModel, rows: Rows, shape: KvShape, max_num_batched_tokens: int
+    device: Device, model: CausalModel, rows: Rows, layout: KvLayout, max_num_batched_tokens: int
 ) -> list[WarmupStep]:
     """Steps that between them launch every kernel of a start; each may run on any thread, in any order."""
-    kv_caches = allocate(shape, 1, device)
+    kv_caches = allocate(layout, 1, device)
     most = decode_sizes(rows.limits.max_num_seqs)[-1]
 
     def decode(size: int) -> WarmupStep:
         return lambda: _decode(device, model, rows, kv_caches, size)
 
     def prefill(num_tokens: int) -> WarmupStep:
-        inputs = prefill_inputs(device, shape, num_tokens, rows.limits.max_model_len)
+        inputs = prefill_inputs(device, rows.limits, num_tokens)
         return lambda: model.logits(model(inputs, kv_caches)[:1])
 
     prompts = (max_num_batched_tokens, *(size for size in _PREFILLS if size < max_num_batched_tokens))
     decodes = (*(size for size in _DECODES if size < most), most)
     # Sampling takes longest, and waits for nothing: first.
-    return [lambda: _choose(rows, most, shape.dtype), *map(prefill, prompts), *map(decode, decodes)]
+    return [lambda: _choose(rows, most, layout.dtype), *map(prefill, prompts), *map(decode, decodes)]
 
 
 def _apart(device: Device, step: WarmupStep) -> None:
@@ -67,10 +68,7 @@ def _decode(device: Device, model: CausalModel, rows: Rows, kv_caches: list[Tens
     # On the host: on the meta device this call alone would load 800 modules of torch's.
     query_start = torch.arange(size + 1, dtype=torch.int32).to(device.torch_device)
     gathered = gather_inputs(tables, padding, starts, query_start, num_tokens=size, block_size=limits.block_size)
-    token_ids, positions, slot_mapping, block_tables, seq_lens = gathered
-    inputs = StepInputs(
-        token_ids, positions, slot_mapping[0], block_tables[0], seq_lens, query_start, size, limits.max_model_len
-    )
+    inputs = step_inputs(gathered, query_start, limits.group_of, num_decodes=size, max_seq_len=limits.max_model_len)
     hidden = model(inputs, kv_caches)
     model.logits(hidden)
 

@@ -19,7 +19,7 @@ import torch
 from streamserve.models.registry import build_model, read_arch
 from streamserve.models.weights.placement import Placement
 from streamserve.worker.device.cpu import ShapeDevice
-from streamserve.worker.kv_cache import KvShape
+from streamserve.worker.kv_layout import lay_out
 from streamserve.worker.rows.rows import RankLimits, Rows
 from streamserve.worker.startup.kernel_warmup import WarmupStep, kernel_steps
 from streamserve.worker.startup.resolved_settings import resolve_max_model_len
@@ -49,9 +49,15 @@ def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
     max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
     device = ShapeDevice()
     model = build_model(arch, Placement(dtype, device.torch_device), max_model_len).eval()
-    rows = Rows(device, RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size))
-    shape = KvShape(arch.num_layers, arch.kv_heads, arch.head_dim, config.block_size, dtype)
-    return kernel_steps(device, model, rows, shape, config.max_num_batched_tokens)
+    layout = lay_out(
+        arch.layer_states,
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        step_tokens=config.max_num_batched_tokens,
+        dtype=dtype,
+    )
+    limits = RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size, layout.group_of)
+    return kernel_steps(device, model, Rows(device, limits), layout, config.max_num_batched_tokens)
 
 
 def compile_all(steps: Sequence[WarmupStep], target: Target, num_processes: int) -> int:
