@@ -97,6 +97,16 @@ def test_every_query_sees_exactly_its_own_past(mix: str, window: int | None) -> 
     torch.testing.assert_close(batch.attend(window=window).double(), batch.expected(window=window), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("window", [1, 20])
+@pytest.mark.parametrize("mix", MIXES)
+def test_blocks_that_left_the_window_may_be_anybodys(mix: str, window: int) -> None:
+    batch = Batch(MIXES[mix])
+    for row, (length, queries) in enumerate(batch.shapes):
+        first = max(0, length - queries - window + 1) // BLOCK_SIZE
+        batch.block_tables[row, :first] = torch.randint(0, len(batch.kv_cache), (first,), dtype=torch.int32)
+    torch.testing.assert_close(batch.attend(window=window).double(), batch.expected(window=window), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("mix", ["many decodes", "decodes and prefills"])
 def test_scores_are_capped_softly(mix: str) -> None:
     batch = Batch(MIXES[mix])

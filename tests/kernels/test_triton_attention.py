@@ -93,6 +93,22 @@ def test_padding_is_written_nowhere(rot_dim: int | None, dtype: torch.dtype) -> 
     assert relative_error(cache.float().nan_to_num(), expected_cache.float().nan_to_num()) < LIMITS[dtype]
 
 
+@pytest.mark.parametrize("window", [1, 20, 150])
+def test_blocks_that_left_the_window_may_be_anybodys(window: int) -> None:
+    batch = mixed(2, 16, 16, torch.float32)
+    cache, q = batch.cache.nan_to_num(1e3), random(batch.num_tokens, 4, 16)
+    stale = batch.block_tables.clone()
+    firsts = batch.seq_lens - batch.query_start.diff() - window + 1
+    for row, first in enumerate(firsts.clamp(min=0).tolist()):
+        stale[row, : first // 16] = torch.randint(0, cache.shape[0], (first // 16,), dtype=torch.int32)
+    assert not torch.equal(stale, batch.block_tables)
+    outputs = [
+        attention.paged_attention(q, cache, tables, batch.seq_lens, batch.query_start, scale=0.25, window=window, **batch.sizes)
+        for tables in (stale, batch.block_tables)
+    ]
+    assert torch.equal(*outputs)
+
+
 def test_parts_are_added_up_the_same_way_every_time() -> None:
     batch = paged_batch([700, 300], [1, 1], kv_heads=1, head_dim=16, block_size=16, dtype=torch.float32)
     q = random(2, 2, 16)
