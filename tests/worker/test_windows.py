@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from streamserve.checkpoint.files import resolve
+from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.types import SequenceSpec, TokenDelta
