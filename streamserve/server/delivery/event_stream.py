@@ -109,26 +109,20 @@ class EventStream:
             self._run.fail(error)
 
     def _write_ready(self) -> None:
-        body = self._ready_events()
-        if body and (self._write is None or self._run.has_ending or not self._write(body)):
-            assert self._send is not None
-            self._rest = run_until_blocked(self._send(body_part(body, more_body=not self._run.has_ending)))
-            self._is_sending = self._rest is not None
-        if self._is_over or self._rest is not None:
-            self._wanted.set()
-
-    def _ready_events(self) -> bytes:
-        """Everything that can be had without waiting; a connection that lags finds several deltas."""
-        run, encode = self._run, self._encode
-        body = b""
-        while (delta := run.take()) is not None:
-            body += encode(delta)
+        """Write everything that can be had without waiting; a connection that lags finds several deltas."""
+        run = self._run
+        body = run.encode_ready(self._encode)
         if run.error is not None:
             self._is_over = True
         elif run.account.unfinished == 0:
             body += server_sent(self._script.end())
             self._is_over = run.has_ending = True
-        return body
+        if body and (self._write is None or self._is_over or not self._write(body)):
+            assert self._send is not None
+            self._rest = run_until_blocked(self._send(body_part(body, more_body=not run.has_ending)))
+            self._is_sending = self._rest is not None
+        if self._is_over or self._rest is not None:
+            self._wanted.set()
 
     async def _finish_sending(self) -> None:
         """Wait until the client has read enough of what it was sent, then go on."""

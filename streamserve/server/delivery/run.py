@@ -76,6 +76,7 @@ class Run:
         self.has_ending = False
         self.is_stopped = False
         self._admit: Admit | None = admit
+        self._record = account.record
         self._active_requests = active_requests
         self._generation: Generation | None = None
         self._take_nowait: Callable[[], TextDelta | None] = _nothing
@@ -124,28 +125,32 @@ class Run:
             await write_failure(self.error)
 
     def listen(self, ready: Callable[[], None]) -> None:
-        """Call `ready` whenever `take` may have a delta, and now if it may."""
+        """Call `ready` whenever `encode_ready` may have a delta, and now if it may."""
         assert self._generation is not None
         self._generation.listen(ready)
 
-    def take(self) -> TextDelta | None:
-        """The next delta, recorded in the account; None when that would have to be waited for.
+    def encode_ready(self, encode: Callable[[TextDelta], bytes]) -> bytes:
+        """Encode every delta that can be had without waiting, and record it in the account; the bytes, one after another.
 
-        The last text of a choice that failed still comes; `error` is set then, and no further delta comes.
+        The last text of a choice that failed is still encoded; `error` is set then, and no further delta comes.
         """
-        delta = self._take_nowait()
-        if delta is None:
-            return None
-        if delta.error is not None:
-            return self._break_off(delta)
-        self.account.record(delta)
-        return delta
+        take_nowait, record = self._take_nowait, self._record
+        body = b""
+        while (delta := take_nowait()) is not None:
+            if delta.error is not None:
+                return body + encode(self._break_off(delta))
+            record(delta)
+            body += encode(delta)
+        return body
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> TextDelta:
-        """As `take`, waiting; StopAsyncIteration once every choice has finished. Raises `error` once it is set."""
+        """The next delta, recorded in the account; StopAsyncIteration once every choice has finished.
+
+        The last text of a choice that failed still comes; the next call raises its error.
+        """
         if self.error is not None:
             raise self.error
         if self.is_finished:
@@ -157,7 +162,7 @@ class Run:
             raise StreamFailed("the engine's stream ended without a finish") from None
         if delta.error is not None:
             return self._break_off(delta)
-        self.account.record(delta)
+        self._record(delta)
         return delta
 
     def abort(self) -> None:
