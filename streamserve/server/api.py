@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from litestar.types import ControllerRouterHandler
 
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
@@ -30,7 +31,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     creates      what it answers over WebSockets, by the type of the message
     """
 
-    routes: Sequence[Any]
+    routes: Sequence[ControllerRouterHandler]
     paths: Sequence[str]
     id_prefixes: Sequence[str] = ()
     error_body: ErrorBody = error_body

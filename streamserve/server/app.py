@@ -6,22 +6,23 @@ Created before the model is loaded, so that /health answers at once; `Service.at
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from litestar import Litestar, Request, Response
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
-from litestar.types import Middleware
+from litestar.types import ControllerRouterHandler, Middleware
 
 from streamserve.server import status_routes
-from streamserve.server.api import error_body_at
+from streamserve.server.api import Api, error_body_at
 from streamserve.server.apis.openai.api import OPENAI
 from streamserve.server.apis.responses.api import RESPONSES
 from streamserve.server.config import CorsConfig
 from streamserve.server.delivery.identity import is_safe_id
 from streamserve.server.http.auth import Authentication
-from streamserve.server.http.errors import InternalError, error_headers, from_exception
+from streamserve.server.http.errors import ErrorBody, InternalError, error_headers, from_exception
 from streamserve.server.http.page import page_router
 from streamserve.server.http.preflight import Preflights
 from streamserve.server.service import Service
@@ -31,23 +32,21 @@ from streamserve.server.ws.upgrade import websocket_routes
 
 logger = logging.getLogger("streamserve.server")
 
-APIS = [OPENAI, RESPONSES]
+APIS = (OPENAI, RESPONSES)
 """The APIs that are served: to add one, list it here."""
 
 SOCKET_PATHS = ["/v1/ws", "/v1/responses"]
 
 
-def create_app(service: Service) -> Litestar:
-    """The ASGI app for `service`."""
+def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
+    """The ASGI app that serves `apis` with `service`."""
     config = service.config
 
     def to_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-        return _error_response(service, error, request.scope["path"], request.headers.get("x-request-id", ""))
+        error_body = error_body_at(apis, request.scope["path"])
+        return _error_response(service, error, error_body, request.headers.get("x-request-id", ""))
 
-    service.delivery.id_prefixes = tuple(prefix for api in APIS for prefix in api.id_prefixes)
-    creates = {kind: create for api in APIS for kind, create in api.creates.items()}
-    routes = [*(route for api in APIS for route in api.routes), *status_routes.ROUTES, websocket_routes(SOCKET_PATHS, creates)]
-
+    service.delivery.id_prefixes = tuple(prefix for api in apis for prefix in api.id_prefixes)
     middleware: list[Middleware] = []
     if service.tracer is not None:
         middleware.append(DefineMiddleware(TraceContext, tracer=service.tracer))
@@ -56,7 +55,7 @@ def create_app(service: Service) -> Litestar:
     if service.siblings is not None:
         middleware.append(DefineMiddleware(ForwardingByPath, find_elsewhere=service.find_elsewhere))
     app = Litestar(
-        route_handlers=[*routes, page_router()],
+        route_handlers=[*_routes(apis), *status_routes.ROUTES, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         signature_namespace={"Service": Service},
         exception_handlers={Exception: to_response},
@@ -70,7 +69,13 @@ def create_app(service: Service) -> Litestar:
     return app
 
 
-def _error_response(service: Service, error: Exception, path: str, request_id: str) -> Response[bytes]:
+def _routes(apis: Sequence[Api]) -> list[ControllerRouterHandler]:
+    """What the APIs answer over HTTP and over WebSockets."""
+    creates = {kind: create for api in apis for kind, create in api.creates.items()}
+    return [*(route for api in apis for route in api.routes), websocket_routes(SOCKET_PATHS, creates)]
+
+
+def _error_response(service: Service, error: Exception, error_body: ErrorBody, request_id: str) -> Response[bytes]:
     known = from_exception(error)
     if isinstance(known, InternalError):
         logger.error("unexpected error", exc_info=error)
@@ -78,8 +83,7 @@ def _error_response(service: Service, error: Exception, path: str, request_id: s
     headers = {name.decode(): value.decode() for name, value in error_headers(known)}
     if is_safe_id(request_id):
         headers["x-request-id"] = request_id
-    body = error_body_at(APIS, path)(known)
-    return Response(body, status_code=known.status, headers=headers, media_type="application/json")
+    return Response(error_body(known), status_code=known.status, headers=headers, media_type="application/json")
 
 
 def _cors(cors: CorsConfig | None) -> CORSConfig | None:

@@ -6,7 +6,8 @@ Lives on the worker's event loop. Endpoints get it by injection; nothing of it i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -19,16 +20,19 @@ from streamserve.server.delivery.delivery import Delivery
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
+from streamserve.server.delivery.run import Admit, Run
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.open_sockets import DRAINING, FAILED, OpenSockets
 from streamserve.server.request_templates import RequestTemplates
 from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.metrics import Metrics
+from streamserve.server.telemetry.request_cost import Usage
 from streamserve.server.telemetry.tracing import Tracer
 from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of
+from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import EngineStats
 
 MAX_STORED = 4096
@@ -111,6 +115,22 @@ class Service:
         source = "" if template is None else template.source
         if self.dialect(source).tool_calls is None and self.config.enable_auto_tool_choice:
             raise ConfigError("--enable-auto-tool-choice: this model's chat template knows no tools; say --tool-call-parser")
+
+    def new_run(self, id: str, model: str, prompts: Sequence[PreparedPrompt], *, admit: Admit | None = None) -> Run:
+        """The run of prompts that all have the same parameters; its request counts in the metrics from now on.
+
+        id     of the answer
+        model  the served name that the request means
+        admit  admits the prompts, where that takes more than `Frontend.open`
+        """
+        params, max_tokens = prompts[0].params, [prompt.specs[0].max_tokens for prompt in prompts]
+        self.metrics.request_n.observe(params.n)
+        for limit in max_tokens:
+            self.metrics.request_max_tokens.observe(limit)
+        trace = None if self.tracer is None else self.tracer.begin(id, model, params, max_tokens[0])
+        usage = Usage(sum(len(prompt.prompt_token_ids) for prompt in prompts))
+        admit = admit or partial(self.frontend.open, prompts)
+        return self.delivery.new_run(id, admit, usage, num_prompts=len(prompts), n=params.n, trace=trace)
 
     def find(self, id: str) -> LoggedRun[SocketEvent] | None:
         """The run whose events are kept here, by its answer's id or its request's own."""

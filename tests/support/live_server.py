@@ -6,7 +6,7 @@ Test clients that call an app directly buffer whole responses, so nothing about 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ import anyio
 from litestar import Litestar
 
 from streamserve.frontend import Frontend
-from streamserve.server.app import create_app
+from streamserve.server.api import Api
+from streamserve.server.app import APIS, create_app
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
@@ -50,19 +51,21 @@ async def live_server(
     tracer: Tracer | None = None,
     siblings: Siblings | None = None,
     internal_socket: str | None = None,
+    apis: Sequence[Api] = APIS,
     **config: Any,
 ) -> AsyncIterator[LiveServer]:
     """Serve `engine`; `config` are fields of `ServerConfig`.
 
     defaults, tracer, siblings  as in `Service`
-    send_buffer, internal_socket             as in `serving`
+    send_buffer, internal_socket  as in `serving`
+    apis                          what is mounted
     """
     service = Service(ServerConfig(**{"model_names": ["scripted"], **config}), tracer=tracer, siblings=siblings)
     if ready:
         template = service.config.chat_template
         frontend = Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=template, next_seed=lambda: 7)
         service.attach(frontend, defaults or {})
-    app = create_app(service)
+    app = create_app(service, apis)
     limits: dict[str, Any] = {
         "root_path": service.config.root_path,
         "max_message_bytes": service.config.max_body_bytes,

@@ -22,11 +22,10 @@ from streamserve.server.delivery.event_stream import EventStream
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.identity import Identity, answer_headers, identify
 from streamserve.server.delivery.logged_run import LoggedRun
-from streamserve.server.delivery.run import Admit, Generation, Run
+from streamserve.server.delivery.run import Generation, Run
 from streamserve.server.delivery.whole_answer import WholeAnswer
 from streamserve.server.http.errors import error_body
 from streamserve.server.service import Service
-from streamserve.server.telemetry.request_cost import Usage
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextDelta
 
@@ -60,17 +59,13 @@ class PreparedRequest(msgspec.Struct, kw_only=True):
         """The preamble of each choice."""
         return [preamble for preamble in self.preambles for _ in range(self.params.n)]
 
-    def new_usage(self) -> Usage:
-        """The request's tokens so far: its prompts."""
-        return Usage(sum(len(prompt.prompt_token_ids) for prompt in self.prompts))
-
 
 def answer(
     service: Service, prepared: PreparedRequest, script: type[ChunkScript], result: type[Result]
 ) -> EventStream | WholeAnswer:
     """The ASGI app that admits the request and writes its answer, streamed or whole."""
-    usage = prepared.new_usage()
-    run = new_run(service, prepared, usage)
+    run = new_run(service, prepared)
+    usage = run.account.usage
     format = stream_format(service, prepared)
     preambles = prepared.choice_preambles()
     headers = answer_headers(prepared.identity.header_id, prepared.ignored)
@@ -85,27 +80,16 @@ def logged(
     service: Service, prepared: PreparedRequest, script: type[ChunkScript], *, is_resumable: bool
 ) -> LoggedRun[SocketEvent]:
     """The run that answers the request through a log."""
-    usage = prepared.new_usage()
+    run = new_run(service, prepared)
     return LoggedRun(
-        new_run(service, prepared, usage),
-        script(stream_format(service, prepared), prepared.choice_preambles(), usage),
+        run,
+        script(stream_format(service, prepared), prepared.choice_preambles(), run.account.usage),
         unread_s=service.delivery.resume_s if is_resumable else 0.0,
     )
 
 
-def new_run(service: Service, prepared: PreparedRequest, usage: Usage) -> Run:
+def new_run(service: Service, prepared: PreparedRequest) -> Run:
     """The run that answers the request; the request counts in the metrics from now on."""
-    params, prompts = prepared.params, prepared.prompts
-    service.metrics.request_n.observe(params.n)
-    for prompt in prompts:
-        service.metrics.request_max_tokens.observe(prompt.specs[0].max_tokens)
-    id, trace = prepared.identity.answer_id, None
-    if service.tracer is not None:
-        trace = service.tracer.begin(id, prepared.model, params, prompts[0].specs[0].max_tokens)
-    return service.delivery.new_run(id, _admission(service, prepared), usage, num_prompts=len(prompts), n=params.n, trace=trace)
-
-
-def _admission(service: Service, prepared: PreparedRequest) -> Admit:
     frontend = service.frontend
 
     async def admit() -> Generation:
@@ -113,7 +97,7 @@ def _admission(service: Service, prepared: PreparedRequest) -> Admit:
             generation: Generation = await frontend.open(prepared.prompts)
         return PromptOnly(generation) if prepared.is_score_only else generation
 
-    return admit
+    return service.new_run(prepared.identity.answer_id, prepared.model, prepared.prompts, admit=admit)
 
 
 def stream_format(service: Service, prepared: PreparedRequest) -> StreamFormat:

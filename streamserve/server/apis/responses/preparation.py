@@ -51,14 +51,15 @@ async def prepare_response(service: Service, request: ResponseRequest, *, is_res
     with naming_parameters(response_names({})):
         prepared = await prepare_chat(service, chat, [], Identity(id, id))
     prepared = msgspec.structs.replace(prepared, names=response_names(prepared.names))
-    usage = prepared.new_usage()
+    run = new_run(service, prepared)
+    usage = run.account.usage
     state = ResponseState(id, prepared.model, request, prepared.params, items=items, messages=messages, usage=usage)
 
     def store() -> None:
         service.stored.put(id, stored)
 
     logged = LoggedRun(
-        new_run(service, prepared, usage),
+        run,
         ResponseScript(state, reading=prepared.reading, top_logprobs=prepared.logprobs),
         unread_s=FOR_EVER if request.background else service.delivery.resume_s if is_resumable else 0.0,
         on_admitted=store if request.is_stored else None,
