@@ -94,7 +94,7 @@ def snapshots(scheduler: Scheduler, seed: int) -> Iterator[Snapshot]:
             yield snapshot(list(scheduler.registry.running))
         if len(in_flight) == 2 or step is None:
             due = in_flight.popleft()
-            scheduler.commit(due, StepResult(due.plan.step, [rng.randrange(50_000) for _ in due.sampled]), 0.0)
+            scheduler.commit(due, StepResult(due.plan.step, [[rng.randrange(50_000)] for _ in due.sampled]), 0.0)
 
 
 def snapshot(running: list[Sequence]) -> Snapshot:

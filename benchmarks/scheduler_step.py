@@ -46,7 +46,7 @@ def step_times(num_rows: int) -> Iterator[float]:
     scheduler = decoding(num_rows)
     previous = scheduler.schedule(0.0)
     while previous is not None:
-        result = StepResult(previous.plan.step, [7] * len(previous.sampled))
+        result = StepResult(previous.plan.step, [[7] for _ in previous.sampled])
         is_full = len(result.token_ids) == num_rows
         start = time.perf_counter()
         step = scheduler.schedule(0.0)

@@ -13,6 +13,7 @@ from streamserve_kernels.dispatch import (
     Int4Weight,
     Shared,
     Weight,
+    accept_drafts,
     apply_row_deltas,
     gather_inputs,
     gelu_tanh_mul,
@@ -34,7 +35,7 @@ from streamserve_kernels.dispatch import (
     silu_mul,
     token_logprobs,
 )
-from streamserve_kernels.row_tables import RowLayout, RowTables, make_row_tables
+from streamserve_kernels.row_tables import BEHIND_TOKENS, RowLayout, RowTables, make_row_tables
 from streamserve_kernels.sampling_tensors import (
     BadWords,
     LogitEdits,
@@ -48,6 +49,7 @@ from streamserve_kernels.sampling_tensors import (
 from streamserve_kernels.target import Target, target_of
 
 __all__ = [
+    "BEHIND_TOKENS",
     "INT4_FEW_ROWS",
     "INT4_GROUP",
     "INT4_ROW_MULTIPLE",
@@ -68,6 +70,7 @@ __all__ = [
     "Target",
     "TokenMasks",
     "Weight",
+    "accept_drafts",
     "apply_row_deltas",
     "gather_inputs",
     "gelu_tanh_mul",

@@ -232,6 +232,13 @@ def scatter_sampled(tables: RowTables, rows: Tensor, positions: Tensor, token_id
     area.scatter_sampled(tables, rows, positions, token_ids)
 
 
+def accept_drafts(tables: RowTables, rows: Tensor, line_start: Tensor, token_ids: Tensor, *, most: int) -> Tensor:
+    """Write sampled ids into rows with drafts, as far as those agree; see `reference.rows`."""
+    area = _rows if rows.is_cpu else _triton("rows")
+    accepted: Tensor = area.accept_drafts(tables, rows, line_start, token_ids, most=most)
+    return accepted
+
+
 def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
     """Sample one token per line; see `reference.sampling`."""
     area = _sampling if logits.is_cpu else _triton("sampling")
@@ -256,6 +263,7 @@ __all__ = [
     "Int4Weight",
     "Shared",
     "Weight",
+    "accept_drafts",
     "apply_row_deltas",
     "gather_inputs",
     "gelu_tanh_mul",

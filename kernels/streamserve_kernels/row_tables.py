@@ -1,8 +1,8 @@
 """Rows: the device-resident state of running sequences, one line of 32-bit words per sequence.
 
-Everything a step needs to know about a sequence sits in its row, so that the host sends only what changed: token ids, block
-tables and sampling parameters. Floats are stored by their bits. The last row is padding: steps padded to a captured size point
-at it; it owns no blocks and what is written there is never read for a real sequence.
+Everything a step needs to know about a sequence sits in its row, so that the host sends only what changed: token ids and their
+number, block tables and sampling parameters. Floats are stored by their bits. The last row is padding: steps padded to a
+captured size point at it; it owns no blocks, always has one token, and what is written there is never read for a real sequence.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from torch import Tensor
 
 _PARAMETERS = 16
 _ALIGNMENT = 32
+
+PADDING_TOKENS = 1
+"""Tokens of the padding row."""
+
+BEHIND_TOKENS = -1
+"""The first word of a segment of `apply_row_deltas` that goes behind the row's last token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class RowLayout:
     PRESENCE_PENALTY = 7
     FREQUENCY_PENALTY = 8
     REPETITION_PENALTY = 9
-    NUM_PARAMETERS = 10
+    NUM_TOKENS = 10
+    NUM_PARAMETERS = 11
     BLOCK_TABLES = _PARAMETERS
 
     def block_table(self, group: int) -> int:
@@ -64,6 +71,7 @@ class RowTables:
     token_ids          [rows + 1, max_model_len + 1]  int32, valid up to the tokens the sequence has, those in flight included
     block_tables       [rows + 1, num_groups, max_blocks]  int32
     num_prompt_tokens  [rows + 1]                     int32
+    num_tokens         [rows + 1]                     int32, tokens the sequence has, those in flight included: steps advance it
     seed_low, seed_high  [rows + 1]                   int32, the bits of the 64-bit seed
     top_k              [rows + 1]                     int32, 0 when off
     temperature        [rows + 1]                     fp32, 0 for greedy
@@ -75,6 +83,7 @@ class RowTables:
     token_ids: Tensor
     block_tables: Tensor
     num_prompt_tokens: Tensor
+    num_tokens: Tensor
     seed_low: Tensor
     seed_high: Tensor
     top_k: Tensor
@@ -93,9 +102,10 @@ class RowTables:
 def make_row_tables(
     num_rows: int, max_model_len: int, max_blocks: int, device: torch.device, *, num_groups: int = 1
 ) -> RowTables:
-    """Zeroed tables for `num_rows` sequences, and the padding row."""
+    """Tables for `num_rows` sequences and the padding row, zeroed but for the one token that each has."""
     layout = RowLayout(max_model_len, max_blocks, num_groups)
     state = torch.zeros(num_rows + 1, layout.words, dtype=torch.int32, device=device)
+    state[:, layout.NUM_TOKENS] = PADDING_TOKENS
     floats = state.view(torch.float32)
     block_tables = state[:, layout.BLOCK_TABLES : layout.token_ids].unflatten(1, (num_groups, max_blocks))  # type: ignore[no-untyped-call]
     return RowTables(
@@ -104,6 +114,7 @@ def make_row_tables(
         token_ids=state[:, layout.token_ids : layout.token_ids + max_model_len + 1],
         block_tables=block_tables,
         num_prompt_tokens=state[:, layout.NUM_PROMPT_TOKENS],
+        num_tokens=state[:, layout.NUM_TOKENS],
         seed_low=state[:, layout.SEED_LOW],
         seed_high=state[:, layout.SEED_HIGH],
         top_k=state[:, layout.TOP_K],

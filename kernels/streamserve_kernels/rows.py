@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from .launch import kernel
+from .launch import kernel, power_of_two
 from .reference.rows import GatheredInputs
 from .row_tables import RowTables
 
@@ -17,20 +17,26 @@ _CHUNK = 1024
 
 
 @kernel(do_not_specialize_on_alignment=["segments_ptr", "payload_ptr"])
-def _apply_kernel(state_ptr, segments_ptr, payload_ptr, row_stride, CHUNK: tl.constexpr):
+def _apply_kernel(
+    state_ptr, lengths_ptr, segments_ptr, payload_ptr, row_stride, TOKEN_IDS: tl.constexpr, CHUNK: tl.constexpr
+):  # fmt: skip
     """One segment."""
     segment = segments_ptr + tl.program_id(0) * 4
-    target = state_ptr + tl.load(segment).to(tl.int64) * row_stride + tl.load(segment + 1)
+    words = tl.load(segment).to(tl.int64) * row_stride
+    column = tl.load(segment + 1)
+    if column == -1:  # BEHIND_TOKENS
+        column = TOKEN_IDS + tl.load(lengths_ptr + words)
+    target = state_ptr + words + column
     source = payload_ptr + tl.load(segment + 2)
     count = tl.load(segment + 3)
     for first in range(0, count, CHUNK):
-        words = first + tl.arange(0, CHUNK)
-        tl.store(target + words, tl.load(source + words, mask=words < count), mask=words < count)
+        lanes = first + tl.arange(0, CHUNK)
+        tl.store(target + lanes, tl.load(source + lanes, mask=lanes < count), mask=lanes < count)
 
 
 @kernel(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["rows_ptr", "starts_ptr", "query_start_ptr"])
 def _gather_kernel(
-    ids_ptr, tables_ptr, rows_ptr, starts_ptr, query_start_ptr,
+    ids_ptr, lengths_ptr, tables_ptr, rows_ptr, starts_ptr, query_start_ptr,
     token_ids_ptr, positions_ptr, slots_ptr, block_tables_ptr, seq_lens_ptr,
     row_stride, max_blocks, padding_row, num_tokens,
     BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr,
@@ -39,10 +45,11 @@ def _gather_kernel(
     sequence = tl.program_id(0)
     lanes = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     row = tl.load(rows_ptr + sequence)
+    words = row.to(tl.int64) * row_stride
     start = tl.load(starts_ptr + sequence)
+    start = tl.where(start < 0, start + tl.load(lengths_ptr + words), start)
     begin = tl.load(query_start_ptr + sequence)
     count = tl.load(query_start_ptr + sequence + 1) - begin
-    words = row.to(tl.int64) * row_stride
     group = tl.program_id(2).to(tl.int64)
     table_ptr = tables_ptr + words + group * max_blocks
     listed = lanes < max_blocks
@@ -62,19 +69,45 @@ def _gather_kernel(
 
 
 @kernel(do_not_specialize=["num_lines"], do_not_specialize_on_alignment=["rows_ptr", "positions_ptr"])
-def _scatter_kernel(ids_ptr, rows_ptr, positions_ptr, sampled_ptr, num_lines, row_stride, CHUNK: tl.constexpr):
+def _scatter_kernel(
+    ids_ptr, lengths_ptr, rows_ptr, positions_ptr, sampled_ptr, num_lines, row_stride, padding_row, CHUNK: tl.constexpr
+):  # fmt: skip
     lines = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     inside = lines < num_lines
     row = tl.load(rows_ptr + lines, mask=inside, other=0).to(tl.int64)
     position = tl.load(positions_ptr + lines, mask=inside, other=0)
     token = tl.load(sampled_ptr + lines, mask=inside, other=0).to(tl.int32)
     tl.store(ids_ptr + row * row_stride + position, token, mask=inside)
+    tl.store(lengths_ptr + row * row_stride, position + 1, mask=inside & (row != padding_row))
+
+
+@kernel(do_not_specialize_on_alignment=["rows_ptr", "line_start_ptr"])
+def _accept_kernel(
+    ids_ptr, lengths_ptr, rows_ptr, line_start_ptr, sampled_ptr, accepted_ptr, row_stride, LANES: tl.constexpr
+):  # fmt: skip
+    """One sequence."""
+    sequence = tl.program_id(0)
+    lanes = tl.arange(0, LANES)
+    words = tl.load(rows_ptr + sequence).to(tl.int64) * row_stride
+    begin = tl.load(line_start_ptr + sequence)
+    count = tl.load(line_start_ptr + sequence + 1) - begin
+    length = tl.load(lengths_ptr + words)
+    sampled = tl.load(sampled_ptr + begin + lanes, mask=lanes < count, other=0).to(tl.int32)
+    draft = tl.load(ids_ptr + words + length + lanes, mask=lanes < count - 1, other=0)
+    agrees = (draft == sampled) & (lanes < count - 1)
+    accepted = 1 + tl.min(tl.where(agrees, LANES, lanes), axis=0)
+    tl.store(ids_ptr + words + length + lanes, sampled, mask=lanes < accepted)
+    tl.store(lengths_ptr + words, length + accepted)
+    tl.store(accepted_ptr + sequence, accepted)
 
 
 def apply_row_deltas(tables: RowTables, segments: torch.Tensor, payload: torch.Tensor) -> None:
     """See the reference."""
     if segments.shape[0]:
-        _apply_kernel[(segments.shape[0],)](tables.state, segments, payload, tables.state.stride(0), CHUNK=_CHUNK)
+        _apply_kernel[(segments.shape[0],)](
+            tables.state, tables.num_tokens, segments, payload, tables.state.stride(0),
+            TOKEN_IDS=tables.layout.token_ids, CHUNK=_CHUNK,
+        )  # fmt: skip
 
 
 def gather_inputs(
@@ -98,7 +131,7 @@ def gather_inputs(
     )
     most = max(max_blocks, num_tokens)
     _gather_kernel[(num_sequences, -(-most // _CHUNK), num_groups)](
-        tables.token_ids, tables.block_tables, rows, starts, query_start, *inputs,
+        tables.token_ids, tables.num_tokens, tables.block_tables, rows, starts, query_start, *inputs,
         tables.state.stride(0), max_blocks, tables.padding_row, num_tokens, BLOCK_SIZE=block_size, CHUNK=_CHUNK,
     )  # fmt: skip
     return inputs
@@ -108,5 +141,19 @@ def scatter_sampled(tables: RowTables, rows: torch.Tensor, positions: torch.Tens
     """See the reference."""
     num_lines = rows.shape[0]
     _scatter_kernel[(-(-num_lines // 256),)](
-        tables.token_ids, rows, positions, token_ids, num_lines, tables.state.stride(0), CHUNK=256
-    )
+        tables.token_ids, tables.num_tokens, rows, positions, token_ids, num_lines, tables.state.stride(0), tables.padding_row,
+        CHUNK=256,
+    )  # fmt: skip
+
+
+def accept_drafts(
+    tables: RowTables, rows: torch.Tensor, line_start: torch.Tensor, token_ids: torch.Tensor, *, most: int
+) -> torch.Tensor:
+    """See the reference."""
+    accepted = torch.empty_like(rows)
+    _accept_kernel[(rows.shape[0],)](
+        tables.token_ids, tables.num_tokens, rows, line_start, token_ids, accepted, tables.state.stride(0),
+        # One warp: with more, one could write the row before another has read it.
+        LANES=power_of_two(most), num_warps=1,
+    )  # fmt: skip
+    return accepted

@@ -32,10 +32,11 @@ class Counters:
         self.prefix_cache_queries += sequence.num_prompt_tokens
         self.prefix_cache_hits += sequence.num_cached_tokens
 
-    def wasted(self, sequence: Sequence) -> None:
-        """A token was sampled for a sequence that had ended."""
-        self.wasted_tokens += 1
-        self.tokens_wasted_after_disconnect += sequence.finish_reason == "abort"
+    def wasted(self, sequence: Sequence, num_tokens: int) -> None:
+        """So many tokens were sampled for a sequence that had ended."""
+        self.wasted_tokens += num_tokens
+        if sequence.finish_reason == "abort":
+            self.tokens_wasted_after_disconnect += num_tokens
 
     def totals(self) -> dict[str, int]:
         return asdict(self)

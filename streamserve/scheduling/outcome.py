@@ -1,4 +1,4 @@
-"""What a sampled token does to its sequence: does it end it, and what is its reader told.
+"""What sampled tokens do to their sequence: whether one ends it, and the delta for its reader.
 
 Runs on the engine's event loop, at commit.
 """
@@ -20,8 +20,21 @@ class Ending(NamedTuple):
     error: ErrorInfo | None = None
 
 
-def ending_of(sequence: Sequence, token_id: int) -> Ending | None:
-    """Does `token_id`, just appended, end the sequence? Tells the sequence's constraint about it."""
+def append_tokens(sequence: Sequence, token_ids: list[int]) -> tuple[list[int], Ending | None]:
+    """Append tokens up to the first that ends the sequence; returns those appended, and how they end it.
+
+    Advances the sequence's constraint.
+    """
+    for count, token_id in enumerate(token_ids, start=1):
+        sequence.token_ids.append(token_id)
+        ending = _ending_of(sequence, token_id)
+        if ending is not None:
+            return token_ids[:count], ending
+    return token_ids, None
+
+
+def _ending_of(sequence: Sequence, token_id: int) -> Ending | None:
+    """How `token_id`, just appended, ends the sequence."""
     length = len(sequence.token_ids)
     if token_id in sequence.stop_token_ids and length >= sequence.min_length:
         return Ending("stop", token_id)
@@ -37,19 +50,23 @@ def ending_of(sequence: Sequence, token_id: int) -> Ending | None:
     return Ending("length") if length == sequence.limit else None
 
 
-def delta_of(sequence: Sequence, token_id: int, ending: Ending | None, logprobs: TokenLogprobs | None) -> TokenDelta:
-    """What the reader is told about one token; its first delta also carries what is known of the prompt.
+def delta_of(
+    sequence: Sequence, token_ids: list[int], ending: Ending | None, logprobs: list[TokenLogprobs] | None
+) -> TokenDelta:
+    """The delta for tokens just appended; a sequence's first one also carries what is known of the prompt.
+
+    logprobs  one entry per token or more, None when not asked for
 
     A token that ends the sequence in an error is no part of its output.
     """
     is_first, sequence.has_reported = not sequence.has_reported, True
     sequence.only_reports_ids = sequence.constraint is None and sequence.spec.logprobs is None
     reason, stop_reason, error = ending or (None, None, None)
-    if error is not None or sequence.spec.logprobs is None:
-        logprobs = None
+    if error is not None:
+        token_ids = token_ids[:-1]
     return TokenDelta(
-        token_ids=[token_id] if error is None else [],
-        logprobs=[logprobs] if logprobs is not None else None,
+        token_ids=token_ids,
+        logprobs=logprobs[: len(token_ids)] or None if logprobs is not None and sequence.spec.logprobs is not None else None,
         prompt_logprobs=sequence.prompt_logprobs if is_first else None,
         finish_reason=reason,
         stop_reason=stop_reason,
@@ -60,9 +77,9 @@ def delta_of(sequence: Sequence, token_id: int, ending: Ending | None, logprobs:
 
 
 def final_delta(sequence: Sequence, error: ErrorInfo | None = None) -> TokenDelta:
-    """What the reader of a sequence is told that ended without a token."""
+    """The last delta of a sequence that ends without a token."""
     cached_tokens = 0 if sequence.has_reported else sequence.num_cached_tokens or 0
     return TokenDelta(token_ids=[], finish_reason=sequence.finish_reason, cached_tokens=cached_tokens, error=error)
 
 
-__all__ = ["Ending", "delta_of", "ending_of", "final_delta"]
+__all__ = ["Ending", "append_tokens", "delta_of", "final_delta"]

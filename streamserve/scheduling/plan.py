@@ -1,8 +1,8 @@
 """What one step will do: small, frozen, the only thing that crosses from the scheduler to the workers.
 
-A row is a sequence's home on the device for as long as it runs: its token ids, block tables and sampling parameters stay
-there, so a plan carries only what changed since the last one. Ids sampled by a step are scattered into the rows on the device
-and are never sent back down.
+A row is a sequence's place on the device for as long as it runs: its token ids and their number, block tables and sampling
+parameters stay there, so a plan carries only what changed since the last one. Ids sampled by a step are written into the rows
+on the device and are never sent back down; a step that samples begins where its row's tokens end, wherever that is.
 """
 
 from __future__ import annotations
@@ -63,31 +63,43 @@ class RowGrowth(msgspec.Struct, frozen=True, array_like=True):
     block_ids: list[int]
 
 
-class RowWork(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens of one row to compute in this step: positions `start` to `start + count`.
+class RowDrafts(msgspec.Struct, frozen=True, array_like=True):
+    """Guesses for the tokens behind the row's last one, which this step computes and checks. Its row was started earlier."""
 
-    samples          the step samples the row's next token, at position start + count
-    allowed_bitmask  little-endian int32 words, bit t of the mask set when token t may be sampled; None when all may
+    row: int
+    token_ids: list[int]
+
+
+class RowWork(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one row to compute in this step.
+
+    start        position of the first one. Of a row with drafts in flight it is the most it can be: the device knows how many
+                 were accepted, and computes the `count` positions that end with the row's last token and its drafts
+    num_sampled  how many of the positions are sampled, the last ones: 0 when more of a prompt is to come, 1 for the row's
+                 next token, and 1 more for each draft
+    allowed_bitmask  little-endian int32 words, bit t of the mask set when token t may be sampled; None when all may, and where
+                     there are drafts
     """
 
     row: int
     start: int
     count: int
-    samples: bool
+    num_sampled: int
     allowed_bitmask: bytes | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
-    """One step. Applied in this order: starts, growths, then the work.
+    """One step. Applied in this order: starts, growths and drafts, then the work.
 
     step   counts up by one
-    work   rows with count 1 first (the decode part), then longer ones (prefill chunks); a row appears at most once
+    work   rows with count 1 first (the decode part), then longer ones (drafts, prefill chunks); a row appears at most once
     """
 
     step: int
     starts: list[RowStart]
     growths: list[RowGrowth]
     work: list[RowWork]
+    drafts: list[RowDrafts] = []
 
     @property
     def num_tokens(self) -> int:
@@ -95,19 +107,21 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def sampled(self) -> list[RowWork]:
-        return [work for work in self.work if work.samples]
+        """The work that samples."""
+        return [work for work in self.work if work.num_sampled]
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
     """What a step produced.
 
-    token_ids        one per entry of `plan.sampled`, in that order
+    token_ids        for each entry of `plan.sampled`, in that order, the tokens its row got: 1 to `num_sampled`, the drafts
+                     that were accepted and the token sampled behind them
     logprobs         parallel to token_ids, None where the row asked for none; None when no row asked
     prompt_logprobs  for rows that asked and computed prompt positions in this step: row -> one entry per computed position
                      p (start <= p < start + count, p + 1 < num_prompt_tokens) about the prompt token at p + 1
     """
 
     step: int
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None] | None = None
+    token_ids: list[list[int]]
+    logprobs: list[list[TokenLogprobs] | None] | None = None
     prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None

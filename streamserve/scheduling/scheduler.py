@@ -5,7 +5,8 @@ Runs on the engine's event loop, one call at a time. Pure Python: no torch, no a
 There is no prefill phase and no decode phase. A sequence has tokens, some of them computed; each step hands out a budget of
 tokens: to those that lack one (decode), then to those that lack more (prefill), then to those that wait. Steps may be
 planned while earlier ones run: `num_computed` advances when a step is planned, tokens are appended when it is committed,
-and what lies between is in flight.
+and what lies between is in flight. A step may check drafts, guesses for a sequence's next tokens, and then yields one token or
+more: until its commit tells how many, the sequence is planned for the most there can be.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.deadlines import Deadlines
 from streamserve.scheduling.limits import SchedulerLimits
-from streamserve.scheduling.outcome import delta_of, ending_of, final_delta
+from streamserve.scheduling.outcome import append_tokens, delta_of, final_delta
 from streamserve.scheduling.plan import RowWork, StepResult
 from streamserve.scheduling.policy import order_of
 from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
 from streamserve.scheduling.step import Step, StepDraft
-from streamserve.types import EngineStats, ErrorInfo, FinishReason, SequenceSpec, TokenDelta
+from streamserve.types import EngineStats, ErrorInfo, FinishReason, SequenceSpec, TokenDelta, TokenLogprobs
 
 Deltas = list[tuple[str, TokenDelta]]
 
@@ -90,6 +91,18 @@ class Scheduler:
         if sequence is None:
             return False
         self.registry.resume(sequence)
+        return True
+
+    def offer_drafts(self, sequence_id: str, token_ids: list[int]) -> bool:
+        """Have the next step of a sequence check these guesses for the tokens that follow. False when unknown.
+
+        They replace those offered before, and are checked once, as many as there are blocks and budget for, behind whatever
+        tokens the sequence has by then. Wrong ones cost their computation and change no output.
+        """
+        sequence = self.registry.sequences.get(sequence_id)
+        if sequence is None:
+            return False
+        sequence.offer_drafts(token_ids)
         return True
 
     def expire(self, now: float) -> Deltas:
@@ -164,8 +177,9 @@ class Scheduler:
     # The three claims on a step's budget, in order.
 
     def _plan_decodes(self, draft: StepDraft) -> list[Sequence]:
-        """One token for every running sequence that lacks just one; returns those that lack more."""
+        """The next token, and drafts, of every running sequence that lacks just one; returns those that lack more."""
         unfinished: list[Sequence] = []
+        draft.draft_budget = draft.budget - len(self.registry.running)
         decodes, decoding, index = draft.decodes, draft.decoding, draft.index
         for sequence in tuple(self.registry.running):
             start, known = sequence.num_computed, sequence.num_known
@@ -174,25 +188,47 @@ class Scheduler:
             if known - start > 1:
                 unfinished.append(sequence)  # or an earlier one of this loop preempted it
                 continue
-            if sequence.constraint is not None and sequence.num_in_flight:
-                continue  # its next bitmask needs the token in flight
-            if start == sequence.reach:
-                growths = self.registry.grow(sequence, known)
-                if growths is None:
-                    continue  # preempted
-                draft.growths += growths
-            if sequence.constraint is not None:
-                draft.work(sequence, 1)
+            if sequence.is_special:
+                self._plan_special(draft, sequence)
                 continue
-            decodes.append(RowWork(sequence.row, start, 1, True))
+            if start == sequence.reach and not self._grow(draft, sequence):
+                continue  # preempted
+            decodes.append(RowWork(sequence.row, start, 1, 1))
             decoding.append(sequence)
             sequence.num_computed = known
             sequence.num_known = known + 1
             sequence.last_step = index
-        draft.budget = self.limits.max_num_batched_tokens - len(decodes)
-        if decodes and self.limits.enable_chunked_prefill:
+        draft.budget = self.limits.max_num_batched_tokens - len(decodes) - sum(work.count for work in draft.prefills)
+        if draft.budget < self.limits.max_num_batched_tokens and self.limits.enable_chunked_prefill:
             draft.scoring_budget = self.limits.max_scored_tokens
         return unfinished
+
+    def _plan_special(self, draft: StepDraft, sequence: Sequence) -> None:
+        """The next token of a sequence with a constraint, with drafts or with drafts in flight."""
+        if sequence.awaits_commit:
+            return
+        if sequence.num_computed == sequence.reach and not self._grow(draft, sequence):
+            return
+        token_ids = sequence.take_drafts(min(draft.draft_budget, sequence.limit - sequence.num_known - 1))
+        token_ids = token_ids[: self._reserve(draft, sequence, len(token_ids))]
+        if token_ids:
+            draft.check(sequence, token_ids)
+        else:
+            draft.work(sequence, 1)
+
+    def _grow(self, draft: StepDraft, sequence: Sequence) -> bool:
+        """Give a running sequence blocks for its next token; False when it was preempted for lack of them."""
+        growths = self.registry.grow(sequence, sequence.num_known)
+        if growths is None:
+            return False
+        draft.growths += growths
+        return True
+
+    def _reserve(self, draft: StepDraft, sequence: Sequence, num_drafts: int) -> int:
+        """Take free blocks for drafts; returns how many drafts have a place. Nobody is preempted for them."""
+        growths = self.registry.kv.extend(sequence, sequence.num_known + num_drafts)
+        draft.growths += growths or []
+        return min(num_drafts, sequence.reach - sequence.num_known)
 
     def _plan_chunks(self, draft: StepDraft, unfinished: list[Sequence]) -> None:
         """The next chunk of prompts under way, less those preempted by a decode or an earlier prompt.
@@ -243,25 +279,41 @@ class Scheduler:
             sequence.add_prompt_logprobs(start, entries)
 
     def _commit_tokens(self, step: Step, result: StepResult) -> Deltas:
+        for index, num_drafts in step.drafted:
+            step.sampled[index].settle_drafts(num_drafts, len(result.token_ids[index]) - 1)
         deltas: Deltas = []
-        logprobs = result.logprobs
-        for index, (sequence, token_id) in enumerate(zip(step.sampled, result.token_ids, strict=True)):
+        num_further = 0
+        all_logprobs = result.logprobs or [None] * len(step.sampled)
+        for sequence, token_ids, logprobs in zip(step.sampled, result.token_ids, all_logprobs, strict=True):
             if sequence.finish_reason is not None:
-                self.counters.wasted(sequence)
+                self.counters.wasted(sequence, len(token_ids))
                 continue
-            sequence.token_ids.append(token_id)
-            length = len(sequence.token_ids)
-            if length > sequence.next_full and sequence.is_resident:
-                self.registry.kv.commit(sequence, length - 1)
-            if sequence.only_reports_ids and token_id not in sequence.stop_token_ids and length < sequence.limit:
-                deltas.append((sequence.sequence_id, TokenDelta([token_id])))
-                continue
-            ending = ending_of(sequence, token_id)
-            if ending is not None:
-                self.registry.end(sequence, ending.reason)
-            deltas.append((sequence.sequence_id, delta_of(sequence, token_id, ending, logprobs[index] if logprobs else None)))
-        self.counters.generation_tokens += len(deltas)
+            if len(token_ids) == 1 and sequence.only_reports_ids and token_ids[0] not in sequence.stop_token_ids:
+                known = sequence.token_ids
+                length = len(known) + 1
+                if length < sequence.limit:
+                    known += token_ids
+                    if length > sequence.next_full and sequence.is_resident:
+                        self.registry.kv.commit(sequence, length - 1)
+                    deltas.append((sequence.sequence_id, TokenDelta(token_ids)))
+                    continue
+            delta, num_appended = self._commit_row(sequence, token_ids, logprobs)
+            deltas.append((sequence.sequence_id, delta))
+            num_further += num_appended - 1
+        self.counters.generation_tokens += len(deltas) + num_further
         return deltas
+
+    def _commit_row(
+        self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None
+    ) -> tuple[TokenDelta, int]:
+        """Append what one sequence got, whatever it does to it; its delta, and how many tokens were appended."""
+        appended, ending = append_tokens(sequence, token_ids)
+        if sequence.is_resident:
+            self.registry.kv.commit(sequence, len(sequence.token_ids) - 1)
+        if ending is not None:
+            self.registry.end(sequence, ending.reason)
+            self.counters.wasted(sequence, len(token_ids) - len(appended))
+        return delta_of(sequence, appended, ending, logprobs), len(appended)
 
 
 __all__ = ["Deltas", "Scheduler", "SchedulerLimits"]

@@ -26,8 +26,12 @@ class Sequence:
     queue_s        seconds it waited for its first row; None while it does
     limit          token count (prompt included) at which it ends with reason "length"
     token_ids      prompt and generated tokens known to the host, that is committed ones
-    num_known      the same, plus the tokens in flight, which exist on the device only
-    num_computed   tokens whose keys and values are in the cache or being written by a step in flight
+    num_known      the same, plus the tokens in flight, which exist on the device only; with drafts in flight, the most it can
+                   be
+    num_computed   tokens whose keys and values are in the cache or being written by a step in flight, counted likewise
+    num_drafted    drafts in flight, some of which may be rejected
+    drafts         guesses for the tokens behind those known, for the next step to check
+    is_special     its decodes need a closer look: it has a constraint, drafts, or drafts in flight
     row            the row it owns, or NO_ROW
     tables         the blocks it holds, in a table for each layer group; none without a row
     reach          tokens that it has blocks for in every table
@@ -40,15 +44,18 @@ class Sequence:
         "arrived_at",
         "constraint",
         "deadline",
+        "drafts",
         "finish_reason",
         "has_reported",
         "is_paused",
+        "is_special",
         "last_step",
         "limit",
         "min_length",
         "next_full",
         "num_cached_tokens",
         "num_computed",
+        "num_drafted",
         "num_known",
         "num_prompt_tokens",
         "only_reports_ids",
@@ -87,6 +94,9 @@ class Sequence:
         self.stop_token_ids = frozenset(spec.stop_token_ids)
         self.num_known = len(self.token_ids)
         self.num_computed = 0
+        self.num_drafted = 0
+        self.drafts: list[int] = []
+        self.is_special = constraint is not None
         self.row = NO_ROW
         self.tables: list[BlockTable] = []
         self.reach = 0
@@ -107,8 +117,35 @@ class Sequence:
 
     @property
     def num_in_flight(self) -> int:
-        """Tokens sampled on the device and not committed yet."""
+        """Tokens sampled on the device and not committed yet; with drafts among them, the most there can be."""
         return self.num_known - len(self.token_ids)
+
+    @property
+    def awaits_commit(self) -> bool:
+        """Its next token needs what only a commit can tell: what the constraint allows then, or whether it may end already."""
+        if self.constraint is not None:
+            return self.num_known > len(self.token_ids)
+        return self.num_drafted > 0 and len(self.token_ids) < self.min_length
+
+    def offer_drafts(self, token_ids: list[int]) -> None:
+        """Have the next step check these guesses. A constraint tells tokens one at a time, so its sequence takes none."""
+        if self.constraint is None:
+            self.drafts = token_ids
+            self.is_special = bool(token_ids) or self.num_drafted > 0
+
+    def take_drafts(self, most: int) -> list[int]:
+        """Up to `most` drafts for the step being planned; the others are dropped, since they follow other tokens after it."""
+        taken, self.drafts = self.drafts[: max(0, most)], []
+        return taken
+
+    def settle_drafts(self, num_drafts: int, num_accepted: int) -> None:
+        """A step with drafts was committed: take back the places and computed positions of those that were rejected."""
+        num_rejected = num_drafts - num_accepted
+        self.num_drafted -= num_drafts
+        self.num_known -= num_rejected
+        if self.is_resident:
+            self.num_computed -= num_rejected
+        self.is_special = self.constraint is not None or self.num_drafted > 0 or bool(self.drafts)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streamserve.scheduling.plan import Plan, RowGrowth, RowStart, RowWork
+from streamserve.scheduling.plan import Plan, RowDrafts, RowGrowth, RowStart, RowWork
 from streamserve.scheduling.sequence import Sequence
 
 
@@ -16,12 +16,14 @@ class Step:
     """A planned step.
 
     sampled  owner of each entry of `plan.sampled`, in that order
+    drafted  (index in `sampled`, number of drafts) of those with drafts
     chunks   sequences whose prefill goes on after this step, with their computed tokens at its end
     scored   row -> (owner, first position) where logprobs of prompt tokens are awaited
     """
 
     plan: Plan
     sampled: list[Sequence]
+    drafted: list[tuple[int, int]]
     chunks: list[tuple[Sequence, int]]
     scored: dict[int, tuple[Sequence, int]]
 
@@ -37,6 +39,9 @@ class StepDraft:
         "chunks",
         "decodes",
         "decoding",
+        "draft_budget",
+        "drafted",
+        "drafts",
         "growths",
         "index",
         "prefilling",
@@ -47,15 +52,21 @@ class StepDraft:
     )
 
     def __init__(self, index: int, budget: int) -> None:
-        """`budget`: tokens that the step may compute; `scoring_budget`, once it is less: those of them with prompt logprobs."""
+        """`budget`: tokens that the step may compute; `scoring_budget`, once it is less: those of them with prompt logprobs.
+
+        `draft_budget`, once it is set: those of them that may be drafts.
+        """
         self.index = index
+        self.draft_budget = 0
         self.budget = self.scoring_budget = budget
         self.starts: list[RowStart] = []
         self.growths: list[RowGrowth] = []
+        self.drafts: list[RowDrafts] = []
         self.decodes: list[RowWork] = []
         self.decoding: list[Sequence] = []
         self.prefills: list[RowWork] = []
         self.prefilling: list[Sequence] = []
+        self.drafted: list[tuple[int, int]] = []
         self.chunks: list[tuple[Sequence, int]] = []
         self.scored: dict[int, tuple[Sequence, int]] = {}
 
@@ -86,7 +97,7 @@ class StepDraft:
         samples = end == sequence.num_known
         bitmask = sequence.constraint.bitmask() if samples and sequence.constraint is not None else None
         works, owners = (self.decodes, self.decoding) if count == 1 else (self.prefills, self.prefilling)
-        works.append(RowWork(sequence.row, start, count, samples, bitmask))
+        works.append(RowWork(sequence.row, start, count, int(samples), bitmask))
         if sequence.wants_prompt_logprobs:
             self.scored[sequence.row] = (sequence, start)
             self.scoring_budget -= count
@@ -99,13 +110,27 @@ class StepDraft:
         sequence.last_step = self.index
         self.budget -= count
 
+    def check(self, sequence: Sequence, token_ids: list[int]) -> None:
+        """Compute the sequence's last token and these drafts behind it, and sample behind each."""
+        start, num_drafts = sequence.num_computed, len(token_ids)
+        self.drafts.append(RowDrafts(sequence.row, token_ids))
+        self.drafted.append((len(self.prefilling), num_drafts))
+        self.prefills.append(RowWork(sequence.row, start, 1 + num_drafts, 1 + num_drafts))
+        self.prefilling.append(sequence)
+        sequence.num_drafted += num_drafts
+        sequence.num_known += 1 + num_drafts
+        sequence.num_computed = start + 1 + num_drafts
+        sequence.last_step = self.index
+        self.draft_budget -= num_drafts
+
     def finish(self) -> Step | None:
         """The step, or None when there is nothing to compute."""
         work = self.decodes + self.prefills
         if not work:
             return None
-        plan = Plan(self.index, self.starts, self.growths, work)
-        return Step(plan, self.decoding + self.prefilling, self.chunks, self.scored)
+        plan = Plan(self.index, self.starts, self.growths, work, self.drafts)
+        drafted = [(len(self.decoding) + index, num_drafts) for index, num_drafts in self.drafted]
+        return Step(plan, self.decoding + self.prefilling, drafted, self.chunks, self.scored)
 
 
 __all__ = ["Step", "StepDraft"]

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from streamserve.models.architectures.base import CausalModel
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
-from streamserve.types import TokenLogprobs
 from streamserve.worker.device.base import Device, Event
 from streamserve.worker.graphs.decode_graphs import Capture, DecodeGraphs
 from streamserve.worker.graphs.prompt_graphs import MAX_PROMPTS, PromptGraphs
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.rows.rows import Rows
-from streamserve.worker.sampling.logprobs import HostLogprobs, PromptLogprobs, download, prompt_logprobs
+from streamserve.worker.sampling.logprobs import PromptLogprobs, download, prompt_logprobs
+from streamserve.worker.sampling.results import DraftedCounts, HostSample
 from streamserve.worker.sampling.sampler import SamplingUploader
-from streamserve_kernels import sample, scatter_sampled
+from streamserve_kernels import accept_drafts, sample, scatter_sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,7 @@ class PendingStep:
 
     step: int
     event: Event
-    token_ids: Tensor | None
-    logprob_requests: list[int | None]
-    logprobs: HostLogprobs | None
+    sample: HostSample | None
     prompt_logprobs: list[PromptLogprobs]
 
     def wait(self) -> StepResult:
@@ -42,16 +40,10 @@ class PendingStep:
         self.event.wait()
         return StepResult(
             step=self.step,
-            token_ids=[] if self.token_ids is None else self.token_ids.tolist(),
-            logprobs=self._read_logprobs(),
+            token_ids=[] if self.sample is None else self.sample.read_tokens(),
+            logprobs=None if self.sample is None else self.sample.read_logprobs(),
             prompt_logprobs={item.row: item.read() for item in self.prompt_logprobs} or None,
         )
-
-    def _read_logprobs(self) -> list[TokenLogprobs | None] | None:
-        if self.logprobs is None:
-            return None
-        entries = iter(self.logprobs.read([num_top for num_top in self.logprob_requests if num_top is not None]))
-        return [None if num_top is None else next(entries) for num_top in self.logprob_requests]
 
 
 class StepRunner:
@@ -75,9 +67,12 @@ class StepRunner:
             self._graphs.capture()
 
     def warm_up(self) -> None:
-        """Run steps that touch no sequence, a prompt and a decode, so that the first real ones find all initialised."""
-        for start, count in ((0, 2), (2, 1)):
-            self.step(Plan(0, [], [], [RowWork(self._rows.tables.padding_row, start, count, True)])).wait()
+        """Run steps that touch no sequence, a mixed one and a decode, so that the first real ones find all initialised."""
+        decode, chunk = (
+            RowWork(self._rows.tables.padding_row, 0, count, num_sampled) for count, num_sampled in ((1, 1), (2, 0))
+        )
+        for work in ([decode, chunk], [decode]):
+            self.step(Plan(0, [], [], work)).wait()
 
     @torch.inference_mode()
     def step(self, plan: Plan) -> PendingStep:
@@ -92,7 +87,7 @@ class StepRunner:
                 return self._replay(plan, capture)
             work, hidden = self._prompt_graphs.run(plan.work) or self._run(plan.work)
             prompts = self._prompt_logprobs(work.items, hidden)
-            return self._sample(plan, work, hidden[work.sample_tokens] if len(plan.sampled) < len(hidden) else hidden, prompts)
+            return self._sample(plan, work, hidden, prompts)
 
     def _run(self, items: list[RowWork]) -> tuple[StepWork, Tensor]:
         work = self._work.send(items)
@@ -104,28 +99,41 @@ class StepRunner:
         work, lines = self._graphs.send(capture, plan.work), len(plan.work)
         hidden = capture.forward()[:lines]
         prompts = self._prompt_logprobs(plan.work, hidden)
-        work = replace(work, sample_rows=work.sample_rows[:lines], positions=work.positions[:lines])
+        work = replace(work, sample_tokens=work.sample_tokens[:lines], sample_rows=work.sample_rows[:lines])
         return self._sample(plan, work, hidden, prompts)
 
     def _replayed(self, plan: Plan, token_ids: Tensor) -> PendingStep:
-        host_ids = self._device.download(token_ids)
-        return PendingStep(plan.step, self._device.record(), host_ids, [], None, [])
+        sample = HostSample(self._device.download(token_ids))
+        return PendingStep(plan.step, self._device.record(), sample, [])
 
     def _sample(self, plan: Plan, work: StepWork, hidden: Tensor, prompts: list[PromptLogprobs]) -> PendingStep:
-        """hidden  [lines, hidden_size], of the sampled rows"""
+        """hidden  [tokens, hidden_size]"""
         sampled = plan.sampled
         if not sampled:
-            return PendingStep(plan.step, self._device.record(), None, [], None, prompts)
-        logits = self._model.logits(hidden)
-        parameters = self._sampling.send(sampled, work)
+            return PendingStep(plan.step, self._device.record(), None, prompts)
+        tables = self._rows.tables
+        # Before the logits: a kernel that reads places ahead of its turn must find them written.
+        places = work.places(tables)
+        lines = hidden if len(places) == len(hidden) else hidden[work.sample_tokens]
+        logits = self._model.logits(lines)
+        parameters = self._sampling.send(sampled, work.sample_rows, places)
         tokens = sample(logits, parameters)
-        scatter_sampled(self._rows.tables, work.sample_rows, work.positions, tokens.token_ids)
+        drafted = self._append(sampled, work, places, tokens.token_ids)
         logprobs, requests = None, []
         if parameters.logprobs is not None and tokens.logprobs is not None:
             requests = [self._rows.traits(item.row).logprobs for item in sampled]
             logprobs = download(self._device, tokens.token_ids[parameters.logprobs.lines], tokens.logprobs)
         token_ids = self._device.download(tokens.token_ids)
-        return PendingStep(plan.step, self._device.record(), token_ids, requests, logprobs, prompts)
+        return PendingStep(plan.step, self._device.record(), HostSample(token_ids, drafted, requests, logprobs), prompts)
+
+    def _append(self, sampled: list[RowWork], work: StepWork, places: Tensor, token_ids: Tensor) -> DraftedCounts | None:
+        """Write what was sampled into the rows; where they have drafts, as far as those agree."""
+        tables, lines = self._rows.tables, work.drafted
+        if lines is None:
+            scatter_sampled(tables, work.sample_rows, places, token_ids)
+            return None
+        accepted = accept_drafts(tables, lines.rows, lines.line_start, token_ids, most=lines.most)
+        return DraftedCounts([item.num_sampled for item in sampled], self._device.download(accepted))
 
     def _prompt_logprobs(self, work: list[RowWork], hidden: Tensor) -> list[PromptLogprobs]:
         if not self._rows.scored:

@@ -53,7 +53,7 @@ def prefill(step: int, prompt: list[int], row: int = 0) -> Plan:
 
 
 def decode(step: int, position: int, row: int = 0) -> Plan:
-    return Plan(step, [], [], [RowWork(row, position, 1, True)])
+    return Plan(step, [], [], [RowWork(row, position, 1, 1)])
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ async def test_steps_run_in_the_order_submitted_and_feed_each_other(tiny: TinyLl
     handles += [executor.submit(decode(step, step + 1)) for step in range(2, 8)]
     results = [await handle.result() for handle in handles]
     assert [result.step for result in results] == list(range(1, 8))
-    assert [result.token_ids[0] for result in results] == tiny.greedy([5, 6, 7], 7)
+    assert [result.token_ids[0][0] for result in results] == tiny.greedy([5, 6, 7], 7)
 
 
 @pytest.mark.asyncio
@@ -94,7 +94,7 @@ async def test_the_callers_garbage_collector_is_left_alone(executor: LocalExecut
 async def test_a_failed_step_raises_and_so_do_all_later_ones(executor: LocalExecutor) -> None:
     await executor.start()
     good = executor.submit(prefill(1, [5, 6, 7]))
-    bad = executor.submit(Plan(2, [], [], [RowWork(3, 0, 1, True)]))
+    bad = executor.submit(Plan(2, [], [], [RowWork(3, 0, 1, 1)]))
     queued = executor.submit(decode(3, 3))
     assert (await good.result()).step == 1
     with pytest.raises(LookupError, match="row 3"):

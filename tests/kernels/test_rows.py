@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from streamserve_kernels import RowLayout, apply_row_deltas, gather_inputs, make_row_tables, scatter_sampled
+from streamserve_kernels import RowLayout, accept_drafts, apply_row_deltas, gather_inputs, make_row_tables, scatter_sampled
 from tests.support.sampling import int32
 
 CPU = torch.device("cpu")
@@ -20,7 +20,8 @@ def test_a_row_has_a_place_for_the_id_sampled_after_its_last_token() -> None:
     tables = make_row_tables(2, 40, 3, CPU)
     scatter_sampled(tables, int32(1), int32(40), torch.tensor([9]))
     assert tables.token_ids[1].tolist() == [0] * 40 + [9]
-    assert int((tables.state != 0).sum()) == 1
+    assert tables.num_tokens.tolist() == [1, 41, 1]
+    assert int((tables.state != 0).sum()) == 4
 
 
 def test_views_share_the_rows_memory() -> None:
@@ -38,10 +39,60 @@ def test_deltas_copy_runs_of_words_into_rows() -> None:
     segments = torch.tensor([[0, 17, 0, 3], [2, 0, 5, 1], [1, 20, 10, 4]], dtype=torch.int32)
     apply_row_deltas(tables, segments, payload)
     expected = torch.zeros_like(tables.state)
+    expected[:, RowLayout.NUM_TOKENS] = 1
     expected[0, 17:20] = payload[0:3]
     expected[2, 0] = payload[5]
     expected[1, 20:24] = payload[10:14]
     assert torch.equal(tables.state, expected)
+
+
+def test_a_run_of_words_may_go_behind_the_rows_tokens() -> None:
+    tables = make_row_tables(2, 16, 1, CPU)
+    tables.num_tokens[1] = 5
+    apply_row_deltas(tables, int32(1, -1, 0, 3).view(1, 4), int32(7, 8, 9))
+    assert tables.token_ids[1].tolist() == [0] * 5 + [7, 8, 9] + [0] * 9
+    assert tables.token_ids[0].tolist() == [0] * 17
+
+
+def test_a_negative_start_counts_back_from_the_tokens_that_the_row_has() -> None:
+    tables = make_row_tables(2, 32, 2, CPU)
+    tables.num_tokens[:2] = int32(7, 20)
+    tables.token_ids.copy_(torch.arange(33, dtype=torch.int32).expand(3, 33))
+    got = gather_inputs(tables, int32(0, 1, 0), int32(-1, -3, 2), int32(0, 1, 4, 5), num_tokens=5, block_size=16)
+    assert got.positions.tolist() == got.token_ids.tolist() == [6, 17, 18, 19, 2]
+    assert got.seq_lens.tolist() == [7, 20, 3]
+
+
+def test_the_padding_row_has_one_token_for_ever() -> None:
+    tables = make_row_tables(2, 32, 2, CPU)
+    for _ in range(3):
+        scatter_sampled(tables, int32(2, 0, 2), int32(1, 4, 1), torch.tensor([9, 9, 9]))
+        assert tables.num_tokens.tolist() == [5, 1, 1]
+
+
+def test_drafts_are_accepted_as_far_as_they_are_what_was_sampled_in_their_places() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        tables = make_row_tables(6, 40, 3, CPU)
+        tables.token_ids.copy_(torch.randint(0, 3, tables.token_ids.shape))
+        tables.num_tokens.copy_(torch.randint(1, 36, tables.num_tokens.shape))
+        rows = rng.sample(range(6), rng.randint(1, 6))
+        sampled = [[rng.randrange(3) for _ in range(rng.randint(1, 5))] for _ in rows]
+        ends = [sum(map(len, sampled[:place])) for place in range(len(rows) + 1)]
+        texts = tables.token_ids.tolist()
+        lengths = tables.num_tokens.tolist()
+        lines = torch.tensor([token_id for ids in sampled for token_id in ids])
+        accepted = accept_drafts(tables, int32(*rows), int32(*ends), lines, most=max(map(len, sampled))).tolist()
+        for row, ids, count in zip(rows, sampled, accepted, strict=True):
+            length, drafts = lengths[row], texts[row][lengths[row] :]
+            expected = 1
+            while expected < len(ids) and drafts[expected - 1] == ids[expected - 1]:
+                expected += 1
+            assert count == expected
+            texts[row][length : length + count] = ids[:count]
+            lengths[row] += count
+        assert tables.token_ids.tolist() == texts
+        assert tables.num_tokens.tolist() == lengths
 
 
 def test_every_layer_group_has_a_block_table_before_the_token_ids() -> None:

@@ -16,6 +16,7 @@ from tests.scheduling.oracle import allowed_tokens, draw, logprobs_of, state_aft
 @dataclass
 class Row:
     token_ids: dict[int, int]
+    num_tokens: int
     num_prompt_tokens: int
     tables: list[dict[int, int]]
     sampling: RowSampling
@@ -36,11 +37,14 @@ class Device:
     def run(self, plan: Plan) -> StepResult:
         for start in plan.starts:
             tokens = dict(enumerate(start.token_ids))
-            self.rows[start.row] = Row(tokens, start.num_prompt_tokens, [{} for _ in self.windows], start.sampling)
+            self.rows[start.row] = Row(tokens, len(tokens), start.num_prompt_tokens, [{} for _ in self.windows], start.sampling)
         for growth in plan.growths:
             table = self.rows[growth.row].tables[growth.group]
             assert not table or growth.first == max(table) + 1
             table.update(enumerate(growth.block_ids, growth.first))
+        for drafts in plan.drafts:
+            row = self.rows[drafts.row]
+            row.token_ids |= dict(enumerate(drafts.token_ids, row.num_tokens))
         assert len({work.row for work in plan.work}) == len(plan.work), "a row appears twice"
         counts = [work.count for work in plan.work]
         assert counts == [1] * counts.count(1) + [count for count in counts if count > 1], "decodes do not come first"
@@ -49,15 +53,23 @@ class Device:
 
     def _forward(self, work: RowWork) -> list[bytes]:
         """Write the cache at each position; the model's state after each of them."""
-        row = self.rows[work.row]
-        state = self._attend(row, work.start)
+        row, start = self.rows[work.row], self._start(work)
+        state = self._attend(row, start)
         states = []
-        for position in range(work.start, work.start + work.count):
+        for position in range(start, start + work.count):
             state = state_after(state, row.token_ids[position])
             for group in range(len(self.windows)):
                 self.cache[self._slot(row, group, position)] = (group, position, state)
             states.append(state)
         return states
+
+    def _start(self, work: RowWork) -> int:
+        """Where a row's work begins: what samples ends with its tokens and drafts, wherever the host thinks that is at most."""
+        if not work.num_sampled:
+            return work.start
+        start = self.rows[work.row].num_tokens + work.num_sampled - 1 - work.count
+        assert start <= work.start, "the host plans for fewer tokens than the row has"
+        return start
 
     def _attend(self, row: Row, num_tokens: int) -> bytes:
         """Read back every token before this step's that its first one sees; garbage when any of them isn't there."""
@@ -74,26 +86,40 @@ class Device:
         return row.tables[group][position // self.block_size] * self.block_size + position % self.block_size
 
     def _sample(self, plan: Plan, states: list[list[bytes]]) -> StepResult:
-        token_ids: list[int] = []
-        logprobs: list[TokenLogprobs | None] = []
+        token_ids: list[list[int]] = []
+        logprobs: list[list[TokenLogprobs] | None] = []
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         for work, after in zip(plan.work, states, strict=True):
-            row, end = self.rows[work.row], work.start + work.count
+            row = self.rows[work.row]
             if row.sampling.prompt_logprobs is not None:
                 entries = self._score_prompt(row, work, after)
                 if entries:
                     prompt_logprobs[work.row] = entries
-            if work.samples:
-                allowed = allowed_tokens(row.sampling, end - row.num_prompt_tokens)
-                if work.allowed_bitmask is not None:
-                    mask = int.from_bytes(work.allowed_bitmask, "little")
-                    allowed = {token_id for token_id in allowed if mask >> token_id & 1}
-                token_id = draw(row.sampling.seed, after[-1], allowed)
-                row.token_ids[end] = token_id
-                token_ids.append(token_id)
-                asked = row.sampling.logprobs
-                logprobs.append(None if asked is None else logprobs_of(after[-1], token_id, asked))
+            if work.num_sampled:
+                sampled = after[-work.num_sampled :]
+                token_ids.append(self._accept(row, work, sampled))
+                num_top = row.sampling.logprobs
+                pairs = zip(sampled, token_ids[-1], strict=False)
+                logprobs.append(None if num_top is None else [logprobs_of(*pair, num_top) for pair in pairs])
         return StepResult(plan.step, token_ids, logprobs if any(logprobs) else None, prompt_logprobs or None)
+
+    def _accept(self, row: Row, work: RowWork, states: list[bytes]) -> list[int]:
+        """Sample behind each of these states, for as long as the draft behind the one before is what was sampled there."""
+        accepted: list[int] = []
+        # As the host believes: for which places stop tokens are banned is sent with the step.
+        place = work.start + work.count - len(states) + 1
+        for state in states:
+            allowed = allowed_tokens(row.sampling, place - row.num_prompt_tokens + len(accepted))
+            if work.allowed_bitmask is not None:
+                mask = int.from_bytes(work.allowed_bitmask, "little")
+                allowed = {token_id for token_id in allowed if mask >> token_id & 1}
+            draft = row.token_ids.get(row.num_tokens)
+            accepted.append(draw(row.sampling.seed, state, allowed))
+            row.token_ids[row.num_tokens] = accepted[-1]
+            row.num_tokens += 1
+            if draft != accepted[-1]:
+                break
+        return accepted
 
     def _score_prompt(self, row: Row, work: RowWork, after: list[bytes]) -> list[TokenLogprobs]:
         assert row.sampling.prompt_logprobs is not None

@@ -102,7 +102,7 @@ class Play:
         return self.scheduler.stats().kv_blocks_used
 
 
-def rows(plan: Plan | None) -> dict[int, tuple[int, int, bool]]:
-    """row -> (start, count, samples) of a plan."""
+def rows(plan: Plan | None) -> dict[int, tuple[int, int, int]]:
+    """row -> (start, count, num_sampled) of a plan."""
     assert plan is not None
-    return {work.row: (work.start, work.count, work.samples) for work in plan.work}
+    return {work.row: (work.start, work.count, work.num_sampled) for work in plan.work}

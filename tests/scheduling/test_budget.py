@@ -51,7 +51,7 @@ def test_a_chunk_of_one_token_counts_as_a_decode_and_samples_nothing() -> None:
     play.add(spec("a", 4), spec("b", 9))
     plan = play.submit()
     assert plan is not None
-    assert [(work.count, work.samples) for work in plan.work] == [(1, False), (4, True)]
+    assert [(work.count, work.num_sampled) for work in plan.work] == [(1, 0), (4, 1)]
     play.finish()
     assert play.tokens("a") == expected(spec("a", 4))[0]
     assert play.tokens("b") == expected(spec("b", 9))[0]

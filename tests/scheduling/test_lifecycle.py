@@ -248,7 +248,7 @@ def test_a_stop_token_sampled_too_early_ends_nothing() -> None:
     for index in range(2):
         step = play.scheduler.schedule(0.0)
         assert step is not None
-        reasons.append(play.scheduler.commit(step, StepResult(index, [EOS]), 0.0)[0][1].finish_reason)
+        reasons.append(play.scheduler.commit(step, StepResult(index, [[EOS]]), 0.0)[0][1].finish_reason)
     assert reasons == [None, "stop"]
 
 

@@ -96,15 +96,15 @@ class ScriptedExecutor:
     def _compute(self, plan: Plan) -> StepResult:
         for start in plan.starts:
             self._rows[start.row] = list(start.token_ids)
-        sampled: list[int] = []
+        sampled: list[list[int]] = []
         for work in plan.work:
             token_ids = self._rows[work.row]
             known = work.start + work.count
             assert known <= len(token_ids), f"row {work.row} has {len(token_ids)} tokens, the plan computes up to {known}"
-            if work.samples:
+            if work.num_sampled:
                 assert known == len(token_ids), f"row {work.row}: sampled before all of its tokens were computed"
                 token_ids.append(next_token(token_ids))
-                sampled.append(token_ids[-1])
+                sampled.append([token_ids[-1]])
         return StepResult(plan.step, sampled)
 
 

@@ -39,12 +39,12 @@ def test_each_step_obeys_its_own_mask_and_the_rows_allowed_ids(stepper: Callable
         RowStart(2, [5, 6, 7], 3, RowSampling(seed=1)),
     ]
     work = [
-        RowWork(0, 0, 3, True, mask_of(9)),
-        RowWork(1, 0, 3, True, mask_of(30, 50)),
-        RowWork(2, 0, 3, True),
+        RowWork(0, 0, 3, 1, mask_of(9)),
+        RowWork(1, 0, 3, 1, mask_of(30, 50)),
+        RowWork(2, 0, 3, 1),
     ]
     first = runner.step(Plan(1, starts, [RowGrowth(row, 0, 0, [row]) for row in range(3)], work)).wait().token_ids
-    assert first[:2] == [9, 30]
-    second = runner.step(Plan(2, [], [], [RowWork(0, 3, 1, True, mask_of(100)), RowWork(2, 3, 1, True)])).wait().token_ids
-    assert second[0] == 100
-    assert first[2] != 9
+    assert first[:2] == [[9], [30]]
+    second = runner.step(Plan(2, [], [], [RowWork(0, 3, 1, 1, mask_of(100)), RowWork(2, 3, 1, 1)])).wait().token_ids
+    assert second[0] == [100]
+    assert first[2] != [9]

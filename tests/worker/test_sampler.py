@@ -21,8 +21,9 @@ def parameters_of(*samplings: RowSampling, num_prompt_tokens: int = 4, start: in
     rows = Rows(device, RankLimits(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB, group_of=(0,)))
     tokens = list(range(start + 1))
     rows.apply(Plan(1, [RowStart(row, tokens, num_prompt_tokens, one) for row, one in enumerate(samplings)], [], []))
-    work = [RowWork(row, start, 1, True) for row in range(len(samplings))]
-    return SamplingUploader(device, rows).send(work, WorkUploader(device, 8).send(work))
+    work = [RowWork(row, start, 1, 1) for row in range(len(samplings))]
+    sent = WorkUploader(device, 8).send(work)
+    return SamplingUploader(device, rows).send(work, sent.sample_rows, sent.places(rows.tables))
 
 
 def test_rows_with_nothing_special_bring_nothing_along() -> None:

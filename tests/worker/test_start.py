@@ -65,7 +65,7 @@ def test_a_context_beyond_the_models_positions_is_refused(tiny: TinyLlama) -> No
 def test_a_rank_steps_only_after_it_has_loaded(tiny: TinyLlama) -> None:
     runner = Runner(EngineConfig(model=tiny.path), resolve(tiny.path))
     with pytest.raises(RuntimeError, match="loaded"):
-        runner.step(Plan(1, [], [], [RowWork(0, 0, 1, True)]))
+        runner.step(Plan(1, [], [], [RowWork(0, 0, 1, 1)]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -129,10 +129,10 @@ def test_every_dtype_runs_on_a_cpu(tiny: TinyLlama, dtype: str) -> None:
     runner = Runner(config, resolve(tiny.path))
     runner.load()
     start = RowStart(0, [5, 6, 7], 3, RowSampling(seed=1, temperature=0.0, logprobs=1))
-    result = runner.step(Plan(1, [start], [RowGrowth(0, 0, 0, [0])], [RowWork(0, 0, 3, True)])).wait()
+    result = runner.step(Plan(1, [start], [RowGrowth(0, 0, 0, [0])], [RowWork(0, 0, 3, 1)])).wait()
     assert result.logprobs is not None
-    entry = result.logprobs[0]
-    assert entry is not None
+    assert result.logprobs[0] is not None
+    [entry] = result.logprobs[0]
     assert entry.rank == 1
     expected = tiny.logits((5, 6, 7))[-1]
     assert entry.logprob == pytest.approx(log_softmax(expected)[expected.argmax()], abs=0.2)

@@ -1,9 +1,9 @@
 """Decode steps captured once and replayed: one launch instead of hundreds, on a device that can (CUDA graphs on NVIDIA GPUs).
 
 Runs on the rank's launch thread. A step of one-token rows is padded with the padding row to a captured size. What changes from
-step to step (rows, positions, lengths, ids) is read from device buffers at fixed places, so one capture per size serves every
+step to step (rows, their ids and number of ids) is read from device buffers at fixed places, so one capture serves every
 context length. Rows with special needs replay the model alone and are sampled on their own. While the same rows decode, a step
-tells the device nothing: a replay leaves them where the next one begins.
+sends the device nothing: a replay appends to its rows, and the next one begins where they end.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 
 class Capture:
     """One captured size. What the two parts return is overwritten by the next replay.
 
-    whole    the model, the head, sampling without special needs, and the write of the ids into the rows, which then stand one
-             token further -> token ids [size]
+    whole    the model, the head, sampling without special needs, and the write of the ids into the rows -> token ids [size]
     forward  the model alone -> hidden states [size, hidden_size]; captured when first used
     """
 
@@ -38,7 +37,7 @@ class Capture:
 
 
 class DecodeGraphs:
-    """The captured sizes of one rank, and where the rows of the step before stand on the device."""
+    """The captured sizes of one rank, and the work of the step before, which is still on the device."""
 
     def __init__(self, device: Device, model: CausalModel, rows: Rows, kv_caches: list[Tensor], uploader: WorkUploader) -> None:
         """uploader  the one that every step's work is sent with: captures read its buffer"""
@@ -58,7 +57,7 @@ class DecodeGraphs:
     def find(self, work: list[RowWork]) -> Capture | None:
         """The smallest capture that holds this work; None unless all of it is decoding."""
         # Decoding rows come first: the last item tells for all, but for chunks of one token that sample nothing.
-        if work[-1].count != 1 or not all(item.samples for item in work):
+        if work[-1].count != 1 or not all(item.num_sampled for item in work):
             return None
         return next((capture for size, capture in reversed(self._captures.items()) if size >= len(work)), None)
 
@@ -71,37 +70,37 @@ class DecodeGraphs:
     def replay_again(self, plan: Plan) -> Tensor | None:
         """The step before once more, when this plan takes the same rows one token further; else None, and nothing is run.
 
-        The rows stand on the device already, and have no special needs, since they had none.
+        Their work is on the device already, and they have no special needs, since they had none.
         """
         if self._last is None or plan.starts or not _continues(self._last[1], plan.work):
             self._last = None
             return None
         capture = self._last[0]
-        self._last = capture, plan.work
         return capture.whole()[: len(plan.work)]
 
     def send(self, capture: Capture, work: list[RowWork]) -> StepWork:
         """Queue the upload of work padded to a capture's size."""
-        padding = capture.size - len(work)
-        return self._uploader.send(work + [self._padding] * padding, padding=padding)
+        return self._uploader.send(work + [self._padding] * (capture.size - len(work)))
 
     @property
     def _padding(self) -> RowWork:
-        return RowWork(self._rows.tables.padding_row, 0, 1, True)
+        return RowWork(self._rows.tables.padding_row, 0, 1, 1)
 
     def _capture(self, size: int) -> Capture:
         tables, limits = self._rows.tables, self._rows.limits
         # Lengths of a replay are unknown here: launches are laid out for the longest.
-        work = replace(self._uploader.send([self._padding] * size, padding=size), max_seq_len=limits.max_model_len)
+        work = replace(self._uploader.send([self._padding] * size), max_seq_len=limits.max_model_len)
 
         def forward() -> Tensor:
             hidden: Tensor = self._model(gather(tables, work, limits), self._kv_caches)
             return hidden
 
         def whole() -> Tensor:
-            tokens = sample(self._model.logits(forward()), SamplingTensors(tables, work.sample_rows, work.positions))
-            scatter_sampled(tables, work.sample_rows, work.positions, tokens.token_ids)
-            work.advance()
+            inputs = gather(tables, work, limits.block_size)
+            logits = self._model.logits(self._model(inputs, self._kv_caches))
+            # Of a row that decodes, the tokens in the cache are all it has, and the place of the next one.
+            tokens = sample(logits, SamplingTensors(tables, work.sample_rows, inputs.seq_lens))
+            scatter_sampled(tables, work.sample_rows, inputs.seq_lens, tokens.token_ids)
             return tokens.token_ids
 
         # Once outside of a capture: kernels are compiled and loaded at their first launch, which a capture can't hold.
@@ -112,7 +111,7 @@ class DecodeGraphs:
 def _continues(before: list[RowWork], work: list[RowWork]) -> bool:
     """Whether `work` is the next token of the same rows, of all of them and in the same order."""
     return len(before) == len(work) and all(
-        now.row == then.row and now.start == then.start + 1 and now.count == 1 and now.samples and now.allowed_bitmask is None
+        now.row == then.row and now.count == 1 and now.num_sampled and now.allowed_bitmask is None
         for then, now in zip(before, work, strict=True)
     )
 

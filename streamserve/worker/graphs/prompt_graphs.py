@@ -65,8 +65,10 @@ class PromptGraphs:
     def run(self, work: list[RowWork]) -> tuple[StepWork, Tensor] | None:
         """Run the model on a step's work -> the work with its padding, and hidden states [its tokens, hidden_size].
 
-        The states are overwritten by the next run. None, and nothing is run, where no size holds the work.
+        The states are overwritten by the next run. None, and nothing is run, where no size holds the work, or a row has drafts.
         """
+        if any(item.num_sampled > 1 for item in work):
+            return None
         num_decodes = sum(item.count == 1 for item in work)
         size = self._size(num_decodes, sum(item.count for item in work[num_decodes:]))
         padded = self._pad(work[:num_decodes], work[num_decodes:], size) if size is not None else None
@@ -97,7 +99,7 @@ class PromptGraphs:
         return [self._padded_row(min(most, num_tokens - done)) for done in range(0, num_tokens, most)]
 
     def _padded_row(self, count: int) -> RowWork:
-        return RowWork(self._rows.tables.padding_row, 0, count, False)
+        return RowWork(self._rows.tables.padding_row, 0, count, 0)
 
     def _forward(self, sent: StepWork) -> OnDemand:
         tables, limits = self._rows.tables, self._rows.limits

@@ -1,11 +1,12 @@
 """From a plan to a model's inputs: which rows compute which positions, as numbers on the device.
 
-Runs on the launch thread. The host knows where each row stands; the ids, and the slots behind the positions, are read from the
-rows on the device.
+Runs on the launch thread. Where a row that samples begins is counted back from the tokens it has, which the device knows; ids,
+and the slots of the positions, are read from the rows on the device as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,17 +20,31 @@ from streamserve_kernels import GatheredInputs, RowTables, gather_inputs
 
 
 @dataclass(frozen=True, slots=True)
+class DraftedLines:
+    """Which lines of a step's logits belong to which row, where rows have drafts and therefore several.
+
+    rows        [sampled rows]      int32
+    line_start  [sampled rows + 1]  int32, prefix sums of their lines
+    offsets     [lines]             int32, place of each line among those of its row
+    most        the largest number of lines of a row
+    """
+
+    rows: Tensor
+    line_start: Tensor
+    offsets: Tensor
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepWork:
     """The step's work on the device, and what the host knows of it.
 
-    items           what was sent, padding included
-    rows, starts    [sequences]      int32, as in `RowWork`
-    query_start     [sequences + 1]  int32
-    sample_tokens   [lines]          int32, index of each sampled row's last token in this step
-    sample_rows     [lines]          int32
-    positions       [lines]          int32, the place each sampled token takes in its row
-    places          [sequences + lines]  int32, starts and positions one after the other, as one view
-    moves           [2 * sequences]  int32, how far both go on after a decode step: one token, and padding stays
+    items          what was sent, padding included
+    rows, starts   [sequences]      int32; starts below 0 count back from the tokens that the row has
+    query_start    [sequences + 1]  int32
+    sample_tokens  [lines]          int32, index among the step's tokens of each one that is sampled behind
+    sample_rows    [lines]          int32
+    drafted        set where a row has more than one line
     """
 
     items: list[RowWork]
@@ -38,45 +53,44 @@ class StepWork:
     query_start: Tensor
     sample_tokens: Tensor
     sample_rows: Tensor
-    positions: Tensor
-    places: Tensor
-    moves: Tensor
+    drafted: DraftedLines | None
     num_tokens: int
     num_decodes: int
     max_seq_len: int
 
-    def advance(self) -> None:
-        """After a step that decodes, in the stream's order: the same rows, one token on."""
-        self.places.add_(self.moves)
+    def places(self, tables: RowTables) -> Tensor:
+        """[lines] int32, the place in its row that each sampled token takes if all drafts before it are accepted."""
+        places = tables.num_tokens.index_select(0, self.sample_rows)
+        return places if self.drafted is None else places + self.drafted.offsets
 
 
 class WorkUploader:
     """Sends each step's work to the same place on the device, which is what a captured graph reads.
 
-    A captured decode step moves its rows on by one token (`advance`), so that the next one, of the same rows, needs no upload.
+    Rows that decode begin at their last token, wherever it is: the next step of the same rows is the same work, and needs no
+    upload. Steps with drafts, of which a row may have any number, are sent elsewhere: captures don't read them.
     """
 
     def __init__(self, device: Device, max_sequences: int) -> None:
         """max_sequences  of one step, padding included"""
-        capacity = 8 * max_sequences + 1
+        capacity = 5 * max_sequences + 1
         self._words = device.buffer(capacity)
         self._ring = StagingRing(device, capacity)
 
-    def send(self, work: list[RowWork], *, padding: int = 0) -> StepWork:
-        """Queue the upload of a step's work; `work` has its one-token rows first, and ends with so many rows of padding."""
+    def send(self, work: list[RowWork]) -> StepWork:
+        """Queue the upload of a step's work; `work` has its one-token rows first."""
         counts = [item.count for item in work]
         ends = _running_sums(counts)
-        sampled = [(item, end - 1) for item, end in zip(work, ends[1:], strict=True) if item.samples]
+        sampled = [(item, end) for item, end in zip(work, ends[1:], strict=True) if item.num_sampled]
         packing = Packing()
         # What captures read comes first: its places must depend on the number of sequences alone.
         query_start = packing.put(ends)
         rows = packing.put([item.row for item in work])
-        starts = packing.put([item.start for item in work])
-        positions = packing.put([item.start + item.count for item, _ in sampled])
-        sample_tokens = packing.put([last for _, last in sampled])
-        sample_rows = packing.put([item.row for item, _ in sampled])
-        moves = packing.put(([1] * (len(work) - padding) + [0] * padding) * 2)
-        words = self._ring.send(packing, self._words)
+        starts = packing.put([item.num_sampled - 1 - item.count if item.num_sampled else item.start for item in work])
+        sample_tokens = packing.put([token for item, end in sampled for token in range(end - item.num_sampled, end)])
+        sample_rows = packing.put([item.row for item, _ in sampled for _ in range(item.num_sampled)])
+        drafted = _pack_drafted([item for item, _ in sampled], packing)
+        words = self._ring.send(packing, self._words if drafted is None else None)
         return StepWork(
             items=work,
             rows=words[rows],
@@ -84,9 +98,7 @@ class WorkUploader:
             query_start=words[query_start],
             sample_tokens=words[sample_tokens],
             sample_rows=words[sample_rows],
-            positions=words[positions],
-            places=words[starts.start : positions.stop],
-            moves=words[moves],
+            drafted=None if drafted is None else drafted(words),
             num_tokens=ends[-1],
             num_decodes=next((index for index, count in enumerate(counts) if count != 1), len(counts)),
             max_seq_len=max(item.start + item.count for item in work),
@@ -116,6 +128,17 @@ def step_inputs(
         num_decodes=num_decodes,
         max_seq_len=max_seq_len,
     )
+
+
+def _pack_drafted(sampled: list[RowWork], packing: Packing) -> Callable[[Tensor], DraftedLines] | None:
+    """Put what `DraftedLines` holds among the step's words; returns how to view it there. None when no row has drafts."""
+    lines = [item.num_sampled for item in sampled]
+    most = max(lines, default=0)
+    if most <= 1:
+        return None
+    rows, line_start = packing.put([item.row for item in sampled]), packing.put(_running_sums(lines))
+    offsets = packing.put([offset for count in lines for offset in range(count)])
+    return lambda words: DraftedLines(words[rows], words[line_start], words[offsets], most)
 
 
 def _running_sums(counts: list[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """The rows of running sequences: their state on the device, and what the host keeps of each.
 
-Runs on the launch thread. A plan's starts and growths become runs of words, sent with one copy and written by one kernel; ids
-that were sampled never come back through here.
+Runs on the launch thread. A plan's starts, growths and drafts become runs of words, sent with one copy and written by one
+kernel; ids that were sampled never come back through here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streamserve.types import GREEDY_TEMPERATURE
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.staging import Packing, StagingRing, Words
 from streamserve.worker.rows.traits import Traits, effective_top_k, read_traits
-from streamserve_kernels import RowLayout, RowTables, apply_row_deltas, make_row_tables
+from streamserve_kernels import BEHIND_TOKENS, RowLayout, RowTables, apply_row_deltas, make_row_tables
 
 _START_WORDS = 1 << 16
 
@@ -72,8 +72,8 @@ class Rows:
         return traits
 
     def apply(self, plan: Plan) -> None:
-        """Queue the plan's starts and growths on the device; most steps have none."""
-        if not plan.starts and not plan.growths:
+        """Queue the plan's starts, growths and drafts on the device; most steps have none."""
+        if not plan.starts and not plan.growths and not plan.drafts:
             return
         layout = self.tables.layout
         deltas = _Deltas()
@@ -82,6 +82,8 @@ class Rows:
             deltas.add(start.row, 0, _parameter_words(start, self.limits.vocab_size))
             deltas.add(start.row, layout.token_ids, np.asarray(start.token_ids, dtype=np.int32))
         deltas.grow(plan.growths, layout)
+        for drafts in plan.drafts:
+            deltas.add(drafts.row, BEHIND_TOKENS, np.asarray(drafts.token_ids, dtype=np.int32))
         deltas.send(self._ring, self.tables)
 
     def _remember(self, start: RowStart) -> None:
@@ -124,6 +126,7 @@ def _parameter_words(start: RowStart, vocab_size: int) -> Words:
     sampling: RowSampling = start.sampling
     words = np.zeros(RowLayout.NUM_PARAMETERS, dtype=np.int32)
     words[RowLayout.NUM_PROMPT_TOKENS] = start.num_prompt_tokens
+    words[RowLayout.NUM_TOKENS] = len(start.token_ids)
     words[RowLayout.SEED_LOW : RowLayout.SEED_HIGH + 1] = np.array([sampling.seed & (2**64 - 1)], dtype="<u8").view(np.int32)
     words[RowLayout.TOP_K] = effective_top_k(sampling.top_k, vocab_size)
     numbers = words.view(np.float32)

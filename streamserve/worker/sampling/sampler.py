@@ -6,10 +6,13 @@ step that needs them, in one copy.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from torch import Tensor
+
 from streamserve.scheduling.plan import RowWork
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.staging import Packing, StagingRing
-from streamserve.worker.rows.inputs import StepWork
 from streamserve.worker.rows.rows import Rows
 from streamserve.worker.rows.traits import Choice, Traits, read_mask
 from streamserve.worker.sampling.collectors import (
@@ -38,12 +41,19 @@ class SamplingUploader:
         traits = self._rows.traits
         return any(item.allowed_bitmask is not None or not traits(item.row).is_on_device for item in sampled)
 
-    def send(self, sampled: list[RowWork], work: StepWork) -> SamplingTensors:
-        """Queue the upload of what the sampled rows need beyond their state on the device."""
+    def send(self, sampled: list[RowWork], rows: Tensor, places: Tensor) -> SamplingTensors:
+        """Queue the upload of what the sampled rows need beyond their state on the device.
+
+        rows, places  [lines]  int32, the row of each line and the place of its token there
+        """
         needs = _LineNeeds(self._rows.limits.vocab_size)
-        for line, item in enumerate(sampled):
-            needs.add(line, item, self._rows.traits(item.row))
-        return needs.send(self._ring, self._rows, work)
+        line = 0
+        for item in sampled:
+            traits, end = self._rows.traits(item.row), item.start + item.count
+            for num_tokens in range(end - item.num_sampled + 1, end + 1):
+                needs.add(line, num_tokens, item.allowed_bitmask, traits)
+                line += 1
+        return needs.send(self._ring, SamplingTensors(self._rows.tables, rows, places))
 
 
 class _LineNeeds:
@@ -59,15 +69,16 @@ class _LineNeeds:
         self._penalised = PenaltyCollector()
         self._logprobs = LogprobCollector()
 
-    def add(self, line: int, item: RowWork, traits: Traits) -> None:
+    def add(self, line: int, num_tokens: int, allowed_bitmask: bytes | None, traits: Traits) -> None:
+        """num_tokens  of the row before the line's token, or the most there can be"""
         if traits.choice is Choice.RANDOM:
             self._random.lines.append(line)
         elif traits.choice is Choice.RESTRICTED:
             self._restricted.add(line, traits.top_k)
         if traits.has_extras:
-            self._add_extras(line, item.start + item.count, traits)
-        if item.allowed_bitmask is not None:
-            mask = read_mask(item.allowed_bitmask, self._vocab_size)
+            self._add_extras(line, num_tokens, traits)
+        if allowed_bitmask is not None:
+            mask = read_mask(allowed_bitmask, self._vocab_size)
             self._masks.add(line, mask if traits.allowed is None else mask & traits.allowed)
         elif traits.allowed is not None:
             self._masks.add(line, traits.allowed)
@@ -82,18 +93,17 @@ class _LineNeeds:
         if traits.logprobs is not None:
             self._logprobs.add(line, traits.logprobs)
 
-    def send(self, ring: StagingRing, rows: Rows, work: StepWork) -> SamplingTensors:
+    def send(self, ring: StagingRing, lines: SamplingTensors) -> SamplingTensors:
+        """`lines` with what they need, its upload queued."""
         packing = Packing()
         random, restricted = self._random.pack(packing), self._restricted.pack(packing)
         edits, bad_words, masks = self._edits.pack(packing), self._bad_words.pack(packing), self._masks.pack(packing)
         penalised, logprobs = self._penalised.pack(packing), self._logprobs.pack(packing)
         if not packing.num_words:
-            return SamplingTensors(rows.tables, work.sample_rows, work.positions)
+            return lines
         words = ring.send(packing)
-        return SamplingTensors(
-            rows.tables,
-            work.sample_rows,
-            work.positions,
+        return replace(
+            lines,
             random=random(words),
             restricted=restricted(words),
             max_top_k=self._restricted.max_top_k,
