@@ -226,8 +226,11 @@ class Scheduler:
 
     def _reserve(self, draft: StepDraft, sequence: Sequence, num_drafts: int) -> int:
         """Take free blocks for drafts; returns how many drafts have a place. Nobody is preempted for them."""
-        growths = self.registry.kv.extend(sequence, sequence.num_known + num_drafts)
-        draft.growths += growths or []
+        while sequence.reach < sequence.num_known + num_drafts:
+            growths = self.registry.kv.extend(sequence, sequence.reach + 1)
+            if growths is None:
+                break
+            draft.growths += growths
         return min(num_drafts, sequence.reach - sequence.num_known)
 
     def _plan_chunks(self, draft: StepDraft, unfinished: list[Sequence]) -> None:

@@ -131,20 +131,31 @@ class Sequence:
         """Have the next step check these guesses. A constraint tells tokens one at a time, so its sequence takes none."""
         if self.constraint is None:
             self.drafts = token_ids
-            self.is_special = bool(token_ids) or self.num_drafted > 0
+            self._update_special()
 
     def take_drafts(self, most: int) -> list[int]:
         """Up to `most` drafts for the step being planned; the others are dropped, since they follow other tokens after it."""
         taken, self.drafts = self.drafts[: max(0, most)], []
+        self._update_special()
         return taken
 
+    def plan_drafts(self, num_drafts: int) -> None:
+        """A step computes and checks these drafts: its tokens are as many as there can be."""
+        self.num_drafted += num_drafts
+        self.num_computed += 1 + num_drafts
+        self.num_known += 1 + num_drafts
+        self.is_special = True
+
     def settle_drafts(self, num_drafts: int, num_accepted: int) -> None:
-        """A step with drafts was committed: take back the places and computed positions of those that were rejected."""
+        """A step with drafts was committed: take back what was counted for those that were rejected."""
         num_rejected = num_drafts - num_accepted
         self.num_drafted -= num_drafts
         self.num_known -= num_rejected
         if self.is_resident:
             self.num_computed -= num_rejected
+        self._update_special()
+
+    def _update_special(self) -> None:
         self.is_special = self.constraint is not None or self.num_drafted > 0 or bool(self.drafts)
 
     @property

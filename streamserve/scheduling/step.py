@@ -117,9 +117,7 @@ class StepDraft:
         self.drafted.append((len(self.prefilling), num_drafts))
         self.prefills.append(RowWork(sequence.row, start, 1 + num_drafts, 1 + num_drafts))
         self.prefilling.append(sequence)
-        sequence.num_drafted += num_drafts
-        sequence.num_known += 1 + num_drafts
-        sequence.num_computed = start + 1 + num_drafts
+        sequence.plan_drafts(num_drafts)
         sequence.last_step = self.index
         self.draft_budget -= num_drafts
 

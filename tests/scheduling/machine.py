@@ -20,6 +20,8 @@ from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected
 from tests.scheduling.play import Play
 from tests.support.scheduler_invariants import check_invariants
 
+MOST_DRAFTS = 4
+
 PREFIXES = [[], [1] * 4, [1] * 4 + [2] * 4, [1] * 4 + [2] * 4 + [3] * 4, [9] * 5]
 
 BLOCK_SIZE, MAX_MODEL_LEN = 4, 32
@@ -117,7 +119,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.submit()
             if len(self.play.outstanding) == 2:
                 self.commit()
-            check_invariants(self.play.scheduler)
+            check_invariants(self.play.scheduler, most_drafts=MOST_DRAFTS * 3)
 
     @rule(name=names)
     def pause(self, name: str) -> None:
@@ -126,6 +128,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(name=names)
     def resume(self, name: str) -> None:
         assert self.play.scheduler.resume(name) == (name in self.play.scheduler.registry.sequences)
+
+    @rule(name=names, num_drafts=st.integers(0, MOST_DRAFTS), wrong=st.integers(0, MOST_DRAFTS))
+    def offer_drafts(self, name: str, num_drafts: int, wrong: int) -> None:
+        """Guesses, of which those before one place are right."""
+        is_known = name in self.play.scheduler.registry.sequences
+        drafts = self.play.guess(self.specs[name], num_drafts, wrong) if is_known else []
+        assert self.play.scheduler.offer_drafts(name, drafts) == is_known
 
     @rule(name=consumes(names))
     def abort(self, name: str) -> None:
@@ -140,7 +149,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def everything_agrees(self) -> None:
         if hasattr(self, "play"):
-            check_invariants(self.play.scheduler)
+            check_invariants(self.play.scheduler, most_drafts=MOST_DRAFTS * 3)
 
     @invariant()
     def readers_were_told_the_truth(self) -> None:
@@ -172,4 +181,4 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(self.play.deltas[name][-1].finish_reason for name in self.specs)
         assert not scheduler.has_work
         assert self.play.used_blocks() == 0
-        check_invariants(scheduler)
+        check_invariants(scheduler, most_drafts=MOST_DRAFTS * 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import Any
 
 from streamserve.scheduling.constraint import Constraint
@@ -11,6 +12,7 @@ from streamserve.scheduling.scheduler import Deltas, Scheduler, SchedulerLimits
 from streamserve.scheduling.step import Step
 from streamserve.types import SequenceSpec, TokenDelta
 from tests.scheduling.device import Device
+from tests.scheduling.oracle import VOCABULARY, expected
 
 
 def limits(**changes: Any) -> SchedulerLimits:
@@ -76,9 +78,10 @@ class Play:
         assert self.submit() is not None
         return self.commit()
 
-    def finish(self, outstanding: int = 2) -> None:
+    def finish(self, outstanding: int = 2, before_submit: Callable[[], object] = lambda: None) -> None:
         """Drive until nobody can run, with up to so many steps outstanding."""
         while self.scheduler.has_runnable or self.outstanding:
+            before_submit()
             planned = self.submit()
             assert planned or self.outstanding, "runnable sequences, and nothing planned"
             while self.outstanding and (planned is None or len(self.outstanding) >= outstanding):
@@ -94,6 +97,14 @@ class Play:
 
     def tokens(self, name: str) -> list[int]:
         return self.output(name).token_ids if self.deltas[name] else []
+
+    def guess(self, spec: SequenceSpec, num_tokens: int, wrong: int | None = None) -> list[int]:
+        """What comes next of a sequence, tokens in flight considered; the one at place `wrong` is another."""
+        sequence = self.scheduler.registry.sequences[spec.sequence_id]
+        length = self.device.rows[sequence.row].num_tokens if sequence.is_resident else len(sequence.token_ids)
+        first = length - len(spec.prompt_token_ids) - len(spec.generated_token_ids)
+        tokens = [*expected(spec)[0], *range(VOCABULARY)][first : first + num_tokens]
+        return [token_id + 1 if place == wrong else token_id for place, token_id in enumerate(tokens)]
 
     def row_of(self, name: str) -> int:
         return self.scheduler.registry.sequences[name].row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamserve.types import SequenceSpec
-from tests.scheduling.machine import SchedulerMachine, sequence_specs, settings_of_a_scheduler
+from tests.scheduling.machine import MOST_DRAFTS, SchedulerMachine, sequence_specs, settings_of_a_scheduler
 from tests.scheduling.oracle import constraint_of, expected
 from tests.scheduling.play import Play
 from tests.support.scheduler_invariants import check_invariants
@@ -46,6 +47,33 @@ def test_overlapped_and_sequential_steps_produce_the_same_tokens(limits: dict[st
                 told[0].logprobs,
                 told[0].prompt_logprobs,
             )
+
+
+@settings(max_examples=100, deadline=None)
+@given(limits=settings_of_a_scheduler(), crowd=crowds(), outstanding=st.integers(1, 3), seed=st.integers(0, 99))
+def test_drafts_change_no_token_and_no_log_probability(
+    limits: dict[str, Any], crowd: list[SequenceSpec], outstanding: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    outputs = []
+    for most_drafts in (0, MOST_DRAFTS):
+        play = Play(**limits)
+        for spec in crowd:
+            play.add(spec, constraint=constraint_of(spec))
+
+        def offer(play: Play = play, most_drafts: int = most_drafts) -> None:
+            check_invariants(play.scheduler, most_drafts=most_drafts * 3)
+            for spec in crowd:
+                if spec.sequence_id in play.scheduler.registry.sequences:
+                    drafts = play.guess(spec, rng.randint(0, most_drafts), rng.randint(0, 6))
+                    play.scheduler.offer_drafts(spec.sequence_id, drafts)
+
+        play.finish(outstanding, offer)
+        outputs.append({spec.sequence_id: play.output(spec.sequence_id) for spec in crowd})
+    for spec in crowd:
+        without, drafted = (output[spec.sequence_id] for output in outputs)
+        assert (drafted.token_ids, drafted.finish_reason) == expected(spec)
+        assert (drafted.logprobs, drafted.prompt_logprobs) == (without.logprobs, without.prompt_logprobs)
 
 
 @pytest.mark.parametrize("outstanding", [1, 2])

@@ -10,13 +10,16 @@ from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
 
 
-def check_invariants(scheduler: Scheduler) -> None:
-    """Assert that sequences, rows, blocks and the prefix cache agree. O(everything)."""
+def check_invariants(scheduler: Scheduler, *, most_drafts: int = 0) -> None:
+    """Assert that sequences, rows, blocks and the prefix cache agree. O(everything).
+
+    most_drafts  of one sequence that may have been rejected while steps were outstanding: their blocks are kept
+    """
     _check_homes(scheduler.registry)
     scheduler.registry.rows.check()
     for sequence in scheduler.registry.sequences.values():
         _check_progress(scheduler, sequence)
-        _check_memory(scheduler, sequence)
+        _check_memory(scheduler, sequence, most_drafts)
     _check_blocks(scheduler)
 
 
@@ -40,14 +43,18 @@ def _check_progress(scheduler: Scheduler, sequence: Sequence) -> None:
     assert sequence.token_ids[: sequence.num_prompt_tokens] == sequence.spec.prompt_token_ids, f"{name}: its prompt changed"
     assert length < sequence.limit, f"{name} outlived its limit"
     assert sequence.num_known <= sequence.limit, f"{name} samples past its limit"
-    assert 0 <= sequence.num_in_flight <= scheduler.num_in_flight, f"{name} has more tokens in flight than there are steps"
+    most_in_flight = scheduler.num_in_flight + sequence.num_drafted
+    assert 0 <= sequence.num_in_flight <= most_in_flight, f"{name} has more tokens in flight than steps and drafts"
+    assert 0 <= sequence.num_drafted <= sequence.num_in_flight, f"{name} has drafts in flight that are no tokens"
+    needs_look = sequence.constraint is not None or bool(sequence.drafts) or sequence.num_drafted > 0
+    assert sequence.is_special == needs_look, f"{name} is planned as something that it is not"
     assert sequence.num_in_flight == 0 or sequence.last_step > scheduler.last_committed_step, f"{name}: a token got lost"
     assert sequence.num_computed < sequence.num_known, f"{name} is computed beyond what is known"
     if sequence.constraint is not None:
         assert sequence.num_in_flight <= 1, f"{name} was planned without knowing what its constraint allows"
 
 
-def _check_memory(scheduler: Scheduler, sequence: Sequence) -> None:
+def _check_memory(scheduler: Scheduler, sequence: Sequence, most_drafts: int) -> None:
     """No block more and no block less than its tokens need."""
     name = sequence.sequence_id
     if not sequence.is_resident:
@@ -62,7 +69,8 @@ def _check_memory(scheduler: Scheduler, sequence: Sequence) -> None:
     assert sequence.reach == min(table.end for table in sequence.tables) * size, f"{name}: its reach is not that of its blocks"
     assert sequence.num_computed <= sequence.reach, f"{name} writes past its blocks"
     for window, table in zip(groups.windows, sequence.tables, strict=True):
-        assert (table.end - 1) * size < max(sequence.num_computed, len(sequence.token_ids)), f"{name} holds a block for nothing"
+        most_tokens = max(sequence.num_computed, len(sequence.token_ids)) + most_drafts
+        assert (table.end - 1) * size < most_tokens, f"{name} holds a block for nothing"
         if window is None:
             assert table.first == 0, f"{name} gave back a block where all are seen"
             continue
