@@ -96,7 +96,7 @@ class DecodeGraphs:
             return hidden
 
         def whole() -> Tensor:
-            inputs = gather(tables, work, limits.block_size)
+            inputs = gather(tables, work, limits)
             logits = self._model.logits(self._model(inputs, self._kv_caches))
             # Of a row that decodes, the tokens in the cache are all it has, and the place of the next one.
             tokens = sample(logits, SamplingTensors(tables, work.sample_rows, inputs.seq_lens))
