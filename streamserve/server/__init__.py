@@ -1,1 +1,1 @@
-"""OpenAI's HTTP API on Litestar: requests in, frames out. Never imports torch, models or worker."""
+"""HTTP and WebSocket server on Litestar: requests in, events out. Never imports torch, models or worker."""

@@ -1,7 +1,7 @@
-"""Chat templates that come with requests, where the server was told to trust them: a process of its own writes each out.
+"""Chat templates of requests, where the operator trusts them: each is rendered in a process of its own.
 
-On the API worker's event loop, which waits. What the process may take is said in `text.template_process`; here, how long it is
-waited for and how many run at a time.
+Lives on the API worker's event loop. `text.template_process` bounds the process; this bounds how long a request waits and
+how many processes run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_PROCESSES = 2
 
 
 class RequestTemplates:
-    """One API worker's share of them."""
+    """Renders the templates of one API worker's requests."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._places = anyio.Semaphore(MAX_PROCESSES)

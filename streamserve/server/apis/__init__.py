@@ -1,1 +1,1 @@
-"""One folder per API: its schema, its script of events, its routes."""
+"""One folder per API: schema, script, routes, and the `Api` that `app.APIS` lists."""

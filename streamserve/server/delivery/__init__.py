@@ -1,1 +1,1 @@
-"""From one generation to the bytes of its answer."""
+"""From a generation to the bytes of its answer: runs, scripts' protocols, writers. Knows no API."""

@@ -75,7 +75,7 @@ class Delivery:
             tasks.cancel_scope.cancel()
 
     async def start(self, logged: LoggedRun[SocketEvent]) -> None:
-        """Run beside the connection that asked for it. Returns once the request is admitted; raises the refusal."""
+        """Start a run in the background. Returns once its request is admitted; raises the refusal."""
         if self._tasks is None:
             raise Unavailable("the server is starting")
         await self._tasks.start(logged.write)

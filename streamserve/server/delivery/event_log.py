@@ -3,7 +3,7 @@
 Numbered from 0, kept in a ring that is bounded in events and bytes, read through cursors: by a WebSocket, by an SSE stream,
 again after a dropped connection. The fastest reader sets the pace: the maker waits while even that one is a window behind, so
 that a reader who stalls makes the engine's stream merge, pause and fail as any other. A slower second reader may fall out of
-the ring; its cursor raises `ResumeGap`. Lives on one API worker's event loop; knows neither transports nor what an event says.
+the ring; its cursor raises `ResumeGap`. Lives on one API worker's event loop; knows neither transports nor APIs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ E = TypeVar("E", bound=LoggedEvent)
 
 
 class ResumeGap(InvalidRequest):
-    """Events were asked for that are kept no longer, or not made yet."""
+    """The requested events are no longer kept, or not made yet."""
 
     status = 410
     code = "resume_gap"
@@ -38,7 +38,7 @@ class LogLimits(NamedTuple):
 class EventLog(Generic[E]):
     """A bounded ring of numbered events.
 
-    on_read    called when somebody begins to read
+    on_read    called when a reader begins
     on_unread  called when the last reader has left a log that is not at its end
     """
 
@@ -69,7 +69,7 @@ class EventLog(Generic[E]):
         return bool(self._cursors)
 
     def append(self, events: Iterable[E]) -> None:
-        """Add events. Never waits; `wait_for_room` does."""
+        """Add events. Never blocks; `wait_for_room` does."""
         for event in events:
             self._events.append(event)
             self.num_bytes += event.num_bytes
@@ -77,7 +77,7 @@ class EventLog(Generic[E]):
         self._tell_readers()
 
     def end(self) -> None:
-        """Nothing more will come. Idempotent."""
+        """Mark the log as complete. Idempotent."""
         self.is_ended = True
         self._tell_readers()
 
@@ -108,11 +108,11 @@ class EventLog(Generic[E]):
         return self._events[place] if place < len(self._events) else None
 
     def advanced(self) -> None:
-        """A cursor has moved."""
+        """A cursor has advanced: its log may have room again."""
         self._room.set()
 
     def leave(self, cursor: Cursor[E]) -> None:
-        """A reader is done, or gone."""
+        """Remove a cursor."""
         if cursor in self._cursors:
             self._cursors.remove(cursor)
             self._room.set()

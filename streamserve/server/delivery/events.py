@@ -94,7 +94,7 @@ class Collector(Protocol):
     """Collects the deltas of one generation into an answer that is sent whole."""
 
     def add(self, delta: TextDelta) -> None:
-        """Add what `delta` brings to choice `delta.index`."""
+        """Add a delta to choice `delta.index`."""
         ...
 
     def body(self) -> bytes:

@@ -32,7 +32,7 @@ def identify(prefix: str, request_id: str | None, header: str, *, taken: Contain
         return Identity(prefix + request_id, header or prefix + request_id)
     answer_id = prefix + header
     if not header or answer_id in taken:
-        # A gateway may stamp several requests alike; only an id given in the body must be unique.
+        # A gateway may stamp several requests alike; only an id in the body must be unique.
         answer_id = f"{prefix}{uuid4().hex}"
     return Identity(answer_id, header or answer_id)
 
@@ -43,7 +43,7 @@ def is_safe_id(text: str) -> bool:
 
 
 def answer_headers(request_id: str, ignored: Sequence[str]) -> Headers:
-    """Headers of every answer: its id, and a warning that names unknown parameters."""
+    """Headers of every answer: its id, and a warning that names ignored parameters."""
     headers = [(b"x-request-id", request_id.encode())]
     if ignored:
         headers.append((b"warning", warning(ignored)))
@@ -51,6 +51,6 @@ def answer_headers(request_id: str, ignored: Sequence[str]) -> Headers:
 
 
 def warning(ignored: Sequence[str]) -> bytes:
-    """A Warning header (RFC 7234, 5.5) that names parameters nobody here knows, cut down to what a header may hold."""
+    """A Warning header (RFC 7234, 5.5) that names ignored parameters, cut down to what a header may hold."""
     names = ", ".join(_UNSAFE.sub("?", name)[:64] for name in ignored[:16])
     return f'299 streamserve "unknown parameters ignored: {names}"'.encode()

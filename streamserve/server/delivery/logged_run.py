@@ -1,6 +1,6 @@
 """An answer through a log: a task that reads a run, and keeps the events that a script makes of it for whoever reads them.
 
-It may outlive the connection that asked for it: without a reader it goes on for as long as its request allows, then the
+It may outlive the connection that requested it: without a reader it goes on for as long as its request allows, then the
 sequences are aborted, within one step. Whatever ends it, the log gets exactly one ending. Runs on one API worker's event loop,
 in the task group of `Delivery`.
 """

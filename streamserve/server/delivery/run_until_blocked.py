@@ -1,4 +1,4 @@
-"""Running something awaitable from a callback for as long as it does not wait.
+"""Run an awaitable from a callback until it first waits.
 
 An ASGI `send` waits only while its client does not read. Started from a callback, an event then costs neither a future nor a
 turn of a task; when it does wait, a task takes over the rest. (Python 3.12's eager tasks do the same with a task per call.)

@@ -1,1 +1,1 @@
-"""Many streams over one WebSocket: docs/WEBSOCKET.md says what is spoken. `creation` makes the streams of the superset."""
+"""Many streams over one WebSocket: docs/WEBSOCKET.md is the protocol."""

@@ -1,4 +1,4 @@
-"""Why a socket is closed from this side; `server.sockets` has the reasons that concern all of them.
+"""Why a socket is closed from this side; `open_sockets` has the reasons that concern all of them.
 
 uvicorn itself closes with 1007 (not UTF-8), 1009 (message too large) and, when it stops, 1012.
 """

@@ -1,6 +1,6 @@
-"""What a client may say on a socket, checked; and what is answered outside of any stream.
+"""Messages of clients, checked; and the messages that the server sends outside of any stream.
 
-Pure functions; `take_resumable` alone changes what it is given.
+Pure functions; `take_resumable` alone changes its argument.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TERMINAL = frozenset(
 
 
 def parse(text: str) -> dict[str, Any] | None:
-    """The JSON object that a message is, or None when it is none."""
+    """The JSON object of a message; None when it is no JSON object."""
     try:
         message = _decode(text)
     except (ValueError, RecursionError):
@@ -78,7 +78,7 @@ def starting_after_of(message: Mapping[str, Any]) -> int:
 
 
 def take_resumable(body: dict[str, Any]) -> bool:
-    """Leave in the body of a create what a POST would carry; whether the stream may outlive its socket.
+    """Remove `resumable` from the body of a create, which leaves the body of a POST; returns its value.
 
     Raises `InvalidParameter`.
     """

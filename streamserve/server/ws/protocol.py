@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol, which can also close towards a client that does not read, and says why it opens no socket.
+"""uvicorn's WebSocket protocol; adds closing towards a client that does not read, and JSON bodies to refused upgrades.
 
 Named by `http_server`; lives between the transport and the app.
 """
@@ -42,7 +42,7 @@ class Handshake(ServerProtocol):
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """See the module."""
+    """One connection that asked for a WebSocket."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

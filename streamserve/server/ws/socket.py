@@ -35,12 +35,12 @@ from streamserve.server.ws.writer import SocketWriter
 
 logger = logging.getLogger("streamserve.server")
 
-LAST_WORDS_S = 1.0
-"""How long answers that wait may hold up a close."""
+FLUSH_TIMEOUT_S = 1.0
+"""How long messages that wait may hold up a close."""
 
 
 class StreamSocket:
-    """See the module.
+    """Serves one accepted socket.
 
     creates  by message type
     """
@@ -69,7 +69,7 @@ class StreamSocket:
                     logger.exception("a WebSocket failed")
                     self._closing = SERVER_FAULT
                 if self._closing is not None:
-                    await self._say_goodbye(self._closing)
+                    await self._send_close(self._closing)
         finally:
             service.metrics.ws_connections.add(-1)
 
@@ -104,13 +104,13 @@ class StreamSocket:
         if self._leaving is not None and self._streams is not None and self._streams.is_idle:
             self._close(self._leaving)
 
-    async def _say_goodbye(self, closing: Closing) -> None:
+    async def _send_close(self, closing: Closing) -> None:
         try:
             if closing is SLOW:
                 self._service.metrics.slow_client_closes.add()
             else:
-                with anyio.move_on_after(LAST_WORDS_S):
-                    await self._writer.flush_said()
+                with anyio.move_on_after(FLUSH_TIMEOUT_S):
+                    await self._writer.flush_replies()
             await self._send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
         except (OSError, WebSocketDisconnect):
             # It left first.
@@ -124,10 +124,10 @@ class StreamSocket:
             if message is None:
                 self._close(BINARY if text is None else NOT_AN_OBJECT)
             else:
-                self._obey(message, streams)
+                self._dispatch(message, streams)
             await self._writer.wait_for_room()
 
-    def _obey(self, message: dict[str, Any], streams: Streams) -> None:
+    def _dispatch(self, message: dict[str, Any], streams: Streams) -> None:
         kind = message.pop("type", None)
         try:
             if isinstance(kind, str) and (create := self._creates.get(kind)) is not None:
@@ -137,14 +137,14 @@ class StreamSocket:
             elif kind == "response.cancel":
                 self._cancel(message, streams)
             elif kind == "ping":
-                self._writer.say(pong_message(message))
+                self._writer.reply(pong_message(message))
             else:
                 known = ", ".join([*self._creates, "response.resume", "response.cancel", "ping"])
                 raise InvalidParameter("type", f"must be one of {known}")
         except Exception as error:
             refusal = guarded(error, "-")
             self._service.metrics.reject(refusal)
-            self._writer.say(error_message(refusal))
+            self._writer.reply(error_message(refusal))
 
     def _create(self, kind: str, body: dict[str, Any], streams: Streams, create: Create) -> None:
         stream_id = stream_id_of(body, required=kind != "response.create")
@@ -153,7 +153,7 @@ class StreamSocket:
             streams.create(stream_id, create, kind, body)
         except TooManyStreams as error:
             self._service.metrics.reject(error)
-            self._writer.say(error_message(error, stream_id))
+            self._writer.reply(error_message(error, stream_id))
         if streams.is_overfull:
             self._close(TOO_MANY_CREATES)
 
@@ -166,7 +166,7 @@ class StreamSocket:
             streams.resume(stream_id, response_id, starting_after_of(message))
         except TooManyStreams as error:
             self._service.metrics.reject(error)
-            self._writer.say(error_message(error, stream_id))
+            self._writer.reply(error_message(error, stream_id))
 
     def _cancel(self, message: dict[str, Any], streams: Streams) -> None:
         response_id = response_id_of(message)

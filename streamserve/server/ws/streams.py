@@ -23,8 +23,8 @@ from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.http.errors import NotFound, guarded
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
-from streamserve.server.ws.foreign import ForeignRelay
 from streamserve.server.ws.messages import error_message, take_resumable
+from streamserve.server.ws.sibling_relay import SiblingRelay
 from streamserve.server.ws.writer import Relay, SocketWriter
 
 WAITING_PER_STREAM = 4
@@ -54,7 +54,7 @@ class _Lane:
 
 
 class Streams:
-    """See the module.
+    """The streams of one socket.
 
     on_idle  called when the last stream has ended
     """
@@ -81,7 +81,7 @@ class Streams:
 
     @property
     def is_overfull(self) -> bool:
-        """Whether more waits than a client in its right mind would send."""
+        """Whether more creates wait than any sensible client sends."""
         return sum(len(lane.jobs) for lane in self._lanes.values()) > WAITING_PER_STREAM * self._max_streams
 
     def create(self, stream_id: str | None, create: Create, kind: str, body: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ class Streams:
         lane.cancel()
 
     def cancel_response(self, response_id: str) -> None:
-        """Cancel a response wherever it is made; what it was asked for over another socket, too."""
+        """Cancel a response wherever it is made, whichever socket created it."""
         self._tasks.start_soon(self._cancel_response, response_id)
 
     def _enqueue(self, stream_id: str | None, job: Callable[[_Lane], Awaitable[None]]) -> None:
@@ -123,7 +123,7 @@ class Streams:
             except Exception as error:
                 refusal = guarded(error, lane.stream_id or "-")
                 self._service.metrics.reject(refusal)
-                self._writer.say(error_message(refusal, lane.stream_id))
+                self._writer.reply(error_message(refusal, lane.stream_id))
             # Not before: a cancel that comes on the heels of its create is there before the job has begun.
             lane.is_cancelled = False
         del self._lanes[lane.stream_id]
@@ -136,7 +136,7 @@ class Streams:
         try:
             logged = await create(self._service, request, is_resumable)
         except NotKeptHere as missing:
-            await self._relay_foreign(lane, missing.response_id, {"type": kind, **body}, missing)
+            await self._relay_from_sibling(lane, missing.response_id, {"type": kind, **body}, missing)
             return
         if lane.is_cancelled:
             raise RequestAborted("the request was cancelled")
@@ -148,12 +148,12 @@ class Streams:
         logged = self._service.find(response_id)
         if logged is None:
             message = {"type": "response.resume", "response_id": response_id, "starting_after": number - 1}
-            await self._relay_foreign(lane, response_id, message, ResumeGap("no events of this response are kept"))
+            await self._relay_from_sibling(lane, response_id, message, ResumeGap("no events of this response are kept"))
             return
         with self._running(lane, logged), Relay(self._writer, logged.log, number, lane.stream_id) as relay:
             await relay.wait_sent()
 
-    async def _relay_foreign(
+    async def _relay_from_sibling(
         self, lane: _Lane, response_id: str, message: Mapping[str, Any], missing: StreamserveError
     ) -> None:
         """Have the API worker that keeps a response make this stream. Raises `missing` when none does."""
@@ -162,7 +162,7 @@ class Streams:
             raise missing
         if lane.is_cancelled:
             raise RequestAborted("the request was cancelled")
-        relay = ForeignRelay(self._writer, lane.stream_id, internal_socket, self._service.config.api_keys)
+        relay = SiblingRelay(self._writer, lane.stream_id, internal_socket, self._service.config.api_keys)
 
         def abort() -> None:
             self._tasks.start_soon(relay.cancel)
@@ -191,4 +191,4 @@ class Streams:
 
     async def _cancel_response(self, response_id: str) -> None:
         if not await self._service.cancel(response_id):
-            self._writer.say(error_message(NotFound("no such response is running")))
+            self._writer.reply(error_message(NotFound("no such response is running")))

@@ -1,4 +1,4 @@
-"""From the HTTP upgrade to an open socket: who may have one, and what those are told who may not.
+"""From the HTTP upgrade to an open socket: checks, and refusals as HTTP responses.
 
 Keys are checked before, by the middleware that serves both kinds of scope.
 """

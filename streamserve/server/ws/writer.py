@@ -1,6 +1,6 @@
 """What leaves a socket, in turns: one message of each stream that has one, round after round.
 
-One task per socket, on its API worker's event loop. A stream that has much to say waits for its turn like all others, and a
+One task per socket, on its API worker's event loop. A stream with many events waits for its turn like all others, and a
 socket that does not drain makes them all wait: each log then holds its maker back, and nobody else's.
 """
 
@@ -22,31 +22,31 @@ from streamserve.server.delivery.event_log import Cursor, EventLog, ResumeGap
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.ws.messages import error_message
 
-MAX_SAID = 64
-"""Answers outside of streams that may wait; beyond, the client is not listened to."""
+MAX_REPLIES = 64
+"""Messages outside of streams that may wait; beyond, nothing more is read from the client."""
 
 
 class Turn(Protocol):
-    """One stream of a socket, which asks for a turn whenever it has something to say."""
+    """One stream of a socket, which queues for a turn whenever it has a message."""
 
     def next_message(self) -> str | None:
         """The message whose turn it is, if there is one."""
         ...
 
     def settle(self) -> None:
-        """The message is out: queue again, or be done."""
+        """The message has been sent: queue again, or finish."""
         ...
 
 
 class SocketWriter:
-    """See the module.
+    """Sends the messages of one socket.
 
     sending_since  the time at which the message began that is being sent, None between messages
     """
 
     def __init__(self, send: Send) -> None:
         self._send_event = send
-        self._said: deque[str] = deque()
+        self._replies: deque[str] = deque()
         self._turns: deque[Turn] = deque()
         self._wake = Wakeup()
         self._room = anyio.Event()
@@ -57,7 +57,7 @@ class SocketWriter:
         try:
             while True:
                 await self._wake.wait()
-                while self._said or self._turns:
+                while self._replies or self._turns:
                     await self._send_round()
                     # Nothing in a round waits while the client reads: other sockets want the loop, too.
                     await asyncio.sleep(0)
@@ -65,21 +65,21 @@ class SocketWriter:
             # Gone; the reading side learns it by itself.
             return
 
-    def say(self, text: str) -> None:
-        """Send a message that belongs to no stream, ahead of all streams. Never blocks."""
-        self._said.append(text)
+    def reply(self, text: str) -> None:
+        """Send a message outside of any stream, ahead of all streams. Never blocks."""
+        self._replies.append(text)
         self._wake.set()
 
     async def wait_for_room(self) -> None:
-        """Return once few enough such messages wait."""
-        while len(self._said) >= MAX_SAID:
+        """Return once fewer than `MAX_REPLIES` such messages wait."""
+        while len(self._replies) >= MAX_REPLIES:
             self._room = anyio.Event()
             await self._room.wait()
 
-    async def flush_said(self) -> None:
-        """Send what was said and is still waiting."""
-        while self._said:
-            await self._send(self._said.popleft())
+    async def flush_replies(self) -> None:
+        """Send the messages outside of streams that still wait."""
+        while self._replies:
+            await self._send(self._replies.popleft())
 
     def queue(self, relay: Turn) -> None:
         """Give a stream its turn."""
@@ -87,7 +87,7 @@ class SocketWriter:
         self._wake.set()
 
     async def _send_round(self) -> None:
-        await self.flush_said()
+        await self.flush_replies()
         self._room.set()
         for _ in range(len(self._turns)):
             relay = self._turns.popleft()
@@ -133,7 +133,7 @@ class Relay:
         return event.message(number, self._encoded_id)
 
     def settle(self) -> None:
-        """The message is out: queue again, or be done."""
+        """The message has been sent: queue again, or finish."""
         self._is_queued = False
         if self._sent.is_set():
             return

@@ -1,4 +1,4 @@
-"""What the answers to one chat may be: the grammar that confines them, and how a message is read out of them.
+"""The form of answers to one chat: the grammar that confines them, and how a message is parsed from them.
 
 Pure functions of the request, its prompt and the model's dialect.
 """
@@ -26,7 +26,7 @@ from streamserve.types import StructuredOutputs
 
 
 class ChatForm(msgspec.Struct, frozen=True, kw_only=True):
-    """See the module.
+    """The form of answers to one chat.
 
     reading            None when the text is the message
     grammar            in place of the one that the request's own parameters make, None to leave that as it is
@@ -39,7 +39,7 @@ class ChatForm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def chat_form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: ToolUse, prompt: str) -> ChatForm:
-    """The form of answers to `prompt`. Raises `UnsupportedParameter` when calls could not be told from content."""
+    """The form of answers to `prompt`. Raises `UnsupportedParameter` when calls can not be distinguished from content."""
     call_id = new_mistral_call_id if dialect.tool_calls == "mistral" else new_call_id
     if tools.choice == NAMED:
         return ChatForm(reading=Reading(new_parser=partial(ForcedCallParser, tools.name), new_call_id=call_id, is_named=True))
@@ -49,7 +49,7 @@ def chat_form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools:
         reason = 'this model is not known to call any; name a --tool-call-parser or use tool_choice "required"'
         raise UnsupportedParameter("tools", reason)
     if is_constrained(request) and answer_schema(request) is None:
-        # The grammar is the client's own: it says all that the answer may be.
+        # The client's own grammar defines the whole answer.
         return ChatForm()
     return _free_form(frontend, dialect, request, tools, prompt, call_id)
 
@@ -57,7 +57,7 @@ def chat_form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools:
 def _free_form(
     frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: ToolUse, prompt: str, call_id: Callable[[], str]
 ) -> ChatForm:
-    """An answer that may reason, then call tools or say something."""
+    """The form of an answer that may reason, then call tools or hold content."""
     schema = answer_schema(request)
     calls = tools.choice == AUTO and (schema is None or dialect.tool_calls in MARKED_DIALECTS)
     continued = text_of(request.messages[-1]) if request.continue_final_message else None

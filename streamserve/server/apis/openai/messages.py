@@ -73,9 +73,9 @@ def _call(where: str, call: Any) -> dict[str, Any]:
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 
-def _arguments(where: str, given: Any) -> dict[str, Any]:
+def _arguments(where: str, value: Any) -> dict[str, Any]:
     try:
-        arguments = json.loads(given or "{}") if isinstance(given, str | None) else given
+        arguments = json.loads(value or "{}") if isinstance(value, str | None) else value
     except (ValueError, RecursionError) as error:
         raise InvalidParameter(where, f"must be the text of a JSON object: {error}") from None
     if not isinstance(arguments, dict):

@@ -1,4 +1,4 @@
-"""Refusals in the request's own words: what is checked in one place for all endpoints, clients have said under other names.
+"""Names of parameters in refusals: what is checked once for all endpoints may have another name in the request.
 
 Pure functions of the request.
 """
@@ -22,7 +22,7 @@ _RESPONSE_NAMES = {
 
 @contextmanager
 def naming_parameters(names: Mapping[str, str]) -> Iterator[None]:
-    """Let refusals of a parameter in `names` pass under the name given there."""
+    """Rename refused parameters: a refusal of one in `names` leaves under its name there."""
     try:
         yield
     except InvalidRequest as error:
@@ -60,11 +60,11 @@ def response_names(names: Mapping[str, str]) -> dict[str, str]:
 
 def _constraint(request: GenerationRequest) -> str | None:
     """The parameter that confines the answer to a language; None where none of its own does."""
-    given = [
+    constraints = [
         name
         for name in ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
         if getattr(request, name) is not None
     ]
     if request.response_format is not None and request.response_format.type != "text":
-        given.append("response_format")
-    return given[0] if len(given) == 1 else "structured_outputs" if given else None
+        constraints.append("response_format")
+    return constraints[0] if len(constraints) == 1 else "structured_outputs" if constraints else None

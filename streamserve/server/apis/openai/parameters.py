@@ -20,7 +20,7 @@ from streamserve.server.config import RequestLimits
 from streamserve.types import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""max_tokens of /v1/completions when neither the request nor the model says; the OpenAI API's."""
+"""max_tokens of /v1/completions when neither the request nor the model sets it; the OpenAI API's."""
 
 _COPIED = (
     "n",
@@ -187,30 +187,30 @@ def _from_response_format(request: GenerationRequest) -> StructuredOutputs | Non
     raise InvalidParameter("response_format.type", "must be text, json_object or json_schema")
 
 
-def _schema_of(given: JsonSchemaFormat | None) -> dict[str, Any]:
-    if given is None or given.schema is None:
+def _schema_of(json_schema: JsonSchemaFormat | None) -> dict[str, Any]:
+    if json_schema is None or json_schema.schema is None:
         raise InvalidParameter("response_format.json_schema.schema", "is required with type json_schema")
-    return given.schema
+    return json_schema.schema
 
 
-def _from_structured_outputs(given: StructuredOutputsInput | None) -> StructuredOutputs | None:
-    if given is None:
+def _from_structured_outputs(outputs: StructuredOutputsInput | None) -> StructuredOutputs | None:
+    if outputs is None:
         return None
     return StructuredOutputs(
-        json=given.json,
-        json_object=given.json_object or None,
-        regex=given.regex,
-        choice=given.choice,
-        grammar=given.grammar,
+        json=outputs.json,
+        json_object=outputs.json_object or None,
+        regex=outputs.regex,
+        choice=outputs.choice,
+        grammar=outputs.grammar,
     )
 
 
 def _from_guided(request: GenerationRequest) -> StructuredOutputs | None:
-    given = {
+    guided = {
         "json": request.guided_json,
         "regex": request.guided_regex,
         "choice": request.guided_choice,
         "grammar": request.guided_grammar,
     }
-    given = {name: value for name, value in given.items() if value is not None}
-    return StructuredOutputs(**given) if given else None  # type: ignore[arg-type]
+    guided = {name: value for name, value in guided.items() if value is not None}
+    return StructuredOutputs(**guided) if guided else None  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How the text of a chat answer becomes a message: content, reasoning, tool calls, in the fields of the OpenAI API.
+"""Parses the text of a chat answer into a message: content, reasoning, tool calls, in the fields of the OpenAI API.
 
 One reader per choice, on one API worker's event loop; streamed and whole answers use the same. Knows parsers by their protocol
 only.
@@ -20,12 +20,12 @@ _MISTRAL_ALPHABET = string.ascii_letters + string.digits
 
 
 def new_call_id() -> str:
-    """A name for a tool call, which its result will refer to."""
+    """A new id for a tool call, which its result refers to."""
     return f"call_{secrets.token_hex(12)}"
 
 
 def new_mistral_call_id() -> str:
-    """As `new_call_id`, of the only form that Mistral's templates take: nine letters and digits."""
+    """As `new_call_id`, in the only form that Mistral's templates accept: nine letters and digits."""
     return "".join(secrets.choice(_MISTRAL_ALPHABET) for _ in range(9))
 
 
@@ -77,7 +77,7 @@ class MessageReader:
         return taken
 
     def finish_reason(self, reason: str | None) -> str | None:
-        """Why the answer ended, given why its text did."""
+        """The finish reason of the message, from that of its text."""
         return "tool_calls" if reason == "stop" and self._has_calls and not self._is_named else reason
 
     def _field(self, piece: Piece) -> dict[str, Any]:

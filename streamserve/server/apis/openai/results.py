@@ -51,7 +51,7 @@ class _Choice:
 
 
 class Result(ABC):
-    """One answer being collected, see `delivery.events.Collector`; subclasses say what a choice of their endpoint looks like.
+    """One answer being collected, see `delivery.events.Collector`; subclasses make the choice objects of their endpoint.
 
     prompt_logprobs  whether the answer repeats them (with `echo` they are part of the choice's logprobs instead)
     """
@@ -67,7 +67,7 @@ class Result(ABC):
         self._choices = [_Choice(index, preamble) for index, preamble in enumerate(preambles)]
 
     def add(self, delta: TextDelta) -> None:
-        """Add what `delta` brings to its choice."""
+        """Add a delta to its choice."""
         self._choices[delta.index].add(delta)
 
     def body(self) -> bytes:

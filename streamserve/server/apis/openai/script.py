@@ -49,7 +49,7 @@ class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChoicePreamble(msgspec.Struct, frozen=True, kw_only=True):
-    """What a choice's first event tells about its prompt.
+    """The prompt's part in a choice's first event.
 
     echo         the prompt's text when it is to be repeated
     first_token  the prompt's first token, which has no logprobs of its own
@@ -61,7 +61,7 @@ class ChoicePreamble(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Choice:
-    """What must be remembered between the chunks of one choice.
+    """State between the chunks of one choice.
 
     frame         what stands around a text in a chunk that holds nothing else
     is_text_only  whether all further chunks but the last hold nothing else
@@ -79,7 +79,7 @@ class _Choice:
 
 
 class ChunkScript(ABC):
-    """The chunks of one streamed answer; subclasses say what a choice of their endpoint looks like.
+    """The chunks of one streamed answer; subclasses make the choice objects of their endpoint.
 
     preambles  one per choice
     usage      kept up to date by the run's account

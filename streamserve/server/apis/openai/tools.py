@@ -26,7 +26,7 @@ _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
 class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request says about calling tools.
+    """The tools of a request and how they may be called.
 
     tools     as templates know them
     choice    none, auto, required or named
@@ -149,12 +149,12 @@ def _choice(choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str,
     return _Choice(NAMED, _named("tool_choice", choice, tools))
 
 
-def _allowed(given: Any, tools: Sequence[Mapping[str, Any]]) -> _Choice:
-    """All tools are told to the model, and some of them may be called."""
+def _allowed(value: Any, tools: Sequence[Mapping[str, Any]]) -> _Choice:
+    """`allowed_tools`: all tools are in the prompt, and some of them may be called."""
     where = f"tool_choice.{ALLOWED}"
-    if not isinstance(given, dict):
+    if not isinstance(value, dict):
         raise InvalidParameter(where, "must be an object")
-    mode, named = given.get("mode"), given.get("tools")
+    mode, named = value.get("mode"), value.get("tools")
     if mode not in (AUTO, REQUIRED):
         raise InvalidParameter(f"{where}.mode", f"must be {AUTO} or {REQUIRED}")
     if not isinstance(named, list) or not named:
@@ -164,16 +164,16 @@ def _allowed(given: Any, tools: Sequence[Mapping[str, Any]]) -> _Choice:
     )
 
 
-def _allowed_name(where: str, given: Any, tools: Sequence[Mapping[str, Any]]) -> str:
-    kind = given.get("type", "function") if isinstance(given, dict) else None
+def _allowed_name(where: str, value: Any, tools: Sequence[Mapping[str, Any]]) -> str:
+    kind = value.get("type", "function") if isinstance(value, dict) else None
     if kind != "function":
         raise UnsupportedParameter(f"{where}.type", f"{kind!r}: the only type is function")
-    return _named(where, given, tools)
+    return _named(where, value, tools)
 
 
-def _named(where: str, given: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str:
+def _named(where: str, value: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str:
     """The function that is named at this place."""
-    function = given.get("function")
+    function = value.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
         raise InvalidParameter(f"{where}.function.name", "must be a string")

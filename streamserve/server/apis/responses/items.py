@@ -94,7 +94,7 @@ def _string(where: str, item: Item, name: str) -> str:
 
 
 def _add_call(messages: list[ChatMessage], item: Item) -> None:
-    """Calls of one turn are one message to a template, together with what was said before them."""
+    """Calls of one turn are one message to a template, together with the content before them."""
     call = {"id": item["call_id"], "type": "function", "function": {"name": item["name"], "arguments": item["arguments"]}}
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": ""})

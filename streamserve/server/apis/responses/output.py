@@ -94,7 +94,7 @@ class TextItem(OutputItem):
 
 
 class MessageItem(TextItem):
-    """What the model says."""
+    """A message of the model."""
 
     prefix = "msg"
     text_event = "response.output_text"
@@ -122,7 +122,7 @@ class MessageItem(TextItem):
 
 
 class ReasoningItem(TextItem):
-    """What the model thinks before."""
+    """Reasoning of the model, before its message."""
 
     prefix = "rs"
     text_event = "response.reasoning_text"

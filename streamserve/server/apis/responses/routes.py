@@ -90,7 +90,7 @@ async def cancel_response(service: NamedDependency[Service], response_id: FromPa
 async def list_input_items(
     request: Request[Any, Any, Any], service: NamedDependency[Service], response_id: FromPath[str]
 ) -> dict[str, Any]:
-    """The input that a response was asked with, newest first unless `order=asc`, from behind the item `after`."""
+    """The input of a response, newest first unless `order=asc`, from behind the item `after`."""
     items = list(_find(service, response_id).state.items)
     if _choice(request, "order", ("desc", "asc")) == "desc":
         items.reverse()
@@ -135,19 +135,19 @@ def _not_found(response_id: str) -> NotFound:
 
 
 def _choice(request: Request[Any, Any, Any], name: str, choices: tuple[str, ...]) -> str:
-    """One of `choices`, the first when the query does not say."""
-    given: str = request.query_params.get(name, choices[0])
-    if given not in choices:
+    """A query parameter that is one of `choices`; the first of them when it is missing."""
+    value: str = request.query_params.get(name, choices[0])
+    if value not in choices:
         raise InvalidParameter(name, f"must be one of {', '.join(choices)}")
-    return given
+    return value
 
 
 def _integer(request: Request[Any, Any, Any], name: str, default: int) -> int:
-    given = request.query_params.get(name)
-    if given is None:
+    value = request.query_params.get(name)
+    if value is None:
         return default
     try:
-        return int(given)
+        return int(value)
     except ValueError:
         raise InvalidParameter(name, "must be a whole number") from None
 

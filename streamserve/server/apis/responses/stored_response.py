@@ -28,7 +28,7 @@ class ResponseState:
 
     items     this turn's input
     messages  the whole conversation up to this response, without instructions
-    usage     kept up to date while it is generated; `reasoning_tokens` tells how much of its output was reasoning
+    usage     kept up to date while it is generated; `reasoning_tokens` counts the reasoning in its output
     """
 
     def __init__(

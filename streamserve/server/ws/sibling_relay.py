@@ -27,8 +27,8 @@ WINDOW = 16
 _PATH = "ws://sibling/v1/ws"
 
 
-class ForeignRelay:
-    """See the module.
+class SiblingRelay:
+    """One stream that a sibling makes.
 
     internal_socket  of the worker that keeps the response
     api_keys         of the server; the client has shown one of them already
@@ -46,7 +46,7 @@ class ForeignRelay:
         self._is_cancelled = False
 
     async def run(self, message: Mapping[str, Any]) -> None:
-        """Ask with `message`, and return once the stream's ending has been sent to the client.
+        """Send `message` to the sibling, and return once the stream's ending has been sent to the client.
 
         Raises `StreamFailed` when the other worker goes away.
         """
@@ -55,8 +55,8 @@ class ForeignRelay:
                 self._internal_socket, uri=_PATH, additional_headers=self._headers, compression=None, max_size=None
             ) as socket:
                 try:
-                    await self._ask(socket, message)
-                    await self._pass_on(socket)
+                    await self._send_request(socket, message)
+                    await self._relay(socket)
                 finally:
                     # Now: a task that is cancelled can't wait for a closing handshake.
                     socket.transport.abort()
@@ -69,7 +69,7 @@ class ForeignRelay:
         if self._socket is not None:
             await self._send_cancel(self._socket)
 
-    async def _ask(self, socket: ClientConnection, message: Mapping[str, Any]) -> None:
+    async def _send_request(self, socket: ClientConnection, message: Mapping[str, Any]) -> None:
         await socket.send(orjson.dumps({**message, **self._name}).decode())
         self._socket = socket
         if self._is_cancelled:
@@ -79,7 +79,7 @@ class ForeignRelay:
         with suppress(ConnectionClosed):
             await socket.send(orjson.dumps({"type": "response.cancel", **self._name}).decode())
 
-    async def _pass_on(self, socket: ClientConnection) -> None:
+    async def _relay(self, socket: ClientConnection) -> None:
         async for text in socket:
             assert isinstance(text, str), "a stream is made of text"
             self._messages.append(text)
@@ -100,7 +100,7 @@ class ForeignRelay:
         return self._messages.popleft() if self._messages else None
 
     def settle(self) -> None:
-        """The message is out: queue again, or wait for the next."""
+        """The message has been sent: queue again, or wait for the next."""
         self._is_queued = False
         self._room.set()
         if self._messages:
