@@ -14,7 +14,7 @@ import pytest
 
 from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings
-from tests.server.responses.client import openai_client
+from tests.server.apis.responses.client import openai_client
 from tests.server.ws.session import numbers, session
 from tests.support.live_server import LiveServer, live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply

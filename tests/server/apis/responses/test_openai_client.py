@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from streamserve.types import SequenceSpec, TokenDelta
-from tests.server.responses.client import openai_client
+from tests.server.apis.responses.client import openai_client
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
