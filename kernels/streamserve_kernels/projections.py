@@ -241,7 +241,7 @@ def _some_rows_kernel(
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """See the reference."""
+    """`reference.projections.linear`: a skinny kernel for few rows, else cuBLAS."""
     if not _is_skinny(x, weight):
         return F.linear(x, weight, bias)
     return _skinny(x, weight, bias=bias)
@@ -250,7 +250,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def linear_residual(
     x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """See the reference."""
+    """`reference.projections.linear_residual`: a skinny kernel for few rows, else cuBLAS."""
     if _is_skinny(x, weight):
         return _skinny(x, weight, bias=bias, residual=residual)
     # Out of place, torch copies the residual first; a copy costs as much as the whole fusion saves.
@@ -261,7 +261,7 @@ def linear_residual(
 def norm_linear(
     x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """See the reference. The skinny kernels keep the normed row in fp32, or round it before it is scaled."""
+    """`reference.projections.norm_linear`; the skinny kernels keep the normed row in fp32, or round it before it is scaled."""
     if not _is_skinny(x, weight):
         return F.linear(rms_norm(x, norm_weight, eps), weight, bias)
     return _skinny(x, weight, bias=bias, norm_weight=norm_weight, eps=eps)
@@ -270,7 +270,7 @@ def norm_linear(
 def norm_gated_linear(
     x: torch.Tensor, norm_weight: torch.Tensor, eps: float, gate_up_weight: torch.Tensor, activation: str
 ) -> torch.Tensor:
-    """See the reference."""
+    """`reference.projections.norm_gated_linear`: a skinny kernel for few rows, else cuBLAS."""
     if not _is_skinny(x, gate_up_weight):
         gate_up = F.linear(rms_norm(x, norm_weight, eps), gate_up_weight)
         return silu_mul(gate_up) if activation == "silu" else gelu_tanh_mul(gate_up)
