@@ -102,7 +102,7 @@ def _accept_kernel(
 
 
 def apply_row_deltas(tables: RowTables, segments: torch.Tensor, payload: torch.Tensor) -> None:
-    """See the reference."""
+    """`reference.rows.apply_row_deltas` in one launch."""
     if segments.shape[0]:
         _apply_kernel[(segments.shape[0],)](
             tables.state, tables.num_tokens, segments, payload, tables.state.stride(0),
@@ -119,7 +119,7 @@ def gather_inputs(
     num_tokens: int,
     block_size: int,
 ) -> GatheredInputs:
-    """See the reference."""
+    """`reference.rows.gather_inputs` in one launch."""
     num_sequences, num_groups, max_blocks = rows.shape[0], tables.layout.num_groups, tables.layout.max_blocks
     token_ids, positions = (torch.empty(num_tokens, dtype=torch.int64, device=rows.device) for _ in range(2))
     inputs = GatheredInputs(
@@ -138,7 +138,7 @@ def gather_inputs(
 
 
 def scatter_sampled(tables: RowTables, rows: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:
-    """See the reference."""
+    """`reference.rows.scatter_sampled` in one launch."""
     num_lines = rows.shape[0]
     _scatter_kernel[(-(-num_lines // 256),)](
         tables.token_ids, tables.num_tokens, rows, positions, token_ids, num_lines, tables.state.stride(0), tables.padding_row,
@@ -149,7 +149,7 @@ def scatter_sampled(tables: RowTables, rows: torch.Tensor, positions: torch.Tens
 def accept_drafts(
     tables: RowTables, rows: torch.Tensor, line_start: torch.Tensor, token_ids: torch.Tensor, *, most: int
 ) -> torch.Tensor:
-    """See the reference."""
+    """`reference.rows.accept_drafts` in one launch."""
     accepted = torch.empty_like(rows)
     _accept_kernel[(rows.shape[0],)](
         tables.token_ids, tables.num_tokens, rows, line_start, token_ids, accepted, tables.state.stride(0),
