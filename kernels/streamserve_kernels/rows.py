@@ -52,7 +52,8 @@ def _gather_kernel(
     count = tl.load(query_start_ptr + sequence + 1) - begin
     group = tl.program_id(2).to(tl.int64)
     table_ptr = tables_ptr + words + group * max_blocks
-    listed = lanes < max_blocks
+    # Entries past the sequence's end are left as they are: nothing follows them.
+    listed = lanes < tl.cdiv(start + count, BLOCK_SIZE)
     blocks = tl.load(table_ptr + lanes, mask=listed, other=0)
     listed_ptr = block_tables_ptr + (group * tl.num_programs(0) + sequence) * max_blocks
     tl.store(listed_ptr + lanes, blocks, mask=listed)

@@ -3,7 +3,7 @@
 A block is the same place in each of several tensors. It belongs to one layer group at a time, and each layer of a group uses
 one of the tensors: so memory is wherever it is needed, and no share of it is set aside for one kind of layer (as in vLLM's
 hybrid KV cache manager). Layers of one kind form one group, with a tensor for each of them; where kinds mix, they are split
-into groups about as large as the smallest kind. Plain numbers: allocates nothing.
+into groups of one size, and a group that is smaller leaves some of its blocks' tensors empty. Plain numbers: allocates nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from streamserve.errors import ModelNotSupported
 from streamserve.kv_groups import KvGroups
 from streamserve.models.arch import PagedKv
 
-MAX_GROUPS = 8
+MAX_GROUPS = 16
 """Every group is a block table to keep, and to gather in each step."""
+
+_HALVINGS = 7
+"""Sequences are taken to be as long as `max_model_len`, half as long, and so on, down to a 64th of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class KvLayout:
 def lay_out(
     layers: Sequence[PagedKv], *, max_model_len: int, block_size: int, step_tokens: int, dtype: torch.dtype
 ) -> KvLayout:
-    """The layout in which a sequence of `max_model_len` tokens takes the least memory once its prompt is computed.
+    """The layout in which decoding sequences take the least memory: on average over lengths from `max_model_len` down.
 
     layers  what each layer keeps
     Raises `ModelNotSupported` when they keep tokens of different sizes.
@@ -71,10 +74,12 @@ def lay_out(
         raise ModelNotSupported("layers with KV heads of different number or size are not supported in one model")
     kv_heads, head_dim = sizes.pop()
 
-    def cost(partition: _Partition) -> tuple[int, int]:
-        windows = tuple(window for window, _ in partition)
+    lengths = [max_model_len >> halvings for halvings in range(_HALVINGS) if max_model_len >> halvings]
+
+    def cost(partition: _Partition) -> tuple[float, int]:
+        groups = KvGroups(block_size, tuple(window for window, _ in partition))
         largest = max(len(members) for _, members in partition)
-        return largest * KvGroups(block_size, windows).blocks_for(max_model_len, 1), len(partition)
+        return largest * sum(groups.blocks_for(length, 1) / -(-length // block_size) for length in lengths), len(partition)
 
     best = min(_partitions(layers, max_model_len), key=cost)
     places = {layer: (group, tensor) for group, (_, members) in enumerate(best) for tensor, layer in enumerate(members)}

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+from benchmarks import kv_windows
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import PagedKv
 from streamserve.worker.device.cpu import CpuDevice
@@ -32,10 +33,10 @@ def test_layers_of_one_kind_share_a_block_table_and_have_a_tensor_each(window: i
 
 @pytest.mark.parametrize(
     ("num_layers", "window", "num_groups", "num_tensors"),
-    [(26, 512, 7, 4), (34, 1024, 7, 5), (48, 1024, 6, 8), (62, 1024, 7, 10)],
+    [(26, 512, 13, 2), (34, 1024, 7, 5), (48, 1024, 6, 8), (62, 1024, 13, 5)],
     ids=["Gemma 3 1B", "Gemma 3 4B", "Gemma 3 12B", "Gemma 3 27B"],
 )
-def test_mixed_kinds_are_split_into_groups_as_large_as_the_smallest_kind(
+def test_mixed_kinds_are_split_into_groups_that_leave_little_of_a_block_empty(
     num_layers: int, window: int, num_groups: int, num_tensors: int
 ) -> None:
     windows = gemma(num_layers, window)
@@ -43,6 +44,7 @@ def test_mixed_kinds_are_split_into_groups_as_large_as_the_smallest_kind(
     assert (len(layout.groups.windows), layout.num_tensors) == (num_groups, num_tensors)
     assert [layout.groups.windows[group] for group in layout.group_of] == windows
     assert max(Counter(zip(layout.group_of, layout.tensor_of, strict=True)).values()) == 1
+    assert num_groups * num_tensors <= 1.05 * num_layers
 
 
 def test_one_layer_of_another_kind_does_not_make_a_group_of_every_layer() -> None:
@@ -71,3 +73,12 @@ def test_layers_of_different_sizes_are_refused() -> None:
     layers = [PagedKv(2, 64, None), PagedKv(4, 64, 512)]
     with pytest.raises(ModelNotSupported, match="KV heads"):
         lay_out(layers, max_model_len=4096, block_size=16, step_tokens=2048, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("name", "times"), [("Gemma 3 1B", 5.5), ("Gemma 3 27B", 5.5), ("Mistral 7B v0.1", 7.5)])
+def test_so_many_times_as_many_long_sequences_fit_as_if_everything_were_kept(name: str, times: float) -> None:
+    kept, given_back = (
+        kv_windows.fitting(layout, 20 << 30, 32768)
+        for layout in (kv_windows.keeping(kv_windows.SHAPES[name]), kv_windows.giving_back(kv_windows.SHAPES[name]))
+    )
+    assert given_back >= times * kept

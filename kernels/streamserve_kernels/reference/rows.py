@@ -16,7 +16,7 @@ class GatheredInputs(NamedTuple):
     token_ids     [tokens]  int64
     positions     [tokens]  int64
     slot_mapping  [groups, tokens]  int64, -1 for tokens of the padding row
-    block_tables  [groups, sequences, max_blocks]  int32
+    block_tables  [groups, sequences, max_blocks]  int32; entries past a sequence's end may hold anything
     seq_lens      [sequences]  int32, tokens in the cache once this step has run
     """
 
