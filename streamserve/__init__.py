@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = ["LLM", "AsyncEngine", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"]
 
-_HOMES = {
+_MODULES = {
     "AsyncEngine": "streamserve.async_engine",
     "LLM": "streamserve.llm",
     "CompletionOutput": "streamserve.types",
@@ -28,6 +28,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'streamserve' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

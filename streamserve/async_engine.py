@@ -1,10 +1,10 @@
-"""The library for asyncio programs: a model in this process, whose texts are async iterators.
+"""The library for asyncio programs: a model in this process, whose answers are async iterators.
 
     async with AsyncEngine(model="demo") as engine:
         async for delta in await engine.generate("Once upon a time", SamplingParams(max_tokens=64)):
             print(delta.text, end="", flush=True)
 
-Everything happens on the event loop that entered the `async with`; the model runs on threads of its own.
+Runs on the event loop that entered the `async with`; the model runs on threads of its own.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from streamserve.types import EngineInfo, EngineStats, SamplingParams, TextDelta
 
 
 class AsyncEngine:
-    """A model and everything around it, for one event loop.
+    """A model for one event loop: use it in an `async with` block, or call `start` and `stop`.
 
     settings       fields of `EngineConfig`
     chat_template  Jinja source to use instead of the model's own
     max_logprobs   the most alternatives a request may ask for
-    next_seed      seeds for requests that bring none; random ones when not given
-    executor       runs the steps in place of this machine's device
+    next_seed      makes the seeds of requests without one; random by default
+    executor       runs the steps instead of this machine's device
     tune_process   change settings of the whole process that make a model on a CPU faster, as a server's engine process does:
                    how long OpenMP's threads spin (12 ms a step instead of 19), what malloc gives back, how long a thread may
                    hold the interpreter. By default the process is left as it is; see `executor.tuning`
@@ -70,9 +70,9 @@ class AsyncEngine:
         self._defaults: dict[str, Any] = {}
 
     async def start(self) -> EngineInfo:
-        """Find and load the model. Raises `ConfigError` when that can't be done with these settings."""
+        """Find and load the model. Raises `ConfigError` when it can't be loaded with these settings."""
         if self._engine is not None:
-            raise RuntimeError("this engine runs already")
+            raise RuntimeError("this engine is running already")
         checkpoint = await to_thread.run_sync(partial(checkpoint_of, self.config), abandon_on_cancel=True)
         tokenizer = await to_thread.run_sync(partial(tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
         self._defaults = default_sampling_params(checkpoint)
@@ -123,13 +123,13 @@ class AsyncEngine:
         return self.frontend.tokenizer
 
     def default_sampling_params(self, **changes: Any) -> SamplingParams:
-        """What the model's generation_config.json recommends, with some fields changed."""
+        """The sampling parameters of the model's generation_config.json, with `changes`."""
         return SamplingParams(**{**self._defaults, **changes})
 
     async def generate(
         self, prompt: Prompt | Mapping[str, Any], params: SamplingParams | None = None, **options: Any
     ) -> Generation:
-        """Start generating after a text or token ids; returns once the engine has it in its queue.
+        """Start generating after a text or token ids; returns once the request is in the engine's queue.
 
         params   None takes `default_sampling_params()`
         options  as `Frontend.prepare`: request_id, priority, cache_salt, add_special_tokens, clamp_max_tokens
@@ -147,12 +147,12 @@ class AsyncEngine:
         options: Mapping[str, Any] | None = None,
         **template_options: Any,
     ) -> Generation:
-        """Start answering a conversation; template_options as `Frontend.render_chat`, the rest as `generate`."""
+        """Start answering a conversation; `template_options` as `Frontend.render_chat`, the rest as `generate`."""
         text = self.frontend.render_chat(messages, **template_options)
         return await self.generate(text, params, **{"add_special_tokens": False, **(options or {})})
 
     async def open(self, prompts: Sequence[PreparedPrompt]) -> Generation:
-        """Start prompts that `frontend.prepare` made, all or none."""
+        """Start prompts made by `frontend.prepare`, all or none."""
         return Generation(await self.frontend.open(prompts))
 
     async def stats(self) -> EngineStats:
@@ -160,20 +160,20 @@ class AsyncEngine:
 
 
 class Generation:
-    """A request's text as it comes: an async iterator of `TextDelta`.
+    """A running request: an async iterator of `TextDelta`.
 
-    Leaving its `with` block or the loop over it aborts what still runs. A request that fails raises the error from the loop.
+    Leaving its `with` block or the loop over it aborts the request. A request that fails raises its error from the loop.
     """
 
     def __init__(self, stream: TextStream) -> None:
         self._stream = stream
 
     def abort(self) -> None:
-        """End the request with reason "abort"; what was generated until then can still be read. Never blocks."""
+        """End the request with reason "abort"; deltas generated before can still be read. Never blocks."""
         self._stream.abort()
 
     def close(self) -> None:
-        """Abort what still runs. Idempotent, never blocks."""
+        """Abort the request unless it has finished. Idempotent, never blocks."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -194,23 +194,23 @@ class Generation:
 
 
 def config_of(model: str | None, config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
-    """One configuration of a model's name, a ready configuration, and settings that change it."""
+    """`config` with `model` and `settings` replaced, or a new configuration of them. Raises `ConfigError`."""
     unknown = sorted(settings.keys() - set(EngineConfig.__struct_fields__))
     if unknown:
         raise ConfigError(f"unknown setting {', '.join(unknown)}; known are {', '.join(EngineConfig.__struct_fields__)}")
-    given = dict(settings) if model is None else {**settings, "model": model}
+    fields = dict(settings) if model is None else {**settings, "model": model}
     if config is not None:
-        return replace(config, **given)
+        return replace(config, **fields)
     if model is None:
         raise ConfigError("name a model: a Hugging Face id, a local folder, a .gguf file, or 'demo'")
     try:
-        return msgspec.convert(given, EngineConfig)
+        return msgspec.convert(fields, EngineConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"wrong setting: {error}") from error
 
 
 def unwrap_prompt(prompt: Prompt | Mapping[str, Any]) -> Prompt:
-    """A prompt as text or token ids; also from `{"prompt": …}` and `{"prompt_token_ids": …}`.
+    """The text or token ids of a prompt, which may be wrapped as `{"prompt": …}` or `{"prompt_token_ids": …}`.
 
     Raises `InvalidParameter`.
     """

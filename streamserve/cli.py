@@ -1,7 +1,7 @@
 """`streamserve`: serve | generate | chat | compile | bench, from a terminal or a script.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C. A mistake is answered in one line that says what to do. Commands are
-imported when called, so that `streamserve --help` loads neither torch nor a server.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C. An error is one line that says what to do. Commands are imported when
+called, so that `streamserve --help` loads neither torch nor a server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 _COMMANDS = {
     "serve": ("streamserve.commands.serve:serve", "Serve a model over HTTP with OpenAI's API."),
-    "generate": ("streamserve.commands.generate:generate", "Continue a prompt here and now, streaming to the terminal."),
+    "generate": ("streamserve.commands.generate:generate", "Continue a prompt, streaming to the terminal."),
     "chat": ("streamserve.commands.chat:chat", "Talk to a model in the terminal."),
     "compile": ("streamserve.commands.compile:compile_layers", "Compile a model's layers for this CPU, once."),
     "bench": ("streamserve.bench.commands:bench", "Measure latency, throughput and serving."),
@@ -27,7 +27,7 @@ _COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands' names and one line each, and imports a command when it is called."""
+    """A group that holds the names and summaries of its commands, and imports a command when it is called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -51,13 +51,13 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: runs the command and leaves with its exit code."""
+    """Entry point: run the command and exit with its code."""
     keep_bytecode()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and give its exit code; one line on standard error says what went wrong."""
+    """Run a command line and return its exit code; an error is one line on standard error."""
     try:
         result = cli.main(arguments, prog_name="streamserve", standalone_mode=False)
     except click.exceptions.Exit as exit:

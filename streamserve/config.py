@@ -1,7 +1,7 @@
-"""The engine's one frozen configuration: every field a flag of `streamserve serve`, with vLLM's name and meaning.
+"""The engine's configuration: every field a flag of `streamserve serve`, with vLLM's name and meaning.
 
-Validated here and nowhere else. Nothing changes after construction; what is only known once the model is loaded
-(context length, number of blocks) is reported in `EngineInfo`.
+Validated here and nowhere else, and immutable. What is known only once the model is loaded (context length, number of blocks)
+is in `EngineInfo`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype                   of weights and activations; "auto" takes the checkpoint's
     max_model_len           tokens of prompt and output together; None takes the model's own limit
     gpu_memory_utilization  share of the device's memory that weights, activations and KV cache may fill
-    kv_cache_memory         bytes for the KV cache, instead of sizing it from free memory
+    kv_cache_memory         bytes of the KV cache; None sizes it from free memory
     max_num_seqs            sequences that run at a time (rows)
     max_num_batched_tokens  token budget of one step
-    max_queue               sequences that may wait for a row; past it new ones are refused with 429
-    stall_timeout_s         a paused stream whose reader takes nothing for this long is failed
+    max_queue               sequences that may wait for a row; further ones are refused with 429
+    stall_timeout_s         seconds after which a paused stream whose reader takes nothing is failed
     overlap                 plan step n+1 while step n runs
     enforce_eager           no CUDA graphs; on a CPU, no compiled layers
     quantization            "int4" keeps 4-bit GGUF weights packed on a CPU, "none" expands them; "auto" decides by device
@@ -108,16 +108,6 @@ def _check_parallel(config: EngineConfig) -> None:
             raise ConfigError(f"{flag} {value}: only 1 is supported by this version, which runs on one device")
     if config.distributed_executor_backend == "ray":
         raise ConfigError("--distributed-executor-backend ray: not supported by this version; leave the flag out")
-
-
-def to_json(config: EngineConfig) -> bytes:
-    """The configuration as it crosses to the engine process."""
-    return msgspec.json.encode(config)
-
-
-def from_json(data: bytes) -> EngineConfig:
-    """The inverse of `to_json`; validates again."""
-    return msgspec.json.decode(data, type=EngineConfig)
 
 
 def replace(config: EngineConfig, **changes: Any) -> EngineConfig:

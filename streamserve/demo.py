@@ -1,6 +1,6 @@
-"""`make demo`: serve the demo model on a free port, stream two answers from it through the client's command line, stop.
+"""`make demo`: serve the demo model on a free port, stream two answers through the client's command line, stop.
 
-Runs only processes. Whatever ends this script, a failure, Ctrl-C or a signal, ends the server with it.
+Runs processes only. A failure, Ctrl-C or a signal that ends this script ends the server too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NOTE = (
 
 
 def main() -> None:
-    """Exit code 0 when both answers came whole."""
+    """Run the demo and exit; with 0 when both answers were complete."""
     try:
         with exiting_on(signal.SIGTERM, signal.SIGHUP):
             sys.exit(run())
@@ -32,20 +32,20 @@ def main() -> None:
 
 
 def run() -> int:
-    """Serve, ask, stop; the exit code of the first client that failed, else 0."""
+    """Serve, stream both answers, stop; returns the exit code of the first client that failed, else 0."""
     port = free_port()
     print("$ streamserve serve --model demo", flush=True)
     with ServerProcess(serve_command(port, "--model", "demo"), port) as server:
         print(f"ready after {server.ready_s:.1f} s", flush=True)
         for question in QUESTIONS:
-            if code := ask(question, server.base_url):
+            if code := stream_answer(question, server.base_url):
                 return code
     print(f"\n{NOTE}")
     return 0
 
 
-def ask(question: str, base_url: str) -> int:
-    """One answer, streamed to the terminal, with its TTFT and tokens/s; the client's exit code."""
+def stream_answer(question: str, base_url: str) -> int:
+    """Stream one answer to the terminal, with its TTFT and tokens/s; returns the client's exit code."""
     print(f'\n$ streamserve-client chat "{question}" --stats', flush=True)
     command = [sys.executable, "-m", "streamserve_client.cli", "chat", question, "--stats"]
     command += ["--max-tokens", "96", "--temperature", "0", "--base-url", base_url]

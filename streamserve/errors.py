@@ -1,4 +1,4 @@
-"""Every error that leaves a boundary, with the HTTP status it means.
+"""The exceptions that cross a boundary, with their HTTP status.
 
     StreamserveError                      500 internal_error
     ├── InvalidRequest                    400 invalid_request_error      the request can never succeed as it stands
@@ -6,7 +6,7 @@
     │   ├── UnsupportedParameter          400 unsupported_parameter      understood, but not built here
     │   ├── ContextLengthExceeded         400 context_length_exceeded
     │   ├── PromptTooLarge                400 prompt_too_large           could never fit the KV cache
-    │   └── StructureTooComplex           400 structure_too_complex      a schema or grammar that can't be followed to the end
+    │   └── StructureTooComplex           400 structure_too_complex      a schema or grammar that takes too many states
     ├── AuthenticationFailed              401 invalid_api_key
     ├── ModelNotFound                     404 model_not_found
     ├── QueueFull                         429 queue_full
@@ -14,7 +14,7 @@
     │   └── EngineDead                    503 engine_dead
     ├── StreamFailed                      500 stream_failed              a stream that had started ended badly
     │   ├── SlowConsumer                  ... slow_consumer
-    │   └── RequestAborted                499 aborted                    cancelled before it had begun; not to be tried again
+    │   └── RequestAborted                499 aborted                    cancelled before it had begun; not to be retried
     └── ConfigError                       ---                            the server can't start like this: one line, what to do
         └── ModelNotSupported
 
@@ -27,7 +27,10 @@ from typing import ClassVar
 
 
 class StreamserveError(Exception):
-    """Root of all errors raised on purpose."""
+    """Root of all errors raised on purpose.
+
+    param  the request's parameter at fault, if it is one
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
@@ -65,9 +68,9 @@ class UnsupportedParameter(InvalidRequest):
         super().__init__(f"{param} is not supported: {message}", param=param)
 
 
-def invalid_value(said: str) -> InvalidRequest:
-    """What msgspec says of a value, "Expected `int`, got `str` - at `$.n`", with the parameter first."""
-    message, _, path = said.replace("`", "").partition(" - at ")
+def invalid_value(description: str) -> InvalidRequest:
+    """The error of a value that msgspec rejects as "Expected `int`, got `str` - at `$.n`", naming its parameter."""
+    message, _, path = description.replace("`", "").partition(" - at ")
     name = path.replace("key in ", "").removeprefix("$").removeprefix(".")
     if message.startswith("Object missing required field "):
         missing = message.removeprefix("Object missing required field ")
@@ -88,7 +91,7 @@ class PromptTooLarge(InvalidRequest):
 
 
 class StructureTooComplex(InvalidRequest):
-    """The schema or grammar compiles, and then has more ways to go on than can be followed."""
+    """The schema or grammar compiles, but matching it takes more states than are allowed."""
 
     code = "structure_too_complex"
 
@@ -110,7 +113,7 @@ class ModelNotFound(StreamserveError):
 
 
 class QueueFull(StreamserveError):
-    """Too many requests wait already; try again after `retry_after_s`."""
+    """Too many requests are waiting; retry after `retry_after_s` seconds."""
 
     status = 429
     type = "rate_limit_error"
@@ -142,7 +145,7 @@ class StreamFailed(StreamserveError):
 
 
 class SlowConsumer(StreamFailed):
-    """The reader took nothing for longer than the stall timeout."""
+    """The reader took nothing for the stall timeout."""
 
     code = "slow_consumer"
 
@@ -150,14 +153,14 @@ class SlowConsumer(StreamFailed):
 class RequestAborted(StreamFailed):
     """The request was cancelled by its owner or by the server."""
 
-    # gRPC's and nginx's number for it: SDKs send a request again that met a 500, and this one nobody wants any more.
+    # As nginx and gRPC gateways have it. Not a 500, which SDKs retry: this request was cancelled.
     status = 499
     type = "request_aborted"
     code = "aborted"
 
 
 class ConfigError(StreamserveError):
-    """A setting or a model with which the server can't start."""
+    """A setting or a model that the server can't start with; the message is one line and says what to change."""
 
     code = "config_error"
 

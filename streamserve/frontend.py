@@ -1,7 +1,7 @@
 """The API side of one engine: prompts in, text out.
 
-Owns tokenizer, chat template and preparation; the server, `AsyncEngine` and `LLM` are three users of it. Lives on the
-caller's event loop; long texts are tokenised on a thread. Knows neither HTTP nor where its engine runs.
+Owns tokenizer, chat template and preparation; used by the server, `AsyncEngine` and `LLM`. Runs on the caller's event loop;
+long texts are tokenised on threads. Knows neither HTTP nor where its engine runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 
 from streamserve.engine.base import Engine
 from streamserve.errors import UnsupportedParameter
-from streamserve.text.chat_template import ChatMessage, ChatTemplate, choose_template, compile_given
+from streamserve.text.chat_template import ChatMessage, ChatTemplate, choose_template, compile_override
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
@@ -24,7 +24,7 @@ from streamserve.text_stream import TextStream
 from streamserve.types import EngineInfo, SamplingParams
 
 LONG_TEXT = 8192
-"""Characters from which tokenising goes to a thread; below, the hop costs more than the work."""
+"""Characters from which a text is tokenised on a thread; for shorter ones the hop costs more than the work."""
 
 LONG_TEXTS_AT_A_TIME = 4
 """Each takes forty times its size in memory."""
@@ -34,7 +34,7 @@ class Frontend:
     """Requests for one started engine.
 
     chat_template  Jinja source to use instead of the model's own
-    next_seed      seeds for requests that bring none; random ones when not given
+    next_seed      makes the seeds of requests without one; random by default
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Frontend:
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
-        self.chat_template = choose_template(tokenizer.chat_templates, tokenizer.special_tokens, given=chat_template)
+        self.chat_template = choose_template(tokenizer.chat_templates, tokenizer.special_tokens, override=chat_template)
         self._long_texts = CapacityLimiter(LONG_TEXTS_AT_A_TIME)
         self._preparation = Preparation(
             tokenizer=tokenizer,
@@ -105,18 +105,18 @@ class Frontend:
         """
         return self.template(chat_template).render(messages, **options)
 
-    def template(self, given: str | None = None) -> ChatTemplate:
-        """The model's template, or the one `given` as source text.
+    def template(self, override: str | None = None) -> ChatTemplate:
+        """The model's template, or the one whose source is `override`.
 
-        Raises `UnsupportedParameter` when there is none, `InvalidParameter` when the one given has a fault.
+        Raises `UnsupportedParameter` when there is none, `InvalidParameter` when the override has a fault.
         """
-        template = self.chat_template if given is None else compile_given(given, self.tokenizer.special_tokens)
+        template = self.chat_template if override is None else compile_override(override, self.tokenizer.special_tokens)
         if template is None:
             raise UnsupportedParameter("messages", "this model has no chat template; start the server with --chat-template")
         return template
 
     def special_ids_of(self, marks: Sequence[str]) -> dict[str, int]:
-        """Those marks that are special tokens, whose text answers leave out as a rule, with their ids."""
+        """The ids of those marks that are special tokens, whose text is skipped by default."""
         token_ids = {mark: self.tokenizer.vocabulary.token_id(mark) for mark in marks}
         return {
             mark: token_id
@@ -127,11 +127,11 @@ class Frontend:
     async def open(self, prompts: Sequence[PreparedPrompt]) -> TextStream:
         """Admit prepared prompts, all or none; choices are numbered output index + prompt index * n.
 
-        Use the stream in a `with` block: leaving it aborts what still runs. Raises what `Engine.open` raises.
+        Use the stream in a `with` block: leaving it aborts choices that still run. Raises what `Engine.open` raises.
         """
         choices = [(prompt, spec) for prompt in prompts for spec in prompt.specs]
-        asked = {id(prompt.params): prompt.params for prompt in prompts}
-        stops = {key: StopIndex(params.stop_strings) for key, params in asked.items()}
+        distinct = {id(prompt.params): prompt.params for prompt in prompts}
+        stops = {key: StopIndex(params.stop_strings) for key, params in distinct.items()}
         texts = [
             SequenceText(
                 self.tokenizer,

@@ -1,7 +1,6 @@
 """Offline generation with vLLM's `LLM` interface: lists of prompts in, finished outputs in the same order out.
 
-A synchronous shell around `AsyncEngine`, which runs on an event loop of its own (`loop_thread`); any thread of the program
-may call.
+A synchronous interface to `AsyncEngine`, which runs on an event loop of its own (`loop_thread`). Safe to call from any thread.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ class LLM:
             print(output.prompt, output.outputs[0].text)
 
     Arguments are vLLM's, under vLLM's names; one that is not supported is refused by name with `ConfigError`. Without a
-    seed in the sampling parameters, outputs depend on `seed` and on the order of calls only. Close it, use it in a `with`
-    block, or just let the program end.
+    seed in the sampling parameters, outputs depend on `seed` and on the order of calls only. Call `close`, use it in a `with`
+    block, or let the program end.
 
     tune_process  as `AsyncEngine`: change settings of the whole process that make a model on a CPU faster
     """
@@ -55,12 +54,12 @@ class LLM:
         **arguments: Any,
     ) -> None:
         settings = {"max_queue": _QUEUE, **engine_settings(arguments), "seed": seed}
-        source = random.Random(seed)
+        rng = random.Random(seed)
         self._engine = AsyncEngine(
             model,
             max_logprobs=max_logprobs,
             chat_template=chat_template,
-            next_seed=lambda: source.randrange(MAX_SEED),
+            next_seed=lambda: rng.randrange(MAX_SEED),
             tune_process=tune_process,
             **settings,
         )
@@ -87,7 +86,7 @@ class LLM:
         return self._engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the model's generation_config.json recommends; used where a call gives no sampling parameters."""
+        """The sampling parameters of the model's generation_config.json, which are the default of every call."""
         return self._engine.default_sampling_params()
 
     def generate(
@@ -102,7 +101,7 @@ class LLM:
         """Finished outputs, one per prompt, in the order of the prompts.
 
         prompts           one or more texts or lists of token ids
-        sampling_params   one for all, or one per prompt; `get_default_sampling_params()` when not given
+        sampling_params   one for all, or one per prompt; by default `get_default_sampling_params()`
         prompt_token_ids  token ids in place of `prompts`
         use_tqdm          show a progress bar
         priority          one per prompt, lower first, under the priority policy
@@ -190,17 +189,17 @@ def _progress(prepared: list[PreparedPrompt], shown: bool) -> Progress:
 
 
 def _as_list(prompts: Any) -> list[Any]:
-    """A list of prompts of what may be a single one; a list of integers is one prompt."""
+    """A list of prompts, also of a single one; a list of integers is one prompt."""
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
     listed = list(prompts)
     return [listed] if listed and isinstance(listed[0], int) else listed
 
 
-def _one_each(name: str, given: Any, size: int) -> Sequence[Any]:
-    """`given` for each of `size` prompts, or the sequence it already is."""
-    if not isinstance(given, Sequence):
-        return [given] * size
-    if len(given) != size:
-        raise InvalidParameter(name, f"has {len(given)} entries for {size} prompts")
-    return given
+def _one_each(name: str, value: Any, size: int) -> Sequence[Any]:
+    """A value for each of `size` prompts: `value` itself if it is a sequence, else repeated."""
+    if not isinstance(value, Sequence):
+        return [value] * size
+    if len(value) != size:
+        raise InvalidParameter(name, f"has {len(value)} entries for {size} prompts")
+    return value

@@ -1,7 +1,7 @@
-"""What one request's reader iterates: the text deltas of all its choices, in the order in which they come.
+"""The text deltas of all choices of one request, in the order in which they arrive.
 
-Lives on the reader's event loop. Tokens become text only when the reader asks for more, so a reader that lags makes the
-engine's streams merge and pause, and costs nobody else anything.
+Runs on the reader's event loop. Tokens become text only when the reader takes them, so a reader that lags makes the engine's
+streams merge and pause, and delays no other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TextStream:
 
     @property
     def sequence_ids(self) -> list[str]:
-        """Of the choices that have not ended."""
+        """The sequences of choices that have not ended."""
         return [stream.sequence_id for stream in self._streams.values()]
 
     def abort(self) -> None:
@@ -67,8 +67,10 @@ class TextStream:
         return self
 
     async def __anext__(self) -> TextDelta:
-        """The next delta with something to send; after the last choice's end, StopAsyncIteration. A failed choice ends with a
-        delta whose `finish_reason` is "error"."""
+        """The next delta; after the last choice's end, StopAsyncIteration.
+
+        A failed choice ends with a delta whose `finish_reason` is "error".
+        """
         while self._streams:
             delta = self.take_nowait()
             if delta is not None:
@@ -77,15 +79,17 @@ class TextStream:
         raise StopAsyncIteration
 
     def listen(self, ready: Callable[[], None]) -> None:
-        """Call `ready`, on the loop and without blocking, whenever `take_nowait` may have something, and now if it may. For a
-        reader that takes from a callback instead of iterating."""
+        """Call `ready` whenever `take_nowait` may have a delta, and now if it may; it runs on the loop and must not block.
+
+        For a reader that takes from a callback instead of iterating.
+        """
         if self._only is not None:
             self._only.listen(ready)
         else:
             self._inbox.listen(ready)
 
     def take_nowait(self) -> TextDelta | None:
-        """The next delta with something to send, or None when that would have to be waited for."""
+        """The next delta, or None when none is ready."""
         if self._only is not None:
             return self._take_only(self._only)
         order = self._inbox.order

@@ -1,7 +1,7 @@
-"""What callers say and what they get back: sampling parameters, sequence specs, deltas and finished outputs.
+"""Types of the public API and of the engine socket: sampling parameters, sequence specs, deltas, finished outputs.
 
-Plain msgspec structs: they validate themselves, print well, compare by value, and cross the engine socket as they are.
-No torch, no I/O, nothing mutable.
+msgspec structs: they validate themselves, compare by value, and cross the engine socket as they are. No torch and no I/O; all
+but the outputs are immutable.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FinishReason = Literal["stop", "length", "abort", "error", "time"]
 
 MAX_BAD_WORDS = 1024
 MAX_TEXT_CHARS = 65536
-"""Of all stop strings, or all bad words, of one request: more would keep other requests waiting."""
+"""Of all stop strings, or all bad words, of one request: more would delay other requests."""
 
 SMALLEST_FLOAT32, LARGEST_FLOAT32 = 2.0**-126, (2 - 2**-23) * 2.0**127
-"""Between these lies a sampling parameter that may grow: on the device it is a float32, which beyond them is 0 or infinite."""
+"""The range of a sampling parameter without a bound of its own: on the device it is a float32, 0 or infinite beyond these."""
 
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below this mean greedy decoding."""
@@ -37,8 +37,8 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
-        if len(given) != 1:
+        constraints = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
+        if len(constraints) != 1:
             raise InvalidParameter("structured_outputs", f"give exactly one of {', '.join(self.__struct_fields__)}")
 
 
@@ -108,20 +108,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 _Typed = msgspec.defstruct(
     "_Typed", [(field.name, field.type, None) for field in msgspec.structs.fields(SamplingParams)], kw_only=True
 )
-"""The same fields without the checks, for msgspec to convert to; a struct's own constructor believes what it is given."""
+"""The same fields without the checks, for msgspec to convert to: a struct's own constructor checks no types."""
 
 
 def _check_types(params: SamplingParams) -> None:
-    """Raise `InvalidParameter` for a wrong type; where another one will do, as a tuple for a list, put the right one."""
-    given = msgspec.structs.asdict(params)
+    """Raise `InvalidParameter` for a wrong type; convert what msgspec can, such as a tuple to a list."""
+    values = msgspec.structs.asdict(params)
     try:
-        checked = msgspec.convert(given, _Typed)
+        checked = msgspec.convert(values, _Typed)
     except msgspec.ValidationError as error:
         raise invalid_value(str(error)) from None
-    for name, value in given.items():
-        right = getattr(checked, name)
-        if type(right) is not type(value):
-            msgspec.structs.force_setattr(params, name, right)
+    for name, value in values.items():
+        converted = getattr(checked, name)
+        if type(converted) is not type(value):
+            msgspec.structs.force_setattr(params, name, converted)
 
 
 def _check_ranges(params: SamplingParams) -> None:
@@ -157,7 +157,7 @@ def _check_ranges(params: SamplingParams) -> None:
 class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence as the engine admits it: tokens only, every default resolved.
 
-    All that is needed to continue the sequence elsewhere: with `generated_token_ids` set, generation goes on after them.
+    All that is needed to continue the sequence elsewhere: with `generated_token_ids` set, generation continues after them.
 
     sequence_id          unique in the engine while the sequence lives
     seed                 resolved (0 <= seed < 2**63); sampling is keyed by (seed, position)
@@ -216,11 +216,11 @@ class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What happened to one sequence since the last delta; deltas of one sequence concatenate.
+    """The new tokens of one sequence since the last delta; deltas of one sequence concatenate.
 
     token_ids        new tokens; may be empty on the last delta
-    logprobs         one entry per new token when asked for
-    prompt_logprobs  on the first delta when asked for; entry 0 is None (nothing precedes the first token)
+    logprobs         one entry per new token when requested
+    prompt_logprobs  on the first delta when requested; entry 0 is None (nothing precedes the first token)
     finish_reason    set exactly once, on the last delta
     stop_reason      the stop token id that ended it, None when that was end-of-sequence or no token
     cached_tokens    prompt tokens taken from the prefix cache, on the first delta
@@ -239,7 +239,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def is_single_token(self) -> bool:
-        """Whether it is a token in the middle of a sequence and nothing else, as nearly all deltas are."""
+        """Whether it holds one token and nothing else, as nearly all deltas in the middle of a sequence do."""
         return (
             len(self.token_ids) == 1
             and self.logprobs is None
@@ -283,12 +283,12 @@ class TextLogprob(msgspec.Struct, frozen=True):
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
-    """What to send a reader next: the text of one or more tokens; deltas of one choice concatenate.
+    """The new text of one choice, of one or more tokens; deltas of one choice concatenate.
 
-    text              never ends inside a character, never holds back more than a stop string could still match
+    text              never ends inside a character; holds back no more than a stop string could still match
     token_ids         tokens since the last delta; up to a few of them may have their text in the next one
-    logprobs          one entry per token when asked for
-    prompt_logprobs   on the first delta when asked for; entry 0 is None
+    logprobs          one entry per token when requested
+    prompt_logprobs   on the first delta when requested; entry 0 is None
     finish_reason     set exactly once, on the choice's last delta
     stop_reason       the stop token id or stop string that ended it; None when that was end-of-sequence
     cached_tokens     prompt tokens taken from the prefix cache, on the first delta
@@ -310,10 +310,10 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine tells its API side once it is ready.
+    """Facts of a loaded engine, which its API side gets once it is ready.
 
     max_model_len   tokens of prompt and output together
-    num_blocks      KV blocks in all, of `block_size` tokens each
+    num_blocks      KV blocks in total, of `block_size` tokens each
     windows         of the model's layer groups, as in `KvGroups`
     compiled        whether layers run compiled on a CPU; None where there is nothing to compile
     """
@@ -341,8 +341,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of the engine for /metrics, /load and logs. Counters are totals since start; names follow vLLM's metrics.
 
-    abort_latency_s  seconds in all, over `num_aborts`, from a reader's leaving to its blocks being free
-    heartbeat_s      age of the loop's last turn, 0 while it has nothing to do
+    abort_latency_s  total over `num_aborts`: seconds from a reader's departure until its sequence's blocks are free
+    heartbeat_s      age of the step loop's last iteration, 0 while it is idle
     """
 
     num_requests_running: int = 0
@@ -384,7 +384,7 @@ class Logprob(msgspec.Struct, frozen=True):
 
 
 class RequestOutput(msgspec.Struct, kw_only=True):
-    """What `LLM.generate` returns for a prompt, as vLLM's `RequestOutput`."""
+    """The outputs of one prompt, as vLLM's `RequestOutput`."""
 
     request_id: str
     prompt: str | None

@@ -1,1 +1,1 @@
-"""The commands of `streamserve`, one a module, imported when they are called."""
+"""The commands of `streamserve`, one per module, imported when they are called."""

@@ -1,6 +1,6 @@
 """`streamserve chat`: a conversation with a model in this process, line by line.
 
-Ctrl-C ends an answer that is being written; at the prompt it leaves, as Ctrl-D and /exit do.
+Ctrl-C ends an answer that is being written; at the prompt it exits, as Ctrl-D and /exit do.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from streamserve.commands.local_model import LocalModel, local_model
 from streamserve.commands.sampling_options import sampling_options, sampling_values
 from streamserve.errors import InvalidRequest
 
-GREETING = "/clear starts anew, /exit leaves, Ctrl-C ends an answer."
+HINT = "/clear starts anew, /exit leaves, Ctrl-C ends an answer."
 
 
 @click.command(cls=VllmCommand)
 @click.argument("message", required=False)
 @engine_options
 @sampling_options(max_tokens=512)
-@click.option("--system", help="What the model is told first.")
+@click.option("--system", help="Instructions to the model, before the conversation.")
 def chat(message: str | None, **values: Any) -> None:
     """Answer MESSAGE, or without one hold a conversation."""
     sampling = sampling_values(values)
     config = engine_config(None, values)
     with local_model(config) as model:
-        conversation = Conversation(model, sampling, values["system"], stats=values["stats"])
+        session = ChatSession(model, sampling, values["system"], stats=values["stats"])
         if message is not None:
-            conversation.say(message)
+            session.send(message)
         else:
-            _converse(conversation)
+            _converse(session)
 
 
-def _converse(conversation: Conversation) -> None:
+def _converse(session: ChatSession) -> None:
     if sys.stdin.isatty():
-        print(GREETING, file=sys.stderr)
-    while (line := _ask()) is not None and line != "/exit":
+        print(HINT, file=sys.stderr)
+    while (line := _read_line()) is not None and line != "/exit":
         if line == "/clear":
-            conversation.clear()
+            session.clear()
         elif line:
-            _say(conversation, line)
+            _send(session, line)
 
 
-def _say(conversation: Conversation, line: str) -> None:
+def _send(session: ChatSession, line: str) -> None:
     try:
-        conversation.say(line)
+        session.send(line)
     except KeyboardInterrupt:
         print("\n[stopped]", file=sys.stderr)
     except InvalidRequest as error:
         print(f"error: {error.message}", file=sys.stderr)
 
 
-def _ask() -> str | None:
+def _read_line() -> str | None:
     """The next line; None at the end of input."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
@@ -62,21 +62,21 @@ def _ask() -> str | None:
         return None
 
 
-class Conversation:
-    """The messages so far; an answer that was stopped or refused leaves no trace in them."""
+class ChatSession:
+    """The messages so far, without those whose answer was stopped or refused."""
 
     def __init__(self, model: LocalModel, sampling: dict[str, Any], system: str | None, *, stats: bool) -> None:
         self._model = model
         self._sampling = sampling
-        self._opening = [{"role": "system", "content": system}] if system else []
+        self._initial = [{"role": "system", "content": system}] if system else []
         self._stats = stats
-        self._messages = list(self._opening)
+        self._messages = list(self._initial)
 
-    def say(self, text: str) -> None:
-        """Send a message and write the answer."""
-        asked = [*self._messages, {"role": "user", "content": text}]
-        answer = self._model.answer(asked, self._sampling, stats=self._stats)
-        self._messages = [*asked, {"role": "assistant", "content": answer}]
+    def send(self, text: str) -> None:
+        """Send a message and write the answer as it is generated."""
+        messages = [*self._messages, {"role": "user", "content": text}]
+        answer = self._model.answer(messages, self._sampling, stats=self._stats)
+        self._messages = [*messages, {"role": "assistant", "content": answer}]
 
     def clear(self) -> None:
-        self._messages = list(self._opening)
+        self._messages = list(self._initial)

@@ -1,6 +1,6 @@
 """The engine's settings as options, with the names and meanings of `vllm serve`.
 
-Flags of vLLM's that ask for what is not built are refused by name, in one line.
+Flags of vLLM that this version does not support are refused by name, in one line.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _RUNNING_OPTIONS = [
     click.option(
         "-q", "--quantization", type=click.Choice(["auto", "none", "int4"]), help="int4 keeps 4-bit GGUF weights packed."
     ),
-    click.option("--seed", type=int, help="Makes the seeds of requests that bring none reproducible."),
+    click.option("--seed", type=int, help="Makes the seeds of requests without one reproducible."),
     click.option("--max-model-len", type=AMOUNT, help="Tokens of prompt and output together."),
     click.option("--gpu-memory-utilization", type=float, help="Share of the GPU's memory to use."),
     click.option(
@@ -87,7 +87,7 @@ _RUNNING_OPTIONS = [
 
 
 class VllmCommand(click.Command):
-    """A command that takes vLLM's spelling: underscores in flags, several values after one flag, and says which flags it lacks.
+    """A command that accepts vLLM's spelling, underscores in flags and several values after one, and refuses flags it lacks.
 
     lists  options that take all values up to the next flag
     """
@@ -127,12 +127,12 @@ def _dashed(argument: str) -> str:
 
 
 def engine_options(command: CommandT) -> CommandT:
-    """Add the engine's options; the command hands what it gets to `engine_config`."""
+    """Add the engine's options; the command passes their values to `engine_config`."""
     return model_options(_with(command, _RUNNING_OPTIONS))
 
 
 def model_options(command: CommandT) -> CommandT:
-    """Add those of the engine's options that say which model, and in what form; `engine_config` takes them too."""
+    """Add only the options of which model, and in what form; for `engine_config` too."""
     return _with(command, _MODEL_OPTIONS)
 
 
@@ -143,14 +143,14 @@ def _with(command: CommandT, options: Sequence[Callable[[CommandT], CommandT]]) 
 
 
 def engine_config(model: str | None, values: dict[str, Any]) -> EngineConfig:
-    """The configuration that the options describe; takes what it knows out of `values`. Raises `ConfigError`."""
+    """The configuration that the options describe; removes its fields from `values`. Raises `ConfigError`."""
     flag = values.pop("model_flag", None)
     if model is not None and flag is not None and model != flag:
         raise ConfigError(f"two models are named, {model} and {flag}: leave one out")
     name = model or flag
     if name is None:
         raise ConfigError('name a model: --model with a Hugging Face id, a local folder, a .gguf file, or "demo"')
-    given = {field: values.pop(field) for field in EngineConfig.__struct_fields__ if field in values}
-    if given.get("block_size") is not None:
-        given["block_size"] = int(given["block_size"])
-    return EngineConfig(model=name, **{field: value for field, value in given.items() if value is not None})
+    fields = {field: values.pop(field) for field in EngineConfig.__struct_fields__ if field in values}
+    if fields.get("block_size") is not None:
+        fields["block_size"] = int(fields["block_size"])
+    return EngineConfig(model=name, **{field: value for field, value in fields.items() if value is not None})

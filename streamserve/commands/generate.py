@@ -1,4 +1,4 @@
-"""`streamserve generate PROMPT`: load a model, continue one prompt on the terminal, done."""
+"""`streamserve generate PROMPT`: load a model and continue one prompt, streaming to the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamserve.commands.sampling_options import sampling_options, sampling_val
 @engine_options
 @sampling_options(max_tokens=128)
 def generate(prompt: str | None, **values: Any) -> None:
-    """Continue PROMPT (default: standard input) with --model, streaming the text as it comes."""
+    """Continue PROMPT (default: standard input) with --model, streaming the text."""
     sampling = sampling_values(values)
     config = engine_config(None, values)
     text = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n") if prompt is None else prompt

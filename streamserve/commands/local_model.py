@@ -1,7 +1,7 @@
-"""A model in this very process, for the commands that talk to it from the terminal.
+"""A model in this process, for the commands that use it from the terminal.
 
-The command's main thread reads the keyboard and waits; the model's event loop is on a thread of its own. Ctrl-C while text
-comes ends that text, and its sequence within a step.
+The main thread reads the keyboard and waits; the model's event loop is on a thread of its own. Ctrl-C while text is generated
+ends that text, and its sequence within a step.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ class LocalModel:
         self._output = output
 
     def complete(self, prompt: str, sampling: dict[str, Any], *, stats: bool) -> str:
-        """Write the continuation of `prompt` as it comes; returns it."""
+        """Write the continuation of `prompt` as it is generated; returns it."""
         return self._loop.call(self._write(self._engine.generate(prompt, self._params(sampling)), stats))
 
     def answer(self, messages: Sequence[ChatMessage], sampling: dict[str, Any], *, stats: bool) -> str:
-        """Write the next message of a conversation as it comes; returns it."""
+        """Write the next message of a conversation as it is generated; returns it."""
         return self._loop.call(self._write(self._engine.chat(messages, self._params(sampling)), stats))
 
     def _params(self, sampling: dict[str, Any]) -> SamplingParams:
-        given = {name: value for name, value in sampling.items() if value is not None}
-        return self._engine.default_sampling_params(**given)
+        changes = {name: value for name, value in sampling.items() if value is not None}
+        return self._engine.default_sampling_params(**changes)
 
-    async def _write(self, opening: Awaitable[Generation], stats: bool) -> str:
+    async def _write(self, pending: Awaitable[Generation], stats: bool) -> str:
         started = time.perf_counter()
         first: float | None = None
         texts, tokens = [], 0
-        with await opening as generation:
+        with await pending as generation:
             async for delta in generation:
                 first = first or time.perf_counter()
                 tokens += len(delta.token_ids)
@@ -61,14 +61,14 @@ class LocalModel:
         return "".join(texts)
 
     def _show(self, text: str) -> None:
-        # What a model says must not steer the terminal.
+        # A model's control characters must not reach a terminal.
         self._output.write(text.translate(_CONTROL_CHARACTERS) if self._output.isatty() else text)
         self._output.flush()
 
 
 @contextmanager
 def local_model(config: EngineConfig) -> Iterator[LocalModel]:
-    """Load a model and free it on the way out. Raises `ConfigError` when it can't be loaded like this."""
+    """Load a model, and free it on exit. Raises `ConfigError` when it can't be loaded with this configuration."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     engine = AsyncEngine(config=config, tune_process=True)

@@ -1,4 +1,4 @@
-"""How to sample, as options of the commands that generate here and now; names as in `SamplingParams`."""
+"""The sampling options of the commands that generate in this process; names as in `SamplingParams`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_pe
 
 
 def sampling_options(max_tokens: int) -> Callable[[CommandT], CommandT]:
-    """Add the options; the command hands what it gets to `sampling_values`."""
+    """Add the options; the command passes their values to `sampling_values`."""
     options = [
         click.option("--max-tokens", type=int, default=max_tokens, show_default=True, help="The most tokens to generate."),
         click.option("--temperature", type=float, help="0 takes the likeliest token every time."),
@@ -22,7 +22,7 @@ def sampling_options(max_tokens: int) -> Callable[[CommandT], CommandT]:
         click.option("--min-p", type=float, help="Leave out tokens below this share of the likeliest one."),
         click.option("--repetition-penalty", type=float, help="Above 1 makes repetition less likely."),
         click.option("--stop", multiple=True, help="End before this text; may be repeated."),
-        click.option("--stats", is_flag=True, help="Tell time to first token and tokens per second."),
+        click.option("--stats", is_flag=True, help="Print time to first token and tokens per second."),
     ]
 
     def add(command: CommandT) -> CommandT:

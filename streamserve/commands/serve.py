@@ -1,7 +1,7 @@
 """`streamserve serve MODEL`: options in, one server out.
 
-Reads the command line, takes the port and has the engine started, with nothing loaded that is slow to import: the engine loads
-while this process imports the server. The server's life is `streamserve.server.process.main`.
+Reads the command line, binds the port and starts the engine before anything slow is imported: the engine loads while this
+process imports the server, which `streamserve.server.process.main` runs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--trust-request-chat-template",
     is_flag=True,
-    help="Let requests bring a chat template: each runs in a process of its own, for a second at most.",
+    help="Accept chat templates in requests: each runs in a process of its own, for a second at most.",
 )
 @click.option("--tool-call-parser", type=click.Choice(list(TOOL_CALL_PARSERS)), help="Reads tool calls; else by the template.")
 @click.option("--reasoning-parser", type=click.Choice(list(REASONING_PARSERS)), help="Reads reasoning; else by the template.")
@@ -83,13 +83,11 @@ class JsonList(click.ParamType[tuple[str, ...]]):
     "--shutdown-timeout", type=NOT_NEGATIVE, default=30.0, show_default=True, help="Seconds running streams get at the end."
 )
 @click.option(
-    "--max-engine-restarts", type=click.IntRange(0), default=3, show_default=True, help="Times in a row to revive the engine."
+    "--max-engine-restarts", type=click.IntRange(0), default=3, show_default=True, help="Times in a row to restart the engine."
 )
 @click.option("--keepalive", type=ABOVE_ZERO, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
-@click.option(
-    "--receive-timeout", type=ABOVE_ZERO, default=20.0, show_default=True, help="Seconds a request may come to a halt."
-)
-@click.option("--send-timeout", type=ABOVE_ZERO, default=60.0, show_default=True, help="Seconds a client may take nothing.")
+@click.option("--receive-timeout", type=ABOVE_ZERO, default=20.0, show_default=True, help="Seconds a request may stall.")
+@click.option("--send-timeout", type=ABOVE_ZERO, default=60.0, show_default=True, help="Seconds a client may read nothing.")
 @click.option("--max-request-bytes", type=AMOUNT, default="16M", show_default=True, help="Largest request body.")
 @click.option(
     "--max-sockets", type=click.IntRange(1), default=1024, show_default=True, help="WebSockets open at a time, per API process."
@@ -98,7 +96,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
     "--max-streams-per-socket", type=click.IntRange(1), default=64, show_default=True, help="Streams on a WebSocket at a time."
 )
 @click.option(
-    "--socket-idle-timeout", type=ABOVE_ZERO, default=600.0, show_default=True, help="Seconds a WebSocket may do nothing."
+    "--socket-idle-timeout", type=ABOVE_ZERO, default=600.0, show_default=True, help="Seconds a WebSocket may be idle."
 )
 @click.option(
     "--resume-timeout", type=NOT_NEGATIVE, default=60.0, show_default=True, help="Seconds a dropped stream can be resumed."
@@ -121,7 +119,7 @@ def serve(model: str | None, **values: Any) -> int:
     options = serve_options(model, values)
     configure(options.listen.log_level)
     startup_log = StartupLog()
-    # The port first, which may be taken. Until the server listens to signals itself, one unwinds what is here.
+    # The port first, which may be in use. Until the server handles signals itself, one unwinds this block.
     with bind(options.listen) as listening, exiting_on(signal.SIGTERM):
         start = EngineStart(options.engine)
         try:
@@ -141,7 +139,7 @@ def _serve(options: ServeOptions, listening: socket.socket, start: EngineStart, 
 
 
 def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
-    """Everything the command line says. Raises `ConfigError` for what does not fit together."""
+    """The options as configurations. Raises `ConfigError` for options that don't fit together."""
     seed = values["seed"]
     if values["otlp_traces_endpoint"] is not None:
         # Here and not at the top: it loads the web framework.
@@ -217,11 +215,11 @@ def _check_tls(values: dict[str, Any]) -> None:
 
 
 def _sampling_defaults(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Defaults given on the command line, and whether the model's own come before them."""
+    """Sampling defaults of the command line, which override the model's; and whether the model's are used at all."""
     source = values["generation_config"]
-    given = {} if source in ("auto", "vllm") else _read_generation_config(Path(source))
-    given |= _object("--override-generation-config", values["override_generation_config"])
-    checkpoint = Checkpoint(source="", path=Path(), format="dummy", config={}, generation_config=given)
+    defaults = {} if source in ("auto", "vllm") else _read_generation_config(Path(source))
+    defaults |= _object("--override-generation-config", values["override_generation_config"])
+    checkpoint = Checkpoint(source="", path=Path(), format="dummy", config={}, generation_config=defaults)
     return default_sampling_params(checkpoint), source == "auto"
 
 
@@ -250,17 +248,17 @@ def _api_keys(values: dict[str, Any]) -> list[str]:
     return [key for key in keys if key]
 
 
-def _template(given: str | None) -> str | None:
-    """A template's source, from the file it is in or from the command line itself."""
-    if given is None:
+def _template(value: str | None) -> str | None:
+    """The source of a template, which may be in a file or on the command line itself."""
+    if value is None:
         return None
-    path = Path(given)
+    path = Path(value)
     try:
         if path.is_file():
             return path.read_text()
     except OSError as error:
-        if "{" not in given:
-            raise ConfigError(f"--chat-template {given}: {error.strerror}") from error
-    if "{" not in given:
-        raise ConfigError(f"--chat-template {given}: no such file, and no template either")
-    return given
+        if "{" not in value:
+            raise ConfigError(f"--chat-template {value}: {error.strerror}") from error
+    if "{" not in value:
+        raise ConfigError(f"--chat-template {value}: no such file, and no template either")
+    return value

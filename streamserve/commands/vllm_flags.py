@@ -1,4 +1,4 @@
-"""Flags of `vllm serve` that this version knows and does not support, so that each is refused by its name."""
+"""Flags of `vllm serve` that this version does not support, each refused by its name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What `LLM` adds to `AsyncEngine`: vLLM's arguments, outputs put together, a progress bar."""
+"""The parts of `LLM`: vLLM's arguments, an event loop on a thread, complete outputs, a progress bar."""

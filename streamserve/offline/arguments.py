@@ -30,13 +30,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "generation_config": ("auto",),
     "limit_mm_per_prompt": (None,),
 }
-"""Arguments of vLLM's whose usual values ask for what happens anyway; any other value is refused."""
+"""Arguments of vLLM, with the values that request what happens anyway; any other value is refused."""
 
 
 def engine_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that vLLM's arguments set.
+    """The configuration fields that vLLM's arguments set.
 
-    Raises `ConfigError` naming an argument that is unknown or asks for what is not built.
+    Raises `ConfigError` naming an argument that is unknown, or a value that is not supported.
     """
     settings: dict[str, Any] = {}
     for name, value in arguments.items():

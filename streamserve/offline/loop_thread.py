@@ -1,7 +1,7 @@
 """An event loop on a thread of its own, for programs that have none.
 
-The program's threads call into it and wait. The loop ends when it is closed, and by itself when the program's main thread
-has ended, so that a program which forgot to close it exits cleanly.
+Any thread may call into it and wait. The loop ends when it is closed, and when the program's main thread ends, so that a
+program that does not close it exits cleanly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LoopThread:
         self._on_exit = on_exit
         self._ending = asyncio.Event()
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
-        # Not a daemon: the interpreter must not be taken apart under a model that still computes.
+        # Not a daemon: the interpreter must not be finalised under a model that still computes.
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="streamserve loop")
         self._thread.start()
         threading.Thread(target=self._end_with_program, name="streamserve exit", daemon=True).start()
@@ -49,7 +49,7 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Cancel what runs, await `on_exit` and end the loop. Idempotent."""
+        """Cancel running calls, await `on_exit` and end the loop. Idempotent."""
         self._end()
         if threading.current_thread() is not self._thread:
             self._thread.join()

@@ -1,4 +1,4 @@
-"""Text deltas put together again: what `LLM` returns for a list of prompts.
+"""Builds complete outputs from text deltas, as `LLM` returns them for a list of prompts.
 
 Pure; knows no engine.
 """
@@ -22,7 +22,7 @@ class OutputBuilder:
         self._request_of = [place for place, request in enumerate(self.outputs) for _ in request.outputs]
 
     def add(self, delta: TextDelta) -> int:
-        """Take in one delta; returns how many prompts it completed, 0 or 1."""
+        """Add one delta; returns how many prompts it completed, 0 or 1."""
         request, output = self._choices[delta.index]
         self._texts[delta.index].append(delta.text)
         output.token_ids.extend(delta.token_ids)
@@ -42,7 +42,7 @@ class OutputBuilder:
 
 
 def by_token_id(entry: TextLogprob) -> dict[int, Logprob]:
-    """One position's log-probabilities as vLLM gives them: the token itself and its likeliest alternatives, by id."""
+    """One position's log-probabilities in vLLM's form: the token itself and its likeliest alternatives, by id."""
     found = {entry.token_id: Logprob(entry.logprob, entry.rank, entry.text)}
     for rank, other in enumerate(entry.top, start=1):
         found.setdefault(other.token_id, Logprob(other.logprob, rank, other.text))

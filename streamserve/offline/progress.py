@@ -46,7 +46,7 @@ class Progress:
         self._bar.stop()
 
     def advance(self, num_tokens: int, *, finished: int) -> None:
-        """`num_tokens` more were generated, and `finished` more prompts are done."""
+        """Count `num_tokens` more tokens and `finished` more prompts."""
         self._num_tokens += num_tokens
         if finished:
             self._num_done += finished

@@ -1,1 +1,1 @@
-"""How processes of this program start, end and keep bytecode."""
+"""Starting and ending this program's processes, and what they keep in the user's cache."""

@@ -1,8 +1,7 @@
-"""Python's bytecode kept for the next start, in the user's cache, where it would be lost: torch alone is 700 files, which take
-seconds to compile.
+"""Keeps Python's bytecode in the user's cache where it would be lost: torch alone is 700 files, which take seconds to compile.
 
 Package managers that leave bytecode out, and PYTHONDONTWRITEBYTECODE in container images, are common; together they make every
-start compile everything. For processes that belong to this program; must run before what is slow to import. As a program,
+start compile everything. For processes that belong to this program; must run before anything slow is imported. As a program,
 `python -m streamserve.process.bytecode` compiles on every core what `import` would compile on one.
 """
 
@@ -23,14 +22,14 @@ _MOST_PROCESSES = 16
 
 
 def keep_bytecode() -> None:
-    """Have this process, and those it starts, keep bytecode in a folder of ours if torch's is kept nowhere."""
+    """Have this process, and those it starts, keep bytecode in the user's cache if torch's is kept nowhere."""
     if sys.pycache_prefix is None and _is_lost("torch"):
         sys.pycache_prefix = str(cache_folder("bytecode"))
         sys.dont_write_bytecode = False
 
 
 def compile_ahead() -> None:
-    """Have torch compiled by further processes, ahead of the import that follows, when the folder of ours lacks it."""
+    """Start processes that compile torch ahead of the import that follows, if the user's cache lacks its bytecode."""
     if sys.pycache_prefix == str(cache_folder("bytecode")) and not _has_bytecode("torch"):
         start_module("streamserve.process.bytecode")
 
@@ -55,7 +54,7 @@ def _compile(file: Path) -> None:
 
 
 def _is_lost(package: str) -> bool:
-    """Whether a package has no bytecode beside it, and importing it will leave none."""
+    """Whether a package has no bytecode, and importing it would leave none."""
     return not _has_bytecode(package) and (sys.dont_write_bytecode or not os.access(_folder(package), os.W_OK))
 
 

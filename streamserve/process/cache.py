@@ -1,4 +1,4 @@
-"""The user's folder for what this program can make again. Asked before torch is imported, so it imports nothing."""
+"""The folders of this program in the user's cache. Used before torch is imported, so it imports the standard library only."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
-    """One part of it, which may not be there yet."""
+    """One of the folders, which may not exist yet."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "streamserve" / name
 
 
 def compiled_layers() -> Path:
-    """Layers compiled for a CPU, of any model; it is there once something was compiled."""
+    """The folder of layers compiled for a CPU, of all models; it exists once something was compiled."""
     return cache_folder("compiled")

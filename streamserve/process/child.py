@@ -1,5 +1,6 @@
-"""How further processes of this program are started: with this one's interpreter, finding the modules that this one finds, told
-what to do by a line of JSON on their standard input, where nobody else can read it.
+"""Starts further processes of this program, with the same interpreter and import path.
+
+Their task is a line of JSON on their standard input, where no other user can read it.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ def start_module(
 
 def module_command(module: str) -> list[str]:
     """The command that runs `module`, in an `environment`."""
-    # -P and a path of our own: else Python would look into the working folder first, and a queue.py that a user keeps there
-    # would take the place of the standard library's.
+    # -P and an explicit path: else Python would search the working folder first, and a user's queue.py there would shadow the
+    # standard library's.
     return [sys.executable, "-P", "-m", module]
 
 
 def environment() -> dict[str, str]:
-    """This process's, in which modules and their bytecode are found as they are found here."""
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(folder or os.getcwd() for folder in sys.path)}
+    """This process's environment, in which modules and their bytecode are found as they are here."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(folder or os.getcwd() for folder in sys.path)}
     if sys.pycache_prefix is not None:
-        found["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        variables["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
     if not sys.dont_write_bytecode:
-        found.pop("PYTHONDONTWRITEBYTECODE", None)
-    return found
+        variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    return variables
 
 
 def encode_with_paths(value: msgspec.Struct) -> bytes:

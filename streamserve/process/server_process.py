@@ -1,6 +1,6 @@
 """A server as a child process: start it, wait until it is ready, stop it and everything it started.
 
-For the demo and the benchmarks. Knows nothing of what the server serves; any server that answers 200 on some path will do.
+For the demo and the benchmarks. Works with any server that answers 200 on some path once it is ready.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POLL_S = 0.02
 
 
 class ServerProcess:
-    """A server in a process group of its own: whatever ends the `with` block ends the whole group.
+    """A server in a process group of its own; the end of the `with` block ends the whole group.
 
     command    the command line; it must make the server listen on `port` of 127.0.0.1
     ready_path answered with 200 once the server takes requests
@@ -74,7 +74,7 @@ class ServerProcess:
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         while self.age_s < self._timeout_s:
             if process.poll() is not None:
-                raise Unavailable(f"the server left with exit code {process.returncode}:\n{self._log_tail()}")
+                raise Unavailable(f"the server exited with code {process.returncode}:\n{self._log_tail()}")
             if self._answers():
                 return
             time.sleep(POLL_S)
@@ -103,7 +103,7 @@ class ServerProcess:
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            print("the server did not stop by itself and is killed", file=sys.stderr)
+            print("the server did not stop in time; killing it", file=sys.stderr)
         finally:
             _signal_group(process, signal.SIGKILL)
             process.wait()
@@ -120,7 +120,7 @@ _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    # A signal whose handler raised inside Popen, after the fork, would leave a server that nobody knows of.
+    # A signal whose handler raised inside Popen, after the fork, would orphan the server.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
@@ -129,16 +129,16 @@ def _blocked_signals() -> Iterator[None]:
 
 
 def _unblock_signals() -> None:
-    """In the child: the held signals would stay held across exec."""
+    """In the child: blocked signals would stay blocked across exec."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """A free port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 def serve_command(port: int, *arguments: str) -> list[str]:
-    """`streamserve serve` with this interpreter."""
+    """The command that runs `streamserve serve` with this interpreter."""
     return [sys.executable, "-m", "streamserve", "serve", "--host", "127.0.0.1", "--port", str(port), *arguments]

@@ -1,4 +1,4 @@
-"""Signals that end a program: they should unwind it, as Ctrl-C does, and not leave behind what it has started."""
+"""Signals that unwind a program as Ctrl-C does, so that it ends what it has started."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import NoReturn
 
 @contextmanager
 def exiting_on(*numbers: signal.Signals) -> Iterator[None]:
-    """Meanwhile these signals leave through every `with` and `finally`, with a shell's exit code. On the main thread only."""
-    before = {number: signal.signal(number, _leave) for number in numbers}
+    """Within the block these signals raise `SystemExit` on the main thread, with a shell's exit code. Main thread only."""
+    before = {number: signal.signal(number, _exit) for number in numbers}
     try:
         yield
     finally:
@@ -21,5 +21,5 @@ def exiting_on(*numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)

@@ -1,7 +1,7 @@
-"""Chat templates: a conversation written out the way a model was trained to read it.
+"""Chat templates: a conversation rendered as the prompt that a model was trained on.
 
-Templates are Jinja programs that come with a model, so they run in a sandbox that can neither change what it is given nor
-reach Python's internals; anything that goes wrong inside one is the request's error, not the server's. Runs on an API event
+Templates are Jinja programs that come with a model, so they run in a sandbox that can neither change its arguments nor reach
+Python's internals; whatever fails inside one is the request's error, not the server's. Runs on an API event
 loop. Knows no model and no tokens. The functions templates may use are those of Hugging Face's
 (https://huggingface.co/docs/transformers/chat_templating_writing).
 """
@@ -67,12 +67,12 @@ class ChatTemplate:
 
         messages                role and content each; content is a string or a list of text parts
         add_generation_prompt   end with the start of an assistant's turn
-        continue_final_message  end inside the last message instead, for the model to go on with it
+        continue_final_message  end inside the last message instead, for the model to continue it
         variables               more names for the template, as `enable_thinking`
-        reasoning_effort        "none", "low", …: said in the names that the template has for it
+        reasoning_effort        "none", "low", …: passed under the variable that the template has for it
 
         Raises `InvalidParameter` for messages that the template refuses or that hold anything but text, `UnsupportedParameter`
-        for an effort that it knows nothing of.
+        for an effort that it has no variable for.
         """
         if continue_final_message and add_generation_prompt:
             raise InvalidParameter("continue_final_message", "needs add_generation_prompt=false")
@@ -82,10 +82,10 @@ class ChatTemplate:
             _mark_continuation(conversation)
         text = self._run(
             messages=conversation,
-            tools=_plain(tools) or None,
-            documents=_plain(documents) or None,
+            tools=_json_copy(tools) or None,
+            documents=_json_copy(documents) or None,
             add_generation_prompt=add_generation_prompt,
-            **_plain({**self._effort(reasoning_effort), **(variables or {})}),
+            **_json_copy({**self._effort(reasoning_effort), **(variables or {})}),
         )
         return _cut_at_continuation(text) if continue_final_message else text
 
@@ -111,7 +111,7 @@ class ChatTemplate:
     def _prepared(self, place: int, message: Any) -> dict[str, Any]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidParameter("messages", f"message {place} must be an object with a role")
-        prepared = _plain(dict(message))
+        prepared = _json_copy(dict(message))
         prepared["content"] = self._content(place, message.get("content"))
         reasoning = next((prepared[name] for name in _REASONING_NAMES if prepared.get(name) is not None), None)
         if reasoning is not None:
@@ -132,15 +132,15 @@ class ChatTemplate:
 
 
 def choose_template(
-    templates: Mapping[str, str], special_tokens: Mapping[str, str], *, given: str | None = None
+    templates: Mapping[str, str], special_tokens: Mapping[str, str], *, override: str | None = None
 ) -> ChatTemplate | None:
-    """The template to use for a model: `given` (source text), else its own default; None when it has none."""
-    source = given if given is not None else templates.get("default")
+    """A model's template: the source `override`, else its own default; None when it has none."""
+    source = override if override is not None else templates.get("default")
     return None if source is None else ChatTemplate(source, special_tokens)
 
 
-def compile_given(source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
-    """A template that came with a request, whose faults are the request's. Raises `InvalidParameter`."""
+def compile_override(source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    """Compile a template of a request. Raises `InvalidParameter` where `ChatTemplate` raises `ConfigError`."""
     try:
         return ChatTemplate(source, special_tokens)
     except ConfigError as error:
@@ -155,7 +155,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the model said, for training; here it is only its body."""
+    """`{% generation %}…{% endgeneration %}` marks the model's own text for training; rendered as its body alone."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
 
@@ -262,12 +262,12 @@ def _refuse_reserved(variables: Mapping[str, Any]) -> None:
         raise InvalidParameter("chat_template_kwargs", f"can't set {', '.join(taken)}")
 
 
-def _plain(value: Any) -> Any:
-    """A copy made of JSON's types only: other objects may have methods that the sandbox can't judge."""
+def _json_copy(value: Any) -> Any:
+    """A copy of JSON's types only: other objects may have methods that the sandbox does not check."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_copy(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(item) for item in value]
+        return [_json_copy(item) for item in value]
     return str(value)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from streamserve.errors import InvalidParameter, StreamserveError
-from streamserve.text.chat_template import compile_given
+from streamserve.text.chat_template import compile_override
 from streamserve.types import ErrorInfo
 
 CPU_S = 1
@@ -60,7 +60,7 @@ def main() -> None:
 def write_out(call: TemplateCall) -> TemplateOutcome:
     """Compile and render; what is wrong with the template or the messages is part of the outcome."""
     try:
-        template = compile_given(call.source, call.special_tokens)
+        template = compile_override(call.source, call.special_tokens)
         return TemplateOutcome(text=template.render(call.messages, **call.options))
     except StreamserveError as error:
         return _outcome(error)

@@ -109,7 +109,7 @@ class Tokenizer:
 
         Raises `ConfigError` when there is no template, otherwise what `ChatTemplate.render` raises.
         """
-        template = choose_template(self.chat_templates, self.special_tokens, given=chat_template)
+        template = choose_template(self.chat_templates, self.special_tokens, override=chat_template)
         if template is None:
             raise ConfigError("this model has no chat template: pass one as chat_template")
         text = template.render(

@@ -34,7 +34,7 @@ def test_the_demo_models_template_is_its_own(demo: Tokenizer) -> None:
     assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert choose_template({}, {}) is None
-    given = choose_template(demo.chat_templates, demo.special_tokens, given="mine")
+    given = choose_template(demo.chat_templates, demo.special_tokens, override="mine")
     assert given is not None
     assert given.render([USER]) == "mine"
 
