@@ -43,8 +43,9 @@ class AsyncEngine:
     next_seed      makes the seeds of requests without one; random by default
     executor       runs the steps instead of this machine's device
     tune_process   change settings of the whole process that make a model on a CPU faster, as a server's engine process does:
-                   how long OpenMP's threads spin (12 ms a step instead of 19), what malloc gives back, how long a thread may
-                   hold the interpreter. By default the process is left as it is; see `executor.tuning`
+                   how long OpenMP's threads spin, which holds cores that the program may need; what malloc returns to the
+                   kernel; how long a thread may hold the interpreter (0.5 ms instead of 5: the first token of a short prompt
+                   after 15 to 32 ms instead of 36 to 43). Off by default: the process stays as it is
 
     Raises `ConfigError` for settings that are unknown or don't fit together.
     """
@@ -72,7 +73,7 @@ class AsyncEngine:
     async def start(self) -> EngineInfo:
         """Find and load the model. Raises `ConfigError` when it can't be loaded with these settings."""
         if self._engine is not None:
-            raise RuntimeError("this engine is running already")
+            raise RuntimeError("this engine runs already")
         checkpoint = await to_thread.run_sync(partial(checkpoint_of, self.config), abandon_on_cancel=True)
         tokenizer = await to_thread.run_sync(partial(tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
         self._defaults = default_sampling_params(checkpoint)

@@ -1,1 +1,1 @@
-"""Text to tokens and back, byte by byte."""
+"""Tokenizers, detokenizing, stop strings, chat templates and grammars: everything between text and tokens."""

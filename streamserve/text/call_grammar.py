@@ -1,8 +1,7 @@
-"""Grammars of answers that may be several things: text or a JSON value, after reasoning; or tool calls whose arguments keep to
-their schemas.
+"""Grammars of chat answers: text or a JSON value, after reasoning or not, or tool calls whose arguments follow their schemas.
 
 Pure text, in Lark as llguidance reads it (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md). Each dialect's
-calls are those that its parser reads.
+grammar generates the calls that its parser reads.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from streamserve.text.call_schema import JSON_STYLE, Function, call_schema
 from streamserve.text.parsing import bare, mistral, reasoning, tagged
 
 MARKED_DIALECTS = ("hermes", "mistral")
-"""Those whose calls can't be mistaken for a JSON answer."""
+"""Dialects whose calls can't be mistaken for a JSON answer."""
 
 _SPACE = r"SPACE: /[ \t\n\r]{0,8}/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerForm:
-    """What an answer may be.
+    """The forms that an answer may take.
 
     dialect    name of the parser of calls, None without calls
     functions  what may be called
     parallel   whether several times
     answer     JSON schema of an answer that is no call; free text when None
-    thinks     whether reasoning comes before a JSON answer: True it has begun, False it may, None it can't
-    special    ids of the marks that are special tokens in this vocabulary
+    thinks     whether reasoning precedes a JSON answer: True when it has begun, False when it may begin, None when it can't
+    special    ids of the marks that are special tokens of the vocabulary
     """
 
     dialect: str | None
@@ -48,7 +47,7 @@ class AnswerForm:
         return "\n".join([*_FREE[self.dialect or ""](self), _SPACE, *self._call_rules()])
 
     def mark(self, text: str) -> str:
-        """A mark as a part of a rule."""
+        """A mark as a term of a rule."""
         return f"<[{self.special[text]}]>" if text in self.special else json.dumps(text)
 
     def up_to(self, name: str, mark: str) -> str:
@@ -84,7 +83,7 @@ class AnswerForm:
         return f"object: {_json({**schema, '$defs': definitions})}"
 
     def repeated(self, separator: str, rule: str) -> str:
-        """`rule`, once or as often as calls may be made."""
+        """`rule`, once or, where calls may be parallel, any number of times."""
         return f"{rule} ({separator} {rule})*" if self.parallel else rule
 
 

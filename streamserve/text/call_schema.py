@@ -25,9 +25,9 @@ class Function(NamedTuple):
 
 
 def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments, which are an object even when its parameters don't say so."""
-    says_type = any(word in parameters for word in _TYPE_WORDS)
-    return dict(parameters) if says_type else {"type": "object", **parameters}
+    """The schema of a function's arguments: an object, also where its parameters name no type."""
+    has_type = any(word in parameters for word in _TYPE_WORDS)
+    return dict(parameters) if has_type else {"type": "object", **parameters}
 
 
 def call_schema(functions: Sequence[Function], arguments_key: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -38,7 +38,7 @@ def call_schema(functions: Sequence[Function], arguments_key: str) -> tuple[dict
 
 
 def _one_call(name: str, arguments_key: str, reference: str) -> dict[str, Any]:
-    # The name comes first, so that a client learns what is called before the arguments.
+    # The name comes first, so that a client gets it before the arguments.
     return {
         "type": "object",
         "properties": {"name": {"const": name}, arguments_key: {"$ref": reference}},
@@ -48,7 +48,7 @@ def _one_call(name: str, arguments_key: str, reference: str) -> dict[str, Any]:
 
 
 def _moved(schema: Any, root: str) -> Any:
-    """A schema whose references from its own root start at `root`; what is data in it stays as it is."""
+    """A schema whose references to its own root are moved to `root`; values that are data stay unchanged."""
     if isinstance(schema, list):
         return [_moved(item, root) for item in schema]
     if not isinstance(schema, Mapping):

@@ -1,8 +1,8 @@
-"""Token ids to text as they come, byte by byte.
+"""Decodes token ids to text incrementally.
 
-One detokenizer per sequence, on its reader's event loop. What it returns, joined, is the text that decoding all ids at once
-gives; it never returns part of a character, and U+FFFD only where no later token could still complete one. Constant work
-per token, however long the sequence. Knows neither stop strings nor streams.
+One detokenizer per sequence, on its reader's event loop. Its texts, joined, are the text that decoding all ids at once gives;
+it never returns part of a character, and U+FFFD only where no later token could still complete one. Constant work per token,
+however long the sequence. Knows neither stop strings nor streams.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Detokenizer(Protocol):
     """Decodes one sequence."""
 
     def push(self, token_id: int) -> str:
-        """The text that this token makes certain; often "" inside a character."""
+        """The text that is complete with this token; often "" inside a character."""
         ...
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed, else ""."""
+        """The rest at the end of the sequence: U+FFFD for a character that was never completed, else ""."""
         ...
 
 
@@ -38,15 +38,15 @@ def detokenizer_for(
     shown_special_ids: frozenset[int] = frozenset(),
     spaces_between_special_tokens: bool = True,
 ) -> Detokenizer:
-    """A detokenizer for what follows a prompt.
+    """A detokenizer for the tokens after a prompt.
 
     skip_special_tokens            special tokens have no text
     shown_special_ids              but for these
     spaces_between_special_tokens  False: special tokens in a row are joined without the spaces that some decoders put
                                    between all tokens; byte-level and sentencepiece vocabularies never have any
 
-    A prompt that ends inside a character (only one given as ids can) lends its last bytes: tokens that complete the character
-    yield it whole. If the first text doesn't, the broken character stays the prompt's.
+    A prompt that ends inside a character (only one of token ids can) contributes its last bytes: tokens that complete the
+    character return it whole. If the first text doesn't complete it, it stays with the prompt.
     """
     skipped = tokenizer.special_ids - shown_special_ids if skip_special_tokens else frozenset()
     if tokenizer.has_true_bytes:
@@ -83,7 +83,7 @@ class ByteDetokenizer:
         return "" if self._prompt_tail else self._decoder.decode(b"", True)
 
     def _decode(self, token_id: int) -> str:
-        """The way for tokens that begin, end or go on inside a character."""
+        """The slower path, for tokens that begin, end or continue inside a character."""
         data = self._token_bytes(token_id)
         if self._prompt_tail and data:
             self._leave_prompt(data)
@@ -92,7 +92,7 @@ class ByteDetokenizer:
         return text
 
     def _leave_prompt(self, data: bytes) -> None:
-        """The first bytes after the prompt: unless they go on with its last character, that one is over."""
+        """Drop the prompt's last bytes unless the first bytes after it continue its last character."""
         tail, self._prompt_tail = self._prompt_tail, b""
         try:
             _UTF8("strict").decode(tail + data[:1])

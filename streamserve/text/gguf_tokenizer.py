@@ -1,8 +1,8 @@
-"""A tokenizer built from what a GGUF file says about one.
+"""A tokenizer built from the metadata of a GGUF file.
 
 GGUF keeps vocabulary, merges or scores, and the *name* of a pre-tokenizer (`tokenizer.ggml.pre`); what that name means is a
-table here. A name that is not in the table is refused rather than guessed: a wrong split changes token ids silently. Runs
-wherever the tokenizer is loaded; knows no model.
+table here. A name that is not in the table is refused rather than guessed: a wrong split changes token ids silently. Knows no
+model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EDGE = r"[^\r\n\p{L}\p{N}]?"
 
 @dataclass(frozen=True)
 class _PreTokenizer:
-    """What a `tokenizer.ggml.pre` name stands for.
+    """The meaning of a `tokenizer.ggml.pre` name.
 
     split          the regular expression whose matches are the words; None for GPT-2's own
     single_digits  digits are cut off one by one first
@@ -79,7 +79,7 @@ PRE_TOKENIZERS: dict[str, _PreTokenizer] = {
 def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describes.
 
-    Raises `ModelNotSupported` for a vocabulary type or pre-tokenizer that is not known here.
+    Raises `ModelNotSupported` for a vocabulary type or pre-tokenizer that is not supported.
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":

@@ -1,9 +1,9 @@
-"""Structured outputs: the language a request asks for, compiled into a mask of allowed tokens per step.
+"""Structured outputs: the language of a request, compiled into a mask of allowed tokens per step.
 
 Grammars are llguidance's (https://github.com/guidance-ai/llguidance): JSON schema, regular expressions, Lark and GBNF
 grammars over bytes, lexed and parsed lazily. Compiling runs on threads, within limits of size, work and time, and is cached;
 the compiled state then lives on the engine's event loop, one copy per sequence. Knows no scheduler: it satisfies its
-`Constraint` by shape.
+`Constraint` structurally.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ MAX_SOURCE_CHARS = 1 << 17
 """The longest schema, expression or grammar that is compiled."""
 
 MAX_GBNF_CHARS = 1 << 15
-"""The longest GBNF grammar: its translator is Python, which the engine's loop has to share, and slow with many rules."""
+"""The longest GBNF grammar: its translator is Python, which holds the engine's interpreter lock, and slow with many rules."""
 
 COMPILE_TIMEOUT_S = 10.0
 
 STACK_BYTES = 512 << 20
-"""The library recurses into rules and references; a chain of them as long as a source may be takes half of this."""
+"""The library recurses into rules and references; the longest chain that fits a source takes half of this."""
 
 _LARK = re.compile(r"^[^\S\n]*(%llguidance\b|start\s*:)", re.MULTILINE)
 
@@ -54,25 +54,25 @@ _LIMITS: dict[str, Any] = {
 
 
 class GrammarConstraint:
-    """One sequence's place in its language; a `scheduling.constraint.Constraint`.
+    """The state of one sequence in its language; a `scheduling.constraint.Constraint`.
 
-    size_bytes  of a mask
-    ends        end-of-sequence ids
+    size_bytes     of a mask
+    eos_token_ids  end-of-sequence ids
     """
 
-    def __init__(self, matcher: LLMatcher, size_bytes: int, ends: Sequence[int]) -> None:
+    def __init__(self, matcher: LLMatcher, size_bytes: int, eos_token_ids: Sequence[int]) -> None:
         self._matcher = matcher
         self._size_bytes = size_bytes
-        self._ends = ends
+        self._eos_token_ids = eos_token_ids
 
     def bitmask(self) -> bytes:
         """The tokens allowed next, as little-endian int32 words; an end of sequence only where the language may end."""
         mask: bytes = self._matcher.compute_bitmask()[: self._size_bytes]
-        # In an error the library allows the end of sequence, which would pass for success; so `accept` is made to see it.
-        return _all_but(self._size_bytes, self._ends) if self._matcher.is_error() else mask
+        # After an error the library allows the end of sequence, which would look like success: make `accept` raise it instead.
+        return _all_but(self._size_bytes, self._eos_token_ids) if self._matcher.is_error() else mask
 
     def accept(self, token_id: int) -> None:
-        """Advance by one token; raises `ValueError` when the language doesn't allow it or got too complex to follow."""
+        """Advance by one token; raises `ValueError` when the language doesn't allow it, or has become too complex."""
         if not self._matcher.consume_token(token_id):
             raise ValueError(_reason(self._matcher.get_error()))
 
@@ -85,7 +85,7 @@ class GrammarConstraint:
 class GrammarCompiler:
     """Compiles for one model.
 
-    tokenizer   called once, on a thread, when the first grammar comes
+    tokenizer   called once, on a thread, for the first grammar
     vocab_size  of the model's logits; may exceed the tokenizer's
     cache_size  compiled grammars kept, least recently used ones dropped
     num_compiled  grammars compiled so far
@@ -103,7 +103,7 @@ class GrammarCompiler:
     ) -> None:
         self._load_tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._ends = list(eos_token_ids)
+        self._eos_token_ids = list(eos_token_ids)
         self._cache: OrderedDict[bytes, LLMatcher] = OrderedDict()
         self._cache_size = cache_size
         self._threads = DeepThreads(max_threads, timeout_s=timeout_s, stack_bytes=STACK_BYTES)
@@ -114,40 +114,40 @@ class GrammarCompiler:
 
     @property
     def cached(self) -> int:
-        """Compiled grammars that are kept."""
+        """How many compiled grammars are cached."""
         return len(self._cache)
 
-    async def compile(self, wanted: StructuredOutputs) -> GrammarConstraint:
+    async def compile(self, outputs: StructuredOutputs) -> GrammarConstraint:
         """A fresh constraint for one sequence.
 
-        Raises `InvalidParameter` when the language can't be compiled in time, `QueueFull` while too many others are at it.
+        Raises `InvalidParameter` when the language can't be compiled in time, `QueueFull` while too many others are compiled.
         """
-        if not self._ends:
+        if not self._eos_token_ids:
             raise UnsupportedParameter("structured_outputs", "this model has no end-of-sequence token")
-        key = msgspec.json.encode(wanted)
+        key = msgspec.json.encode(outputs)
         matcher = self._cache.get(key)
         if matcher is None:
-            matcher = await self._compile_in_thread(wanted)
+            matcher = await self._compile_in_thread(outputs)
             self.num_compiled += 1
         self._cache[key] = matcher
         self._cache.move_to_end(key)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, self._ends)
+        return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, self._eos_token_ids)
 
-    async def _compile_in_thread(self, wanted: StructuredOutputs) -> LLMatcher:
-        if self._tokenizer is None:  # before the clock runs: the request is not to blame for what this takes
+    async def _compile_in_thread(self, outputs: StructuredOutputs) -> LLMatcher:
+        if self._tokenizer is None:  # before the timeout begins: loading is not the request's own work
             await to_thread.run_sync(self._load, abandon_on_cancel=True)
         try:
-            return await self._threads.run(partial(self._compile, wanted))
+            return await self._threads.run(partial(self._compile, outputs))
         except TimeoutError:
             raise InvalidParameter(
                 "structured_outputs", f"took longer than {self._timeout_s:g} s to compile: simplify it"
             ) from None
 
-    def _compile(self, wanted: StructuredOutputs) -> LLMatcher:
-        matcher = LLMatcher(self._load(), grammar_source(wanted), log_level=0, limits=LLParserLimits(**_LIMITS))
-        # The first mask costs the most, and is taken here, on a thread, instead of between two steps of all others.
+    def _compile(self, outputs: StructuredOutputs) -> LLMatcher:
+        matcher = LLMatcher(self._load(), grammar_source(outputs), log_level=0, limits=LLParserLimits(**_LIMITS))
+        # The first mask costs the most: computed here, on a thread, instead of between two steps of all sequences.
         tried = matcher.deep_copy()
         tried.compute_bitmask()
         for each in (matcher, tried):
@@ -158,35 +158,35 @@ class GrammarCompiler:
     def _load(self) -> LLTokenizer:
         with self._lock:
             if self._tokenizer is None:
-                vocabulary = TokenizerWrapper(_Vocabulary(self._load_tokenizer(), self._vocab_size, self._ends))
-                self._tokenizer = LLTokenizer(vocabulary, eos_token=self._ends)
+                vocabulary = TokenizerWrapper(_Vocabulary(self._load_tokenizer(), self._vocab_size, self._eos_token_ids))
+                self._tokenizer = LLTokenizer(vocabulary, eos_token=self._eos_token_ids)
             return self._tokenizer
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance wants it: the bytes of every id, and a function that encodes."""
+    """A tokenizer in llguidance's form: the bytes of every id, and a function that encodes."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, ends: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self.eos_token_id = ends[0]
+        self.eos_token_id = eos_token_ids[0]
         self.bos_token_id = tokenizer.bos_token_id
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(vocab_size)]
-        self.special_token_ids = sorted({*tokenizer.special_ids, *ends})
+        self.special_token_ids = sorted({*tokenizer.special_ids, *eos_token_ids})
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
 def compiler_for(config: EngineConfig, checkpoint: Checkpoint) -> Callable[[StructuredOutputs], Any]:
-    """The compiler of an engine that loads its tokenizer by itself; a `CompileConstraint`."""
+    """The compiler of an engine process, which loads its own tokenizer; a `CompileConstraint`."""
     load = partial(tokenizer_of, config, checkpoint)
     return GrammarCompiler(load, vocab_size=checkpoint.config["vocab_size"], eos_token_ids=checkpoint.eos_token_ids).compile
 
 
-def grammar_source(wanted: StructuredOutputs) -> str:
-    """A request's language in llguidance's own notation. Raises `InvalidParameter` when it is too long or malformed."""
+def grammar_source(outputs: StructuredOutputs) -> str:
+    """A request's language in llguidance's notation. Raises `InvalidParameter` when it is too long or malformed."""
     try:
-        source = _source(wanted)
+        source = _source(outputs)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidParameter("structured_outputs", f"can't be compiled: {error}") from error
     if len(source) > MAX_SOURCE_CHARS:
@@ -194,20 +194,20 @@ def grammar_source(wanted: StructuredOutputs) -> str:
     return source
 
 
-def _source(wanted: StructuredOutputs) -> str:
-    if wanted.json is not None:
-        return str(LLMatcher.grammar_from_json_schema(wanted.json, overrides=JSON_STYLE))
-    if wanted.json_object is not None:
-        if not wanted.json_object:
+def _source(outputs: StructuredOutputs) -> str:
+    if outputs.json is not None:
+        return str(LLMatcher.grammar_from_json_schema(outputs.json, overrides=JSON_STYLE))
+    if outputs.json_object is not None:
+        if not outputs.json_object:
             raise ValueError("json_object must be true")
         return str(LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=JSON_STYLE))
-    if wanted.regex is not None:
-        return str(LLMatcher.grammar_from_regex(wanted.regex))
-    if wanted.choice is not None:
-        if not wanted.choice:
+    if outputs.regex is not None:
+        return str(LLMatcher.grammar_from_regex(outputs.regex))
+    if outputs.choice is not None:
+        if not outputs.choice:
             raise ValueError("choice must hold at least one string")
-        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in wanted.choice)))
-    return str(LLMatcher.grammar_from_lark(_lark(wanted.grammar or "")))
+        return str(LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in outputs.choice)))
+    return str(LLMatcher.grammar_from_lark(_lark(outputs.grammar or "")))
 
 
 def _lark(grammar: str) -> str:

@@ -1,8 +1,8 @@
 """Finds and loads the tokenizer that belongs to a checkpoint.
 
 In order: `tokenizer.json`, read by the `tokenizers` library; a .gguf file's own vocabulary; and for folders with neither
-(older models, remote code) transformers' `AutoTokenizer`, imported only then. Runs once, in the process that speaks text.
-Loading is the only time this room touches files or the network.
+(older models, remote code) transformers' `AutoTokenizer`, imported only then. Runs once, in each process that handles text;
+nothing else in this package reads files or the network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """What files say about a tokenizer.
+    """The contents of a tokenizer's files.
 
     special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `pad_token`, `unk_token`
     chat_templates  Jinja sources by name; the usual one is "default"
@@ -50,17 +50,17 @@ def load_parts(path: Path, trust_remote_code: bool) -> TokenizerParts:
     return _from_transformers(path, trust_remote_code)
 
 
-def locate(name: str, revision: str | None, trust_remote_code: bool) -> Path:
-    """A local path as it is; any other name is a repository, of which only the tokenizer's files are fetched."""
+def locate_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> Path:
+    """The path of a local tokenizer, or of a repository's, of which only the tokenizer's files are downloaded."""
     path = demo_path() if name == DEMO else Path(name).expanduser()
     if path.exists():
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [*_TOKENIZER_FILES, "*.py"] if trust_remote_code else _TOKENIZER_FILES
+    patterns = [*_TOKENIZER_FILES, "*.py"] if trust_remote_code else _TOKENIZER_FILES
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
             f"--tokenizer {name}: neither a local path nor a repository that can be fetched ({_first_line(error)})"
@@ -96,7 +96,7 @@ def _from_folder(path: Path) -> TokenizerParts:
     config = _object(path / "tokenizer_config.json")
     special = _special_tokens(_object(path / "special_tokens_map.json") | config)
     _add_missing_tokens(backend, config)
-    _honour_bos_and_eos(backend, config, special)
+    _apply_bos_and_eos(backend, config, special)
     return TokenizerParts(FastVocabulary(backend), special, _chat_templates(path, config))
 
 
@@ -122,7 +122,7 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """Add what only tokenizer_config.json lists, in the order of the ids it gives."""
+    """Add tokens that only tokenizer_config.json lists, in the order of their ids."""
     known = backend.get_added_tokens_decoder()
     listed = {int(token_id): entry for token_id, entry in (config.get("added_tokens_decoder") or {}).items()}
     for token_id, entry in sorted(listed.items()):
@@ -136,7 +136,7 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any]) -
             )
 
 
-def _honour_bos_and_eos(backend: tokenizers.Tokenizer, config: dict[str, Any], special: dict[str, str]) -> None:
+def _apply_bos_and_eos(backend: tokenizers.Tokenizer, config: dict[str, Any], special: dict[str, str]) -> None:
     """Follow `add_bos_token` and `add_eos_token` where tokenizer_config.json gives them, as transformers does."""
     if "add_bos_token" not in config and "add_eos_token" not in config:
         return
@@ -149,13 +149,13 @@ def _honour_bos_and_eos(backend: tokenizers.Tokenizer, config: dict[str, Any], s
 
 
 def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name: those of tokenizer_config.json, over which files of their own win."""
-    given = config.get("chat_template")
+    """Chat templates by name: those of tokenizer_config.json, overridden by files of their own."""
+    configured = config.get("chat_template")
     templates: dict[str, str] = {}
-    if isinstance(given, str):
-        templates["default"] = given
-    elif isinstance(given, list):
-        templates |= {entry["name"]: entry["template"] for entry in given}
+    if isinstance(configured, str):
+        templates["default"] = configured
+    elif isinstance(configured, list):
+        templates |= {entry["name"]: entry["template"] for entry in configured}
     legacy = _object(path / "chat_template.json").get("chat_template")
     if isinstance(legacy, str):
         templates["default"] = legacy

@@ -1,8 +1,7 @@
-"""From what a caller asks (a prompt and sampling parameters) to what an engine admits: sequences of token ids, every default
-resolved, everything refused that can be refused beforehand.
+"""Turns a prompt and sampling parameters into sequences that an engine admits: token ids, every default resolved, everything
+refused that can be refused beforehand.
 
-Runs on an API event loop, or on a thread when the prompt is long: it touches nothing shared but the tokenizer, which is
-immutable.
+Runs on an API event loop, or on a thread when the prompt is long: its only shared state is the tokenizer, which is immutable.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Prompt = str | Sequence[int]
 MAX_SEED = 2**63
 
 _VERY_LONG_TEXT = 1 << 18
-"""Characters from which a text is first asked whether it could fit: tokenising a megabyte takes a second, and 40 MB."""
+"""Characters from which a text is refused before tokenising if it can't fit: a megabyte takes a second, and 40 MB."""
 
 
 def random_seed() -> int:
@@ -33,9 +32,9 @@ def random_seed() -> int:
 class PreparedPrompt:
     """One prompt, ready to be admitted.
 
-    prompt          the text as it was given; None when it was given as token ids
+    prompt          the text; None when the prompt was token ids
     specs           one sequence per output: `params.n` of them
-    eos_token_ids   the model's end-of-sequence ids, which are no stop reason
+    eos_token_ids   the model's end-of-sequence ids, which are not reported as stop reasons
     shown_special_ids  special tokens that have text though special tokens are skipped
     """
 
@@ -55,7 +54,7 @@ class Preparation:
     max_model_len   tokens of prompt and output together
     vocab_size      token ids the model knows; it may exceed the tokenizer's
     max_logprobs    the most alternatives a request may ask for
-    next_seed       seeds for requests that bring none
+    next_seed       makes the seeds of requests without one
     """
 
     tokenizer: Tokenizer
@@ -80,7 +79,7 @@ class Preparation:
         """Tokenise and resolve one prompt.
 
         add_special_tokens  put the model's beginning-of-sequence token in front of a text
-        clamp_max_tokens    shorten the output to what the context leaves instead of refusing it
+        clamp_max_tokens    shorten the output to what fits the context instead of refusing the request
         shown_special_ids   as in `PreparedPrompt`
 
         Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
@@ -165,16 +164,16 @@ class Preparation:
 
     def _max_tokens(self, num_prompt_tokens: int, params: SamplingParams, clamp: bool) -> int:
         left = self.max_model_len - num_prompt_tokens
-        wanted = params.max_tokens
-        if left < 1 or (wanted is not None and wanted > left and not clamp):
-            asked = num_prompt_tokens + (wanted or 0)
+        requested = params.max_tokens
+        if left < 1 or (requested is not None and requested > left and not clamp):
+            total = num_prompt_tokens + (requested or 0)
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {asked} tokens "
-                f"({num_prompt_tokens} in the prompt, {wanted or 0} in the completion). Please reduce the length of the prompt "
-                "or of the completion.",
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {total} tokens "
+                f"({num_prompt_tokens} in the prompt, {requested or 0} in the completion). Please reduce the length of the "
+                "prompt or of the completion.",
                 param="prompt" if left < 1 else "max_tokens",
             )
-        max_tokens = left if wanted is None else min(wanted, left)
+        max_tokens = left if requested is None else min(requested, left)
         if params.min_tokens > max_tokens and not clamp:
             raise InvalidParameter("min_tokens", f"must not exceed the {max_tokens} tokens left, got {params.min_tokens}")
         return max_tokens

@@ -1,4 +1,4 @@
-"""The sampling parameters that a model's own files recommend."""
+"""A model's recommended sampling parameters."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _GENERATION_CONFIG_FIELDS = {
 
 
 def default_sampling_params(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The sampling parameters that a model's generation_config.json recommends, by `SamplingParams` name."""
+    """The sampling parameters of a model's generation_config.json, by `SamplingParams` name. Raises `InvalidParameter`."""
     recommended = {
-        name: checkpoint.generation_config[theirs]
-        for theirs, name in _GENERATION_CONFIG_FIELDS.items()
-        if checkpoint.generation_config.get(theirs) is not None
+        name: checkpoint.generation_config[key]
+        for key, name in _GENERATION_CONFIG_FIELDS.items()
+        if checkpoint.generation_config.get(key) is not None
     }
     SamplingParams(**recommended)
     return recommended

@@ -1,7 +1,7 @@
-"""One sequence's tokens turned into what its reader gets: text, logprobs with text, stop strings, the reason it ended.
+"""Turns one sequence's token deltas into text deltas: text, logprobs with text, stop strings, the finish reason.
 
-Lives on the reader's event loop, one per sequence. Pure: it neither reads nor closes the stream; on a stop string it says
-so in the delta, and whoever reads closes the stream.
+Runs on the reader's event loop, one per sequence. Pure: it neither reads nor closes the stream; a stop string is reported in
+the delta, at which the reader closes the stream.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from streamserve.types import SamplingParams, SequenceSpec, TextDelta, TextLogpr
 class SequenceText:
     """Text of one sequence, delta by delta.
 
-    stops          the index of the request's stop strings, where there is one already
-    eos_token_ids  ending on one of these is no stop reason, unless the request named it
+    stops          an index of the request's stop strings to share; made when not given
+    eos_token_ids  not reported as stop reasons, unless the request names them
     shown_special_ids  special tokens that have text though the request skips special tokens
     index          which choice of the request this is
 
-    With `spec.generated_token_ids` set, the text goes on after that of those tokens.
+    With `spec.generated_token_ids` set, the text continues after that of those tokens.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SequenceText:
         self._detokenizer = _detokenizer(tokenizer, params, spec, shown_special_ids) if params.detokenize else None
         stops = StopIndex(params.stop_strings) if stops is None else stops
         self._stops = StopStrings(stops, include_in_output=params.include_stop_str_in_output) if stops else None
-        # What the next token's text is, for requests that want nothing else; None for all others.
+        # Decodes the next token, for requests that need nothing but its text; None for all others.
         self._single_token_text = self._detokenizer.push if self._detokenizer is not None and self._stops is None else None
         self._num_tokens = 0
         self._pending: TokenDelta | None = None
@@ -55,9 +55,9 @@ class SequenceText:
             self._text_of(token_id)
 
     def push(self, delta: TokenDelta) -> TextDelta | None:
-        """What to send for these tokens; None when nothing can be shown yet, and the tokens come with a later delta.
+        """The text delta of these tokens; None when no text is ready yet, and the tokens are part of a later delta.
 
-        After a delta with `finish_reason` nothing follows: a stop string found in the middle of `delta` drops the rest of it.
+        Nothing follows a delta with `finish_reason`: a stop string in the middle of `delta` drops the rest of it.
         """
         single_token_text = self._single_token_text
         if single_token_text is not None and self._pending is None and delta.is_single_token:
@@ -112,7 +112,7 @@ class SequenceText:
         return delta.token_ids[-1] in self._stop_ids
 
     def _rest(self) -> str:
-        """What was held back, now that the sequence has ended."""
+        """The text held back until the end of the sequence."""
         text = "" if self._detokenizer is None else self._detokenizer.finish()
         if self._stops is None:
             return text

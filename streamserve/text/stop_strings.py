@@ -1,8 +1,7 @@
 """Stop strings: found across tokens, held back only as far as they could still match.
 
-One matcher per sequence, over an index per request: what a token costs grows neither with the number of stop strings nor with
-the text held back. Text goes in as it is decoded and comes out as soon as no stop string can begin in it any more. Knows no
-tokens.
+One matcher per sequence, over an index per request: the cost of a token grows neither with the number of stop strings nor with
+the text held back. Text is released as soon as no stop string can begin in it any more. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterable
 
 
 class StopIndex:
-    """The stop strings of one request, to be looked up by their beginnings. Immutable."""
+    """The stop strings of one request, indexed by their beginnings. Immutable."""
 
     __slots__ = ("_firsts", "_lengths", "_ordered", "_texts")
 
@@ -54,7 +53,7 @@ class StopIndex:
 class StopStrings:
     """Searches a growing text for the first stop string.
 
-    include_in_output  the text keeps the stop string it ends with
+    include_in_output  keep the stop string at the end of the text
     """
 
     __slots__ = ("_held", "_include", "_index")
@@ -81,6 +80,6 @@ class StopStrings:
         return text[:kept], None
 
     def finish(self) -> str:
-        """What was still held back."""
+        """The text still held back."""
         held, self._held = self._held, ""
         return held

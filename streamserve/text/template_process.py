@@ -1,8 +1,8 @@
-"""A process that writes out one chat template of a stranger's: `python -m streamserve.text.template_process`.
+"""A process that renders one chat template of a request: `python -m streamserve.text.template_process`.
 
-A template is a program. The sandbox keeps it from reaching anything; how long it runs and how much it takes only the kernel
-can limit, for one multiplication of a text or power of a number runs in C, where no thread can be interrupted. So it gets a
-process: one call as JSON on stdin, one outcome as JSON on stdout, and limits that end it.
+A template is a program. The sandbox restricts what it can reach; only the kernel can limit its time and memory, since one
+multiplication of a text runs in C, where no thread can be interrupted. So it gets a process: one call as JSON on standard
+input, one outcome as JSON on standard output, and resource limits that end it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEMORY_BYTES = 512 << 20
 
 
 class TemplateCall(msgspec.Struct, frozen=True, kw_only=True):
-    """What to write out.
+    """What to render.
 
     options  as `ChatTemplate.render` takes them
     """
@@ -51,22 +51,22 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         call = msgspec.json.decode(sys.stdin.buffer.read(), type=TemplateCall)
-        said = msgspec.json.encode(write_out(call))
+        outcome = render(call)
     except MemoryError:
-        said = msgspec.json.encode(_outcome(InvalidParameter("chat_template", f"takes more than {MEMORY_BYTES >> 20} MiB")))
-    sys.stdout.buffer.write(said)
+        outcome = _failed(InvalidParameter("chat_template", f"takes more than {MEMORY_BYTES >> 20} MiB"))
+    sys.stdout.buffer.write(msgspec.json.encode(outcome))
 
 
-def write_out(call: TemplateCall) -> TemplateOutcome:
-    """Compile and render; what is wrong with the template or the messages is part of the outcome."""
+def render(call: TemplateCall) -> TemplateOutcome:
+    """Compile and render; an error of the template or the messages is part of the outcome."""
     try:
         template = compile_override(call.source, call.special_tokens)
         return TemplateOutcome(text=template.render(call.messages, **call.options))
     except StreamserveError as error:
-        return _outcome(error)
+        return _failed(error)
 
 
-def _outcome(error: StreamserveError) -> TemplateOutcome:
+def _failed(error: StreamserveError) -> TemplateOutcome:
     return TemplateOutcome(error=ErrorInfo(error.code, error.message), param=error.param)
 
 

@@ -1,8 +1,7 @@
-"""A model's tokenizer: text to token ids and back, and what each token is in bytes.
+"""A model's tokenizer: text to token ids and back, and the bytes of each token.
 
-Owns the vocabulary and its special tokens, never a stream: incremental decoding is the detokenizer's. Used on API event
-loops and, for long texts, on threads (encoding releases the interpreter lock). Loads neither torch nor, as a rule,
-transformers.
+Owns the vocabulary and its special tokens; incremental decoding is the detokenizer's. Used on API event loops and, for long
+texts, on threads (encoding releases the interpreter lock). Loads neither torch nor, unless a model needs it, transformers.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.text.chat_template import ChatMessage, choose_template
-from streamserve.text.loading import TokenizerParts, load_parts, locate
+from streamserve.text.loading import TokenizerParts, load_parts, locate_tokenizer
 
 
 def load_tokenizer(
@@ -24,14 +23,14 @@ def load_tokenizer(
     """The checkpoint's tokenizer, or the one that `tokenizer` names: a folder, a .gguf or tokenizer.json file, a Hub id.
 
     Raises `ConfigError` when there is none or it needs code that is not trusted, `ModelNotSupported` for a GGUF vocabulary
-    that is not known here.
+    that is not supported.
     """
-    path = checkpoint.path if tokenizer is None else locate(tokenizer, revision, trust_remote_code)
+    path = checkpoint.path if tokenizer is None else locate_tokenizer(tokenizer, revision, trust_remote_code)
     return Tokenizer(load_parts(path, trust_remote_code))
 
 
 def tokenizer_of(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that `config` asks for, loaded as `load_tokenizer` does."""
+    """The tokenizer of a configuration; as `load_tokenizer`."""
     return load_tokenizer(
         checkpoint,
         tokenizer=config.tokenizer,
@@ -75,7 +74,7 @@ class Tokenizer:
 
     @cached_property
     def longest_token_bytes(self) -> int:
-        """The most bytes of text that a token stands for. Walks the vocabulary, the first time."""
+        """The bytes of the longest token. Walks the vocabulary, the first time."""
         return max((len(self.token_bytes(token_id)) for token_id in range(self.vocab_size)), default=0)
 
     @property

@@ -1,6 +1,6 @@
 """Tokenizers that only transformers can load: folders without tokenizer.json, and remote code.
 
-Importing this module imports transformers (seconds); `loading` does so only when nothing else will do.
+Importing this module imports transformers (seconds); `loading` does so only for these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a tokenizer library must do for us, and the one that does it.
+"""The interface of a tokenizer library, and the `tokenizers` library behind it.
 
 A vocabulary maps text to ids and ids to entries; it knows nothing of templates, streams or checkpoints.
 """
@@ -15,7 +15,7 @@ from streamserve.text.token_codec import TokenCodec, codec_for
 
 
 class Vocabulary(Protocol):
-    """What a `Tokenizer` needs of the library that does the work."""
+    """A vocabulary and its encoder, as a `Tokenizer` uses them."""
 
     @property
     def size(self) -> int:

@@ -1,1 +1,1 @@
-"""What a chat model's text means: reasoning, tool calls, and the rest. Pure text in, pieces out, as they come."""
+"""Parsers of chat answers: text in, pieces of content, reasoning and tool calls out, incrementally."""

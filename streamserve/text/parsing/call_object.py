@@ -1,7 +1,7 @@
 """One tool call written as a JSON object, read while it is being written: `{"name": …, "arguments": {…}}`.
 
-The arguments' JSON text is passed on as it stands, piece by piece, so that a client can show it grow. A scanner rather than a
-JSON library: none gives out the text of a value that is not complete.
+The arguments' JSON text is returned unchanged and piece by piece, so that a client can show it grow. A scanner and not a JSON
+library, because none returns the text of an incomplete value.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CallObject:
         return ""
 
     def take_arguments(self) -> str:
-        """The arguments' text that came since the last call; nothing before the name is known."""
+        """The arguments' text since the last call; nothing before the name is known."""
         if self.name is None or (self._is_encoded and not self.is_complete):
             return ""
         text, self._arguments = "".join(self._arguments), []
@@ -169,7 +169,7 @@ class JsonValue:
         return min(ends, default=len(text))
 
     def take_run(self, text: str) -> None:
-        """Such characters."""
+        """Take characters that `end_of_run` has found."""
         self._characters.append(text)
 
     def _scan_string(self, character: str) -> None:

@@ -1,4 +1,4 @@
-"""Numbers the tool calls of one answer and turns their objects into pieces."""
+"""The tool calls of one answer: numbers them and turns their objects into pieces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Calls:
         return self._count
 
     def begin(self) -> None:
-        """A call's object comes next."""
+        """Begin a call; its object follows."""
         self._open, self._is_announced, self._raw = CallObject(), False, []
 
     def push(self, text: str) -> tuple[list[Piece], str]:
@@ -42,7 +42,7 @@ class Calls:
         return pieces, rest
 
     def finish(self) -> list[Piece]:
-        """The text ended inside a call: what was announced stays as it is, what was not is content."""
+        """End inside a call: one that was announced stays incomplete, one that was not becomes content."""
         return self._give_up() if self._open is not None else []
 
     def _grown(self, call: CallObject) -> list[Piece]:

@@ -6,7 +6,7 @@ from streamserve.text.parsing.pieces import Content, Piece
 
 
 class ContentParser:
-    """Passes text on."""
+    """Returns all text as content."""
 
     passes_through = True
 

@@ -1,4 +1,4 @@
-"""How one model writes tool calls and reasoning, and so which parser an answer of it needs."""
+"""How one model writes tool calls and reasoning, and the parser that its answers need."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from streamserve.text.parsing.reasoning import END, START, ReasoningParser
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """Made by `registry.dialect_of`.
+    """The format of one model's tool calls and reasoning; made by `registry.dialect_of`.
 
-    tool_calls       the name of the parser of calls; None when the model is not known to write any
-    call_marks       texts that mark calls, and may be special tokens
+    tool_calls       the name of the parser of calls; None when no parser fits the model
+    call_marks       texts that delimit calls, and may be special tokens
     reasons          whether answers may begin with reasoning
-    reasons_at_once  whether they do even when no mark says so
+    always_reasons   whether they do even without an opening mark
     """
 
     tool_calls: str | None = None
     new_call_parser: Callable[[], Parser] | None = None
     call_marks: tuple[str, ...] = ()
     reasons: bool = False
-    reasons_at_once: bool = False
+    always_reasons: bool = False
     reasoning_marks: tuple[str, ...] = ()
 
     @property
@@ -33,7 +33,7 @@ class Dialect:
         return self.call_marks + self.reasoning_marks
 
     def parser_factory(self, prompt: str, *, calls: bool, continued: str | None = None) -> Callable[[], Parser] | None:
-        """What makes a parser for each answer to `prompt`; None when an answer can be nothing but content.
+        """A function that makes a parser for each answer to `prompt`; None when answers can only be content.
 
         calls      whether tools were offered
         continued  the assistant's text so far, when the prompt ends inside of it
@@ -45,7 +45,7 @@ class Dialect:
         return None if new_answer is ContentParser else new_answer
 
     def thinks(self, prompt: str, continued: str | None) -> bool | None:
-        """Whether an answer begins inside of reasoning; None when no reasoning can come any more."""
+        """Whether an answer begins inside reasoning; None when it can contain no reasoning."""
         if not self.reasons:
             return None
         if continued is not None:
@@ -53,4 +53,4 @@ class Dialect:
         end = prompt.rstrip()
         if end.endswith(END):
             return None
-        return self.reasons_at_once or end.endswith(START)
+        return self.always_reasons or end.endswith(START)

@@ -1,4 +1,4 @@
-"""One call at most, for requests that want no parallel tool calls: what comes after it is left out."""
+"""For requests without parallel tool calls: drops every call after the first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from streamserve.text.parsing.pieces import Parser, Piece, ToolCallArguments, To
 
 
 class FirstCallParser:
-    """Passes on what `parser` reads, but for every call after the first."""
+    """Returns the pieces of `parser`, without calls after the first."""
 
     passes_through = False
 

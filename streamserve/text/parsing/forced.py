@@ -1,4 +1,4 @@
-"""Calls that the request demands: a grammar makes the whole answer the arguments of one function, or an array of calls."""
+"""Required tool calls: a grammar makes the whole answer the arguments of one function, or an array of calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ForcedCallParser:
 
 
 class RequiredCallsParser(ArrayParser):
-    """An array of calls and nothing else: one that is cut short before its name is no content."""
+    """An array of calls and nothing else: a call cut short before its name is dropped."""
 
     def finish(self) -> list[Piece]:
         return [piece for piece in super().finish() if not isinstance(piece, Content)]

@@ -1,10 +1,10 @@
-"""Looking for a marker in growing text, holding back no more than a marker's beginning."""
+"""Finds a marker in growing text, holding back no more than its possible beginning."""
 
 from __future__ import annotations
 
 
 def split_at(text: str, marker: str) -> tuple[str, str, bool]:
-    """What stands before `marker`, what is left, and whether it was found.
+    """The text before `marker`, the rest, and whether the marker was found.
 
     Found: the rest is what follows the marker. Not found: the rest is the longest end of `text` that could begin one.
     """

@@ -55,7 +55,7 @@ class MistralParser:
 
 
 class ArrayParser:
-    """A JSON array of calls; also the base of what a request that demands calls gets."""
+    """A JSON array of calls; also the base of the parser of required calls."""
 
     passes_through = False
 

@@ -1,4 +1,4 @@
-"""The pieces that a chat answer's text falls into; those of one kind concatenate."""
+"""The pieces of a chat answer; consecutive ones of one kind concatenate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 
 class Content(NamedTuple):
-    """Text for the reader."""
+    """Text of the answer itself."""
 
     text: str
 
@@ -35,11 +35,11 @@ Piece = Content | Reasoning | ToolCallStart | ToolCallArguments
 
 
 class Parser(Protocol):
-    """Reads one answer as it comes. What was shown is never taken back."""
+    """Parses one answer incrementally; a piece once returned is final."""
 
     @property
     def passes_through(self) -> bool:
-        """Whether all that is still to come is content, just as it is: then it need not be read."""
+        """Whether all further text is content, unchanged: then it need not be parsed."""
         ...
 
     def push(self, text: str) -> list[Piece]:
@@ -47,5 +47,5 @@ class Parser(Protocol):
         ...
 
     def finish(self) -> list[Piece]:
-        """What was held back, once no more text comes."""
+        """The pieces held back until the end of the text."""
         ...

@@ -1,4 +1,4 @@
-"""Which parser reads which model, by the names vLLM gives them; chosen by a flag or by what the chat template writes."""
+"""The parsers by vLLM's names, chosen by a flag or by the marks in the chat template."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TOOL_CALL_PARSERS: Mapping[str, tuple[Callable[[], Parser], tuple[str, ...]]] = 
 """By name: the parser, and the marks it looks for."""
 
 REASONING_PARSERS: Mapping[str, bool] = {"deepseek_r1": True, "qwen3": False}
-"""By name: whether an answer is reasoning from its first word even when neither it nor the prompt says so."""
+"""By name: whether an answer begins with reasoning even without an opening mark."""
 
 
 def dialect_of(chat_template: str, *, tool_call_parser: str | None = None, reasoning_parser: str | None = None) -> Dialect:
-    """How a model writes: as the flags say, else as its chat template does.
+    """A model's dialect: as the flags say, else by its chat template.
 
     Raises `ConfigError` for a name that is not in the registry.
     """
@@ -43,7 +43,7 @@ def dialect_of(chat_template: str, *, tool_call_parser: str | None = None, reaso
         new_call_parser=new_call_parser,
         call_marks=marks,
         reasons=reasoning is not None,
-        reasons_at_once=reasoning is not None and REASONING_PARSERS[reasoning],
+        always_reasons=reasoning is not None and REASONING_PARSERS[reasoning],
         reasoning_marks=(START_OF_REASONING, END_OF_REASONING) if reasoning is not None else (),
     )
 
