@@ -39,7 +39,7 @@ class AsyncEngine:
 
     settings       fields of `EngineConfig`
     chat_template  Jinja source to use instead of the model's own
-    max_logprobs   the most alternatives a request may ask for
+    max_logprobs   the largest `logprobs` of a request
     next_seed      makes the seeds of requests without one; random by default
     executor       runs the steps instead of this machine's device
     tune_process   change settings of the whole process that make a model on a CPU faster, as a server's engine process does:

@@ -18,7 +18,7 @@
     └── ConfigError                       ---                            the server can't start like this: one line, what to do
         └── ModelNotSupported
 
-Messages tell a person what to do next. They never contain prompts or keys.
+Messages say what to do next. They never contain prompts or keys.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Frontend:
     ) -> PreparedPrompt:
         """Tokenise and check a prompt; arguments and errors as `Preparation.prepare`. Nothing is admitted yet.
 
-        request_id  names the sequences, so it must be unique while they live; a random one when not given
+        request_id  names the sequences, so it must be unique while they run; random by default
         """
         prepare = partial(
             self._preparation.prepare,

@@ -124,7 +124,7 @@ class TextStream:
 
 
 class _Inbox:
-    """Which choices may have something to take, in turn, and the reader that is told or waits."""
+    """The choices that may have a delta, in turn, and the reader that waits for one or is called back."""
 
     __slots__ = ("_is_listed", "_ready", "_wakeup", "order")
 

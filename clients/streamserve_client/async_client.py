@@ -112,7 +112,7 @@ class AsyncClient:
         return (await self._fetch(calls.models_call())).data
 
     async def health(self) -> Health:
-        """Whether the server is alive and ready. Raises `ConnectionFailed` when nothing answers; never retries."""
+        """Whether the server is alive and ready. Raises `ConnectionFailed` when there is no response; never retries."""
         try:
             alive, ready = await self._http.get("/health"), await self._http.get("/ready")
         except httpx.TransportError as error:

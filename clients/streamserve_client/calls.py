@@ -55,7 +55,7 @@ def _body(required: dict[str, Any], options: Mapping[str, Any], stream: bool) ->
 
 
 def api_root(base_url: str) -> str:
-    """The server's root: `http://host:8000`, also when given OpenAI's style with `/v1` at its end."""
+    """The server's root: `http://host:8000`, also of a URL in OpenAI's style, with `/v1` at its end."""
     url = base_url.rstrip("/")
     if "://" not in url:
         url = f"http://{url}"

@@ -102,7 +102,7 @@ class Client:
         return self._fetch(calls.models_call()).data
 
     def health(self) -> Health:
-        """Whether the server is alive and ready. Raises `ConnectionFailed` when nothing answers; never retries."""
+        """Whether the server is alive and ready. Raises `ConnectionFailed` when there is no response; never retries."""
         try:
             alive, ready = self._http.get("/health"), self._http.get("/ready")
         except httpx.TransportError as error:

@@ -101,7 +101,7 @@ class Multiplex:
         return replies
 
     def receive(self, text: str | bytes) -> tuple[str, Event] | None:
-        """The stream that a message belongs to, and its event; None for a message that brings nothing new.
+        """The stream that a message belongs to, and its event; None for a message without news.
 
         Raises `ProtocolError` for anything but a message of this protocol.
         """

@@ -32,11 +32,11 @@ _SAMPLING = [
     click.option("--top-k", type=int),
     click.option("--min-p", type=float),
     click.option("--seed", type=int, help="Same seed, same text."),
-    click.option("--stop", multiple=True, help="End before this text; may be given several times."),
+    click.option("--stop", multiple=True, help="End before this text; may be repeated."),
     click.option("--presence-penalty", type=float),
     click.option("--frequency-penalty", type=float),
     click.option("--repetition-penalty", type=float),
-    click.option("--ignore-eos", is_flag=True, default=None, help="Go on past the end of the text."),
+    click.option("--ignore-eos", is_flag=True, default=None, help="Continue past the end of the text."),
     click.option(
         "--param", "-p", multiple=True, metavar="NAME=JSON", help="Any other parameter, such as -p logit_bias='{\"42\": -100}'."
     ),
@@ -94,11 +94,11 @@ def async_client(values: dict[str, Any]) -> AsyncClient:
 
 
 def sampling(values: dict[str, Any]) -> dict[str, Any]:
-    """The sampling parameters that were given, as the API names them."""
-    given = {name: values[name] for name in _SAMPLING_NAMES if values[name] is not None}
+    """The sampling parameters that the options set, by the API's names."""
+    parameters = {name: values[name] for name in _SAMPLING_NAMES if values[name] is not None}
     if values["stop"]:
-        given["stop"] = [terminal.argument_text(text) for text in values["stop"]]
-    return given | {"extra_body": dict(map(_parameter, values["param"]))}
+        parameters["stop"] = [terminal.argument_text(text) for text in values["stop"]]
+    return parameters | {"extra_body": dict(map(_parameter, values["param"]))}
 
 
 def _parameter(text: str) -> tuple[str, Any]:

@@ -21,7 +21,7 @@ AnyWebSocketStream = WebSocketStream[Completion] | WebSocketStream[ChatCompletio
 
 @dataclass
 class StreamResult:
-    """What a stream has brought so far: its text, its figures and when they arrived."""
+    """The result of a stream so far: its text, its figures and when they arrived."""
 
     timing: Timing = field(default_factory=Timing)
     text: str = ""

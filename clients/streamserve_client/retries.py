@@ -22,7 +22,7 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff with jitter, unless the server says how long to wait.
+    """Exponential backoff with jitter, unless the server's headers set the wait.
 
     max_retries  attempts after the first one
     base_s       the first wait; doubles each time up to `cap_s`

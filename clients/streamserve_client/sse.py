@@ -29,7 +29,7 @@ class ServerSentEvent:
 
 
 class SSEDecoder:
-    """Decodes one stream. An event left incomplete at the end of the stream is dropped, as the grammar asks."""
+    """Decodes one stream. An event left incomplete at the end of the stream is dropped, as the grammar requires."""
 
     def __init__(self, *, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.retry_ms: int | None = None

@@ -90,7 +90,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """An entry of `/v1/models`; `max_model_len` is in tokens, None when the server does not say."""
+    """An entry of `/v1/models`; `max_model_len` is in tokens, None when the server does not report it."""
 
     id: str
     owned_by: str = ""

@@ -1,9 +1,9 @@
-"""From lists of times to the few figures that are reported."""
+"""Percentiles and units of the figures that are reported."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
@@ -21,8 +21,3 @@ def median(values: Iterable[float]) -> float | None:
 def milliseconds(seconds: float | None) -> float | None:
     """For reports: three decimals."""
     return None if seconds is None else round(seconds * 1e3, 3)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Lowest and highest, for a median's side."""
-    return f"{min(values):.4g}-{max(values):.4g}" if values else ""

@@ -83,7 +83,7 @@ def serve(
 
 
 def first_model(base_url: str, api_key: str | None) -> str:
-    """The first model that the server lists. Raises `ConfigError` when it can't be asked."""
+    """The first model that the server lists. Raises `ConfigError` when it can't be reached."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     root = base_url.rstrip("/").removesuffix("/v1")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))

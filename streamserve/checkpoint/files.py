@@ -1,4 +1,4 @@
-"""A model's files on this disk, and what they say about it: configuration, weight format, end-of-sequence ids.
+"""A model's files on disk: its configuration, weight format and end-of-sequence ids.
 
 Runs where the API runs. Reads configurations, never weights; knows no torch, no transformers and no network.
 """
@@ -22,7 +22,7 @@ PICKLE_PATTERNS = ["pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt"]
 class Checkpoint:
     """A model on this machine's disk.
 
-    source             what the user named
+    source             the name that the user gave
     path               a folder, or a .gguf file
     format             how the weights are stored; "dummy" has none and gets random ones
     config             transformers' config.json, for GGUF files too
@@ -41,7 +41,7 @@ class Checkpoint:
 def read_checkpoint(source: str, path: Path, load_format: str) -> Checkpoint:
     """Read the configuration of the model at `path`, a folder, a config.json or a .gguf file.
 
-    source  what the user named, for messages
+    source  the name that the user gave, for messages
 
     Raises `ConfigError` when files are missing or don't fit `load_format`, `ModelNotSupported` for a format that can't be read.
     """
@@ -99,7 +99,7 @@ def _weight_format(source: str, folder: Path, load_format: str) -> WeightFormat:
 
 
 def refuse_pickles(source: str, names: list[str]) -> None:
-    """Raise `ConfigError` that says how to convert when weights are among the files `names`, as pickles."""
+    """Raise a `ConfigError` with the command that converts them when the files `names` hold weights as pickles."""
     pickles = sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PICKLE_PATTERNS))
     if not pickles:
         return

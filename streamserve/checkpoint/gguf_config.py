@@ -1,4 +1,4 @@
-"""What a .gguf header says about a model, in the words of transformers' config.json.
+"""The configuration in a .gguf header, as transformers' config.json.
 
 Pure data: no torch, no files but the one already open. llama.cpp keeps some facts of an architecture in its source and not in
 the file (Gemma's layer pattern, Llama 3's frequency scaling); those are written down here.
@@ -165,7 +165,7 @@ def _llama3_scaling(file: GgufFile, theta: float, rotated: int) -> dict[str, Any
 def _gemma3(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     layers = config["num_hidden_layers"]
     is_full = [(layer + 1) % GEMMA3_PATTERN == 0 for layer in range(layers)]
-    # The 27B model scales its scores by hidden / heads instead of head_dim; llama.cpp tells it by its layers too.
+    # The 27B model scales its scores by hidden / heads instead of head_dim; llama.cpp recognises it by its layers too.
     scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else config["head_dim"]
     full_rope = config["rope_parameters"]
     return {

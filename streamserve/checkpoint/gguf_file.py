@@ -48,7 +48,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A mapped file; nothing of a tensor is read before it is asked for.
+    """A mapped file; a tensor is read when it is used.
 
     metadata  every key of the header; arrays as lists
     tensors   by name, in the order of the file
@@ -77,16 +77,16 @@ def open_gguf(path: Path) -> GgufFile:
         with path.open("rb") as file:
             data = mmap(file.fileno(), 0, access=ACCESS_READ)
         metadata, tensors = _parse_header(data)
-        is_part = metadata.get("split.count", 1) > 1
-        is_cut_off = any(tensor.offset + tensor.num_bytes > len(data) for tensor in tensors.values())
+        is_split = metadata.get("split.count", 1) > 1
+        is_truncated = any(tensor.offset + tensor.num_bytes > len(data) for tensor in tensors.values())
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror or error}") from error
     # What a damaged header makes of lengths and types can go wrong in any of these ways.
     except (struct.error, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise ModelNotSupported(f"{path}: damaged or unknown GGUF header ({error}); download the file again") from error
-    if is_part:
+    if is_split:
         raise ModelNotSupported(f"{path}: one part of a split GGUF; join the parts with llama-gguf-split --merge first")
-    if is_cut_off:
+    if is_truncated:
         raise ModelNotSupported(f"{path}: the file ends before its last tensor; download it again")
     return GgufFile(path, metadata, tensors, np.frombuffer(data, dtype=np.uint8))
 

@@ -99,7 +99,7 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _files_on_the_hub(model: str, revision: str | None) -> list[str]:
-    """Names of a repository's files; empty when the Hub can't be asked."""
+    """Names of a repository's files; empty when the Hub can't be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 

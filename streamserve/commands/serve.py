@@ -59,7 +59,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.command(cls=VllmCommand, lists=_LISTS)
 @click.argument("model", required=False)
 @engine_options
-@click.option("--host", help="Address to listen on; all of them when not given.")
+@click.option("--host", help="Address to listen on; all of them by default.")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--served-model-name", multiple=True, help="Names that requests may give; the first is the one reported.")
 @click.option("--api-key", multiple=True, help=f"Key that opens /v1; may be repeated. Also from {API_KEY_VARIABLE}.")

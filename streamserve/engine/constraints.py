@@ -1,7 +1,7 @@
 """Compiling structured outputs before admission: off the loop, and for a bounded time.
 
-The compiler is injected by whoever builds the engine, since grammars belong to the text side. It bounds its own time, because
-only it can tell a request's own work from waiting for another's.
+The compiler is injected by the engine's host, since grammars belong to the text side. It bounds its own time, because only it
+can distinguish a request's own work from waiting for another's.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class EngineCore:
     def abort(self, sequence_id: str, *, left_at: float | None = None) -> None:
         """Remove a sequence and free all it holds; nothing more is delivered for it. Unknown ones are ignored.
 
-        left_at  when its reader left, on this engine's clock; now when not given
+        left_at  when its reader left, on this engine's clock; by default now
         """
         if sequence_id not in self._sinks:
             return

@@ -26,7 +26,7 @@ from streamserve.types import EngineInfo, EngineStats, SequenceSpec
 class InlineEngine:
     """An `Engine` in this process; `start` and everything after it belong to one event loop.
 
-    executor            what runs the steps; one rank on this machine's device when not given
+    executor            runs the steps; by default one rank on this machine's device
     compile_constraint  compiles structured outputs off the loop; without it they are refused
     """
 

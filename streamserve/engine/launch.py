@@ -1,7 +1,7 @@
 """Starts, restarts and stops an engine process.
 
 The parent binds the engine socket (mode 0600 in a folder of its own) and hands the listening end to the child, so that workers
-can connect before the child is up and the path exists before anybody is given it. The configuration goes down the child's
+can connect before the child is up and never get a path that does not exist. The configuration goes down the child's
 standard input, which then stays open: its end tells the child that the parent has exited or wants it to. Blocking calls of
 microseconds; only `restart` and `stop` wait.
 """

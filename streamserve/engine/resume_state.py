@@ -1,7 +1,7 @@
 """What it takes to continue a sequence in another engine: its spec, and every token that was generated for it.
 
 Sampling is keyed by (seed, position), so nothing else is needed: continuing is admitting, with tokens generated already. Kept
-by the sequence's channel, on its reader's event loop, because an engine that is gone can't be asked.
+by the sequence's channel, on its reader's event loop, because an engine that has ended can't be asked for it.
 """
 
 from __future__ import annotations

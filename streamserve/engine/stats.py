@@ -19,11 +19,11 @@ class LoopStats:
         self._abort_latency_s = 0.0
 
     def begin_iteration(self, now: float) -> None:
-        """Note that the loop is alive."""
+        """Restart the heartbeat's age."""
         self._busy_since = now
 
     def begin_idle(self) -> None:
-        """Note that the loop waits for work: until its next iteration the heartbeat does not age."""
+        """Stop the heartbeat's age until the next iteration: the loop waits for work."""
         self._busy_since = None
 
     def count_abort(self, latency_s: float) -> None:

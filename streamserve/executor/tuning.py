@@ -1,6 +1,6 @@
 """Process-wide settings that make a model on a CPU faster: of OpenMP's threads, glibc's allocator and the interpreter.
 
-For processes that belong to this program; a host program's own process is tuned only when it asks for it. Imports no torch:
+For processes that belong to this program; a host program's own process is tuned only on its request. Imports no torch:
 OpenMP reads its settings when torch is imported, so `tune_before_loading` comes first.
 """
 

@@ -74,7 +74,7 @@ class ServerProcess:
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         while self.age_s < self._timeout_s:
             if process.poll() is not None:
-                raise Unavailable(f"the server exited with code {process.returncode}:\n{self._log_tail()}")
+                raise Unavailable(f"the server ended with exit code {process.returncode}:\n{self._log_tail()}")
             if self._answers():
                 return
             time.sleep(POLL_S)
@@ -95,7 +95,7 @@ class ServerProcess:
         return os.pread(self._log.fileno(), size, max(0, end - size)).decode("utf-8", "replace").strip()
 
     def stop(self) -> None:
-        """Ask the group to stop, then kill what is left of it. Idempotent."""
+        """Terminate the group, then kill what is left of it. Idempotent."""
         process, self._process = self._process, None
         if process is None:
             return

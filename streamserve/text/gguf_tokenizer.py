@@ -30,8 +30,8 @@ class _PreTokenizer:
     split          the regular expression whose matches are the words; None for GPT-2's own
     single_digits  digits are cut off one by one first
     whole_words    a word that is in the vocabulary is taken without merging
-    adds_bos       whether the text gets a beginning-of-sequence token when the file doesn't say
-    composes       the text is brought into Unicode's composed form (NFC) first
+    adds_bos       whether the text gets a beginning-of-sequence token when the file does not specify it
+    composes       the text is normalised to Unicode's composed form (NFC) first
     """
 
     split: str | None = None
@@ -160,7 +160,7 @@ def _add_special_tokens(tokenizer: Tokenizer, metadata: dict[str, Any]) -> None:
 
 
 def _wrap_texts(tokenizer: Tokenizer, metadata: dict[str, Any], adds_bos: bool) -> None:
-    """Put beginning- and end-of-sequence tokens around texts, as the file or its pre-tokenizer says."""
+    """Put beginning- and end-of-sequence tokens around texts, by the file's settings or its pre-tokenizer's."""
     tokens = metadata["tokenizer.ggml.tokens"]
     template, used = ["$A"], []
     for role, default in (("bos", adds_bos), ("eos", False)):

@@ -40,7 +40,7 @@ class TokenizerParts:
 
 
 def load_parts(path: Path, trust_remote_code: bool) -> TokenizerParts:
-    """Read a folder, a .gguf file or a tokenizer.json; errors as `load_tokenizer` says."""
+    """Read a folder, a .gguf file or a tokenizer.json; errors as `load_tokenizer`."""
     if path.suffix == ".gguf":
         return _from_gguf(path)
     if path.name == "tokenizer.json":

@@ -53,7 +53,7 @@ class Preparation:
 
     max_model_len   tokens of prompt and output together
     vocab_size      token ids the model knows; it may exceed the tokenizer's
-    max_logprobs    the most alternatives a request may ask for
+    max_logprobs    the largest `logprobs` and `prompt_logprobs` of a request
     next_seed       makes the seeds of requests without one
     """
 

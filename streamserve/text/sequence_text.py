@@ -19,7 +19,7 @@ from streamserve.types import SamplingParams, SequenceSpec, TextDelta, TextLogpr
 class SequenceText:
     """Text of one sequence, delta by delta.
 
-    stops          an index of the request's stop strings to share; made when not given
+    stops          an index of the request's stop strings to share; made if there is none
     eos_token_ids  not reported as stop reasons, unless the request names them
     shown_special_ids  special tokens that have text though the request skips special tokens
     index          which choice of the request this is

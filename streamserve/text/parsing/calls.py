@@ -7,7 +7,7 @@ from streamserve.text.parsing.pieces import Content, Piece, ToolCallArguments, T
 
 
 class Calls:
-    """The calls read so far, and the one being read. Text that turns out to be no call comes back as content."""
+    """The calls read so far, and the one being read. Text that turns out to be no call is returned as content."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -29,7 +29,7 @@ REASONING_PARSERS: Mapping[str, bool] = {"deepseek_r1": True, "qwen3": False}
 
 
 def dialect_of(chat_template: str, *, tool_call_parser: str | None = None, reasoning_parser: str | None = None) -> Dialect:
-    """A model's dialect: as the flags say, else by its chat template.
+    """A model's dialect: by the flags, else by its chat template.
 
     Raises `ConfigError` for a name that is not in the registry.
     """
