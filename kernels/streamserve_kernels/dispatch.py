@@ -18,12 +18,12 @@ from streamserve_kernels.reference import norm_rope as _norm_rope
 from streamserve_kernels.reference import projections as _projections
 from streamserve_kernels.reference import rows as _rows
 from streamserve_kernels.reference import sampling as _sampling
-from streamserve_kernels.reference.blocked import BlockedWeight, prepare_weight
+from streamserve_kernels.reference.blocked import block_weight, blocked_linear, blocked_linear_residual, can_block
 from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
 from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
-from streamserve_kernels.reference.int4 import Int4Weight, pack_eight_bits, pack_four_bits
-from streamserve_kernels.reference.projections import Activation, Weight
+from streamserve_kernels.reference.int4 import Int4Weight, int4_linear, pack_eight_bits, pack_four_bits
+from streamserve_kernels.reference.projections import Activation
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.reference.shared import Shared
 from streamserve_kernels.row_tables import RowTables
@@ -69,28 +69,28 @@ def gelu_tanh_mul(x: Tensor) -> Tensor:
     return y
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; see `reference.projections`."""
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.linear(x, weight, bias)
     return y
 
 
-def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_residual(x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
     """residual + x @ weight.T + bias, possibly in place of residual; see `reference.projections`."""
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.linear_residual(x, weight, residual, bias)
     return y
 
 
-def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None) -> Tensor:
+def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """linear(rms_norm(x)); see `reference.projections`."""
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.norm_linear(x, norm_weight, eps, weight, bias)
     return y
 
 
-def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Weight, activation: Activation) -> Tensor:
+def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Tensor, activation: Activation) -> Tensor:
     """act(gate) * up of linear(rms_norm(x)); see `reference.projections`."""
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.norm_gated_linear(x, norm_weight, eps, gate_up_weight, activation)
@@ -258,15 +258,18 @@ __all__ = [
     "INT4_GROUP",
     "INT4_ROW_MULTIPLE",
     "Activation",
-    "BlockedWeight",
     "GatheredInputs",
     "Int4Weight",
     "Shared",
-    "Weight",
     "accept_drafts",
     "apply_row_deltas",
+    "block_weight",
+    "blocked_linear",
+    "blocked_linear_residual",
+    "can_block",
     "gather_inputs",
     "gelu_tanh_mul",
+    "int4_linear",
     "layer_norm",
     "linear",
     "linear_residual",
@@ -276,7 +279,6 @@ __all__ = [
     "pack_four_bits",
     "paged_attention",
     "preload",
-    "prepare_weight",
     "rms_norm",
     "rotary_attention",
     "rotary_write",

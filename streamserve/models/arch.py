@@ -94,7 +94,6 @@ def read_common(config: dict[str, Any]) -> dict[str, Any]:
 
     Raises `ConfigError` naming what is missing and `ModelNotSupported` for values that are not built here.
     """
-    refuse_quantized(config)
     hidden, heads = need(config, "hidden_size"), need(config, "num_attention_heads")
     head_dim = config.get("head_dim") or hidden // heads
     layers = need(config, "num_hidden_layers")
@@ -151,10 +150,3 @@ def activation_of(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise ModelNotSupported(f"activation {name!r} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
-
-
-def refuse_quantized(config: dict[str, Any]) -> None:
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown")
-        raise ModelNotSupported(f"quantization method {method!r} is not supported; use an unquantized or a .gguf checkpoint")

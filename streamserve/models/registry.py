@@ -12,6 +12,7 @@ from streamserve.models.architectures.base import CausalModel
 from streamserve.models.architectures.decoder import Decoder, read_llama, read_mistral, read_phi3, read_qwen2, read_qwen3
 from streamserve.models.architectures.gemma import Gemma, read_gemma3
 from streamserve.models.architectures.opt import Opt, read_opt
+from streamserve.models.weights.forms.choose import refuse_unknown_quantization
 from streamserve.models.weights.placement import Placement
 
 
@@ -39,11 +40,13 @@ REGISTRY: dict[str, Family] = {
 def read_arch(config: dict[str, Any]) -> ModelArch:
     """The shape of the model that a config.json describes.
 
-    Raises `ModelNotSupported` for an architecture that is not in the registry, naming those that are.
+    Raises `ModelNotSupported` for an architecture that is not in the registry, naming those that are, and for a quantization
+    method that no form of weights is made for.
     """
     name = architecture_of(config)
     if name not in REGISTRY:
         raise ModelNotSupported(f"architecture {name!r} is not supported; supported: {', '.join(sorted(REGISTRY))}")
+    refuse_unknown_quantization(config)
     arch: ModelArch = REGISTRY[name].read(config)
     return arch
 

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamserve_kernels import (
+    block_weight,
+    blocked_linear,
+    blocked_linear_residual,
+    can_block,
     gelu_tanh_mul,
+    int4_linear,
     layer_norm,
     linear,
     linear_residual,
@@ -16,7 +21,6 @@ from streamserve_kernels import (
     norm_linear,
     pack_eight_bits,
     pack_four_bits,
-    prepare_weight,
     rms_norm,
     silu_mul,
 )
@@ -85,41 +89,47 @@ def test_a_residual_is_not_overwritten() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 40])
-def test_a_prepared_weight_multiplies_like_the_weight(rows: int) -> None:
+def test_a_blocked_weight_multiplies_like_the_weight(rows: int) -> None:
     weight, bias = random(96, 64, dtype=torch.bfloat16), random(96, dtype=torch.bfloat16)
-    prepared = prepare_weight(weight)
-    assert prepared.shape == weight.shape
+    if not can_block(weight.dtype, weight.device):
+        pytest.skip("no oneDNN for bf16 on this CPU")
+    blocked = block_weight(weight)
+    assert blocked.shape == weight.shape
     x, residual = random(rows, 64, dtype=torch.bfloat16), random(rows, 96, dtype=torch.bfloat16)
     before = residual.clone()
     product = x.double() @ weight.double().T
-    close(linear(x, prepared), product)
-    close(linear(x, prepared, bias), product + bias.double())
-    close(linear_residual(x, prepared, residual), product + residual.double())
-    close(linear_residual(x, prepared, residual, bias), product + bias.double() + residual.double())
+    close(blocked_linear(x, blocked), product)
+    close(blocked_linear(x, blocked, bias), product + bias.double())
+    close(blocked_linear_residual(x, blocked, residual), product + residual.double())
+    close(blocked_linear_residual(x, blocked, residual, bias), product + bias.double() + residual.double())
     view = random(rows, 2, 64, dtype=torch.bfloat16)[:, 0]
-    close(linear(view, prepared), view.double() @ weight.double().T)
+    close(blocked_linear(view, blocked), view.double() @ weight.double().T)
     assert torch.equal(residual, before)
 
 
-def test_fp32_weights_are_used_as_they_are() -> None:
-    weight = random(96, 64)
-    assert prepare_weight(weight) is weight
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float32, "cpu"), (torch.float16, "cpu"), (torch.bfloat16, "meta")])
+def test_only_bf16_on_a_cpu_is_blocked(dtype: torch.dtype, device: str) -> None:
+    assert not can_block(dtype, torch.device(device))
 
 
-def four_bits(rows: int) -> tuple[Int4Weight, Tensor]:
+def _like(rows: int, expanded: Tensor | None) -> Tensor:
+    return torch.empty(rows, 96, dtype=torch.bfloat16) if expanded is None else expanded
+
+
+def four_bits(rows: int, expanded: Tensor | None = None) -> tuple[Int4Weight, Tensor]:
     """A packed weight and, in fp64, what it stands for."""
     quants = torch.randint(0, 16, (rows, 96), dtype=torch.uint8)
     scale, zero = torch.rand(rows, 3).bfloat16(), torch.randn(rows, 3).bfloat16()
     weight = (quants.double() - 8).view(rows, 3, 32) * scale.double().unsqueeze(2) + zero.double().unsqueeze(2)
-    return pack_four_bits(quants, scale, zero, torch.empty(rows, 96, dtype=torch.bfloat16)), weight.flatten(1)
+    return pack_four_bits(quants, scale, zero, _like(rows, expanded)), weight.flatten(1)
 
 
-def eight_bits(rows: int) -> tuple[Int4Weight, Tensor]:
+def eight_bits(rows: int, expanded: Tensor | None = None) -> tuple[Int4Weight, Tensor]:
     quants = torch.randint(-128, 128, (rows, 96), dtype=torch.int8)
     quants[0, :2] = torch.tensor([-128, 127])
     scale = torch.rand(rows, 3).bfloat16()
     weight = quants.double().view(rows, 3, 32) * scale.double().unsqueeze(2)
-    return pack_eight_bits(quants, scale, torch.empty(rows, 96, dtype=torch.bfloat16)), weight.flatten(1)
+    return pack_eight_bits(quants, scale, _like(rows, expanded)), weight.flatten(1)
 
 
 @pytest.mark.parametrize("make", [four_bits, eight_bits])
@@ -127,14 +137,18 @@ def eight_bits(rows: int) -> tuple[Int4Weight, Tensor]:
 def test_a_packed_weight_multiplies_like_what_it_stands_for(make: type, rows: int) -> None:
     packed, weight = make(4160)
     x, bias = random(rows, 96, dtype=torch.bfloat16), random(4160, dtype=torch.bfloat16)
-    assert packed.shape == weight.shape
-    close(linear(x, packed), x.double() @ weight.T)
-    close(linear(x, packed, bias), x.double() @ weight.T + bias.double())
-    residual = random(rows, 4160, dtype=torch.bfloat16)
-    close(linear_residual(x, packed, residual), residual.double() + x.double() @ weight.T)
+    close(int4_linear(x, packed), x.double() @ weight.T)
+    close(int4_linear(x, packed, bias), x.double() @ weight.T + bias.double())
+
+
+@pytest.mark.parametrize("make", [four_bits, eight_bits])
+def test_packing_expands_the_weight_in_place(make: type) -> None:
+    expanded = torch.empty(64, 96, dtype=torch.bfloat16)
+    _, weight = make(64, expanded)
+    close(expanded, weight)
 
 
 def test_one_packed_product_serves_inputs_that_are_views() -> None:
     packed, weight = four_bits(64)
     x = random(3, 2, 96, dtype=torch.bfloat16)[:, 1]
-    close(linear(x, packed), x.double() @ weight.T)
+    close(int4_linear(x, packed), x.double() @ weight.T)

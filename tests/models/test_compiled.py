@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from streamserve.checkpoint.names import resolve
+from streamserve.models.aot.build import this_build
 from streamserve.models.aot.compiler import compile_layer
-from streamserve.models.aot.decoder import CompiledDecoder, can_compile, layer_shapes
-from streamserve.models.aot.pieces import AfterAttention, BeforeAttention, DecodeLayer
-from streamserve.models.aot.shape import LayerShape
+from streamserve.models.aot.model import CompiledModel
+from streamserve.models.aot.pieces import trace_piece
+from streamserve.models.aot.shape import LayerShape, can_compile, layer_shapes
 from streamserve.models.aot.store import LayerKernels, load_layer, uncompiled
-from streamserve.models.architectures.base import CausalModel
-from streamserve.models.architectures.decoder import Decoder
+from streamserve.models.architectures.base import CausalModel, Layer
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.loader import load_model
 from tests.models.families import FAMILIES, load, reference_model
 from tests.models.paged import BLOCK_SIZE, PagedRun
 
-DECODERS = [name for name, (prefix, _) in FAMILIES.items() if prefix not in ("Gemma3", "OPT")]
+DECODERS = [name for name, (prefix, _) in FAMILIES.items() if prefix != "OPT"]
 
 
 def saved(family: str, folder: Path) -> CausalModel:
@@ -29,19 +29,20 @@ def saved(family: str, folder: Path) -> CausalModel:
     return load(folder)
 
 
-def compiled(model: CausalModel, library: Path | None = None) -> CompiledDecoder:
+def compiled(model: CausalModel, library: Path | None = None) -> CompiledModel:
     """The model in compiled pieces, or in uncompiled ones where there is no library."""
-    assert isinstance(model, Decoder)
-    shapes = layer_shapes(model, BLOCK_SIZE)
-    kernels = [eager_kernels(shape) if library is None else load_layer(shape, library) for shape in shapes]
-    return CompiledDecoder(model, [pieces for pieces in kernels if pieces is not None])
+    shapes = zip(layer_shapes(model, BLOCK_SIZE), model.layers, strict=True)
+    kernels = [
+        eager_kernels(layer, shape) if library is None else load_layer(shape, library, this_build()) for shape, layer in shapes
+    ]
+    return CompiledModel(model, [pieces for pieces in kernels if pieces is not None])
 
 
-def eager_kernels(shape: LayerShape) -> LayerKernels:
+def eager_kernels(layer: Layer, shape: LayerShape) -> LayerKernels:
     """The pieces as torch runs them uncompiled."""
-    before, after, decode = BeforeAttention(shape), AfterAttention(shape), DecodeLayer(shape)
-    few = uncompiled(DecodeLayer(shape, few=True)) if shape.is_packed else None
-    return LayerKernels(shape, uncompiled(before), uncompiled(after), uncompiled(decode), few)
+    before, after, decode = (uncompiled(trace_piece(name, layer, shape)) for name in ("before", "after", "decode"))
+    few = uncompiled(trace_piece("decode_few", layer, shape)) if shape.is_packed else None
+    return LayerKernels(shape, before, after, decode, few)
 
 
 def tokens(count: int, seed: int) -> list[int]:
@@ -97,19 +98,18 @@ def test_packed_weights_multiply_few_rows_and_expanded_ones_more() -> None:
             assert (logits[name] - expected[name]).norm() < 3e-2 * expected[name].norm()
 
 
-@pytest.mark.parametrize("family", ["gemma3", "opt"])
-def test_other_families_have_no_compiled_pieces(family: str, tmp_path: Path) -> None:
-    assert not can_compile(saved(family, tmp_path).arch)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_can_be_compiled_when_all_that_they_are_made_of_can(family: str, tmp_path: Path) -> None:
+    assert can_compile(saved(family, tmp_path)) == (family in DECODERS)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3-partial"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3-partial", "gemma3"])
 def test_compiled_pieces_compute_what_its_layers_compute(family: str, tmp_path: Path) -> None:
     model, library = saved(family, tmp_path / "model"), tmp_path / "library"
-    assert isinstance(model, Decoder)
-    shapes = layer_shapes(model, BLOCK_SIZE)
-    assert load_layer(shapes[0], library) is None
-    for shape in set(shapes):
-        compile_layer(shape, library)
+    shapes, build = layer_shapes(model, BLOCK_SIZE), this_build()
+    assert load_layer(shapes[0], library, build) is None
+    for shape, layer in dict(zip(shapes, model.layers, strict=True)).items():
+        compile_layer(layer, shape, library, build)
     assert_same_crowd(model, compiled(model, library))

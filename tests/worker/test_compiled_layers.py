@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from streamserve.models.aot.decoder import layer_shapes
 
 from streamserve.checkpoint.names import resolve
 from streamserve.cli import run
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.models.aot.decoder import layer_shapes
 from streamserve.models.aot.store import folder_of, piece_names
 from streamserve.models.architectures.decoder import Decoder
 from streamserve.models.registry import read_arch

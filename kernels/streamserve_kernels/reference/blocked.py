@@ -1,4 +1,4 @@
-"""Linear weights in oneDNN's blocked layout, on a CPU.
+"""Products with weights in oneDNN's blocked layout, on a CPU.
 
 Torch keeps a weight row by row, and oneDNN reorders it on every call; for a few rows of input that costs as much as the
 product. Here it is reordered once. bf16 only, which is where the cost is.
@@ -7,51 +7,40 @@ product. Here it is reordered once. bf16 only, which is where the cost is.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
-class BlockedWeight:
-    """A bf16 weight [out, in] that only oneDNN can read."""
-
-    __slots__ = ("blocked", "shape")
-
-    def __init__(self, weight: Tensor) -> None:
-        """weight [out, in] bf16 on a CPU for which `can_block` is true; it is copied and may be freed"""
-        self.shape = weight.shape
-        self.blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-
-    def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [rows, in] bf16 -> x @ weight.T (+ bias) [rows, out] bf16."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.blocked, bias, "none", [], "")
-        return y
-
-    def matmul_add(self, x: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-        """residual [rows, out] + matmul(x, bias), rounded once."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.blocked, bias, "add")
-        return y
-
-
-def can_block(weight: Tensor) -> bool:
-    """Whether this machine multiplies this weight by oneDNN."""
-    if weight.device.type != "cpu" or weight.dtype is not torch.bfloat16:
+def can_block(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this machine multiplies weights of this type, on this device, by oneDNN."""
+    if device.type != "cpu" or dtype is not torch.bfloat16:
         return False
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def prepare_weight(weight: Tensor) -> Tensor | BlockedWeight:
-    """The form in which its device multiplies a weight [out, in] fastest: itself, or a reordered copy."""
-    return BlockedWeight(weight) if can_block(weight) else weight
+def block_weight(weight: Tensor) -> Tensor:
+    """A copy in oneDNN's layout, which only the products below can read.
+
+    weight   [out, in] bf16 on a CPU for which `can_block` is true
+    returns  [out, in] bf16, opaque
+    """
+    blocked: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    return blocked
 
 
-def multiply(x: Tensor, weight: Tensor | BlockedWeight, bias: Tensor | None) -> Tensor:
-    """x @ weight.T (+ bias) for either form."""
-    return F.linear(x, weight, bias) if isinstance(weight, Tensor) else weight.matmul(x, bias)
+def blocked_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias.
+
+    x        [rows, in]   bf16
+    weight   [out, in]    from `block_weight`
+    bias     [out]        bf16
+    returns  [rows, out]  bf16; accumulation in fp32
+    """
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
-def multiply_add(x: Tensor, weight: Tensor | BlockedWeight, residual: Tensor, bias: Tensor | None) -> Tensor:
-    """residual + x @ weight.T (+ bias) for either form."""
-    if isinstance(weight, Tensor):
-        return F.linear(x, weight, bias).add_(residual)
-    return weight.matmul_add(x, residual, bias)
+def blocked_linear_residual(x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+    """residual [rows, out] + blocked_linear(x, weight, bias), rounded once."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+    return y

@@ -1,53 +1,43 @@
-"""Linear layers and what is fused with them, in torch.
-
-A weight is a tensor [out, in], or one that was prepared for a CPU: a `BlockedWeight` or an `Int4Weight`. Fused outputs (q,
-k, v; gate and up) are rows of one weight.
-"""
+"""Linear layers and what is fused with them, in torch. Fused outputs (q, k, v; gate and up) are rows of one weight."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve_kernels.reference.blocked import BlockedWeight, multiply, multiply_add
-from streamserve_kernels.reference.int4 import Int4Weight
 from streamserve_kernels.reference.norm_rope import gelu_tanh_mul, rms_norm, silu_mul
 
-Weight: TypeAlias = Tensor | BlockedWeight | Int4Weight
 Activation: TypeAlias = Literal["silu", "gelu_tanh"]
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias.
 
     x        [rows, in]   bf16|fp16|fp32
-    weight   [out, in]    same dtype, or packed
+    weight   [out, in]    same dtype
     bias     [out]        same dtype
     returns  [rows, out]  dtype of x; accumulation in fp32
     """
-    if isinstance(weight, Int4Weight):
-        return weight.matmul(x, bias)
-    return multiply(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
-def linear_residual(x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_residual(x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
     """residual + x @ weight.T + bias: the end of an attention or MLP block.
 
     residual  [rows, out]  dtype of x; not to be used afterwards, since the result may take its place
     returns   [rows, out]  dtype of x
     """
-    if isinstance(weight, Int4Weight):
-        return weight.matmul_add(x, residual, bias)
-    return multiply_add(x, weight, residual, bias)
+    return F.linear(x, weight, bias).add_(residual)
 
 
-def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Weight, bias: Tensor | None = None) -> Tensor:
+def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """linear(rms_norm(x)): the start of an attention block. Shapes as in `linear` and `rms_norm`."""
     return linear(rms_norm(x, norm_weight, eps), weight, bias)
 
 
-def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Weight, activation: Activation) -> Tensor:
+def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Tensor, activation: Activation) -> Tensor:
     """act(gate) * up of linear(rms_norm(x)): the start of an MLP block.
 
     x               [rows, in]

@@ -18,6 +18,6 @@ def _(x: TensorBox, weight: TensorBox, bias: TensorBox | None) -> object:
     return TensorBox.create(LinearUnary.create(x, weight, bias, "none", [], ""))  # type: ignore[no-untyped-call]
 
 
-@register_lowering(torch.ops.streamserve.blocked_linear_add.default, type_promotion_kind=None)
+@register_lowering(torch.ops.streamserve.blocked_linear_residual.default, type_promotion_kind=None)
 def _(x: TensorBox, residual: TensorBox, weight: TensorBox, bias: TensorBox | None) -> object:
     return TensorBox.create(LinearBinary.create(x, residual, weight, bias, "add"))  # type: ignore[no-untyped-call]

@@ -1,46 +1,45 @@
-"""What compiled layers are compiled for: the shape of a layer, and the forms of its weights."""
+"""What machine code of a layer is compiled for: everything that it depends on but for the weights' numbers.
+
+Read off the layer: a layer can be compiled when all that it is made of can, whatever its class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from streamserve_kernels import INT4_FEW_ROWS, Activation, BlockedWeight, Int4Weight, Weight
+from streamserve.models.aot.weights import LinearShape, linear_shape, weight_tensors
+from streamserve.models.architectures.base import CausalModel, Layer
+from streamserve.models.layers.attention import Attention
+from streamserve.models.layers.linear import Linear
+from streamserve.models.layers.mlp import GatedMlp
+from streamserve.models.layers.norm import RmsNorm
 
-Form: TypeAlias = Literal["plain", "blocked"]
-
-
-@dataclass(frozen=True)
-class LinearShape:
-    """A linear of a layer.
-
-    form    of its weight: [out, in], or what only oneDNN reads
-    digits  how many of 4 bits its weights have where up to `INT4_FEW_ROWS` rows are multiplied with packed ones, else 0
-    """
-
-    in_features: int
-    out_features: int
-    bias: bool
-    form: Form
-    digits: int
+Setting: TypeAlias = str | int | float | bool
 
 
 @dataclass(frozen=True)
-class LayerShape:
-    """Everything that a layer's machine code depends on.
+class NormShape:
+    """An RMS norm; dtype is that of its weight."""
 
-    dtype       "bfloat16", "float16" or "float32", of activations, weights and KV cache
-    rot_dim     dimensions of a head that are rotated
+    size: int
+    eps: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """rot_dim   dimensions of a head that are rotated
     block_size  tokens per block of the KV cache
-    eps, scale  of the norms, of the attention scores
+    eps         of the norms of heads
+    scale       of the attention scores
     qk_norm     query and key heads are normed before they are rotated
     """
 
-    dtype: str
     q_heads: int
     kv_heads: int
     head_dim: int
@@ -48,12 +47,25 @@ class LayerShape:
     block_size: int
     eps: float
     scale: float
-    activation: Activation
     qk_norm: bool
-    qkv: LinearShape
-    output: LinearShape
-    gate_up: LinearShape
-    down: LinearShape
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Everything that a layer's machine code depends on.
+
+    kind      the layer's class
+    dtype     "bfloat16", "float16" or "float32", of activations and KV cache
+    settings  plain values that the layer and its MLP compute with, by name
+    parts     its linears and norms, by name
+    """
+
+    kind: str
+    dtype: str
+    hidden_size: int
+    attention: AttentionShape
+    settings: tuple[tuple[str, Setting], ...]
+    parts: tuple[tuple[str, LinearShape | NormShape], ...]
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -63,33 +75,75 @@ class LayerShape:
     @property
     def is_packed(self) -> bool:
         """Whether steps of few rows multiply other weights than steps of many."""
-        return any(linear.digits for linear in (self.qkv, self.output, self.gate_up, self.down))
+        return any(isinstance(part, LinearShape) and part.digits for _, part in self.parts)
 
 
-def linear_shape(weight: Weight, bias: Tensor | None) -> LinearShape:
-    """Of a linear as the model has loaded it."""
-    out_features, in_features = weight.shape
-    form: Form = "plain" if isinstance(_wide(weight), Tensor) else "blocked"
-    digits = weight.num_digits if isinstance(weight, Int4Weight) else 0
-    return LinearShape(in_features, out_features, bias is not None, form, digits)
+def can_compile(model: CausalModel) -> bool:
+    """Whether every layer is made of what can be compiled: RMS norms, rotations, and forms of weights that are known here."""
+    return all(_shape_or_none(model, layer, 1) is not None for layer in range(len(model.layers)))
 
 
-def linear_tensors(weight: Weight, bias: Tensor | None, *, few: bool) -> Sequence[Tensor]:
-    """What a compiled piece takes of a linear: its weight, for packed ones their scales and zeros, and its bias.
-
-    few  for pieces that multiply up to `INT4_FEW_ROWS` rows
-    """
-    biases = () if bias is None else (bias,)
-    if few and isinstance(weight, Int4Weight):
-        return (weight.packed, weight.scale_zero, *biases)
-    wide = _wide(weight)
-    return (wide if isinstance(wide, Tensor) else wide.blocked, *biases)
+def layer_shapes(model: CausalModel, block_size: int) -> list[LayerShape]:
+    """What has to be compiled for each layer of a model for which `can_compile` is true."""
+    shapes = [_shape_or_none(model, layer, block_size) for layer in range(len(model.layers))]
+    return [shape for shape in shapes if shape is not None]
 
 
-def is_few(rows: int) -> bool:
-    """Whether packed weights, where there are some, multiply so many rows."""
-    return rows <= INT4_FEW_ROWS
+def parts_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layer and all modules in it by name, in order, but for what linears are made of."""
+    yield prefix.removesuffix("."), layer
+    if not isinstance(layer, Linear):
+        for name, child in layer.named_children():
+            yield from parts_of(child, f"{prefix}{name}.")
 
 
-def _wide(weight: Weight) -> Tensor | BlockedWeight:
-    return weight.expanded if isinstance(weight, Int4Weight) else weight
+def _shape_or_none(model: CausalModel, index: int, block_size: int) -> LayerShape | None:
+    layer, cos_sin = model.layers[index], model.ropes.by_layer[index]
+    if cos_sin is None or type(layer.attention) is not Attention or layer.attention.softcap is not None:
+        return None
+    settings: list[tuple[str, Setting]] = []
+    parts: list[tuple[str, LinearShape | NormShape]] = []
+    for name, module in parts_of(layer):
+        if module is layer or type(module) is GatedMlp:
+            settings += _settings(name, module)
+        elif type(module) is Linear and (linear := linear_shape(module)) is not None:
+            parts.append((name, linear))
+        elif type(module) is RmsNorm:
+            parts.append((name, NormShape(len(module.weight), module.eps, _name(module.weight.dtype))))
+        elif module is not layer.attention:
+            return None
+    attention = _attention_shape(layer.attention, cos_sin.shape[1], block_size)
+    dtype = _name(_dtype_of(layer))
+    return LayerShape(_class_of(layer), dtype, model.arch.hidden_size, attention, tuple(settings), tuple(parts))
+
+
+def _attention_shape(attention: Attention, rot_dim: int, block_size: int) -> AttentionShape:
+    return AttentionShape(
+        q_heads=attention.q_heads,
+        kv_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        rot_dim=rot_dim,
+        block_size=block_size,
+        eps=attention.eps,
+        scale=attention.scale,
+        qk_norm=attention.q_norm is not None,
+    )
+
+
+def _settings(prefix: str, module: nn.Module) -> Iterator[tuple[str, Setting]]:
+    for name, value in vars(module).items():
+        if isinstance(value, Setting) and name != "training" and not name.startswith("_"):
+            yield f"{prefix}.{name}", value
+
+
+def _dtype_of(layer: Layer) -> torch.dtype:
+    linear = next(module for _, module in parts_of(layer) if isinstance(module, Linear))
+    return weight_tensors(linear.form, few=False)[0].dtype
+
+
+def _class_of(layer: Layer) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Compiled pieces on disk: a folder for every shape, torch release and kind of CPU.
+"""Compiled pieces on disk: a folder for every shape of a layer and every build.
 
 What lies there is machine code that a process of this user runs, made by `compiler` on this machine and nobody else's. Loading
 takes milliseconds, and none of the compiler's imports, which take seconds.
@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from streamserve.models.aot.build import Build
+from streamserve.models.aot.pieces import Piece, piece_names
 from streamserve.models.aot.shape import LayerShape
 
-SOURCES = ("shape.py", "products.py", "pieces.py", "lowerings.py", "examples.py", "compiler.py")
-
-Piece: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-"""Runs a piece: the arguments of its module's `forward` but for the weights, and the weights."""
+RunPiece: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""Runs a piece: its arguments but for the weights, and the weights."""
 
 
 @dataclass(frozen=True)
 class LayerKernels:
-    """The pieces of `pieces` for one shape, compiled or not.
+    """The pieces of one shape, compiled or not.
 
     before, after  around the attention of steps with prompts
     decode         whole layers of other steps
@@ -35,27 +34,22 @@ class LayerKernels:
     """
 
     shape: LayerShape
-    before: Piece
-    after: Piece
-    decode: Piece
-    decode_few: Piece | None
+    before: RunPiece
+    after: RunPiece
+    decode: RunPiece
+    decode_few: RunPiece | None
 
 
-def piece_names(shape: LayerShape) -> list[str]:
-    """The pieces that a shape has, as `LayerKernels` calls them."""
-    return ["before", "after", "decode", *(["decode_few"] if shape.is_packed else [])]
-
-
-def load_layer(shape: LayerShape, library: Path) -> LayerKernels | None:
-    """The compiled pieces of a shape, or None when there are none for this torch and this CPU."""
-    folder = folder_of(shape, library)
+def load_layer(shape: LayerShape, library: Path, build: Build) -> LayerKernels | None:
+    """The compiled pieces of a shape, or None when there are none for this build."""
+    folder = folder_of(shape, library, build)
     if not folder.is_dir():
         return None
     pieces = {name: load_piece(folder / f"{name}.pt2") for name in piece_names(shape)}
     return LayerKernels(shape, pieces["before"], pieces["after"], pieces["decode"], pieces.get("decode_few"))
 
 
-def load_piece(path: Path) -> Piece:
+def load_piece(path: Path) -> RunPiece:
     """One compiled piece."""
     # Torch's C++ loader itself: `aoti_load_package` imports the compiler, and what it returns looks long at its arguments.
     run = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).run
@@ -67,7 +61,7 @@ def load_piece(path: Path) -> Piece:
     return call
 
 
-def uncompiled(piece: nn.Module) -> Piece:
+def uncompiled(piece: Piece) -> RunPiece:
     """A piece as torch runs it without having compiled it."""
 
     def call(arguments: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -77,18 +71,7 @@ def uncompiled(piece: nn.Module) -> Piece:
     return call
 
 
-def folder_of(shape: LayerShape, library: Path) -> Path:
+def folder_of(shape: LayerShape, library: Path, build: Build) -> Path:
     """Where a shape's pieces lie; the name changes with everything that machine code depends on."""
-    sources = [Path(__file__).with_name(name).read_text() for name in SOURCES]
-    said = json.dumps([asdict(shape), torch.__version__, platform.machine(), _cpu(), sources])
-    return library / hashlib.sha256(said.encode()).hexdigest()[:32]
-
-
-def _cpu() -> str:
-    """The instructions of this CPU, as far as the system says: code is compiled for all of them."""
-    capability: str = torch.backends.cpu.get_cpu_capability()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return capability
-    return next((line for line in lines if line.startswith(("flags", "Features"))), capability)
+    content = json.dumps([asdict(shape), build])
+    return library / hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streamserve.models.aot.shape import LayerShape
+from streamserve.models.aot.shape import AttentionShape
 
 UNIT_TOKENS = 128
 """Tokens that are attended to in one unit, in whole blocks."""
 
 
 class Units(NamedTuple):
-    """Arguments of `DecodeLayer`, as its `forward` names and describes them, in its order."""
+    """The fields of a `DecodeStep` but for its slots, in its order."""
 
     owners: Tensor
     tables: Tensor
@@ -23,7 +23,9 @@ class Units(NamedTuple):
     units: Tensor
 
 
-def attention_units(shape: LayerShape, positions: Tensor, block_tables: Tensor, window: int | None, num_blocks: int) -> Units:
+def attention_units(
+    shape: AttentionShape, positions: Tensor, block_tables: Tensor, window: int | None, num_blocks: int
+) -> Units:
     """Of a step with one token of each sequence.
 
     positions     [rows]  int64, of each sequence's new token, which is its last

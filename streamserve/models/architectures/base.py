@@ -1,16 +1,42 @@
-"""What every family is to the worker and the loader."""
+"""What every family is to the worker and the loader: an embedding, layers around attention, and a head."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from streamserve.models.arch import ModelArch
 from streamserve.models.inputs import StepInputs
+from streamserve.models.layers.attention import Attention
 from streamserve.models.layers.linear import Linear
+from streamserve.models.rope import RopeTables
 from streamserve.models.weights.destination import Destination, Stored
+
+
+class Layer(nn.Module, ABC):
+    """One layer: what comes before attention, attention, and what comes after it."""
+
+    attention: Attention
+
+    @abstractmethod
+    def before_attention(self, hidden: Tensor) -> Tensor:
+        """hidden [tokens, hidden_size] -> queries, keys and values [tokens, (q_heads + 2 * kv_heads) * head_dim]"""
+
+    @abstractmethod
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """hidden [tokens, hidden_size], not to be used afterwards, attended [tokens, q_heads * head_dim] -> the next hidden"""
+
+    def forward(self, hidden: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
+        """hidden [tokens, hidden_size] -> the same shape; writes keys and values.
+
+        cos_sin   [positions, rot_dim] of its rotation; None where positions are learned
+        kv_cache  [blocks, 2, kv_heads, block_size, head_dim]
+        """
+        attended = self.attention(self.before_attention(hidden), inputs, cos_sin, kv_cache)
+        return self.after_attention(hidden, attended)
 
 
 class CausalModel(nn.Module, ABC):
@@ -19,17 +45,26 @@ class CausalModel(nn.Module, ABC):
     Call it under `torch.inference_mode()`; it holds no state between steps.
     """
 
-    def __init__(self, arch: ModelArch) -> None:
+    def __init__(self, arch: ModelArch, layers: Sequence[Layer], ropes: RopeTables) -> None:
         super().__init__()
         self.arch = arch
+        self.layers = cast(Sequence[Layer], nn.ModuleList(layers))
+        self.ropes = ropes
 
-    @abstractmethod
     def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
         """Run every layer over a step's tokens and write their keys and values.
 
         kv_caches  per layer [blocks, 2, kv_heads, block_size, head_dim], of the model's dtype
         returns    [tokens, hidden_size], what `logits` takes
         """
+        hidden = self.embed(inputs)
+        for layer, cos_sin, kv_cache in zip(self.layers, self.ropes.by_layer, kv_caches, strict=True):
+            hidden = layer(hidden, inputs, cos_sin, kv_cache)
+        return hidden
+
+    @abstractmethod
+    def embed(self, inputs: StepInputs) -> Tensor:
+        """What the first layer takes: [tokens, hidden_size]."""
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:

@@ -4,88 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch, layer_windows, read_common
-from streamserve.models.architectures.base import CausalModel
+from streamserve.models.architectures.base import CausalModel, Layer
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers.attention import Attention
-from streamserve.models.layers.head import TokenEmbedding
-from streamserve.models.layers.linear import Linear
+from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
+from streamserve.models.layers.embedding import TokenEmbedding
+from streamserve.models.layers.mlp import GatedMlp
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.rope import RopeTables
 from streamserve.models.weights.placement import Placement
-from streamserve_kernels import Activation, gelu_tanh_mul, linear_residual, norm_gated_linear, norm_linear, silu_mul
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Layer):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, arch: ModelArch, layer: int, place: Placement) -> None:
         super().__init__()
-        hidden, inner = arch.hidden_size, arch.intermediate_size
         prefix = f"model.layers.{layer}."
-        self.eps, self.activation = arch.norm_eps, gate_activation(arch)
-        self.input_norm = RmsNorm(prefix + "input_layernorm", hidden, place)
-        self.qkv = Linear(prefix + "self_attn.", qkv_parts(arch), hidden, place, bias=arch.qkv_bias)
+
+        def norm(name: str) -> RmsNorm:
+            return RmsNorm(prefix + name, arch.hidden_size, place, eps=arch.norm_eps)
+
+        self.input_norm = norm("input_layernorm")
+        self.qkv = qkv_linear(arch, prefix + "self_attn.", place)
         self.attention = Attention(arch, layer, prefix + "self_attn.", place)
-        q_size = arch.q_heads * arch.head_dim
-        self.output = Linear(prefix + "self_attn.", {"o_proj": hidden}, q_size, place, bias=arch.output_bias)
-        self.mlp_norm = RmsNorm(prefix + "post_attention_layernorm", hidden, place)
-        self.gate_up = Linear(prefix + "mlp.", gate_up_parts(arch), hidden, place, bias=arch.mlp_bias)
-        self.down = Linear(prefix + "mlp.", {"down_proj": hidden}, inner, place, bias=arch.mlp_bias)
+        self.output = output_linear(arch, prefix + "self_attn.", place)
+        self.mlp = GatedMlp(arch, prefix + "mlp.", place, norm("post_attention_layernorm"))
 
-    def forward(self, hidden: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
-        """hidden [tokens, hidden_size] -> the same shape"""
-        qkv = norm_linear(hidden, self.input_norm.weight, self.eps, self.qkv.weight, self.qkv.bias)
-        attended = self.attention(qkv, inputs, cos_sin, kv_cache)
-        hidden = linear_residual(attended, self.output.weight, hidden, self.output.bias)
-        return linear_residual(self._gated(hidden), self.down.weight, hidden, self.down.bias)
+    def before_attention(self, hidden: Tensor) -> Tensor:
+        return self.qkv.after_norm(hidden, self.input_norm)
 
-    def _gated(self, hidden: Tensor) -> Tensor:
-        if self.gate_up.bias is None:
-            return norm_gated_linear(hidden, self.mlp_norm.weight, self.eps, self.gate_up.weight, self.activation)
-        gate_up = norm_linear(hidden, self.mlp_norm.weight, self.eps, self.gate_up.weight, self.gate_up.bias)
-        return silu_mul(gate_up) if self.activation == "silu" else gelu_tanh_mul(gate_up)
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        return self.mlp.onto(self.output.onto(hidden, attended))
 
 
 class Decoder(CausalModel):
     """Embedding, layers, final norm and head."""
 
     def __init__(self, arch: ModelArch, place: Placement, max_positions: int) -> None:
-        super().__init__(arch)
+        layers = [DecoderLayer(arch, layer, place) for layer in range(arch.num_layers)]
+        super().__init__(arch, layers, RopeTables(arch.ropes, max_positions, place.device))
         self.embedding = TokenEmbedding(arch, place)
-        self.layers = nn.ModuleList(DecoderLayer(arch, layer, place) for layer in range(arch.num_layers))
-        self.ropes = RopeTables(arch.ropes, max_positions, place.device)
 
-    def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
-        hidden: Tensor = self.embedding(inputs.token_ids)
-        for layer, cos_sin, kv_cache in zip(self.layers, self.ropes.by_layer, kv_caches, strict=True):
-            hidden = layer(hidden, inputs, cos_sin, kv_cache)
-        return hidden
+    def embed(self, inputs: StepInputs) -> Tensor:
+        embedded: Tensor = self.embedding(inputs.token_ids)
+        return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.embedding.logits(hidden)
-
-
-def qkv_parts(arch: ModelArch) -> dict[str, int]:
-    """The checkpoint's tensors that make up the query, key and value projection, with their rows."""
-    q, kv = arch.q_heads * arch.head_dim, arch.kv_heads * arch.head_dim
-    return {"qkv_proj": q + 2 * kv} if arch.fused_in_checkpoint else {"q_proj": q, "k_proj": kv, "v_proj": kv}
-
-
-def gate_up_parts(arch: ModelArch) -> dict[str, int]:
-    """The checkpoint's tensors that make up the gate and up projections, with their rows."""
-    inner = arch.intermediate_size
-    return {"gate_up_proj": 2 * inner} if arch.fused_in_checkpoint else {"gate_proj": inner, "up_proj": inner}
-
-
-def gate_activation(arch: ModelArch) -> Activation:
-    """The activation of a gated MLP. Raises `ModelNotSupported` for one that is not built into it."""
-    if arch.activation == "relu":
-        raise ModelNotSupported("a gated MLP with ReLU is not supported")
-    return arch.activation
 
 
 def read_llama(config: dict[str, Any]) -> ModelArch:

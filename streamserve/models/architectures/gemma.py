@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch, activation_of, layer_windows, need, read_common
-from streamserve.models.architectures.base import CausalModel
-from streamserve.models.architectures.decoder import gate_up_parts, qkv_parts
+from streamserve.models.architectures.base import CausalModel, Layer
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers.attention import Attention
-from streamserve.models.layers.head import TokenEmbedding
-from streamserve.models.layers.linear import Linear
+from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
+from streamserve.models.layers.embedding import TokenEmbedding
+from streamserve.models.layers.mlp import GatedMlp
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.rope import Rope, RopeTables, read_rope
 from streamserve.models.weights.placement import Placement
-from streamserve_kernels import linear, norm_gated_linear, norm_linear, rms_norm
 
 NORM_OFFSET = 1.0
 """Gemma stores its norm weights less one."""
@@ -28,55 +26,46 @@ LOCAL_THETA = 10_000.0
 GLOBAL_THETA = 1_000_000.0
 
 
-class GemmaLayer(nn.Module):
+class GemmaLayer(Layer):
     """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
 
     def __init__(self, arch: ModelArch, layer: int, place: Placement) -> None:
         super().__init__()
-        hidden = arch.hidden_size
         prefix = f"model.layers.{layer}."
-        self.eps = arch.norm_eps
 
         def norm(name: str) -> RmsNorm:
-            return RmsNorm(prefix + name, hidden, place, offset=NORM_OFFSET)
+            return RmsNorm(prefix + name, arch.hidden_size, place, eps=arch.norm_eps, offset=NORM_OFFSET)
 
         self.input_norm = norm("input_layernorm")
-        self.qkv = Linear(prefix + "self_attn.", qkv_parts(arch), hidden, place, bias=arch.qkv_bias)
+        self.qkv = qkv_linear(arch, prefix + "self_attn.", place)
         self.attention = Attention(arch, layer, prefix + "self_attn.", place, norm_offset=NORM_OFFSET)
-        q_size = arch.q_heads * arch.head_dim
-        self.output = Linear(prefix + "self_attn.", {"o_proj": hidden}, q_size, place, bias=arch.output_bias)
+        self.output = output_linear(arch, prefix + "self_attn.", place)
         self.attention_norm = norm("post_attention_layernorm")
-        self.mlp_norm = norm("pre_feedforward_layernorm")
-        self.gate_up = Linear(prefix + "mlp.", gate_up_parts(arch), hidden, place)
-        self.down = Linear(prefix + "mlp.", {"down_proj": hidden}, arch.intermediate_size, place)
+        self.mlp = GatedMlp(arch, prefix + "mlp.", place, norm("pre_feedforward_layernorm"))
         self.output_norm = norm("post_feedforward_layernorm")
 
-    def forward(self, hidden: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
-        """hidden [tokens, hidden_size] -> the same shape"""
-        qkv = norm_linear(hidden, self.input_norm.weight, self.eps, self.qkv.weight, self.qkv.bias)
-        attended = self.attention(qkv, inputs, cos_sin, kv_cache)
-        projected = linear(attended, self.output.weight, self.output.bias)
-        hidden = hidden + rms_norm(projected, self.attention_norm.weight, self.eps)
-        gated = norm_gated_linear(hidden, self.mlp_norm.weight, self.eps, self.gate_up.weight, "gelu_tanh")
-        return hidden + rms_norm(linear(gated, self.down.weight), self.output_norm.weight, self.eps)
+    def before_attention(self, hidden: Tensor) -> Tensor:
+        return self.qkv.after_norm(hidden, self.input_norm)
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + self.attention_norm(self.output(attended))
+        normed: Tensor = self.output_norm(self.mlp(hidden))
+        return hidden + normed
 
 
 class Gemma(CausalModel):
     """Embedding, layers, final norm and head."""
 
     def __init__(self, arch: ModelArch, place: Placement, max_positions: int) -> None:
-        super().__init__(arch)
+        layers = [GemmaLayer(arch, layer, place) for layer in range(arch.num_layers)]
+        super().__init__(arch, layers, RopeTables(arch.ropes, max_positions, place.device))
         self.embedding = TokenEmbedding(arch, place, norm_offset=NORM_OFFSET)
         # The scale is rounded to the model's dtype, as it was in training.
         self.embedding.scale = float(torch.tensor(arch.embedding_scale, dtype=place.dtype))
-        self.layers = nn.ModuleList(GemmaLayer(arch, layer, place) for layer in range(arch.num_layers))
-        self.ropes = RopeTables(arch.ropes, max_positions, place.device)
 
-    def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
-        hidden: Tensor = self.embedding(inputs.token_ids)
-        for layer, cos_sin, kv_cache in zip(self.layers, self.ropes.by_layer, kv_caches, strict=True):
-            hidden = layer(hidden, inputs, cos_sin, kv_cache)
-        return hidden
+    def embed(self, inputs: StepInputs) -> Tensor:
+        embedded: Tensor = self.embedding(inputs.token_ids)
+        return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.embedding.logits(hidden)

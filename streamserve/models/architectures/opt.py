@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamserve.errors import ConfigError, ModelNotSupported
-from streamserve.models.arch import ModelArch, activation_of, architecture_of, dtype_of, need, refuse_quantized
-from streamserve.models.architectures.base import CausalModel
+from streamserve.models.arch import ModelArch, activation_of, architecture_of, dtype_of, need
+from streamserve.models.architectures.base import CausalModel, Layer
 from streamserve.models.inputs import StepInputs
-from streamserve.models.layers.attention import Attention
-from streamserve.models.layers.embedding import Embedding
-from streamserve.models.layers.linear import Linear, TiedLinear
+from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
+from streamserve.models.layers.embedding import Embedding, head_of
+from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.norm import LayerNorm
+from streamserve.models.rope import RopeTables
 from streamserve.models.weights.placement import Placement
-from streamserve_kernels import layer_norm, linear, linear_residual
 
 POSITION_OFFSET = 2
 """The position table begins with two rows that no token uses."""
@@ -37,38 +37,36 @@ class OptArch(ModelArch):
     final_norm: bool
 
 
-class OptLayer(nn.Module):
+class OptLayer(Layer):
     """x + attention(norm(x)), then x + mlp(norm(x)); the norm moves behind the sum where `norm_first` is false."""
 
     def __init__(self, arch: OptArch, layer: int, place: Placement) -> None:
         super().__init__()
-        hidden, inner, bias = arch.hidden_size, arch.intermediate_size, arch.qkv_bias
+        hidden, inner = arch.hidden_size, arch.intermediate_size
         prefix = f"model.decoder.layers.{layer}."
-        parts = {"q_proj": hidden, "k_proj": hidden, "v_proj": hidden}
         self.norm_first = arch.norm_first
-        self.attention_norm = LayerNorm(prefix + "self_attn_layer_norm", hidden, place)
-        self.qkv = Linear(prefix + "self_attn.", parts, hidden, place, bias=bias)
+        self.attention_norm = LayerNorm(prefix + "self_attn_layer_norm", hidden, place, eps=arch.norm_eps)
+        self.qkv = qkv_linear(arch, prefix + "self_attn.", place)
         self.attention = Attention(arch, layer, prefix + "self_attn.", place)
-        self.output = Linear(prefix + "self_attn.", {"out_proj": hidden}, hidden, place, bias=bias)
-        self.mlp_norm = LayerNorm(prefix + "final_layer_norm", hidden, place)
-        self.up = Linear(prefix, {"fc1": inner}, hidden, place, bias=bias)
-        self.down = Linear(prefix, {"fc2": hidden}, inner, place, bias=bias)
+        self.output = output_linear(arch, prefix + "self_attn.", place, name="out_proj")
+        self.mlp_norm = LayerNorm(prefix + "final_layer_norm", hidden, place, eps=arch.norm_eps)
+        self.up = Linear(prefix, {"fc1": inner}, hidden, place, bias=arch.mlp_bias, divided="rows")
+        self.down = Linear(prefix, {"fc2": hidden}, inner, place, bias=arch.mlp_bias, divided="columns")
 
-    def forward(self, hidden: Tensor, inputs: StepInputs, kv_cache: Tensor) -> Tensor:
-        """hidden [tokens, hidden_size] -> the same shape"""
-        normed = self._norm(hidden, self.attention_norm) if self.norm_first else hidden
-        attended = self.attention(linear(normed, self.qkv.weight, self.qkv.bias), inputs, None, kv_cache)
-        hidden = linear_residual(attended, self.output.weight, hidden, self.output.bias)
+    def before_attention(self, hidden: Tensor) -> Tensor:
+        normed = self.attention_norm(hidden) if self.norm_first else hidden
+        qkv: Tensor = self.qkv(normed)
+        return qkv
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = self.output.onto(hidden, attended)
         if not self.norm_first:
-            hidden = self._norm(hidden, self.attention_norm)
-        normed = self._norm(hidden, self.mlp_norm) if self.norm_first else hidden
-        inner = F.relu(linear(normed, self.up.weight, self.up.bias))
-        hidden = linear_residual(inner, self.down.weight, hidden, self.down.bias)
-        return hidden if self.norm_first else self._norm(hidden, self.mlp_norm)
-
-    @staticmethod
-    def _norm(hidden: Tensor, norm: LayerNorm) -> Tensor:
-        return layer_norm(hidden, norm.weight, norm.bias, NORM_EPS)
+            hidden = self.attention_norm(hidden)
+        normed = self.mlp_norm(hidden) if self.norm_first else hidden
+        hidden = self.down.onto(hidden, F.relu(self.up(normed)))
+        if not self.norm_first:
+            hidden = self.mlp_norm(hidden)
+        return hidden
 
 
 class Opt(CausalModel):
@@ -80,36 +78,34 @@ class Opt(CausalModel):
             raise ConfigError(
                 f"--max-model-len {max_positions}: this model has learned {arch.max_model_len} positions and no more"
             )
-        super().__init__(arch)
+        layers = [OptLayer(arch, layer, place) for layer in range(arch.num_layers)]
+        super().__init__(arch, layers, RopeTables(arch.ropes, max_positions, place.device))
         prefix, hidden, size = "model.decoder.", arch.hidden_size, arch.embedding_size
         projected = size != hidden
-        self.table = Embedding(prefix + "embed_tokens", arch.vocab_size, size, place)
+        self.table = Embedding(prefix + "embed_tokens", arch.vocab_size, size, place, tied=arch.tied_embeddings)
         self.positions = Embedding(prefix + "embed_positions", arch.max_model_len + POSITION_OFFSET, hidden, place)
         self.project_in = Linear(prefix, {"project_in": hidden}, size, place) if projected else None
         self.project_out = Linear(prefix, {"project_out": size}, hidden, place) if projected else None
-        self.layers = nn.ModuleList(OptLayer(arch, layer, place) for layer in range(arch.num_layers))
-        self.norm = LayerNorm(prefix + "final_layer_norm", hidden, place) if arch.final_norm else None
-        self.head = TiedLinear(self.table) if arch.tied_embeddings else Linear("", {"lm_head": arch.vocab_size}, size, place)
+        self.norm = LayerNorm(prefix + "final_layer_norm", hidden, place, eps=arch.norm_eps) if arch.final_norm else None
+        self.head = head_of(self.table, arch, place)
 
-    def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
-        hidden = F.embedding(inputs.token_ids, self.table.weight)
+    def embed(self, inputs: StepInputs) -> Tensor:
+        hidden: Tensor = self.table(inputs.token_ids)
         if self.project_in is not None:
-            hidden = linear(hidden, self.project_in.weight)
-        hidden = hidden + F.embedding(inputs.positions + POSITION_OFFSET, self.positions.weight)
-        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            hidden = layer(hidden, inputs, kv_cache)
-        return hidden
+            hidden = self.project_in(hidden)
+        positions: Tensor = self.positions(inputs.positions + POSITION_OFFSET)
+        return hidden + positions
 
     def logits(self, hidden: Tensor) -> Tensor:
         if self.norm is not None:
-            hidden = layer_norm(hidden, self.norm.weight, self.norm.bias, NORM_EPS)
+            hidden = self.norm(hidden)
         if self.project_out is not None:
-            hidden = linear(hidden, self.project_out.weight)
-        return linear(hidden, self.head.weight)
+            hidden = self.project_out(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
 
 
 def read_opt(config: dict[str, Any]) -> OptArch:
-    refuse_quantized(config)
     if not config.get("layer_norm_elementwise_affine", True):
         raise ModelNotSupported("OPT without layer norm weights (layer_norm_elementwise_affine false) is not supported")
     hidden, heads, layers = need(config, "hidden_size"), need(config, "num_attention_heads"), need(config, "num_hidden_layers")

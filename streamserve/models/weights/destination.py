@@ -1,30 +1,79 @@
-"""Which tensor of a checkpoint fills which part of a model.
+"""Which tensors of a checkpoint fill which parts of a model.
 
-A fused linear is one tensor whose row ranges are the destinations of several checkpoint tensors, so loading is a copy into
-place and nothing is concatenated afterwards.
+A fused linear is one tensor whose row ranges are the destinations of several checkpoint tensors, and a rank may hold only a
+range of the rows or columns of each: loading is a copy into place, and nothing is joined or cut afterwards.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from streamserve.models.weights.source import StoredTensor
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a stored tensor.
+
+    whole   shape of the stored tensor
+    ranges  what is taken of each dimension
+    """
+
+    whole: tuple[int, ...]
+    ranges: tuple[range, ...]
+
+    @classmethod
+    def of(cls, *whole: int) -> Region:
+        """All of a tensor."""
+        return cls(whole, tuple(range(size) for size in whole))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(slice(taken.start, taken.stop) for taken in self.ranges)
+
 
 @dataclass(frozen=True)
 class Destination:
-    """Where one tensor of the checkpoint goes.
+    """What becomes of one tensor of the checkpoint.
 
     name    as transformers names it
-    tensor  a view of the parameter, of the tensor's shape
-    offset  added to what is stored (Gemma stores its norm weights less one)
+    region  the part of it that is needed
+    fill    called with it once; it has the shape `region.whole`
     """
 
     name: str
-    tensor: Tensor
-    offset: float = 0.0
+    region: Region
+    fill: Callable[[StoredTensor], None]
+
+
+def copied(name: str, target: Tensor, region: Region | None = None, *, offset: float = 0.0) -> Destination:
+    """The destination of numbers that are copied as they are.
+
+    target  a view of the parameter, of the region's shape
+    region  None takes all of a tensor of the target's shape
+    offset  added to what is stored (Gemma stores its norm weights less one)
+    """
+    taken = region or Region.of(*target.shape)
+
+    def fill(stored: StoredTensor) -> None:
+        target.copy_(stored.values[taken.slices])
+        if offset:
+            target.add_(offset)
+
+    return Destination(name, taken, fill)
+
+
+def left_out(name: str, region: Region) -> Destination:
+    """The destination of a tensor that only another rank keeps."""
+
+    def fill(stored: StoredTensor) -> None:
+        """Read nothing of it."""
+
+    return Destination(name, region, fill)
 
 
 class Stored(nn.Module, ABC):
@@ -32,4 +81,4 @@ class Stored(nn.Module, ABC):
 
     @abstractmethod
     def destinations(self) -> Iterator[Destination]:
-        """Every tensor it needs, each exactly once."""
+        """Every tensor it needs, each region exactly once."""

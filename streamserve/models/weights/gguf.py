@@ -1,4 +1,4 @@
-"""Tensors of a .gguf file by transformers' names: dequantised, un-permuted, or as packed 4-bit weights.
+"""Tensors of a .gguf file by transformers' names: dequantised, un-permuted, or as the integers that are stored.
 
 llama.cpp stores the rows of Llama's q and k in an order of its own (pairs of dimensions side by side) and Gemma's norms plus
 one; here they come out as transformers has them.
@@ -6,7 +6,8 @@ one; here they come out as transformers has them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,8 @@ from torch import Tensor
 from streamserve.checkpoint.gguf_file import GgufFile
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch
-from streamserve.models.layers.linear import Linear
-from streamserve.models.weights.source import WeightSource
-from streamserve_kernels import INT4_ROW_MULTIPLE, Int4Weight, pack_eight_bits, pack_four_bits
+from streamserve.models.weights.grouped import GroupedIntegers
+from streamserve.models.weights.source import StoredTensor, WeightSource
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -60,6 +60,8 @@ PERMUTED = {"LlamaForCausalLM", "MistralForCausalLM"}
 BLOCK = 32
 """Weights that share a scale in the Q4_0, Q4_1 and Q8_0 forms."""
 
+NUM_DIGITS = {Kind.Q4_0: 1, Kind.Q4_1: 1, Kind.Q8_0: 2}
+
 
 class GgufSource(WeightSource):
     """The tensors of one .gguf file."""
@@ -73,31 +75,14 @@ class GgufSource(WeightSource):
     def num_bytes(self) -> int:
         return sum(tensor.num_bytes for tensor in self._file.tensors.values())
 
-    def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+    @property
+    def num_digits(self) -> Mapping[str, int]:
+        kinds = {name: self._file.tensors[stored].kind for name, stored in self._stored.items()}
+        return {name: NUM_DIGITS[kind] for name, kind in kinds.items() if kind in NUM_DIGITS}
+
+    def tensors(self) -> Iterator[StoredTensor]:
         for name, stored in self._stored.items():
-            yield name, self._dequantized(name), self._file.tensors[stored].num_bytes
-
-    def packed(self, linear: Linear) -> Int4Weight | None:
-        """A linear's fused weight as 4-bit digits; None when a part of it is stored otherwise, or the kernel can't take it.
-
-        The tensor that it replaces is filled and kept as its expanded form.
-        """
-        parts = [f"{name}.weight" for name in linear.names]
-        kinds = {self._kind(part) for part in parts}
-        expanded = linear.weight
-        if not isinstance(expanded, Tensor) or expanded.shape[0] % INT4_ROW_MULTIPLE:
-            return None
-        if kinds <= {Kind.Q4_0, Kind.Q4_1}:
-            quants, scale, zero = zip(*(_four_bits(self._raw(part), self._kind(part)) for part in parts), strict=True)
-            return pack_four_bits(torch.cat(quants), torch.cat(scale), torch.cat(zero), expanded)
-        if kinds == {Kind.Q8_0}:
-            quants, scale = zip(*(_eight_bits(self._raw(part)) for part in parts), strict=True)
-            return pack_eight_bits(torch.cat(quants), torch.cat(scale), expanded)
-        return None
-
-    def take(self, name: str) -> int:
-        """Leave a tensor out of `tensors`, because `packed` delivered it; returns its stored bytes."""
-        return self._file.tensors[self._stored.pop(name)].num_bytes
+            yield GgufWeight(name, self._file, stored, self._arch)
 
     def _name(self, stored: str) -> str:
         """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
@@ -111,38 +96,51 @@ class GgufSource(WeightSource):
             raise ModelNotSupported(f"{self._file.path}: unknown tensor {stored!r} for {self._arch.architecture}")
         return f"model.layers.{layer}.{names[part]}.{kind}"
 
-    def _kind(self, name: str) -> Kind | None:
-        stored = self._stored.get(name)
-        return self._file.tensors[stored].kind if stored is not None else None
 
-    def _raw(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The stored bytes, row by row, in transformers' order of rows."""
-        raw = self._file.raw(self._stored[name])
-        heads = self._permuted_heads(name)
-        return raw if heads is None else raw[transformers_rows(raw.shape[0], heads)]
+class GgufWeight(StoredTensor):
+    """One tensor of a .gguf file."""
 
-    def _permuted_heads(self, name: str) -> int | None:
-        if self._arch.architecture not in PERMUTED:
-            return None
-        if name.endswith("q_proj.weight"):
-            return self._arch.q_heads
-        return self._arch.kv_heads if name.endswith("k_proj.weight") else None
+    def __init__(self, name: str, file: GgufFile, stored: str, arch: ModelArch) -> None:
+        """name    transformers' name of what the file calls `stored`"""
+        tensor = file.tensors[stored]
+        self.name, self.shape, self.num_bytes = name, tensor.shape, tensor.num_bytes
+        self._kind = tensor.kind
+        self._file, self._stored, self._arch = file, stored, arch
 
-    def _dequantized(self, name: str) -> Tensor:
-        tensor = self._file.tensors[self._stored[name]]
-        raw = self._raw(name)
-        if tensor.kind in (Kind.BF16, Kind.F16, Kind.F32):
-            dtype = {Kind.BF16: torch.bfloat16, Kind.F16: torch.float16, Kind.F32: torch.float32}[tensor.kind]
+    @cached_property
+    def values(self) -> Tensor:
+        raw = self._raw()
+        if self._kind in (Kind.BF16, Kind.F16, Kind.F32):
+            dtype = {Kind.BF16: torch.bfloat16, Kind.F16: torch.float16, Kind.F32: torch.float32}[self._kind]
             values = torch.frombuffer(bytearray(raw.tobytes()), dtype=dtype)
         else:
             try:
-                values = torch.from_numpy(dequantize(raw, tensor.kind))
+                values = torch.from_numpy(dequantize(raw, self._kind))
             except NotImplementedError as error:
-                raise ModelNotSupported(f"{self._file.path}: {tensor.kind.name} weights are not supported") from error
-        values = values.view(tensor.shape)
-        if self._arch.architecture == "Gemma3ForCausalLM" and name.endswith("norm.weight"):
+                raise ModelNotSupported(f"{self._file.path}: {self._kind.name} weights are not supported") from error
+        values = values.view(self.shape)
+        if self._arch.architecture == "Gemma3ForCausalLM" and self.name.endswith("norm.weight"):
             values = values - 1.0
         return values
+
+    @property
+    def integers(self) -> GroupedIntegers:
+        if self._kind not in NUM_DIGITS:
+            raise LookupError(f"{self.name} is stored as {self._kind.name}, not as grouped integers")
+        return _eight_bits(self._raw()) if self._kind is Kind.Q8_0 else _four_bits(self._raw(), self._kind)
+
+    def _raw(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The stored bytes, row by row, in transformers' order of rows."""
+        raw = self._file.raw(self._stored)
+        heads = self._permuted_heads()
+        return raw if heads is None else raw[transformers_rows(raw.shape[0], heads)]
+
+    def _permuted_heads(self) -> int | None:
+        if self._arch.architecture not in PERMUTED:
+            return None
+        if self.name.endswith("q_proj.weight"):
+            return self._arch.q_heads
+        return self._arch.kv_heads if self.name.endswith("k_proj.weight") else None
 
 
 def transformers_rows(rows: int, heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -150,15 +148,15 @@ def transformers_rows(rows: int, heads: int) -> np.ndarray[Any, np.dtype[np.int6
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
-def _eight_bits(raw: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Tensor, Tensor]:
-    """Blocks of Q8_0 as (quants [out, in] int8, scale [out, in / 32] fp32) of scale * q."""
+def _eight_bits(raw: np.ndarray[Any, np.dtype[np.uint8]]) -> GroupedIntegers:
+    """Blocks of Q8_0."""
     blocks = torch.from_numpy(raw.copy()).view(raw.shape[0], -1, 2 + BLOCK)
     scale = blocks[..., :2].contiguous().view(torch.float16).float()
-    return blocks[..., 2:].contiguous().view(torch.int8).flatten(1), scale[..., 0]
+    return GroupedIntegers(blocks[..., 2:].contiguous().view(torch.int8).flatten(1), scale[..., 0], None)
 
 
-def _four_bits(raw: np.ndarray[Any, np.dtype[np.uint8]], kind: Kind | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks of Q4_0 or Q4_1 as (quants [out, in] uint8, scale, zero [out, in / 32] fp32) of scale * (q - 8) + zero."""
+def _four_bits(raw: np.ndarray[Any, np.dtype[np.uint8]], kind: Kind) -> GroupedIntegers:
+    """Blocks of Q4_0 or Q4_1."""
     header = 4 if kind is Kind.Q4_1 else 2
     blocks = torch.from_numpy(raw.copy()).view(raw.shape[0], -1, header + BLOCK // 2)
     numbers = blocks[..., :header].contiguous().view(torch.float16).float()
@@ -167,4 +165,4 @@ def _four_bits(raw: np.ndarray[Any, np.dtype[np.uint8]], kind: Kind | None) -> t
     scale = numbers[..., 0]
     # Q4_1 stores minimum + scale * q, Q4_0 scale * (q - 8).
     zero = numbers[..., 1] + 8 * scale if kind is Kind.Q4_1 else torch.zeros_like(scale)
-    return quants, scale, zero
+    return GroupedIntegers(quants, scale, zero)

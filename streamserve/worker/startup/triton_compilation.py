@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from streamserve.models.registry import build_model, read_arch
+from streamserve.models.weights.loader import open_source, storage_of
 from streamserve.models.weights.placement import Placement
 from streamserve.worker.device.cpu import ShapeDevice
 from streamserve.worker.kv_layout import lay_out
@@ -48,7 +49,8 @@ def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
     config, arch = job.config, read_arch(job.checkpoint.config)
     max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
     device = ShapeDevice()
-    model = build_model(arch, Placement(dtype, device.torch_device), max_model_len).eval()
+    storage = storage_of(job.checkpoint, open_source(job.checkpoint, arch), config.quantization)
+    model = build_model(arch, Placement(dtype, device.torch_device, storage=storage), max_model_len).eval()
     layout = lay_out(
         arch.layer_states,
         max_model_len=max_model_len,

@@ -1,0 +1,105 @@
+"""What every form of a weight is to its linear and to the loader."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from streamserve.models.weights.destination import Destination, Region
+from streamserve.models.weights.placement import Placement
+from streamserve_kernels import Activation, gelu_tanh_mul, rms_norm, silu_mul
+
+
+@dataclass(frozen=True)
+class WeightPart:
+    """Rows of a weight that come out of one tensor of the checkpoint.
+
+    name    of the checkpoint's linear: its weight is name + ".weight"
+    region  of that weight
+    """
+
+    name: str
+    region: Region
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.region.ranges[0])
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A linear's weight [out_features, in_features], as much of it as this rank holds.
+
+    parts  one below the other
+    table  an embedding's vectors [out_features, in_features], which are this weight as well; None allocates
+    """
+
+    parts: tuple[WeightPart, ...]
+    table: nn.Parameter | None = None
+
+    @property
+    def out_features(self) -> int:
+        return sum(part.num_rows for part in self.parts)
+
+    @property
+    def in_features(self) -> int:
+        return len(self.parts[0].region.ranges[1])
+
+
+class Weight(nn.Module, ABC):
+    """What a linear multiplies with, [out_features, in_features], and the kernels that do so.
+
+    Every weight has a `multiply`; those whose kernels fuse what stands before or after it override the rest.
+    """
+
+    out_features: int
+    in_features: int
+
+    @abstractmethod
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [rows, in] @ weight.T + bias -> [rows, out]"""
+
+    def after_norm(self, x: Tensor, norm_weight: Tensor, eps: float, bias: Tensor | None) -> Tensor:
+        """multiply(rms_norm(x), bias)"""
+        return self.multiply(rms_norm(x, norm_weight, eps), bias)
+
+    def gated_after_norm(
+        self, x: Tensor, norm_weight: Tensor, eps: float, activation: Activation, bias: Tensor | None
+    ) -> Tensor:
+        """act(gate) * up of after_norm(x) -> [rows, out / 2]; the gate's rows of the weight come first, then up's."""
+        gate_up = self.after_norm(x, norm_weight, eps, bias)
+        return silu_mul(gate_up) if activation == "silu" else gelu_tanh_mul(gate_up)
+
+    def onto(self, residual: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        """residual [rows, out] + multiply(x, bias); the residual's memory may be taken for the sum."""
+        return self.multiply(x, bias).add_(residual)
+
+
+class Form(Weight):
+    """A weight that comes out of a checkpoint: its parameters, and which stored tensors fill them.
+
+    Made with uninitialised parameters; once every destination is filled, `finish` makes it ready to multiply.
+    """
+
+    methods: ClassVar[frozenset[str]] = frozenset()
+    """Values of `quant_method` in a config.json that this form is made for."""
+
+    def __init__(self, spec: WeightSpec, place: Placement) -> None:
+        super().__init__()
+        self.out_features, self.in_features = spec.out_features, spec.in_features
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, spec: WeightSpec, place: Placement) -> bool:
+        """Whether a weight can have this form, by how it is stored and where it will live."""
+
+    @abstractmethod
+    def destinations(self) -> Iterator[Destination]:
+        """What fills its parameters."""
+
+    def finish(self) -> None:
+        """Bring the parameters, now filled, into the layout that the kernels want; called once."""
