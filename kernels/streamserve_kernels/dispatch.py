@@ -22,7 +22,7 @@ from streamserve_kernels.reference.blocked import block_weight, blocked_linear, 
 from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
 from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
-from streamserve_kernels.reference.int4 import Int4Weight, int4_linear, pack_eight_bits, pack_four_bits
+from streamserve_kernels.reference.int4 import Int4Weight, can_pack, int4_linear, pack_eight_bits, pack_four_bits
 from streamserve_kernels.reference.projections import Activation
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.reference.shared import Shared
@@ -267,6 +267,7 @@ __all__ = [
     "blocked_linear",
     "blocked_linear_residual",
     "can_block",
+    "can_pack",
     "gather_inputs",
     "gelu_tanh_mul",
     "int4_linear",

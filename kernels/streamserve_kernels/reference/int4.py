@@ -38,6 +38,11 @@ class Int4Weight(NamedTuple):
     scale_zero: Tensor
 
 
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether activations of this type, on this device, can be multiplied with packed weights."""
+    return device.type == "cpu" and dtype is torch.bfloat16
+
+
 def int4_linear(x: Tensor, weight: Int4Weight, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; fastest for up to `FEW_ROWS` rows.
 

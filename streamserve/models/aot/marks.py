@@ -31,7 +31,7 @@ def mark_compiled(config: EngineConfig, checkpoint: Checkpoint, library: Path) -
 
 def _mark(config: EngineConfig, checkpoint: Checkpoint, library: Path) -> Path:
     stat = checkpoint.path.stat()
-    stored = [checkpoint.source, checkpoint.format, stat.st_size, stat.st_mtime_ns]
+    stored = [str(checkpoint.path.resolve()), checkpoint.format, stat.st_size, stat.st_mtime_ns]
     settings = [config.dtype, config.block_size, config.quantization]
     content = json.dumps([this_build(), checkpoint.config, stored, settings], sort_keys=True, default=str)
     return library / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.model"

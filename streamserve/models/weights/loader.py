@@ -24,6 +24,7 @@ from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.safetensors import SafetensorsSource
 from streamserve.models.weights.source import StoredTensor, WeightSource
 from streamserve.models.weights.storage import WeightStorage
+from streamserve_kernels import can_pack
 
 Quantization = Literal["auto", "none", "int4"]
 Progress = Callable[[int, int], None]
@@ -101,7 +102,7 @@ def _refuse_unpackable(quantization: Quantization, checkpoint: Checkpoint, place
     if checkpoint.format != "gguf":
         what = "random weights" if checkpoint.format == "dummy" else "safetensors weights"
         raise ConfigError(f"--quantization int4 needs a 4-bit .gguf file; this model has {what}")
-    if place.device.type != "cpu" or place.dtype is not torch.bfloat16:
+    if not can_pack(place.dtype, place.device):
         raise ConfigError("--quantization int4 runs on a CPU in bfloat16: add --device cpu --dtype bfloat16, or leave it out")
 
 

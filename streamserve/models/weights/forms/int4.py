@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from streamserve.models.weights.destination import Destination
@@ -15,7 +14,7 @@ from streamserve.models.weights.forms.form import Form, WeightPart, WeightSpec
 from streamserve.models.weights.grouped import GroupedIntegers, join_rows
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.source import StoredTensor
-from streamserve_kernels import INT4_FEW_ROWS, INT4_GROUP, INT4_ROW_MULTIPLE, Int4Weight, can_block, int4_linear
+from streamserve_kernels import INT4_FEW_ROWS, INT4_GROUP, INT4_ROW_MULTIPLE, Int4Weight, can_block, can_pack, int4_linear
 
 
 class Int4Form(Form):
@@ -45,8 +44,7 @@ class Int4Form(Form):
         columns = spec.parts[0].region.ranges[1]
         in_groups = columns.start % INT4_GROUP == 0 and columns.stop % INT4_GROUP == 0
         fits = spec.out_features % INT4_ROW_MULTIPLE == 0 and in_groups
-        has_kernel = place.device.type == "cpu" and place.dtype is torch.bfloat16
-        return len(digits) == 1 and None not in digits and fits and has_kernel
+        return len(digits) == 1 and None not in digits and fits and can_pack(place.dtype, place.device)
 
     def destinations(self) -> Iterator[Destination]:
         for index, part in enumerate(self._parts):
