@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -41,12 +42,23 @@ class DecoderLayer(Layer):
 
 
 class Decoder(CausalModel):
-    """Embedding, layers, final norm and head."""
+    """Embedding, layers that rotate, final RMS norm and head."""
 
-    def __init__(self, arch: ModelArch, place: Placement, max_positions: int) -> None:
-        layers = [DecoderLayer(arch, layer, place) for layer in range(arch.num_layers)]
+    def __init__(
+        self,
+        arch: ModelArch,
+        place: Placement,
+        max_positions: int,
+        make_layer: Callable[[ModelArch, int, Placement], Layer] = DecoderLayer,
+        *,
+        norm_offset: float = 0.0,
+    ) -> None:
+        """make_layer   called with each layer's number
+        norm_offset  of the final norm
+        """
+        layers = [make_layer(arch, layer, place) for layer in range(arch.num_layers)]
         super().__init__(arch, layers, RopeTables(arch.ropes, max_positions, place.device))
-        self.embedding = TokenEmbedding(arch, place)
+        self.embedding = TokenEmbedding(arch, place, norm_offset=norm_offset)
 
     def embed(self, inputs: StepInputs) -> Tensor:
         embedded: Tensor = self.embedding(inputs.token_ids)

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch, activation_of, layer_windows, need, read_common
-from streamserve.models.architectures.base import CausalModel, Layer
-from streamserve.models.inputs import StepInputs
+from streamserve.models.architectures.base import Layer
+from streamserve.models.architectures.decoder import Decoder
 from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
-from streamserve.models.layers.embedding import TokenEmbedding
 from streamserve.models.layers.mlp import GatedMlp
 from streamserve.models.layers.norm import RmsNorm
-from streamserve.models.rope import Rope, RopeTables, read_rope
+from streamserve.models.rope import Rope, read_rope
 from streamserve.models.weights.placement import Placement
 
 NORM_OFFSET = 1.0
@@ -53,22 +52,13 @@ class GemmaLayer(Layer):
         return hidden + normed
 
 
-class Gemma(CausalModel):
-    """Embedding, layers, final norm and head."""
+class Gemma(Decoder):
+    """A decoder of these layers, whose embeddings are scaled."""
 
     def __init__(self, arch: ModelArch, place: Placement, max_positions: int) -> None:
-        layers = [GemmaLayer(arch, layer, place) for layer in range(arch.num_layers)]
-        super().__init__(arch, layers, RopeTables(arch.ropes, max_positions, place.device))
-        self.embedding = TokenEmbedding(arch, place, norm_offset=NORM_OFFSET)
+        super().__init__(arch, place, max_positions, GemmaLayer, norm_offset=NORM_OFFSET)
         # The scale is rounded to the model's dtype, as it was in training.
         self.embedding.scale = float(torch.tensor(arch.embedding_scale, dtype=place.dtype))
-
-    def embed(self, inputs: StepInputs) -> Tensor:
-        embedded: Tensor = self.embedding(inputs.token_ids)
-        return embedded
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.embedding.logits(hidden)
 
 
 def read_gemma3(config: dict[str, Any]) -> ModelArch:
