@@ -15,8 +15,8 @@ from streamserve.checkpoint.names import resolve
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.forms.int4 import Int4Form
 from streamserve.models.weights.loader import load_model
-from streamserve_kernels import Int4Weight
 from tests.models.families import FAMILIES, SHAPE, load, reference_model
 from tests.models.gguf_files import write_gguf
 from tests.models.paged import PagedRun
@@ -89,7 +89,7 @@ def test_packed_weights_say_what_expanded_ones_say(kind: Kind, tied: bool, tmp_p
     exact = PagedRun(load(file)).step({"a": prompt})["a"].log_softmax(-1)
     plain = PagedRun(load_bf16(file, "none")).step({"a": prompt})["a"].float().log_softmax(-1)
     packed = load_bf16(file, "auto")
-    assert all(isinstance(linear.weight, Int4Weight) for linear in packed.linears())
+    assert all(isinstance(linear.form, Int4Form) for linear in packed.linears())
 
     run = PagedRun(packed)
     one_by_one = torch.cat([run.step({"a": [token]})["a"] for token in prompt]).float().log_softmax(-1)
@@ -103,7 +103,7 @@ def test_mixed_forms_pack_what_can_be_packed(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     write_gguf(reference_model("Llama", WIDE), file, Kind.Q5_0, embedding_kind=Kind.Q4_1)
     model = load_bf16(file, "auto")
-    assert not any(isinstance(linear.weight, Int4Weight) for linear in model.linears())
+    assert not any(isinstance(linear.form, Int4Form) for linear in model.linears())
     assert PagedRun(model).step({"a": prompt_of(5)})["a"].isfinite().all()
 
 
@@ -131,4 +131,4 @@ def test_the_demo_model_knows_the_capital_of_france() -> None:
     prompt = [tokens.index(token) for token in ("The", "Ġcapital", "Ġof", "ĠFrance", "Ġis")]
     model = load_model(checkpoint, arch, dtype=torch.bfloat16, device="cpu")
     assert [tokens[token] for token in PagedRun(model).greedy("a", prompt, 2)] == ["ĠParis", "."]
-    assert all(isinstance(linear.weight, Int4Weight) for linear in model.linears())
+    assert all(isinstance(linear.form, Int4Form) for linear in model.linears())

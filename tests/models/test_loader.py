@@ -136,7 +136,7 @@ def test_dummy_weights_need_only_a_config_and_are_the_same_every_time(family: st
     first = logits(models[0])
     assert torch.equal(first, logits(models[1]))
     assert first.std() > 0.001
-    weights = torch.cat([destination.tensor.flatten() for destination in models[0].destinations()])
+    weights = torch.cat([parameter.flatten() for parameter in models[0].parameters()])
     matrices = weights[(weights != 0) & (weights != 1) & (weights != 2)]
     assert 0.015 < matrices.std() < 0.025
 
