@@ -33,7 +33,6 @@ NAMES = {
     "torch._inductor.mkldnn_ir": ["LinearBinary", "LinearUnary"],
     # models/aot and reference/ of the kernels
     "torch.ops": [
-        "aten._weight_int4pack_mm_for_cpu",
         "mkldnn._is_mkldnn_bf16_supported",
         "mkldnn._linear_pointwise",
         "mkldnn._linear_pointwise.binary",
