@@ -1,4 +1,4 @@
-"""A TCP proxy that passes bytes on until it is told to drop every connection."""
+"""A TCP proxy that passes bytes on until it is told to drop every connection, or that nobody is behind it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 
 class DroppingProxy:
-    """Forwards to `port` of this machine; `drop` resets whatever is open and counts it."""
+    """Forwards to `port` of this machine, to none while it is None; `drop` resets whatever is open and counts it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int | None) -> None:
         self.dropped = 0
         self.accepted = 0
-        self._port = port
+        self.port = port
         self._open: set[asyncio.StreamWriter] = set()
 
     def drop(self) -> None:
@@ -24,7 +24,10 @@ class DroppingProxy:
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        if self.port is None:
+            writer.transport.abort()
+            return
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.port)
         self._open |= {writer, inner_writer}
         try:
             await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
@@ -46,7 +49,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @asynccontextmanager
-async def dropping_proxy(port: int) -> AsyncIterator[tuple[DroppingProxy, str]]:
+async def dropping_proxy(port: int | None = None) -> AsyncIterator[tuple[DroppingProxy, str]]:
     """The proxy in front of `port`, and its base URL."""
     proxy = DroppingProxy(port)
     server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
 
+import anyio
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from streamserve.errors import StreamserveError
 from tests.client.dropping_proxy import DroppingProxy, dropping_proxy
-from tests.support.live_server import live_server
+from tests.support.live_server import LiveServer, live_server
 from tests.support.scripted_engine import Reply, ScriptedEngine
 from tests.web.page import ChatPage
 
@@ -33,15 +35,64 @@ ARGUMENTS = (
     "--window-size=1200,860",
 )
 
+EMPTY_STORAGE = "try { localStorage.clear(); sessionStorage.clear() } catch { /* closed to this page */ }"
+
+
+async def _event() -> anyio.Event:
+    return anyio.Event()
+
+
+class Open(Protocol):
+    """Opens the page; waits for a state of the line. `prelude` is a script that runs before the page's own."""
+
+    def __call__(self, url: str, *, connection: str = "connected", in_new_tab: bool = False, prelude: str = "") -> ChatPage: ...
+
 
 class Stage:
-    """A scripted engine behind a real server, and a proxy before it that can cut the line."""
+    """A scripted engine behind a real server, and a proxy before it that can cut the line.
 
-    def __init__(self, portal: BlockingPortal, engine: ScriptedEngine, proxy: DroppingProxy, url: str) -> None:
-        self.engine = engine
+    serve   a server with an engine of its own, each time it is called
+    config  of the server that is started next
+    """
+
+    def __init__(
+        self,
+        portal: BlockingPortal,
+        serve: Callable[[dict[str, Any]], AbstractContextManager[LiveServer]],
+        config: dict[str, Any],
+        proxy: DroppingProxy,
+        url: str,
+    ) -> None:
         self.url = url
+        self.config = config
         self._portal = portal
+        self._serve = serve
         self._proxy = proxy
+        self._server = ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        """Start a server, and an engine that knows of nothing."""
+        server = self._server.enter_context(self._serve(self.config))
+        self.engine = server.engine
+        self._proxy.port = server.port
+
+    def stop(self) -> None:
+        """End the server as a machine does that loses its power: no stream gets an ending."""
+        self._proxy.port = None
+        self.drop()
+        self._server.close()
+
+    def refuse(self, error: StreamserveError | None) -> None:
+        """Have the engine refuse what it is asked from now on; None for no longer."""
+        self.engine.refuse = error
+
+    def hold_admissions(self) -> None:
+        """Have requests wait at the engine's door until `let_in`."""
+        self.engine.admit = self._portal.call(_event)
+
+    def let_in(self) -> None:
+        self._portal.call(self.engine.admit.set)
 
     def sequences(self, count: int = 1) -> list[str]:
         """Wait for `count` admissions in all; their ids."""
@@ -77,10 +128,15 @@ def stage() -> Iterator[Callable[..., Stage]]:
             async def make() -> ScriptedEngine:
                 return ScriptedEngine(reply=reply)
 
-            engine = portal.call(make)
-            server = stack.enter_context(portal.wrap_async_context_manager(live_server(engine, **config)))
-            proxy, url = stack.enter_context(portal.wrap_async_context_manager(dropping_proxy(server.port)))
-            return Stage(portal, engine, proxy, url)
+            @contextmanager
+            def serve(config: dict[str, Any]) -> Iterator[LiveServer]:
+                with portal.wrap_async_context_manager(live_server(portal.call(make), **config)) as server:
+                    yield server
+
+            proxy, url = stack.enter_context(portal.wrap_async_context_manager(dropping_proxy()))
+            scene = Stage(portal, serve, config, proxy, url)
+            stack.callback(scene.stop)
+            return scene
 
         yield build
 
@@ -103,13 +159,27 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def open_page(chromium: Any) -> Iterator[Callable[[str], ChatPage]]:
-    """Opens the page at a URL, as someone who has never been there; every test has a port, so a storage, of its own."""
-    chromium.get_log("browser")
+def open_page(chromium: Any) -> Iterator[Open]:
+    """Opens the page at a URL, as someone who has never been there.
 
-    def open_(url: str) -> ChatPage:
+    Every test has a port, so a storage, of its own; it is emptied in the end, since ports come again.
+    """
+    chromium.get_log("browser")
+    [first] = chromium.window_handles
+
+    def open_(url: str, *, connection: str = "connected", in_new_tab: bool = False, prelude: str = "") -> ChatPage:
+        if in_new_tab:
+            chromium.switch_to.new_window("tab")
+        added = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": prelude})
         chromium.get(f"{url}/")
-        return ChatPage(chromium)
+        chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+        return ChatPage(chromium, connection)
 
     yield open_
+    for window in chromium.window_handles:
+        if window != first:
+            chromium.switch_to.window(window)
+            chromium.close()
+    chromium.switch_to.window(first)
+    chromium.execute_script(EMPTY_STORAGE)
     chromium.get("about:blank")

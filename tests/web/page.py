@@ -14,11 +14,20 @@ WAIT_S = 15
 
 
 class ChatPage:
-    """See the module. Reads wait for nothing; `until` does."""
+    """One tab with the page. Reads wait for nothing; `until` does.
 
-    def __init__(self, browser: Any) -> None:
+    connection  the state of the line to wait for
+    """
+
+    def __init__(self, browser: Any, connection: str = "connected") -> None:
         self.browser = browser
-        self.until(lambda: self.connection == "connected" or None)
+        self.window = browser.current_window_handle
+        self.until(lambda: self.connection == connection)
+
+    def come_forward(self) -> ChatPage:
+        """Make this the tab that is looked at."""
+        self.browser.switch_to.window(self.window)
+        return self
 
     def until(self, look: Callable[[], T | None]) -> T:
         """The first answer of `look` that is neither None, False nor empty."""
@@ -43,6 +52,19 @@ class ChatPage:
     @property
     def connection(self) -> str:
         return str(self.script("return document.getElementById('connection').className"))
+
+    @property
+    def draft(self) -> str:
+        return str(self.find("#prompt").get_attribute("value"))
+
+    @property
+    def questions(self) -> list[str]:
+        return self.texts("article.user .content")
+
+    @property
+    def chats(self) -> list[str]:
+        """The titles in the list."""
+        return self.texts(".chat button:first-child")
 
     @property
     def answers(self) -> list[str]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.support.scripted_engine import text_reply
-from tests.web.conftest import Stage
-from tests.web.page import CONTROL, ENTER, ESCAPE, SHIFT, ChatPage
+from tests.web.conftest import Open, Stage
+from tests.web.page import CONTROL, ENTER, ESCAPE, SHIFT
 
 pytestmark = pytest.mark.slow
 
-Open = Callable[[str], ChatPage]
 SetStage = Callable[..., Stage]
 TEXT = "北京的秋天，天高云淡🍂 and blue"
 
@@ -193,12 +191,9 @@ def test_chats_outlive_a_reload(stage: SetStage, open_page: Open) -> None:
     assert open_page(scene.url).answers == [TEXT]
 
 
-def test_a_key_is_asked_for_used_and_forgotten_with_the_tab(stage: SetStage, open_page: Open, chromium: Any) -> None:
+def test_a_key_is_asked_for_used_and_forgotten_with_the_tab(stage: SetStage, open_page: Open) -> None:
     scene = stage(text_reply("fine"), api_keys=["sesame"])
-    chromium.get(f"{scene.url}/")
-    page = ChatPage.__new__(ChatPage)
-    page.browser = chromium
-    page.until(lambda: page.connection == "refused")
+    page = open_page(scene.url, connection="refused")
     page.set("api_key", "sesame")
     page.until(lambda: page.connection == "connected")
     page.ask("hello")

@@ -7,12 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.scripted_engine import text_reply
-from tests.web.conftest import Stage
-from tests.web.page import ChatPage
+from tests.web.conftest import Open, Stage
 
 pytestmark = pytest.mark.slow
 
-Open = Callable[[str], ChatPage]
 SetStage = Callable[..., Stage]
 
 ATTACKS = [

@@ -1,158 +1,147 @@
-// Ties the chats, the socket and the page together.
+// Ties the chats, the answers under way, the socket and the page together.
 
-import { Chats, newId } from "./chats.js";
-import { Figures } from "./figures.js";
+import { Answers } from "./answers.js";
+import { Chats } from "./chats.js";
+import { apiKey, askForKey, bindSettings, parameters } from "./settings.js";
 import { StreamSocket } from "./socket.js";
-import { drawChats, drawComposer, drawConnection, drawLastMessage, drawMessages } from "./view.js";
+import { lasting } from "./storage.js";
+import { askAgain, hasText, isOver, newTurn, turnUnderWay } from "./turns.js";
+import { drawAnswer, drawChats, drawComposer, drawConnection, drawMessages, forgetDrawn } from "./view.js";
 import { switchLanguage, translatePage } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
-const chats = new Chats();
-const liveFigures = new Map();
 let state = "connecting";
 let model = null;
-
-// Settings.
-
-const settings = $("settings");
-// The key lives as long as the tab: a shared machine must not keep it.
-const storeOf = (name) => (name === "api_key" ? sessionStorage : localStorage);
-
-for (const field of settings.elements) {
-  field.value = storeOf(field.name).getItem(field.name) ?? "";
-  field.onchange = () => {
-    storeOf(field.name).setItem(field.name, field.value);
-    if (field.name === "api_key") {
-      socket.reconnect();
-      findModel();
-    }
-  };
-}
-
-function parameters() {
-  const chosen = {};
-  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
-    if (settings.elements[name].value !== "") chosen[name] = Number(settings.elements[name].value);
-  }
-  return chosen;
-}
+let shown = null; // the chat whose draft is in the composer
 
 // Streams.
 
 const scheme = location.protocol === "https:" ? "wss:" : "ws:";
 const socket = new StreamSocket(`${scheme}//${location.host}${location.pathname.replace(/[^/]*$/, "")}v1/ws`, {
-  apiKey: () => settings.elements.api_key.value,
+  apiKey,
   onState: (next) => {
     state = next;
-    drawConnection(state);
-    if (state === "connected" && model === null) findModel();
+    drawAll();
+    if (state === "connected") findModel(); // of a server that was restarted, another one perhaps
+  },
+});
+
+const chats = new Chats({
+  onMerged: () => {
+    answers.followAll();
+    if (chats.current === shown) drawAll();
+    else showCurrent(); // the one that stood here has gone
+  },
+});
+
+const answers = new Answers(socket, chats, {
+  parameters: () => ({ model, ...parameters() }),
+  onProgress: redrawSoon,
+  onEnd: (chat, turn) => {
+    giveBack(chat, turn);
+    drawAll();
   },
 });
 
 async function findModel() {
-  const key = settings.elements.api_key.value;
-  const answer = await fetch("v1/models", { headers: key ? { Authorization: `Bearer ${key}` } : {} }).catch(() => null);
+  const headers = apiKey() ? { Authorization: `Bearer ${apiKey()}` } : {};
+  const answer = await fetch("v1/models", { headers }).catch(() => null);
   if (!answer?.ok) return;
-  model = (await answer.json()).data[0].id;
+  model = (await answer.json()).data[0]?.id ?? null;
   $("model").textContent = model;
 }
 
-function requestBody(chat) {
-  const system = settings.elements.system.value.trim();
-  const messages = chat.messages.slice(0, -1).map(({ role, content }) => ({ role, content }));
-  if (system) messages.unshift({ role: "system", content: system });
-  return { model, messages, stream_options: { include_usage: true, continuous_usage_stats: true }, ...parameters() };
-}
-
-function answer(chat) {
-  const message = { role: "assistant", content: "" };
-  const figures = new Figures();
-  chat.messages.push(message);
-  chat.streamId = newId();
-  liveFigures.set(chat.id, figures);
-  const finish = (changes) => {
-    Object.assign(message, changes, { figures: String(figures) });
-    chat.streamId = null;
-    liveFigures.delete(chat.id);
-    chats.save();
-    drawAll();
-  };
-  socket.create(chat.streamId, requestBody(chat), {
-    chunk(data) {
-      takeChunk(message, data, figures);
-      redrawSoon(chat);
-    },
-    done: (status) => finish(status === "cancelled" ? { ending: "stopped" } : {}),
-    failed: (error) => finish(error.code === "resume_gap" ? { ending: "lost" } : { ending: "failed", error: error.message }),
-  });
-  drawAll();
-}
-
-function takeChunk(message, data, figures) {
-  const choice = data.choices[0];
-  if (choice?.delta.content) message.content += choice.delta.content;
-  if (choice?.delta.reasoning_content) message.reasoning = (message.reasoning ?? "") + choice.delta.reasoning_content;
-  if (choice?.finish_reason === "length") message.ending = "cutOff";
-  if (choice && !choice.finish_reason && data.usage) figures.arrived(data.usage.completion_tokens);
+// Without a key nothing is taken: what stands in the composer stays there.
+function mayAsk() {
+  if (state === "refused") askForKey();
+  return state !== "refused" && !turnUnderWay(chats.current);
 }
 
 function send() {
   const chat = chats.current;
   const text = $("prompt").value.trim();
-  if (!text || chat.streamId) return;
-  $("prompt").value = "";
-  growPrompt();
-  chat.messages.push({ role: "user", content: text });
-  answer(chat);
+  if (!text || !mayAsk()) return;
+  const turn = newTurn(text);
+  chat.turns.push(turn);
+  chats.save(chat);
+  setPrompt("");
+  answers.ask(chat, turn);
+  drawAll();
 }
 
 function regenerate() {
   const chat = chats.current;
-  if (chat.streamId || chat.messages.at(-1)?.role !== "assistant") return;
-  chat.messages.pop();
-  answer(chat);
+  const turn = chat.turns.at(-1);
+  if (!turn || !mayAsk()) return;
+  if ($("prompt").value === turn.question) setPrompt(""); // it was given back
+  askAgain(turn);
+  chats.save(chat);
+  answers.ask(chat, turn);
+  drawAll();
 }
 
-const stop = () => chats.current.streamId && socket.cancel(chats.current.streamId);
+// A question that brought nothing goes back to where it was typed, to be changed or sent again.
+function giveBack(chat, { question, answer }) {
+  if (hasText(answer) || isOver(answer) || chats.draft(chat)) return;
+  if (chat === chats.current) setPrompt(question);
+  else chats.keepDraft(chat, question);
+}
+
+const stop = () => answers.stop(chats.current);
 
 // Drawing. Tokens may come faster than frames: at most one redraw a frame.
 
 let isRedrawDue = false;
 
-function redrawSoon(chat) {
+function redrawSoon(chat, turn) {
   if (chat !== chats.current || isRedrawDue) return;
   isRedrawDue = true;
   requestAnimationFrame(() => {
     isRedrawDue = false;
-    drawLastMessage(chats.current);
-    drawComposer(chats.current, liveFigures.get(chats.current.id)?.toString());
+    drawAnswer(turn, state);
+    drawComposer(chats);
   });
 }
 
 function drawAll() {
-  drawChats(chats, { onSelect: selectChat, onRemove: removeChat });
-  drawMessages(chats.current, { onRegenerate: regenerate });
-  drawComposer(chats.current, liveFigures.get(chats.current.id)?.toString());
+  drawChats(chats, { state, onSelect: selectChat, onRemove: removeChat });
+  drawMessages(chats.current, { state, onRegenerate: regenerate });
+  drawComposer(chats);
   drawConnection(state);
 }
 
 function selectChat(id) {
   chats.select(id);
-  drawAll();
-  $("prompt").focus();
+  showCurrent();
 }
 
 function removeChat(id) {
-  const chat = chats.list.find((candidate) => candidate.id === id);
-  if (chat.streamId) socket.cancel(chat.streamId);
+  answers.stop(chats.find(id));
   chats.remove(id);
-  drawAll();
+  showCurrent();
 }
 
 function openChat() {
-  if (chats.current.messages.length > 0) chats.open();
+  if (chats.current.turns.length > 0) chats.open();
+  showCurrent();
+}
+
+function showCurrent() {
+  shown = chats.current;
+  $("prompt").value = chats.draft(shown);
+  growPrompt();
   drawAll();
   $("prompt").focus();
+}
+
+function setPrompt(text) {
+  $("prompt").value = text;
+  keepPrompt();
+}
+
+function keepPrompt() {
+  chats.keepDraft(chats.current, $("prompt").value);
+  growPrompt();
 }
 
 function growPrompt() {
@@ -170,7 +159,8 @@ $("composer").onsubmit = (event) => {
   event.preventDefault();
   send();
 };
-$("prompt").oninput = growPrompt;
+$("prompt").oninput = keepPrompt;
+window.onresize = growPrompt;
 $("prompt").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // an input method's Enter picks a character
   event.preventDefault();
@@ -183,24 +173,27 @@ document.onkeydown = (event) => {
     openChat();
   }
 };
-settings.onsubmit = (event) => event.preventDefault();
 $("stop").onclick = stop;
 $("new-chat").onclick = openChat;
 $("language").onclick = () => {
   switchLanguage();
+  forgetDrawn();
   drawAll();
 };
 $("theme").onclick = () => {
-  const isDark = getComputedStyle(document.documentElement).colorScheme === "dark";
-  localStorage.setItem("theme", isDark ? "light" : "dark");
-  applyTheme(localStorage.getItem("theme"));
+  const theme = getComputedStyle(document.documentElement).colorScheme === "dark" ? "light" : "dark";
+  lasting.set("theme", theme);
+  applyTheme(theme);
 };
-$("toggle-settings").onclick = () => {
-  settings.hidden = !settings.hidden;
-  $("toggle-settings").setAttribute("aria-expanded", String(!settings.hidden));
-};
+// A page that was left may be kept frozen, to be shown again: its socket would stay open, and nobody read it.
+addEventListener("pagehide", () => socket.disconnect());
+addEventListener("pageshow", ({ persisted }) => persisted && socket.connect());
+bindSettings({ onKey: () => socket.reconnect() });
 
 const systemTheme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-applyTheme(localStorage.getItem("theme") ?? systemTheme);
+applyTheme(lasting.get("theme") ?? systemTheme);
 translatePage();
-drawAll();
+if ($("prompt").value) keepPrompt(); // typed while this was loading
+showCurrent();
+answers.followAll();
+socket.connect();

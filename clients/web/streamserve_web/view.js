@@ -2,6 +2,8 @@
 // the page's Content-Security-Policy allows no inline script in any case.
 
 import { titleOf } from "./chats.js";
+import { figuresOf } from "./figures.js";
+import { hasText, isUnderWay, turnUnderWay } from "./turns.js";
 import { word } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -14,6 +16,10 @@ function makeMarkdown() {
     tokens[index].attrSet("rel", "noopener noreferrer");
     return renderer.renderToken(tokens, index, options);
   };
+  // Every block is written in its own direction, with all that is in it.
+  parser.core.ruler.push("direction", ({ tokens }) => {
+    for (const token of tokens) if (token.nesting === 1 && token.level === 0) token.attrSet("dir", "auto");
+  });
   return parser;
 }
 
@@ -30,69 +36,105 @@ function element(tag, { className = "", text = "", onclick = null } = {}) {
   return made;
 }
 
-export function drawChats(chats, { onSelect, onRemove }) {
+export function drawChats(chats, { state, onSelect, onRemove }) {
   $("chats").replaceChildren(...chats.list.map((chat) => {
     const row = element("div", { className: chat === chats.current ? "chat current" : "chat" });
     const title = element("button", { text: titleOf(chat) ?? word("newChat"), onclick: () => onSelect(chat.id) });
-    if (chat.streamId) title.classList.add("streaming");
+    title.dir = "auto";
+    if (turnUnderWay(chat) && state === "connected") title.classList.add("streaming");
     const remove = element("button", { className: "remove", text: "×", onclick: () => onRemove(chat.id) });
-    remove.title = word("remove");
+    remove.title = remove.ariaLabel = word("remove");
     row.append(title, remove);
     return row;
   }));
 }
 
+// The two articles of every turn, made once: a reader's selection and what is unfolded stay as they are while others change.
+let articles = new WeakMap();
 let drawn = null;
 
-export function drawMessages(chat, { onRegenerate }) {
+export function forgetDrawn() {
+  articles = new WeakMap();
+}
+
+export function drawMessages(chat, { state, onRegenerate }) {
   // A new question and another chat are shown from the end; a reader who has scrolled up stays there when an answer ends.
-  const followsEnd = chat !== drawn || chat.messages.at(-1)?.content === "" || isAtEnd();
+  const followsEnd = chat !== drawn || (chat.turns.at(-1) && !hasText(chat.turns.at(-1).answer)) || isAtEnd();
   drawn = chat;
-  $("messages").replaceChildren(...chat.messages.map((message, index) => {
-    const isLast = index === chat.messages.length - 1 && message.role === "assistant";
-    const article = drawMessage(message, isLast && !chat.streamId ? onRegenerate : null);
-    article.classList.toggle("live", isLast && Boolean(chat.streamId));
-    return article;
-  }));
+  const wanted = chat.turns.flatMap((turn) => articlesOf(turn, onRegenerate));
+  const present = [...$("messages").children];
+  if (wanted.length !== present.length || wanted.some((article, index) => article !== present[index])) {
+    $("messages").replaceChildren(...wanted);
+  }
+  for (const turn of chat.turns) fillAnswer(turn, state);
   if (followsEnd) scrollToEnd();
 }
 
-function drawMessage(message, onRegenerate) {
-  const article = element("article", { className: message.role });
-  const below = element("div", { className: "below" });
-  below.append(element("p", { className: "ending" }));
-  // Browsers offer the clipboard on https and localhost only.
-  if (navigator.clipboard) below.append(element("button", { text: word("copy"), onclick: () => navigator.clipboard.writeText(message.content) }));
-  if (onRegenerate) below.append(element("button", { className: "regenerate", text: word("regenerate"), onclick: onRegenerate }));
-  article.append(element("div", { className: "reasoning" }), element("div", { className: "content" }), below);
-  fillMessage(article, message);
+function articlesOf(turn, onRegenerate) {
+  if (!articles.has(turn)) articles.set(turn, [makeQuestion(turn), makeAnswer(turn, onRegenerate)]);
+  return articles.get(turn);
+}
+
+function makeQuestion({ question }) {
+  const article = element("article", { className: "user" });
+  const content = element("div", { className: "content", text: question });
+  content.dir = "auto";
+  article.append(content);
   return article;
 }
 
-function fillMessage(article, message) {
+function makeAnswer(turn, onRegenerate) {
+  const article = element("article", { className: "assistant" });
+  const buttons = element("div");
+  buttons.append(
+    element("button", { className: "copy", text: word("copy"), onclick: () => navigator.clipboard.writeText(turn.answer.content) }),
+    element("button", { className: "regenerate", text: word("regenerate"), onclick: onRegenerate }),
+  );
+  const below = element("div", { className: "below" });
+  below.append(element("p", { className: "ending" }), buttons);
+  article.append(element("div", { className: "reasoning" }), element("div", { className: "content" }), below);
+  return article;
+}
+
+function fillAnswer(turn, state) {
+  const { answer } = turn;
+  const [question, article] = articles.get(turn);
   const [reasoning, content, below] = article.children;
-  if (message.role === "user") content.textContent = message.content;
-  else content.innerHTML = toHtml(message.content);
-  if (message.reasoning) fillReasoning(reasoning, message.reasoning);
-  article.classList.toggle("failed", message.ending === "failed" || message.ending === "lost");
-  const ending = [message.ending && word(message.ending), message.error, message.figures].filter(Boolean).join(" · ");
-  below.firstChild.textContent = ending;
+  const isWaiting = isUnderWay(turn) && state !== "connected";
+  if (article.drawnText !== answer.content) content.innerHTML = toHtml(answer.content);
+  article.drawnText = answer.content;
+  fillReasoning(reasoning, answer.reasoning);
+  article.classList.toggle("open", isUnderWay(turn));
+  article.classList.toggle("live", isUnderWay(turn) && !isWaiting);
+  article.classList.toggle("failed", isWaiting || ["failed", "tooLarge", "lost"].includes(answer.ending));
+  question.classList.toggle("unanswered", !isUnderWay(turn) && !hasText(answer));
+  below.firstChild.textContent = isWaiting ? word(state) : endOf(answer);
+  below.querySelector(".copy").hidden = !answer.content || !navigator.clipboard; // offered on https and localhost only
+}
+
+function endOf({ ending, error, figures }) {
+  return [ending !== "complete" && ending && word(ending), error, figures].filter(Boolean).join(" · ");
 }
 
 function fillReasoning(box, text) {
+  if (!text) {
+    box.replaceChildren();
+    return;
+  }
   if (!box.firstChild) {
     const details = element("details");
     details.append(element("summary", { text: word("thinking") }), element("div"));
+    details.lastChild.dir = "auto";
     box.append(details);
   }
-  box.firstChild.lastChild.textContent = text;
+  if (box.firstChild.lastChild.textContent !== text) box.firstChild.lastChild.textContent = text;
 }
 
-// Redraw the answer that is streaming; called at most once a frame.
-export function drawLastMessage(chat) {
-  const article = $("messages").lastElementChild;
+// Redraw an answer that is streaming; called at most once a frame.
+export function drawAnswer(turn, state) {
+  if (!articles.has(turn)) return;
   const followsEnd = isAtEnd();
-  if (article) fillMessage(article, chat.messages.at(-1));
+  fillAnswer(turn, state);
   if (followsEnd) scrollToEnd();
 }
 
@@ -110,8 +152,10 @@ export function drawConnection(state) {
   $("connection").className = state;
 }
 
-export function drawComposer(chat, figures) {
-  $("send").hidden = Boolean(chat.streamId);
-  $("stop").hidden = !chat.streamId;
-  $("figures").textContent = figures || word("keys");
+export function drawComposer(chats) {
+  const turn = turnUnderWay(chats.current);
+  $("send").hidden = Boolean(turn);
+  $("stop").hidden = !turn;
+  $("figures").textContent = figuresOf(turn?.answer.timing) || word("keys");
+  $("notice").textContent = chats.isFull ? word("full") : "";
 }

@@ -1,6 +1,8 @@
 // The page's words in English and Chinese. Elements ask for theirs with data-text, data-title,
 // data-placeholder or data-greet (shown while they are empty).
 
+import { lasting } from "./storage.js";
+
 const WORDS = {
   en: {
     newChat: "New chat", send: "Send", stop: "Stop", regenerate: "Regenerate", copy: "Copy", remove: "Delete chat",
@@ -8,7 +10,9 @@ const WORDS = {
     seed: "Seed", apiKey: "API key", placeholder: "Ask anything", standard: "default", random: "random",
     greeting: "What would you like to know?", keys: "Enter sends · Shift+Enter breaks the line · Esc stops",
     connected: "connected", connecting: "connecting…", refused: "API key needed", thinking: "Thinking",
-    stopped: "stopped", cutOff: "cut off at max tokens", failed: "failed", lost: "the rest of this answer was lost",
+    away: "waiting for the server…", stopped: "stopped", cutOff: "cut off at max tokens", failed: "failed",
+    tooLarge: "failed · too long for this server", lost: "the server no longer has the rest of this answer",
+    full: "This browser keeps no more: what is written now is gone once the tab is closed. Delete old chats to make room.",
     switchLanguage: "中文", switchTheme: "Light or dark",
   },
   zh: {
@@ -17,12 +21,14 @@ const WORDS = {
     seed: "随机种子", apiKey: "API 密钥", placeholder: "输入问题", standard: "默认", random: "随机",
     greeting: "想了解些什么？", keys: "Enter 发送 · Shift+Enter 换行 · Esc 停止",
     connected: "已连接", connecting: "正在连接…", refused: "需要 API 密钥", thinking: "思考过程",
-    stopped: "已停止", cutOff: "达到最大 token 数", failed: "出错", lost: "这条回答的后续内容已丢失",
+    away: "正在等待服务器…", stopped: "已停止", cutOff: "达到最大 token 数", failed: "出错",
+    tooLarge: "出错 · 内容超出此服务器的长度限制", lost: "服务器已不再保留这条回答的后续内容",
+    full: "浏览器存储空间不足：关闭标签页后，新写的内容将会丢失。请删除旧对话以腾出空间。",
     switchLanguage: "English", switchTheme: "明暗主题",
   },
 };
 
-let language = localStorage.getItem("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
+let language = lasting.get("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
 export const word = (key) => WORDS[language][key];
 
@@ -37,6 +43,6 @@ export function translatePage() {
 
 export function switchLanguage() {
   language = language === "zh" ? "en" : "zh";
-  localStorage.setItem("language", language);
+  lasting.set("language", language);
   translatePage();
 }
