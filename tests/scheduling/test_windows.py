@@ -63,6 +63,21 @@ def test_a_prompt_that_would_not_fit_if_all_were_kept_runs_to_its_end() -> None:
     assert play.scheduler.stats().num_preemptions == 0
 
 
+@pytest.mark.parametrize("outstanding", [1, 2, 3])
+@pytest.mark.parametrize("step_tokens", [3, 5, 16])
+@pytest.mark.parametrize("window", range(1, 14))
+def test_a_sequence_never_needs_more_blocks_than_it_is_said_to(window: int, step_tokens: int, outstanding: int) -> None:
+    groups = KvGroups(4, (window,))
+    one = spec("a", 50, max_tokens=50)
+    play = Play(
+        num_blocks=groups.blocks_for(99, step_tokens), windows=(window,), max_num_batched_tokens=step_tokens, max_num_seqs=1
+    )
+    play.add(one)
+    play.finish(outstanding)
+    assert play.tokens("a") == expected(one)[0]
+    assert play.scheduler.stats().num_preemptions == 0
+
+
 def test_what_one_group_alone_can_not_hold_is_refused_with_the_length_that_it_can() -> None:
     play = Play(num_blocks=64, windows=(None, 8), max_num_batched_tokens=16, max_model_len=1024)
     groups = play.scheduler.limits.groups
@@ -158,19 +173,20 @@ def test_no_group_takes_a_block_of_another_for_its_own() -> None:
 
 
 def two_prompts_under_way(num_blocks: int) -> Play:
+    """A step each, the first one paused."""
     play = Play(num_blocks=num_blocks, windows=(16,), max_num_batched_tokens=32, max_num_seqs=2, max_model_len=512)
     play.add(spec("first", 200, max_tokens=2))
     play.step()
     play.scheduler.pause("first")
     play.add(spec("later", 200, max_tokens=2))
     play.step()
-    play.scheduler.resume("first")
     assert held(play, "first") == held(play, "later") == [(4, 8)]
     return play
 
 
 def test_an_earlier_prompt_takes_the_blocks_of_a_later_one_under_way() -> None:
     play = two_prompts_under_way(num_blocks=14)
+    play.scheduler.resume("first")
     plan = play.submit()
     assert plan is not None
     assert [(work.row, work.count) for work in plan.work] == [(play.row_of("first"), 32)]
@@ -178,6 +194,14 @@ def test_an_earlier_prompt_takes_the_blocks_of_a_later_one_under_way() -> None:
     play.finish()
     for name in ("first", "later"):
         assert play.tokens(name) == expected(spec(name, 200, max_tokens=2))[0]
+
+
+def test_a_prompt_takes_the_blocks_of_a_paused_one() -> None:
+    play = two_prompts_under_way(num_blocks=14)
+    plan = play.submit()
+    assert plan is not None
+    assert [(work.row, work.count) for work in plan.work] == [(play.row_of("later"), 32)]
+    assert not tables_of(play, "first")
 
 
 def test_a_chunk_is_as_long_as_the_blocks_that_can_be_had() -> None:
