@@ -1,7 +1,7 @@
-"""/openapi.json: what is served, written from the same structs that requests are checked with.
+"""The OpenAPI document: paths and examples, listed here, and schemas, derived from structs.
 
-Pure functions. The schemas of bodies come from `schemas`, those of answers from `openapi_schemas`; paths and examples are
-listed here.
+Pure functions. The structs of request bodies are those that requests are decoded into; the structs of response bodies
+describe what the endpoints encode, and tests hold each endpoint to them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,50 @@ from typing import Any
 import msgspec
 
 import streamserve
+from streamserve.server.apis.openai.response_schemas import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    Text,
+    Tokens,
+)
 from streamserve.server.apis.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from streamserve.server.apis.responses.response_schemas import (
+    InputItems,
+    Response,
+    ResponseCancelled,
+    ResponseDeleted,
+    ResponseEvent,
+)
 from streamserve.server.apis.responses.schema import ResponseRequest
-from streamserve.server.openapi.schemas import SCHEMAS, Schema, ref
+from streamserve.server.openapi.response_schemas import Error, Load, Model, ModelList, Ready, RequestCancelled, Version
 
+Schema = dict[str, Any]
 Operation = dict[str, Any]
+Body = type[msgspec.Struct]
+
+REQUESTS: list[Body] = [ChatRequest, CompletionRequest, DetokenizeRequest, ResponseRequest, TokenizeRequest]
+RESPONSES: list[Body] = [
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    Error,
+    InputItems,
+    Load,
+    Model,
+    ModelList,
+    Ready,
+    RequestCancelled,
+    Response,
+    ResponseCancelled,
+    ResponseDeleted,
+    ResponseEvent,
+    Text,
+    Tokens,
+    Version,
+]
 
 DESCRIPTION = """\
 An OpenAI-compatible server that streams open-weight language models.
@@ -59,12 +98,12 @@ _WEATHER = {
     },
 }
 _COMPLETIONS = {
-    "plain": {"model": "demo", "prompt": "The capital of France is", "max_tokens": 16},
+    "whole": {"model": "demo", "prompt": "The capital of France is", "max_tokens": 16},
     "streamed": {"model": "demo", "prompt": "Once upon a time", "max_tokens": 16, "stream": True},
     "several": {"model": "demo", "prompt": ["One", "Two"], "n": 2, "seed": 1, "logprobs": 2, "max_tokens": 4},
 }
 _CHATS = {
-    "plain": {"model": "demo", "messages": _QUESTION, "max_tokens": 16},
+    "whole": {"model": "demo", "messages": _QUESTION, "max_tokens": 16},
     "streamed": {"model": "demo", "messages": _QUESTION, "stream": True, "stream_options": {"include_usage": True}},
     "tools": {"model": "demo", "messages": _QUESTION, "tools": [_WEATHER], "tool_choice": "none", "max_tokens": 16},
     "structured": {
@@ -74,22 +113,21 @@ _CHATS = {
     },
 }
 _RESPONSES = {
-    "plain": {"model": "demo", "input": "Hello!", "max_output_tokens": 16},
+    "whole": {"model": "demo", "input": "Hello!", "max_output_tokens": 16},
     "streamed": {"model": "demo", "input": _QUESTION, "instructions": "Answer in one word.", "stream": True},
 }
 
 
 def document(root_path: str = "") -> dict[str, Any]:
     """The OpenAPI 3.1 description of this server."""
-    bodies = [CompletionRequest, ChatRequest, ResponseRequest, TokenizeRequest, DetokenizeRequest]
-    _, schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    _, schemas = msgspec.json.schema_components([*REQUESTS, *RESPONSES], ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
         "info": {"title": "streamserve", "version": streamserve.__version__, "description": DESCRIPTION},
         "servers": [{"url": root_path or "/"}],
         "paths": {**_generation(), **_responses(), **_tokenizer(), **_state(), **_page()},
         "components": {
-            "schemas": {**schemas, **SCHEMAS},
+            "schemas": schemas,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -97,14 +135,14 @@ def document(root_path: str = "") -> dict[str, Any]:
 
 def _generation() -> dict[str, dict[str, Operation]]:
     return {
-        "/v1/models": {"get": _secured(_operation("listModels", "The served models.", _json("ModelList")))},
+        "/v1/models": {"get": _secured(_operation("listModels", "The served models.", _json(ModelList)))},
         "/v1/models/{name}": {
-            "get": _secured(_operation("showModel", "One served model.", _json("Model"), _path("name", "demo")))
+            "get": _secured(_operation("showModel", "One served model.", _json(Model), _path("name", "demo")))
         },
         "/v1/completions": {
             "post": _with_body(
-                _operation("createCompletion", "Continue one or several prompts.", _streamed("Completion", "CompletionChunk")),
-                "CompletionRequest",
+                _operation("createCompletion", "Continue one or several prompts.", _streamed(Completion, CompletionChunk)),
+                CompletionRequest,
                 _COMPLETIONS,
             )
         },
@@ -113,9 +151,9 @@ def _generation() -> dict[str, dict[str, Operation]]:
                 _operation(
                     "createChatCompletion",
                     "The next message of a conversation.",
-                    _streamed("ChatCompletion", "ChatCompletionChunk"),
+                    _streamed(ChatCompletion, ChatCompletionChunk),
                 ),
-                "ChatRequest",
+                ChatRequest,
                 _CHATS,
             )
         },
@@ -124,7 +162,7 @@ def _generation() -> dict[str, dict[str, Operation]]:
                 _operation(
                     "cancelRequest",
                     'End a running request; its stream ends with finish_reason "abort" and keeps its text.',
-                    _json("RequestCancelled"),
+                    _json(RequestCancelled),
                     _path("request_id", "cmpl-1"),
                 )
             )
@@ -134,10 +172,10 @@ def _generation() -> dict[str, dict[str, Operation]]:
 
 def _responses() -> dict[str, dict[str, Operation]]:
     one = _path("response_id", "resp_1")
-    events = _streamed("Response", "ResponseEvent")
+    events = _streamed(Response, ResponseEvent)
     return {
         "/v1/responses": {
-            "post": _with_body(_operation("createResponse", "Answer an input.", events), "ResponseRequest", _RESPONSES)
+            "post": _with_body(_operation("createResponse", "Answer an input.", events), ResponseRequest, _RESPONSES)
         },
         "/v1/responses/{response_id}": {
             "get": _secured(
@@ -150,17 +188,19 @@ def _responses() -> dict[str, dict[str, Operation]]:
                     _query("starting_after", {"type": "integer"}),
                 )
             ),
-            "delete": _secured(_operation("deleteResponse", "Forget a response.", _json("ResponseDeleted"), one)),
+            "delete": _secured(_operation("deleteResponse", "Forget a response.", _json(ResponseDeleted), one)),
         },
         "/v1/responses/{response_id}/cancel": {
-            "post": _secured(_operation("cancelResponse", "End a response, keeping its text.", _json("Response"), one))
+            "post": _secured(
+                _operation("cancelResponse", "End a response; it keeps its text.", _json(Response, ResponseCancelled), one)
+            )
         },
         "/v1/responses/{response_id}/input_items": {
             "get": _secured(
                 _operation(
                     "listInputItems",
-                    "What a response was asked.",
-                    _json("InputItems"),
+                    "The input of a response.",
+                    _json(InputItems),
                     one,
                     _query("order", {"type": "string", "enum": ["asc", "desc"]}),
                     _query("after", {"type": "string"}),
@@ -172,14 +212,12 @@ def _responses() -> dict[str, dict[str, Operation]]:
 
 
 def _tokenizer() -> dict[str, dict[str, Operation]]:
-    tokenize = _operation("tokenize", "The token ids of a prompt or of a conversation.", _json("Tokens"))
-    detokenize = _operation("detokenize", "The text of token ids.", _json("Text"))
+    tokenize = _operation("tokenize", "The token ids of a prompt or of a conversation.", _json(Tokens))
+    detokenize = _operation("detokenize", "The text of token ids.", _json(Text))
     prompts = {"prompt": {"model": "demo", "prompt": "Hello!"}, "chat": {"model": "demo", "messages": _QUESTION}}
     return {
-        "/tokenize": {"post": _with_body(tokenize, "TokenizeRequest", prompts, is_secured=False)},
-        "/detokenize": {
-            "post": _with_body(detokenize, "DetokenizeRequest", {"plain": {"tokens": [104, 105]}}, is_secured=False)
-        },
+        "/tokenize": {"post": _with_body(tokenize, TokenizeRequest, prompts, is_secured=False)},
+        "/detokenize": {"post": _with_body(detokenize, DetokenizeRequest, {"whole": {"tokens": [104, 105]}}, is_secured=False)},
     }
 
 
@@ -191,11 +229,11 @@ def _state() -> dict[str, dict[str, Operation]]:
             "head": _operation("healthHead", "As GET.", {}),
         },
         "/ready": {
-            "get": _operation("ready", "200 while requests are taken.", _json("Ready")),
+            "get": _operation("ready", "200 while requests are taken.", _json(Ready)),
             "head": _operation("readyHead", "As GET.", {}),
         },
-        "/version": {"get": _operation("version", "The server's version.", _json("Version"))},
-        "/load": {"get": _operation("load", "How busy the server is.", _json("Load"))},
+        "/version": {"get": _operation("version", "The server's version.", _json(Version))},
+        "/load": {"get": _operation("load", "How busy the server is.", _json(Load))},
         "/metrics": {"get": _operation("metrics", "Prometheus' text format.", text)},
         "/openapi.json": {"get": _operation("openapi", "This document.", {"application/json": {"schema": {"type": "object"}}})},
     }
@@ -227,8 +265,8 @@ def _secured(operation: Operation) -> Operation:
     return {**operation, "security": [{"bearer": []}, {}], "responses": {**operation["responses"], "401": _error("401")}}
 
 
-def _with_body(operation: Operation, body: str, examples: dict[str, Any], *, is_secured: bool = True) -> Operation:
-    content = {"schema": ref(body), "examples": {name: {"value": value} for name, value in examples.items()}}
+def _with_body(operation: Operation, body: Body, examples: dict[str, Any], *, is_secured: bool = True) -> Operation:
+    content = {"schema": _ref(body), "examples": {name: {"value": value} for name, value in examples.items()}}
     responses = {**operation["responses"], **{status: _error(status) for status in _BODY_ERRORS}}
     operation = {
         **operation,
@@ -239,7 +277,7 @@ def _with_body(operation: Operation, body: str, examples: dict[str, Any], *, is_
 
 
 def _error(status: str) -> Schema:
-    return {"description": _STATUS_TEXT[status], "content": _json("Error")}
+    return {"description": _STATUS_TEXT[status], "content": _json(Error)}
 
 
 def _path(name: str, example: str) -> Schema:
@@ -250,18 +288,24 @@ def _query(name: str, schema: Schema) -> Schema:
     return {"name": name, "in": "query", "schema": schema}
 
 
-def _json(name: str) -> Schema:
-    return {"application/json": {"schema": ref(name)}}
+def _ref(body: Body) -> Schema:
+    return {"$ref": f"#/components/schemas/{body.__name__}"}
 
 
-def _streamed(whole: str, event: str) -> Schema:
+def _json(*bodies: Body) -> Schema:
+    """One of these objects."""
+    refs = [_ref(body) for body in bodies]
+    return {"application/json": {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}}}
+
+
+def _streamed(whole: Body, event: Body) -> Schema:
     """One object, or server-sent events whose data are objects of their own kind."""
     # OpenAPI 3.1 has no word for the items of a stream; by custom the schema describes each event.
     described = {
         "type": "object",
-        "description": f"Server-sent events, each with a {event} as its data.",
+        "description": f"Server-sent events, each with a {event.__name__} as its data.",
         "required": ["data"],
         "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
-        "x-event": ref(event),
+        "x-event": _ref(event),
     }
     return {**_json(whole), "text/event-stream": {"schema": described}}

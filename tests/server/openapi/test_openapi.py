@@ -10,11 +10,24 @@ from jsonschema import Draft202012Validator
 from litestar.routes import HTTPRoute
 
 from streamserve.server.openapi.document import document
+from tests.server.test_tools import CLOCK, TEMPLATE, TWO_CALLS, WEATHER
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
 pytestmark = pytest.mark.anyio
+
+MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
+USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+DETAILED: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/completions", {"prompt": "hi", "logprobs": 2, "return_token_ids": True}),
+    ("/v1/completions", {"prompt": "hi", "logprobs": 2, "echo": True, "n": 2}),
+    ("/v1/completions", {"prompt": "hi", "prompt_logprobs": 1}),
+    ("/v1/chat/completions", {**MESSAGES, "logprobs": True, "top_logprobs": 2, "return_token_ids": True}),
+    ("/v1/chat/completions", {**MESSAGES, "tools": [WEATHER, CLOCK]}),
+    ("/v1/responses", {"input": "hi", "top_logprobs": 2, "include": ["message.output_text.logprobs"], "metadata": {"a": "b"}}),
+    ("/v1/responses", {"input": "hi", "tools": [{"type": "function", **WEATHER["function"]}]}),
+]
 
 DOCUMENT = document()
 EXAMPLES = [
@@ -24,11 +37,27 @@ EXAMPLES = [
     for content in operation.get("requestBody", {}).get("content", {}).values()
     for example in content["examples"].values()
 ]
-PLAIN = [path for path, operations in DOCUMENT["paths"].items() if "get" in operations and "{" not in path]
+WITHOUT_ARGUMENTS = [path for path, operations in DOCUMENT["paths"].items() if "get" in operations and "{" not in path]
 
 
-def validate(value: Any, schema: dict[str, Any]) -> None:
-    Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(value)
+def closed(schema: Any) -> Any:
+    """The schema, and all in it, with no fields but those that it lists."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {name: closed(part) for name, part in schema.items()}
+    is_record = schema.get("type") == "object" and isinstance(schema.get("properties"), dict)
+    return {"additionalProperties": False, **parts} if is_record else parts
+
+
+SCHEMAS = DOCUMENT["components"]["schemas"]
+# An event's fields depend on its type; all other answers hold what their schema lists and nothing else.
+CLOSED_SCHEMAS = {**closed(SCHEMAS), "ResponseEvent": SCHEMAS["ResponseEvent"]}
+
+
+def validate(value: Any, schema: dict[str, Any], schemas: dict[str, Any] = SCHEMAS) -> None:
+    Draft202012Validator({**schema, "components": {"schemas": schemas}}).validate(value)
 
 
 def responses(path: str, method: str) -> dict[str, Any]:
@@ -44,14 +73,14 @@ async def ask(server: LiveServer, path: str, method: str = "get", body: Any = No
         content = answer["content"].get(media_type) or answer["content"]["*/*"]
         text = (await response.body()).decode()
     if media_type == "application/json":
-        validate(json.loads(text), content["schema"])
+        validate(json.loads(text), content["schema"], CLOSED_SCHEMAS)
         return json.loads(text)
     if media_type != "text/event-stream":
         return text
     lines = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
     events = [json.loads(line) for line in lines if line != "[DONE]"]
     for event in events:
-        validate(event, content["schema"]["x-event"])
+        validate(event, content["schema"]["x-event"], CLOSED_SCHEMAS)
     return events
 
 
@@ -70,9 +99,9 @@ async def test_every_route_is_in_it_with_its_methods_and_no_other() -> None:
 def test_the_document_is_well_formed() -> None:
     operations = [operation for each in DOCUMENT["paths"].values() for operation in each.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
-    for name, schema in DOCUMENT["components"]["schemas"].items():
+    for name, schema in SCHEMAS.items():
         Draft202012Validator.check_schema(schema)
-        assert name
+        assert name.isalnum(), "two structs share a name"
     for path, operation in ((path, operation) for path, each in DOCUMENT["paths"].items() for operation in each.values()):
         assert {part["name"] for part in operation.get("parameters", []) if part["in"] == "path"} == {
             part.strip("{}") for part in path.split("/") if part.startswith("{")
@@ -97,7 +126,22 @@ async def test_each_example_validates_and_is_answered(path: str, example: dict[s
     assert isinstance(answer, list) == bool(example.get("stream"))
 
 
-@pytest.mark.parametrize("path", PLAIN)
+@pytest.mark.parametrize(
+    ("path", "fields", "stream"),
+    [(*each, stream) for each in DETAILED for stream in (False, True) if not (stream and "prompt_logprobs" in each[1])],
+)
+async def test_answers_with_everything_that_can_be_requested_are_described(
+    path: str, fields: dict[str, Any], stream: bool
+) -> None:
+    engine = ScriptedEngine(reply=text_reply("<think>Hm.</think>" + TWO_CALLS))
+    async with live_server(engine, chat_template=TEMPLATE, model_names=["demo"]) as server:
+        usage = USAGE if stream and path != "/v1/responses" else {}
+        answer = await ask(server, path, "post", {**fields, **usage, "stream": stream})
+    assert isinstance(answer, list) == stream, answer
+    assert stream or answer.get("error") is None, answer
+
+
+@pytest.mark.parametrize("path", WITHOUT_ARGUMENTS)
 async def test_what_takes_no_argument_answers_as_it_says(path: str) -> None:
     async with live_server(ScriptedEngine(), model_names=["demo"]) as server:
         answer = await ask(server, path)
