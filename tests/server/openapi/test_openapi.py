@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from litestar.routes import HTTPRoute
 
 from streamserve.server.openapi.document import document
-from tests.server.test_tools import CLOCK, TEMPLATE, TWO_CALLS, WEATHER
+from tests.server.apis.openai.test_tools import CLOCK, TEMPLATE, TWO_CALLS, WEATHER
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
