@@ -1,6 +1,6 @@
 """Names of other packages that our code uses although they are not documented: all are listed, and all are there.
 
-An upgrade may take any of them away without notice; pyproject.toml caps these packages at the releases that were tested.
+An upgrade may remove any of them without notice: pyproject.toml caps torch, triton and uvicorn at the newest that were tested.
 """
 
 from __future__ import annotations
