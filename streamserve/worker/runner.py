@@ -20,7 +20,7 @@ from streamserve.worker.kv_cache import allocate, count_blocks
 from streamserve.worker.kv_layout import KvLayout, lay_out
 from streamserve.worker.rows.rows import RankLimits, Rows
 from streamserve.worker.startup.activation_memory import measure_activations
-from streamserve.worker.startup.compiled_layers import is_compiled, with_compiled_layers
+from streamserve.worker.startup.compiled_layers import is_compiled, run_compiled
 from streamserve.worker.startup.kernel_warmup import kernel_steps, run_at_once
 from streamserve.worker.startup.phases import Phases, explain_out_of_memory
 from streamserve.worker.startup.progress import weights_bar
@@ -72,7 +72,7 @@ class Runner:
                     on_progress=on_progress,
                 )
                 if device.compiles_layers and not config.enforce_eager:
-                    model = with_compiled_layers(model, config.block_size)
+                    model = run_compiled(model, config, self._checkpoint)
             limits = RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size, layout.group_of)
             rows = Rows(device, limits)
             if device.captures:

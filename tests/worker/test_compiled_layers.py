@@ -83,3 +83,7 @@ def test_what_the_command_compiled_is_used_unless_eager_is_asked_for(
         settings = EngineConfig(**config, **changes)
         assert Runner(settings, resolve(tiny.path)).load().compiled is compiled
         assert has_compiled_layers(settings, resolve(tiny.path), compiled_layers()) is compiled
+    same = EngineConfig(**config, block_size=32, quantization="none")
+    assert not has_compiled_layers(same, resolve(tiny.path), compiled_layers()), "nobody compiled for these words yet"
+    Runner(same, resolve(tiny.path)).load()
+    assert has_compiled_layers(same, resolve(tiny.path), compiled_layers()), "an engine that runs them leaves a mark"

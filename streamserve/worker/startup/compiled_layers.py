@@ -41,6 +41,14 @@ def with_compiled_layers(model: CausalModel, block_size: int) -> CausalModel:
     return CompiledModel(model, by_layer) if len(by_layer) == len(shapes) else model
 
 
+def run_compiled(model: CausalModel, config: EngineConfig, checkpoint: Checkpoint) -> CausalModel:
+    """As `with_compiled_layers`, for an engine: its next start finds a mark, whoever had these layers compiled."""
+    model = with_compiled_layers(model, config.block_size)
+    if isinstance(model, CompiledModel):
+        mark_compiled(config, checkpoint, compiled_layers())
+    return model
+
+
 def is_compiled(model: CausalModel) -> bool | None:
     """Whether a model's layers are compiled; None when they can't be."""
     return isinstance(model, CompiledModel) if can_compile(model) else None
