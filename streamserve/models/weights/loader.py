@@ -62,8 +62,7 @@ def load_model(
             randomize(model)
         else:
             _fill(model, source, _Loaded(source.num_bytes, on_progress))
-        for linear in model.linears():
-            linear.finish()
+        model.finish()
     return model.eval()
 
 

@@ -55,12 +55,14 @@ class Int4Form(Form):
         self.expanded.finish()
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return int4_linear(x, self.packed, bias) if is_few(len(x)) else self.expanded.multiply(x, bias)
+        if x.shape[0] > INT4_FEW_ROWS:
+            return self.expanded.multiply(x, bias)
+        return int4_linear(x, self.packed, bias)
 
     def onto(self, residual: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        if is_few(len(x)):
-            return int4_linear(x, self.packed, bias).add_(residual)
-        return self.expanded.onto(residual, x, bias)
+        if x.shape[0] > INT4_FEW_ROWS:
+            return self.expanded.onto(residual, x, bias)
+        return int4_linear(x, self.packed, bias).add_(residual)
 
     def _receiver(self, index: int, part: WeightPart) -> Callable[[StoredTensor], None]:
         def receive(stored: StoredTensor) -> None:
