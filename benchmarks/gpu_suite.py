@@ -25,9 +25,9 @@ def main() -> int:
     import torch
 
     from benchmarks.gpu import checks, engine, timings
-    from benchmarks.gpu.report import Report
+    from benchmarks.gpu.report import SuiteReport
 
-    report = Report(arguments.json)
+    report = SuiteReport(arguments.json)
     properties = torch.cuda.get_device_properties(0)
     report.add("machine", gpu=properties.name, torch=torch.__version__, imports_s=time.perf_counter() - started_s)
     for stage in arguments.stage or STAGES:

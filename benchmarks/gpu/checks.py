@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import streamserve_kernels as kernels
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.report import SuiteReport
 from streamserve_kernels.reference import attention, kv_write, norm_rope, projections, sampling
 from streamserve_kernels.row_tables import make_row_tables
 from tests.support.kernel_cases import LIMITS, paged_batch, random, relative_error
 
-Case = Callable[[Report], None]
+Case = Callable[[SuiteReport], None]
 EPS = 1e-6
 LINEAR_SHAPES = [(1024, 4096), (2048, 1024), (3072, 1024), (4096, 512), (12288, 512)]
 ATTENTION_SHAPES = [(64, 9, 3, 16), (80, 8, 8, 32), (96, 4, 1, 64), (128, 16, 8, 16), (128, 32, 8, 64), (256, 8, 4, 16)]
@@ -27,11 +27,11 @@ BATCHES = {
 }
 
 
-def check_kernels(report: Report, *, thorough: bool) -> None:
+def check_kernels(report: SuiteReport, *, thorough: bool) -> None:
     """thorough  fp16 and fp32 too, which compile their own kernels."""
     cases = _cases([torch.bfloat16, torch.float16, torch.float32] if thorough else [torch.bfloat16])
     # Compiling takes nearly all the time, and goes on several threads: once unheard, for nothing else.
-    unheard = Report(None, silent=True)
+    unheard = SuiteReport(None, silent=True)
     kernels.preload()
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda case: case(unheard), cases))
@@ -59,7 +59,7 @@ def _cases(dtypes: list[torch.dtype]) -> list[Case]:
     return cases
 
 
-def _check_linears(report: Report, *, rows: int, inner: int, outer: int, dtype: torch.dtype) -> None:
+def _check_linears(report: SuiteReport, *, rows: int, inner: int, outer: int, dtype: torch.dtype) -> None:
     x, weight, norm = random(rows, inner, dtype=dtype), random(outer, inner, dtype=dtype) / inner**0.5, random(inner)
     bias, residual = random(outer, dtype=dtype), random(rows, outer, dtype=dtype)
     wide, wide_weight = x.float(), weight.float()
@@ -77,7 +77,7 @@ def _check_linears(report: Report, *, rows: int, inner: int, outer: int, dtype: 
         _check(report, actual, expected, dtype, kernel=name, rows=rows, inner=inner, outer=outer)
 
 
-def _check_norms(report: Report, *, width: int, dtype: torch.dtype) -> None:
+def _check_norms(report: SuiteReport, *, width: int, dtype: torch.dtype) -> None:
     x, weight, bias = random(37, width, dtype=dtype), random(width), random(width)
     wide = x.float()
     pairs = {
@@ -91,7 +91,7 @@ def _check_norms(report: Report, *, width: int, dtype: torch.dtype) -> None:
 
 
 def _check_attention(
-    report: Report, *, shape: tuple[int, int, int, int], dtype: torch.dtype, batch_name: str = "few rows", **variant: Any
+    report: SuiteReport, *, shape: tuple[int, int, int, int], dtype: torch.dtype, batch_name: str = "few rows", **variant: Any
 ) -> None:
     head_dim, q_heads, kv_heads, block_size = shape
     batch = paged_batch(*BATCHES[batch_name], kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
@@ -116,7 +116,7 @@ def _check_attention(
     _check(report, again, expected, dtype, kernel="paged_attention", **row)
 
 
-def _check_sampling(report: Report) -> None:
+def _check_sampling(report: SuiteReport) -> None:
     lines, vocab = 64, 151936
     device = torch.device("cuda")
     tables = make_row_tables(lines, 100, 8, device)
@@ -133,5 +133,5 @@ def _check_sampling(report: Report) -> None:
         report.check("check", 1.0 - float(same.float().mean()), 0.02, kernel=f"sample {name}", lines=lines, vocab=vocab)
 
 
-def _check(report: Report, actual: Tensor, expected: Tensor, dtype: torch.dtype, **row: Any) -> None:
+def _check(report: SuiteReport, actual: Tensor, expected: Tensor, dtype: torch.dtype, **row: Any) -> None:
     report.check("check", relative_error(actual, expected), LIMITS[dtype], **row, dtype=str(dtype)[6:])

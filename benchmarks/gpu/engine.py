@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.report import SuiteReport
 from streamserve.bench.engine_run import run_requests, running_engine
 from streamserve.bench.offline import Figures, latency_figures, prefill_figures, throughput_figures
 from streamserve.bench.workloads import BenchRequest, Span, Workload
@@ -62,7 +62,9 @@ def settings(model: str, **changes: Any) -> EngineConfig:
     return EngineConfig(**defaults | changes)
 
 
-async def measure_engine(report: Report, model: str, *, repeats: int, outputs: int, only: str | None, **changes: Any) -> None:
+async def measure_engine(
+    report: SuiteReport, model: str, *, repeats: int, outputs: int, only: str | None, **changes: Any
+) -> None:
     """Start the engine, warm every row up once, then report the median of `repeats` and their spread."""
     async with running_engine(settings(model, **changes)) as engine:
         report.add("start", model=model, **engine.info.startup_s, num_blocks=engine.info.num_blocks)
@@ -71,7 +73,7 @@ async def measure_engine(report: Report, model: str, *, repeats: int, outputs: i
                 await _measure(report, engine, model, item, repeats)
 
 
-async def _measure(report: Report, engine: Engine, model: str, item: Measurement, repeats: int) -> None:
+async def _measure(report: SuiteReport, engine: Engine, model: str, item: Measurement, repeats: int) -> None:
     values = []
     for variation in range(repeats + 1):
         requests = item.workload.requests(vocab_size=engine.info.vocab_size, seed=0, variation=variation)
@@ -83,7 +85,7 @@ async def _measure(report: Report, engine: Engine, model: str, item: Measurement
     )
 
 
-async def check_greedy(report: Report, model: str) -> None:
+async def check_greedy(report: SuiteReport, model: str) -> None:
     """In fp32, the tokens of a prompt alone, among 64, in chunks, with and without overlap and graphs, are the same."""
     rng = random.Random(0)
     requests = [BenchRequest([rng.randrange(1000, 100000) for _ in range(rng.randint(20, 300))], 24) for _ in range(64)]

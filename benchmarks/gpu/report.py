@@ -1,4 +1,4 @@
-"""Lines as they come and everything in one JSON file at the end, so that a run cut short has told what it knew."""
+"""Prints rows as they are measured, and keeps them in one JSON file, so that an interrupted run loses none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Report:
+class SuiteReport:
     """Collects rows by section and prints each at once, with the seconds since the start."""
 
     def __init__(self, path: Path | None, *, silent: bool = False) -> None:

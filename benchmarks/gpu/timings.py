@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import streamserve_kernels as kernels
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.report import SuiteReport
 from streamserve_kernels import Shared
 from streamserve_kernels.row_tables import make_row_tables
 from streamserve_kernels.sampling_tensors import SamplingTensors
@@ -51,7 +51,7 @@ def microseconds(work: Callable[[int], object], calls: int, repeats: int = 20) -
     return times[len(times) // 2] * 1000 / calls
 
 
-class Step:
+class DecodeStep:
     """The layers of a model at one batch size, every sequence with the same context."""
 
     def __init__(self, name: str, rows: int, context: int) -> None:
@@ -112,10 +112,10 @@ class Step:
         return kernels.norm_linear(x, self.norm, EPS, self.head)
 
 
-def time_steps(report: Report, name: str, batches: list[tuple[int, int]]) -> None:
+def time_steps(report: SuiteReport, name: str, batches: list[tuple[int, int]]) -> None:
     """Decode steps, their linears alone, and each kernel of them, at (rows, context)."""
     for rows, context in batches:
-        step = Step(name, rows, context)
+        step = DecodeStep(name, rows, context)
         whole, linears = microseconds(step.run, 1), microseconds(lambda _, s=step: s.run(attention=False), 1)
         report.add("step", model=name, rows=rows, context=context, us=whole, linears_us=linears)
         _time_kernels(report, name, step)
@@ -123,7 +123,7 @@ def time_steps(report: Report, name: str, batches: list[tuple[int, int]]) -> Non
         torch.cuda.empty_cache()
 
 
-def _time_kernels(report: Report, name: str, step: Step) -> None:
+def _time_kernels(report: SuiteReport, name: str, step: DecodeStep) -> None:
     qkv_width = step.weights[0][0].shape[0]
     qkv, inner = random(step.rows, qkv_width, dtype=BF16), random(step.rows, step.weights[0][3].shape[1], dtype=BF16)
     x = step.x.clone()
@@ -151,7 +151,7 @@ def _time_kernels(report: Report, name: str, step: Step) -> None:
     _time_sampling(report, name, step.rows)
 
 
-def _time_sampling(report: Report, name: str, rows: int) -> None:
+def _time_sampling(report: SuiteReport, name: str, rows: int) -> None:
     tables = make_row_tables(rows, 100, 8, torch.device("cuda"))
     lines = torch.arange(rows, dtype=torch.int32, device="cuda")
     logits = random(rows, VOCAB, dtype=BF16)

@@ -32,7 +32,7 @@ class Finished:
     status: str
 
 
-Event = Chunk | Finished | ClientError
+StreamEvent = Chunk | Finished | ClientError
 
 
 class _ServerMessage(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ class Multiplex:
         replies, self._replies = self._replies, []
         return replies
 
-    def receive(self, text: str | bytes) -> tuple[str, Event] | None:
+    def receive(self, text: str | bytes) -> tuple[str, StreamEvent] | None:
         """The stream that a message belongs to, and its event; None for a message without news.
 
         Raises `ProtocolError` for anything but a message of this protocol.
@@ -118,7 +118,7 @@ class Multiplex:
         event = self._event(message.stream_id, stream, message)
         return None if event is None else (message.stream_id, event)
 
-    def _event(self, stream_id: str, stream: _Stream, message: _ServerMessage) -> Event | None:
+    def _event(self, stream_id: str, stream: _Stream, message: _ServerMessage) -> StreamEvent | None:
         if message.type == "error":
             if stream.last_number < 0 and not stream.is_cancelled and self._resends_create(stream, message):
                 return None
@@ -171,7 +171,7 @@ def _resume(stream_id: str, stream: _Stream) -> dict[str, Any]:
     }
 
 
-def _chunk(stream: _Stream, message: _ServerMessage) -> Event:
+def _chunk(stream: _Stream, message: _ServerMessage) -> StreamEvent:
     try:
         chunk = msgspec.json.decode(message.data, type=_CHUNKS[stream.kind])
     except msgspec.MsgspecError as error:

@@ -24,7 +24,7 @@ from streamserve_client.errors import (
     TimedOut,
     from_response,
 )
-from streamserve_client.multiplex import Event, Finished, Kind, Multiplex
+from streamserve_client.multiplex import Finished, Kind, Multiplex, StreamEvent
 from streamserve_client.retries import RetryPolicy
 from streamserve_client.streams import ChunkT
 from streamserve_client.types import ChatCompletion, ChatOptions, Completion, CompletionOptions, Message, Prompt, Usage
@@ -51,7 +51,7 @@ class WebSocketStream(Generic[ChunkT]):
         self._stream_id = stream_id
         self._send_cancel = cancel
         self._kind = kind
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
         self._is_over = False
 
     async def __aenter__(self) -> Self:
@@ -90,7 +90,7 @@ class WebSocketStream(Generic[ChunkT]):
         if not self._is_over:
             self._send_cancel(self._stream_id)
 
-    def deliver(self, event: Event) -> None:
+    def deliver(self, event: StreamEvent) -> None:
         """Queue an event of this stream; called by its session."""
         self._events.put_nowait(event)
 
