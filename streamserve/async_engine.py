@@ -82,7 +82,7 @@ class AsyncEngine:
         )
         self._engine = InlineEngine(self.config, checkpoint, executor=self._executor, compile_constraint=grammars.compile)
         if self._tune_process:
-            tune_before_loading(self.config)
+            tune_before_loading(self.config, checkpoint)
         info = await self._engine.start()
         if self._tune_process:
             tune_after_loading()

@@ -55,7 +55,7 @@ async def running_engine(config: EngineConfig) -> AsyncIterator[Engine]:
     Raises `ConfigError` when it can't start.
     """
     checkpoint = checkpoint_of(config)
-    tune_before_loading(config)
+    tune_before_loading(config, checkpoint)
     engine = InlineEngine(replace(config, model=str(checkpoint.path)), checkpoint)
     try:
         await engine.start()

@@ -52,7 +52,7 @@ def main() -> None:
     compile_ahead()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s")
     launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)
-    tune_before_loading(launch.config)
+    tune_before_loading(launch.config, launch.checkpoint)
     options = {"use_uvloop": find_spec("uvloop") is not None}
     sys.exit(anyio.run(serve, launch, sys.stdin.fileno(), backend_options=options))
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 
+from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.process.cache import compiled_layers
 
@@ -21,7 +22,7 @@ stream take 19 ms instead of 12, and a prefill nearly twice as long (measured wi
 """
 
 COMPILED_SPIN_COUNT = "60000"
-"""The same where layers are compiled: the time between two steps.
+"""The same where the model's layers are compiled: the time between two steps.
 
 Their operations follow each other at once, so that a thread waits for little else: 5 to 10 % more tokens than with `SPIN_COUNT`
 at 1, 8 and 16 streams. Without compiled layers it is 10 % less at 16.
@@ -38,12 +39,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 32 << 20  # the largest threshold that every glibc accepts
 
 
-def tune_before_loading(config: EngineConfig) -> None:
+def tune_before_loading(config: EngineConfig, checkpoint: Checkpoint) -> None:
     """Bound OpenMP's spinning and have glibc keep what a step frees.
 
     Spinning stays as it is where the environment sets it, and where torch has been imported: libgomp reads it only then.
     """
-    _bound_spinning(config)
+    _bound_spinning(config, checkpoint)
     keep_freed_memory()
 
 
@@ -64,8 +65,11 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 4 * _KEPT_BYTES)
 
 
-def _bound_spinning(config: EngineConfig) -> None:
+def _bound_spinning(config: EngineConfig, checkpoint: Checkpoint) -> None:
     if "torch" in sys.modules or "OMP_WAIT_POLICY" in os.environ:
         return
-    compiled = compiled_layers().is_dir() and not config.enforce_eager
+    # Here and not at the top: executors load models in their ranks only. This module of theirs imports no torch.
+    from streamserve.models.aot.marks import has_compiled_layers
+
+    compiled = has_compiled_layers(config, checkpoint, compiled_layers())
     os.environ.setdefault("GOMP_SPINCOUNT", COMPILED_SPIN_COUNT if compiled else SPIN_COUNT)

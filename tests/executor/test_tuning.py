@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 
+from streamserve.checkpoint.names import resolve
+from streamserve.config import EngineConfig
 from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT, SWITCH_S
+from streamserve.models.aot.marks import mark_compiled
 from tests.support.process_settings import environment_without_settings
 
 TUNE = """
 import json, sys
+from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from tests.support.process_settings import process_settings
-tune_before_loading(EngineConfig(model="demo", enforce_eager="eager" in sys.argv))
+tune_before_loading(EngineConfig(model="demo", **json.loads(sys.argv[1])), resolve("demo"))
 tune_after_loading()
 print(json.dumps(process_settings()))
 """
@@ -48,16 +52,20 @@ def run(program: str, *arguments: str, cache: Path, **environment: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_openmp_threads_spin_longer_where_layers_are_compiled(tmp_path: Path) -> None:
-    assert run(TUNE, cache=tmp_path)["openmp"] == {"GOMP_SPINCOUNT": SPIN_COUNT}
-    (tmp_path / "streamserve" / "compiled").mkdir(parents=True)
-    assert run(TUNE, cache=tmp_path)["openmp"] == {"GOMP_SPINCOUNT": COMPILED_SPIN_COUNT}
-    assert run(TUNE, "eager", cache=tmp_path)["openmp"] == {"GOMP_SPINCOUNT": SPIN_COUNT}
+def test_openmp_threads_spin_longer_where_the_layers_of_this_model_are_compiled(tmp_path: Path) -> None:
+    assert run(TUNE, "{}", cache=tmp_path)["openmp"] == {"GOMP_SPINCOUNT": SPIN_COUNT}
+    library = tmp_path / "streamserve" / "compiled"
+    library.mkdir(parents=True)
+    assert run(TUNE, "{}", cache=tmp_path)["openmp"] == {"GOMP_SPINCOUNT": SPIN_COUNT}, "those of another model"
+    mark_compiled(EngineConfig(model="demo"), resolve("demo"), library)
+    assert run(TUNE, "{}", cache=tmp_path)["openmp"] == {"GOMP_SPINCOUNT": COMPILED_SPIN_COUNT}
+    for other in ('{"enforce_eager": true}', '{"block_size": 32}'):
+        assert run(TUNE, other, cache=tmp_path)["openmp"] == {"GOMP_SPINCOUNT": SPIN_COUNT}, other
 
 
 @pytest.mark.parametrize("environment", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE"}])
 def test_what_the_environment_sets_for_openmp_stays(environment: dict[str, str], tmp_path: Path) -> None:
-    assert run(TUNE, cache=tmp_path, **environment)["openmp"] == environment
+    assert run(TUNE, "{}", cache=tmp_path, **environment)["openmp"] == environment
 
 
 def test_a_host_program_stays_as_it_is(tmp_path: Path) -> None:

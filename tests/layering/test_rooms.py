@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduling": FOUNDATION,
     "models": FOUNDATION | {"checkpoint", "scheduling.plan"},
     "worker": FOUNDATION | {"checkpoint", "process", "models", "scheduling.plan"},
-    "executor": FOUNDATION | {"checkpoint", "process", "worker", "scheduling.plan"},
+    "executor": FOUNDATION | {"checkpoint", "process", "models", "worker", "scheduling.plan"},
     "engine": FOUNDATION | {"aio", "checkpoint", "executor", "process", "scheduling"},
     # from tokens up to the wire
     "text": FOUNDATION | {"checkpoint", "process"},

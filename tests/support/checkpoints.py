@@ -9,4 +9,4 @@ from streamserve.checkpoint.files import Checkpoint
 
 def no_weights() -> Checkpoint:
     """A checkpoint that nothing is read from."""
-    return Checkpoint(source="scripted", path=Path("/nowhere"), format="dummy", config={})
+    return Checkpoint(source="scripted", path=Path("/"), format="dummy", config={})

@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any
 
-LARGE_BYTES = 63 << 19
-"""31.5 MiB: mapped by itself under glibc's own thresholds, taken from the heap when freed memory is kept."""
+LARGE_BYTES = (32 << 20) - (64 << 10)
+"""Just below the largest threshold of glibc's: mapped by itself unless that is set, and then taken from the heap."""
 
 _PREFIXES = ("GOMP_", "OMP_", "KMP_")
 
@@ -39,6 +39,8 @@ def _maps_large_buffers() -> bool:
     libc.mallinfo2.restype = _MallInfo
     libc.malloc.restype = ctypes.c_void_p
     before = libc.mallinfo2().hblks
-    # Never touched, so it takes no memory; and never freed, which would raise glibc's own threshold to its size.
-    libc.malloc(ctypes.c_size_t(LARGE_BYTES))
+    # Several, since the heap may have room for some. Never touched, so they take no memory; and never freed, which would raise
+    # glibc's own threshold to their size.
+    for _ in range(8):
+        libc.malloc(ctypes.c_size_t(LARGE_BYTES))
     return bool(libc.mallinfo2().hblks > before)
