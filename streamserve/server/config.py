@@ -30,7 +30,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_root              what the model was loaded from, as /v1/models reports it
     api_keys                bearer tokens that open /v1; none means open to all
     max_body_bytes          larger request bodies are refused with 413
-    max_logprobs            the most alternatives per position a request may ask for
+    max_logprobs            the most alternatives per position that a request may have
     keepalive_s             a stream silent for this long gets a blank line
     receive_timeout_s       read timeout of a request's head and body
     send_timeout_s          a client that reads nothing for this long is disconnected

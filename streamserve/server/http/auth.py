@@ -42,7 +42,7 @@ class Authentication:
 
     def _has_key(self, scope: Scope) -> bool:
         offered = list(_offered_keys(scope))
-        # All of them are compared, each in constant time, so that the time taken says nothing.
+        # All of them are compared, each in constant time, so that the time reveals nothing.
         return sum(hmac.compare_digest(key, each) for key in self._api_keys for each in offered) > 0
 
 

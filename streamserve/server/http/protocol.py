@@ -78,7 +78,7 @@ class RequestProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         cycle = self._last_cycle
         if self.scope["http_version"] == "1.0" or not (cycle is None or cycle.response_complete):
-            # The request before it would never be told that its client has disconnected.
+            # The request before it would never receive `http.disconnect`.
             self._refuse(InvalidRequest("a WebSocket takes HTTP/1.1, and a connection on which nothing else is being answered"))
             return
         self._stop_read_timer()

@@ -64,7 +64,7 @@ def _json_type(value: Any) -> str:
 
 
 def unfit(value: Mapping[str, Any]) -> str | None:
-    """What about this JSON neither an answer nor the engine could be told again; None when it is fine."""
+    """The reason why JSON can not be encoded again: integers or nesting out of bounds; None when it can."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []

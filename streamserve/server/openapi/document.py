@@ -261,7 +261,7 @@ def _operation(operation_id: str, summary: str, content: Schema, *parameters: Sc
 
 
 def _secured(operation: Operation) -> Operation:
-    """An operation that asks for a key when the server has any."""
+    """An operation that requires a key when the server has any."""
     return {**operation, "security": [{"bearer": []}, {}], "responses": {**operation["responses"], "401": _error("401")}}
 
 

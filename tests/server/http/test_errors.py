@@ -167,8 +167,8 @@ async def test_every_mistake_is_refused_by_name_before_anything_runs() -> None:
         for case in REFUSED:
             path, body, status, code, param = case
             streams_too = isinstance(body, dict) and not {"stream", "stream_options"} & body.keys()
-            for asked in [body, {**body, "stream": True}] if streams_too else [body]:
-                got, _, error = await refusal(server.port, path, asked)
+            for variant in [body, {**body, "stream": True}] if streams_too else [body]:
+                got, _, error = await refusal(server.port, path, variant)
                 if (got, error["code"], error["param"]) != (status, code, param):
                     wrong.append((described(case), got, error))
     assert wrong == []
@@ -269,7 +269,7 @@ async def test_a_structure_too_complex_to_follow_is_the_requests_fault() -> None
     assert (status, error["code"], error["type"]) == (400, "structure_too_complex", "invalid_request_error")
 
 
-async def test_a_wrong_type_is_told_as_it_was_written() -> None:
+async def test_a_wrong_type_is_reported_as_it_was_written() -> None:
     async with live_server(ScriptedEngine()) as server:
         _, _, error = await refusal(server.port, COMPLETIONS, completion(request_id="a b"))
     assert error["message"] == "request_id: expected str matching regex '^[A-Za-z0-9._:-]+$'"

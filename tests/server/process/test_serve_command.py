@@ -83,33 +83,33 @@ def options(*arguments: str) -> Any:
 
 def test_vllms_command_line_means_what_it_means_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STREAMSERVE_API_KEY", raising=False)
-    told = options(
+    parsed = options(
         "facebook/opt-125m", "--served_model_name", "a", "b", "--max-model-len", "25.6k", "--dtype=half", "-tp", "1",
         "--trust-remote-code", "--gpu-memory-utilization", "0.5", "--seed", "3", "--block-size", "32", "--max-num-seqs", "8",
         "--max-num-batched-tokens", "1K", "--no-enable-prefix-caching", "--no-async-scheduling",
         "--kv-cache-memory-bytes", "2G",
         "--api-key", "k1", "--api-key", "k2", "--disable-log-requests", "--uvicorn-log-level", "warning",
     )  # fmt: skip
-    engine = told.engine
+    engine = parsed.engine
     assert (engine.model, engine.dtype, engine.max_model_len, engine.block_size) == ("facebook/opt-125m", "half", 25600, 32)
     assert (engine.gpu_memory_utilization, engine.max_num_seqs, engine.max_num_batched_tokens) == (0.5, 8, 1024)
     assert (engine.trust_remote_code, engine.enable_prefix_caching, engine.overlap) == (True, False, False)
-    assert (engine.kv_cache_memory, told.server.seed) == (2 * 1024**3, 3)
-    assert (told.server.model_names, told.server.api_keys) == (["a", "b"], ["k1", "k2"])
-    assert (told.listen.port, told.listen.log_level, told.workers) == (8000, "warning", 1)
+    assert (engine.kv_cache_memory, parsed.server.seed) == (2 * 1024**3, 3)
+    assert (parsed.server.model_names, parsed.server.api_keys) == (["a", "b"], ["k1", "k2"])
+    assert (parsed.listen.port, parsed.listen.log_level, parsed.workers) == (8000, "warning", 1)
 
 
 def test_the_model_may_come_as_a_flag_and_the_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMSERVE_API_KEY", "hidden")
-    told = options("--model", "demo")
-    assert (told.engine.model, told.server.model_names, told.server.api_keys) == ("demo", ["demo"], ["hidden"])
+    parsed = options("--model", "demo")
+    assert (parsed.engine.model, parsed.server.model_names, parsed.server.api_keys) == ("demo", ["demo"], ["hidden"])
 
 
 def test_sampling_defaults_come_from_model_flag_or_nowhere() -> None:
     assert options("demo").uses_model_defaults
     assert not options("demo", "--generation-config", "vllm").uses_model_defaults
-    told = options("demo", "--override-generation-config", '{"temperature": 0.5, "max_new_tokens": 7}')
-    assert told.sampling_overrides == {"temperature": 0.5, "max_tokens": 7}
+    parsed = options("demo", "--override-generation-config", '{"temperature": 0.5, "max_new_tokens": 7}')
+    assert parsed.sampling_overrides == {"temperature": 0.5, "max_tokens": 7}
 
 
 def complete(base_url: str, **fields: Any) -> str:

@@ -56,7 +56,7 @@ async def post(port: int, body: object, path: str = "/v1/completions") -> int:
         return response.status
 
 
-async def test_a_requests_time_is_told_apart_into_queue_prefill_and_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_requests_time_is_split_into_queue_prefill_and_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("streamserve.server.telemetry.accounting.monotonic", lambda: now)
     engine = ScriptedEngine()
@@ -225,9 +225,9 @@ def names(page: bytes) -> set[str]:
 
 async def test_the_dashboard_asks_for_what_there_is() -> None:
     dashboard = (ROOT / "docs" / "grafana" / "streamserve.json").read_text()
-    asked = set(re.findall(r"(?:vllm|streamserve):\w+", dashboard))
-    assert len(asked) > 25
-    assert asked <= names(Metrics("m").page(EngineStats()))
+    queried = set(re.findall(r"(?:vllm|streamserve):\w+", dashboard))
+    assert len(queried) > 25
+    assert queried <= names(Metrics("m").page(EngineStats()))
 
 
 async def test_the_documentation_names_what_there_is() -> None:

@@ -44,7 +44,7 @@ def attributes(span: ReadableSpan) -> dict[str, object]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_span_tells_what_was_asked_and_what_it_cost(stream: bool) -> None:
+async def test_a_span_reports_the_request_and_its_cost(stream: bool) -> None:
     with tracing() as (tracer, exporter):
         async with live_server(ScriptedEngine(reply=text_reply("abc")), tracer=tracer) as server:
             body = {"prompt": "say", "stream": stream, "temperature": 0.5, "max_tokens": 9, "n": 2, "request_id": "one"}
@@ -53,7 +53,7 @@ async def test_a_span_tells_what_was_asked_and_what_it_cost(stream: bool) -> Non
                 await response.body()
             await server.service.delivery.active_requests.wait_idle()
         [span] = exporter.get_finished_spans()
-    told = attributes(span)
+    reported = attributes(span)
     assert (span.name, span.kind, span.status.status_code) == ("llm_request", SpanKind.SERVER, StatusCode.UNSET)
     assert span.parent is not None
     assert f"{span.parent.trace_id:032x}-{span.parent.span_id:016x}" in PARENT
@@ -67,8 +67,8 @@ async def test_a_span_tells_what_was_asked_and_what_it_cost(stream: bool) -> Non
         "gen_ai.usage.completion_tokens": 8,
         "gen_ai.response.finish_reasons": ("stop", "stop"),
     }
-    assert {name: told[name] for name in expected} == expected
-    e2e, ttft = told["gen_ai.latency.e2e"], told["gen_ai.latency.time_to_first_token"]
+    assert {name: reported[name] for name in expected} == expected
+    e2e, ttft = reported["gen_ai.latency.e2e"], reported["gen_ai.latency.time_to_first_token"]
     assert isinstance(e2e, float)
     assert isinstance(ttft, float)
     assert 0 < ttft <= e2e
