@@ -19,7 +19,7 @@ from streamserve.scheduling.plan import StepResult
 from streamserve.scheduling.scheduler import Scheduler, SchedulerLimits
 from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.step import Step
-from streamserve.types import SequenceSpec
+from streamserve.types import Sampling, SequenceSpec
 
 NUM_SEQUENCES = 256
 LENGTHS = (100, 1024)
@@ -62,8 +62,8 @@ def mixed_workload(seed: int) -> list[SequenceSpec]:
         SequenceSpec(
             sequence_id=f"s{index}",
             prompt_token_ids=[rng.randrange(50_000) for _ in range(rng.randint(*LENGTHS))],
-            seed=index,
             max_tokens=rng.randint(*LENGTHS),
+            sampling=Sampling(seed=index),
         )
         for index in range(NUM_SEQUENCES)
     ]

@@ -17,7 +17,7 @@ import torch
 from streamserve.models.arch import PagedKv
 from streamserve.scheduling.kv_allocator import KvAllocator
 from streamserve.scheduling.sequence import Sequence
-from streamserve.types import SequenceSpec
+from streamserve.types import Sampling, SequenceSpec
 from streamserve.worker.kv_layout import KvLayout, lay_out
 
 BLOCK_SIZE = 16
@@ -76,7 +76,7 @@ def fitting(layout: KvLayout, num_bytes: int, length: int) -> int:
 
 def _computes_prompt(kv: KvAllocator, length: int) -> bool:
     """Admit one more sequence and compute all of it; False when it does not fit."""
-    spec = SequenceSpec(sequence_id="s", prompt_token_ids=[0] * length, seed=0, max_tokens=1)
+    spec = SequenceSpec(sequence_id="s", prompt_token_ids=[0] * length, max_tokens=1, sampling=Sampling(seed=0))
     sequence = Sequence(spec, (0, 0), None, None)
     if not kv.admit(sequence, 0):
         return False

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from streamserve.scheduling.plan import StepResult
 from streamserve.scheduling.scheduler import Scheduler, SchedulerLimits
-from streamserve.types import SequenceSpec
+from streamserve.types import Sampling, SequenceSpec
 
 MAX_TOKENS = 512
 
@@ -34,7 +34,10 @@ def decoding(num_rows: int) -> Scheduler:
         prompt = [(index * 31 + position) % 50_000 for position in range(64 + index % 64)]
         scheduler.add(
             SequenceSpec(
-                sequence_id=f"s{index}", prompt_token_ids=prompt, seed=index, max_tokens=MAX_TOKENS, stop_token_ids=[50_001]
+                sequence_id=f"s{index}",
+                prompt_token_ids=prompt,
+                max_tokens=MAX_TOKENS,
+                sampling=Sampling(seed=index, stop_token_ids=[50_001]),
             ),
             0.0,
         )

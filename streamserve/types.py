@@ -154,27 +154,19 @@ def _check_ranges(params: SamplingParams) -> None:
             raise InvalidParameter("logit_bias", f"must be between -100 and 100, got {bias} for token {token_id}")
 
 
-class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One sequence as the engine admits it: tokens only, every default resolved.
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the tokens of one sequence are sampled: `SamplingParams` as the engine takes them, every default resolved.
 
-    All that is needed to continue the sequence elsewhere: with `generated_token_ids` set, generation continues after them.
-
-    sequence_id          unique in the engine while the sequence lives
-    seed                 resolved (0 <= seed < 2**63); sampling is keyed by (seed, position)
+    seed                 0 <= seed < 2**63; sampling is keyed by (seed, position)
+    top_k                0 when off
+    min_tokens           generated tokens before which no id of `stop_token_ids` may be sampled
     stop_token_ids       end the sequence; contains the end-of-sequence ids unless `ignore_eos`
     bad_words_token_ids  token sequences that must not appear
-    max_tokens           resolved: at least 1, and prompt + max_tokens fits max_model_len
-    logprobs             how many alternatives beside the sampled token's own; None for no logprobs
-    priority             lower runs first, under the priority policy
-    cache_salt           sequences share cached prefixes only with the same salt
-    max_time_s           seconds from admission after which the sequence ends with reason "time"
+    logprobs             how many alternatives to report beside the sampled token's own; None for no logprobs
+    prompt_logprobs      the same for the prompt's tokens
     """
 
-    sequence_id: str
-    prompt_token_ids: list[int]
     seed: int
-    max_tokens: int
-    generated_token_ids: list[int] = []
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -189,6 +181,26 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     allowed_token_ids: list[int] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+
+class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sequence as the engine admits it: tokens only, every default resolved.
+
+    All that is needed to continue the sequence elsewhere: with `generated_token_ids` set, generation continues after them.
+
+    sequence_id          unique in the engine while the sequence lives
+    max_tokens           resolved: at least 1, and prompt + max_tokens fits max_model_len
+    structured_outputs   what the text must conform to; the engine compiles it
+    priority             lower runs first, under the priority policy
+    cache_salt           sequences share cached prefixes only with the same salt
+    max_time_s           seconds from admission after which the sequence ends with reason "time"
+    """
+
+    sequence_id: str
+    prompt_token_ids: list[int]
+    max_tokens: int
+    sampling: Sampling
+    generated_token_ids: list[int] = []
     structured_outputs: StructuredOutputs | None = None
     priority: int = 0
     cache_salt: str = ""
@@ -403,6 +415,7 @@ __all__ = [
     "FinishReason",
     "Logprob",
     "RequestOutput",
+    "Sampling",
     "SamplingParams",
     "SequenceSpec",
     "StructuredOutputs",

@@ -14,7 +14,7 @@ from streamserve.bench.offline import Figures, latency_figures, prefill_figures,
 from streamserve.bench.workloads import BenchRequest, Span, Workload
 from streamserve.config import EngineConfig
 from streamserve.engine.base import Engine, SequenceStream
-from streamserve.types import SequenceSpec
+from streamserve.types import Sampling, SequenceSpec
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -114,9 +114,8 @@ async def tokens_of(engine: Engine, requests: list[BenchRequest]) -> list[list[i
         SequenceSpec(
             sequence_id=f"greedy-{id(requests)}-{index}-{random.random()}",
             prompt_token_ids=request.prompt_token_ids,
-            seed=0,
             max_tokens=request.output_len,
-            temperature=0.0,
+            sampling=Sampling(seed=0, temperature=0.0),
         )
         for index, request in enumerate(requests)
     ]

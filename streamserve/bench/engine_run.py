@@ -16,7 +16,7 @@ from streamserve.engine.base import Engine, SequenceStream
 from streamserve.engine.inline import InlineEngine
 from streamserve.errors import StreamFailed
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
-from streamserve.types import SequenceSpec
+from streamserve.types import Sampling, SequenceSpec
 
 
 @dataclass(slots=True)
@@ -84,9 +84,8 @@ def _spec(number: int, request: BenchRequest, temperature: float) -> SequenceSpe
     return SequenceSpec(
         sequence_id=f"bench-{number}",
         prompt_token_ids=request.prompt_token_ids,
-        seed=number,
         max_tokens=request.output_len,
-        temperature=temperature,
+        sampling=Sampling(seed=number, temperature=temperature),
     )
 
 

@@ -69,11 +69,13 @@ class ResumeState:
 
     def continuation(self) -> SequenceSpec:
         """The sequence as another engine admits it: after the tokens so far, within the time that is left."""
-        spec = self._spec
+        spec, sampling = self._spec, self._spec.sampling
+        if self.token_ids:
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
         return msgspec.structs.replace(
             spec,
+            sampling=sampling,
             generated_token_ids=self.token_ids.tolist(),
-            prompt_logprobs=None if self.token_ids else spec.prompt_logprobs,
             max_time_s=None if spec.max_time_s is None else self._seconds_left,
         )
 

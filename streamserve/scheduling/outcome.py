@@ -60,13 +60,15 @@ def delta_of(
     A token that ends the sequence in an error is no part of its output.
     """
     is_first, sequence.has_reported = not sequence.has_reported, True
-    sequence.only_reports_ids = sequence.constraint is None and sequence.spec.logprobs is None
+    sequence.only_reports_ids = sequence.constraint is None and sequence.spec.sampling.logprobs is None
     reason, stop_reason, error = ending or (None, None, None)
     if error is not None:
         token_ids = token_ids[:-1]
     return TokenDelta(
         token_ids=token_ids,
-        logprobs=logprobs[: len(token_ids)] or None if logprobs is not None and sequence.spec.logprobs is not None else None,
+        logprobs=logprobs[: len(token_ids)] or None
+        if logprobs is not None and sequence.spec.sampling.logprobs is not None
+        else None,
         prompt_logprobs=sequence.prompt_logprobs if is_first else None,
         finish_reason=reason,
         stop_reason=stop_reason,

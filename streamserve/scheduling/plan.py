@@ -9,31 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from streamserve.types import TokenLogprobs
-
-
-class RowSampling(msgspec.Struct, frozen=True, array_like=True):
-    """A row's sampling parameters, as the sampler needs them; meanings as in `SequenceSpec`.
-
-    logprobs  None, or the number of top alternatives to report beside the sampled token
-    min_tokens  generated tokens before which no id of `stop_token_ids` may be sampled
-    """
-
-    seed: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    min_tokens: int = 0
-    stop_token_ids: list[int] = []
-    bad_words_token_ids: list[list[int]] = []
-    logit_bias: dict[int, float] = {}
-    allowed_token_ids: list[int] | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+from streamserve.types import Sampling, TokenLogprobs
 
 
 class RowStart(msgspec.Struct, frozen=True, array_like=True):
@@ -48,7 +24,7 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
     row: int
     token_ids: list[int]
     num_prompt_tokens: int
-    sampling: RowSampling
+    sampling: Sampling
 
 
 class RowGrowth(msgspec.Struct, frozen=True, array_like=True):

@@ -6,11 +6,12 @@ decided elsewhere.
 
 from __future__ import annotations
 
+import msgspec
+
 from streamserve.scheduling.blocks import BlockTable
 from streamserve.scheduling.constraint import Constraint
-from streamserve.scheduling.plan import RowSampling
 from streamserve.scheduling.prefix_cache import PrefixBlock
-from streamserve.types import FinishReason, SequenceSpec, TokenLogprobs
+from streamserve.types import FinishReason, Sampling, SequenceSpec, TokenLogprobs
 
 NO_ROW = -1
 
@@ -90,8 +91,8 @@ class Sequence:
         self.token_ids = [*spec.prompt_token_ids, *spec.generated_token_ids]
         self.num_prompt_tokens = len(spec.prompt_token_ids)
         self.limit = self.num_prompt_tokens + spec.max_tokens
-        self.min_length = self.num_prompt_tokens + spec.min_tokens
-        self.stop_token_ids = frozenset(spec.stop_token_ids)
+        self.min_length = self.num_prompt_tokens + spec.sampling.min_tokens
+        self.stop_token_ids = frozenset(spec.sampling.stop_token_ids)
         self.num_known = len(self.token_ids)
         self.num_computed = 0
         self.num_drafted = 0
@@ -106,7 +107,7 @@ class Sequence:
         self.is_paused = False
         self.finish_reason: FinishReason | None = None
         self.num_cached_tokens: int | None = None
-        self.prompt_logprobs: list[TokenLogprobs | None] | None = None if spec.prompt_logprobs is None else [None]
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None if spec.sampling.prompt_logprobs is None else [None]
         self.has_reported = False
         self.only_reports_ids = False
 
@@ -171,26 +172,12 @@ class Sequence:
         assert self.prompt_logprobs is not None
         self.prompt_logprobs += entries[len(self.prompt_logprobs) - (start + 1) :]
 
-    def row_sampling(self) -> RowSampling:
-        """The sampling parameters as its row holds them."""
-        spec = self.spec
-        return RowSampling(
-            seed=spec.seed,
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            top_k=spec.top_k,
-            min_p=spec.min_p,
-            presence_penalty=spec.presence_penalty,
-            frequency_penalty=spec.frequency_penalty,
-            repetition_penalty=spec.repetition_penalty,
-            min_tokens=spec.min_tokens,
-            stop_token_ids=spec.stop_token_ids,
-            bad_words_token_ids=spec.bad_words_token_ids,
-            logit_bias=spec.logit_bias,
-            allowed_token_ids=spec.allowed_token_ids,
-            logprobs=spec.logprobs,
-            prompt_logprobs=spec.prompt_logprobs if self.wants_prompt_logprobs else None,
-        )
+    def row_sampling(self) -> Sampling:
+        """The sampling parameters as its row takes them: logprobs of the prompt only while some are missing."""
+        sampling = self.spec.sampling
+        if sampling.prompt_logprobs is None or self.wants_prompt_logprobs:
+            return sampling
+        return msgspec.structs.replace(sampling, prompt_logprobs=None)
 
 
 __all__ = ["NO_ROW", "Order", "Sequence"]

@@ -11,9 +11,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from streamserve.errors import ContextLengthExceeded, InvalidParameter
 from streamserve.text.tokenizer import Tokenizer
-from streamserve.types import SamplingParams, SequenceSpec
+from streamserve.types import Sampling, SamplingParams, SequenceSpec
 
 Prompt = str | Sequence[int]
 """A text, or token ids."""
@@ -99,11 +101,9 @@ class Preparation:
         if params.truncate_prompt_tokens is not None:
             token_ids = token_ids[-params.truncate_prompt_tokens :]
         max_tokens = self._max_tokens(len(token_ids), params, clamp_max_tokens)
-        common = SequenceSpec(
-            sequence_id=request_id,
-            prompt_token_ids=token_ids,
-            seed=0,
-            max_tokens=max_tokens,
+        first_seed = self.next_seed() if params.seed is None else params.seed
+        sampling = Sampling(
+            seed=first_seed % MAX_SEED,
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=max(params.top_k, 0),
@@ -118,13 +118,19 @@ class Preparation:
             allowed_token_ids=params.allowed_token_ids,
             logprobs=params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
+        )
+        common = SequenceSpec(
+            sequence_id=request_id,
+            prompt_token_ids=token_ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
             structured_outputs=params.structured_outputs,
             priority=priority,
             cache_salt=cache_salt,
             max_time_s=params.max_time,
         )
         text = prompt if isinstance(prompt, str) else None
-        specs = self._outputs(common, params)
+        specs = _outputs(common, params.n)
         return PreparedPrompt(request_id, text, token_ids, params, specs, self.eos_token_ids, shown_special_ids)
 
     def _check_length(self, prompt: Prompt) -> None:
@@ -152,15 +158,6 @@ class Preparation:
         if not token_ids:
             raise InvalidParameter("prompt", "must hold at least one token")
         return token_ids
-
-    def _outputs(self, common: SequenceSpec, params: SamplingParams) -> list[SequenceSpec]:
-        """One sequence per output, each with a seed of its own: the request's plus its index."""
-        first = self.next_seed() if params.seed is None else params.seed
-        fields = {name: getattr(common, name) for name in common.__struct_fields__}
-        return [
-            SequenceSpec(**{**fields, "sequence_id": f"{common.sequence_id}-{index}", "seed": (first + index) % MAX_SEED})
-            for index in range(params.n)
-        ]
 
     def _max_tokens(self, num_prompt_tokens: int, params: SamplingParams, clamp: bool) -> int:
         left = self.max_model_len - num_prompt_tokens
@@ -205,3 +202,16 @@ class Preparation:
         for token_id in token_ids:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
                 raise InvalidParameter(name, f"token ids must be integers from 0 to {self.vocab_size - 1}, got {token_id!r}")
+
+
+def _outputs(common: SequenceSpec, num_outputs: int) -> list[SequenceSpec]:
+    """One sequence per output, each with a seed of its own: the request's plus its index."""
+    sampling = common.sampling
+    return [
+        msgspec.structs.replace(
+            common,
+            sequence_id=f"{common.sequence_id}-{index}",
+            sampling=msgspec.structs.replace(sampling, seed=(sampling.seed + index) % MAX_SEED),
+        )
+        for index in range(num_outputs)
+    ]

@@ -41,7 +41,7 @@ class SequenceText:
         self.index = index
         self._tokenizer = tokenizer
         self._params = params
-        self._stop_ids = frozenset(spec.stop_token_ids)
+        self._stop_ids = frozenset(spec.sampling.stop_token_ids)
         self._silent_stop_ids = frozenset(eos_token_ids) - frozenset(params.stop_token_ids or ())
         self._detokenizer = _detokenizer(tokenizer, params, spec, shown_special_ids) if params.detokenize else None
         stops = StopIndex(params.stop_strings) if stops is None else stops

@@ -14,6 +14,7 @@ from streamserve.engine.constraints import CompileConstraint
 from streamserve.engine.inline import InlineEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.types import SequenceSpec
+from tests.support import specs
 from tests.support.checkpoints import no_weights
 from tests.support.scripted import ScriptedExecutor
 
@@ -56,7 +57,8 @@ def make_spec() -> MakeSpec:
 
     def make(prompt: list[int] | None = None, **fields: Any) -> SequenceSpec:
         number = next(numbers)
-        given = {"sequence_id": f"sequence-{number}", "seed": number, "max_tokens": 10, **fields}
-        return SequenceSpec(prompt_token_ids=prompt or [number % 50 + token for token in range(20)], **given)
+        defaults = {"sequence_id": f"sequence-{number}", "seed": number, "max_tokens": 10}
+        prompt = prompt or [number % 50 + token for token in range(20)]
+        return specs.make_spec(prompt_token_ids=prompt, **(defaults | fields))
 
     return make

@@ -18,14 +18,13 @@ from streamserve.errors import (
     StreamserveError,
     UnsupportedParameter,
 )
-from streamserve.types import SequenceSpec, StructuredOutputs, TokenDelta, TokenLogprobs
+from streamserve.types import Sampling, SequenceSpec, StructuredOutputs, TokenDelta, TokenLogprobs
 
 SPEC = SequenceSpec(
     sequence_id="秋",
     prompt_token_ids=[1, 2, 3],
-    seed=2**62,
     max_tokens=5,
-    logit_bias={7: -1.5},
+    sampling=Sampling(seed=2**62, logit_bias={7: -1.5}),
     structured_outputs=StructuredOutputs(json={"type": "object"}),
 )
 COMMANDS: list[frames.Command] = [

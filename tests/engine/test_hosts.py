@@ -16,6 +16,7 @@ from streamserve.engine.remote import RemoteEngine
 from streamserve.types import SequenceSpec, TokenDelta
 from tests.engine.conftest import MakeSpec
 from tests.support.reading import read_all, read_together
+from tests.support.specs import make_spec
 from tests.support.tiny_model import VOCAB, TinyLlama
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +58,7 @@ async def answers(engine: Engine, specs: list[SequenceSpec]) -> list[TokenDelta]
 
 async def leave_in_the_middle(engine: Engine) -> None:
     """A reader leaves after its first token; its blocks come back while others run on."""
-    specs = [SequenceSpec(sequence_id=f"leaving-{n}", prompt_token_ids=[n, 2, 3], seed=n, max_tokens=40) for n in (1, 2)]
+    specs = [make_spec(f"leaving-{n}", [n, 2, 3], seed=n, max_tokens=40) for n in (1, 2)]
     leaver, stayer = await engine.open(specs)
     with leaver:
         await anext(leaver)

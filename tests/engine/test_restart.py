@@ -182,12 +182,12 @@ def test_a_resumed_sequence_keeps_its_limits_and_repeats_nothing_to_its_reader(m
     first = TokenDelta([4], cached_tokens=16, queue_s=0.5)
     assert state.without_repeats(first) is first
     untouched = state.continuation()
-    assert (untouched.generated_token_ids, untouched.prompt_logprobs) == ([], 1)
+    assert (untouched.generated_token_ids, untouched.sampling.prompt_logprobs) == ([], 1)
     state.token_ids.extend(first.token_ids)
     now += 4.0
     state.engine_lost()
     rest = state.continuation()
-    assert (rest.generated_token_ids, rest.max_tokens, rest.prompt_logprobs, rest.max_time_s) == ([4], 9, None, 6.0)
+    assert (rest.generated_token_ids, rest.max_tokens, rest.sampling.prompt_logprobs, rest.max_time_s) == ([4], 9, None, 6.0)
     assert state.without_repeats(TokenDelta([5], cached_tokens=16, queue_s=0.1)) == TokenDelta([5])
     assert not state.is_out_of_time
     now += 6.0

@@ -17,12 +17,13 @@ from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.local import LocalExecutor
-from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart, RowWork
+from streamserve.scheduling.plan import Plan, RowGrowth, RowStart, RowWork
+from streamserve.types import Sampling
 from tests.support.tiny_model import TinyLlama
 
 RankThreads = Callable[[], set[threading.Thread]]
 
-GREEDY = RowSampling(seed=0, temperature=0.0)
+GREEDY = Sampling(seed=0, temperature=0.0)
 
 
 @pytest.fixture(scope="session")

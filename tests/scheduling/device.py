@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from streamserve.scheduling.plan import Plan, RowSampling, RowWork, StepResult
-from streamserve.types import TokenLogprobs
+from streamserve.scheduling.plan import Plan, RowWork, StepResult
+from streamserve.types import Sampling, TokenLogprobs
 from tests.scheduling.oracle import allowed_tokens, draw, logprobs_of, state_after
 
 
@@ -19,7 +19,7 @@ class Row:
     num_tokens: int
     num_prompt_tokens: int
     tables: list[dict[int, int]]
-    sampling: RowSampling
+    sampling: Sampling
 
 
 @dataclass

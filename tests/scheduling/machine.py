@@ -19,6 +19,7 @@ from streamserve.types import SequenceSpec, StructuredOutputs
 from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected
 from tests.scheduling.play import Play
 from tests.support.scheduler_invariants import check_invariants
+from tests.support.specs import make_spec
 
 MOST_DRAFTS = 4
 
@@ -54,9 +55,9 @@ def sequence_specs(draw: st.DrawFn, name: str) -> SequenceSpec:
     constrained = draw(st.integers(0, 4)) == 0
     if not constrained and draw(st.integers(0, 5)) == 0:
         generated = draw(st.lists(st.integers(1, VOCABULARY - 1), max_size=max_tokens - 1))
-    return SequenceSpec(
-        sequence_id=name,
-        prompt_token_ids=draw(st.sampled_from(PREFIXES)) + tail,
+    return make_spec(
+        name,
+        draw(st.sampled_from(PREFIXES)) + tail,
         generated_token_ids=generated,
         seed=draw(st.integers(0, 3)),
         max_tokens=max_tokens,
@@ -165,8 +166,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             if told.finish_reason in ("stop", "length"):
                 assert (told.token_ids, told.finish_reason) == (tokens, reason), name
             if told.token_ids:
-                assert len(told.prompt_logprobs or []) == (len(spec.prompt_token_ids) if spec.prompt_logprobs else 0), name
-                assert [each.token_id for each in told.logprobs or []] == (told.token_ids if spec.logprobs else []), name
+                assert len(told.prompt_logprobs or []) == (
+                    len(spec.prompt_token_ids) if spec.sampling.prompt_logprobs else 0
+                ), name
+                assert [each.token_id for each in told.logprobs or []] == (told.token_ids if spec.sampling.logprobs else []), (
+                    name
+                )
 
     def teardown(self) -> None:
         """Whoever is left runs to the end, and nothing stays behind."""

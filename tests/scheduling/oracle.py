@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from hashlib import blake2b
 
-from streamserve.scheduling.plan import RowSampling
-from streamserve.types import FinishReason, SequenceSpec, TokenLogprobs
+from streamserve.types import FinishReason, Sampling, SequenceSpec, TokenLogprobs
 
 VOCABULARY = 24
 EOS = 0
@@ -37,7 +36,7 @@ def draw(seed: int, state: bytes, allowed: Collection[int]) -> int:
     return choices[int.from_bytes(blake2b(state + seed.to_bytes(8, "little"), digest_size=8).digest(), "little") % len(choices)]
 
 
-def allowed_tokens(sampling: RowSampling | SequenceSpec, num_generated: int) -> set[int]:
+def allowed_tokens(sampling: Sampling, num_generated: int) -> set[int]:
     stops = set(sampling.stop_token_ids) if num_generated < sampling.min_tokens else set()
     return set(range(VOCABULARY)) - stops
 
@@ -84,9 +83,9 @@ def expected(spec: SequenceSpec) -> tuple[list[int], FinishReason]:
         num_generated = len(spec.generated_token_ids) + len(generated)
         if num_generated == spec.max_tokens:
             return generated, "length"
-        allowed = allowed_tokens(spec, num_generated)
-        generated.append(draw(spec.seed, state, allowed & constraint.allowed if constraint else allowed))
-        if generated[-1] in spec.stop_token_ids:
+        allowed = allowed_tokens(spec.sampling, num_generated)
+        generated.append(draw(spec.sampling.seed, state, allowed & constraint.allowed if constraint else allowed))
+        if generated[-1] in spec.sampling.stop_token_ids:
             return generated, "stop"
         if constraint is not None:
             constraint.accept(generated[-1])

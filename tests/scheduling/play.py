@@ -13,6 +13,7 @@ from streamserve.scheduling.step import Step
 from streamserve.types import SequenceSpec, TokenDelta
 from tests.scheduling.device import Device
 from tests.scheduling.oracle import VOCABULARY, expected
+from tests.support.specs import make_spec
 
 
 def limits(**changes: Any) -> SchedulerLimits:
@@ -31,7 +32,7 @@ def spec(name: str, prompt: int | list[int] = 6, **changes: Any) -> SequenceSpec
     if isinstance(prompt, int):
         prompt = [1000 + sum(name.encode()) * 37 + position for position in range(prompt)]
     fields: dict[str, Any] = {"seed": 1, "max_tokens": 8} | changes
-    return SequenceSpec(sequence_id=name, prompt_token_ids=prompt, **fields)
+    return make_spec(name, prompt, **fields)
 
 
 class Play:

@@ -14,6 +14,7 @@ from tests.scheduling.machine import MOST_DRAFTS, SchedulerMachine, sequence_spe
 from tests.scheduling.oracle import constraint_of, expected
 from tests.scheduling.play import Play
 from tests.support.scheduler_invariants import check_invariants
+from tests.support.specs import make_spec
 
 TestRandomOperations = SchedulerMachine.TestCase
 TestRandomOperations.settings = settings(
@@ -78,10 +79,7 @@ def test_drafts_change_no_token_and_no_log_probability(
 
 @pytest.mark.parametrize("outstanding", [1, 2])
 def test_a_crowd_that_preempts_itself_all_the_time_produces_the_same_tokens(outstanding: int) -> None:
-    specs = [
-        SequenceSpec(sequence_id=f"s{index}", prompt_token_ids=[index] * 5, seed=index, max_tokens=20, stop_token_ids=[0])
-        for index in range(12)
-    ]
+    specs = [make_spec(f"s{index}", [index] * 5, seed=index, max_tokens=20, stop_token_ids=[0]) for index in range(12)]
     play = Play(num_blocks=9, max_num_seqs=6, max_num_batched_tokens=16)
     play.add(*specs)
     play.finish(outstanding)

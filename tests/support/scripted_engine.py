@@ -160,7 +160,7 @@ def text_reply(text: str, reason: FinishReason = "stop") -> Reply:
 
     def reply(spec: SequenceSpec) -> list[TokenDelta]:
         deltas = [TokenDelta([byte], logprobs=_logprobs(spec, byte)) for byte in text.encode()]
-        if deltas and spec.prompt_logprobs is not None:
+        if deltas and spec.sampling.prompt_logprobs is not None:
             entries = [None, *(TokenLogprobs(token, -0.5, 1, [(token, -0.5)]) for token in spec.prompt_token_ids[1:])]
             deltas[0] = TokenDelta(deltas[0].token_ids, deltas[0].logprobs, entries)
         if reason == "stop":
@@ -171,7 +171,7 @@ def text_reply(text: str, reason: FinishReason = "stop") -> Reply:
 
 
 def _logprobs(spec: SequenceSpec, token_id: int) -> list[TokenLogprobs] | None:
-    if spec.logprobs is None:
+    if spec.sampling.logprobs is None:
         return None
-    top = [(token_id, -0.25), (ord("x"), -1.5), (ord("y"), -2.5)][: spec.logprobs]
+    top = [(token_id, -0.25), (ord("x"), -1.5), (ord("y"), -2.5)][: spec.sampling.logprobs]
     return [TokenLogprobs(token_id, -0.25, 1, top)]

@@ -11,12 +11,13 @@ from streamserve.scheduling.sequence import Sequence
 from streamserve.types import SequenceSpec, TokenDelta
 from streamserve.worker.runner import Runner
 from tests.support.scheduler_invariants import check_invariants
+from tests.support.specs import make_spec
 
 
 def spec(name: str, prompt: list[int], max_tokens: int = 12, **settings: object) -> SequenceSpec:
     """A sequence; greedy unless told otherwise."""
     defaults: dict[str, object] = {"seed": 0, "temperature": 0.0}
-    return SequenceSpec(sequence_id=name, prompt_token_ids=prompt, max_tokens=max_tokens, **{**defaults, **settings})  # type: ignore[arg-type]
+    return make_spec(name, prompt, max_tokens=max_tokens, **(defaults | settings))
 
 
 class Stepper:

@@ -46,9 +46,9 @@ def test_a_text_that_could_never_fit_is_refused_before_it_is_tokenised() -> None
 
 def test_each_output_has_a_name_and_a_seed_of_its_own() -> None:
     specs = prepare(n=3, seed=7).specs
-    assert [(spec.sequence_id, spec.seed) for spec in specs] == [("r-0", 7), ("r-1", 8), ("r-2", 9)]
-    assert [spec.seed for spec in prepare(n=2).specs] == [2**63 - 1, 0]
-    assert [spec.seed for spec in prepare(seed=-1).specs] == [2**63 - 1]
+    assert [(spec.sequence_id, spec.sampling.seed) for spec in specs] == [("r-0", 7), ("r-1", 8), ("r-2", 9)]
+    assert [spec.sampling.seed for spec in prepare(n=2).specs] == [2**63 - 1, 0]
+    assert [spec.sampling.seed for spec in prepare(seed=-1).specs] == [2**63 - 1]
 
 
 def test_sampling_parameters_reach_the_engine_unchanged() -> None:
@@ -67,14 +67,14 @@ def test_sampling_parameters_reach_the_engine_unchanged() -> None:
         "allowed_token_ids": [1, 2],
     }
     spec = prepare(max_time=1.5, options={"priority": -1, "cache_salt": "salt"}, **given).specs[0]
-    assert {name: getattr(spec, name) for name in given} == given
+    assert {name: getattr(spec.sampling, name) for name in given} == given
     assert (spec.max_time_s, spec.priority, spec.cache_salt) == (1.5, -1, "salt")
-    assert prepare(top_k=-1).specs[0].top_k == 0
+    assert prepare(top_k=-1).specs[0].sampling.top_k == 0
 
 
 def test_stop_ids_hold_the_end_of_sequence_unless_ignored() -> None:
-    assert prepare(stop_token_ids=[3]).specs[0].stop_token_ids == [3, EOS]
-    assert prepare(stop_token_ids=[3], ignore_eos=True).specs[0].stop_token_ids == [3]
+    assert prepare(stop_token_ids=[3]).specs[0].sampling.stop_token_ids == [3, EOS]
+    assert prepare(stop_token_ids=[3], ignore_eos=True).specs[0].sampling.stop_token_ids == [3]
 
 
 def test_without_max_tokens_the_context_is_filled() -> None:
@@ -127,7 +127,7 @@ def test_wrong_values_are_refused_by_name(prompt: Any, params: dict[str, Any], p
 def test_bad_words_are_banned_at_the_start_and_after_a_space(demo: Tokenizer) -> None:
     preparation = Preparation(demo, max_model_len=64, vocab_size=demo.vocab_size)
     spec = preparation.prepare("a", SamplingParams(bad_words=["Paris", " Paris", "北京"]), request_id="r").specs[0]
-    texts = [demo.decode(token_ids) for token_ids in spec.bad_words_token_ids]
+    texts = [demo.decode(token_ids) for token_ids in spec.sampling.bad_words_token_ids]
     assert sorted(texts) == sorted(["Paris", " Paris", "北京", " 北京"])
 
 

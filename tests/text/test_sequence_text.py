@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamserve.text.sequence_text import SequenceText
-from streamserve.types import ErrorInfo, SamplingParams, SequenceSpec, TextDelta, TokenDelta, TokenLogprobs
+from streamserve.types import ErrorInfo, Sampling, SamplingParams, SequenceSpec, TextDelta, TokenDelta, TokenLogprobs
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -21,9 +21,8 @@ def sequence_text(*, prompt: str = "p", generated: str = "", ignore_eos: bool = 
         sequence_id="s",
         prompt_token_ids=list(prompt.encode()),
         generated_token_ids=list(generated.encode()),
-        seed=0,
         max_tokens=100,
-        stop_token_ids=[*([] if ignore_eos else [EOS]), *(chosen.stop_token_ids or [])],
+        sampling=Sampling(seed=0, stop_token_ids=[*([] if ignore_eos else [EOS]), *(chosen.stop_token_ids or [])]),
     )
     return SequenceText(TOKENIZER, chosen, spec, eos_token_ids=[EOS])
 
@@ -173,9 +172,8 @@ def test_text_goes_on_after_what_was_generated_elsewhere(said: str, cut: int) ->
         sequence_id="s",
         prompt_token_ids=[ord("p")],
         generated_token_ids=list(data[:cut]),
-        seed=0,
         max_tokens=9,
-        stop_token_ids=[EOS],
+        sampling=Sampling(seed=0, stop_token_ids=[EOS]),
     )
     resumed = SequenceText(TOKENIZER, SamplingParams(stop="ab"), spec, eos_token_ids=[EOS])
     rest = [resumed.push(TokenDelta([byte])) for byte in data[cut:]]

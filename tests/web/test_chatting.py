@@ -157,7 +157,7 @@ def test_parameters_reach_the_engine(stage: SetStage, open_page: Open) -> None:
     page.wait_for_answer("fine")
     [spec] = scene.engine.specs.values()
     assert bytes(spec.prompt_token_ids) == b"<system>Be brief.\n<user>hello\n<assistant>"
-    assert (spec.temperature, spec.top_p, spec.seed, spec.max_tokens) == (0.3, 0.9, 5, 77)
+    assert (spec.sampling.temperature, spec.sampling.top_p, spec.sampling.seed, spec.max_tokens) == (0.3, 0.9, 5, 77)
 
 
 def test_a_refused_request_says_why_and_the_chat_goes_on(stage: SetStage, open_page: Open) -> None:

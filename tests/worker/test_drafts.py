@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from streamserve.scheduling.plan import Plan, RowDrafts, RowGrowth, RowSampling, RowStart, RowWork
+from streamserve.scheduling.plan import Plan, RowDrafts, RowGrowth, RowStart, RowWork
 from streamserve.scheduling.sequence import Sequence
-from streamserve.types import SequenceSpec, TokenDelta
+from streamserve.types import Sampling, SequenceSpec, TokenDelta
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import VOCAB, TinyLlama
 from tests.worker.test_replay import Playing
@@ -53,7 +53,7 @@ def test_drafts_change_no_token_whatever_the_parameters(stepper: MakeStepper, in
         name = one.sequence_id
         assert (got[name].token_ids, got[name].finish_reason) == (truth[name].token_ids, truth[name].finish_reason), name
         assert [entry.token_id for entry in got[name].logprobs or []] == (
-            got[name].token_ids if one.logprobs is not None else []
+            got[name].token_ids if one.sampling.logprobs is not None else []
         )
         for mine, theirs in zip(got[name].logprobs or [], truth[name].logprobs or [], strict=True):
             assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-3)
@@ -86,7 +86,7 @@ def test_drafts_come_and_go_among_replayed_steps(tiny: TinyLlama, in_flight: int
 
 def test_a_plan_may_ask_for_drafts_behind_tokens_that_the_host_does_not_know(tiny: TinyLlama, stepper: MakeStepper) -> None:
     runner, truth = stepper().runner, tiny.greedy(PROMPT, 12)
-    start = RowStart(0, PROMPT, len(PROMPT), RowSampling(seed=0, temperature=0.0))
+    start = RowStart(0, PROMPT, len(PROMPT), Sampling(seed=0, temperature=0.0))
     plans = [
         Plan(1, [start], [RowGrowth(0, 0, 0, [0, 1])], [RowWork(0, 0, 5, 1)]),
         Plan(2, [], [], [RowWork(0, 5, 4, 4)], [RowDrafts(0, [truth[1], truth[2], 3])]),

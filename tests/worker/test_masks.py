@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart, RowWork
+from streamserve.scheduling.plan import Plan, RowGrowth, RowStart, RowWork
+from streamserve.types import Sampling
 from streamserve.worker.rows.traits import make_mask, read_mask
 from tests.support.stepping import Stepper
 from tests.support.tiny_model import VOCAB
@@ -34,9 +35,9 @@ def test_a_mask_narrower_or_wider_than_the_vocabulary_allows_nothing_outside_it(
 def test_each_step_obeys_its_own_mask_and_the_rows_allowed_ids(stepper: Callable[..., Stepper]) -> None:
     runner = stepper().runner
     starts = [
-        RowStart(0, [5, 6, 7], 3, RowSampling(seed=1)),
-        RowStart(1, [5, 6, 7], 3, RowSampling(seed=1, allowed_token_ids=[20, 30, 40])),
-        RowStart(2, [5, 6, 7], 3, RowSampling(seed=1)),
+        RowStart(0, [5, 6, 7], 3, Sampling(seed=1)),
+        RowStart(1, [5, 6, 7], 3, Sampling(seed=1, allowed_token_ids=[20, 30, 40])),
+        RowStart(2, [5, 6, 7], 3, Sampling(seed=1)),
     ]
     work = [
         RowWork(0, 0, 3, 1, mask_of(9)),

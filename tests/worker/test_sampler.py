@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from streamserve.scheduling.plan import Plan, RowSampling, RowStart, RowWork
+from streamserve.scheduling.plan import Plan, RowStart, RowWork
+from streamserve.types import Sampling
 from streamserve.worker.device.cpu import CpuDevice
 from streamserve.worker.rows.inputs import WorkUploader
 from streamserve.worker.rows.rows import RankLimits, Rows
@@ -15,7 +16,7 @@ from streamserve_kernels import SamplingTensors
 VOCAB = 64
 
 
-def parameters_of(*samplings: RowSampling, num_prompt_tokens: int = 4, start: int = 5) -> SamplingTensors:
+def parameters_of(*samplings: Sampling, num_prompt_tokens: int = 4, start: int = 5) -> SamplingTensors:
     """One sampled row for each."""
     device = CpuDevice()
     rows = Rows(device, RankLimits(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB, group_of=(0,)))
@@ -27,7 +28,7 @@ def parameters_of(*samplings: RowSampling, num_prompt_tokens: int = 4, start: in
 
 
 def test_rows_with_nothing_special_bring_nothing_along() -> None:
-    p = parameters_of(*[RowSampling(seed=1, temperature=0.0)] * 3)
+    p = parameters_of(*[Sampling(seed=1, temperature=0.0)] * 3)
     assert p.rows.tolist() == [0, 1, 2]
     assert p.positions.tolist() == [6, 6, 6]
     optional = (p.random, p.restricted, p.edits, p.bad_words, p.masks, p.penalties, p.logprobs)
@@ -37,12 +38,12 @@ def test_rows_with_nothing_special_bring_nothing_along() -> None:
 
 def test_lines_are_sorted_by_how_they_choose() -> None:
     p = parameters_of(
-        RowSampling(seed=1, temperature=0.0, top_k=5),
-        RowSampling(seed=1),
-        RowSampling(seed=1, top_k=5),
-        RowSampling(seed=1, top_k=VOCAB, top_p=1.0),
-        RowSampling(seed=1, top_k=-1, temperature=1e-6, top_p=0.5),
-        RowSampling(seed=1, top_k=9, top_p=0.5),
+        Sampling(seed=1, temperature=0.0, top_k=5),
+        Sampling(seed=1),
+        Sampling(seed=1, top_k=5),
+        Sampling(seed=1, top_k=VOCAB, top_p=1.0),
+        Sampling(seed=1, top_k=-1, temperature=1e-6, top_p=0.5),
+        Sampling(seed=1, top_k=9, top_p=0.5),
     )
     assert p.random is not None
     assert p.restricted is not None
@@ -52,15 +53,15 @@ def test_lines_are_sorted_by_how_they_choose() -> None:
 
 
 def test_one_restricted_line_without_top_k_lifts_its_bound() -> None:
-    assert parameters_of(RowSampling(seed=1, top_k=5), RowSampling(seed=1, min_p=0.1)).max_top_k == 0
+    assert parameters_of(Sampling(seed=1, top_k=5), Sampling(seed=1, min_p=0.1)).max_top_k == 0
 
 
 def test_lists_go_up_for_their_lines_only() -> None:
     p = parameters_of(
-        RowSampling(seed=1, logit_bias={3: 0.5, 4: -1.0}, bad_words_token_ids=[[9], [1, 2, 3]]),
-        RowSampling(seed=1),
-        RowSampling(seed=1, min_tokens=3, stop_token_ids=[7]),
-        RowSampling(seed=1, bad_words_token_ids=[[8, 6]], repetition_penalty=1.1, logprobs=2),
+        Sampling(seed=1, logit_bias={3: 0.5, 4: -1.0}, bad_words_token_ids=[[9], [1, 2, 3]]),
+        Sampling(seed=1),
+        Sampling(seed=1, min_tokens=3, stop_token_ids=[7]),
+        Sampling(seed=1, bad_words_token_ids=[[8, 6]], repetition_penalty=1.1, logprobs=2),
     )
     assert p.edits is not None
     assert p.bad_words is not None
@@ -78,12 +79,12 @@ def test_lists_go_up_for_their_lines_only() -> None:
 
 @pytest.mark.parametrize(("start", "banned"), [(4, True), (5, True), (6, False)])
 def test_min_tokens_counts_the_generated_tokens(start: int, banned: bool) -> None:
-    p = parameters_of(RowSampling(seed=1, min_tokens=3, stop_token_ids=[7]), start=start)
+    p = parameters_of(Sampling(seed=1, min_tokens=3, stop_token_ids=[7]), start=start)
     assert (p.edits is not None) == banned
 
 
 def test_a_seed_keeps_all_its_bits() -> None:
     seed = 0x1234_5678_9ABC_DEF0
-    tables = parameters_of(RowSampling(seed=seed)).tables
+    tables = parameters_of(Sampling(seed=seed)).tables
     words = np.array([int(tables.seed_low[0]), int(tables.seed_high[0])], dtype=np.int32)
     assert int(words.view("<u8")[0]) == seed

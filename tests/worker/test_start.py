@@ -11,7 +11,8 @@ import torch
 from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart, RowWork
+from streamserve.scheduling.plan import Plan, RowGrowth, RowStart, RowWork
+from streamserve.types import Sampling
 from streamserve.worker.device.memory import Memory, host_memory
 from streamserve.worker.device.select import open_device
 from streamserve.worker.runner import Runner
@@ -128,7 +129,7 @@ def test_every_dtype_runs_on_a_cpu(tiny: TinyLlama, dtype: str) -> None:
     config = EngineConfig(model=tiny.path, device="cpu", dtype=dtype, max_num_seqs=2)  # type: ignore[arg-type]
     runner = Runner(config, resolve(tiny.path))
     runner.load()
-    start = RowStart(0, [5, 6, 7], 3, RowSampling(seed=1, temperature=0.0, logprobs=1))
+    start = RowStart(0, [5, 6, 7], 3, Sampling(seed=1, temperature=0.0, logprobs=1))
     result = runner.step(Plan(1, [start], [RowGrowth(0, 0, 0, [0])], [RowWork(0, 0, 3, 1)])).wait()
     assert result.logprobs is not None
     assert result.logprobs[0] is not None

@@ -97,16 +97,21 @@ def formula_tokens(tiny: TinyLlama, one: SequenceSpec) -> list[int]:
     for _ in range(one.max_tokens):
         tokens = [*one.prompt_token_ids, *output]
         logits = tiny.logits(tuple(tokens))[-1].copy()
-        if one.allowed_token_ids is not None:
-            logits[np.setdiff1d(np.arange(VOCAB), one.allowed_token_ids)] = -np.inf
-        for token_id, bias in one.logit_bias.items():
+        if one.sampling.allowed_token_ids is not None:
+            logits[np.setdiff1d(np.arange(VOCAB), one.sampling.allowed_token_ids)] = -np.inf
+        for token_id, bias in one.sampling.logit_bias.items():
             logits[token_id] += bias
         logits = penalised(
-            logits, one.prompt_token_ids, output, one.repetition_penalty, one.frequency_penalty, one.presence_penalty
+            logits,
+            one.prompt_token_ids,
+            output,
+            one.sampling.repetition_penalty,
+            one.sampling.frequency_penalty,
+            one.sampling.presence_penalty,
         )
-        if one.temperature > 0:
-            kept = kept_tokens(logits, one.temperature, one.top_k, one.top_p, one.min_p)
-            scores = logits / one.temperature + gumbel(one.seed, len(tokens), VOCAB)
+        if one.sampling.temperature > 0:
+            kept = kept_tokens(logits, one.sampling.temperature, one.sampling.top_k, one.sampling.top_p, one.sampling.min_p)
+            scores = logits / one.sampling.temperature + gumbel(one.sampling.seed, len(tokens), VOCAB)
             logits = np.where(kept, scores, -np.inf)
         output.append(int(logits.argmax()))
     return output

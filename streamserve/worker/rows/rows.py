@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamserve.scheduling.plan import Plan, RowGrowth, RowSampling, RowStart
-from streamserve.types import GREEDY_TEMPERATURE
+from streamserve.scheduling.plan import Plan, RowGrowth, RowStart
+from streamserve.types import GREEDY_TEMPERATURE, Sampling
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.staging import Packing, StagingRing, Words
 from streamserve.worker.rows.traits import Traits, effective_top_k, read_traits
@@ -62,7 +62,7 @@ class Rows:
         self.scored: set[int] = set()
         self._ring = StagingRing(device, _START_WORDS)
         self._traits: list[Traits | None] = [None] * limits.max_num_seqs
-        self._traits.append(read_traits(RowSampling(seed=0, temperature=0.0), 0, limits.vocab_size))
+        self._traits.append(read_traits(Sampling(seed=0, temperature=0.0), 0, limits.vocab_size))
 
     def traits(self, row: int) -> Traits:
         """What the host knows about a row that has been started."""
@@ -123,7 +123,7 @@ class _Deltas:
 
 
 def _parameter_words(start: RowStart, vocab_size: int) -> Words:
-    sampling: RowSampling = start.sampling
+    sampling: Sampling = start.sampling
     words = np.zeros(RowLayout.NUM_PARAMETERS, dtype=np.int32)
     words[RowLayout.NUM_PROMPT_TOKENS] = start.num_prompt_tokens
     words[RowLayout.NUM_TOKENS] = len(start.token_ids)

@@ -12,8 +12,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from streamserve.scheduling.plan import RowSampling
-from streamserve.types import GREEDY_TEMPERATURE
+from streamserve.types import GREEDY_TEMPERATURE, Sampling
 
 MaskWords = npt.NDArray[np.uint32]
 
@@ -57,7 +56,7 @@ class Traits:
         return not self.has_extras and self.allowed is None and self.choice is not Choice.RESTRICTED
 
 
-def read_traits(sampling: RowSampling, num_prompt_tokens: int, vocab_size: int) -> Traits:
+def read_traits(sampling: Sampling, num_prompt_tokens: int, vocab_size: int) -> Traits:
     """Sort a row's parameters out. Token ids outside the vocabulary can't be sampled, so lists that name them lose nothing."""
     biases = _biases(sampling, vocab_size)
     bad_words = [word for word in sampling.bad_words_token_ids if len(word) > 1 and 0 <= word[-1] < vocab_size]
@@ -104,7 +103,7 @@ def read_mask(words: bytes, vocab_size: int) -> MaskWords:
     return mask
 
 
-def _choice(sampling: RowSampling, top_k: int) -> Choice:
+def _choice(sampling: Sampling, top_k: int) -> Choice:
     if sampling.temperature < GREEDY_TEMPERATURE:
         return Choice.GREEDY
     if top_k or sampling.top_p < 1.0 or sampling.min_p > 0.0:
@@ -112,7 +111,7 @@ def _choice(sampling: RowSampling, top_k: int) -> Choice:
     return Choice.RANDOM
 
 
-def _biases(sampling: RowSampling, vocab_size: int) -> tuple[list[int], list[float]]:
+def _biases(sampling: Sampling, vocab_size: int) -> tuple[list[int], list[float]]:
     ids = _known(sampling.logit_bias, vocab_size)
     values = [sampling.logit_bias[token_id] for token_id in ids]
     banned = _known((word[0] for word in sampling.bad_words_token_ids if len(word) == 1), vocab_size)

@@ -12,6 +12,7 @@ from tests.support.byte_tokenizer import EOS
 from tests.support.live_server import live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
+from tests.support.specs import flat
 
 pytestmark = pytest.mark.anyio
 
@@ -98,7 +99,7 @@ async def test_parameters_reach_the_engine() -> None:
                 wrong.append((path, fields, answer))
                 continue
             [spec] = engine.specs.values()
-            wrong += [(path, fields, name) for name, value in expected.items() if getattr(spec, name) != value]
+            wrong += [(path, fields, name) for name, value in expected.items() if flat(spec)[name] != value]
     assert wrong == []
 
 
@@ -107,7 +108,7 @@ async def test_every_output_of_a_request_has_a_seed_of_its_own() -> None:
     async with live_server(engine) as server:
         async with request(server.port, "POST", COMPLETIONS, {"prompt": "a", "n": 3, "seed": 10}) as response:
             assert response.status == 200
-    assert [spec.seed for spec in engine.specs.values()] == [10, 11, 12]
+    assert [spec.sampling.seed for spec in engine.specs.values()] == [10, 11, 12]
 
 
 async def test_defaults_of_the_model_hold_unless_the_request_says_otherwise() -> None:
@@ -117,7 +118,7 @@ async def test_defaults_of_the_model_hold_unless_the_request_says_otherwise() ->
         for body in ({"prompt": "a"}, {"prompt": "a", "temperature": 0.1, "max_tokens": 2}):
             async with request(server.port, "POST", COMPLETIONS, body) as response:
                 assert response.status == 200
-    taken = [(spec.temperature, spec.top_p, spec.max_tokens) for spec in engine.specs.values()]
+    taken = [(spec.sampling.temperature, spec.sampling.top_p, spec.max_tokens) for spec in engine.specs.values()]
     assert taken == [(0.6, 0.95, 9), (0.1, 0.95, 2)]
 
 
@@ -128,6 +129,17 @@ async def test_cached_tokens_are_counted_once_per_prompt() -> None:
             usage = json.loads(await response.body())["usage"]
     assert usage["prompt_tokens"] == 6
     assert usage["prompt_tokens_details"] == {"cached_tokens": 4}
+    assert (usage["completion_tokens"], usage["total_tokens"]) == (6, 12), "a total counts the tokens of a cache hit too"
+
+
+async def test_the_total_of_a_response_counts_cached_tokens_too() -> None:
+    engine = ScriptedEngine(reply=lambda spec: [TokenDelta([97], finish_reason="length", cached_tokens=2)])
+    async with live_server(engine) as server:
+        async with request(server.port, "POST", "/v1/responses", {"input": "abc"}) as response:
+            usage = json.loads(await response.body())["usage"]
+    assert usage["input_tokens_details"]["cached_tokens"] == 2
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert (usage["input_tokens"] > 2, usage["output_tokens"]) == (True, 1)
 
 
 async def test_a_score_only_request_answers_with_the_prompt_alone() -> None:
