@@ -51,7 +51,7 @@ def microseconds(work: Callable[[int], object], calls: int, repeats: int = 20) -
     return times[len(times) // 2] * 1000 / calls
 
 
-class DecodeStep:
+class TimedLayers:
     """The layers of a model at one batch size, every sequence with the same context."""
 
     def __init__(self, name: str, rows: int, context: int) -> None:
@@ -115,7 +115,7 @@ class DecodeStep:
 def time_steps(report: SuiteReport, name: str, batches: list[tuple[int, int]]) -> None:
     """Decode steps, their linears alone, and each kernel of them, at (rows, context)."""
     for rows, context in batches:
-        step = DecodeStep(name, rows, context)
+        step = TimedLayers(name, rows, context)
         whole, linears = microseconds(step.run, 1), microseconds(lambda _, s=step: s.run(attention=False), 1)
         report.add("step", model=name, rows=rows, context=context, us=whole, linears_us=linears)
         _time_kernels(report, name, step)
@@ -123,7 +123,7 @@ def time_steps(report: SuiteReport, name: str, batches: list[tuple[int, int]]) -
         torch.cuda.empty_cache()
 
 
-def _time_kernels(report: SuiteReport, name: str, step: DecodeStep) -> None:
+def _time_kernels(report: SuiteReport, name: str, step: TimedLayers) -> None:
     qkv_width = step.weights[0][0].shape[0]
     qkv, inner = random(step.rows, qkv_width, dtype=BF16), random(step.rows, step.weights[0][3].shape[1], dtype=BF16)
     x = step.x.clone()
