@@ -83,11 +83,6 @@ class ModelArch:
         """What each layer keeps for a sequence."""
         return tuple(PagedKv(self.kv_heads, self.head_dim, window) for window in self.windows)
 
-    @property
-    def kv_values_per_token(self) -> int:
-        """Numbers that the KV cache holds for a token, in all layers."""
-        return 2 * self.num_layers * self.kv_heads * self.head_dim
-
 
 def read_common(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of `ModelArch` that the RMS-norm families have in common, from config.json.

@@ -26,7 +26,7 @@ def check_spec(spec: SequenceSpec, limits: SchedulerLimits) -> None:
     if limits.groups.blocks_for(length - 1, limits.max_num_batched_tokens) > limits.num_blocks:
         longest = limits.groups.longest(limits.num_blocks, limits.max_num_batched_tokens, length)
         raise PromptTooLarge(
-            f"the KV cache holds {longest} tokens in all; the prompt has {num_prompt_tokens} and max_tokens "
+            f"the KV cache holds {longest} tokens of a sequence; the prompt has {num_prompt_tokens} and max_tokens "
             f"asks for {spec.max_tokens} more: shorten one of them, or start the server with more --kv-cache-memory"
         )
 

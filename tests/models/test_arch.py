@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from streamserve.errors import ModelNotSupported
+from streamserve.models.arch import PagedKv
 from streamserve.models.registry import read_arch
 from streamserve.models.rope import Rope
 from tests.models.families import SHAPE
@@ -68,13 +69,14 @@ def test_llama_31() -> None:
     rope = arch.ropes[0]
     assert rope is not None
     assert (rope.kind, rope.theta, rope.factor, rope.original_max_position_embeddings) == ("llama3", 500000.0, 8.0, 8192)
-    assert arch.kv_values_per_token == 2 * 32 * 8 * 128
+    assert arch.layer_states == (PagedKv(8, 128, None),) * 32
 
 
 def test_gemma_3_keeps_its_layer_pattern_and_two_rotations() -> None:
     arch = read_arch(GEMMA3_1B)
     assert [layer for layer, window in enumerate(arch.windows) if window is None] == [5, 11, 17, 23]
     assert set(arch.windows) == {512, None}
+    assert [state.window for state in arch.layer_states] == list(arch.windows)
     local, everywhere = arch.ropes[0], arch.ropes[5]
     assert local is not None
     assert everywhere is not None
