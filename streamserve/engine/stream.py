@@ -98,9 +98,10 @@ class ChannelStream:
         elif self._unread > self._limits.high_water_tokens and self._stall is None:
             self._control.pause(self.sequence_id)
             self._start_stall_timer()
-        if self._ready is not None:
+        if self._ready is None:
+            self._wakeup.set()
+        else:
             self._ready()
-        self._wakeup.set()
 
     def end(self, reason: FinishReason, error: ErrorInfo | None = None) -> None:
         """Finish the stream from this side, keeping what is unread."""
@@ -145,7 +146,10 @@ class ChannelStream:
         return delta
 
     def listen(self, ready: Callable[[], None]) -> None:
-        """Call `ready` whenever a delta can be taken, and now if one can; it runs on the loop and must not block."""
+        """Call `ready` whenever a delta can be taken, and now if one can; it runs on the loop and must not block.
+
+        For a reader that takes instead of iterating.
+        """
         self._ready = ready
         if self._deltas:
             ready()
