@@ -85,7 +85,6 @@ class LoggedRun(Generic[E_co]):
                 finally:
                     self.log.end()
         finally:
-            self._keep_on()
             self.ended_at = time.monotonic()
             self._ended.set()
 
@@ -118,7 +117,7 @@ class LoggedRun(Generic[E_co]):
             self._leaving = asyncio.get_running_loop().call_later(self._unread_s, self.run.abort)
 
     def _keep_on(self) -> None:
-        """There is a reader again, or the run is over."""
+        """There is a reader again."""
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None

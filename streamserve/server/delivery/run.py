@@ -62,7 +62,6 @@ class Run:
     admit       called on entering; its errors are raised from there, before anything has been written
     account     records every delta, and is closed at the end
     error       why the answer can't be finished; None while it can
-    has_left    whether the client has gone
     has_ending  set by the writer when the answer's ending is on its way, after which nothing may follow
     is_stopped  whether the run has failed, was left, or is over: a writer reads no more of it
     """
@@ -72,7 +71,6 @@ class Run:
         self.account = account
         self.metrics = metrics
         self.error: StreamserveError | None = None
-        self.has_left = False
         self.has_ending = False
         self.is_stopped = False
         self._admit: Admit | None = admit
@@ -114,14 +112,14 @@ class Run:
     ) -> None:
         """Have the answer written; when the run fails before the ending is on its way, have that failure written instead.
 
-        `write` is cancelled when the run is failed or left. Nothing is written to a client that has gone.
+        `write` is cancelled when the run is failed or left; after a client has left nothing is written.
         """
         try:
             with self._scope:
                 await write()
         except Exception as error:
             self.fail(error)
-        if self.error is not None and not (self.has_left or self.has_ending):
+        if self.error is not None and not self.has_ending:
             await write_failure(self.error)
 
     def listen(self, ready: Callable[[], None]) -> None:
@@ -186,7 +184,6 @@ class Run:
         """
         # The end of an answer, a failed one too, looks the same to whoever listens as a client that leaves.
         if self.error is None and (is_blocked or not self.has_ending):
-            self.has_left = True
             self.count_disconnect(is_blocked=is_blocked)
         self.is_stopped = True
         self._scope.cancel()

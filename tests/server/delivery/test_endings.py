@@ -44,6 +44,18 @@ async def test_an_engine_that_dies_ends_its_streams_with_an_error(path: str, bod
     assert said == text
 
 
+async def test_a_text_that_is_held_back_still_comes_before_the_error() -> None:
+    engine = ScriptedEngine()
+    body = {**COMPLETION, "stop": ["END"]}
+    async with live_server(engine) as server, request(server.port, "POST", "/v1/completions", body) as response:
+        [sequence] = await engine.sequences()
+        engine.say(sequence, "part EN")
+        engine.fail(sequence, "slow_consumer", "the reader took nothing")
+        chunks, error = ending(await response.body())
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "part EN"
+    assert error["code"] == "slow_consumer"
+
+
 async def test_one_failed_choice_ends_the_whole_answer_and_aborts_the_others() -> None:
     engine = ScriptedEngine()
     body = {**COMPLETION, "n": 2}

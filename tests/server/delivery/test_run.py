@@ -7,20 +7,24 @@ import pytest
 
 from streamserve.errors import StreamFailed, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
+from streamserve.server.apis.openai.logprobs import TokenNames
+from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript, StreamFormat
 from streamserve.server.config import ServerConfig
+from streamserve.server.delivery.event_log import LogLimits
+from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.run import Run
 from streamserve.server.service import Service
-from streamserve.types import SamplingParams
+from streamserve.types import SamplingParams, TokenDelta
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
 pytestmark = pytest.mark.anyio
 
 
-async def new_run(engine: ScriptedEngine, service: Service | None = None) -> Run:
+async def new_run(engine: ScriptedEngine, service: Service | None = None, *, stop: str | None = None) -> Run:
     service = service or Service(ServerConfig(model_names=["scripted"]))
     service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS]), {})
-    prompt = await service.frontend.prepare("say", SamplingParams(max_tokens=100), request_id="id-0")
+    prompt = await service.frontend.prepare("say", SamplingParams(max_tokens=100, stop=stop), request_id="id-0")
     return service.new_run("id", "scripted", [prompt])
 
 
@@ -96,18 +100,19 @@ async def test_nothing_more_is_written_to_a_client_that_has_left() -> None:
         await written.begun.wait()
         run.leave()
         run.fail(Unavailable("draining"))
-    assert (run.has_left, run.error, written.failures) == (True, None, [])
+    assert (run.error, written.failures) == (None, [])
 
 
 async def test_the_last_text_of_a_choice_that_fails_still_comes() -> None:
     engine = ScriptedEngine()
-    async with await new_run(engine) as run:
+    async with await new_run(engine, stop="END") as run:
         [sequence] = await engine.sequences()
-        engine.say(sequence, "par")
+        # The end of it could still become the stop string, so it is held back until the failure.
+        engine.say(sequence, "part EN")
         engine.fail(sequence, "slow_consumer", "the reader took nothing")
         written = Written(run)
         await run.answer(written.answer, written.failure)
-    assert "".join(written.texts) == "par"
+    assert "".join(written.texts) == "part EN"
     assert [error.code for error in written.failures] == ["slow_consumer"]
 
 
@@ -127,3 +132,19 @@ async def test_a_run_that_is_over_can_not_be_ended_again() -> None:
     run.abort()
     run.fail(Unavailable("draining"))
     assert run.error is None
+
+
+async def test_a_logged_run_ends_without_waiting_for_its_reader() -> None:
+    engine = ScriptedEngine()
+    run = await new_run(engine)
+    usage = run.account.usage
+    script = CompletionScript(StreamFormat(id="id", created=1, model="m", names=TokenNames()), [ChoicePreamble()], usage)
+    logged = LoggedRun(run, script, limits=LogLimits(window=1))
+    with logged.log.read(0, lambda: None):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(logged.write)
+            [sequence] = await engine.sequences()
+            engine.generate(sequence, TokenDelta([ord("a")], finish_reason="length"))
+            with anyio.fail_after(5):
+                await logged.wait_ended()
+    assert logged.log.is_ended
