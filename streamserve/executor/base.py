@@ -1,4 +1,4 @@
-"""What an engine asks of whatever runs its steps.
+"""The interface of what runs an engine's steps.
 
 Lives on the engine's event loop. `submit` never blocks: steps run in the order submitted, on ranks of their own.
 """

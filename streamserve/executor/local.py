@@ -106,7 +106,7 @@ class _Rank:
 
     def _future(self) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
-        # A step that nobody awaits any more may fail in silence: whoever submitted it has gone.
+        # The engine may stop before it awaits a step: its failure is then no error of the loop.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         return future
 
@@ -173,6 +173,6 @@ class _Rank:
             if not future.done():
                 settle()
 
-        # A closed loop has nobody left who waits.
+        # Nothing awaits a future of a closed loop.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(unless_cancelled)

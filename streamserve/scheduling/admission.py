@@ -1,4 +1,4 @@
-"""What is refused at the door: sequences that could never finish on this engine, whatever else it runs.
+"""Checks on admission: refuses sequences that could never finish on this engine, whatever else it runs.
 
 Runs on the engine's event loop. Looks at one spec and the limits, at no state.
 """

@@ -1,4 +1,4 @@
-"""What scheduling asks of a grammar: which tokens may come next, and to be told which one came.
+"""What scheduling needs of a grammar: the tokens allowed next, and a way to advance it by a token.
 
 Used on the engine's event loop. Knows nothing of grammars or their library: those live in the text room and are injected.
 """

@@ -43,7 +43,7 @@ class PolicyQueue:
 
     @property
     def last(self) -> Sequence | None:
-        """The one to yield first: of the lowest priority, and of those the most recent."""
+        """The one to preempt first: of the lowest priority, and of those the most recent."""
         return self._sequences[-1] if self._sequences else None
 
     def add(self, sequence: Sequence) -> None:

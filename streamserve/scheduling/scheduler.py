@@ -1,4 +1,4 @@
-"""Who runs next: admission, the token budget of a step, preemption, and what becomes of sampled tokens.
+"""The scheduler: admission, the token budget of each step, preemption, and the commit of sampled tokens.
 
 Runs on the engine's event loop, one call at a time. Pure Python: no torch, no anyio, no I/O; the time is an argument.
 
@@ -6,7 +6,7 @@ There is no prefill phase and no decode phase. A sequence has tokens, some of th
 tokens: to those that lack one (decode), then to those that lack more (prefill), then to those that wait. Steps may be
 planned while earlier ones run: `num_computed` advances when a step is planned, tokens are appended when it is committed,
 and what lies between is in flight. A step may check drafts, guesses for a sequence's next tokens, and then yields one token or
-more: until its commit tells how many, the sequence is planned for the most there can be.
+more: until it is committed, the sequence is planned for the most there can be.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streamserve.scheduling.plan import RowWork, StepResult
 from streamserve.scheduling.policy import order_of
 from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
-from streamserve.scheduling.step import Step, StepDraft
+from streamserve.scheduling.step import Step, StepBuilder
 from streamserve.types import EngineStats, ErrorInfo, FinishReason, SequenceSpec, TokenDelta, TokenLogprobs
 
 Deltas = list[tuple[str, TokenDelta]]
@@ -44,7 +44,7 @@ class Scheduler:
     # Sequences come, wait, and go.
 
     def add(self, spec: SequenceSpec, now: float, constraint: Constraint | None = None) -> None:
-        """Queue a sequence; with `generated_token_ids` it goes on after them.
+        """Queue a sequence; with `generated_token_ids` it continues after them.
 
         Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter` or `UnsupportedParameter`, in
         which case nothing changed.
@@ -118,23 +118,23 @@ class Scheduler:
     # Steps are planned and committed.
 
     def schedule(self, now: float) -> Step | None:
-        """Plan the next step; None when nobody can run. Steps planned earlier may still be in flight.
+        """Plan the next step; None when no sequence can run. Steps planned earlier may still be in flight.
 
         Sequences whose time is up get no work; their last deltas come with the next `commit` or `expire`.
         """
         self._end_overdue(now)
-        draft = StepDraft(self._next_step, self.limits.max_num_batched_tokens)
-        unfinished = self._plan_decodes(draft)
-        self._plan_chunks(draft, unfinished)
-        self._plan_admissions(draft, now)
-        step = draft.finish()
+        builder = StepBuilder(self._next_step, self.limits.max_num_batched_tokens)
+        unfinished = self._plan_decodes(builder)
+        self._plan_chunks(builder, unfinished)
+        self._plan_admissions(builder, now)
+        step = builder.finish()
         if step is not None:
             self._next_step += 1
             self.counters.steps += 1
         return step
 
     def commit(self, step: Step, result: StepResult, now: float) -> Deltas:
-        """Take in what a step produced; returns what each sequence got, and whose time is up.
+        """Commit a step's result; returns the deltas of its sequences, and of those whose time is up.
 
         Raises `ValueError` when the result is not that of the oldest step in flight.
         """
@@ -176,11 +176,11 @@ class Scheduler:
 
     # The three claims on a step's budget, in order.
 
-    def _plan_decodes(self, draft: StepDraft) -> list[Sequence]:
+    def _plan_decodes(self, builder: StepBuilder) -> list[Sequence]:
         """The next token, and drafts, of every running sequence that lacks just one; returns those that lack more."""
         unfinished: list[Sequence] = []
-        draft.draft_budget = draft.budget - len(self.registry.running)
-        decodes, decoding, index = draft.decodes, draft.decoding, draft.index
+        builder.draft_budget = builder.budget - len(self.registry.running)
+        decodes, decoding, index = builder.decodes, builder.decoding, builder.index
         for sequence in tuple(self.registry.running):
             start, known = sequence.num_computed, sequence.num_known
             if known == sequence.limit:
@@ -189,82 +189,82 @@ class Scheduler:
                 unfinished.append(sequence)  # or an earlier one of this loop preempted it
                 continue
             if sequence.is_special:
-                self._plan_special(draft, sequence)
+                self._plan_special(builder, sequence)
                 continue
-            if start == sequence.reach and not self._grow(draft, sequence):
+            if start == sequence.reach and not self._grow(builder, sequence):
                 continue  # preempted
             decodes.append(RowWork(sequence.row, start, 1, 1))
             decoding.append(sequence)
             sequence.num_computed = known
             sequence.num_known = known + 1
             sequence.last_step = index
-        draft.budget = self.limits.max_num_batched_tokens - len(decodes) - sum(work.count for work in draft.prefills)
-        if draft.budget < self.limits.max_num_batched_tokens and self.limits.enable_chunked_prefill:
-            draft.scoring_budget = self.limits.max_scored_tokens
+        builder.budget = self.limits.max_num_batched_tokens - len(decodes) - sum(work.count for work in builder.prefills)
+        if builder.budget < self.limits.max_num_batched_tokens and self.limits.enable_chunked_prefill:
+            builder.scoring_budget = self.limits.max_scored_tokens
         return unfinished
 
-    def _plan_special(self, draft: StepDraft, sequence: Sequence) -> None:
+    def _plan_special(self, builder: StepBuilder, sequence: Sequence) -> None:
         """The next token of a sequence with a constraint, with drafts or with drafts in flight."""
         if sequence.awaits_commit:
             return
-        if sequence.num_computed == sequence.reach and not self._grow(draft, sequence):
+        if sequence.num_computed == sequence.reach and not self._grow(builder, sequence):
             return
-        token_ids = sequence.take_drafts(min(draft.draft_budget, sequence.limit - sequence.num_known - 1))
-        token_ids = token_ids[: self._reserve(draft, sequence, len(token_ids))]
+        token_ids = sequence.take_drafts(min(builder.draft_budget, sequence.limit - sequence.num_known - 1))
+        token_ids = token_ids[: self._reserve(builder, sequence, len(token_ids))]
         if token_ids:
-            draft.check(sequence, token_ids)
+            builder.check(sequence, token_ids)
         else:
-            draft.work(sequence, 1)
+            builder.work(sequence, 1)
 
-    def _grow(self, draft: StepDraft, sequence: Sequence) -> bool:
+    def _grow(self, builder: StepBuilder, sequence: Sequence) -> bool:
         """Give a running sequence blocks for its next token; False when it was preempted for lack of them."""
         growths = self.registry.grow(sequence, sequence.num_known)
         if growths is None:
             return False
-        draft.growths += growths
+        builder.growths += growths
         return True
 
-    def _reserve(self, draft: StepDraft, sequence: Sequence, num_drafts: int) -> int:
-        """Take free blocks for drafts; returns how many drafts have a place. Nobody is preempted for them."""
+    def _reserve(self, builder: StepBuilder, sequence: Sequence, num_drafts: int) -> int:
+        """Take free blocks for drafts; returns how many drafts have a place. No sequence is preempted for them."""
         while sequence.reach < sequence.num_known + num_drafts:
             growths = self.registry.kv.extend(sequence, sequence.reach + 1)
             if growths is None:
                 break
-            draft.growths += growths
+            builder.growths += growths
         return min(num_drafts, sequence.reach - sequence.num_known)
 
-    def _plan_chunks(self, draft: StepDraft, unfinished: list[Sequence]) -> None:
+    def _plan_chunks(self, builder: StepBuilder, unfinished: list[Sequence]) -> None:
         """The next chunk of prompts under way, less those preempted by a decode or an earlier prompt.
 
         Blocks were claimed at admission, but for layers that see a window.
         """
         for index, sequence in enumerate(unfinished):
-            if not (sequence.is_resident and (room := draft.room_for(sequence))):
+            if not (sequence.is_resident and (count := builder.allowance(sequence))):
                 continue
             start = sequence.num_computed
-            if start + room > sequence.reach:
-                draft.growths += self.registry.grow_prompt(sequence, start + room, unfinished[index + 1 :])
-                room = min(room, sequence.reach - start)
-            if room:
-                draft.work(sequence, room)
+            if start + count > sequence.reach:
+                builder.growths += self.registry.grow_prompt(sequence, start + count, unfinished[index + 1 :])
+                count = min(count, sequence.reach - start)
+            if count:
+                builder.work(sequence, count)
 
-    def _plan_admissions(self, draft: StepDraft, now: float) -> None:
+    def _plan_admissions(self, builder: StepBuilder, now: float) -> None:
         """Rows and blocks for those that wait, strictly in order, as far as the budget and the watermark go."""
-        while draft.budget:
+        while builder.budget:
             sequence = self.registry.waiting.first
             # A token of its former residence may be in flight: it must be appended before the sequence is computed anew.
             if sequence is None or sequence.last_step > self.last_committed_step:
                 return
-            if not self.limits.enable_chunked_prefill and len(sequence.token_ids) > draft.budget:
+            if not self.limits.enable_chunked_prefill and len(sequence.token_ids) > builder.budget:
                 return
-            if not draft.room_for(sequence):
+            if not builder.allowance(sequence):
                 return
             if not self.registry.admit(sequence):
                 return
             if sequence.queue_s is None:
                 sequence.queue_s = now - sequence.arrived_at
-            draft.start(sequence)
-            draft.work(sequence, draft.room_for(sequence))
+            builder.start(sequence)
+            builder.work(sequence, builder.allowance(sequence))
 
     # What a step produced, and whose time is up.
 
@@ -309,7 +309,7 @@ class Scheduler:
     def _commit_row(
         self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None
     ) -> tuple[TokenDelta, int]:
-        """Append what one sequence got, whatever it does to it; its delta, and how many tokens were appended."""
+        """Append the tokens of one sequence up to one that ends it; returns its delta and how many were appended."""
         appended, ending = append_tokens(sequence, token_ids)
         if sequence.is_resident:
             self.registry.kv.commit(sequence, len(sequence.token_ids) - 1)

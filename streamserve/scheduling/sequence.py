@@ -123,13 +123,13 @@ class Sequence:
 
     @property
     def awaits_commit(self) -> bool:
-        """Its next token needs what only a commit can tell: what the constraint allows then, or whether it may end already."""
+        """Whether its next step must wait for a commit, which tells what its constraint allows or its exact length."""
         if self.constraint is not None:
             return self.num_known > len(self.token_ids)
         return self.num_drafted > 0 and len(self.token_ids) < self.min_length
 
     def offer_drafts(self, token_ids: list[int]) -> None:
-        """Have the next step check these guesses. A constraint tells tokens one at a time, so its sequence takes none."""
+        """Have the next step check these guesses; ignored with a constraint, which allows one token at a time."""
         if self.constraint is None:
             self.drafts = token_ids
             self._update_special()

@@ -1,4 +1,4 @@
-"""One step between plan and commit: the plan that goes to the workers, and whom its results belong to.
+"""One step between plan and commit: the plan that goes to the workers, and the sequences its results belong to.
 
 Runs on the engine's event loop.
 """
@@ -17,7 +17,7 @@ class Step:
 
     sampled  owner of each entry of `plan.sampled`, in that order
     drafted  (index in `sampled`, number of drafts) of those with drafts
-    chunks   sequences whose prefill goes on after this step, with their computed tokens at its end
+    chunks   sequences whose prefill continues after this step, with their computed tokens at its end
     scored   row -> (owner, first position) where logprobs of prompt tokens are awaited
     """
 
@@ -28,7 +28,7 @@ class Step:
     scored: dict[int, tuple[Sequence, int]]
 
 
-class StepDraft:
+class StepBuilder:
     """A step while it is being planned.
 
     `decodes` and `decoding` are parallel to each other except that a prefill chunk of one token may be among the former only.
@@ -52,9 +52,9 @@ class StepDraft:
     )
 
     def __init__(self, index: int, budget: int) -> None:
-        """`budget`: tokens that the step may compute; `scoring_budget`, once it is less: those of them with prompt logprobs.
+        """budget  tokens that the step may compute
 
-        `draft_budget`, once it is set: those of them that may be drafts.
+        The attributes `scoring_budget` and `draft_budget` are the shares of it that may have prompt logprobs and be drafts.
         """
         self.index = index
         self.draft_budget = 0
@@ -84,7 +84,7 @@ class StepDraft:
             RowGrowth(sequence.row, group, table.first, list(table.block_ids)) for group, table in enumerate(sequence.tables)
         ]
 
-    def room_for(self, sequence: Sequence) -> int:
+    def allowance(self, sequence: Sequence) -> int:
         """How many more of its tokens the step may compute."""
         left = sequence.num_known - sequence.num_computed
         room = min(self.budget, self.scoring_budget) if sequence.wants_prompt_logprobs else self.budget
@@ -131,4 +131,4 @@ class StepDraft:
         return Step(plan, self.decoding + self.prefilling, drafted, self.chunks, self.scored)
 
 
-__all__ = ["Step", "StepDraft"]
+__all__ = ["Step", "StepBuilder"]

@@ -108,7 +108,7 @@ class Runner:
         )
 
     def step(self, plan: Plan) -> PendingStep:
-        """Launch one step; plans run in the order given. `wait` for the answer elsewhere."""
+        """Launch one step; steps run in the order launched. Wait for the result on another thread."""
         if self._steps is None:
             raise RuntimeError("a rank steps only after it has loaded")
         return self._steps.step(plan)

@@ -1,4 +1,4 @@
-"""The step: what a rank does with a plan.
+"""Runs plans: one step on the device each.
 
 `StepRunner.step` runs on the launch thread and never waits for the device; `PendingStep.wait` runs on the wait thread. In the
 stream's order a step applies row deltas, gathers its inputs from the rows, runs the model, samples, writes the ids back into
@@ -28,7 +28,7 @@ from streamserve_kernels import accept_drafts, sample, scatter_sampled
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """A step that was launched: what the host knows of it, and what is still being copied."""
+    """A step in flight, and the copies of its results to the host."""
 
     step: int
     event: Event
@@ -76,7 +76,7 @@ class StepRunner:
 
     @torch.inference_mode()
     def step(self, plan: Plan) -> PendingStep:
-        """Launch one step; plans run in the order given."""
+        """Launch one step; steps run in the order launched."""
         with self._device.stream():
             self._rows.apply(plan)
             token_ids = self._graphs.replay_again(plan)

@@ -1,4 +1,4 @@
-"""What a rank asks of the device it computes on: a stream, events, memory, captures.
+"""The interface of a device: a stream, events, memory, captures.
 
 Used by the rank's launch thread; `Event.wait` alone is called on the wait thread. Knows nothing of models or plans.
 """
@@ -25,7 +25,7 @@ class Event(Protocol):
 
 
 class Device(Protocol):
-    """What a worker asks of its device.
+    """The device that a rank computes on.
 
     Work is queued on one stream, in order; only `Event.wait`, `synchronize` and `measure_peak` block.
     """
@@ -33,7 +33,7 @@ class Device(Protocol):
     torch_device: torch.device
     name: str
     kv_cache_cap: int | None
-    """Bytes past which a KV cache is not made larger unless asked for; None for no such bound."""
+    """The most bytes of a KV cache without --kv-cache-memory; None for no such bound."""
     captures: bool
     """Whether replaying a capture is cheaper than launching again."""
     compiles_layers: bool
@@ -75,7 +75,7 @@ class Device(Protocol):
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Record what `work` launches; calling the result launches it again, on the same memory, and returns that tensor.
 
-        Other threads may go on using the device meanwhile. `work` has run before, on this thread.
+        Other threads may keep using the device meanwhile. `work` has run before, on this thread.
         """
         ...
 

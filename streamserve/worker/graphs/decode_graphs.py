@@ -56,7 +56,7 @@ class DecodeGraphs:
 
     def find(self, work: list[RowWork]) -> Capture | None:
         """The smallest capture that holds this work; None unless all of it is decoding."""
-        # Decoding rows come first: the last item tells for all, but for chunks of one token that sample nothing.
+        # Decoding rows come first, so the last count decides for all; only chunks of one token sample nothing.
         if work[-1].count != 1 or not all(item.num_sampled for item in work):
             return None
         return next((capture for size, capture in reversed(self._captures.items()) if size >= len(work)), None)

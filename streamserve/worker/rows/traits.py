@@ -27,7 +27,7 @@ class Choice(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a step asks about a row that it samples.
+    """What the host needs to know of a row to sample it.
 
     top_k          0 when off or no bound
     biases         token ids and what to add to their logits; -inf for one-token bad words
