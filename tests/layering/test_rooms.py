@@ -43,6 +43,30 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # Rooms inside a room: whom of their own room they may import.
 MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
+    "models": {
+        "rope": set(),
+        "inputs": set(),
+        "arch": {"rope"},
+        # what weights are, below the layers that have some
+        "weights.storage": set(),
+        "weights.grouped": set(),
+        "weights.source": {"weights.grouped"},
+        "weights.destination": {"weights.source"},
+        "weights.placement": {"weights.storage"},
+        "weights.forms": {"weights.destination", "weights.grouped", "weights.placement", "weights.source"},
+        "layers": {"arch", "inputs", "weights.destination", "weights.forms", "weights.placement"},
+        "architectures": {"arch", "inputs", "layers", "rope", "weights.destination", "weights.placement"},
+        "registry": {"arch", "architectures", "weights.forms", "weights.placement"},
+        # what fills a model
+        "weights.safetensors": {"weights.grouped", "weights.source"},
+        "weights.gguf": {"arch", "weights.grouped", "weights.source"},
+        "weights.dummy": {"architectures", "layers"},
+        "weights.loader": {
+            "arch", "architectures", "registry", "weights.destination", "weights.dummy", "weights.gguf", "weights.placement",
+            "weights.safetensors", "weights.source", "weights.storage",
+        },
+        "aot": {"architectures", "inputs", "layers", "weights.forms"},
+    },
     "worker": {
         "device": set(),
         "kv_layout": set(),
