@@ -7,13 +7,16 @@ import time
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 
 from streamserve.config import EngineConfig
 from streamserve.engine.base import SequenceStream
+from streamserve.engine.core import scheduler_limits
 from streamserve.engine.inline import InlineEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.errors import ContextLengthExceeded, EngineDead, PromptTooLarge, QueueFull, Unavailable
+from streamserve.kv_groups import KvGroups
 from tests.engine.conftest import MakeSpec, Running
 from tests.support.checkpoints import no_weights
 from tests.support.reading import next_push, read_all, read_together
@@ -349,3 +352,11 @@ async def test_a_stream_has_one_reader(running: Running, make_spec: MakeSpec) ->
             with pytest.raises(anyio.BusyResourceError):
                 await anext(stream)
             stream.close()
+
+
+def test_the_scheduler_counts_blocks_by_the_layer_groups_that_the_rank_reports() -> None:
+    info = msgspec.structs.replace(ScriptedExecutor(num_blocks=1000, max_model_len=1600).info, windows=(None, 160))
+    assert scheduler_limits(EngineConfig(model="m"), info).groups == KvGroups(16, (None, 160))
+    # 100 blocks where everything is seen, and 11 for the window and the newest token, with 2 for its edges.
+    assert info.kv_capacity_tokens == 1000 * 1600 // (100 + 13)
+    assert msgspec.structs.replace(info, windows=(None,)).kv_capacity_tokens == 16000
