@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MAX_QUOTED = 128
+
 
 class StreamserveError(Exception):
     """Root of all errors raised on purpose.
@@ -66,6 +68,11 @@ class UnsupportedParameter(InvalidRequest):
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(f"{param} is not supported: {message}", param=param)
+
+
+def quoted(value: str) -> str:
+    """A client's text as messages quote it: in quotes, and cut to `MAX_QUOTED` characters."""
+    return repr(value if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]}…")
 
 
 def invalid_value(description: str) -> InvalidRequest:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable
+from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable, quoted
 from streamserve.frontend import Frontend
 from streamserve.server.config import RequestLimits, ServerConfig
 from streamserve.server.delivery.asgi import Timeouts
@@ -163,7 +163,7 @@ class Service:
         if not name:
             return names[0]
         if name not in names:
-            raise ModelNotFound(f"the model {name!r} does not exist here; /v1/models lists what is served", param="model")
+            raise ModelNotFound(f"the model {quoted(name)} does not exist here; /v1/models lists what is served", param="model")
         return name
 
     async def engine_stats(self) -> EngineStats | None:

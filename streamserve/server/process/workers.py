@@ -59,8 +59,26 @@ class WorkerProcess:
 
 
 async def call_each(workers: Sequence[WorkerProcess], method: Method, id: str) -> int | None:
-    """Call a method on one worker after another; returns the first that has the request, None when none has."""
-    for worker in workers:
-        if (found := await worker.control.call(method, id)) is not None:
-            return found
-    return None
+    """Call a method on all workers at once; returns the one that has the request, None when none has.
+
+    Raises `TimeoutError` when none has and one does not answer.
+    """
+    found: list[int] = []
+    silent: list[WorkerProcess] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def call(worker: WorkerProcess) -> None:
+            try:
+                number = await worker.control.call(method, id)
+            except TimeoutError:
+                silent.append(worker)
+                return
+            if number is not None:
+                found.append(number)
+                tasks.cancel_scope.cancel()
+
+        for worker in workers:
+            tasks.start_soon(call, worker)
+    if silent and not found:
+        raise TimeoutError
+    return found[0] if found else None

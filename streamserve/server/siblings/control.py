@@ -1,12 +1,13 @@
 """The control connection between the first API worker and a further one: readiness, draining, and calls about requests.
 
 One JSON message a line over a private socket pair. Each end runs on its own process's event loop; when one end closes, the
-other ends at once.
+other ends at once. Nothing else that arrives ends it: a line that is too long or no message is logged and skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
@@ -16,6 +17,11 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from streamserve.aio.calls import PendingCalls
+
+logger = logging.getLogger("streamserve.server")
+
+CALL_TIMEOUT_S = 3.0
+"""Seconds that a worker has to answer a call: far more than a busy one takes, and no client waits for a stopped one."""
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -56,9 +62,10 @@ _ENCODER = msgspec.json.Encoder()
 class Control:
     """One end of the control connection.
 
-    on_call   executes the other end's calls on the workers of this side
-    on_ready  called when the other end takes requests
-    on_drain  called when the other end wants this one to drain
+    on_call         executes the other end's calls on the workers of this side
+    on_ready        called when the other end takes requests
+    on_drain        called when the other end wants this one to drain
+    call_timeout_s  seconds that the other end has to answer a call
     """
 
     def __init__(
@@ -67,8 +74,10 @@ class Control:
         on_call: CallSiblings,
         on_ready: Callable[[], None] | None = None,
         on_drain: Callable[[], None] | None = None,
+        call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         self._on_call = on_call
+        self._call_timeout_s = call_timeout_s
         self._on_ready = on_ready
         self._on_drain = on_drain
         self._calls: PendingCalls[int | None] = PendingCalls()
@@ -81,8 +90,8 @@ class Control:
         self._writer.writelines(self._unsent)
         try:
             async with anyio.create_task_group() as tasks:
-                async for line in _lines(reader):
-                    self._handle(_DECODER.decode(line), tasks)
+                async for message in _messages(reader):
+                    self._handle(message, tasks)
                 tasks.cancel_scope.cancel()
         finally:
             self._calls.close(ConnectionResetError("the other end is gone"))
@@ -97,14 +106,26 @@ class Control:
             self._writer.write(line)
 
     async def call(self, method: Method, id: str) -> int | None:
-        """Call a method on the other side; returns the worker that has the request, None when none has or that side is gone."""
+        """Call a method on the other side; returns the worker that has the request, None when none has or that side is gone.
+
+        Raises `TimeoutError` when no answer comes in time.
+        """
         try:
-            return await self._calls.call(lambda number: self.send(Call(number, method, id)))
+            with anyio.fail_after(self._call_timeout_s):
+                return await self._calls.call(lambda number: self.send(Call(number, method, id)))
         except ConnectionResetError:
             return None
 
     async def _answer(self, number: int, method: Method, id: str) -> None:
-        self.send(Result(number, await self._on_call(method, id)))
+        try:
+            worker = await self._on_call(method, id)
+        except TimeoutError:
+            # The caller has waited for as long, and knows it by now.
+            return
+        except Exception:
+            logger.exception("a call of another API worker failed")
+            return
+        self.send(Result(number, worker))
 
     def _handle(self, message: ControlMessage, tasks: TaskGroup) -> None:
         match message:
@@ -121,10 +142,18 @@ class Control:
                 self._calls.complete(number, worker)
 
 
-async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Lines until the other end is gone, in whatever way."""
-    try:
-        while line := await reader.readline():
-            yield line
-    except ConnectionError:
-        return
+async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[ControlMessage]:
+    """Messages until the other end is gone, in whatever way."""
+    while True:
+        try:
+            line = await reader.readline()
+            if not line:
+                return
+            message = _DECODER.decode(line)
+        except ConnectionError:
+            return
+        except ValueError as error:
+            # No JSON, no message, or a line over the reader's limit, behind which it goes on.
+            logger.error("skipped what is no message of another API worker: %s", error)
+        else:
+            yield message

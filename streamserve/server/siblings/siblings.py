@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from streamserve.errors import InvalidRequest
-from streamserve.server.siblings.control import CallSiblings
+from streamserve.errors import InvalidRequest, Unavailable
+from streamserve.server.siblings.control import CallSiblings, Method
+
+MAX_ID = 256
+"""Characters of an id, prefix included, that a request can have; a longer one is nobody's."""
 
 
 class NotKeptHere(InvalidRequest):
@@ -27,7 +30,7 @@ def internal_socket_path(engine_address: str, worker: int) -> str:
 
 
 class Siblings:
-    """Calls the other workers.
+    """Calls the other workers. Raises `Unavailable` when one of them does not answer and no other has the request.
 
     call             calls a method on all of them
     internal_socket  the path of a worker's internal socket, by its number
@@ -39,9 +42,17 @@ class Siblings:
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel a request that another worker answers; False when none does."""
-        return await self._call("cancel", request_id) is not None
+        return await self._find("cancel", request_id) is not None
 
     async def find(self, response_id: str) -> str | None:
         """The internal socket of the worker that keeps a response, or the events of a stream; None when none does."""
-        worker = await self._call("find", response_id)
+        worker = await self._find("find", response_id)
         return None if worker is None else self._internal_socket(worker)
+
+    async def _find(self, method: Method, id: str) -> int | None:
+        if len(id) > MAX_ID:
+            return None
+        try:
+            return await self._call(method, id)
+        except TimeoutError:
+            raise Unavailable("an API worker that may have this request does not answer") from None

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.to_thread
 import pytest
 
+from streamserve.errors import Unavailable
 from streamserve.server.siblings.control import Control, Drain, Method, Ready
+from streamserve.server.siblings.siblings import Siblings
 
 pytestmark = pytest.mark.anyio
 
@@ -104,3 +107,52 @@ async def test_an_end_that_goes_leaves_no_call_open() -> None:
         end.shutdown(socket.SHUT_RDWR)
     assert found == [None]
     assert await here.call("cancel", "two") is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"x" * (1 << 20), b"not JSON", b'{"type": "zork"}', b'{"type": "call"}', b"\xff\xfe", b""],
+    ids=lambda line: line[:9],
+)
+async def test_no_line_ends_a_control_connection(line: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def on_call(method: Method, id: str) -> int | None:
+        return 1
+
+    ours, theirs = socket.socketpair()
+    here, there = Control(on_call=never), Control(on_call=on_call)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(there.run, theirs)
+        await anyio.to_thread.run_sync(ours.sendall, line + b"\n")
+        tasks.start_soon(here.run, ours)
+        with anyio.fail_after(5):
+            assert await here.call("find", "one") == 1
+        tasks.cancel_scope.cancel()
+    assert "skipped what is no message" in caplog.text
+
+
+async def test_a_call_that_fails_costs_its_caller_alone() -> None:
+
+    async def on_call(method: Method, id: str) -> int | None:
+        if id == "bad":
+            raise RuntimeError("on purpose")
+        return 1
+
+    here, there = Control(on_call=never, call_timeout_s=0.1), Control(on_call=on_call)
+    async with connected(here, there):
+        with pytest.raises(TimeoutError):
+            await here.call("find", "bad")
+        assert await here.call("find", "good") == 1
+
+
+async def test_a_call_of_a_process_that_is_stopped_ends() -> None:
+    """An API worker stopped by SIGSTOP left every question about an unknown response without an answer, for ever."""
+    ours, theirs = socket.socketpair()
+    here = Control(on_call=never, call_timeout_s=0.1)
+    with theirs:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(here.run, ours)
+            with pytest.raises(TimeoutError):
+                await here.call("find", "one")
+            with pytest.raises(Unavailable):
+                await Siblings(here.call, str).find("one")
+            tasks.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from streamserve.server.siblings.control import Method
+from streamserve.server.siblings.control import Control, Method
 from streamserve.server.siblings.siblings import Siblings
 from tests.server.apis.responses.client import openai_client
 from tests.server.ws.session import numbers, session
@@ -24,22 +25,27 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def two_workers(engine: ScriptedEngine, folder: Path, **config: Any) -> AsyncIterator[tuple[LiveServer, LiveServer]]:
-    """Two workers with internal sockets, which call each other as through their parent."""
+    """Two workers with internal sockets and a control connection."""
     internal_sockets = [str(folder / f"{worker}.sock") for worker in range(2)]
     workers: list[LiveServer] = []
 
-    def siblings_of(worker: int) -> Siblings:
-        async def call(method: Method, id: str) -> int | None:
-            return 1 - worker if workers[1 - worker].service.on_call(method, id) else None
+    def control_of(worker: int) -> Control:
+        async def on_call(method: Method, id: str) -> int | None:
+            return worker if workers[worker].service.on_call(method, id) else None
 
-        return Siblings(call, internal_sockets.__getitem__)
+        return Control(on_call=on_call)
 
     def started(worker: int) -> Any:
-        return live_server(engine, siblings=siblings_of(worker), internal_socket=internal_sockets[worker], **config)
+        siblings = Siblings(controls[worker].call, internal_sockets.__getitem__)
+        return live_server(engine, siblings=siblings, internal_socket=internal_sockets[worker], **config)
 
-    async with started(0) as one, started(1) as other:
+    controls = [control_of(worker) for worker in range(2)]
+    async with started(0) as one, started(1) as other, anyio.create_task_group() as tasks:
         workers += [one, other]
+        for control, end in zip(controls, socket.socketpair(), strict=True):
+            tasks.start_soon(control.run, end)
         yield one, other
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_response_is_read_listed_cancelled_and_deleted_through_any_worker(tmp_path: Path) -> None:
@@ -158,3 +164,22 @@ async def test_what_no_worker_keeps_is_a_gap_for_all(tmp_path: Path) -> None:
     async with two_workers(ScriptedEngine(), tmp_path) as (one, _), session(one.port) as client:
         await client.send({"type": "response.resume", "response_id": "nobody's", "stream_id": "s"})
         assert (await client.ending("s"))["error"]["code"] == "resume_gap"
+
+
+async def test_an_id_of_any_length_costs_its_own_request_alone(tmp_path: Path) -> None:
+    """One of more than 64 KiB ended the whole server: the question about it was a line that no worker could read."""
+    long = "x" * (1 << 17)
+    async with two_workers(ScriptedEngine(), tmp_path) as (one, other):
+        async with httpx.AsyncClient(base_url=one.base_url) as client:
+            continued = await client.post("/v1/responses", json={"input": "hi", "previous_response_id": long})
+            assert (continued.status_code, continued.json()["error"]["code"]) == (400, "previous_response_not_found")
+            assert len(continued.content) < 1024
+            for method, path in (("GET", long[:60_000]), ("POST", f"{long[:60_000]}/cancel")):
+                assert (await client.request(method, f"/v1/responses/{path}")).status_code == 404
+        async with session(one.port) as socket:
+            await socket.send({"type": "response.cancel", "response_id": long})
+            assert (await socket.receive())["error"]["code"] == "not_found"
+            await socket.send({"type": "response.resume", "response_id": long, "stream_id": "s"})
+            assert (await socket.ending("s"))["error"]["code"] == "resume_gap"
+        for worker in (one, other):
+            assert await worker.service.find_sibling("nobody's") is None

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import msgspec
 
-from streamserve.errors import InvalidParameter
+from streamserve.errors import InvalidParameter, quoted
 from streamserve.server.apis.openai.chat import prepare_chat
 from streamserve.server.apis.openai.parameter_names import naming_parameters, response_names
 from streamserve.server.apis.openai.prepared_request import new_run
@@ -80,7 +80,9 @@ def _history(service: Service, previous_id: str | None) -> list[ChatMessage]:
     previous = find_response(service, previous_id)
     if previous is None:
         raise PreviousResponseNotFound(
-            previous_id, f"no response {previous_id!r} is kept: it was not stored, or has expired", param="previous_response_id"
+            previous_id,
+            f"no response {quoted(previous_id)} is kept: it was not stored, or has expired",
+            param="previous_response_id",
         )
     if not previous.is_ended:
         raise InvalidParameter("previous_response_id", "that response is still being generated")

@@ -15,7 +15,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from streamserve.errors import InvalidParameter
+from streamserve.errors import InvalidParameter, quoted
 from streamserve.server.apis.responses.events import ResponseEvent, error_event
 from streamserve.server.apis.responses.preparation import find_response, prepare_response
 from streamserve.server.apis.responses.schema import ResponseRequest
@@ -131,7 +131,7 @@ def _find(service: Service, response_id: str) -> StoredResponse:
 
 
 def _not_found(response_id: str) -> NotFound:
-    return NotFound(f"no response {response_id!r} is kept: it was not stored, or has expired")
+    return NotFound(f"no response {quoted(response_id)} is kept: it was not stored, or has expired")
 
 
 def _choice(request: Request[Any, Any, Any], name: str, choices: tuple[str, ...]) -> str:
