@@ -91,6 +91,7 @@ REFUSED: list[tuple[str, Any, int, str, str | None]] = [
     (COMPLETIONS, completion(priority=1), 400, "invalid_value", "priority"),
     (COMPLETIONS, completion(cache_salt=""), 400, "invalid_value", "cache_salt"),
     (COMPLETIONS, completion(request_id="a b"), 400, "invalid_value", "request_id"),
+    (COMPLETIONS, completion(request_id="abc\n"), 400, "invalid_value", "request_id"),
     (COMPLETIONS, completion(truncate_prompt_tokens=0), 400, "invalid_value", "truncate_prompt_tokens"),
     (
         COMPLETIONS,
@@ -272,7 +273,7 @@ async def test_a_structure_too_complex_to_follow_is_the_requests_fault() -> None
 async def test_a_wrong_type_is_reported_as_it_was_written() -> None:
     async with live_server(ScriptedEngine()) as server:
         _, _, error = await refusal(server.port, COMPLETIONS, completion(request_id="a b"))
-    assert error["message"] == "request_id: expected str matching regex '^[A-Za-z0-9._:-]+$'"
+    assert error["message"] == r"request_id: expected str matching regex '^[A-Za-z0-9._:-]+(?!\\n)$'"
 
 
 async def test_a_refusal_carries_the_clients_request_id_unless_it_is_unsafe() -> None:
