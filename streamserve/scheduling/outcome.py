@@ -60,7 +60,7 @@ def delta_of(
     A token that ends the sequence in an error is no part of its output.
     """
     is_first, sequence.has_reported = not sequence.has_reported, True
-    sequence.only_reports_ids = sequence.constraint is None and sequence.spec.sampling.logprobs is None
+    sequence.only_reports_ids = ending is None and sequence.constraint is None and sequence.spec.sampling.logprobs is None
     reason, stop_reason, error = ending or (None, None, None)
     if error is not None:
         token_ids = token_ids[:-1]

@@ -11,6 +11,8 @@ more: until it is committed, the sequence is planned for the most there can be.
 
 from __future__ import annotations
 
+from itertools import repeat
+
 from streamserve.errors import InvalidParameter, QueueFull, UnsupportedParameter
 from streamserve.scheduling.admission import check_spec, replay
 from streamserve.scheduling.constraint import Constraint
@@ -198,7 +200,9 @@ class Scheduler:
             sequence.num_computed = known
             sequence.num_known = known + 1
             sequence.last_step = index
-        builder.budget = self.limits.max_num_batched_tokens - len(decodes) - sum(work.count for work in builder.prefills)
+        builder.budget = self.limits.max_num_batched_tokens - len(decodes)
+        if builder.prefills:
+            builder.budget -= sum(work.count for work in builder.prefills)
         if builder.budget < self.limits.max_num_batched_tokens and self.limits.enable_chunked_prefill:
             builder.scoring_budget = self.limits.max_scored_tokens
         return unfinished
@@ -286,12 +290,9 @@ class Scheduler:
             step.sampled[index].settle_drafts(num_drafts, len(result.token_ids[index]) - 1)
         deltas: Deltas = []
         num_further = 0
-        all_logprobs = result.logprobs or [None] * len(step.sampled)
+        all_logprobs = result.logprobs or repeat(None, len(step.sampled))
         for sequence, token_ids, logprobs in zip(step.sampled, result.token_ids, all_logprobs, strict=True):
-            if sequence.finish_reason is not None:
-                self.counters.wasted(sequence, len(token_ids))
-                continue
-            if len(token_ids) == 1 and sequence.only_reports_ids and token_ids[0] not in sequence.stop_token_ids:
+            if sequence.only_reports_ids and len(token_ids) == 1 and token_ids[0] not in sequence.stop_token_ids:
                 known = sequence.token_ids
                 length = len(known) + 1
                 if length < sequence.limit:
@@ -300,6 +301,9 @@ class Scheduler:
                         self.registry.kv.commit(sequence, length - 1)
                     deltas.append((sequence.sequence_id, TokenDelta(token_ids)))
                     continue
+            if sequence.finish_reason is not None:
+                self.counters.wasted(sequence, len(token_ids))
+                continue
             delta, num_appended = self._commit_row(sequence, token_ids, logprobs)
             deltas.append((sequence.sequence_id, delta))
             num_further += num_appended - 1

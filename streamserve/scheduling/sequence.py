@@ -32,6 +32,7 @@ class Sequence:
     num_computed   tokens whose keys and values are in the cache or being written by a step in flight, counted likewise
     num_drafted    drafts in flight, some of which may be rejected
     drafts         guesses for the tokens behind those known, for the next step to check
+    only_reports_ids  whether it runs, and the delta of its next token is nothing but its id unless that ends it
     is_special     its decodes need a closer look: it has a constraint, drafts, or drafts in flight
     row            the row it owns, or NO_ROW
     tables         the blocks it holds, in a table for each layer group; none without a row
@@ -109,6 +110,11 @@ class Sequence:
         self.num_cached_tokens: int | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if spec.sampling.prompt_logprobs is None else [None]
         self.has_reported = False
+        self.only_reports_ids = False
+
+    def finish(self, reason: FinishReason) -> None:
+        """End it; tokens in flight are dropped."""
+        self.finish_reason = reason
         self.only_reports_ids = False
 
     @property

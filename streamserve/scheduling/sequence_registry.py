@@ -122,7 +122,7 @@ class SequenceRegistry:
             del self.parked[sequence.sequence_id]
         else:
             self.waiting.remove(sequence)
-        sequence.finish_reason = reason
+        sequence.finish(reason)
         del self.sequences[sequence.sequence_id]
 
     def _preempt(self, sequence: Sequence) -> None:

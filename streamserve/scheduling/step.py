@@ -127,8 +127,9 @@ class StepBuilder:
         if not work:
             return None
         plan = Plan(self.index, self.starts, self.growths, work, self.drafts)
-        drafted = [(len(self.decoding) + index, num_drafts) for index, num_drafts in self.drafted]
-        return Step(plan, self.decoding + self.prefilling, drafted, self.chunks, self.scored)
+        if self.drafted:
+            self.drafted = [(len(self.decoding) + index, num_drafts) for index, num_drafts in self.drafted]
+        return Step(plan, self.decoding + self.prefilling, self.drafted, self.chunks, self.scored)
 
 
 __all__ = ["Step", "StepBuilder"]
