@@ -3,7 +3,8 @@
 One per connection, on the API worker's event loop; configured by `http_server`. uvicorn calls an app only once it has read a
 request's head, so clients that send nothing, or stop in the middle, are timed out here; that covers WebSocket upgrades, whose
 heads are read here, too. HTTP/1.0 has no chunked encoding: there a stream ends with the connection (RFC 9112, 6.1 and 6.3).
-Knows nothing of what is served.
+An offer of another protocol than WebSocket is ignored, with which httptools would stop (RFC 9110, 7.8). Knows nothing of what
+is served.
 
 A client that half-closes the connection counts as gone: a program that ends leaves nothing else on the wire, and its sequences
 must not run on until a write fails.
@@ -15,14 +16,16 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import httptools
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from streamserve.errors import InvalidRequest, StreamserveError
 from streamserve.server.http.errors import error_body, error_headers
+from streamserve.server.http.head import MAX_HEAD_BYTES, HeadTooLarge, head_fault
 
-MAX_HEAD_BYTES = 64 << 10
-"""Bytes of one request's head, all of its headers included."""
+MIN_BODY_RATE = 16 << 10
+"""Bytes a second that a body must come with, on average, once the receive timeout has passed."""
 
 WRITE = "streamserve.write"
 """The ASGI extension that gives an app `BodyWriter.write`."""
@@ -35,17 +38,11 @@ class RequestTimeout(InvalidRequest):
     code = "request_timeout"
 
 
-class HeadTooLarge(InvalidRequest):
-    """The headers are over the server's limit."""
-
-    status = 431
-    code = "headers_too_large"
-
-
 class RequestProtocol(HttpToolsProtocol):
     """One connection.
 
-    receive_timeout_s  seconds that a head may take, from its first byte or the connection's start, and that the body may pause
+    receive_timeout_s  seconds that a head may take, from its first byte or the connection's start, and that the body may pause;
+                       and that a body may take in all, beside what it takes at `MIN_BODY_RATE`
     """
 
     def __init__(self, *arguments: Any, receive_timeout_s: float, **options: Any) -> None:
@@ -56,6 +53,8 @@ class RequestProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._is_complete = False
         self._head_bytes = 0
+        self._body_bytes = 0
+        self._body_began_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -66,12 +65,13 @@ class RequestProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
         self._is_complete = False
-        super().data_received(data)
+        self._feed(data)
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(HeadTooLarge(f"a request's head may have {MAX_HEAD_BYTES} bytes"))
+                self._refuse(HeadTooLarge())
         if self._read_timer is None and not self._is_complete and not self.transport.is_closing():
             self._start_read_timer(self._receive_timeout_s)
 
@@ -85,17 +85,20 @@ class RequestProtocol(HttpToolsProtocol):
         self._is_complete = True
         super().handle_websocket_upgrade()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest("this is no HTTP request"))
-
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._last_read_at = self.loop.time()
         self._is_complete, self._is_in_head, self._head_bytes = False, True, 0
 
     def on_headers_complete(self) -> None:
+        fault = head_fault(self.parser.get_http_version(), self.parser.get_method(), self.url, self.headers)
+        if fault is not None:
+            raise fault
+        if self._offers_another_protocol:
+            return
         super().on_headers_complete()
-        self._last_read_at = self.loop.time()
+        self._last_read_at = self._body_began_at = self.loop.time()
+        self._body_bytes = 0
         self._is_in_head = False
         cycle = self._last_cycle
         if cycle is not None and cycle.scope is self.scope:
@@ -103,14 +106,43 @@ class RequestProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._last_read_at = self.loop.time()
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._offers_another_protocol:
+            return
         self._is_complete = True
         super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         super()._start_asgi_task(cycle, CloseDelimited(cycle, app) if cycle.scope["http_version"] == "1.0" else app)  # type: ignore[arg-type]
+
+    @property
+    def _offers_another_protocol(self) -> bool:
+        return self.parser.should_upgrade() and not self._should_upgrade()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._ignore_offer(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            fault = error.__context__
+            self._refuse(fault if isinstance(fault, StreamserveError) else InvalidRequest("this is no HTTP request"))
+
+    def _ignore_offer(self, rest: bytes) -> None:
+        """Read the request again without its offer of another protocol, then the `rest`, at which the parser has stopped."""
+        parser = self.parser
+        lines = [b"%b %b HTTP/%b" % (parser.get_method(), self.url, parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn sets up the first one: what is pipelined behind `Connection: close` must not fail the answer before it.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"\r\n".join([*lines, b"", rest]))
 
     @property
     def _last_cycle(self) -> RequestResponseCycle | None:
@@ -130,10 +162,15 @@ class RequestProtocol(HttpToolsProtocol):
         self._read_timer = None
         if self._is_complete or self.transport.is_closing():
             return
-        left = self._last_read_at + self._receive_timeout_s - self.loop.time()
+        now = self.loop.time()
+        due = self._last_read_at
+        if not self._is_in_head:
+            due = min(due, self._body_began_at + self._body_bytes / MIN_BODY_RATE)
+        left = due + self._receive_timeout_s - now
         if left > 0:
             self._start_read_timer(left)
         elif self._is_answering or self.flow.read_paused:
+            self._body_began_at, self._body_bytes = now, 0
             self._start_read_timer(self._receive_timeout_s)
         else:
             self._time_out()
@@ -141,7 +178,7 @@ class RequestProtocol(HttpToolsProtocol):
     def _time_out(self) -> None:
         cycle = self._last_cycle
         if self._is_in_head or (cycle is not None and not cycle.response_complete):
-            self._refuse(RequestTimeout(f"nothing more of the request came for {self._receive_timeout_s:g} s"))
+            self._refuse(RequestTimeout("the rest of the request did not come in time"))
         else:
             self.transport.close()
 

@@ -61,6 +61,22 @@ async def test_a_second_request_is_waited_for_no_longer_than_the_first() -> None
             assert b"request_timeout" in second
 
 
+async def test_a_body_that_drips_is_hung_up_on_though_it_never_pauses() -> None:
+    """A byte now and then kept a connection for ever, and enough of them left none for /health."""
+    async with live_server(ScriptedEngine(), receive_timeout_s=SOON) as server:
+        async with await anyio.connect_tcp("127.0.0.1", server.port) as slow, anyio.create_task_group() as tasks:
+
+            async def drip() -> None:
+                while True:
+                    await slow.send(b" ")
+                    await anyio.sleep(SOON / 10)
+
+            await slow.send(POST + b"\r\n")
+            tasks.start_soon(drip)
+            assert refusal(await rest_of(slow)) == (408, "request_timeout")
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_head_that_never_ends_is_refused() -> None:
     async with live_server(ScriptedEngine()) as server:
         async with await anyio.connect_tcp("127.0.0.1", server.port) as client:
