@@ -99,13 +99,24 @@ def test_tokens_accepted_behind_a_stop_token_are_counted_as_wasted() -> None:
 
 def test_drafts_take_what_the_others_leave_of_a_steps_budget() -> None:
     play = Play(max_num_batched_tokens=9)
-    play.add(one := spec("a", 2), spec("b", 2), spec("c", 2))
+    play.add(one := spec("a", 2, max_tokens=40), spec("b", 2), spec("c", 2))
     play.step()
     play.scheduler.offer_drafts("a", [*play.guess(one, 5), 1, 1, 1])
     plan = play.submit()
     assert plan is not None
     assert sorted(work.count for work in plan.work) == [1, 1, 7]
     assert plan.num_tokens == 9
+
+
+def test_a_prompt_gets_what_drafts_leave_of_a_steps_budget() -> None:
+    play = Play(max_num_batched_tokens=9)
+    play.add(one := spec("a", 2, max_tokens=40))
+    play.step()
+    play.add(spec("b", 20))
+    play.scheduler.offer_drafts("a", play.guess(one, 4))
+    plan = play.submit()
+    assert plan is not None
+    assert [work.count for work in plan.work] == [5, 4]
 
 
 def test_nobody_is_preempted_for_drafts() -> None:
