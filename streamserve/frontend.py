@@ -16,6 +16,7 @@ from anyio import CapacityLimiter, to_thread
 from streamserve.engine.base import Engine
 from streamserve.errors import UnsupportedParameter
 from streamserve.text.chat_template import ChatMessage, ChatTemplate, choose_template, compile_override
+from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
@@ -33,6 +34,7 @@ LONG_TEXTS_AT_A_TIME = 4
 class Frontend:
     """Requests for one started engine.
 
+    eos_token_ids  tokens that end a text, by the model's configurations; the tokenizer's own `eos_token` ends one too
     chat_template  Jinja source to use instead of the model's own
     next_seed      makes the seeds of requests without one; random by default
     """
@@ -55,7 +57,7 @@ class Frontend:
             tokenizer=tokenizer,
             max_model_len=engine.info.max_model_len,
             vocab_size=engine.info.vocab_size,
-            eos_token_ids=tuple(eos_token_ids),
+            eos_token_ids=end_of_sequence_ids(eos_token_ids, tokenizer, engine.info.vocab_size),
             max_logprobs=max_logprobs,
             next_seed=next_seed or random_seed,
         )

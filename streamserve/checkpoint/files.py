@@ -27,7 +27,7 @@ class Checkpoint:
     format             how the weights are stored; "dummy" has none and gets random ones
     config             transformers' config.json, for GGUF files too
     generation_config  generation_config.json, empty when there is none
-    eos_token_ids      tokens that end a text
+    eos_token_ids      tokens that end a text, by any of the configurations
     """
 
     source: str
@@ -122,11 +122,12 @@ def _check_shards(source: str, folder: Path) -> None:
 
 
 def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
+    found: list[int] = []
     for source in (generation, config):
         ids = source.get("eos_token_id")
         if ids is not None:
-            return tuple(ids) if isinstance(ids, list) else (ids,)
-    return ()
+            found += ids if isinstance(ids, list) else [ids]
+    return tuple(dict.fromkeys(found))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -32,6 +32,14 @@ GEMMA3_PATTERN = 6
 
 EMBEDDING = "token_embd.weight"
 
+END_MARKS = frozenset(
+    {
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"),
+        *("<EOT>", "_<EOT>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "<end_of_utterance>"),
+    }
+)
+"""Tokens that end a text or a turn wherever a vocabulary has them; llama.cpp knows them by these texts too."""
+
 _FLOATS = {"F32": "float32", "F16": "float16"}
 
 
@@ -111,8 +119,9 @@ def _shape(keys: _Keys) -> dict[str, Any]:
 
 
 def _special_tokens(file: GgufFile) -> dict[str, Any]:
-    ids = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "padding")}
-    ends = [token for token in dict.fromkeys((ids["eos"], ids["eot"])) if token is not None]
+    ids = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "padding")}
+    marks = (index for index, token in enumerate(file.metadata.get("tokenizer.ggml.tokens", ())) if token in END_MARKS)
+    ends = [token for token in dict.fromkeys((ids["eos"], ids["eot"], ids["eom"], *marks)) if token is not None]
     return {"bos_token_id": ids["bos"], "eos_token_id": ends, "pad_token_id": ids["padding"]}
 
 

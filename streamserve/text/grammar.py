@@ -13,6 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.text.call_schema import JSON_STYLE
 from streamserve.text.deep_threads import DeepThreads
+from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
 
@@ -85,10 +87,11 @@ class GrammarConstraint:
 class GrammarCompiler:
     """Compiles for one model.
 
-    tokenizer   called once, on a thread, for the first grammar
-    vocab_size  of the model's logits; may exceed the tokenizer's
-    cache_size  compiled grammars kept, least recently used ones dropped
-    num_compiled  grammars compiled so far
+    tokenizer      called once, on a thread, for the first grammar
+    vocab_size     of the model's logits; may exceed the tokenizer's
+    eos_token_ids  tokens that end a text, by the model's configurations; the tokenizer's own `eos_token` ends one too
+    cache_size     compiled grammars kept, least recently used ones dropped
+    num_compiled   grammars compiled so far
     """
 
     def __init__(
@@ -103,13 +106,13 @@ class GrammarCompiler:
     ) -> None:
         self._load_tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._eos_token_ids = list(eos_token_ids)
+        self._configured_ends = tuple(eos_token_ids)
         self._cache: OrderedDict[bytes, LLMatcher] = OrderedDict()
         self._cache_size = cache_size
         self._threads = DeepThreads(max_threads, timeout_s=timeout_s, stack_bytes=STACK_BYTES)
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._tokenizer: LLTokenizer | None = None
+        self._loaded: _Loaded | None = None
         self.num_compiled = 0
 
     @property
@@ -122,49 +125,65 @@ class GrammarCompiler:
 
         Raises `InvalidParameter` when the language can't be compiled in time, `QueueFull` while too many others are compiled.
         """
-        if not self._eos_token_ids:
+        # Before the timeout of a compilation begins: loading is not the request's own work.
+        loaded = self._loaded
+        if loaded is None:
+            loaded = await to_thread.run_sync(self._load, abandon_on_cancel=True)
+        if loaded.tokenizer is None:
             raise UnsupportedParameter("structured_outputs", "this model has no end-of-sequence token")
         key = msgspec.json.encode(outputs)
         matcher = self._cache.get(key)
         if matcher is None:
-            matcher = await self._compile_in_thread(outputs)
+            matcher = await self._compile_in_thread(loaded.tokenizer, outputs)
             self.num_compiled += 1
         self._cache[key] = matcher
         self._cache.move_to_end(key)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, self._eos_token_ids)
+        return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, loaded.eos_token_ids)
 
-    async def _compile_in_thread(self, outputs: StructuredOutputs) -> LLMatcher:
-        if self._tokenizer is None:  # before the timeout begins: loading is not the request's own work
-            await to_thread.run_sync(self._load, abandon_on_cancel=True)
+    async def _compile_in_thread(self, tokenizer: LLTokenizer, outputs: StructuredOutputs) -> LLMatcher:
         try:
-            return await self._threads.run(partial(self._compile, outputs))
+            return await self._threads.run(partial(_compile, tokenizer, outputs))
         except TimeoutError:
             raise InvalidParameter(
                 "structured_outputs", f"took longer than {self._timeout_s:g} s to compile: simplify it"
             ) from None
 
-    def _compile(self, outputs: StructuredOutputs) -> LLMatcher:
-        matcher = LLMatcher(self._load(), grammar_source(outputs), log_level=0, limits=LLParserLimits(**_LIMITS))
-        # The first mask costs the most: computed here, on a thread, instead of between two steps of all sequences.
-        tried = matcher.deep_copy()
-        tried.compute_bitmask()
-        for each in (matcher, tried):
-            if each.is_error():
-                raise InvalidParameter("structured_outputs", f"can't be compiled: {_reason(each.get_error())}")
-        return matcher
-
-    def _load(self) -> LLTokenizer:
+    def _load(self) -> _Loaded:
         with self._lock:
-            if self._tokenizer is None:
-                vocabulary = TokenizerWrapper(_Vocabulary(self._load_tokenizer(), self._vocab_size, self._eos_token_ids))
-                self._tokenizer = LLTokenizer(vocabulary, eos_token=self._eos_token_ids)
-            return self._tokenizer
+            if self._loaded is None:
+                tokenizer = self._load_tokenizer()
+                ends = list(end_of_sequence_ids(self._configured_ends, tokenizer, self._vocab_size))
+                self._loaded = _Loaded(_in_library_form(tokenizer, self._vocab_size, ends) if ends else None, ends)
+            return self._loaded
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model's tokens for the library; no tokenizer for a model whose texts never end."""
+
+    tokenizer: LLTokenizer | None
+    eos_token_ids: list[int]
+
+
+def _in_library_form(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos_token_ids)), eos_token=eos_token_ids)
+
+
+def _compile(tokenizer: LLTokenizer, outputs: StructuredOutputs) -> LLMatcher:
+    matcher = LLMatcher(tokenizer, grammar_source(outputs), log_level=0, limits=LLParserLimits(**_LIMITS))
+    # The first mask costs the most: computed here, on a thread, instead of between two steps of all sequences.
+    tried = matcher.deep_copy()
+    tried.compute_bitmask()
+    for each in (matcher, tried):
+        if each.is_error():
+            raise InvalidParameter("structured_outputs", f"can't be compiled: {_reason(each.get_error())}")
+    return matcher
 
 
 class _Vocabulary:
-    """A tokenizer in llguidance's form: the bytes of every id, and a function that encodes."""
+    """A tokenizer as llguidance wraps it: the bytes of every id, and a function that encodes."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer

@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -30,7 +31,7 @@ def folder_with(folder: Path, *files: str, config: object = CONFIG, generation: 
     return folder
 
 
-def small_gguf(path: Path, architecture: str = "llama", **values: int) -> Path:
+def small_gguf(path: Path, architecture: str = "llama", tokens: Sequence[str] = ("a", "ü", "语"), **values: int) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -39,10 +40,10 @@ def small_gguf(path: Path, architecture: str = "llama", **values: int) -> Path:
     writer.add_head_count(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_eos_token_id(2)
-    writer.add_token_list(["a", "ü", "语"])
+    writer.add_token_list(list(tokens))
     for key, value in values.items():
         writer.add_uint32(key.replace("__", "."), value)
-    writer.add_tensor("token_embd.weight", np.zeros((3, 32), dtype=np.float32))
+    writer.add_tensor("token_embd.weight", np.zeros((len(tokens), 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -74,14 +75,16 @@ def test_a_config_file_stands_for_its_folder(tmp_path: Path) -> None:
     ("config", "generation", "expected"),
     [
         ({"eos_token_id": 2}, None, (2,)),
-        ({"eos_token_id": 2}, {"eos_token_id": [5, 6]}, (5, 6)),
+        ({"eos_token_id": 2}, {"eos_token_id": [5, 2, 6]}, (5, 2, 6)),
+        ({"eos_token_id": 2}, {"eos_token_id": 7}, (7, 2)),
         ({"eos_token_id": [1, 2]}, {"temperature": 0.5}, (1, 2)),
         ({}, None, ()),
     ],
 )
-def test_ends_of_text_come_from_the_generation_config_first(
+def test_ends_of_text_are_those_of_both_configurations(
     tmp_path: Path, config: dict[str, object], generation: object, expected: tuple[int, ...]
 ) -> None:
+    """Fine-tunes whose generation_config.json and config.json name different ends ran on to max_tokens."""
     folder = folder_with(tmp_path / "model", "model.safetensors", config=CONFIG | config, generation=generation)
     found = resolve(str(folder))
     assert found.eos_token_ids == expected
@@ -143,6 +146,12 @@ def test_a_gguf_header_becomes_a_config(tmp_path: Path) -> None:
     assert (found.config["vocab_size"], found.config["head_dim"], found.config["num_key_value_heads"]) == (3, 16, 2)
     assert found.config["tie_word_embeddings"] is True
     assert open_gguf(found.path).metadata["tokenizer.ggml.tokens"] == ["a", "ü", "语"]
+
+
+def test_a_gguf_ends_texts_at_the_marks_its_vocabulary_has(tmp_path: Path) -> None:
+    """A .gguf that names one end of sequence and ends turns with <|im_end|> ran on to max_tokens; llama.cpp stops it."""
+    tokens = ["a", "<end_of_turn>", "</s>", "im_end", "<|im_end|>", "<|endoftext|>"]
+    assert resolve(str(small_gguf(tmp_path / "chat.gguf", tokens=tokens))).eos_token_ids == (2, 1, 4, 5)
 
 
 def test_the_header_reads_like_the_gguf_packages_own_reader() -> None:

@@ -14,7 +14,7 @@ from streamserve.text.token_codec import TokenCodec
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
 from streamserve.types import SamplingParams, TextDelta, TokenDelta
-from tests.support.byte_tokenizer import EOS, ByteVocabulary, byte_tokenizer
+from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, ByteVocabulary, byte_tokenizer
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
 pytestmark = pytest.mark.anyio
@@ -181,6 +181,15 @@ async def test_a_chat_uses_the_models_template_or_the_given_one() -> None:
         bare.render_chat(messages)
     own = Frontend(ScriptedEngine(), byte_tokenizer(), chat_template="fixed")
     assert own.render_chat(messages) == "fixed"
+
+
+async def test_a_text_ends_at_each_end_that_a_configuration_or_the_tokenizer_names() -> None:
+    """A fine-tune whose config.json and tokenizer name different ends ran on to max_tokens, its end of turn ignored."""
+    front = Frontend(ScriptedEngine(), byte_tokenizer(), eos_token_ids=[7, VOCAB_SIZE])
+    prompt = await front.prepare("p", SamplingParams())
+    assert prompt.specs[0].sampling.stop_token_ids == [7, EOS]
+    unbounded = await front.prepare("p", SamplingParams(ignore_eos=True))
+    assert unbounded.specs[0].sampling.stop_token_ids == []
 
 
 class MarkedVocabulary(ByteVocabulary):

@@ -16,9 +16,10 @@ import pytest
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.text.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
+from streamserve.text.loading import TokenizerParts
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.types import StructuredOutputs
-from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
+from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, ByteVocabulary, byte_tokenizer
 from tests.text.schemas import random_schema
 
 pytestmark = pytest.mark.anyio
@@ -226,9 +227,17 @@ async def test_the_cache_forgets_the_least_recently_used(demo: Tokenizer) -> Non
 
 
 async def test_a_model_that_never_ends_a_text_takes_no_structures() -> None:
-    compiler = GrammarCompiler(byte_tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=[])
+    endless = Tokenizer(TokenizerParts(ByteVocabulary()))
+    compiler = GrammarCompiler(lambda: endless, vocab_size=VOCAB_SIZE, eos_token_ids=[])
     with pytest.raises(UnsupportedParameter):
         await compiler.compile(StructuredOutputs(choice=["a"]))
+
+
+async def test_a_structure_ends_with_the_tokenizers_own_end_where_no_configuration_names_one() -> None:
+    """Structured output was refused for models whose end of sequence only tokenizer_config.json names."""
+    compiler = GrammarCompiler(byte_tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=[])
+    constraint = await compiler.compile(StructuredOutputs(regex="a*"))
+    assert constraint.bitmask()[EOS // 8] >> EOS % 8 & 1
 
 
 async def test_an_engine_process_makes_a_compiler_of_its_configuration() -> None:
