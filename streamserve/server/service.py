@@ -93,7 +93,7 @@ class Service:
 
         Raises `ConfigError` when the configuration requires what this model can't do.
         """
-        self._require_parsers(frontend.chat_template)
+        self._require_parsers(frontend.tool_template)
         self._frontend = frontend
         self._limits = RequestLimits(
             defaults=defaults,

@@ -1,26 +1,22 @@
 """Chat templates: a conversation rendered as the prompt that a model was trained on.
 
-Templates are Jinja programs that come with a model, so they run in a sandbox that can neither change its arguments nor reach
-Python's internals; whatever fails inside one is the request's error, not the server's. Runs on an API event
-loop. Knows no model and no tokens. The functions templates may use are those of Hugging Face's
-(https://huggingface.co/docs/transformers/chat_templating_writing).
+Templates are Jinja programs that come with a model, so they run in a sandbox; whatever fails inside one is the request's
+error, not the server's. Runs on an API event loop. Knows no model and no tokens. What templates may expect is what Hugging
+Face's documentation says (https://huggingface.co/docs/transformers/chat_templating_writing).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import meta
 
 from streamserve.errors import ConfigError, InvalidParameter, UnsupportedParameter
+from streamserve.text.templates.arguments import parse_arguments
+from streamserve.text.templates.sandbox import sandbox
+from streamserve.text.templates.syntax import iterates_over_content, tests_content_for_none
 
 ChatMessage = Mapping[str, Any]
 
@@ -43,9 +39,10 @@ class ChatTemplate:
         self.source = source
         self._special_tokens = dict(special_tokens or {})
         try:
-            self._template = _environment().from_string(source)
-            syntax = _environment().parse(source)
-            self._takes_parts = _iterates_over_content(syntax)
+            self._template = sandbox().from_string(source)
+            syntax = sandbox().parse(source)
+            self._takes_parts = iterates_over_content(syntax)
+            self._absent_content = None if tests_content_for_none(syntax) else ""
             self.variables = frozenset(meta.find_undeclared_variables(syntax))
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from error
@@ -65,7 +62,7 @@ class ChatTemplate:
     ) -> str:
         """The prompt for a conversation.
 
-        messages                role and content each; content is a string or a list of text parts
+        messages                role and content each; content is a string, a list of text parts, or None
         add_generation_prompt   end with the start of an assistant's turn
         continue_final_message  end inside the last message instead, for the model to continue it
         variables               more names for the template, as `enable_thinking`
@@ -120,9 +117,9 @@ class ChatTemplate:
             prepared["tool_calls"] = [_with_parsed_arguments(call) for call in prepared["tool_calls"]]
         return prepared  # type: ignore[no-any-return]
 
-    def _content(self, place: int, content: Any) -> str | list[dict[str, str]]:
+    def _content(self, place: int, content: Any) -> str | list[dict[str, str]] | None:
         if content is None:
-            return ""
+            return self._absent_content
         if isinstance(content, str):
             return content
         if not isinstance(content, list):
@@ -131,12 +128,34 @@ class ChatTemplate:
         return [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
 
 
-def choose_template(
-    templates: Mapping[str, str], special_tokens: Mapping[str, str], *, override: str | None = None
-) -> ChatTemplate | None:
-    """A model's template: the source `override`, else its own default; None when it has none."""
-    source = override if override is not None else templates.get("default")
-    return None if source is None else ChatTemplate(source, special_tokens)
+class ModelTemplates:
+    """The chat templates of one model.
+
+    sources         by name: "default", "tool_use" for conversations with tools, others to be named by requests
+    special_tokens  as of `ChatTemplate`
+    override        a source, or the name of one, in place of the default ones
+
+    Raises `ConfigError` when one of those that are chosen without being named is no valid template.
+    """
+
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str], override: str | None = None) -> None:
+        self._sources = sources
+        self._special_tokens = special_tokens
+        default = sources.get("default") if override is None else sources.get(override, override)
+        with_tools = sources.get("tool_use", default) if override is None else default
+        self._default = self._compiled(default)
+        self._with_tools = self._default if with_tools == default else self._compiled(with_tools)
+
+    def choose(self, *, has_tools: bool = False) -> ChatTemplate | None:
+        """The template of a conversation with or without tools, as transformers chooses; None when the model has none."""
+        return self._with_tools if has_tools else self._default
+
+    def override(self, source: str) -> ChatTemplate:
+        """The template that a request brings or names. Raises `InvalidParameter` where `ChatTemplate` raises `ConfigError`."""
+        return compile_override(self._sources.get(source, source), self._special_tokens)
+
+    def _compiled(self, source: str | None) -> ChatTemplate | None:
+        return None if source is None else ChatTemplate(source, self._special_tokens)
 
 
 def compile_override(source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
@@ -145,74 +164,6 @@ def compile_override(source: str, special_tokens: Mapping[str, str]) -> ChatTemp
         return ChatTemplate(source, special_tokens)
     except ConfigError as error:
         raise InvalidParameter("chat_template", error.message) from error
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now, "namespace": _TemplateNamespace}
-    return environment
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the model's own text for training; rendered as its body alone."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _TemplateNamespace(Namespace):
-    """Jinja's `namespace()` without attributes that begin with an underscore, which lead out of the sandbox."""
-
-    def __init__(*args: Any, **values: Any) -> None:
-        self, rest = args[0], args[1:]
-        for name in dict(*rest, **values):
-            _refuse_private(name)
-        Namespace.__init__(self, *rest, **values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_private(name: str) -> None:
-    if name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace can't hold {name!r}")
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """`tojson` as templates were trained with: Jinja's own escapes characters for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
-
-
-def _iterates_over_content(template: nodes.Template) -> bool:
-    """Whether a template loops over the parts of a message's content, and so wants a list rather than a string."""
-    return any(_mentions_content(loop.iter) for loop in template.find_all(nodes.For))
-
-
-def _mentions_content(expression: nodes.Node) -> bool:
-    if isinstance(expression, nodes.Getattr):
-        return expression.attr == "content"
-    if isinstance(expression, nodes.Getitem):
-        return isinstance(expression.arg, nodes.Const) and expression.arg.value == "content"
-    return isinstance(expression, nodes.Name) and expression.name == "content"
 
 
 def _text_of_part(place: int, part: Any) -> str:
@@ -226,13 +177,12 @@ def _text_of_part(place: int, part: Any) -> str:
 
 
 def _with_parsed_arguments(call: Any) -> Any:
-    """A tool call whose arguments are an object: the API has them as a JSON string, templates print the object."""
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict) or "arguments" not in function:
         return call
     try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except ValueError as error:
+        arguments = parse_arguments(function["arguments"])
+    except (ValueError, RecursionError) as error:
         raise InvalidParameter("messages", f"the arguments of a tool call are not JSON: {error}") from error
     return {**call, "function": {**function, "arguments": arguments}}
 
@@ -240,7 +190,7 @@ def _with_parsed_arguments(call: Any) -> Any:
 def _mark_continuation(conversation: list[dict[str, Any]]) -> None:
     if not conversation:
         raise InvalidParameter("continue_final_message", "there is no message to continue")
-    content = conversation[-1]["content"]
+    content = conversation[-1]["content"] or ""
     if isinstance(content, list):
         if not content:
             raise InvalidParameter("continue_final_message", "the last message is empty")

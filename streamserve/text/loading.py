@@ -23,14 +23,12 @@ _TOKENIZER_FILES = [
     *("chat_template*", "additional_chat_templates/*", "*.model"),
 ]
 
-_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-
 
 @dataclass(frozen=True)
 class TokenizerParts:
     """The contents of a tokenizer's files.
 
-    special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `pad_token`, `unk_token`
+    special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `image_token`, …
     chat_templates  Jinja sources by name; the usual one is "default"
     """
 
@@ -111,10 +109,13 @@ def _from_transformers(path: Path, trust_remote_code: bool) -> TokenizerParts:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Special tokens by role; each is written as a string or as an object with `content`."""
+    """Special tokens by role, a model's own roles included; each is written as a string or as an object with `content`."""
+    roles = {role: value for role, value in config.items() if role.endswith("_token")}
+    for own in ("extra_special_tokens", "model_specific_special_tokens"):
+        if isinstance(config.get(own), dict):
+            roles |= config[own]
     found = {}
-    for role in _ROLES:
-        value = config.get(role)
+    for role, value in roles.items():
         token = value.get("content") if isinstance(value, dict) else value
         if isinstance(token, str):
             found[role] = token
@@ -149,20 +150,23 @@ def _apply_bos_and_eos(backend: tokenizers.Tokenizer, config: dict[str, Any], sp
 
 
 def _chat_templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name: those of tokenizer_config.json, overridden by files of their own."""
+    """Chat templates by name, in transformers' order: files of their own, then tokenizer_config.json.
+
+    chat_template.json is a processor's, which transformers' tokenizers don't read: taken where there is no other.
+    """
     configured = config.get("chat_template")
     templates: dict[str, str] = {}
     if isinstance(configured, str):
         templates["default"] = configured
     elif isinstance(configured, list):
         templates |= {entry["name"]: entry["template"] for entry in configured}
-    legacy = _object(path / "chat_template.json").get("chat_template")
-    if isinstance(legacy, str):
-        templates["default"] = legacy
     for file in sorted((path / "additional_chat_templates").glob("*.jinja")):
         templates[file.stem] = file.read_text(encoding="utf-8")
     if (path / "chat_template.jinja").is_file():
         templates["default"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
+    processors = _object(path / "chat_template.json").get("chat_template")
+    if isinstance(processors, str):
+        templates.setdefault("default", processors)
     return templates
 
 

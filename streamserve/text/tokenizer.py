@@ -13,7 +13,7 @@ from typing import Any
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.text.chat_template import ChatMessage, choose_template
+from streamserve.text.chat_template import ChatMessage, ModelTemplates
 from streamserve.text.loading import TokenizerParts, load_parts, locate_tokenizer
 
 
@@ -42,7 +42,7 @@ def tokenizer_of(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
 class Tokenizer:
     """Text ↔ token ids for one model.
 
-    special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `pad_token`, `unk_token`
+    special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `image_token`, …
     chat_templates  Jinja sources by name; the usual one is "default"
     """
 
@@ -108,7 +108,8 @@ class Tokenizer:
 
         Raises `ConfigError` when there is no template, otherwise what `ChatTemplate.render` raises.
         """
-        template = choose_template(self.chat_templates, self.special_tokens, override=chat_template)
+        templates = ModelTemplates(self.chat_templates, self.special_tokens, chat_template)
+        template = templates.choose(has_tools=bool(tools))
         if template is None:
             raise ConfigError("this model has no chat template: pass one as chat_template")
         text = template.render(

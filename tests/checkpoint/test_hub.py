@@ -68,6 +68,15 @@ def test_a_hub_id_is_downloaded_once_and_found_again_offline(hub: StubHub, tmp_p
     assert hub.requests == []
 
 
+def test_a_models_additional_chat_templates_are_downloaded(hub: StubHub, tmp_path: Path) -> None:
+    folder = hub.repositories / "org" / "tiny" / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("tools")
+    found = resolve_elsewhere(hub, tmp_path, "org/tiny")
+    assert found["format"] == "safetensors"
+    assert "tool_use.jinja" in hub.downloads()
+
+
 def test_a_repository_of_pickles_is_refused_before_any_is_downloaded(hub: StubHub, tmp_path: Path) -> None:
     error = str(resolve_elsewhere(hub, tmp_path, "org/old")["error"])
     assert "its weights are pickles (pytorch_model.bin)" in error

@@ -192,6 +192,16 @@ async def test_a_text_ends_at_each_end_that_a_configuration_or_the_tokenizer_nam
     assert unbounded.specs[0].sampling.stop_token_ids == []
 
 
+def test_a_conversation_with_tools_is_written_by_the_template_for_tools() -> None:
+    parts = TokenizerParts(ByteVocabulary(), {}, {"default": "plain", "tool_use": "{{ tools[0].function.name }}"})
+    front = Frontend(ScriptedEngine(), Tokenizer(parts))
+    assert front.render_chat([{"role": "user", "content": "Hi"}]) == "plain"
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    assert front.render_chat([{"role": "user", "content": "Hi"}], tools=tools) == "clock"
+    assert front.tool_template is not None
+    assert front.tool_template.source == front.template(has_tools=True).source
+
+
 class MarkedVocabulary(ByteVocabulary):
     """Bytes, and two special tokens beyond them."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streamserve.errors import ConfigError, InvalidParameter
-from streamserve.text.chat_template import ChatTemplate, choose_template
+from streamserve.text.chat_template import ChatTemplate, ModelTemplates
 from streamserve.text.tokenizer import Tokenizer
 
 CHATML = (
@@ -28,13 +28,13 @@ def test_a_conversation_ends_with_the_assistants_turn() -> None:
 
 
 def test_the_demo_models_template_is_its_own(demo: Tokenizer) -> None:
-    template = choose_template(demo.chat_templates, demo.special_tokens)
+    template = ModelTemplates(demo.chat_templates, demo.special_tokens).choose()
     assert template is not None
     text = template.render([USER])
     assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    assert choose_template({}, {}) is None
-    given = choose_template(demo.chat_templates, demo.special_tokens, override="mine")
+    assert ModelTemplates({}, {}).choose() is None
+    given = ModelTemplates(demo.chat_templates, demo.special_tokens, "mine").choose(has_tools=True)
     assert given is not None
     assert given.render([USER]) == "mine"
 
@@ -156,6 +156,74 @@ def test_tool_arguments_are_objects_in_templates() -> None:
     call["function"] = {"name": "f", "arguments": "{"}
     with pytest.raises(InvalidParameter, match="tool call"):
         render(source, [{"role": "assistant", "tool_calls": [call]}])
+
+
+NONE_MEANS_A_CALL = [
+    "{% if m.content is none %}CALL{% else %}{{ m.content }}{% endif %}",
+    "{% if m['content'] is not none %}{{ m['content'] }}{% else %}CALL{% endif %}",
+    "{% if m.content == none %}CALL{% else %}{{ m.content }}{% endif %}",
+    "{% set text = m.content %}{% if text is none %}CALL{% else %}{{ text }}{% endif %}",
+]
+
+
+@pytest.mark.parametrize("source", NONE_MEANS_A_CALL)
+def test_absent_content_is_none_where_the_template_asks_for_it(source: str) -> None:
+    """deepseek-ai/DeepSeek-V3: a message of calls alone, `content` null, was rendered as empty text, without its calls."""
+    source = "{% for m in messages %}" + source + "{% endfor %}"
+    calls = [{"function": {"name": "f", "arguments": "{}"}}]
+    assert render(source, [{"role": "assistant", "content": None, "tool_calls": calls}]) == "CALL"
+    assert render(source, [{"role": "assistant", "tool_calls": calls}]) == "CALL"
+    assert render(source, [{"role": "assistant", "content": "text"}]) == "text"
+
+
+def test_none_of_something_else_leaves_absent_content_empty() -> None:
+    source = "{% if tools is not none %}T{% endif %}[{{ messages[0].content }}]"
+    assert render(source, [{"role": "assistant", "content": None}]) == "[]"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'f:' + call.arguments + ';' }}",
+        "{{ 'f:' ~ call.arguments ~ ';' }}",
+        "f:{{ call.arguments }};",
+        "{{ 'f:%s;' | format(call.arguments) }}",
+        "{{ 'f:{};'.format(call.arguments) }}",
+        "{% if call.arguments is string %}f:{{ call.arguments }};{% else %}f:{{ call.arguments | tojson }};{% endif %}",
+        "f:{{ call.arguments | trim }};",
+    ],
+)
+@pytest.mark.parametrize("arguments", ['{"x": "北"}', {"x": "北"}])
+def test_a_template_that_writes_arguments_as_text_gets_their_json(source: str, arguments: Any) -> None:
+    """deepseek-ai/DeepSeek-V3: templates that concatenate arguments failed on an object, or printed Python's form of it."""
+    source = "{% for call in messages[0].tool_calls %}{% set call = call.function %}" + source + "{% endfor %}"
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+    assert render(source, messages) == 'f:{"x": "北"};'
+
+
+@pytest.mark.parametrize("arguments", [None, "", "{}", {}])
+def test_a_call_without_arguments_has_an_empty_object_of_them(arguments: Any) -> None:
+    source = "{{ messages[0].tool_calls[0].function.arguments }}"
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+    assert render(source, messages) == "{}"
+
+
+def test_conversations_with_tools_take_the_template_for_them() -> None:
+    """CohereForAI/c4ai-command-r: its `tool_use` template was never used."""
+    templates = ModelTemplates({"default": "plain", "tool_use": "tools", "rag": "documents"}, {})
+    for has_tools, text in ((False, "plain"), (True, "tools")):
+        template = templates.choose(has_tools=has_tools)
+        assert template is not None
+        assert template.render([USER]) == text
+    assert templates.override("rag").render([USER]) == "documents"
+    assert templates.override("{{ messages[0].content }}").render([USER]) == "Hi"
+    only = ModelTemplates({"default": "plain"}, {}).choose(has_tools=True)
+    assert only is not None
+    assert only.render([USER]) == "plain"
+
+
+def test_any_role_is_the_templates_to_refuse() -> None:
+    assert render("{{ messages[0].role }}", [{"role": "ipython", "content": "1"}]) == "ipython"
 
 
 def test_variables_may_not_replace_the_conversation() -> None:

@@ -239,6 +239,31 @@ def test_chat_templates_come_from_the_configuration_or_files_of_their_own(folder
     assert folder.load().chat_templates == {"default": "A", "tool_use": "B"}
     folder.write(chat_template__jinja="C")
     assert folder.load().chat_templates == {"default": "C", "tool_use": "B"}
+    (folder.path / "additional_chat_templates").mkdir()
+    (folder.path / "additional_chat_templates" / "rag.jinja").write_text("D")
+    assert folder.load().chat_templates == {"default": "C", "tool_use": "B", "rag": "D"}
+
+
+def test_a_processors_chat_template_counts_only_where_there_is_no_other(folder: Folder) -> None:
+    """transformers' tokenizers don't read chat_template.json: it overrode tokenizer_config.json here."""
+    folder.write(chat_template__json={"chat_template": "P"})
+    assert folder.load().chat_templates == {"default": "P"}
+    folder.write(tokenizer_config__json={"chat_template": "T"})
+    assert folder.load().chat_templates == {"default": "T"}
+
+
+def test_special_tokens_of_a_models_own_are_named_for_templates(folder: Folder) -> None:
+    """google/gemma-3: `boi_token`, `image_token` and the like are variables of its template, and were undefined."""
+    folder.write(
+        tokenizer_config__json={
+            "bos_token": "<s>",
+            "boi_token": {"content": "<image>"},
+            "add_bos_token": True,
+            "extra_special_tokens": {"audio_token": "<audio>"},
+            "chat_template": "{{ bos_token }}{{ boi_token }}{{ audio_token }}",
+        }
+    )
+    assert folder.load().apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "<s><image><audio>"
 
 
 def test_a_broken_folder_says_which_file(folder: Folder) -> None:

@@ -117,7 +117,7 @@ REFUSED: list[tuple[str, Any, int, str, str | None]] = [
     (CHAT, {}, 400, "invalid_value", "messages"),
     (CHAT, chat(messages=[]), 400, "invalid_value", "messages"),
     (CHAT, chat(messages="hello"), 400, "invalid_value", "messages"),
-    (CHAT, chat(messages=[{"role": "king", "content": "a"}]), 400, "invalid_value", "messages[0].role"),
+    (CHAT, chat(messages=[{"role": ["king"], "content": "a"}]), 400, "invalid_value", "messages[0].role"),
     (CHAT, chat(messages=[{"role": "user"}]), 400, "invalid_value", "messages[0].content"),
     (CHAT, chat(messages=[{"role": "user", "content": 5}]), 400, "invalid_value", "messages[0].content"),
     (

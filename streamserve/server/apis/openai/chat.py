@@ -50,8 +50,9 @@ async def _prepare(
     model = service.resolve_model(request.model)
     tools = tool_use(request)
     params = for_chat(request, service.limits, tools)
-    dialect = service.dialect(_source(service, request))
-    text = await _render(service, request, tools.tools if _shows_tools(service, tools) else None)
+    shown = tools.tools if _shows_tools(service, tools) else []
+    dialect = service.dialect(_source(service, request, shown))
+    text = await _render(service, request, shown)
     form = chat_form(frontend, dialect, request, tools, text)
     if form.grammar is not None:
         params = msgspec.structs.replace(params, structured_outputs=form.grammar)
@@ -84,10 +85,10 @@ async def conversation(service: Service, request: TokenizeRequest) -> str:
     return await _render(service, request, checked_tools(request.tools or []))
 
 
-def _source(service: Service, request: ChatRequest | TokenizeRequest) -> str:
+def _source(service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]]) -> str:
     """The text of the template to use."""
     if request.chat_template is None:
-        return service.frontend.template().source
+        return service.frontend.template(has_tools=bool(tools)).source
     if not service.config.trust_request_chat_template:
         raise UnsupportedParameter("chat_template", "start the server with --trust-request-chat-template to allow it")
     return request.chat_template
@@ -97,8 +98,8 @@ def _shows_tools(service: Service, tools: ToolUse) -> bool:
     return tools.choice != NONE or not service.config.exclude_tools_when_tool_choice_none
 
 
-async def _render(service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]] | None) -> str:
-    frontend, source = service.frontend, _source(service, request)
+async def _render(service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]]) -> str:
+    frontend, source = service.frontend, _source(service, request, tools)
     messages = checked(request.messages or [])
     continues = bool(request.continue_final_message)
     options: dict[str, Any] = {

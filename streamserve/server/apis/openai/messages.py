@@ -9,7 +9,9 @@ from typing import Any
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.server.http.request_body import unfit
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+WITHOUT_CALLS = frozenset({"system", "developer", "user", "tool", "function"})
+"""The API's own roles of messages that have content and hold no calls; of any other role the template decides."""
+
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 
@@ -42,10 +44,12 @@ def _checked(where: str, message: dict[str, Any]) -> dict[str, Any]:
 
 def _check(where: str, message: dict[str, Any]) -> None:
     role = message.get("role")
-    if role not in ROLES:
-        raise InvalidParameter(f"{where}.role", f"must be one of {', '.join(ROLES)}")
+    if not isinstance(role, str) or not role:
+        raise InvalidParameter(
+            f"{where}.role", "must be a string: system, developer, user, assistant, tool or one of the model's"
+        )
     content = message.get("content")
-    if content is None and role != "assistant":
+    if content is None and role in WITHOUT_CALLS:
         raise InvalidParameter(f"{where}.content", "is required")
     if isinstance(content, list):
         for index, part in enumerate(content):
@@ -56,24 +60,24 @@ def _check(where: str, message: dict[str, Any]) -> None:
         if not isinstance(message.get(name), str | None):
             raise InvalidParameter(f"{where}.{name}", "must be a string")
     calls = message.get("tool_calls")
-    if calls and role != "assistant":
+    if calls and role in WITHOUT_CALLS:
         raise InvalidParameter(f"{where}.tool_calls", "belongs into messages of the assistant")
     if not isinstance(calls, list | None):
         raise InvalidParameter(f"{where}.tool_calls", "must be an array")
 
 
 def _call(where: str, call: Any) -> dict[str, Any]:
-    """A tool call of an earlier answer, with its arguments as the object that templates write out."""
+    """A tool call of an earlier answer, whose arguments have been checked to be an object, or the text of one."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidParameter(f"{where}.function", "must be an object with the name of a function")
     if not isinstance(call.get("id"), str | None):
         raise InvalidParameter(f"{where}.id", "must be a string")
-    arguments = _arguments(f"{where}.function.arguments", function.get("arguments"))
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+    _check_arguments(f"{where}.function.arguments", function.get("arguments"))
+    return {**call, "type": "function", "function": {**function, "arguments": function.get("arguments") or "{}"}}
 
 
-def _arguments(where: str, value: Any) -> dict[str, Any]:
+def _check_arguments(where: str, value: Any) -> None:
     try:
         arguments = json.loads(value or "{}") if isinstance(value, str | None) else value
     except (ValueError, RecursionError) as error:
@@ -82,7 +86,6 @@ def _arguments(where: str, value: Any) -> dict[str, Any]:
         raise InvalidParameter(where, "must be the text of a JSON object")
     if (reason := unfit(arguments)) is not None:
         raise InvalidParameter(where, reason)
-    return arguments
 
 
 def _check_part(where: str, part: Any) -> None:

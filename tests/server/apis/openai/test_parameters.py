@@ -71,6 +71,7 @@ ONE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (CHAT, {"tools": [], "tool_choice": "auto"}, {}),
     (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"}, {}),
     (CHAT, {"add_generation_prompt": False}, {"prompt_token_ids": list(b"<user>hi\n")}),
+    (CHAT, {"messages": [{"role": "ipython", "content": "x"}]}, {"prompt_token_ids": list(b"<ipython>x\n<assistant>")}),
     (CHAT, {"messages": [{"role": "developer", "content": "x"}]}, {"prompt_token_ids": list(b"<system>x\n<assistant>")}),
     (
         CHAT,
