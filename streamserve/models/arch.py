@@ -41,7 +41,7 @@ class ModelArch:
     dtype             of the checkpoint: "bfloat16", "float16" or "float32"
     max_model_len     tokens of one sequence that the positions of this model reach
     windows           per layer: how many tokens a token sees, itself included; None sees all
-    ropes             per layer: its rotation; None for learned positions
+    ropes             per layer: its rotation; None where nothing is rotated
     attention_scale   factor of the attention scores
     softcap           of the attention scores, or None
     logit_softcap     of the logits, or None

@@ -63,7 +63,7 @@ def rotary_write(
 
     qkv             [tokens, (q_heads + 2 * kv_heads) * head_dim]  bf16|fp16|fp32, contiguous; overwritten
     positions       [tokens]              int64
-    cos_sin         [positions, rot_dim]  fp32, cosines then sines; None for models without rotary embeddings
+    cos_sin         [positions, rot_dim]  fp32, cosines then sines; None for layers without rotary embeddings
     kv_cache        [blocks, 2, kv_heads, block_size, head_dim]  dtype of qkv, changed in place
     slot_mapping    [tokens]              int64; a negative slot is padding and written nowhere
     q_norm, k_norm  [head_dim]            RMS norm of every query and key head before the rotation, with `eps` (Qwen3, Gemma 3)

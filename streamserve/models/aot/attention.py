@@ -100,6 +100,8 @@ class TracedAttention(nn.Module):
 
 def _rotate(x: Tensor, rotations: Tensor, rot_dim: int) -> Tensor:
     """[rows, heads, head_dim], rounded to its dtype."""
+    if rot_dim == 0:
+        return x
     wide = x[..., :rot_dim].float()
     left, right = wide.chunk(2, dim=-1)
     exchanged = torch.cat([right, left], dim=-1)

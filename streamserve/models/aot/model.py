@@ -29,7 +29,7 @@ class CompiledModel(CausalModel):
         super().__init__(model.arch, model.layers, model.ropes)
         self._model = model
         # Layers with the same rotation share a table.
-        tables = {id(cos_sin): _rotations(cos_sin) for cos_sin in model.ropes.by_layer if cos_sin is not None}
+        tables = {id(cos_sin): _rotations(cos_sin) for cos_sin in model.ropes.by_layer}
         parts = zip(model.layers, model.ropes.by_layer, kernels, strict=True)
         self._compiled = [_CompiledLayer(layer, tables[id(cos_sin)], pieces) for layer, cos_sin, pieces in parts]
 
@@ -53,7 +53,7 @@ class CompiledModel(CausalModel):
 class _CompiledLayer:
     """A layer, its rotation and its pieces."""
 
-    def __init__(self, layer: Layer, rotations: Tensor, kernels: LayerKernels) -> None:
+    def __init__(self, layer: Layer, rotations: Tensor | None, kernels: LayerKernels) -> None:
         self._attention = layer.attention
         self._rotations = rotations
         self._kernels = kernels
@@ -96,10 +96,14 @@ class _CompiledLayer:
     def _step_rotations(self, inputs: StepInputs) -> Tensor:
         """[tokens, 2, rot_dim]"""
         rotations = self._rotations
+        if rotations is None:
+            return torch.empty(len(inputs.positions), 2, 0)
         return inputs.shared.get(("rotations", id(rotations)), lambda: rotations.index_select(0, inputs.positions))
 
 
-def _rotations(cos_sin: Tensor) -> Tensor:
+def _rotations(cos_sin: Tensor | None) -> Tensor | None:
     """cos_sin [positions, rot_dim], cosines and sines -> [positions, 2, rot_dim], as the pieces multiply whole heads."""
+    if cos_sin is None:
+        return None
     cos, sin = cos_sin.chunk(2, dim=-1)
     return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=1)

@@ -33,7 +33,7 @@ class NormShape:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """rot_dim   dimensions of a head that are rotated
+    """rot_dim   dimensions of a head that are rotated; 0 where nothing is
     block_size  tokens per block of the KV cache
     eps         of the norms of heads
     scale       of the attention scores
@@ -79,7 +79,7 @@ class LayerShape:
 
 
 def can_compile(model: CausalModel) -> bool:
-    """Whether every layer is made of what can be compiled: RMS norms, rotations, and forms of weights that are known here."""
+    """Whether every layer is made of what can be compiled: RMS norms, and forms of weights that are known here."""
     return all(_shape_or_none(model, layer, 1) is not None for layer in range(len(model.layers)))
 
 
@@ -99,7 +99,7 @@ def parts_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 def _shape_or_none(model: CausalModel, index: int, block_size: int) -> LayerShape | None:
     layer, cos_sin = model.layers[index], model.ropes.by_layer[index]
-    if cos_sin is None or type(layer.attention) is not Attention or layer.attention.softcap is not None:
+    if type(layer.attention) is not Attention or layer.attention.softcap is not None:
         return None
     settings: list[tuple[str, Setting]] = []
     parts: list[tuple[str, LinearShape | NormShape]] = []
@@ -112,7 +112,7 @@ def _shape_or_none(model: CausalModel, index: int, block_size: int) -> LayerShap
             parts.append((name, NormShape(len(module.weight), module.eps, _name(module.weight.dtype))))
         elif module is not layer.attention:
             return None
-    attention = _attention_shape(layer.attention, cos_sin.shape[1], block_size)
+    attention = _attention_shape(layer.attention, 0 if cos_sin is None else cos_sin.shape[1], block_size)
     dtype = _name(_dtype_of(layer))
     return LayerShape(_class_of(layer), dtype, model.arch.hidden_size, attention, tuple(settings), tuple(parts))
 

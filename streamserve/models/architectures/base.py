@@ -32,7 +32,7 @@ class Layer(nn.Module, ABC):
     def forward(self, hidden: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
         """hidden [tokens, hidden_size] -> the same shape; writes keys and values.
 
-        cos_sin   [positions, rot_dim] of its rotation; None where positions are learned
+        cos_sin   [positions, rot_dim] of its rotation; None where nothing is rotated
         kv_cache  [blocks, 2, kv_heads, block_size, head_dim]
         """
         attended = self.attention(self.before_attention(hidden), inputs, cos_sin, kv_cache)
