@@ -9,7 +9,15 @@ from typing import Any
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import ModelArch, architecture_of
 from streamserve.models.architectures.base import CausalModel
-from streamserve.models.architectures.decoder import Decoder, read_llama, read_mistral, read_phi3, read_qwen2, read_qwen3
+from streamserve.models.architectures.decoder import (
+    Decoder,
+    read_llama,
+    read_mistral,
+    read_phi3,
+    read_qwen2,
+    read_qwen3,
+    read_smollm3,
+)
 from streamserve.models.architectures.gemma import Gemma, read_gemma3
 from streamserve.models.architectures.opt import Opt, read_opt
 from streamserve.models.weights.forms.choose import refuse_unknown_quantization
@@ -34,6 +42,7 @@ REGISTRY: dict[str, Family] = {
     "Phi3ForCausalLM": Family(read_phi3, Decoder),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder),
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder),
+    "SmolLM3ForCausalLM": Family(read_smollm3, Decoder),
 }
 
 

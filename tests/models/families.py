@@ -50,6 +50,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", SHAPE | {"head_dim": 32}),
     "phi3": ("Phi3", SHAPE | {"sliding_window": 20}),
     "phi3-partial": ("Phi3", SHAPE | {"rope_parameters": THETA | {"partial_rotary_factor": 0.5}}),
+    "smollm3": ("SmolLM3", SHAPE | {"no_rope_layer_interval": 2}),
+    "smollm3-windowed": ("SmolLM3", SHAPE | {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 20}),
     "gemma3": (
         "Gemma3",
         SHAPE | {"head_dim": 32, "sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]},

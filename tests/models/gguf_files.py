@@ -17,7 +17,9 @@ ARCHITECTURES = {
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "phi3": gguf.MODEL_ARCH.PHI3,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
 }
+PERMUTED = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.SMOLLM3)
 
 
 def write_gguf(model: PreTrainedModel, path: Path, kind: Kind = Kind.F32, *, embedding_kind: Kind = Kind.F32) -> None:
@@ -75,7 +77,7 @@ def _as_llama_cpp_stores(name: str, tensor: torch.Tensor, model: PreTrainedModel
     config = model.config
     if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
         tensor = tensor + 1
-    if ARCHITECTURES[config.model_type] is gguf.MODEL_ARCH.LLAMA and ("q_proj" in name or "k_proj" in name):
+    if ARCHITECTURES[config.model_type] in PERMUTED and ("q_proj" in name or "k_proj" in name):
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         half = tensor.shape[0] // heads // 2
         # Rows of a head: dimension i and i + half become neighbours.

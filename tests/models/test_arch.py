@@ -128,6 +128,16 @@ def test_qwen_uses_its_window_only_when_told_to() -> None:
     assert read_arch(config | listed).windows == (64, None)
 
 
+def test_smollm3_rotates_nothing_in_every_fourth_layer_and_windows_only_there() -> None:
+    config = SHAPE | {"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 8, "sliding_window": 64}
+    arch = read_arch(config)
+    assert [layer for layer, rope in enumerate(arch.ropes) if rope is None] == [3, 7]
+    assert (arch.windows, arch.tied_embeddings) == ((None,) * 8, True)
+    listed = read_arch(config | {"no_rope_layers": [1, 1, 0, 1, 1, 1, 1, 1], "use_sliding_window": True})
+    assert [layer for layer, rope in enumerate(listed.ropes) if rope is None] == [2]
+    assert listed.windows == (None, None, 64, None, None, None, None, None)
+
+
 def test_layer_types_that_are_not_built_are_refused() -> None:
     config = SHAPE | {"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True}
     with pytest.raises(ModelNotSupported, match="linear_attention"):

@@ -38,6 +38,7 @@ MODELS = {
     **{name: FAMILIES[name] for name in ("llama", "llama-tied", "llama-wide-heads", "mistral", "qwen2", "qwen3", "phi3")},
     "gemma3": ("Gemma3", GEMMA),
     "phi3-partial": FAMILIES["phi3-partial"],
+    "smollm3": ("SmolLM3", SHAPE | {"num_hidden_layers": 4}),
     "llama3": ("Llama", SHAPE | {"rope_parameters": LLAMA3, "max_position_embeddings": 131072}),
     "llama-linear": ("Llama", SHAPE | {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
     "qwen2-yarn": ("Qwen2", SHAPE | {"rope_parameters": YARN}),

@@ -30,6 +30,7 @@ LAYERS = {
     "qwen2": FUSED,
     "qwen3": FUSED,
     "phi3": FUSED,
+    "smollm3": FUSED,
     "gemma3": POST_NORMED,
     "opt": LAYER_NORMED,
 }

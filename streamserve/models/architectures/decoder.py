@@ -1,8 +1,9 @@
-"""Pre-norm RMS decoders with a gated MLP: Llama, Mistral, Qwen2, Qwen3 and Phi-3, which differ in their `ModelArch` only."""
+"""Pre-norm RMS decoders with a gated MLP: Llama, Mistral, Phi-3, Qwen and SmolLM3, which differ in their `ModelArch` only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class DecoderLayer(Layer):
 
 
 class Decoder(CausalModel):
-    """Embedding, layers that rotate, final RMS norm and head."""
+    """Embedding, layers, final RMS norm and head."""
 
     def __init__(
         self,
@@ -92,14 +93,32 @@ def read_phi3(config: dict[str, Any]) -> ModelArch:
     return ModelArch(**read_common(config) | _one_window(config), fused_in_checkpoint=True)
 
 
+def read_smollm3(config: dict[str, Any]) -> ModelArch:
+    """A Llama of which some layers rotate nothing and may be windowed (Yang et al., 2025, https://arxiv.org/abs/2501.18795)."""
+    config = {"rope_theta": 2_000_000.0, "tie_word_embeddings": True} | config
+    llama = read_llama(config)
+    interval = config.get("no_rope_layer_interval", 4)
+    # Against its name, it lists the layers that rotate.
+    rotates = config.get("no_rope_layers") or [(layer + 1) % interval for layer in range(llama.num_layers)]
+    return replace(
+        llama,
+        ropes=tuple(rope if rotated else None for rope, rotated in zip(llama.ropes, rotates, strict=True)),
+        windows=_optional_windows(config, ["full_attention" if rotated else "sliding_attention" for rotated in rotates]),
+    )
+
+
 def _one_window(config: dict[str, Any]) -> dict[str, Any]:
     return {"windows": (config.get("sliding_window"),) * config["num_hidden_layers"]}
 
 
 def _qwen_windows(config: dict[str, Any]) -> dict[str, Any]:
-    layers = config["num_hidden_layers"]
-    full = ["full_attention"] * layers
+    layers, first = config["num_hidden_layers"], config.get("max_window_layers", 28)
+    types = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
+    return {"windows": _optional_windows(config, types)}
+
+
+def _optional_windows(config: dict[str, Any], default_types: list[str]) -> tuple[int | None, ...]:
+    """`layer_windows`, where `use_sliding_window` asks for them."""
     if not config.get("use_sliding_window", False):
-        return {"windows": layer_windows({}, full)}
-    first = config.get("max_window_layers", 28)
-    return {"windows": layer_windows(config, full[:first] + ["sliding_attention"] * max(0, layers - first))}
+        return (None,) * len(default_types)
+    return layer_windows(config, default_types)

@@ -55,7 +55,7 @@ FAMILY_NAMES = {
 DERIVED = {"rope_freqs.weight"}
 """Tensors that repeat what the configuration says."""
 
-PERMUTED = {"LlamaForCausalLM", "MistralForCausalLM"}
+PERMUTED = {"LlamaForCausalLM", "MistralForCausalLM", "SmolLM3ForCausalLM"}
 
 BLOCK = 32
 """Weights that share a scale in the Q4_0, Q4_1 and Q8_0 forms."""
