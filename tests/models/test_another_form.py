@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamserve.errors import ModelNotSupported
 from streamserve.models.aot.shape import can_compile
-from streamserve.models.weights.destination import Destination, Region, copied
+from streamserve.models.weights.destination import Destination, copied
 from streamserve.models.weights.forms import choose
 from streamserve.models.weights.forms.form import Form, WeightSpec
 from streamserve.models.weights.placement import Placement
@@ -33,7 +33,7 @@ class EightBitFloats(Form):
 
     def __init__(self, spec: WeightSpec, place: Placement) -> None:
         super().__init__(spec, place)
-        self._parts = spec.parts
+        self._spec = spec
         self.weight = place.empty(self.out_features, self.in_features, dtype=torch.float8_e4m3fn)
         self.scale = place.empty(self.out_features, 1)
 
@@ -43,13 +43,10 @@ class EightBitFloats(Form):
         return is_one and spec.table is None and spec.parts[0].name != "lm_head"
 
     def destinations(self) -> Iterator[Destination]:
-        start = 0
-        for part in self._parts:
-            rows = slice(start, start + part.num_rows)
-            yield copied(f"{part.name}.weight", self.weight[rows], part.region)
-            scales = Region((part.region.whole[0], 1), (part.region.ranges[0], range(1)))
-            yield copied(f"{part.name}.weight_scale", self.scale[rows], scales)
-            start = rows.stop
+        for part, rows in self._spec.split(self.weight):
+            yield copied(f"{part.name}.weight", rows, part.region)
+        for part, scales in self._spec.split(self.scale):
+            yield copied(f"{part.name}.weight_scale", scales, part.region.rows(1))
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return linear(x, self.weight.to(x.dtype) * self.scale, bias)

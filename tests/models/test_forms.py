@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from streamserve.models.aot.weights import linear_shape, traced_weight, weight_tensors
-from streamserve.models.layers.linear import Linear
+from streamserve.models.layers.linear import Division, Linear
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.weights.forms.blocked import BlockedForm
 from streamserve.models.weights.forms.dense import DenseForm
@@ -22,36 +24,70 @@ from streamserve_kernels import can_block
 from tests.models.stored import eight_bits, fill, four_bits, numbers
 
 CPU = torch.device("cpu")
-PARTS = {"gate": 32, "up": 16}
-IN, OUT, EPS = 64, 48, 1e-5
+PARTS = {"gate": 64, "up": 32}
+IN, OUT, EPS = 64, 96, 1e-5
 
 Content = Tensor | GroupedIntegers
 
 
-def floats(rows: int, columns: int) -> Content:
-    return torch.randn(rows, columns)
+@dataclass(frozen=True)
+class Case:
+    """How a checkpoint stores weights, and the dtype of what they multiply.
+
+    store   rows, columns to a weight's tensors by the ends of their names, and to the numbers that they stand for, in fp64
+    digits  4-bit digits per number; 0 where it has none
+    config  the quantization_config
+    traced  layers can be compiled with it
+    """
+
+    store: Callable[[int, int], tuple[dict[str, Content], Tensor]]
+    dtype: torch.dtype
+    digits: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    traced: bool = True
+
+    def storage(self, names: Iterable[str]) -> WeightStorage:
+        return WeightStorage({f"{name}.weight": self.digits for name in names} if self.digits else {}, self.config)
 
 
-CASES: dict[str, tuple[Callable[[int, int], Content], int, torch.dtype]] = {
-    "dense": (floats, 0, torch.float32),
-    "blocked": (floats, 0, torch.bfloat16),
-    "four bits": (four_bits, 1, torch.bfloat16),
-    "eight bits": (eight_bits, 2, torch.bfloat16),
+def floats(rows: int, columns: int) -> tuple[dict[str, Content], Tensor]:
+    weight = torch.randn(rows, columns).bfloat16()
+    return {"weight": weight}, weight.double()
+
+
+def grouped(integers: Callable[[int, int], GroupedIntegers]) -> Callable[[int, int], tuple[dict[str, Content], Tensor]]:
+    def store(rows: int, columns: int) -> tuple[dict[str, Content], Tensor]:
+        weight = integers(rows, columns)
+        return {"weight": weight}, numbers(weight)
+
+    return store
+
+
+CASES = {
+    "dense": Case(floats, torch.float32),
+    "blocked": Case(floats, torch.bfloat16),
+    "four bits": Case(grouped(four_bits), torch.bfloat16, digits=1),
+    "eight bits": Case(grouped(eight_bits), torch.bfloat16, digits=2),
 }
+TRACED = [name for name, case in CASES.items() if case.traced]
 
 
-def linear_of(case: str, *, bias: bool) -> tuple[Linear, Tensor, Tensor | None]:
+def stored_as(case: Case) -> tuple[dict[str, Content], dict[str, Tensor]]:
+    """The tensors of a linear of `PARTS` by name, and the numbers of each part."""
+    parts = {name: case.store(rows, IN) for name, rows in PARTS.items()}
+    contents = {f"{name}.{end}": content for name, (tensors, _) in parts.items() for end, content in tensors.items()}
+    return contents, {name: weight for name, (_, weight) in parts.items()}
+
+
+def linear_of(name: str, *, bias: bool) -> tuple[Linear, Tensor, Tensor | None]:
     """A linear of two parts, its weight as it should be in fp64, and its bias."""
-    make, digits, dtype = CASES[case]
-    contents = {f"{name}.weight": make(rows, IN) for name, rows in PARTS.items()}
-    storage = WeightStorage(dict.fromkeys(contents, digits) if digits else {})
-    linear = Linear("", PARTS, IN, Placement(dtype, CPU, storage=storage), bias=bias)
+    case = CASES[name]
+    contents, weights = stored_as(case)
+    linear = Linear("", PARTS, IN, Placement(case.dtype, CPU, storage=case.storage(PARTS)), bias=bias)
     biases = {f"{name}.bias": torch.randn(rows) for name, rows in PARTS.items()} if bias else {}
     fill(linear, contents | biases)
-    weight = torch.cat(
-        [numbers(each) if isinstance(each, GroupedIntegers) else each.to(dtype).double() for each in contents.values()]
-    )
-    return linear, weight, torch.cat(list(biases.values())).to(dtype).double() if bias else None
+    weight = torch.cat(list(weights.values()))
+    return linear, weight, torch.cat(list(biases.values())).to(case.dtype).double() if bias else None
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -64,7 +100,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_linear_multiplies_alone_after_a_norm_gated_and_onto_a_residual(case: str, bias: bool, rows: int) -> None:
     linear, weight, biases = linear_of(case, bias=bias)
-    dtype = CASES[case][2]
+    dtype = CASES[case].dtype
     norm = RmsNorm("norm", IN, Placement(dtype, CPU), eps=EPS)
     x, residual = torch.randn(rows, IN, dtype=dtype), torch.randn(rows, OUT, dtype=dtype)
     with torch.inference_mode():
@@ -84,10 +120,10 @@ def test_a_linear_multiplies_alone_after_a_norm_gated_and_onto_a_residual(case: 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 20])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TRACED)
 def test_what_is_compiled_multiplies_as_the_form_does(case: str, bias: bool, rows: int) -> None:
     linear, _, _ = linear_of(case, bias=bias)
-    few, dtype = is_few(rows), CASES[case][2]
+    few, dtype = is_few(rows), CASES[case].dtype
     shape = linear_shape(linear)
     assert shape is not None
     traced = traced_weight(shape, dtype, few=few)
@@ -110,6 +146,24 @@ def test_what_is_compiled_multiplies_as_the_form_does(case: str, bias: bool, row
         assert torch.equal(residual, before)
 
 
+@pytest.mark.parametrize("divided", ["rows", "columns"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_shares_of_two_ranks_multiply_as_the_whole_does(case: str, divided: Division) -> None:
+    contents, weights = stored_as(CASES[case])
+    storage, dtype = CASES[case].storage(PARTS), CASES[case].dtype
+    places = [Placement(dtype, CPU, rank, 2, storage) for rank in range(2)]
+    ranks = [fill(Linear("", PARTS, IN, place, divided=divided), contents) for place in places]
+    x = torch.randn(3, IN, dtype=dtype)
+    expected = x.double() @ torch.cat(list(weights.values())).T
+    with torch.inference_mode():
+        if divided == "columns":
+            outputs = [linear(half) for linear, half in zip(ranks, x.chunk(2, dim=1), strict=True)]
+            close(outputs[0].double() + outputs[1].double(), expected)
+        else:
+            of_parts = [linear(x).split([rows // 2 for rows in PARTS.values()], dim=1) for linear in ranks]
+            close(torch.cat([torch.cat(parts, dim=1) for parts in zip(*of_parts, strict=True)], dim=1), expected)
+
+
 def form_on(device: str, dtype: torch.dtype, digits: dict[str, int], parts: dict[str, int] | None = None) -> type[Form]:
     place = Placement(dtype, torch.device(device), storage=WeightStorage(digits))
     return type(Linear("", parts or {"up": 32}, IN, place).form)
@@ -130,7 +184,8 @@ def test_a_form_is_chosen_by_how_the_weight_is_stored_and_where_it_will_live() -
 
 
 def test_finishing_keeps_nothing_of_what_was_filled_but_what_multiplies() -> None:
-    for case in CASES:
+    reordered = dict.fromkeys(("blocked", "four bits", "eight bits"), int(not can_block(torch.bfloat16, CPU)))
+    for case, kept in {"dense": 1, **reordered}.items():
         linear, _, _ = linear_of(case, bias=False)
         wide = [each for each in linear.parameters() if each.shape == (OUT, IN)]
-        assert len(wide) == (case == "dense" or not can_block(torch.bfloat16, CPU)), case
+        assert len(wide) == kept, case

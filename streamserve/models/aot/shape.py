@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from streamserve.models.aot.weights import LinearShape, linear_shape, weight_tensors
+from streamserve.models.aot.weights import LinearShape, linear_shape
 from streamserve.models.architectures.base import CausalModel, Layer
 from streamserve.models.layers.attention import Attention
 from streamserve.models.layers.linear import Linear
@@ -138,7 +138,7 @@ def _settings(prefix: str, module: nn.Module) -> Iterator[tuple[str, Setting]]:
 
 def _dtype_of(layer: Layer) -> torch.dtype:
     linear = next(module for _, module in parts_of(layer) if isinstance(module, Linear))
-    return weight_tensors(linear.form, few=False)[0].dtype
+    return linear.form.dtype
 
 
 def _class_of(layer: Layer) -> str:

@@ -50,8 +50,8 @@ class Linear(Stored):
         Raises `ConfigError` for numbers of rows or columns that can't be divided equally.
         """
         super().__init__()
-        self._parts = tuple(_weight_parts(prefix, parts, in_features, place, stored_as, divided))
-        spec = WeightSpec(self._parts)
+        spec = WeightSpec(tuple(_weight_parts(prefix, parts, in_features, place, stored_as, divided)))
+        self._spec = spec
         self.form = choose_form(spec, place)(spec, place)
         # Ranks' outputs are summed where columns are divided, and the bias must be in the sum once.
         self._leaves_bias = bias and divided == "columns" and place.rank > 0
@@ -79,14 +79,12 @@ class Linear(Stored):
 
     def destinations(self) -> Iterator[Destination]:
         yield from self.form.destinations()
-        start = 0
-        for part in self._parts:
-            name, region = f"{part.name}.bias", Region(part.region.whole[:1], part.region.ranges[:1])
-            if self.bias is not None:
-                yield copied(name, self.bias[start : start + part.num_rows], region)
-            elif self._leaves_bias:
-                yield left_out(name, region)
-            start += part.num_rows
+        if self.bias is not None:
+            for part, biases in self._spec.split(self.bias):
+                yield copied(f"{part.name}.bias", biases, part.region.rows())
+        elif self._leaves_bias:
+            for part in self._spec.parts:
+                yield left_out(f"{part.name}.bias", part.region.rows())
 
 
 class TiedLinear(Linear):
@@ -95,8 +93,8 @@ class TiedLinear(Linear):
     def __init__(self, name: str, table: nn.Parameter, place: Placement) -> None:
         """table [out_features, in_features], the checkpoint's name + ".weight" """
         Stored.__init__(self)
-        self._parts = (WeightPart(name, Region.of(*table.shape)),)
-        spec = WeightSpec(self._parts, table)
+        spec = WeightSpec((WeightPart(name, Region.of(*table.shape)),), table)
+        self._spec = spec
         self.form = choose_form(spec, place)(spec, place)
         self.bias, self._leaves_bias = None, False
 

@@ -31,6 +31,10 @@ class Region:
         """All of a tensor."""
         return cls(whole, tuple(range(size) for size in whole))
 
+    def rows(self, *rest: int) -> Region:
+        """The same rows of a tensor [rows, *rest] that has something for each of them: biases, scales."""
+        return Region((self.whole[0], *rest), (self.ranges[0], *(range(size) for size in rest)))
+
     @property
     def slices(self) -> tuple[slice, ...]:
         return tuple(slice(taken.start, taken.stop) for taken in self.ranges)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination, copied
@@ -20,7 +19,7 @@ class DenseForm(Form):
 
     def __init__(self, spec: WeightSpec, place: Placement) -> None:
         super().__init__(spec, place)
-        self._parts = spec.parts
+        self._spec = spec
         self.weight = place.empty(self.out_features, self.in_features) if spec.table is None else spec.table
 
     @classmethod
@@ -28,9 +27,8 @@ class DenseForm(Form):
         return True
 
     def destinations(self) -> Iterator[Destination]:
-        rows = torch.split(self.weight, [part.num_rows for part in self._parts])
-        for part, target in zip(self._parts, rows, strict=True):
-            yield copied(f"{part.name}.weight", target, part.region)
+        for part, rows in self._spec.split(self.weight):
+            yield copied(f"{part.name}.weight", rows, part.region)
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return linear(x, self.weight, bias)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination, Region
@@ -49,15 +50,22 @@ class WeightSpec:
     def in_features(self) -> int:
         return len(self.parts[0].region.ranges[1])
 
+    def split(self, tensor: Tensor) -> Iterator[tuple[WeightPart, Tensor]]:
+        """Each part, and its rows of a tensor [out_features, ...]."""
+        yield from zip(self.parts, torch.split(tensor, [part.num_rows for part in self.parts]), strict=True)
+
 
 class Weight(nn.Module, ABC):
     """What a linear multiplies with, [out_features, in_features], and the kernels that do so.
+
+    dtype  of what it multiplies, whatever its own numbers are stored as
 
     Every weight has a `multiply`; those whose kernels fuse what stands before or after it override the rest.
     """
 
     out_features: int
     in_features: int
+    dtype: torch.dtype
 
     @abstractmethod
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -90,7 +98,7 @@ class Form(Weight):
 
     def __init__(self, spec: WeightSpec, place: Placement) -> None:
         super().__init__()
-        self.out_features, self.in_features = spec.out_features, spec.in_features
+        self.out_features, self.in_features, self.dtype = spec.out_features, spec.in_features, place.dtype
 
     @classmethod
     @abstractmethod
