@@ -83,8 +83,8 @@ def _check_norms(report: SuiteReport, *, width: int, dtype: torch.dtype) -> None
     pairs = {
         "rms_norm": (kernels.rms_norm(x, weight, EPS), norm_rope.rms_norm(wide, weight, EPS)),
         "layer_norm": (kernels.layer_norm(x, weight, bias, EPS), norm_rope.layer_norm(wide, weight, bias, EPS)),
-        "silu_mul": (kernels.silu_mul(x), norm_rope.silu_mul(wide)),
-        "gelu_tanh_mul": (kernels.gelu_tanh_mul(x), norm_rope.gelu_tanh_mul(wide)),
+        "gated silu": (kernels.gated_activation(x, "silu"), norm_rope.gated_activation(wide, "silu")),
+        "gated gelu_tanh": (kernels.gated_activation(x, "gelu_tanh"), norm_rope.gated_activation(wide, "gelu_tanh")),
     }
     for name, (actual, expected) in pairs.items():
         _check(report, actual, expected, dtype, kernel=name, width=width)

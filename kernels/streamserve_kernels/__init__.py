@@ -18,8 +18,8 @@ from streamserve_kernels.dispatch import (
     blocked_linear_residual,
     can_block,
     can_pack,
+    gated_activation,
     gather_inputs,
-    gelu_tanh_mul,
     int4_linear,
     layer_norm,
     linear,
@@ -35,7 +35,6 @@ from streamserve_kernels.dispatch import (
     rotary_write,
     sample,
     scatter_sampled,
-    silu_mul,
     token_logprobs,
 )
 from streamserve_kernels.row_tables import BEHIND_TOKENS, RowLayout, RowTables, make_row_tables
@@ -78,8 +77,8 @@ __all__ = [
     "blocked_linear_residual",
     "can_block",
     "can_pack",
+    "gated_activation",
     "gather_inputs",
-    "gelu_tanh_mul",
     "int4_linear",
     "layer_norm",
     "linear",
@@ -96,7 +95,6 @@ __all__ = [
     "rotary_write",
     "sample",
     "scatter_sampled",
-    "silu_mul",
     "target_of",
     "token_logprobs",
 ]

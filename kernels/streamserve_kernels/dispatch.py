@@ -23,7 +23,7 @@ from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
 from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, can_pack, int4_linear, pack_eight_bits, pack_four_bits
-from streamserve_kernels.reference.projections import Activation
+from streamserve_kernels.reference.norm_rope import Activation
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.reference.shared import Shared
 from streamserve_kernels.row_tables import RowTables
@@ -55,17 +55,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return y
 
 
-def silu_mul(x: Tensor) -> Tensor:
-    """silu(gate) * up of the two halves of each row; see `reference.norm_rope`."""
+def gated_activation(x: Tensor, activation: Activation) -> Tensor:
+    """act(gate) * up of the two halves of each row; see `reference.norm_rope`."""
     area = _norm_rope if x.is_cpu else _triton("norm_rope")
-    y: Tensor = area.silu_mul(x)
-    return y
-
-
-def gelu_tanh_mul(x: Tensor) -> Tensor:
-    """gelu_tanh(gate) * up of the two halves of each row; see `reference.norm_rope`."""
-    area = _norm_rope if x.is_cpu else _triton("norm_rope")
-    y: Tensor = area.gelu_tanh_mul(x)
+    y: Tensor = area.gated_activation(x, activation)
     return y
 
 
@@ -268,8 +261,8 @@ __all__ = [
     "blocked_linear_residual",
     "can_block",
     "can_pack",
+    "gated_activation",
     "gather_inputs",
-    "gelu_tanh_mul",
     "int4_linear",
     "layer_norm",
     "linear",
@@ -285,6 +278,5 @@ __all__ = [
     "rotary_write",
     "sample",
     "scatter_sampled",
-    "silu_mul",
     "token_logprobs",
 ]

@@ -89,17 +89,8 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, bias: torch.Tens
     return out
 
 
-def silu_mul(x: torch.Tensor) -> torch.Tensor:
-    """`reference.norm_rope.silu_mul` in one launch."""
-    return _gate(x, "silu")
-
-
-def gelu_tanh_mul(x: torch.Tensor) -> torch.Tensor:
-    """`reference.norm_rope.gelu_tanh_mul` in one launch."""
-    return _gate(x, "gelu_tanh")
-
-
-def _gate(x: torch.Tensor, activation: str) -> torch.Tensor:
+def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """`reference.norm_rope.gated_activation` in one launch."""
     x = x.contiguous()
     width = x.shape[1] // 2
     out = x.new_empty(x.shape[0], width)

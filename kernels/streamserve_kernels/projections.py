@@ -22,7 +22,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from .launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
-from .norm_rope import activate, gelu_tanh_mul, rms_norm, silu_mul
+from .norm_rope import activate, gated_activation, rms_norm
 
 SKINNY_ROWS = 64
 """Rows up to which the tensor-core kernel is used instead of cuBLAS."""
@@ -272,8 +272,7 @@ def norm_gated_linear(
 ) -> torch.Tensor:
     """`reference.projections.norm_gated_linear`: a skinny kernel for few rows, else cuBLAS."""
     if not _is_skinny(x, gate_up_weight):
-        gate_up = F.linear(rms_norm(x, norm_weight, eps), gate_up_weight)
-        return silu_mul(gate_up) if activation == "silu" else gelu_tanh_mul(gate_up)
+        return gated_activation(F.linear(rms_norm(x, norm_weight, eps), gate_up_weight), activation)
     return _skinny(x, gate_up_weight, norm_weight=norm_weight, eps=eps, activation=activation)
 
 

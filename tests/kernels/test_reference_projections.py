@@ -12,7 +12,7 @@ from streamserve_kernels import (
     blocked_linear,
     blocked_linear_residual,
     can_block,
-    gelu_tanh_mul,
+    gated_activation,
     int4_linear,
     layer_norm,
     linear,
@@ -22,7 +22,6 @@ from streamserve_kernels import (
     pack_eight_bits,
     pack_four_bits,
     rms_norm,
-    silu_mul,
 )
 from streamserve_kernels.reference.int4 import FEW_ROWS, Int4Weight
 
@@ -66,8 +65,8 @@ def test_layer_norm() -> None:
 def test_gated_activations_take_the_gate_from_the_first_half() -> None:
     x = random(4, 64)
     gate, up = x[:, :32].double(), x[:, 32:].double()
-    close(silu_mul(x), gate * torch.sigmoid(gate) * up)
-    close(gelu_tanh_mul(x), F.gelu(gate, approximate="tanh") * up)
+    close(gated_activation(x, "silu"), gate * torch.sigmoid(gate) * up)
+    close(gated_activation(x, "gelu_tanh"), F.gelu(gate, approximate="tanh") * up)
 
 
 def test_fused_linears_are_their_parts() -> None:

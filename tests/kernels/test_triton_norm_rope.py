@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -27,5 +29,6 @@ def test_norms_agree_with_the_reference(rows: int, width: int, dtype: torch.dtyp
 @pytest.mark.parametrize(("rows", "width"), [(1, 24), (6, 96), (2, 3000)])
 def test_gates_agree_with_the_reference(rows: int, width: int, dtype: torch.dtype) -> None:
     x = random(rows, 2 * width, dtype=dtype)
-    assert relative_error(norm_rope.silu_mul(x), reference.silu_mul(x.float())) < LIMITS[dtype]
-    assert relative_error(norm_rope.gelu_tanh_mul(x), reference.gelu_tanh_mul(x.float())) < LIMITS[dtype]
+    for activation in get_args(reference.Activation):
+        expected = reference.gated_activation(x.float(), activation)
+        assert relative_error(norm_rope.gated_activation(x, activation), expected) < LIMITS[dtype]

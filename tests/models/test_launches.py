@@ -20,7 +20,7 @@ from tests.models.paged import PagedRun
 MODELS = Path(streamserve.models.__file__).parent
 
 FUSED = ["norm_linear", "rotary_attention", "linear_residual", "norm_gated_linear", "linear_residual"]
-BIASED_GATE = ["norm_linear", "rotary_attention", "linear_residual", "norm_linear", "silu_mul", "linear_residual"]
+BIASED_GATE = ["norm_linear", "rotary_attention", "linear_residual", "norm_linear", "gated_activation", "linear_residual"]
 POST_NORMED = ["norm_linear", "rotary_attention", "linear", "rms_norm", "norm_gated_linear", "linear", "rms_norm"]
 LAYER_NORMED = ["layer_norm", "linear", "rotary_attention", "linear_residual", "layer_norm", "linear", "linear_residual"]
 

@@ -6,11 +6,17 @@ between activation and product.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Activation: TypeAlias = Literal["silu", "gelu_tanh"]
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -41,24 +47,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
-def silu_mul(x: Tensor) -> Tensor:
-    """SwiGLU's gate (Shazeer, 2020): silu(gate) * up.
+def gated_activation(x: Tensor, activation: Activation) -> Tensor:
+    """The gate of SwiGLU ("silu") or GeGLU ("gelu_tanh", the tanh approximation; Shazeer, 2020): act(gate) * up.
 
     x        [tokens, 2 * n]  the gate in the first half, up in the second
     returns  [tokens, n]      dtype of x
     """
     gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
-
-
-def gelu_tanh_mul(x: Tensor) -> Tensor:
-    """GeGLU's gate (Shazeer, 2020) with the tanh approximation of GELU: gelu(gate) * up.
-
-    x        [tokens, 2 * n]  the gate in the first half, up in the second
-    returns  [tokens, n]      dtype of x
-    """
-    gate, up = x.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh").mul_(up)
+    return _ACTIVATIONS[activation](gate).mul_(up)
 
 
 def rotate_(x: Tensor, cos_sin: Tensor) -> None:

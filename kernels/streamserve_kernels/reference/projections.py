@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve_kernels.reference.norm_rope import gelu_tanh_mul, rms_norm, silu_mul
-
-Activation: TypeAlias = Literal["silu", "gelu_tanh"]
+from streamserve_kernels.reference.norm_rope import Activation, gated_activation, rms_norm
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -44,5 +40,4 @@ def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight
     gate_up_weight  [2 * inner, in]  the gate's rows, then up's
     returns         [rows, inner]    dtype of x
     """
-    gate_up = linear(rms_norm(x, norm_weight, eps), gate_up_weight)
-    return silu_mul(gate_up) if activation == "silu" else gelu_tanh_mul(gate_up)
+    return gated_activation(linear(rms_norm(x, norm_weight, eps), gate_up_weight), activation)

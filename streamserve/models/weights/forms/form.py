@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination, Region
 from streamserve.models.weights.placement import Placement
-from streamserve_kernels import Activation, gelu_tanh_mul, rms_norm, silu_mul
+from streamserve_kernels import Activation, gated_activation, rms_norm
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ class Weight(nn.Module, ABC):
         self, x: Tensor, norm_weight: Tensor, eps: float, activation: Activation, bias: Tensor | None
     ) -> Tensor:
         """act(gate) * up of after_norm(x) -> [rows, out / 2]; the gate's rows of the weight come first, then up's."""
-        gate_up = self.after_norm(x, norm_weight, eps, bias)
-        return silu_mul(gate_up) if activation == "silu" else gelu_tanh_mul(gate_up)
+        return gated_activation(self.after_norm(x, norm_weight, eps, bias), activation)
 
     def onto(self, residual: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         """residual [rows, out] + multiply(x, bias); the residual's memory may be taken for the sum."""
