@@ -237,6 +237,7 @@ def scheduler_limits(config: EngineConfig, info: EngineInfo) -> SchedulerLimits:
         max_num_seqs=info.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=info.max_model_len,
+        vocab_size=info.vocab_size,
         max_queue=config.max_queue,
         policy=config.scheduling_policy,
         enable_prefix_caching=config.enable_prefix_caching,

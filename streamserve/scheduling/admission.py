@@ -10,12 +10,10 @@ from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.types import SequenceSpec
 
-MAX_TOKEN_ID = 2**31 - 1
-
 
 def check_spec(spec: SequenceSpec, limits: SchedulerLimits) -> None:
     """Raise `InvalidParameter`, `ContextLengthExceeded` or `PromptTooLarge` when `spec` can never run to its end."""
-    _check_tokens(spec)
+    _check_tokens(spec, limits.vocab_size)
     num_prompt_tokens, length = len(spec.prompt_token_ids), len(spec.prompt_token_ids) + spec.max_tokens
     if length > limits.max_model_len:
         raise ContextLengthExceeded(
@@ -42,17 +40,25 @@ def replay(constraint: Constraint, token_ids: list[int]) -> None:
         raise InvalidParameter("generated_token_ids", "complete structured_outputs already: nothing is left to generate")
 
 
-def _check_tokens(spec: SequenceSpec) -> None:
+def _check_tokens(spec: SequenceSpec, vocab_size: int) -> None:
     if not spec.prompt_token_ids:
         raise InvalidParameter("prompt", "must have at least one token")
     if spec.max_tokens < 1:
         raise InvalidParameter("max_tokens", f"must be at least 1, got {spec.max_tokens}")
     if len(spec.generated_token_ids) >= spec.max_tokens:
         raise InvalidParameter("generated_token_ids", f"already {spec.max_tokens} tokens: nothing is left to generate")
-    for name in ("prompt_token_ids", "generated_token_ids"):
-        token_ids = getattr(spec, name)
-        if token_ids and not (min(token_ids) >= 0 and max(token_ids) <= MAX_TOKEN_ID):
-            raise InvalidParameter(name, f"token ids must be between 0 and {MAX_TOKEN_ID}")
+    sampling = spec.sampling
+    # An id without an embedding fails the step that computes it, and every sequence with it.
+    for name, token_ids in (
+        ("prompt_token_ids", spec.prompt_token_ids),
+        ("generated_token_ids", spec.generated_token_ids),
+        ("stop_token_ids", sampling.stop_token_ids),
+        ("allowed_token_ids", sampling.allowed_token_ids),
+        ("logit_bias", sampling.logit_bias),
+        *(("bad_words", word) for word in sampling.bad_words_token_ids),
+    ):
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+            raise InvalidParameter(name, f"token ids must be between 0 and {vocab_size - 1}")
 
 
 __all__ = ["check_spec", "replay"]

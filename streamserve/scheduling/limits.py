@@ -16,6 +16,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     windows        of the model's layer groups, as in `KvGroups`
     max_num_seqs   rows
     max_model_len  tokens of prompt and output together
+    vocab_size     ids that the model has embeddings of: from 0 up; by default as many as a row can hold
     max_scored_tokens  prompt tokens with log-probabilities in a step that others take a token of: each of them is the work of a
                        sampled one besides, and those others wait
 
@@ -28,6 +29,7 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    vocab_size: int = 1 << 31
     max_queue: int = 4096
     policy: SchedulingPolicy = "fcfs"
     enable_prefix_caching: bool = True

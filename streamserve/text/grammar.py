@@ -188,9 +188,11 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id = eos_token_ids[0]
-        self.bos_token_id = tokenizer.bos_token_id
+        bos_token_id, special_ids = tokenizer.bos_token_id, {*tokenizer.special_ids, *eos_token_ids}
+        # The library indexes its tokens by these ids unchecked.
+        self.bos_token_id = None if bos_token_id is None or bos_token_id >= vocab_size else bos_token_id
+        self.special_token_ids = sorted(token_id for token_id in special_ids if token_id < vocab_size)
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(vocab_size)]
-        self.special_token_ids = sorted({*tokenizer.special_ids, *eos_token_ids})
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)

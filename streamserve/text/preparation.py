@@ -97,9 +97,7 @@ class Preparation:
         self._check_ids(params)
         if params.truncate_prompt_tokens is None:
             self._check_length(prompt)
-        token_ids = self._tokenise(prompt, add_special_tokens)
-        if params.truncate_prompt_tokens is not None:
-            token_ids = token_ids[-params.truncate_prompt_tokens :]
+        token_ids = self._tokenise(prompt, params.truncate_prompt_tokens or 0, add_special_tokens)
         max_tokens = self._max_tokens(len(token_ids), params, clamp_max_tokens)
         first_seed = self.next_seed() if params.seed is None else params.seed
         sampling = Sampling(
@@ -115,7 +113,7 @@ class Preparation:
             stop_token_ids=self._stop_ids(params),
             bad_words_token_ids=self._bad_words(params),
             logit_bias=params.logit_bias or {},
-            allowed_token_ids=params.allowed_token_ids,
+            allowed_token_ids=None if params.allowed_token_ids is None else sorted(set(params.allowed_token_ids)),
             logprobs=params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
         )
@@ -134,9 +132,13 @@ class Preparation:
         return PreparedPrompt(request_id, text, token_ids, params, specs, self.eos_token_ids, shown_special_ids)
 
     def _check_length(self, prompt: Prompt) -> None:
-        """Refuse a text that could not fit if it were made of the longest tokens."""
+        """Refuse ids that don't fit, and a text that could not if it were made of the longest tokens."""
         tokenizer = self.tokenizer
-        if not isinstance(prompt, str) or len(prompt) < _VERY_LONG_TEXT or not tokenizer.has_true_bytes:
+        if not isinstance(prompt, str):
+            if len(prompt) > self.max_model_len:
+                raise self._too_long(len(prompt), None)
+            return
+        if len(prompt) < _VERY_LONG_TEXT or not tokenizer.has_true_bytes:
             return
         least = len(prompt) // max(1, tokenizer.longest_token_bytes)
         if least > self.max_model_len:
@@ -146,14 +148,17 @@ class Preparation:
                 param="prompt",
             )
 
-    def _tokenise(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
+    def _tokenise(self, prompt: Prompt, last: int, add_special_tokens: bool) -> list[int]:
+        """last  how many of the tokens to keep; 0 for all"""
         if isinstance(prompt, str):
             try:
                 token_ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
             except UnicodeEncodeError as error:
                 raise InvalidParameter("prompt", "is not valid Unicode: it holds half of a surrogate pair") from error
+            token_ids = token_ids[-last:]
+            self._check_embedded(token_ids)
         else:
-            token_ids = list(prompt)
+            token_ids = list(prompt[-last:])
             self._check_range("prompt", token_ids)
         if not token_ids:
             raise InvalidParameter("prompt", "must hold at least one token")
@@ -163,42 +168,58 @@ class Preparation:
         left = self.max_model_len - num_prompt_tokens
         requested = params.max_tokens
         if left < 1 or (requested is not None and requested > left and not clamp):
-            total = num_prompt_tokens + (requested or 0)
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {total} tokens "
-                f"({num_prompt_tokens} in the prompt, {requested or 0} in the completion). Please reduce the length of the "
-                "prompt or of the completion.",
-                param="prompt" if left < 1 else "max_tokens",
-            )
+            raise self._too_long(num_prompt_tokens, requested)
         max_tokens = left if requested is None else min(requested, left)
         if params.min_tokens > max_tokens and not clamp:
             raise InvalidParameter("min_tokens", f"must not exceed the {max_tokens} tokens left, got {params.min_tokens}")
         return max_tokens
+
+    def _too_long(self, num_prompt_tokens: int, requested: int | None) -> ContextLengthExceeded:
+        total = num_prompt_tokens + (requested or 0)
+        return ContextLengthExceeded(
+            f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {total} tokens "
+            f"({num_prompt_tokens} in the prompt, {requested or 0} in the completion). Please reduce the length of the "
+            "prompt or of the completion.",
+            param="prompt" if num_prompt_tokens >= self.max_model_len else "max_tokens",
+        )
 
     def _stop_ids(self, params: SamplingParams) -> list[int]:
         ends = () if params.ignore_eos else self.eos_token_ids
         return sorted({*ends, *(params.stop_token_ids or ())})
 
     def _bad_words(self, params: SamplingParams) -> list[list[int]]:
-        """Token sequences that spell a bad word, at the start of a text and after a space."""
+        """Token sequences that spell a bad word, at the start of a text and after a space, less those never sampled anyway."""
         found: dict[tuple[int, ...], None] = {}
         for word in params.bad_words or ():
             for text in (word.lstrip(" "), " " + word.lstrip(" ")):
                 token_ids = self.tokenizer.encode(text, add_special_tokens=False)
-                if token_ids:
+                if token_ids and max(token_ids) < self.vocab_size:
                     found[tuple(token_ids)] = None
         return [list(token_ids) for token_ids in found]
 
     def _check_ids(self, params: SamplingParams) -> None:
-        self._check_range("stop_token_ids", params.stop_token_ids or ())
-        self._check_range("allowed_token_ids", params.allowed_token_ids or ())
-        self._check_range("logit_bias", params.logit_bias or ())
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            token_ids = getattr(params, name) or ()
+            if len(token_ids) > self.vocab_size:
+                raise InvalidParameter(name, f"names {len(token_ids)} tokens; this model has {self.vocab_size}")
+            self._check_range(name, token_ids)
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(params, name)
             if value is not None and value > self.max_logprobs:
                 raise InvalidParameter(name, f"must be at most {self.max_logprobs} on this server, got {value}")
 
+    def _check_embedded(self, token_ids: list[int]) -> None:
+        """Refuse tokens that the tokenizer makes and the model has no embedding of, as some fine-tuned models' do."""
+        if token_ids and (largest := max(token_ids)) >= self.vocab_size:
+            raise InvalidParameter(
+                "prompt",
+                f"holds {self.tokenizer.vocabulary.token(largest)!r}, a token (id {largest}) that the tokenizer knows and this "
+                f"model, with embeddings of {self.vocab_size} tokens, does not",
+            )
+
     def _check_range(self, name: str, token_ids: Collection[Any]) -> None:
+        if set(map(type, token_ids)) <= {int} and (not token_ids or 0 <= min(token_ids) <= max(token_ids) < self.vocab_size):
+            return
         for token_id in token_ids:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
                 raise InvalidParameter(name, f"token ids must be integers from 0 to {self.vocab_size - 1}, got {token_id!r}")

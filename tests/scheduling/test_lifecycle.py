@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,26 @@ def test_pause_and_resume_in_every_state_change_no_token(reach: Callable[[Play],
     play.finish()
     assert told < 8
     assert play.tokens("a") == expected(spec("a", 20))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("prompt_token_ids", {"prompt": [1, 50]}),
+        ("prompt_token_ids", {"prompt": [-1]}),
+        ("generated_token_ids", {"generated_token_ids": [50]}),
+        ("stop_token_ids", {"stop_token_ids": [50]}),
+        ("allowed_token_ids", {"allowed_token_ids": [7, 50]}),
+        ("logit_bias", {"logit_bias": {50: 1.0}}),
+        ("bad_words", {"bad_words_token_ids": [[1], [2, 50, 3]]}),
+    ],
+)
+def test_an_id_that_the_model_does_not_have_is_refused_at_the_door(name: str, fields: dict[str, Any]) -> None:
+    play = Play(vocab_size=50)
+    with pytest.raises(InvalidParameter, match="between 0 and 49") as raised:
+        play.add(spec("a", **{"prompt": [1], **fields}))
+    assert raised.value.param == name
+    assert not play.scheduler.has_work
 
 
 def test_unknown_sequences_are_nobody() -> None:

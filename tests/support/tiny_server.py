@@ -34,9 +34,14 @@ class TinyServer(NamedTuple):
 
 
 @asynccontextmanager
-async def tiny_server(folder: Path, *, num_blocks: int = 40, **config: Any) -> AsyncIterator[TinyServer]:
-    """Serve as "tiny"; so small that a crowd is chunked, queued and preempted. `config` are fields of `ServerConfig`."""
-    model = TinyLlama(folder, vocab_size=VOCAB_SIZE)
+async def tiny_server(
+    folder: Path, *, num_blocks: int = 40, vocab_size: int = VOCAB_SIZE, **config: Any
+) -> AsyncIterator[TinyServer]:
+    """Serve as "tiny"; so small that a crowd is chunked, queued and preempted. `config` are fields of `ServerConfig`.
+
+    vocab_size  tokens that the model has embeddings of; the tokenizer has `VOCAB_SIZE`
+    """
+    model = TinyLlama(folder, vocab_size=vocab_size)
     settings = EngineConfig(
         model=model.path,
         dtype="float32",
@@ -44,7 +49,7 @@ async def tiny_server(folder: Path, *, num_blocks: int = 40, **config: Any) -> A
         max_num_seqs=8,
         max_num_batched_tokens=32,
     )
-    grammars = GrammarCompiler(byte_tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=[EOS])
+    grammars = GrammarCompiler(byte_tokenizer, vocab_size=vocab_size, eos_token_ids=[EOS])
     engine = InlineEngine(settings, resolve(model.path), compile_constraint=grammars.compile)
     await engine.start()
     try:

@@ -124,6 +124,30 @@ def test_wrong_values_are_refused_by_name(prompt: Any, params: dict[str, Any], p
     assert raised.value.status == 400
 
 
+def test_a_text_that_makes_a_token_without_an_embedding_is_refused_by_the_tokens_name() -> None:
+    preparation = Preparation(byte_tokenizer(), max_model_len=64, vocab_size=ord("z"))
+    with pytest.raises(InvalidParameter, match=r"holds 'z', a token \(id 122\)") as raised:
+        preparation.prepare("fizz", SamplingParams(), request_id="r")
+    assert raised.value.param == "prompt"
+    kept = preparation.prepare("fizz up", SamplingParams(truncate_prompt_tokens=2, bad_words=["z", "x"]), request_id="r")
+    assert kept.prompt_token_ids == list(b"up")
+    assert kept.specs[0].sampling.bad_words_token_ids == [list(b"x"), list(b" x")]
+
+
+@pytest.mark.parametrize("name", ["allowed_token_ids", "stop_token_ids"])
+def test_a_list_of_more_ids_than_there_are_is_refused_and_one_that_repeats_them_shortened(name: str) -> None:
+    with pytest.raises(InvalidParameter, match=f"{name}: names {VOCAB_SIZE + 1} tokens; this model has {VOCAB_SIZE}"):
+        prepare(**{name: [7] * (VOCAB_SIZE + 1)})
+    sampling = prepare(**{name: [7] * VOCAB_SIZE}, ignore_eos=True).specs[0].sampling
+    assert getattr(sampling, name) == [7]
+
+
+def test_ids_that_do_not_fit_the_context_are_refused_before_they_are_looked_at() -> None:
+    with pytest.raises(ContextLengthExceeded, match="65 in the prompt"):
+        prepare([-1] * 65)
+    assert prepare([-1] * 65 + [1], truncate_prompt_tokens=1).prompt_token_ids == [1]
+
+
 def test_bad_words_are_banned_at_the_start_and_after_a_space(demo: Tokenizer) -> None:
     preparation = Preparation(demo, max_model_len=64, vocab_size=demo.vocab_size)
     spec = preparation.prepare("a", SamplingParams(bad_words=["Paris", " Paris", "北京"]), request_id="r").specs[0]
