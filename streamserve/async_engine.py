@@ -17,6 +17,7 @@ from typing import Any, Self
 import msgspec
 from anyio import to_thread
 
+from streamserve.checkpoint.config_values import need
 from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.error_info import restore
@@ -78,7 +79,7 @@ class AsyncEngine:
         tokenizer = await to_thread.run_sync(partial(tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
         self._defaults = default_sampling_params(checkpoint)
         grammars = GrammarCompiler(
-            lambda: tokenizer, vocab_size=checkpoint.config["vocab_size"], eos_token_ids=checkpoint.eos_token_ids
+            lambda: tokenizer, vocab_size=need(checkpoint.config, "vocab_size"), eos_token_ids=checkpoint.eos_token_ids
         )
         self._engine = InlineEngine(self.config, checkpoint, executor=self._executor, compile_constraint=grammars.compile)
         if self._tune_process:

@@ -15,6 +15,11 @@ from streamserve.errors import ConfigError, ModelNotSupported
 
 WeightFormat = Literal["safetensors", "gguf", "dummy"]
 
+INDEX = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+OTHER_WEIGHTS = ["consolidated*", "adapter_*"]
+"""Files that lie beside a model's own weights: Mistral's form of them, adapters of LoRA."""
+
 PICKLE_PATTERNS = ["pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt"]
 
 
@@ -91,8 +96,10 @@ def _no_config(source: str, folder: Path) -> ConfigError:
 def _weight_format(source: str, folder: Path, load_format: str) -> WeightFormat:
     if load_format == "gguf":
         raise ConfigError(f"{source} is a folder: --load-format gguf needs a .gguf file")
-    if any(folder.glob("*.safetensors")):
-        _check_shards(source, folder)
+    files = weight_files(folder)
+    if missing := sorted(file.name for file in files if not file.is_file()):
+        raise ConfigError(f"{source}: {len(missing)} of its files are missing, among them {missing[0]}; download it again")
+    if files:
         return "safetensors"
     refuse_pickles(source, [file.name for file in folder.iterdir()])
     raise ConfigError(f"{source}: no *.safetensors weights in {folder}; for random weights add --load-format dummy")
@@ -114,11 +121,26 @@ def refuse_pickles(source: str, names: list[str]) -> None:
     )
 
 
-def _check_shards(source: str, folder: Path) -> None:
-    index = read_json(folder / "model.safetensors.index.json") or {}
-    missing = sorted(name for name in set(index.get("weight_map", {}).values()) if not (folder / name).is_file())
-    if missing:
-        raise ConfigError(f"{source}: {len(missing)} of its files are missing, among them {missing[0]}; download it again")
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the model's weights, there or not: those of the index, else the single file's.
+
+    A folder often holds others: the same weights under other names (`consolidated`), an adapter, the single file of an older
+    upload beside an index. Without either, each file that is none of these counts. Raises `ConfigError` for a damaged index.
+    """
+    index = read_json(folder / INDEX)
+    if index is not None:
+        return [folder / name for name in _indexed(folder / INDEX, index)]
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not any(fnmatch(file.name, pattern) for pattern in OTHER_WEIGHTS)]
+
+
+def _indexed(path: Path, index: dict[str, Any]) -> list[str]:
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"{path}: its weight_map must name the file of each tensor; download it again")
+    return sorted(set(names.values()))
 
 
 def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:

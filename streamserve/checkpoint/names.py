@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from streamserve.checkpoint.files import Checkpoint, read_checkpoint, refuse_pickles
+from streamserve.checkpoint.files import INDEX, OTHER_WEIGHTS, Checkpoint, read_checkpoint, refuse_pickles, weight_files
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 
@@ -19,7 +19,7 @@ DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges*"]
 TEMPLATE_PATTERNS = ["additional_chat_templates/*.jinja"]
-IGNORED_PATTERNS = ["*/*", "consolidated*"]
+IGNORED_PATTERNS = ["*/*", *OTHER_WEIGHTS]
 WEIGHT_PATTERNS = ["*.safetensors"]
 
 
@@ -74,8 +74,9 @@ def _download(model: str, revision: str | None, load_format: str, trust_remote_c
     folder = _snapshot(model, revision, CONFIG_PATTERNS + (["*.py"] if trust_remote_code else []))
     _snapshot(model, revision, TEMPLATE_PATTERNS, ignored=[])
     if load_format != "dummy":
-        folder = _snapshot(model, revision, WEIGHT_PATTERNS)
-        if not any(folder.glob("*.safetensors")):
+        indexed = [file.name for file in weight_files(folder)] if (folder / INDEX).is_file() else None
+        folder = _snapshot(model, revision, indexed or WEIGHT_PATTERNS)
+        if not weight_files(folder):
             refuse_pickles(model, _files_on_the_hub(model, revision))
     return folder
 

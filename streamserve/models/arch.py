@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from streamserve.errors import ConfigError, ModelNotSupported
+from streamserve.checkpoint.config_values import need, number
+from streamserve.errors import ModelNotSupported
 from streamserve.models.rope import Rope, extended_length, read_rope
 
 Activation = Literal["silu", "gelu_tanh", "relu"]
@@ -48,7 +49,7 @@ class ModelArch:
     embedding_scale   factor of the embeddings
     qkv_bias, output_bias, mlp_bias  which linears have one
     qk_norm           RMS norm of every query and key head
-    tied_embeddings   the head is the embedding matrix
+    tied_embeddings   the head is the embedding matrix, unless the checkpoint stores a head that differs from it
     fused_in_checkpoint  q, k and v are stored as one tensor, and so are gate and up
     """
 
@@ -87,7 +88,7 @@ class ModelArch:
 def read_common(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of `ModelArch` that the RMS-norm families have in common, from config.json.
 
-    Raises `ConfigError` naming what is missing and `ModelNotSupported` for values that are not built here.
+    Raises `ConfigError` naming what is missing or no number, and `ModelNotSupported` for values that are not built here.
     """
     hidden, heads = need(config, "hidden_size"), need(config, "num_attention_heads")
     head_dim = config.get("head_dim") or hidden // heads
@@ -104,7 +105,7 @@ def read_common(config: dict[str, Any]) -> dict[str, Any]:
         "kv_heads": config.get("num_key_value_heads") or heads,
         "head_dim": head_dim,
         "max_model_len": extended_length(config, rope),
-        "norm_eps": config.get("rms_norm_eps", 1e-6),
+        "norm_eps": number(config, "rms_norm_eps", 1e-6),
         "activation": activation_of(config.get("hidden_act", "silu")),
         "windows": (None,) * layers,
         "ropes": (rope,) * layers,
@@ -123,13 +124,6 @@ def layer_windows(config: dict[str, Any], default_types: list[str]) -> tuple[int
         )
     window = config.get("sliding_window")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
-
-
-def need(config: dict[str, Any], name: str) -> Any:
-    value = config.get(name)
-    if value is None:
-        raise ConfigError(f"config.json: {name} is missing")
-    return value
 
 
 def architecture_of(config: dict[str, Any]) -> str:

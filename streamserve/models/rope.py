@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamserve.checkpoint.config_values import need, number
 from streamserve.errors import ConfigError, ModelNotSupported
 
 DEFAULT_THETA = 10000.0
@@ -137,38 +138,44 @@ def read_rope(config: dict[str, Any], head_dim: int, layer_type: str | None = No
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in KINDS:
         raise ModelNotSupported(f"RoPE type {kind!r} is not supported; supported: {', '.join(KINDS)}")
-    limit = config.get("max_position_embeddings", 0)
+    limit = config.get("max_position_embeddings") or 0
     if kind != "default" and "factor" not in given:
         raise ConfigError(f"config.json: RoPE type {kind!r} needs a 'factor'")
-    theta = given.get("rope_theta", config.get("rope_theta", DEFAULT_THETA))
-    share = given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    values = {**config, **given}
+    share = 1.0 if values.get("partial_rotary_factor") is None else number(values, "partial_rotary_factor", 1.0)
     optional = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
     return Rope(
         kind=kind,
-        theta=float(theta),
+        theta=float(number(values, "rope_theta", DEFAULT_THETA)),
         rot_dim=int(head_dim * share),
-        factor=float(given.get("factor", 1.0)) if kind != "default" else 1.0,
+        factor=float(number(given, "factor", 1.0)) if kind != "default" else 1.0,
         original_max_position_embeddings=given.get("original_max_position_embeddings") or limit,
         max_position_embeddings=limit,
         truncate=given.get("truncate", True),
-        **{name: given[name] for name in optional if given.get(name) is not None},
+        **{name: number(given, name, 0.0) for name in optional if given.get(name) is not None},
     )
 
 
 def extended_length(config: dict[str, Any], rope: Rope) -> int:
     """Positions a model can serve: max_position_embeddings, or what its RoPE scaling stretches that to.
 
+    Raises `ConfigError` when max_position_embeddings is missing.
     Llama 3's configurations state the stretched length already; so does a YaRN one whose limit exceeds the context trained on.
     """
-    limit = int(config.get("max_position_embeddings", 0))
+    limit = int(need(config, "max_position_embeddings"))
     if rope.kind in ("linear", "dynamic", "yarn"):
         return max(limit, int(rope.original_max_position_embeddings * rope.factor))
     return limit
 
 
 def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
-    new: dict[str, Any] = config.get("rope_parameters") or {}
-    if layer_type is not None and layer_type in new:
-        layer: dict[str, Any] = new[layer_type]
-        return layer
-    return new or config.get("rope_scaling") or {}
+    """What is given under the new name and under the old one, which wins where both are given, as in transformers."""
+    new, old = (config.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
+    if isinstance(new, dict) and layer_type in new:
+        new = new[layer_type]
+    for name, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if not isinstance(value, dict):
+            raise ConfigError(f"config.json: {name} must be an object")
+    # People add `rope_scaling` to a configuration that states the base under the new name: it is not another base.
+    base = {name: new[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
+    return base | old if old else new

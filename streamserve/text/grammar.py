@@ -22,6 +22,7 @@ from anyio import to_thread
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from streamserve.checkpoint.config_values import need
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
@@ -201,7 +202,9 @@ class _Vocabulary:
 def compiler_for(config: EngineConfig, checkpoint: Checkpoint) -> Callable[[StructuredOutputs], Any]:
     """The compiler of an engine process, which loads its own tokenizer; a `CompileConstraint`."""
     load = partial(tokenizer_of, config, checkpoint)
-    return GrammarCompiler(load, vocab_size=checkpoint.config["vocab_size"], eos_token_ids=checkpoint.eos_token_ids).compile
+    return GrammarCompiler(
+        load, vocab_size=need(checkpoint.config, "vocab_size"), eos_token_ids=checkpoint.eos_token_ids
+    ).compile
 
 
 def grammar_source(outputs: StructuredOutputs) -> str:

@@ -77,6 +77,14 @@ def test_a_models_additional_chat_templates_are_downloaded(hub: StubHub, tmp_pat
     assert "tool_use.jinja" in hub.downloads()
 
 
+def test_only_the_files_of_the_index_are_downloaded(hub: StubHub, tmp_path: Path) -> None:
+    folder = hub.repositories / "org/tiny"
+    (folder / "a.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"norm.weight": "a.safetensors"}}))
+    assert resolve_elsewhere(hub, tmp_path, "org/tiny")["format"] == "safetensors"
+    assert {name for name in hub.downloads() if name.endswith(".safetensors")} == {"a.safetensors"}
+
+
 def test_a_repository_of_pickles_is_refused_before_any_is_downloaded(hub: StubHub, tmp_path: Path) -> None:
     error = str(resolve_elsewhere(hub, tmp_path, "org/old")["error"])
     assert "its weights are pickles (pytorch_model.bin)" in error

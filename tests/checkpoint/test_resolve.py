@@ -138,6 +138,14 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         resolve(str(folder))
 
 
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a.weight": 1}}])
+def test_an_index_that_names_no_files_is_refused(tmp_path: Path, index: object) -> None:
+    folder = folder_with(tmp_path / "model", "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match="weight_map must name the file of each tensor"):
+        resolve(str(folder))
+
+
 def test_a_gguf_header_becomes_a_config(tmp_path: Path) -> None:
     found = resolve(str(small_gguf(tmp_path / "small.gguf")))
     assert found.format == "gguf"

@@ -102,6 +102,21 @@ def test_old_and_new_words_for_a_rotation_mean_the_same(old_name: str) -> None:
     assert (old.kind, old.theta, old.factor) == ("linear", 5000.0, 4.0)
 
 
+def test_scaling_added_under_the_old_name_counts_beside_the_new_one() -> None:
+    """YaRN added as `rope_scaling`, as model cards say, to a file that transformers 5 wrote was ignored unsaid."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    both = rope_of(rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, rope_scaling=scaling)
+    assert both == rope_of(rope_theta=5000.0, rope_scaling=scaling)
+    assert (both.kind, both.theta, both.factor) == ("yarn", 5000.0, 4.0)
+    ropes = {"full_attention": {"rope_theta": 9.0}, "sliding_attention": {"rope_theta": 8.0}}
+    gemma = read_arch(GEMMA3_1B | {"rope_parameters": ropes, "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+    local, everywhere = gemma.ropes[0], gemma.ropes[5]
+    assert local is not None
+    assert everywhere is not None
+    assert (local.kind, local.theta) == ("default", 8.0)
+    assert (everywhere.kind, everywhere.theta, everywhere.factor) == ("linear", 9.0, 2.0)
+
+
 @pytest.mark.parametrize(
     ("scaling", "length"),
     [

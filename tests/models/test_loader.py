@@ -42,6 +42,11 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> N
     save_file(tensors, file)
 
 
+def strip_prefix(tensors: dict[str, Tensor]) -> None:
+    for name in list(tensors):
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text()) | changes
@@ -59,17 +64,60 @@ def test_shards_are_one_model(folder: Path, tmp_path: Path) -> None:
 def test_names_of_a_bare_model_are_understood(folder: Path) -> None:
     expected = logits(load(folder))
 
-    def strip(tensors: dict[str, Tensor]) -> None:
-        for name in list(tensors):
-            tensors[name.removeprefix("model.")] = tensors.pop(name)
-
-    edit_weights(folder, strip)
+    edit_weights(folder, strip_prefix)
     assert torch.equal(logits(load(folder)), expected)
 
 
 def test_tensors_that_follow_from_the_rest_are_passed_over(folder: Path) -> None:
     expected = logits(load(folder))
     edit_weights(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}))
+    assert torch.equal(logits(load(folder)), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("is_bare", [False, True], ids=["full names", "bare names"])
+def test_a_head_that_differs_from_the_embedding_is_kept_though_the_config_ties_them(
+    family: str, is_bare: bool, tmp_path: Path
+) -> None:
+    """A fine-tune with a head of its own and tie_word_embeddings true answered nonsense: its head was dropped unsaid."""
+    name, shape = FAMILIES[family]
+    reference = reference_model(name, shape | {"tie_word_embeddings": False})
+    reference.save_pretrained(tmp_path)
+    edit_config(tmp_path, tie_word_embeddings=True)
+    if is_bare:
+        edit_weights(tmp_path, strip_prefix)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(logits(load(tmp_path)), expected, atol=2e-5, rtol=0)
+
+
+def test_a_stored_head_that_equals_the_embedding_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    reference_model(*FAMILIES["llama-tied"]).save_pretrained(tmp_path)
+    expected = logits(load(tmp_path))
+    edit_weights(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    model = load(tmp_path)
+    assert model.arch.tied_embeddings
+    assert torch.equal(logits(model), expected)
+
+
+def other_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"layers.0.attention.wq.weight": torch.zeros(2)} | {name: torch.zeros(3) for name in list(tensors)[:2]}
+
+
+@pytest.mark.parametrize("stray", ["consolidated.safetensors", "adapter_model.safetensors", "model.safetensors"])
+def test_only_the_files_of_the_index_are_the_model(stray: str, tmp_path: Path) -> None:
+    """Folders that also hold consolidated weights, an adapter or the single file of an older upload were refused."""
+    reference = reference_model(*FAMILIES["llama"])
+    reference.save_pretrained(tmp_path, max_shard_size="200KB")
+    expected = logits(load(tmp_path))
+    save_file(other_weights(reference.state_dict()), tmp_path / stray)
+    assert torch.equal(logits(load(tmp_path)), expected)
+
+
+def test_beside_a_single_file_of_weights_others_are_no_part_of_the_model(folder: Path) -> None:
+    expected = logits(load(folder))
+    for stray in ("adapter_model.safetensors", "optimizer.safetensors"):
+        save_file(other_weights(load_file(folder / "model.safetensors")), folder / stray)
     assert torch.equal(logits(load(folder)), expected)
 
 
@@ -167,6 +215,13 @@ def test_rows_of_a_large_dummy_weight_differ(tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "awq"}}, "quantization method 'awq'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "needs a 'factor'"),
         ({"hidden_size": ...}, "hidden_size is missing"),
+        ({"hidden_size": "96"}, 'hidden_size is "96", it must be a number'),
+        ({"max_position_embeddings": ...}, "max_position_embeddings is missing"),
+        ({"max_position_embeddings": None}, "max_position_embeddings is missing"),
+        ({"rope_parameters": ..., "rope_theta": None}, "rope_theta is null, it must be a number"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": None}}, "factor is null, it must be a number"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is null"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(folder: Path, changes: dict[str, Any], said: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamserve.checkpoint.config_values import need
 from streamserve.errors import ModelNotSupported
-from streamserve.models.arch import ModelArch, activation_of, layer_windows, need, read_common
+from streamserve.models.arch import ModelArch, activation_of, layer_windows, read_common
 from streamserve.models.architectures.base import Layer
 from streamserve.models.architectures.decoder import Decoder
 from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
@@ -96,7 +97,9 @@ def _ropes(config: dict[str, Any]) -> tuple[Rope, Rope]:
     head_dim = config["head_dim"]
     everywhere = read_rope({"rope_theta": GLOBAL_THETA, **config}, head_dim, "full_attention")
     if "sliding_attention" in (config.get("rope_parameters") or {}):
-        return everywhere, read_rope({**config, "rope_theta": LOCAL_THETA}, head_dim, "sliding_attention")
+        # What is scaled is what the full layers see.
+        local = {**config, "rope_theta": LOCAL_THETA, "rope_scaling": None}
+        return everywhere, read_rope(local, head_dim, "sliding_attention")
     theta = config.get("rope_local_base_freq", LOCAL_THETA)
     return everywhere, read_rope(
         {"rope_theta": theta, "max_position_embeddings": config.get("max_position_embeddings", 0)}, head_dim

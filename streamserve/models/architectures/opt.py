@@ -8,8 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from streamserve.checkpoint.config_values import need
 from streamserve.errors import ConfigError, ModelNotSupported
-from streamserve.models.arch import ModelArch, activation_of, architecture_of, dtype_of, need
+from streamserve.models.arch import ModelArch, activation_of, architecture_of, dtype_of
 from streamserve.models.architectures.base import CausalModel, Layer
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.attention import Attention, output_linear, qkv_linear

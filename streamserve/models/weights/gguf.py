@@ -6,7 +6,7 @@ one; here they come out as transformers has them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -80,9 +80,15 @@ class GgufSource(WeightSource):
         kinds = {name: self._file.tensors[stored].kind for name, stored in self._stored.items()}
         return {name: NUM_DIGITS[kind] for name, kind in kinds.items() if kind in NUM_DIGITS}
 
+    @property
+    def names(self) -> Collection[str]:
+        return self._stored.keys()
+
+    def tensor(self, name: str) -> StoredTensor:
+        return GgufWeight(name, self._file, self._stored[name], self._arch)
+
     def tensors(self) -> Iterator[StoredTensor]:
-        for name, stored in self._stored.items():
-            yield GgufWeight(name, self._file, stored, self._arch)
+        return map(self.tensor, self._stored)
 
     def _name(self, stored: str) -> str:
         """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ from streamserve.models.weights.safetensors import SafetensorsSource
 from streamserve.models.weights.source import StoredTensor, WeightSource
 from streamserve.models.weights.storage import WeightStorage
 from streamserve_kernels import can_pack
+
+HEAD = "lm_head.weight"
 
 Quantization = Literal["auto", "none", "int4"]
 Progress = Callable[[int, int], None]
@@ -54,6 +57,8 @@ def load_model(
     and when the model can't be divided.
     """
     source = open_source(checkpoint, arch)
+    if source is not None and arch.tied_embeddings and _has_its_own_head(source):
+        arch = replace(arch, tied_embeddings=False)
     place = Placement(dtype, torch.device(device), rank, world_size, storage_of(checkpoint, source, quantization))
     _refuse_unpackable(quantization, checkpoint, place)
     model = build_model(arch, place, max_model_len or arch.max_model_len)
@@ -73,6 +78,14 @@ def open_source(checkpoint: Checkpoint, arch: ModelArch) -> WeightSource | None:
     if checkpoint.format == "gguf":
         return GgufSource(open_gguf(checkpoint.path), arch)
     return SafetensorsSource(checkpoint.path)
+
+
+def _has_its_own_head(source: WeightSource) -> bool:
+    """Whether a head is stored that is not the embedding: it counts, as in transformers, whatever config.json says."""
+    table = next((name for name in source.names if name.endswith("embed_tokens.weight")), None)
+    if table is None or HEAD not in source.names:
+        return False
+    return not torch.equal(source.tensor(table).values, source.tensor(HEAD).values)
 
 
 def storage_of(checkpoint: Checkpoint, source: WeightSource | None, quantization: Quantization) -> WeightStorage:
@@ -132,4 +145,4 @@ def _check_shape(stored: StoredTensor, destination: Destination) -> None:
 
 def _is_redundant(name: str, arch: ModelArch) -> bool:
     """Stored by some tools though it follows from the rest."""
-    return name.endswith("rotary_emb.inv_freq") or (arch.tied_embeddings and name == "lm_head.weight")
+    return name.endswith("rotary_emb.inv_freq") or (arch.tied_embeddings and name == HEAD)

@@ -5,38 +5,64 @@ Files are mapped, not read: a tensor's bytes leave the disk when it is copied to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from streamserve.checkpoint.files import weight_files
 from streamserve.errors import ConfigError
 from streamserve.models.weights.grouped import GroupedIntegers
 from streamserve.models.weights.source import StoredTensor, WeightSource
 
 
 class SafetensorsSource(WeightSource):
-    """Every *.safetensors file of a folder."""
+    """The files of a folder that hold the model's weights."""
 
     num_digits: Mapping[str, int] = {}
 
     def __init__(self, folder: Path) -> None:
-        self._files = sorted(folder.glob("*.safetensors"))
+        self._files = weight_files(folder)
 
     @property
     def num_bytes(self) -> int:
         return sum(file.stat().st_size for file in self._files)
 
-    def tensors(self) -> Iterator[StoredTensor]:
-        from safetensors import SafetensorError, safe_open
+    @property
+    def names(self) -> Collection[str]:
+        return self._file_of.keys()
 
-        for file in self._files:
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    for name in opened.offset_keys():
-                        yield MappedTensor(name, opened.get_tensor(name))
-            except SafetensorError as error:
-                raise ConfigError(f"{file}: damaged ({error}); download it again") from error
+    def tensor(self, name: str) -> StoredTensor:
+        with _opened(self._file_of[name]) as file:
+            return MappedTensor(name, file.get_tensor(name))
+
+    def tensors(self) -> Iterator[StoredTensor]:
+        for path in self._files:
+            with _opened(path) as file:
+                for name in file.offset_keys():
+                    yield MappedTensor(name, file.get_tensor(name))
+
+    @cached_property
+    def _file_of(self) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in self._files:
+            with _opened(path) as file:
+                found |= dict.fromkeys(file.keys(), path)
+        return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: damaged ({error}); download it again") from error
 
 
 class MappedTensor(StoredTensor):

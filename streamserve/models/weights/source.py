@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
@@ -45,6 +45,15 @@ class WeightSource(ABC):
     @abstractmethod
     def num_digits(self) -> Mapping[str, int]:
         """How many 4-bit digits a number has, by the name of each tensor that is stored as such."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """Of all tensors."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> StoredTensor:
+        """One of them, valid for as long as it is kept. Raises `KeyError`."""
 
     @abstractmethod
     def tensors(self) -> Iterator[StoredTensor]:

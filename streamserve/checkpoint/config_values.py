@@ -1,0 +1,24 @@
+"""Numbers of a config.json, which people edit by hand: one that is missing or is none is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from streamserve.errors import ConfigError
+
+
+def need(config: Mapping[str, Any], name: str) -> Any:
+    """A number that the model can't do without. Raises `ConfigError`, naming the key, when it is missing, null or no number."""
+    if config.get(name) is None:
+        raise ConfigError(f"config.json: {name} is missing")
+    return number(config, name, 0)
+
+
+def number(config: Mapping[str, Any], name: str, default: float) -> Any:
+    """The number at `name`, `default` when there is no such key. Raises `ConfigError`, naming the key, for anything else."""
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"config.json: {name} is {json.dumps(value)[:40]}, it must be a number")
+    return value
