@@ -27,7 +27,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model                   Hugging Face id, local folder, .gguf file, or "demo"
     dtype                   of weights and activations; "auto" takes the checkpoint's
     max_model_len           tokens of prompt and output together; None takes the model's own limit
-    gpu_memory_utilization  share of the device's memory that weights, activations and KV cache may fill
+    gpu_memory_utilization  share of the GPU's memory that weights, activations and KV cache may fill; on a CPU, the share of
+                            free memory that the KV cache may
     kv_cache_memory         bytes of the KV cache; None sizes it from free memory
     max_num_seqs            sequences that run at a time (rows)
     max_num_batched_tokens  token budget of one step

@@ -60,7 +60,7 @@ _RUNNING_OPTIONS = [
     ),
     click.option("--seed", type=int, help="Makes the seeds of requests without one reproducible."),
     click.option("--max-model-len", type=AMOUNT, help="Tokens of prompt and output together."),
-    click.option("--gpu-memory-utilization", type=float, help="Share of the GPU's memory to use."),
+    click.option("--gpu-memory-utilization", type=float, help="Share of the GPU's memory to use; on a CPU, of what is free."),
     click.option(
         "--kv-cache-memory", "--kv-cache-memory-bytes", "kv_cache_memory", type=AMOUNT, help="Bytes for the KV cache, e.g. 2G."
     ),

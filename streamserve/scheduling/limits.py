@@ -38,7 +38,9 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1:
-            raise ConfigError("no memory is left for the KV cache: raise --kv-cache-memory or --gpu-memory-utilization")
+            raise ConfigError(
+                "no memory is left for the KV cache: raise --kv-cache-memory or, on a GPU, --gpu-memory-utilization"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens {self.max_num_batched_tokens} is below --max-num-seqs {self.max_num_seqs}: "

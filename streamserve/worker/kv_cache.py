@@ -34,16 +34,16 @@ def count_blocks(
     activation_bytes  the most that a step needs beside weights and cache
     cap               the most bytes to take unasked; None for no bound
 
-    `--kv-cache-memory` decides when given; otherwise the share of `--gpu-memory-utilization` that is left, and under a cap no
-    more than all rows at full length could use. Raises `ConfigError` when that is not there, or too little for one sequence of
-    `max_model_len` tokens.
+    `--kv-cache-memory` decides when given; otherwise the share of `--gpu-memory-utilization` that is left, on a CPU that share
+    of what is free, and under a cap no more than all rows at full length could use. Raises `ConfigError` when that is not
+    there, or too little for one sequence of `max_model_len` tokens.
     """
     if config.kv_cache_memory is not None:
         budget = config.kv_cache_memory
         if budget > memory.free:
             raise ConfigError(f"--kv-cache-memory {budget}: {_size(memory.free)} are free; lower it to {memory.free} or less")
     else:
-        budget = int(memory.total * config.gpu_memory_utilization) - (memory.total - memory.free) - activation_bytes
+        budget = _unasked_bytes(memory, config.gpu_memory_utilization) - activation_bytes
         if cap is not None:
             one = layout.blocks_for(max_model_len) * layout.block_bytes
             budget = min(budget, max(cap, one), config.max_num_seqs * one)
@@ -51,6 +51,11 @@ def count_blocks(
     if num_blocks < layout.blocks_for(max_model_len):
         raise ConfigError(_too_small(config, layout, max_model_len, budget, memory))
     return num_blocks
+
+
+def _unasked_bytes(memory: Memory, share: float) -> int:
+    # A machine's programs, which may hold nearly all of its memory, are not to be counted as part of the share.
+    return int(memory.free * share) if memory.is_host else int(memory.total * share) - (memory.total - memory.free)
 
 
 def _too_small(config: EngineConfig, layout: KvLayout, max_model_len: int, budget: int, memory: Memory) -> str:
@@ -62,6 +67,9 @@ def _too_small(config: EngineConfig, layout: KvLayout, max_model_len: int, budge
     shorter = f"lower --max-model-len to {fitting}" if fitting else "use a smaller model"
     if config.kv_cache_memory is not None:
         return f"{problem}: {shorter} or raise --kv-cache-memory to {needed}"
+    if memory.is_host:
+        room = f"give it --kv-cache-memory {needed}" if needed <= memory.free else "free memory on this machine"
+        return f"{problem}: {shorter} or {room}"
     wanted = math.ceil(100 * (config.gpu_memory_utilization + (needed - budget) / memory.total)) / 100
     if wanted > 1.0:
         return f"{problem}: {shorter} or free memory on this device"

@@ -111,6 +111,20 @@ def test_a_device_that_is_too_small_at_any_share_is_told_so() -> None:
     assert "0.0 MiB are free: use a smaller model or free memory" in nothing
 
 
+def test_on_a_machine_whose_programs_hold_most_of_its_memory_the_cache_takes_a_share_of_the_rest() -> None:
+    """64 GiB with 6 available were "0.0 MiB are free … raise --gpu-memory-utilization": they are free, and there is no GPU."""
+    memory = Memory(total=64 * GIB, free=6 * GIB, is_host=True)
+    assert count_blocks(config(gpu_memory_utilization=0.5), LAYOUT, 4096, memory, 0, cap=None) == 3 * 512
+    assert count_blocks(config(), LAYOUT, 32768, memory, 0, cap=4 * GIB) == 4 * 512
+    told = refusal(config(), memory, 45056)
+    assert told == (
+        "max_model_len 45056 needs 5.5 GiB of KV cache for one sequence, 5.4 GiB are free: "
+        f"lower --max-model-len to 44224 or give it --kv-cache-memory {45056 << 17}"
+    )
+    assert count_blocks(config(kv_cache_memory=45056 << 17), LAYOUT, 45056, memory, 0, cap=None) == 2816
+    assert refusal(config(), memory, 65536).endswith("lower --max-model-len to 44224 or free memory on this machine")
+
+
 GEMMA = layout(([512] * 5 + [None]) * 4 + [512] * 2, kv_heads=1, head_dim=256, length=32768)
 
 

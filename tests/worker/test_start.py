@@ -13,6 +13,7 @@ from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.scheduling.plan import Plan, RowGrowth, RowStart, RowWork
 from streamserve.types import Sampling
+from streamserve.worker.device.cpu import CpuDevice
 from streamserve.worker.device.memory import Memory, host_memory
 from streamserve.worker.device.select import open_device
 from streamserve.worker.runner import Runner
@@ -75,6 +76,24 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         open_device("cuda")
 
 
+class Gpu(CpuDevice):
+    """A device whose memory is its own."""
+
+    def memory(self) -> Memory:
+        return Memory(16 << 30, 8 << 30)
+
+
+@pytest.mark.parametrize(
+    ("part", "advice"),
+    [("weights", "a smaller model or a larger machine"), ("warmup", "give it less with --kv-cache-memory")],
+)
+def test_running_out_of_a_machines_memory_speaks_of_no_gpu(part: str, advice: str) -> None:
+    phases = Phases()
+    shortage = explain_out_of_memory(open_device("cpu"), EngineConfig(model="m"), phases)
+    with pytest.raises(ConfigError, match=f"at {part}: .*{advice}"), shortage, phases.measure(part):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 @pytest.mark.parametrize(
     ("part", "advice"),
     [
@@ -85,24 +104,64 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 )
 def test_running_out_of_memory_names_the_part_and_the_flag(part: str, advice: str) -> None:
     phases = Phases()
-    shortage = explain_out_of_memory(open_device("cpu"), EngineConfig(model="m"), phases)
+    shortage = explain_out_of_memory(Gpu(), EngineConfig(model="m"), phases)
     with pytest.raises(ConfigError, match=f"at {part}: .*{advice}"), shortage, phases.measure(part):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def write_memory(folder: Path, *, limit: str) -> None:
-    (folder / "meminfo").write_text("MemTotal:       16384 kB\nMemFree:  100 kB\nMemAvailable:   8192 kB\n")
+def write_machine(proc: Path, *, groups: str = "0::/\n") -> None:
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:       16384 kB\nMemFree:  100 kB\nMemAvailable:   8192 kB\n")
+    (proc / "self" / "cgroup").write_text(groups)
+
+
+def write_group(folder: Path, *, limit: str, files: int = 0) -> None:
+    """A group of cgroup v2 that holds 3 MiB and `files` bytes of cached files."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.max").write_text(limit + "\n")
-    (folder / "memory.current").write_text("3145728\n")
+    (folder / "memory.current").write_text(f"{(3 << 20) + files}\n")
+    (folder / "memory.stat").write_text(f"anon 0\nfile {files}\ninactive_file {files // 4}\nactive_file {files - files // 4}\n")
+
+
+MACHINE = Memory(16 << 20, 8 << 20, is_host=True)
 
 
 def test_host_memory_is_the_machines_unless_a_container_has_less(tmp_path: Path) -> None:
-    write_memory(tmp_path, limit="max")
-    assert host_memory(tmp_path, tmp_path) == Memory(16 << 20, 8 << 20)
-    write_memory(tmp_path, limit=str(4 << 20))
-    assert host_memory(tmp_path, tmp_path) == Memory(4 << 20, 1 << 20)
-    write_memory(tmp_path, limit=str(64 << 20))
-    assert host_memory(tmp_path, tmp_path) == Memory(16 << 20, 8 << 20)
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    write_machine(proc)
+    assert host_memory(proc, groups) == MACHINE
+    write_group(groups, limit="max")
+    assert host_memory(proc, groups) == MACHINE
+    write_group(groups, limit=str(4 << 20))
+    assert host_memory(proc, groups) == Memory(4 << 20, 1 << 20, is_host=True)
+    write_group(groups, limit=str(64 << 20))
+    assert host_memory(proc, groups) == MACHINE
+
+
+def test_files_that_are_only_cached_leave_a_containers_memory_free(tmp_path: Path) -> None:
+    """A container whose page cache held the model's files was said to have 0.0 MiB free, and refused to start."""
+    write_machine(tmp_path / "proc")
+    write_group(tmp_path / "cgroup", limit=str(7 << 20), files=4 << 20)
+    assert host_memory(tmp_path / "proc", tmp_path / "cgroup") == Memory(7 << 20, 4 << 20, is_host=True)
+
+
+def test_the_tightest_of_the_groups_around_a_process_counts(tmp_path: Path) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    write_machine(proc, groups="0::/user.slice/shell.scope\n")
+    write_group(groups / "user.slice" / "shell.scope", limit="max")
+    write_group(groups / "user.slice", limit=str(5 << 20))
+    write_group(groups, limit=str(12 << 20))
+    assert host_memory(proc, groups) == Memory(5 << 20, 2 << 20, is_host=True)
+
+
+def test_a_container_of_the_first_version_of_control_groups_is_bounded_too(tmp_path: Path) -> None:
+    proc, group = tmp_path / "proc", tmp_path / "cgroup" / "memory"
+    write_machine(proc, groups="5:devices:/docker/1\n4:memory:/docker/1\n0::/\n")
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text(f"{6 << 20}\n")
+    (group / "memory.usage_in_bytes").write_text(f"{5 << 20}\n")
+    (group / "memory.stat").write_text(f"inactive_file 0\ntotal_inactive_file {1 << 20}\ntotal_active_file {2 << 20}\n")
+    assert host_memory(proc, tmp_path / "cgroup") == Memory(6 << 20, 4 << 20, is_host=True)
 
 
 def test_the_weights_bar_shows_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,16 @@ def explain_out_of_memory(device: Device, config: EngineConfig, phases: Phases) 
         yield
     except torch.OutOfMemoryError as error:
         where = f"{device.name} ({device.memory().total / _GIB:.1f} GiB)"
-        advice = _advice(config, phases.current)
+        advice = _advice(config, phases.current, is_host=device.memory().is_host)
         raise ConfigError(f"out of memory on {where} at {phases.current}: {advice}") from error
 
 
-def _advice(config: EngineConfig, phase: str) -> str:
+def _advice(config: EngineConfig, phase: str, *, is_host: bool) -> str:
+    machine = "machine" if is_host else "GPU"
     if phase == "weights":
-        return "the weights alone don't fit beside what others hold: use --dtype half, a smaller model or a larger GPU"
+        return f"the weights alone don't fit beside what others hold: use --dtype half, a smaller model or a larger {machine}"
     if phase == "kv_cache":
         return f"a step's activations don't fit: lower --max-num-batched-tokens to {config.max_num_batched_tokens // 2}"
+    if is_host:
+        return "leave more room beside the KV cache: give it less with --kv-cache-memory"
     return f"leave more room beside the KV cache: lower --gpu-memory-utilization to {config.gpu_memory_utilization - 0.05:.2f}"
