@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
@@ -24,8 +24,10 @@ from streamserve.text.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
 from streamserve.types import EngineInfo, SamplingParams
 
+T = TypeVar("T")
+
 LONG_TEXT = 8192
-"""Characters from which a text is tokenised on a thread; for shorter ones the hop costs more than the work."""
+"""Characters, or token ids, from which a text is worked on by a thread; for shorter ones the hop costs more than the work."""
 
 LONG_TEXTS_AT_A_TIME = 4
 """Each takes forty times its size in memory."""
@@ -67,9 +69,25 @@ class Frontend:
         return self.engine.info
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, without blocking the event loop."""
-        encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return await to_thread.run_sync(encode, limiter=self._long_texts) if len(text) >= LONG_TEXT else encode()
+        """Token ids of a text, without blocking the event loop.
+
+        Raises `ContextLengthExceeded` for one that is refused as a prompt before it is tokenised.
+        """
+        self._preparation.check_length(text)
+        return await self._off_loop(partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens), len(text))
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special ones included, without blocking the event loop.
+
+        Raises `ContextLengthExceeded` for more of them than a context has.
+        """
+        self._preparation.check_length(token_ids)
+        return await self._off_loop(partial(self.tokenizer.decode, token_ids, skip_special_tokens=False), len(token_ids))
+
+    async def entries(self, token_ids: Sequence[int]) -> list[str]:
+        """The vocabulary's entries of token ids, as they are written there, without blocking the event loop."""
+        token = self.tokenizer.vocabulary.token
+        return await self._off_loop(lambda: [token(token_id) or "" for token_id in token_ids], len(token_ids))
 
     async def prepare(
         self,
@@ -98,7 +116,7 @@ class Frontend:
             clamp_max_tokens=clamp_max_tokens,
             shown_special_ids=shown_special_ids,
         )
-        return await to_thread.run_sync(prepare, limiter=self._long_texts) if len(prompt) >= LONG_TEXT else prepare()
+        return await self._off_loop(prepare, len(prompt))
 
     def render_chat(
         self,
@@ -159,6 +177,10 @@ class Frontend:
             for index, (prompt, spec) in enumerate(choices)
         ]
         return TextStream(self.engine, await self.engine.open([spec for _, spec in choices]), texts)
+
+    async def _off_loop(self, work: Callable[[], T], size: int) -> T:
+        """Do work on a text or ids of this size: on a thread where it is long."""
+        return await to_thread.run_sync(work, limiter=self._long_texts) if size >= LONG_TEXT else work()
 
     async def generate(self, prompt: Prompt, params: SamplingParams, **options: Any) -> TextStream:
         """`prepare` and `open` of one prompt."""

@@ -114,7 +114,7 @@ class AsyncClient:
     async def health(self) -> Health:
         """Whether the server is alive and ready. Raises `ConnectionFailed` when there is no response; never retries."""
         try:
-            alive, ready = await self._http.get("/health"), await self._http.get("/ready")
+            alive, ready = await self._http.get("/live"), await self._http.get("/ready")
         except httpx.TransportError as error:
             raise calls.transport_failure(error, str(self._http.base_url)) from error
         return Health(is_alive=alive.is_success, is_ready=ready.is_success)

@@ -31,7 +31,9 @@ from streamserve.server.process.startup_log import StartupLog
 from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.sampling_defaults import default_sampling_params
 
-API_KEY_VARIABLE = "STREAMSERVE_API_KEY"
+API_KEY_VARIABLES = ("STREAMSERVE_API_KEY", "VLLM_API_KEY")
+"""Of these the first that is set counts; a server that came from vLLM must not stand open."""
+
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 
@@ -62,7 +64,8 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--host", help="Address to listen on; all of them by default.")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--served-model-name", multiple=True, help="Names that requests may give; the first is the one reported.")
-@click.option("--api-key", multiple=True, help=f"Key that opens /v1; may be repeated. Also from {API_KEY_VARIABLE}.")
+@click.option("--api-key", multiple=True, help=f"Key to ask for; may be repeated. Also from {' or '.join(API_KEY_VARIABLES)}.")
+@click.option("--protect-metrics", is_flag=True, help="Ask for a key at /metrics, too.")
 @click.option("--root-path", default="", help="Path under which a proxy shows this server.")
 @click.option("--chat-template", help="A Jinja file, or the template itself, instead of the model's own.")
 @click.option(
@@ -153,6 +156,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         model_names=list(values["served_model_name"]) or [engine.model],
         model_root=engine.model,
         api_keys=_api_keys(values),
+        protects_metrics=values["protect_metrics"],
         root_path=values["root_path"],
         max_body_bytes=values["max_request_bytes"],
         max_logprobs=values["max_logprobs"],
@@ -242,10 +246,10 @@ def _object(flag: str, text: str) -> dict[str, Any]:
 
 def _api_keys(values: dict[str, Any]) -> list[str]:
     """Keys from the flags, else from the environment."""
-    keys = list(values["api_key"]) or [os.environ.get(API_KEY_VARIABLE, "")]
+    keys = list(values["api_key"]) or [key for name in API_KEY_VARIABLES if (key := os.environ.get(name))][:1]
     if values["api_key"] and not all(keys):
         raise ConfigError("--api-key: a key can't be empty")
-    return [key for key in keys if key]
+    return keys
 
 
 def _template(value: str | None) -> str | None:

@@ -1,17 +1,18 @@
 """The Litestar app of one API worker: its routes, middleware and error responses.
 
-Created before the model is loaded, so that /health answers at once; `Service.attach` opens it for requests.
+Created before the model is loaded, so that /live answers at once; `Service.attach` opens it for requests.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from litestar import Litestar, Request, Response
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
+from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.middleware import DefineMiddleware
 from litestar.types import ControllerRouterHandler, Middleware
 
@@ -22,7 +23,8 @@ from streamserve.server.apis.responses.api import RESPONSES
 from streamserve.server.config import CorsConfig
 from streamserve.server.delivery.identity import is_safe_id
 from streamserve.server.http.auth import Authentication
-from streamserve.server.http.errors import ErrorBody, InternalError, error_headers, from_exception
+from streamserve.server.http.errors import ErrorBody, InternalError, NotFound, error_headers, from_exception
+from streamserve.server.http.head_requests import HeadAsGet
 from streamserve.server.http.page import page_router
 from streamserve.server.http.preflight import Preflights
 from streamserve.server.service import Service
@@ -43,7 +45,11 @@ def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
     config = service.config
 
     def to_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-        error_body = error_body_at(apis, request.scope["path"])
+        path = request.scope["path"]
+        error_body = error_body_at(apis, path)
+        if isinstance(error, NotFoundException | MethodNotAllowedException):
+            right_path = _right_path(path, {route.path for route in app.routes})
+            error = error if right_path is None else NotFound(f"no such path; you probably mean {right_path}")
         return _error_response(service, error, error_body, request.headers.get("x-request-id", ""))
 
     service.delivery.id_prefixes = tuple(prefix for api in apis for prefix in api.id_prefixes)
@@ -51,7 +57,14 @@ def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
     if service.tracer is not None:
         middleware.append(DefineMiddleware(TraceContext, tracer=service.tracer))
     if config.api_keys:
-        middleware.append(DefineMiddleware(Authentication, api_keys=config.api_keys, metrics=service.metrics))
+        middleware.append(
+            DefineMiddleware(
+                Authentication,
+                api_keys=config.api_keys,
+                metrics=service.metrics,
+                protects_metrics=config.protects_metrics,
+            )
+        )
     if service.siblings is not None:
         middleware.append(DefineMiddleware(ForwardingByPath, find_elsewhere=service.find_elsewhere))
     app = Litestar(
@@ -65,7 +78,7 @@ def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
         openapi_config=None,
         logging_config=None,
     )
-    app.asgi_handler = Preflights(app.asgi_handler, on_refused=service.metrics.reject)
+    app.asgi_handler = HeadAsGet(Preflights(app.asgi_handler, on_refused=service.metrics.reject))
     return app
 
 
@@ -73,6 +86,12 @@ def _routes(apis: Sequence[Api]) -> list[ControllerRouterHandler]:
     """What the APIs answer over HTTP and over WebSockets."""
     creates = {kind: create for api in apis for kind, create in api.creates.items()}
     return [*(route for api in apis for route in api.routes), websocket_routes(SOCKET_PATHS, creates)]
+
+
+def _right_path(path: str, paths: Container[str]) -> str | None:
+    """The path that a client means which leaves /v1 out, or says it twice, since SDKs add it to their base URL or don't."""
+    candidates = (f"/v1{path}", path.removeprefix("/v1"))
+    return next((each for each in candidates if each != path and each in paths), None)
 
 
 def _error_response(service: Service, error: Exception, error_body: ErrorBody, request_id: str) -> Response[bytes]:

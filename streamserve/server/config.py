@@ -28,7 +28,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model_names             names that requests may give; the first is the one reported
     model_root              what the model was loaded from, as /v1/models reports it
-    api_keys                bearer tokens that open /v1; none means open to all
+    api_keys                bearer tokens that open all but probes and the chat page; none means open to all
+    protects_metrics        whether /metrics needs a key, too
     max_body_bytes          larger request bodies are refused with 413
     max_logprobs            the most alternatives per position that a request may have
     keepalive_s             a stream silent for this long gets a blank line
@@ -57,6 +58,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_names: list[str]
     model_root: str = ""
     api_keys: list[str] = []
+    protects_metrics: bool = False
     root_path: str = ""
     max_body_bytes: int = 16 * MEBIBYTE
     max_logprobs: int = 20

@@ -49,9 +49,5 @@ class Lifecycle:
             raise Unavailable("the model is still loading; /ready answers 200 when it can be used")
         if self._phase is Phase.DRAINING:
             raise Unavailable("the server is shutting down and takes no new requests")
-        self.require_alive()
-
-    def require_alive(self) -> None:
-        """Raises `EngineDead` once the engine is gone."""
         if self._phase is Phase.DEAD:
             raise EngineDead("the engine has stopped; the server must be started again")

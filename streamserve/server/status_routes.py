@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from litestar import Response, get, head, post
+from litestar import HttpMethod, Response, get, post, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
@@ -48,18 +48,24 @@ async def cancel_request(service: NamedDependency[Service], request_id: FromPath
     return {"id": request_id, "object": "request.cancelled", "cancelled": True}
 
 
-@get("/health")
-async def health(service: NamedDependency[Service]) -> Response[bytes]:
-    """200 as long as this process answers and its engine has not died."""
-    service.lifecycle.require_alive()
+@get("/live")
+async def live() -> Response[bytes]:
+    """200 as long as this process answers, the model loaded or not: what a liveness probe asks."""
     return Response(b"", media_type="text/plain")
 
 
-@head("/health")
-async def health_head(service: NamedDependency[Service]) -> Response[None]:
-    """As GET, for load balancers that probe with HEAD."""
-    service.lifecycle.require_alive()
-    return Response(None, media_type="text/plain")
+@get("/health")
+async def health(service: NamedDependency[Service]) -> Response[bytes]:
+    """200 while requests are taken; manifests written for vLLM and SGLang probe it for readiness."""
+    service.lifecycle.require_ready()
+    return Response(b"", media_type="text/plain")
+
+
+@route("/ping", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200)
+async def ping(service: NamedDependency[Service]) -> Response[bytes]:
+    """As /health, under SageMaker's name."""
+    service.lifecycle.require_ready()
+    return Response(b"", media_type="text/plain")
 
 
 @get("/ready")
@@ -67,13 +73,6 @@ async def ready(service: NamedDependency[Service]) -> dict[str, Any]:
     """200 when requests are taken: model loaded, engine running, not draining."""
     await service.require_healthy()
     return {"status": "ready"}
-
-
-@head("/ready")
-async def ready_head(service: NamedDependency[Service]) -> Response[None]:
-    """As GET, for load balancers that probe with HEAD."""
-    await service.require_healthy()
-    return Response(None, media_type="text/plain")
 
 
 @get("/version")
@@ -114,10 +113,10 @@ ROUTES = [
     list_models,
     show_model,
     cancel_request,
+    live,
     health,
-    health_head,
+    ping,
     ready,
-    ready_head,
     version,
     load,
     metrics,

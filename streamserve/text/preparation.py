@@ -96,7 +96,7 @@ class Preparation:
                 raise InvalidParameter(name, f"expected {kind.__name__}, got {type(value).__name__}")
         self._check_ids(params)
         if params.truncate_prompt_tokens is None:
-            self._check_length(prompt)
+            self.check_length(prompt)
         token_ids = self._tokenise(prompt, params.truncate_prompt_tokens or 0, add_special_tokens)
         max_tokens = self._max_tokens(len(token_ids), params, clamp_max_tokens)
         first_seed = self.next_seed() if params.seed is None else params.seed
@@ -131,8 +131,11 @@ class Preparation:
         specs = _outputs(common, params.n)
         return PreparedPrompt(request_id, text, token_ids, params, specs, self.eos_token_ids, shown_special_ids)
 
-    def _check_length(self, prompt: Prompt) -> None:
-        """Refuse ids that don't fit, and a text that could not if it were made of the longest tokens."""
+    def check_length(self, prompt: Prompt) -> None:
+        """Refuse ids that don't fit, and a text that could not if it were made of the longest tokens.
+
+        Raises `ContextLengthExceeded`.
+        """
         tokenizer = self.tokenizer
         if not isinstance(prompt, str):
             if len(prompt) > self.max_model_len:

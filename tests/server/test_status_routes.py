@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import streamserve
 from streamserve.server.config import CorsConfig
-from tests.support.live_server import live_server
+from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import RawResponse, request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
@@ -53,15 +53,74 @@ async def test_ready_needs_an_engine_whose_loop_turns() -> None:
             assert response.status == 503
 
 
-async def test_a_dead_engine_shows_in_health_and_ready() -> None:
+@pytest.mark.parametrize("path", ["/health", "/ready", "/ping"])
+async def test_only_a_server_that_takes_requests_is_healthy(path: str) -> None:
+    """Manifests written for vLLM probe /health for readiness: at 200 before the model was there, requests came to get a 503."""
+    async with live_server(ScriptedEngine(), ready=False) as server:
+        assert await status_of(server, path) == 503
     async with live_server(ScriptedEngine()) as server:
+        assert await status_of(server, path) == 200
+        server.service.lifecycle.drain()
+        assert await status_of(server, path) == 503
         server.service.lifecycle.die()
-        for path in ("/health", "/ready"):
-            async with request(server.port, "GET", path) as response:
-                assert response.status == 503
+        assert await status_of(server, path) == 503
+        assert await status_of(server, "/live") == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/version", "/load", "/openapi.json"])
+async def status_of(server: LiveServer, path: str, method: str = "GET", **headers: str) -> int:
+    async with request(server.port, method, path, headers=headers) as response:
+        return response.status
+
+
+async def test_a_process_is_alive_before_it_has_a_model() -> None:
+    async with live_server(ScriptedEngine(), ready=False) as server:
+        assert await status_of(server, "/live") == 200
+        assert await status_of(server, "/live", "HEAD") == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/scripted", "/metrics", "/load", "/version", "/openapi.json", "/"])
+async def test_a_path_that_answers_get_answers_head_with_the_same_head(path: str) -> None:
+    async with live_server(ScriptedEngine()) as server:
+        async with request(server.port, "GET", path) as response:
+            status, headers = response.status, response.headers
+        async with request(server.port, "HEAD", path) as response:
+            assert (response.status, response.headers.keys()) == (status, headers.keys())
+            assert response.headers["content-type"] == headers["content-type"]
+            assert await response.received_after(0.05) == b""
+        assert await status_of(server, "/v1/completions", "HEAD") == 405
+        assert await status_of(server, "/nowhere", "HEAD") == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [("/chat/completions", "/v1/chat/completions"), ("/v1/v1/completions", "/v1/completions"), ("/responses", "/v1/responses")],
+)
+async def test_a_path_with_v1_missing_or_doubled_is_told_the_right_one(path: str, right: str) -> None:
+    async with live_server(ScriptedEngine()) as server:
+        async with request(server.port, "POST", path, {"prompt": "a"}) as response:
+            assert response.status == 404
+            assert right in json.loads(await response.body())["error"]["message"]
+
+
+async def test_sagemaker_invokes_chats_and_completions_at_one_path() -> None:
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    async with live_server(ScriptedEngine(reply=text_reply("fine"))) as server:
+        async with request(server.port, "POST", "/invocations", chat) as response:
+            assert (await json_of(response))["choices"][0]["message"]["content"] == "fine"
+        async with request(server.port, "POST", "/invocations", {"prompt": "x"}) as response:
+            assert (await json_of(response))["choices"][0]["text"] == "fine"
+        async with request(server.port, "POST", "/invocations", {**chat, "stream": True}) as response:
+            assert (await response.body()).endswith(b"data: [DONE]\n\n")
+        async with request(server.port, "POST", "/invocations", {"input": "x"}) as response:
+            assert response.status == 400
+
+
+async def test_sagemaker_pings_by_get_and_by_post() -> None:
+    async with live_server(ScriptedEngine(), api_keys=["key"]) as server:
+        assert [await status_of(server, "/ping", method) for method in ("GET", "POST", "HEAD")] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("path", ["/live", "/health", "/ping", "/version", "/load", "/openapi.json"])
 async def test_small_endpoints_answer(path: str) -> None:
     async with live_server(ScriptedEngine()) as server, request(server.port, "GET", path) as response:
         assert response.status == 200
@@ -88,7 +147,9 @@ async def test_tokenize_and_detokenize_are_inverse() -> None:
         chat = {"messages": [{"role": "user", "content": "x"}]}
         async with request(server.port, "POST", "/tokenize", chat) as response:
             rendered = await json_of(response)
-    assert tokens == {"count": 3, "max_model_len": 4096, "tokens": [104, 195, 169], "token_strs": ["h", "�", "�"]}
+    # As vLLM: entries of the vocabulary, which of a byte-level one are not its text.
+    assert tokens == {"count": 3, "max_model_len": 4096, "tokens": [104, 195, 169], "token_strs": ["h", "Ã", "©"]}
+    assert rendered["token_strs"] is None
     assert text == {"prompt": "hé"}
     assert bytes(rendered["tokens"]) == b"<user>x\n<assistant>"
 
@@ -119,7 +180,7 @@ async def test_metrics_count_requests_under_vllms_names() -> None:
     assert samples["vllm:num_requests_running", ""] == 0
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready"])
+@pytest.mark.parametrize("path", ["/health", "/live"])
 async def test_load_balancers_may_ask_for_the_head_alone(path: str) -> None:
     async with live_server(ScriptedEngine()) as server:
         async with request(server.port, "HEAD", path) as response:

@@ -31,7 +31,7 @@ class ServeProcess:
     @property
     def base_url(self) -> str:
         """Known once it listens."""
-        found = self._until(lambda: re.search(r"(http://\S+) answers /health", self.log))
+        found = self._until(lambda: re.search(r"(http://\S+) answers /live", self.log))
         return found[1]
 
     @property

@@ -1,4 +1,4 @@
-"""Authentication: API keys for /v1, over HTTP and over WebSockets.
+"""Authentication: API keys for all but probes and the chat page, over HTTP and over WebSockets.
 
 A Litestar middleware that does not wrap `send`, so that streamed events cost no more with keys than without.
 """
@@ -15,23 +15,30 @@ from streamserve.errors import AuthenticationFailed
 from streamserve.server.http.errors import send_error
 from streamserve.server.telemetry.metrics import Metrics
 
-PROTECTED_PREFIX = "/v1"
+OPEN_PATHS = frozenset({"/", "/health", "/live", "/ping", "/ready", "/version"})
+"""What needs no key: probes, and the chat page, which asks for one itself."""
+
+_PAGE_PREFIX = "/chat/"
+_METRICS = "/metrics"
 _KEY_PROTOCOL = "openai-insecure-api-key."
 
 
 class Authentication:
-    """Lets requests to /v1 pass when they carry one of `api_keys`.
+    """Lets requests pass when they carry one of `api_keys`.
+
+    protects_metrics  whether /metrics needs a key, too
 
     A browser can't set headers on a WebSocket: there a key may come as the subprotocol `openai-insecure-api-key.<key>`.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], metrics: Metrics, *, protects_metrics: bool = False) -> None:
         self._app = app
         self._metrics = metrics
+        self._open_paths = OPEN_PATHS if protects_metrics else OPEN_PATHS | {_METRICS}
         self._api_keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _is_protected(scope) and not self._has_key(scope):
+        if self._is_protected(scope) and not self._has_key(scope):
             error = AuthenticationFailed("missing or wrong API key: send it as `Authorization: Bearer <key>`")
             if scope["type"] == ScopeType.HTTP:
                 raise error
@@ -40,15 +47,17 @@ class Authentication:
         else:
             await self._app(scope, receive, send)
 
+    def _is_protected(self, scope: Scope) -> bool:
+        """Whether a key is needed. The routed path counts; a preflight can't bring a key, and reads nothing."""
+        if scope["type"] != ScopeType.HTTP:
+            return True
+        is_reading = scope["method"] == "GET" and (scope["path"] in self._open_paths or scope["path"].startswith(_PAGE_PREFIX))
+        return not (is_reading or scope["method"] == "OPTIONS" or scope["path"] == "/ping")
+
     def _has_key(self, scope: Scope) -> bool:
         offered = list(_offered_keys(scope))
         # All of them are compared, each in constant time, so that the time reveals nothing.
         return sum(hmac.compare_digest(key, each) for key in self._api_keys for each in offered) > 0
-
-
-def _is_protected(scope: Scope) -> bool:
-    """Whether a key is needed: the routed path counts, and a preflight can't bring one."""
-    return scope["path"].startswith(PROTECTED_PREFIX) and scope.get("method") != "OPTIONS"
 
 
 def _offered_keys(scope: Scope) -> Iterable[bytes]:

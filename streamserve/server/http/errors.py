@@ -132,7 +132,8 @@ def _from_http_exception(error: HTTPException) -> StreamserveError:
 
 def _allowed(headers: Mapping[str, str]) -> str:
     """The methods of an Allow header; the router also lists its other kinds of routes in it."""
-    return ", ".join(sorted(name for name in headers.get("allow", "").split(", ") if name.isupper()))
+    names = {name for name in headers.get("allow", "").split(", ") if name.isupper()}
+    return ", ".join(sorted(names | {"HEAD"} if "GET" in names else names))
 
 
 def guarded(error: Exception, request_id: str) -> StreamserveError:

@@ -125,7 +125,7 @@ def document(root_path: str = "") -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "streamserve", "version": streamserve.__version__, "description": DESCRIPTION},
         "servers": [{"url": root_path or "/"}],
-        "paths": {**_generation(), **_responses(), **_tokenizer(), **_state(), **_page()},
+        "paths": _with_heads({**_generation(), **_responses(), **_tokenizer(), **_state(), **_page()}),
         "components": {
             "schemas": schemas,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
@@ -155,6 +155,17 @@ def _generation() -> dict[str, dict[str, Operation]]:
                 ),
                 ChatRequest,
                 _CHATS,
+            )
+        },
+        "/invocations": {
+            "post": _with_body(
+                _operation(
+                    "invoke",
+                    "SageMaker's path for chats, which have `messages`, and completions, which have a `prompt`.",
+                    _streamed(ChatCompletion, ChatCompletionChunk),
+                ),
+                ChatRequest,
+                {"whole": _CHATS["whole"], "streamed": _CHATS["streamed"]},
             )
         },
         "/v1/requests/{request_id}/cancel": {
@@ -216,26 +227,31 @@ def _tokenizer() -> dict[str, dict[str, Operation]]:
     detokenize = _operation("detokenize", "The text of token ids.", _json(Text))
     prompts = {"prompt": {"model": "demo", "prompt": "Hello!"}, "chat": {"model": "demo", "messages": _QUESTION}}
     return {
-        "/tokenize": {"post": _with_body(tokenize, TokenizeRequest, prompts, is_secured=False)},
-        "/detokenize": {"post": _with_body(detokenize, DetokenizeRequest, {"whole": {"tokens": [104, 105]}}, is_secured=False)},
+        "/tokenize": {"post": _with_body(tokenize, TokenizeRequest, prompts)},
+        "/detokenize": {"post": _with_body(detokenize, DetokenizeRequest, {"whole": {"tokens": [104, 105]}})},
     }
 
 
 def _state() -> dict[str, dict[str, Operation]]:
     text = {"text/plain": {"schema": {"type": "string"}}}
     return {
+        "/live": {"get": _operation("live", "200 while the process answers: for liveness probes.", text)},
         "/health": {
-            "get": _operation("health", "200 while the process is alive and its engine has not died.", text),
-            "head": _operation("healthHead", "As GET.", {}),
+            "get": _operation(
+                "health", "200 while requests are taken: 503 while loading or draining, and once the engine is gone.", text
+            )
         },
-        "/ready": {
-            "get": _operation("ready", "200 while requests are taken.", _json(Ready)),
-            "head": _operation("readyHead", "As GET.", {}),
+        "/ping": {
+            "get": _operation("ping", "As /health, under SageMaker's name.", text),
+            "post": _operation("pingByPost", "As GET.", text),
         },
+        "/ready": {"get": _operation("ready", "As /health, and 503 while the engine's loop stands still, too.", _json(Ready))},
         "/version": {"get": _operation("version", "The server's version.", _json(Version))},
-        "/load": {"get": _operation("load", "How busy the server is.", _json(Load))},
-        "/metrics": {"get": _operation("metrics", "Prometheus' text format.", text)},
-        "/openapi.json": {"get": _operation("openapi", "This document.", {"application/json": {"schema": {"type": "object"}}})},
+        "/load": {"get": _secured(_operation("load", "How busy the server is.", _json(Load)))},
+        "/metrics": {"get": _secured(_operation("metrics", "Prometheus' text format.", text))},
+        "/openapi.json": {
+            "get": _secured(_operation("openapi", "This document.", {"application/json": {"schema": {"type": "object"}}}))
+        },
     }
 
 
@@ -265,15 +281,27 @@ def _secured(operation: Operation) -> Operation:
     return {**operation, "security": [{"bearer": []}, {}], "responses": {**operation["responses"], "401": _error("401")}}
 
 
-def _with_body(operation: Operation, body: Body, examples: dict[str, Any], *, is_secured: bool = True) -> Operation:
+def _with_heads(paths: dict[str, dict[str, Operation]]) -> dict[str, dict[str, Operation]]:
+    """The paths, each that answers GET with HEAD, too."""
+    return {path: each | {"head": _head(each["get"])} if "get" in each else each for path, each in paths.items()}
+
+
+def _head(operation: Operation) -> Operation:
+    """The operation without bodies."""
+    answers = {status: {"description": answer["description"]} for status, answer in operation["responses"].items()}
+    return {**operation, "operationId": f"{operation['operationId']}Head", "summary": "As GET.", "responses": answers}
+
+
+def _with_body(operation: Operation, body: Body, examples: dict[str, Any]) -> Operation:
     content = {"schema": _ref(body), "examples": {name: {"value": value} for name, value in examples.items()}}
     responses = {**operation["responses"], **{status: _error(status) for status in _BODY_ERRORS}}
-    operation = {
-        **operation,
-        "requestBody": {"required": True, "content": {"application/json": content}},
-        "responses": responses,
-    }
-    return _secured(operation) if is_secured else operation
+    return _secured(
+        {
+            **operation,
+            "requestBody": {"required": True, "content": {"application/json": content}},
+            "responses": responses,
+        }
+    )
 
 
 def _error(status: str) -> Schema:

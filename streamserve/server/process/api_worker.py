@@ -1,7 +1,7 @@
 """One API worker: an HTTP server, a connection to the engine, and the service between them.
 
 Runs on one event loop of one process: the first worker in the process of `streamserve serve`, further ones in processes of
-their own (`worker_process`). It answers /health at once and takes requests once the engine is ready.
+their own (`worker_process`). It answers /live at once and takes requests once the engine is ready.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-PROBES = frozenset({"/health", "/ready", "/metrics"})
+PROBES = frozenset({"/health", "/live", "/metrics", "/ping", "/ready"})
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 

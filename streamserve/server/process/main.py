@@ -93,7 +93,7 @@ class Server:
         async with anyio.create_task_group() as http:
             http.start_soon(first.serve, self._listening)
             await first.wait_started()
-            self._log.step("port", f"{listen.url} answers /health")
+            self._log.step("port", f"{listen.url} answers /live")
             await self._load(first, listen, memory_fd, watching)
             await self._ending.wait()
             await self._shut_down(first)

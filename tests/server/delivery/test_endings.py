@@ -98,10 +98,9 @@ async def test_a_drained_server_lets_streams_finish_and_ends_the_rest_with_an_er
         async with request(server.port, "POST", "/v1/completions", COMPLETION) as refused:
             assert refused.status == 503
             assert "retry-after" in refused.headers
-        async with request(server.port, "GET", "/ready") as ready:
-            assert ready.status == 503
-        async with request(server.port, "GET", "/health") as health:
-            assert health.status == 200
+        for path, status in (("/ready", 503), ("/health", 503), ("/live", 200)):
+            async with request(server.port, "GET", path) as probe:
+                assert probe.status == status
         engine.say(first, "whole")
         engine.finish(first)
         finished = events(await quick.body())

@@ -1,4 +1,4 @@
-"""API keys: the exact key opens /v1, over HTTP and over WebSockets, and nothing like it does."""
+"""API keys: the exact key opens all but probes and the page, over HTTP and over WebSockets, and nothing like it does."""
 
 from __future__ import annotations
 
@@ -40,17 +40,40 @@ OVER_SOCKETS = {
         ("/v1/models", {"Authorization": "Bearer one"}, 200),
         ("/v1/models", {"Authorization": "bearer two"}, 200),
         ("//v1//models", {}, 401),
+        ("/load", {}, 401),
+        ("/openapi.json", {}, 401),
+        ("/openapi.json", {"Authorization": "Bearer one"}, 200),
         ("/health", {}, 200),
+        ("/live", {}, 200),
+        ("/ready", {}, 200),
+        ("/version", {}, 200),
         ("/metrics", {}, 200),
+        ("/", {}, 200),
+        ("/chat/chat.css", {}, 200),
     ],
 )
-async def test_keys_open_v1(path: str, headers: dict[str, str], status: int) -> None:
+async def test_keys_open_all_but_probes_and_the_page(path: str, headers: dict[str, str], status: int) -> None:
     async with live_server(ScriptedEngine(), api_keys=["one", "two"]) as server:
         async with request(server.port, "GET", path, headers=headers) as response:
             assert response.status == status
             if status == 401:
                 assert json.loads(await response.body())["error"]["code"] == "invalid_api_key"
                 assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/completions", "/invocations", "/v1/requests/a/cancel"])
+async def test_nothing_that_works_for_a_request_is_open(path: str) -> None:
+    """/tokenize and /detokenize asked for no key: 15 MB of digits took 42 s and 5.3 GB of anybody's choice."""
+    async with live_server(ScriptedEngine(), api_keys=["one"]) as server:
+        async with request(server.port, "POST", path, b"not even JSON") as response:
+            assert response.status == 401
+
+
+async def test_metrics_can_be_put_behind_the_keys_too() -> None:
+    async with live_server(ScriptedEngine(), api_keys=["one"], protects_metrics=True) as server:
+        for headers, status in (({}, 401), ({"Authorization": "Bearer one"}, 200)):
+            async with request(server.port, "GET", "/metrics", headers=headers) as response:
+                assert response.status == status
 
 
 @pytest.mark.parametrize("key", ALMOST.values(), ids=ALMOST)

@@ -141,6 +141,10 @@ REFUSED: list[tuple[str, Any, int, str, str | None]] = [
     ("/tokenize", {}, 400, "invalid_value", "prompt"),
     ("/detokenize", {"tokens": ["a"]}, 400, "invalid_value", "tokens[0]"),
     ("/detokenize", {"tokens": [999]}, 400, "invalid_value", "tokens"),
+    ("/detokenize", {"tokens": [-1]}, 400, "invalid_value", "tokens"),
+    ("/detokenize", {"tokens": [97] * 5000}, 400, "context_length_exceeded", "tokens"),
+    ("/tokenize", {"prompt": "1" * (1 << 20)}, 400, "context_length_exceeded", "prompt"),
+    ("/tokenize", {"messages": [{"role": "user", "content": "1" * (1 << 20)}]}, 400, "context_length_exceeded", "messages"),
     ("/v1/nothing", {}, 404, "not_found", None),
     ("/v1/models", {}, 405, "method_not_allowed", None),
     ("/v1/requests/none/cancel", {}, 404, "not_found", None),
@@ -313,15 +317,15 @@ async def test_two_running_requests_cannot_share_a_request_id() -> None:
     assert (status, error["param"]) == (400, "request_id")
 
 
-async def test_while_loading_health_answers_and_everything_else_is_503() -> None:
+async def test_while_loading_live_answers_and_everything_else_is_503() -> None:
     async with live_server(ScriptedEngine(), ready=False) as server:
-        async with request(server.port, "GET", "/health") as health:
-            assert health.status == 200
+        async with request(server.port, "GET", "/live") as live:
+            assert live.status == 200
         for method, path, body in [("POST", COMPLETIONS, completion()), ("POST", CHAT, chat()), ("POST", "/tokenize", {})]:
             async with request(server.port, method, path, body) as response:
                 assert response.status == 503
                 assert response.headers["x-should-retry"] == "true"
-        for path in ("/ready", "/v1/models"):
+        for path in ("/health", "/ready", "/v1/models"):
             async with request(server.port, "GET", path) as response:
                 assert response.status == 503
 

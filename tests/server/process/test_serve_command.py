@@ -103,6 +103,16 @@ def test_the_model_may_come_as_a_flag_and_the_key_from_the_environment(monkeypat
     monkeypatch.setenv("STREAMSERVE_API_KEY", "hidden")
     parsed = options("--model", "demo")
     assert (parsed.engine.model, parsed.server.model_names, parsed.server.api_keys) == ("demo", ["demo"], ["hidden"])
+    assert options("demo", "--api-key", "told").server.api_keys == ["told"]
+
+
+def test_a_key_set_for_vllm_is_asked_for_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment moved from vLLM with its environment stood open."""
+    monkeypatch.delenv("STREAMSERVE_API_KEY", raising=False)
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    assert options("demo").server.api_keys == ["theirs"]
+    monkeypatch.setenv("STREAMSERVE_API_KEY", "ours")
+    assert options("demo").server.api_keys == ["ours"]
 
 
 def test_sampling_defaults_come_from_model_flag_or_nowhere() -> None:
@@ -136,15 +146,15 @@ def test_an_unknown_model_leaves_with_one_line_and_status_1() -> None:
 @pytest.fixture(scope="module")
 def demo() -> Any:
     with serve_process(*SMALL, "--served-model-name", "demo", "smol", "--shutdown-timeout", "20") as server:
-        early = httpx.get(f"{server.base_url}/health").status_code, httpx.get(f"{server.base_url}/ready").status_code
+        early = tuple(httpx.get(f"{server.base_url}{path}").status_code for path in ("/live", "/health", "/ready"))
         server.wait_ready()
         yield server, early
 
 
-def test_the_port_answers_before_the_model_is_there(demo: tuple[ServeProcess, tuple[int, int]]) -> None:
+def test_the_port_answers_before_the_model_is_there(demo: tuple[ServeProcess, tuple[int, ...]]) -> None:
     server, early = demo
-    assert early == (200, 503)
-    assert httpx.get(f"{server.base_url}/ready").status_code == 200
+    assert early == (200, 503, 503)
+    assert [httpx.get(f"{server.base_url}{path}").status_code for path in ("/live", "/health", "/ready")] == [200, 200, 200]
 
 
 def test_a_real_model_answers(demo: tuple[ServeProcess, Any]) -> None:

@@ -21,7 +21,7 @@ from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.request_body import decode
+from streamserve.server.http.request_body import convert, parse_object
 from streamserve.server.service import Service
 
 CHAT_PREFIX = "chatcmpl-"
@@ -31,8 +31,13 @@ CHAT_PREFIX = "chatcmpl-"
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
-    chat, ignored = decode(await request.body(), ChatRequest)
-    identity = identity_of(service, chat, CHAT_PREFIX, request.headers.get("x-request-id", ""))
+    return await answer_chat(service, parse_object(await request.body()), request.headers.get("x-request-id", ""))
+
+
+async def answer_chat(service: Service, fields: dict[str, Any], request_id: str) -> ASGIApp:
+    """The answer to the fields of a body; `request_id` is the header's."""
+    chat, ignored = convert(fields, ChatRequest)
+    identity = identity_of(service, chat, CHAT_PREFIX, request_id)
     return answer(service, await prepare_chat(service, chat, ignored, identity), ChatScript, ChatResult)
 
 

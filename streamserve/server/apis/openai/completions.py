@@ -18,7 +18,7 @@ from streamserve.server.apis.openai.results import CompletionResult
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.request_body import decode
+from streamserve.server.http.request_body import convert, parse_object
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextLogprob
@@ -30,8 +30,13 @@ COMPLETION_PREFIX = "cmpl-"
 @post("/v1/completions", status_code=200)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
-    completion, ignored = decode(await request.body(), CompletionRequest)
-    identity = identity_of(service, completion, COMPLETION_PREFIX, request.headers.get("x-request-id", ""))
+    return await answer_completion(service, parse_object(await request.body()), request.headers.get("x-request-id", ""))
+
+
+async def answer_completion(service: Service, fields: dict[str, Any], request_id: str) -> ASGIApp:
+    """The answer to the fields of a body; `request_id` is the header's."""
+    completion, ignored = convert(fields, CompletionRequest)
+    identity = identity_of(service, completion, COMPLETION_PREFIX, request_id)
     prepared = await prepare_completion(service, completion, ignored, identity)
     return answer(service, prepared, CompletionScript, CompletionResult)
 

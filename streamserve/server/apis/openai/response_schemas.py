@@ -218,7 +218,7 @@ class Tokens(Struct, kw_only=True):
     count: int
     max_model_len: int
     tokens: list[int]
-    token_strs: list[str] | UnsetType = UNSET
+    token_strs: list[str] | None
 
 
 class Text(Struct, kw_only=True):

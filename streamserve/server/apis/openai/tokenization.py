@@ -10,6 +10,7 @@ from litestar.di import NamedDependency
 
 from streamserve.errors import InvalidParameter
 from streamserve.server.apis.openai.chat import conversation
+from streamserve.server.apis.openai.parameter_names import naming_parameters
 from streamserve.server.apis.openai.schemas import DetokenizeRequest, TokenizeRequest
 from streamserve.server.delivery.identity import warning
 from streamserve.server.http.request_body import decode
@@ -27,12 +28,16 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
     text = await conversation(service, body) if body.prompt is None else body.prompt
     adds_special_tokens = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
     try:
-        token_ids = await frontend.encode(text, add_special_tokens=adds_special_tokens)
+        with naming_parameters({} if body.messages is None else {"prompt": "messages"}):
+            token_ids = await frontend.encode(text, add_special_tokens=adds_special_tokens)
     except UnicodeEncodeError:
         raise InvalidParameter("prompt", "is not valid Unicode: it holds half of a surrogate pair") from None
-    answer: dict[str, Any] = {"count": len(token_ids), "max_model_len": frontend.info.max_model_len, "tokens": token_ids}
-    if body.return_token_strs:
-        answer["token_strs"] = [frontend.tokenizer.token_text(token_id) for token_id in token_ids]
+    answer = {
+        "count": len(token_ids),
+        "max_model_len": frontend.info.max_model_len,
+        "tokens": token_ids,
+        "token_strs": await frontend.entries(token_ids) if body.return_token_strs else None,
+    }
     return Response(answer, status_code=200, headers=_headers(ignored))
 
 
@@ -43,10 +48,11 @@ async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[S
     body, ignored = decode(await request.body(), DetokenizeRequest)
     service.resolve_model(body.model)
     size = frontend.info.vocab_size
-    for token_id in body.tokens:
-        if not 0 <= token_id < size:
-            raise InvalidParameter("tokens", f"must be ids from 0 to {size - 1}, got {token_id}")
-    text = frontend.tokenizer.decode(body.tokens, skip_special_tokens=False)
+    lowest, highest = min(body.tokens, default=0), max(body.tokens, default=0)
+    if lowest < 0 or highest >= size:
+        raise InvalidParameter("tokens", f"must be ids from 0 to {size - 1}, got {lowest if lowest < 0 else highest}")
+    with naming_parameters({"prompt": "tokens"}):
+        text = await frontend.decode(body.tokens)
     return Response({"prompt": text}, status_code=200, headers=_headers(ignored))
 
 
