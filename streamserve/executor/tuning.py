@@ -68,8 +68,14 @@ def keep_freed_memory() -> None:
 def _bound_spinning(config: EngineConfig, checkpoint: Checkpoint) -> None:
     if "torch" in sys.modules or "OMP_WAIT_POLICY" in os.environ:
         return
-    # Here and not at the top: executors load models in their ranks only. This module of theirs imports no torch.
+    os.environ.setdefault("GOMP_SPINCOUNT", COMPILED_SPIN_COUNT if _runs_compiled_layers(config, checkpoint) else SPIN_COUNT)
+
+
+def _runs_compiled_layers(config: EngineConfig, checkpoint: Checkpoint) -> bool:
+    library = compiled_layers()
+    if config.enforce_eager or not library.is_dir():
+        return False
+    # Here and not at the top: a start waits for it, and most machines have no compiled layers.
     from streamserve.models.aot.marks import has_compiled_layers
 
-    compiled = has_compiled_layers(config, checkpoint, compiled_layers())
-    os.environ.setdefault("GOMP_SPINCOUNT", COMPILED_SPIN_COUNT if compiled else SPIN_COUNT)
+    return has_compiled_layers(config, checkpoint, library)
