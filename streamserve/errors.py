@@ -14,6 +14,7 @@
     │   └── EngineDead                    503 engine_dead
     ├── StreamFailed                      500 stream_failed              a stream that had started ended badly
     │   ├── SlowConsumer                  ... slow_consumer
+    │   ├── NoTokenPossible               ... no_token_possible          logits that are no numbers, or all tokens excluded
     │   └── RequestAborted                499 aborted                    cancelled before it had begun; not to be retried
     └── ConfigError                       ---                            the server can't start like this: one line, what to do
         └── ModelNotSupported
@@ -155,6 +156,12 @@ class SlowConsumer(StreamFailed):
     """The reader took nothing for the stall timeout."""
 
     code = "slow_consumer"
+
+
+class NoTokenPossible(StreamFailed):
+    """No token can follow: the model's logits are not finite, or the request excludes every token."""
+
+    code = "no_token_possible"
 
 
 class RequestAborted(StreamFailed):

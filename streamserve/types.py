@@ -182,6 +182,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 
+    @property
+    def banned_token_ids(self) -> list[int]:
+        """The bad words of one token, which are excluded everywhere."""
+        return [word[0] for word in self.bad_words_token_ids if len(word) == 1]
+
 
 class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence as the engine admits it: tokens only, every default resolved.

@@ -39,6 +39,7 @@ from streamserve_kernels.dispatch import (
 )
 from streamserve_kernels.row_tables import BEHIND_TOKENS, RowLayout, RowTables, make_row_tables
 from streamserve_kernels.sampling_tensors import (
+    NO_TOKEN,
     BadWords,
     LogitEdits,
     LogprobRequest,
@@ -55,6 +56,7 @@ __all__ = [
     "INT4_FEW_ROWS",
     "INT4_GROUP",
     "INT4_ROW_MULTIPLE",
+    "NO_TOKEN",
     "Activation",
     "BadWords",
     "GatheredInputs",

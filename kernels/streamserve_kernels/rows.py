@@ -77,7 +77,7 @@ def _scatter_kernel(
     inside = lines < num_lines
     row = tl.load(rows_ptr + lines, mask=inside, other=0).to(tl.int64)
     position = tl.load(positions_ptr + lines, mask=inside, other=0)
-    token = tl.load(sampled_ptr + lines, mask=inside, other=0).to(tl.int32)
+    token = tl.maximum(tl.load(sampled_ptr + lines, mask=inside, other=0).to(tl.int32), 0)
     tl.store(ids_ptr + row * row_stride + position, token, mask=inside)
     tl.store(lengths_ptr + row * row_stride, position + 1, mask=inside & (row != padding_row))
 
@@ -97,7 +97,7 @@ def _accept_kernel(
     draft = tl.load(ids_ptr + words + length + lanes, mask=lanes < count - 1, other=0)
     agrees = (draft == sampled) & (lanes < count - 1)
     accepted = 1 + tl.min(tl.where(agrees, LANES, lanes), axis=0)
-    tl.store(ids_ptr + words + length + lanes, sampled, mask=lanes < accepted)
+    tl.store(ids_ptr + words + length + lanes, tl.maximum(sampled, 0), mask=lanes < accepted)
     tl.store(lengths_ptr + words, length + accepted)
     tl.store(accepted_ptr + sequence, accepted)
 

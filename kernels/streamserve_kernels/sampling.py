@@ -29,7 +29,7 @@ def _scores_kernel(
     logits_ptr, rows_ptr, positions_ptr, temperature_ptr, seed_low_ptr, seed_high_ptr, best_ptr, best_ids_ptr,
     vocab, num_chunks, row_stride, CHUNK: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Find the best score of one chunk of one line, and the first token that has it."""
+    """Find the best score of one chunk of one line, and the first token that has it; +inf where a logit is NaN or +inf."""
     if PDL:
         cuda.gdc_launch_dependents()
     line = tl.program_id(0).to(tl.int64)
@@ -46,7 +46,8 @@ def _scores_kernel(
         # The quotients of reference/noise.py as logarithms: scores of chunks compare without a softmax over the line.
         noise = exponential(a, b, tokens, FAST)
         score = z * (1.4426950408889634 / temperature) - (libdevice.fast_log2f(noise) if FAST else tl.log2(noise))
-    best = tl.max(score, axis=0)
+    # A maximum passes NaN over.
+    best = tl.max(tl.where(score != score, float("inf"), score), axis=0)
     first = tl.min(tl.where(score == best, tokens, vocab - 1), axis=0)
     tl.store(best_ptr + line * num_chunks + chunk, best)
     tl.store(best_ids_ptr + line * num_chunks + chunk, first)
@@ -54,7 +55,7 @@ def _scores_kernel(
 
 @kernel()
 def _best_kernel(best_ptr, best_ids_ptr, out_ptr, num_chunks, vocab, CHUNKS: tl.constexpr, PDL: tl.constexpr):
-    """Write the token of the best chunk of one line."""
+    """Write the token of the best chunk of one line, or NO_TOKEN."""
     if PDL:
         cuda.gdc_launch_dependents()
         cuda.gdc_wait()
@@ -62,7 +63,9 @@ def _best_kernel(best_ptr, best_ids_ptr, out_ptr, num_chunks, vocab, CHUNKS: tl.
     chunk = tl.arange(0, CHUNKS)
     scores = tl.load(best_ptr + line * num_chunks + chunk, mask=chunk < num_chunks, other=float("-inf"))
     ids = tl.load(best_ids_ptr + line * num_chunks + chunk, mask=chunk < num_chunks, other=vocab - 1)
-    token = tl.min(tl.where(scores == tl.max(scores, axis=0), ids, vocab - 1), axis=0)
+    best = tl.max(scores, axis=0)
+    token = tl.min(tl.where(scores == best, ids, vocab - 1), axis=0)
+    token = tl.where((best > float("-inf")) & (best < float("inf")), token, -1)
     tl.store(out_ptr + line, token.to(tl.int64))
 
 

@@ -46,7 +46,10 @@ def _maxima_kernel(
     logits_ptr, lines_ptr, rows_ptr, temperature_ptr, maxima_ptr, tops_ptr, masses_ptr,
     vocab, num_chunks, num_groups, row_stride, CHUNK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Find the maxima of the groups of one chunk of scaled logits, that of the chunk, and its sum of exp(z - top)."""
+    """Find the maxima of the groups of one chunk of scaled logits, that of the chunk, and its sum of exp(z - top).
+
+    NaN counts as +inf, for a maximum passes it over.
+    """
     index = tl.program_id(0)
     chunk = tl.program_id(1)
     groups: tl.constexpr = CHUNK // GROUP
@@ -55,6 +58,7 @@ def _maxima_kernel(
     group = chunk * groups + tl.arange(0, groups)
     tokens = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     z = tl.load(logits_ptr + line * vocab + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32) / temperature
+    z = tl.where(z != z, float("inf"), z)
     maxima = tl.max(z, axis=1)
     top = tl.max(maxima, axis=0)
     shift = tl.where(top == float("-inf"), 0.0, top)
@@ -196,6 +200,7 @@ def _restricted_kernel(
         token = tl.min(tl.where(score == tl.max(score, axis=0), tokens, vocab - 1), axis=0)
     else:
         token = _search_line(line_ptr, vocab, temperature, top, min_p_floor, top_k, top_p, a, b, CHUNK, FAST)
+    token = tl.where((top > float("-inf")) & (top < float("inf")), token, -1)  # NO_TOKEN
     tl.store(out_ptr + line, token.to(tl.int64))
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from streamserve_kernels.row_tables import RowTables
 
+NO_TOKEN = -1
+"""In place of the id of a line that nothing could be sampled from: its logits were not numbers, or every token was banned."""
+
 
 @dataclass(frozen=True, slots=True)
 class LogitEdits:
@@ -123,7 +126,11 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """token_ids [lines] int64; logprobs of the lines of the `LogprobRequest`, in its order."""
+    """What `sample` returns.
+
+    token_ids  [lines]  int64, `NO_TOKEN` where none could be sampled
+    logprobs   of the lines of the `LogprobRequest`, in its order
+    """
 
     token_ids: Tensor
     logprobs: Logprobs | None = None

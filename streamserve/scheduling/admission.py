@@ -40,6 +40,35 @@ def replay(constraint: Constraint, token_ids: list[int]) -> None:
         raise InvalidParameter("generated_token_ids", "complete structured_outputs already: nothing is left to generate")
 
 
+def require_choice(constraint: Constraint, spec: SequenceSpec) -> None:
+    """Raise `InvalidParameter` when the sequence's other parameters exclude every token that its constraint allows next."""
+    sampling = spec.sampling
+    excluding = {
+        "allowed_token_ids": sampling.allowed_token_ids is not None,
+        "bad_words": bool(sampling.banned_token_ids),
+        "min_tokens": len(spec.generated_token_ids) < sampling.min_tokens,
+    }
+    if not any(excluding.values()):
+        return
+    possible = int.from_bytes(constraint.bitmask(), "little")
+    if sampling.allowed_token_ids is not None:
+        possible &= _bits(sampling.allowed_token_ids)
+    possible &= ~_bits(sampling.banned_token_ids)
+    if excluding["min_tokens"]:
+        possible &= ~_bits(sampling.stop_token_ids)
+    if not possible:
+        others = " and ".join(name for name, excludes in excluding.items() if excludes)
+        raise InvalidParameter("structured_outputs", f"allow only tokens that {others} exclude")
+
+
+def _bits(token_ids: list[int]) -> int:
+    """The integer with these bits set."""
+    mask = bytearray(max(token_ids, default=0) // 8 + 1)
+    for token_id in token_ids:
+        mask[token_id // 8] |= 1 << token_id % 8
+    return int.from_bytes(mask, "little")
+
+
 def _check_tokens(spec: SequenceSpec, vocab_size: int) -> None:
     if not spec.prompt_token_ids:
         raise InvalidParameter("prompt", "must have at least one token")
@@ -61,4 +90,4 @@ def _check_tokens(spec: SequenceSpec, vocab_size: int) -> None:
             raise InvalidParameter(name, f"token ids must be between 0 and {vocab_size - 1}")
 
 
-__all__ = ["check_spec", "replay"]
+__all__ = ["check_spec", "replay", "require_choice"]

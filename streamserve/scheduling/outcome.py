@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from streamserve.errors import StructureTooComplex
+from streamserve.errors import NoTokenPossible, StructureTooComplex
+from streamserve.scheduling.plan import NO_TOKEN
 from streamserve.scheduling.sequence import Sequence
 from streamserve.types import ErrorInfo, FinishReason, TokenDelta, TokenLogprobs
+
+_NO_TOKEN = ErrorInfo(
+    NoTokenPossible.code,
+    "no token could be sampled: the model's logits were not finite, or the request's bad_words, allowed_token_ids, min_tokens "
+    "and structured outputs together leave none",
+)
 
 
 class Ending(NamedTuple):
@@ -35,8 +42,10 @@ def append_tokens(sequence: Sequence, token_ids: list[int]) -> tuple[list[int], 
 
 def _ending_of(sequence: Sequence, token_id: int) -> Ending | None:
     """How `token_id`, just appended, ends the sequence."""
+    if token_id == NO_TOKEN:
+        return Ending("error", error=_NO_TOKEN)
     length = len(sequence.token_ids)
-    if token_id in sequence.stop_token_ids and length >= sequence.min_length:
+    if token_id in sequence.ending_ids and length >= sequence.min_length:
         return Ending("stop", token_id)
     if sequence.constraint is not None:
         try:

@@ -11,6 +11,9 @@ import msgspec
 
 from streamserve.types import Sampling, TokenLogprobs
 
+NO_TOKEN = -1
+"""In place of a token that could not be sampled: the row's logits were not finite, or every token was excluded."""
+
 
 class RowStart(msgspec.Struct, frozen=True, array_like=True):
     """A sequence takes a row: everything the device must know about it.
@@ -91,7 +94,8 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     """What a step produced.
 
     token_ids        for each entry of `plan.sampled`, in that order, the tokens its row got: 1 to `num_sampled`, the drafts
-                     that were accepted and the token sampled behind them
+                     that were accepted and the token sampled behind them; the last one may be `NO_TOKEN`, and then the row's
+                     later steps compute garbage
     logprobs         parallel to token_ids, None where the row asked for none; None when no row asked
     prompt_logprobs  for rows that asked and computed prompt positions in this step: row -> one entry per computed position
                      p (start <= p < start + count, p + 1 < num_prompt_tokens) about the prompt token at p + 1

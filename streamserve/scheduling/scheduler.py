@@ -14,7 +14,7 @@ from __future__ import annotations
 from itertools import repeat
 
 from streamserve.errors import InvalidParameter, QueueFull, UnsupportedParameter
-from streamserve.scheduling.admission import check_spec, replay
+from streamserve.scheduling.admission import check_spec, replay, require_choice
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.deadlines import Deadlines
@@ -61,6 +61,7 @@ class Scheduler:
             raise QueueFull(f"{num_waiting} sequences wait already: try again later")
         if constraint is not None:
             replay(constraint, spec.generated_token_ids)
+            require_choice(constraint, spec)
         order = order_of(self.limits.policy, spec.priority, self._arrivals)
         deadline = None if spec.max_time_s is None else now + spec.max_time_s
         sequence = Sequence(spec, order, deadline, constraint, now)
@@ -292,7 +293,7 @@ class Scheduler:
         num_further = 0
         all_logprobs = result.logprobs or repeat(None, len(step.sampled))
         for sequence, token_ids, logprobs in zip(step.sampled, result.token_ids, all_logprobs, strict=True):
-            if sequence.only_reports_ids and len(token_ids) == 1 and token_ids[0] not in sequence.stop_token_ids:
+            if sequence.only_reports_ids and len(token_ids) == 1 and token_ids[0] not in sequence.ending_ids:
                 known = sequence.token_ids
                 length = len(known) + 1
                 if length < sequence.limit:

@@ -10,6 +10,7 @@ import msgspec
 
 from streamserve.scheduling.blocks import BlockTable
 from streamserve.scheduling.constraint import Constraint
+from streamserve.scheduling.plan import NO_TOKEN
 from streamserve.scheduling.prefix_cache import PrefixBlock
 from streamserve.types import FinishReason, Sampling, SequenceSpec, TokenLogprobs
 
@@ -25,6 +26,7 @@ class Sequence:
     deadline       time at which it ends with reason "time", or None
     arrived_at     when it began to wait
     queue_s        seconds it waited for its first row; None while it does
+    ending_ids     its stop tokens and `NO_TOKEN`: what may end it besides its length and its constraint
     limit          token count (prompt included) at which it ends with reason "length"
     token_ids      prompt and generated tokens known to the host, that is committed ones
     num_known      the same, plus the tokens in flight, which exist on the device only; with drafts in flight, the most it can
@@ -47,6 +49,7 @@ class Sequence:
         "constraint",
         "deadline",
         "drafts",
+        "ending_ids",
         "finish_reason",
         "has_reported",
         "is_paused",
@@ -69,7 +72,6 @@ class Sequence:
         "row",
         "sequence_id",
         "spec",
-        "stop_token_ids",
         "tables",
         "token_ids",
     )
@@ -93,7 +95,7 @@ class Sequence:
         self.num_prompt_tokens = len(spec.prompt_token_ids)
         self.limit = self.num_prompt_tokens + spec.max_tokens
         self.min_length = self.num_prompt_tokens + spec.sampling.min_tokens
-        self.stop_token_ids = frozenset(spec.sampling.stop_token_ids)
+        self.ending_ids = frozenset((*spec.sampling.stop_token_ids, NO_TOKEN))
         self.num_known = len(self.token_ids)
         self.num_computed = 0
         self.num_drafted = 0

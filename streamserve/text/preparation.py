@@ -117,6 +117,7 @@ class Preparation:
             logprobs=params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
         )
+        _require_choice(sampling)
         common = SequenceSpec(
             sequence_id=request_id,
             prompt_token_ids=token_ids,
@@ -226,6 +227,17 @@ class Preparation:
         for token_id in token_ids:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
                 raise InvalidParameter(name, f"token ids must be integers from 0 to {self.vocab_size - 1}, got {token_id!r}")
+
+
+def _require_choice(sampling: Sampling) -> None:
+    """Raise `InvalidParameter` when `allowed_token_ids` names only tokens that other parameters exclude."""
+    left = set(sampling.allowed_token_ids or ())
+    for name, excluded in (
+        ("bad_words", sampling.banned_token_ids),
+        ("min_tokens", sampling.stop_token_ids if sampling.min_tokens else []),
+    ):
+        if left and not (left := left.difference(excluded)):
+            raise InvalidParameter("allowed_token_ids", f"names only tokens that {name} excludes")
 
 
 def _outputs(common: SequenceSpec, num_outputs: int) -> list[SequenceSpec]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamserve_kernels import LogprobRequest, SamplingTensors, sample, token_logprobs
+from streamserve_kernels import NO_TOKEN, LogprobRequest, SamplingTensors, sample, token_logprobs
 from streamserve_kernels.reference.noise import exponential_noise, line_keys, noise_bits
 from streamserve_kernels.reference.sampling import argmax, largest
 from tests.support.sampling import gumbel, int32, kept_tokens, log_softmax, make_tables
@@ -65,6 +65,23 @@ def test_greedy_takes_the_first_of_the_largest_logits(dtype: torch.dtype) -> Non
     got = sample(logits, SamplingTensors(tables, all_lines(5), all_lines(5)))
     assert got.token_ids.tolist() == [int(line.float().numpy().argmax()) for line in logits]
     assert got.token_ids[1] == 300
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.9)], ids=str
+)
+def test_a_line_that_nothing_can_be_sampled_from_gets_no_token(
+    fault: float, temperature: float, top_k: int, top_p: float
+) -> None:
+    logits = random_logits(3)
+    logits[1] = fault
+    tables = make_tables(3, temperature=[temperature] * 3, top_k=[top_k] * 3, top_p=[top_p] * 3)
+    kind = {} if not temperature else {"restricted" if top_k or top_p < 1.0 else "random": all_lines(3)}
+    p = SamplingTensors(tables, all_lines(3), int32(5, 5, 5), logprobs=LogprobRequest(all_lines(3), 2), **kind)
+    token_ids = sample(logits, p).token_ids.tolist()
+    assert token_ids[1] == NO_TOKEN
+    assert min(token_ids[0], token_ids[2]) >= 0
 
 
 @pytest.mark.parametrize("width", [1, 7, 48, 1000, 1024, 32064])

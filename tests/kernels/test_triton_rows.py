@@ -8,6 +8,7 @@ from torch import Tensor
 
 from streamserve_kernels.reference import rows as reference
 from streamserve_kernels.row_tables import BEHIND_TOKENS, PADDING_TOKENS, RowTables, make_row_tables
+from streamserve_kernels.sampling_tensors import NO_TOKEN
 from tests.support.kernel_cases import DEVICE, triton_area
 
 rows = triton_area("rows")
@@ -58,18 +59,20 @@ def test_gathered_inputs_equal_the_reference(tables: RowTables, counts: list[int
 
 def test_sampled_ids_land_where_the_next_step_looks(tables: RowTables) -> None:
     before = tables.state.clone()
-    arguments = ints(1, 3, tables.padding_row), ints(7, 50, 1), torch.tensor([99, 98, 97], device=DEVICE)
+    arguments = ints(1, 3, tables.padding_row), ints(7, 50, 1), torch.tensor([99, NO_TOKEN, 97], device=DEVICE)
     rows.scatter_sampled(tables, *arguments)
     after = tables.state.clone()
     tables.state.copy_(before)
     reference.scatter_sampled(tables, *arguments)
     assert torch.equal(after, tables.state)
+    assert tables.token_ids[3, 50] == 0, "the next step reads an embedding"
 
 
 @pytest.mark.parametrize("num_agreeing", [0, 1, 2, 3])
 def test_accepted_drafts_equal_the_reference(tables: RowTables, num_agreeing: int) -> None:
     chosen, line_start = ints(4, 0, 3), ints(0, 4, 5, 7)
     sampled = torch.randint(100, 200, (7,), device=DEVICE)
+    sampled[num_agreeing] = NO_TOKEN
     length = int(tables.num_tokens[4])
     tables.token_ids[4, length : length + num_agreeing] = sampled[:num_agreeing].int()
     before = tables.state.clone()
@@ -79,3 +82,4 @@ def test_accepted_drafts_equal_the_reference(tables: RowTables, num_agreeing: in
     expected = reference.accept_drafts(tables, chosen, line_start, sampled, most=4)
     assert accepted.tolist() == expected.tolist() == [num_agreeing + 1, 1, 1]
     assert torch.equal(after, tables.state)
+    assert tables.token_ids[4, length + num_agreeing] == 0

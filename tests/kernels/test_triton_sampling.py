@@ -8,7 +8,15 @@ from torch import Tensor
 
 from streamserve_kernels.reference import sampling as reference
 from streamserve_kernels.row_tables import RowTables, make_row_tables
-from streamserve_kernels.sampling_tensors import BadWords, LogitEdits, LogprobRequest, Penalties, SamplingTensors, TokenMasks
+from streamserve_kernels.sampling_tensors import (
+    NO_TOKEN,
+    BadWords,
+    LogitEdits,
+    LogprobRequest,
+    Penalties,
+    SamplingTensors,
+    TokenMasks,
+)
 from tests.support.kernel_cases import DEVICE, DTYPES, triton_area
 
 sampling = triton_area("sampling")
@@ -86,6 +94,24 @@ def test_edited_lines_take_the_references_tokens(tables: RowTables) -> None:
     assert actual.logprobs is not None
     assert expected.logprobs is not None
     assert torch.equal(actual.logprobs.top_ids, expected.logprobs.top_ids)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # inf - inf, in the interpreter's numpy
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_lines_that_nothing_can_be_sampled_from_get_no_token_and_others_theirs(
+    tables: RowTables, fault: float, everywhere: bool
+) -> None:
+    """A row whose logits were all NaN, or all banned, got token 0 and a 200."""
+    values, p = logits(torch.float32), parameters(tables)
+    sound = reference.sample(values, p).token_ids
+    for line in (0, 1, 4):
+        values[line, slice(None) if everywhere else VOCAB // 2] = fault
+    actual = sampling.sample(values, p).token_ids
+    assert torch.equal(actual, reference.sample(values, p).token_ids)
+    failed = [0, 1, 4] if everywhere or fault != -torch.inf else []
+    assert (actual == NO_TOKEN).nonzero().flatten().tolist() == failed
+    assert torch.equal(actual[[2, 3, 5, 6]], sound[[2, 3, 5, 6]])
 
 
 def test_a_bad_word_is_banned_only_after_its_prefix(tables: RowTables) -> None:

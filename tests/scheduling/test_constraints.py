@@ -50,6 +50,23 @@ def test_a_constrained_sequence_is_not_planned_while_a_token_is_in_flight_and_ot
     assert play.scheduler.stats().wasted_tokens == 0
 
 
+@pytest.mark.parametrize(
+    ("others", "params"),
+    [
+        ("allowed_token_ids", {"allowed_token_ids": [1, 4]}),
+        ("bad_words", {"bad_words_token_ids": [[3], [5]]}),
+        ("allowed_token_ids and bad_words", {"allowed_token_ids": [1, 3], "bad_words_token_ids": [[3]]}),
+        ("min_tokens", {"min_tokens": 2, "stop_token_ids": [3, 5]}),
+    ],
+)
+def test_a_constraint_that_other_parameters_leave_no_first_token_is_refused(others: str, params: dict[str, Any]) -> None:
+    """Such a request was answered with token 0, again and again."""
+    play = Play()
+    with pytest.raises(InvalidParameter, match=f"structured_outputs: allow only tokens that {others} exclude"):
+        play.add(constrained("a", **params), constraint=OneOf({3, 5}, {4}))
+    play.add(constrained("a", min_tokens=2, stop_token_ids=[3], bad_words_token_ids=[[5, 4]]), constraint=OneOf({3, 5}, {4}))
+
+
 def test_the_bitmask_goes_with_the_step_that_samples() -> None:
     play = Play(max_num_batched_tokens=8)
     play.add(constrained("a", 13), constraint=OneOf({3}, {4}))

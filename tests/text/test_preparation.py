@@ -134,6 +134,20 @@ def test_a_text_that_makes_a_token_without_an_embedding_is_refused_by_the_tokens
     assert kept.specs[0].sampling.bad_words_token_ids == [list(b"x"), list(b" x")]
 
 
+@pytest.mark.parametrize(
+    ("excluding", "params"),
+    [
+        ("bad_words", {"bad_words": ["a", "b"], "allowed_token_ids": list(b"ab")}),
+        ("min_tokens", {"min_tokens": 1, "allowed_token_ids": [EOS]}),
+        ("min_tokens", {"min_tokens": 1, "bad_words": ["a"], "allowed_token_ids": [EOS, *b"a"]}),
+    ],
+)
+def test_allowed_tokens_that_are_all_excluded_are_refused(excluding: str, params: dict[str, Any]) -> None:
+    """They were answered with token 0, which nobody had allowed."""
+    with pytest.raises(InvalidParameter, match=f"allowed_token_ids: names only tokens that {excluding} excludes"):
+        prepare(**params)
+
+
 @pytest.mark.parametrize("name", ["allowed_token_ids", "stop_token_ids"])
 def test_a_list_of_more_ids_than_there_are_is_refused_and_one_that_repeats_them_shortened(name: str) -> None:
     with pytest.raises(InvalidParameter, match=f"{name}: names {VOCAB_SIZE + 1} tokens; this model has {VOCAB_SIZE}"):

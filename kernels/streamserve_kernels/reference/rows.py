@@ -75,9 +75,9 @@ def scatter_sampled(tables: RowTables, rows: Tensor, positions: Tensor, token_id
 
     rows       [lines]  int32, distinct but for the padding row
     positions  [lines]  int32, the place of each id in its row: the number of tokens the row has
-    token_ids  [lines]  int64
+    token_ids  [lines]  int64; for `NO_TOKEN` token 0 is written, since the row's next step reads an embedding
     """
-    tables.token_ids[rows, positions] = token_ids.int()
+    tables.token_ids[rows, positions] = token_ids.clamp(min=0).int()
     tables.num_tokens[rows] = positions + 1
     tables.num_tokens[tables.padding_row] = PADDING_TOKENS
 
@@ -91,7 +91,7 @@ def accept_drafts(tables: RowTables, rows: Tensor, line_start: Tensor, token_ids
 
     rows        [sequences]      int32, distinct
     line_start  [sequences + 1]  int32, prefix sums of the ids sampled for each row, at least one
-    token_ids   [lines]          int64
+    token_ids   [lines]          int64; `NO_TOKEN` agrees with no draft and is written as token 0
     most        the largest number of ids of a row
     returns     [sequences]      int32, how many of its ids each row took: it has so many tokens more
     """
@@ -102,6 +102,6 @@ def accept_drafts(tables: RowTables, rows: Tensor, line_start: Tensor, token_ids
     agrees = (tables.token_ids[rows.unsqueeze(1), places] == sampled) & (lane < counts - 1)
     accepted = 1 + agrees.int().cumprod(1).sum(1)
     taken = lane < accepted.unsqueeze(1)
-    tables.token_ids[rows.unsqueeze(1).expand_as(places)[taken], places[taken]] = sampled[taken]
+    tables.token_ids[rows.unsqueeze(1).expand_as(places)[taken], places[taken]] = sampled[taken].clamp(min=0)
     tables.num_tokens[rows] += accepted.int()
     return accepted.int()

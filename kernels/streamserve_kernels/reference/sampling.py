@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamserve_kernels.reference.logit_edits import edit_logits
 from streamserve_kernels.reference.noise import exponential_noise, line_keys
-from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
+from streamserve_kernels.sampling_tensors import NO_TOKEN, Logprobs, SampledTokens, SamplingTensors
 
 _FIRST_CANDIDATES = 64
 _TIE_MARGIN = 8
@@ -28,6 +28,8 @@ def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
     by it; min_p drops tokens less likely than min_p times the likeliest (Nguyen et al., 2024), top_k those below the k-th
     largest logit (ties stay), top_p those outside the smallest set of what remains whose probability reaches p (Holtzman et
     al., 2019; ties stay); then the largest of logit + Gumbel noise is taken.
+
+    A line with NaN or +inf among its edited logits, or with nothing but -inf, gets `NO_TOKEN`.
     """
     token_ids = _choose(edit_logits(logits, parameters), parameters)
     if parameters.logprobs is None:
@@ -37,9 +39,12 @@ def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
-    """Log-probabilities of one token per line, and the `num_top` likeliest: logits [lines, vocab], token_ids [lines] int64."""
+    """Log-probabilities of one token per line, and the `num_top` likeliest: logits [lines, vocab], token_ids [lines] int64.
+
+    Those of `NO_TOKEN` are of token 0.
+    """
     logprobs = logits.float().log_softmax(-1)
-    chosen = logprobs.gather(1, token_ids.unsqueeze(1))
+    chosen = logprobs.gather(1, token_ids.clamp(min=0).unsqueeze(1))
     ranks = (logprobs > chosen).sum(1, dtype=torch.int32) + 1
     top_logprobs, top_ids = largest(logprobs, min(num_top, logits.shape[1]))
     return Logprobs(chosen.squeeze(1), ranks, top_ids.int(), top_logprobs)
@@ -47,10 +52,10 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
 
 def _choose(logits: Tensor, p: SamplingTensors) -> Tensor:
     if p.num_greedy == len(logits):
-        return argmax(logits)
+        return _best(logits)
     if p.random is not None and len(p.random) == len(logits):
         return _choose_random(logits, p, p.random)
-    token_ids = argmax(logits) if p.num_greedy else torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    token_ids = _best(logits) if p.num_greedy else torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     if p.random is not None:
         token_ids[p.random] = _choose_random(logits[p.random], p, p.random)
     if p.restricted is not None:
@@ -68,7 +73,7 @@ def _choose_random(logits: Tensor, p: SamplingTensors, lines: Tensor) -> Tensor:
         here = slice(line, line + 1)
         scores = torch.div(logits[here], temperatures[here]).softmax(-1)
         scores /= exponential_noise((first_keys[here], second_keys[here]), every_token)
-        chosen[here] = argmax(scores)
+        chosen[here] = _best(scores)
     return chosen
 
 
@@ -84,7 +89,8 @@ def _choose_among(logprobs: Tensor, p: SamplingTensors, lines: Tensor, width: in
     threshold, complete = _threshold(values, p.tables.top_k[rows], p.tables.top_p[rows], p.tables.min_p[rows])
     scores = values.exp() / exponential_noise(_keys(p, lines), token_ids.int())
     scores.masked_fill_(values < threshold.unsqueeze(1), -1.0)
-    chosen = token_ids.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+    index = scores.argmax(1, keepdim=True)
+    chosen = token_ids.gather(1, index).masked_fill_(~scores.gather(1, index).isfinite(), NO_TOKEN).squeeze(1)
     if width < logprobs.shape[1] and not bool(complete.all()):
         rest = (~complete).nonzero().squeeze(1)
         chosen[rest] = _choose_among(logprobs[rest], p, lines[rest], 8 * width)
@@ -116,6 +122,12 @@ def _threshold(values: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> t
 def _keys(p: SamplingTensors, lines: Tensor) -> tuple[Tensor, Tensor]:
     rows = p.rows[lines]
     return line_keys(p.tables.seed_low[rows], p.tables.seed_high[rows], p.positions[lines])
+
+
+def _best(scores: Tensor) -> Tensor:
+    """The token with the best score of each line; NaN counts as the best, and then, or where none is finite, `NO_TOKEN`."""
+    token_ids = argmax(scores)
+    return token_ids.masked_fill_(~scores.gather(1, token_ids.unsqueeze(1)).squeeze(1).isfinite(), NO_TOKEN)
 
 
 def argmax(values: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def _choice(sampling: Sampling, top_k: int) -> Choice:
 def _biases(sampling: Sampling, vocab_size: int) -> tuple[list[int], list[float]]:
     ids = _known(sampling.logit_bias, vocab_size)
     values = [sampling.logit_bias[token_id] for token_id in ids]
-    banned = _known((word[0] for word in sampling.bad_words_token_ids if len(word) == 1), vocab_size)
+    banned = _known(sampling.banned_token_ids, vocab_size)
     return ids + banned, values + [-np.inf] * len(banned)
 
 

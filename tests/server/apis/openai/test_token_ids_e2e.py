@@ -62,3 +62,13 @@ async def test_lists_of_tokens_that_the_model_never_samples_cost_nobody_anything
     assert answered.json()["usage"]["completion_tokens"] == 3
     structured = await post(server, "completions", {**body, "structured_outputs": {"choice": ["x"]}})
     assert structured.status_code == 400, "without an end of sequence there are no structured outputs"
+
+
+async def test_a_request_that_excludes_every_token_gets_an_error_and_no_other_token(server: TinyServer) -> None:
+    """It was a 200 full of token 0: where the choice runs out later, the answer says so then."""
+    body = {"prompt": "a", "allowed_token_ids": list(b"a"), "max_tokens": 5}
+    refused = await post(server, "completions", {**body, "bad_words": ["a"]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "allowed_token_ids")
+    assert "bad_words" in refused.json()["error"]["message"]
+    failed = await post(server, "completions", {**body, "bad_words": ["aaa"]})
+    assert (failed.status_code, failed.json()["error"]["code"]) == (500, "no_token_possible")
