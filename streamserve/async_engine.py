@@ -40,6 +40,7 @@ class AsyncEngine:
 
     settings       fields of `EngineConfig`
     chat_template  Jinja source to use instead of the model's own
+    allow_special_tokens_in_messages  as of `Frontend`
     max_logprobs   the largest `logprobs` of a request
     next_seed      makes the seeds of requests without one; random by default
     executor       runs the steps instead of this machine's device
@@ -57,6 +58,7 @@ class AsyncEngine:
         *,
         config: EngineConfig | None = None,
         chat_template: str | None = None,
+        allow_special_tokens_in_messages: bool = False,
         max_logprobs: int = 20,
         next_seed: Callable[[], int] | None = None,
         executor: Executor | None = None,
@@ -66,7 +68,12 @@ class AsyncEngine:
         self.config = config_of(model, config, settings)
         self._executor = executor
         self._tune_process = tune_process
-        self._options: dict[str, Any] = {"chat_template": chat_template, "max_logprobs": max_logprobs, "next_seed": next_seed}
+        self._options: dict[str, Any] = {
+            "chat_template": chat_template,
+            "allow_special_tokens_in_messages": allow_special_tokens_in_messages,
+            "max_logprobs": max_logprobs,
+            "next_seed": next_seed,
+        }
         self._engine: InlineEngine | None = None
         self._frontend: Frontend | None = None
         self._defaults: dict[str, Any] = {}

@@ -39,6 +39,8 @@ class Frontend:
     eos_token_ids  tokens that end a text, by the model's configurations; the tokenizer's own `eos_token` ends one too
     chat_template  Jinja source, or name of one of the model's, to use instead of the model's own
     next_seed      makes the seeds of requests without one; random by default
+    allow_special_tokens_in_messages  special tokens written out in messages, tools and variables of a chat count; by default
+                                      they are plain text, and only the template writes special tokens
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class Frontend:
         max_logprobs: int = 20,
         chat_template: str | None = None,
         next_seed: Callable[[], int] | None = None,
+        allow_special_tokens_in_messages: bool = False,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
-        self._templates = ModelTemplates(tokenizer.chat_templates, tokenizer.special_tokens, chat_template)
+        self.kept_out: frozenset[str] = frozenset() if allow_special_tokens_in_messages else tokenizer.vocabulary.special_texts
+        self._templates = ModelTemplates(tokenizer.chat_templates, tokenizer.special_tokens, chat_template, self.kept_out)
         self._long_texts = CapacityLimiter(LONG_TEXTS_AT_A_TIME)
         self._preparation = Preparation(
             tokenizer=tokenizer,

@@ -40,6 +40,7 @@ class LLM:
     seed in the sampling parameters, outputs depend on `seed` and on the order of calls only. Call `close`, use it in a `with`
     block, or let the program end.
 
+    allow_special_tokens_in_messages  as `AsyncEngine`: `chat` reads special tokens written in messages as tokens
     tune_process  as `AsyncEngine`: change settings of the whole process that make a model on a CPU faster
     """
 
@@ -50,6 +51,7 @@ class LLM:
         seed: int = 0,
         max_logprobs: int = 20,
         chat_template: str | None = None,
+        allow_special_tokens_in_messages: bool = False,
         tune_process: bool = False,
         **arguments: Any,
     ) -> None:
@@ -59,6 +61,7 @@ class LLM:
             model,
             max_logprobs=max_logprobs,
             chat_template=chat_template,
+            allow_special_tokens_in_messages=allow_special_tokens_in_messages,
             next_seed=lambda: rng.randrange(MAX_SEED),
             tune_process=tune_process,
             **settings,

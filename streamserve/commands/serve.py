@@ -73,6 +73,11 @@ class JsonList(click.ParamType[tuple[str, ...]]):
     is_flag=True,
     help="Accept chat templates in requests: each runs in a process of its own, for a second at most.",
 )
+@click.option(
+    "--allow-special-tokens-in-messages",
+    is_flag=True,
+    help="Read <|im_end|> and the like in a chat's messages as the model's tokens, not as text.",
+)
 @click.option("--tool-call-parser", type=click.Choice(list(TOOL_CALL_PARSERS)), help="Reads tool calls; else by the template.")
 @click.option("--reasoning-parser", type=click.Choice(list(REASONING_PARSERS)), help="Reads reasoning; else by the template.")
 @click.option("--enable-auto-tool-choice", is_flag=True, help="Do not start when the model's tool calls can't be read.")
@@ -172,6 +177,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         response_ttl_s=values["response_ttl"],
         chat_template=_template(values["chat_template"]),
         trust_request_chat_template=values["trust_request_chat_template"],
+        allow_special_tokens_in_messages=values["allow_special_tokens_in_messages"],
         tool_call_parser=values["tool_call_parser"],
         reasoning_parser=values["reasoning_parser"],
         enable_auto_tool_choice=values["enable_auto_tool_choice"],

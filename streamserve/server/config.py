@@ -39,6 +39,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_engine_restarts     how many times in a row an engine process that ended is started again; its streams go on then
     chat_template           a template text that replaces the model's own
     trust_request_chat_template     whether requests may carry a template of their own
+    allow_special_tokens_in_messages    as of `Frontend`
     tool_call_parser        reads tool calls; chosen by the chat template when None
     reasoning_parser        reads reasoning; chosen by the chat template when None
     enable_auto_tool_choice     do not serve a model whose tool calls can't be read
@@ -69,6 +70,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_engine_restarts: int = 3
     chat_template: str | None = None
     trust_request_chat_template: bool = False
+    allow_special_tokens_in_messages: bool = False
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     enable_auto_tool_choice: bool = False

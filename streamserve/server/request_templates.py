@@ -7,7 +7,7 @@ how many processes run.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -17,6 +17,7 @@ from streamserve.engine.error_info import restore
 from streamserve.errors import InvalidParameter, QueueFull
 from streamserve.process.child import environment, module_command
 from streamserve.text.chat_template import ChatMessage
+from streamserve.text.rendered_text import RenderedText
 from streamserve.text.template_process import CPU_S, MEMORY_BYTES, TemplateCall, TemplateOutcome
 
 TIMEOUT_S = 20.0
@@ -33,14 +34,23 @@ class RequestTemplates:
         self._timeout_s = timeout_s
 
     async def render(
-        self, source: str, special_tokens: Mapping[str, str], messages: Sequence[ChatMessage], options: Mapping[str, Any]
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        messages: Sequence[ChatMessage],
+        options: Mapping[str, Any],
+        kept_out: Collection[str] = frozenset(),
     ) -> str:
         """The prompt; arguments and errors as of `ChatTemplate`, whose faults are the request's.
 
         Raises `InvalidParameter` for one that takes too long or too much, `QueueFull` when others did not let it have a turn.
         """
         call = TemplateCall(
-            source=source, special_tokens=dict(special_tokens), messages=list(map(dict, messages)), options=dict(options)
+            source=source,
+            special_tokens=dict(special_tokens),
+            kept_out=list(kept_out),
+            messages=list(map(dict, messages)),
+            options=dict(options),
         )
         await self._take_place()
         try:
@@ -71,4 +81,4 @@ async def _in_process(call: bytes) -> str:
     outcome = msgspec.json.decode(process.stdout, type=TemplateOutcome)
     if outcome.error is not None:
         raise restore(outcome.error, param=outcome.param)
-    return outcome.text
+    return RenderedText(outcome.text, outcome.literals) if outcome.literals else outcome.text

@@ -7,7 +7,7 @@ Face's documentation says (https://huggingface.co/docs/transformers/chat_templat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -15,6 +15,8 @@ from jinja2 import meta
 
 from streamserve.errors import ConfigError, InvalidParameter, UnsupportedParameter
 from streamserve.text.templates.arguments import parse_arguments
+from streamserve.text.templates.json_copy import json_copy
+from streamserve.text.templates.marks import Marks, SpecialTexts
 from streamserve.text.templates.sandbox import sandbox
 from streamserve.text.templates.syntax import iterates_over_content, tests_content_for_none
 
@@ -30,14 +32,18 @@ class ChatTemplate:
     """One compiled template.
 
     special_tokens  by role (`bos_token`, `eos_token`, …), as variables of the template
+    kept_out        texts of special tokens that are plain text where the conversation has them, not the template
     variables       names that the template reads and does not set
 
     Raises `ConfigError` when the source is no valid template.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str] | None = None, kept_out: Collection[str] = frozenset()
+    ) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        self._kept_out = SpecialTexts(kept_out) if kept_out else None
         try:
             self._template = sandbox().from_string(source)
             syntax = sandbox().parse(source)
@@ -60,7 +66,7 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         reasoning_effort: str | None = None,
     ) -> str:
-        """The prompt for a conversation.
+        """The prompt for a conversation; a `RenderedText` when special tokens were kept out of it.
 
         messages                role and content each; content is a string, a list of text parts, or None
         add_generation_prompt   end with the start of an assistant's turn
@@ -74,17 +80,27 @@ class ChatTemplate:
         if continue_final_message and add_generation_prompt:
             raise InvalidParameter("continue_final_message", "needs add_generation_prompt=false")
         _refuse_reserved(variables or {})
+        marks = None if self._kept_out is None else Marks(self._kept_out)
+
+        def copied(value: Any) -> Any:
+            copy = json_copy(value)
+            return copy if marks is None else marks.put(copy)
+
         conversation = [self._prepared(place, message) for place, message in enumerate(messages)]
+        if marks is not None:
+            conversation = marks.put(conversation)
         if continue_final_message:
             _mark_continuation(conversation)
         text = self._run(
             messages=conversation,
-            tools=_json_copy(tools) or None,
-            documents=_json_copy(documents) or None,
+            tools=copied(tools) or None,
+            documents=copied(documents) or None,
             add_generation_prompt=add_generation_prompt,
-            **_json_copy({**self._effort(reasoning_effort), **(variables or {})}),
+            **copied({**self._effort(reasoning_effort), **(variables or {})}),
         )
-        return _cut_at_continuation(text) if continue_final_message else text
+        if continue_final_message:
+            text = _cut_at_continuation(text)
+        return text if marks is None else marks.take(text)
 
     def _run(self, **variables: Any) -> str:
         try:
@@ -108,7 +124,7 @@ class ChatTemplate:
     def _prepared(self, place: int, message: Any) -> dict[str, Any]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidParameter("messages", f"message {place} must be an object with a role")
-        prepared = _json_copy(dict(message))
+        prepared = json_copy(dict(message))
         prepared["content"] = self._content(place, message.get("content"))
         reasoning = next((prepared[name] for name in _REASONING_NAMES if prepared.get(name) is not None), None)
         if reasoning is not None:
@@ -134,13 +150,21 @@ class ModelTemplates:
     sources         by name: "default", "tool_use" for conversations with tools, others to be named by requests
     special_tokens  as of `ChatTemplate`
     override        a source, or the name of one, in place of the default ones
+    kept_out        as of `ChatTemplate`
 
     Raises `ConfigError` when one of those that are chosen without being named is no valid template.
     """
 
-    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str], override: str | None = None) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        special_tokens: Mapping[str, str],
+        override: str | None = None,
+        kept_out: Collection[str] = frozenset(),
+    ) -> None:
         self._sources = sources
         self._special_tokens = special_tokens
+        self._kept_out = kept_out
         default = sources.get("default") if override is None else sources.get(override, override)
         with_tools = sources.get("tool_use", default) if override is None else default
         self._default = self._compiled(default)
@@ -152,16 +176,16 @@ class ModelTemplates:
 
     def override(self, source: str) -> ChatTemplate:
         """The template that a request brings or names. Raises `InvalidParameter` where `ChatTemplate` raises `ConfigError`."""
-        return compile_override(self._sources.get(source, source), self._special_tokens)
+        return compile_override(self._sources.get(source, source), self._special_tokens, self._kept_out)
 
     def _compiled(self, source: str | None) -> ChatTemplate | None:
-        return None if source is None else ChatTemplate(source, self._special_tokens)
+        return None if source is None else ChatTemplate(source, self._special_tokens, self._kept_out)
 
 
-def compile_override(source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+def compile_override(source: str, special_tokens: Mapping[str, str], kept_out: Collection[str]) -> ChatTemplate:
     """Compile a template of a request. Raises `InvalidParameter` where `ChatTemplate` raises `ConfigError`."""
     try:
-        return ChatTemplate(source, special_tokens)
+        return ChatTemplate(source, special_tokens, kept_out)
     except ConfigError as error:
         raise InvalidParameter("chat_template", error.message) from error
 
@@ -210,14 +234,3 @@ def _refuse_reserved(variables: Mapping[str, Any]) -> None:
     taken = sorted(_RESERVED & variables.keys())
     if taken:
         raise InvalidParameter("chat_template_kwargs", f"can't set {', '.join(taken)}")
-
-
-def _json_copy(value: Any) -> Any:
-    """A copy of JSON's types only: other objects may have methods that the sandbox does not check."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _json_copy(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_json_copy(item) for item in value]
-    return str(value)

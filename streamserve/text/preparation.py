@@ -128,7 +128,7 @@ class Preparation:
             cache_salt=cache_salt,
             max_time_s=params.max_time,
         )
-        text = prompt if isinstance(prompt, str) else None
+        text = str(prompt) if isinstance(prompt, str) else None
         specs = _outputs(common, params.n)
         return PreparedPrompt(request_id, text, token_ids, params, specs, self.eos_token_ids, shown_special_ids)
 

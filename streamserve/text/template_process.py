@@ -15,6 +15,7 @@ import msgspec
 
 from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.text.chat_template import compile_override
+from streamserve.text.rendered_text import RenderedText, Span
 from streamserve.types import ErrorInfo
 
 CPU_S = 1
@@ -27,19 +28,25 @@ MEMORY_BYTES = 512 << 20
 class TemplateCall(msgspec.Struct, frozen=True, kw_only=True):
     """What to render.
 
-    options  as `ChatTemplate.render` takes them
+    kept_out  as of `ChatTemplate`
+    options   as `ChatTemplate.render` takes them
     """
 
     source: str
     special_tokens: dict[str, str]
+    kept_out: list[str] = []
     messages: list[dict[str, Any]]
     options: dict[str, Any]
 
 
 class TemplateOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The prompt, or why there is none."""
+    """The prompt, or why there is none.
+
+    literals  of a `RenderedText`
+    """
 
     text: str = ""
+    literals: tuple[Span, ...] = ()
     error: ErrorInfo | None = None
     param: str | None = None
 
@@ -60,8 +67,9 @@ def main() -> None:
 def render(call: TemplateCall) -> TemplateOutcome:
     """Compile and render; an error of the template or the messages is part of the outcome."""
     try:
-        template = compile_override(call.source, call.special_tokens)
-        return TemplateOutcome(text=template.render(call.messages, **call.options))
+        template = compile_override(call.source, call.special_tokens, call.kept_out)
+        text = template.render(call.messages, **call.options)
+        return TemplateOutcome(text=str(text), literals=text.literals if isinstance(text, RenderedText) else ())
     except StreamserveError as error:
         return _failed(error)
 

@@ -15,6 +15,7 @@ from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.text.chat_template import ChatMessage, ModelTemplates
 from streamserve.text.loading import TokenizerParts, load_parts, locate_tokenizer
+from streamserve.text.rendered_text import RenderedText
 
 
 def load_tokenizer(
@@ -83,7 +84,13 @@ class Tokenizer:
         return self._codec.stripped_spaces if self._codec is not None else 0
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, special tokens written out in it included. Raises `UnicodeEncodeError` on a lone surrogate."""
+        """Token ids of a text, special tokens written out in it included, but for those in literals of a `RenderedText`.
+
+        Raises `UnicodeEncodeError` on a lone surrogate.
+        """
+        if isinstance(text, RenderedText):
+            text.encode("utf-8")
+            return self.vocabulary.encode_rendered(text, add_special_tokens)
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
@@ -102,13 +109,17 @@ class Tokenizer:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
+        sanitize_control_tokens: bool = False,
         **variables: Any,
     ) -> str | list[int]:
         """The prompt of a conversation, as token ids or as text; arguments are those of transformers' tokenizers.
 
+        sanitize_control_tokens  special tokens in the conversation are plain text, as they are to a server
+
         Raises `ConfigError` when there is no template, otherwise what `ChatTemplate.render` raises.
         """
-        templates = ModelTemplates(self.chat_templates, self.special_tokens, chat_template)
+        kept_out = self.vocabulary.special_texts if sanitize_control_tokens else ()
+        templates = ModelTemplates(self.chat_templates, self.special_tokens, chat_template, kept_out)
         template = templates.choose(has_tools=bool(tools))
         if template is None:
             raise ConfigError("this model has no chat template: pass one as chat_template")

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from streamserve.errors import ConfigError
+from streamserve.text.rendered_text import RenderedText
 from streamserve.text.vocabulary import FastVocabulary, Vocabulary
 
 
@@ -35,9 +36,16 @@ class PythonVocabulary:
         self._tokenizer = tokenizer
         self.size = len(tokenizer)
         self.special_ids = frozenset(tokenizer.all_special_ids)
+        self.special_texts = frozenset(map(str, tokenizer.all_special_tokens))
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         return [self._tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+
+    def encode_rendered(self, text: RenderedText, add_special_tokens: bool) -> list[int]:
+        token_ids: list[int] = []
+        for piece, is_literal in text.pieces():
+            token_ids += self._tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=is_literal)
+        return self._tokenizer.build_inputs_with_special_tokens(token_ids) if add_special_tokens else token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         known = [token_id for token_id in token_ids if 0 <= token_id < self.size]

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import tokenizers
 
+from streamserve.text.literal_encoder import LiteralEncoder
+from streamserve.text.rendered_text import RenderedText
 from streamserve.text.token_codec import TokenCodec, codec_for
 
 
@@ -26,11 +29,20 @@ class Vocabulary(Protocol):
     def special_ids(self) -> frozenset[int]: ...
 
     @property
+    def special_texts(self) -> frozenset[str]:
+        """The texts that `encode` reads as special tokens."""
+        ...
+
+    @property
     def codec(self) -> TokenCodec | None:
         """How tokens become bytes; None when only whole sequences can be decoded."""
         ...
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]: ...
+
+    def encode_rendered(self, text: RenderedText, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text in whose literals special tokens are plain text."""
+        ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
@@ -50,6 +62,7 @@ class FastVocabulary:
         self.backend = backend
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_texts = frozenset(token.content for token in added.values() if token.special)
         self.size = max(backend.get_vocab_size(with_added_tokens=True), 1 + max(added, default=-1))
         decoder = backend.decoder
         self.codec = codec_for(None if decoder is None else json.loads(decoder.__getstate__()))
@@ -57,6 +70,13 @@ class FastVocabulary:
     def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
+
+    def encode_rendered(self, text: RenderedText, add_special_tokens: bool) -> list[int]:
+        return self._literal_encoder.encode(text, add_special_tokens)
+
+    @cached_property
+    def _literal_encoder(self) -> LiteralEncoder:
+        return LiteralEncoder(self.backend)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamserve.text.loading import TokenizerParts
+from streamserve.text.rendered_text import RenderedText
 from streamserve.text.token_codec import TokenCodec
 from streamserve.text.tokenizer import Tokenizer
 
@@ -25,10 +26,14 @@ class ByteVocabulary:
 
     size = VOCAB_SIZE
     special_ids = frozenset({EOS})
+    special_texts: frozenset[str] = frozenset()
     codec = TokenCodec(lambda token: b"</s>" if token == "</s>" else bytes([ord(token)]))
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
+
+    def encode_rendered(self, text: RenderedText, add_special_tokens: bool) -> list[int]:
+        return list(text.encode())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_id for token_id in token_ids if token_id < EOS).decode("utf-8", "replace")

@@ -62,8 +62,14 @@ async def live_server(
     """
     service = Service(ServerConfig(**{"model_names": ["scripted"], **config}), tracer=tracer, siblings=siblings)
     if ready:
-        template = service.config.chat_template
-        frontend = Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=template, next_seed=lambda: 7)
+        frontend = Frontend(
+            engine,
+            byte_tokenizer(),
+            eos_token_ids=[EOS],
+            chat_template=service.config.chat_template,
+            allow_special_tokens_in_messages=service.config.allow_special_tokens_in_messages,
+            next_seed=lambda: 7,
+        )
         service.attach(frontend, defaults or {})
     app = create_app(service, apis)
     limits: dict[str, Any] = {

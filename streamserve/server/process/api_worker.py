@@ -93,6 +93,7 @@ class ApiWorker:
             eos_token_ids=eos_token_ids,
             max_logprobs=config.max_logprobs,
             chat_template=config.chat_template,
+            allow_special_tokens_in_messages=config.allow_special_tokens_in_messages,
             next_seed=None if config.seed is None else partial(random.Random(config.seed).randrange, MAX_SEED),
         )
         self.service.attach(frontend, defaults)

@@ -6,6 +6,7 @@ Neither can a template change its arguments nor reach Python's internals. Pure; 
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,10 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from streamserve.text.templates.marks import END, START
+
+_ESCAPED = re.compile(rf"[^\x00-\x7F{START}{END}]+")
 
 
 def sandbox() -> ImmutableSandboxedEnvironment:
@@ -62,7 +67,9 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """`tojson` as templates were trained with: Jinja's own escapes characters for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    # All but the marks, which must be found again.
+    return _ESCAPED.sub(lambda found: json.dumps(found[0])[1:-1], text) if ensure_ascii else text
 
 
 def _raise(message: str) -> None:

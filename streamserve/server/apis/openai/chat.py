@@ -116,4 +116,5 @@ async def _render(service: Service, request: ChatRequest | TokenizeRequest, tool
     }
     if request.chat_template is None:
         return frontend.render_chat(messages, **options)
-    return await service.request_templates.render(source, frontend.tokenizer.special_tokens, messages, options)
+    special_tokens = frontend.tokenizer.special_tokens
+    return await service.request_templates.render(source, special_tokens, messages, options, frontend.kept_out)
