@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from .attention_decode import DecodeShape, Layer, Rotation, decode, decode_shape
+from .attention_decode import AttentionConfig, DecodeShape, Rotation, decode, decode_shape
 from .attention_prefill import prefill
 from .decode_schedule import DecodeSchedule, make_schedule
 from .kv_write import rotary_write, write_kv
@@ -41,7 +41,7 @@ def rotary_attention(
     shared: Shared | None = None,
 ) -> torch.Tensor:
     """`reference.attention.rotary_attention`; decode rows rotate, write and attend in one launch."""
-    layer = Layer(q_heads, kv_heads, head_dim, scale, window, softcap)
+    layer = AttentionConfig(q_heads, kv_heads, head_dim, scale, window, softcap)
     out = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps)
     can_fuse = head_dim % 2 == 0 and (cos_sin is None or cos_sin.shape[-1] == head_dim)
@@ -83,7 +83,7 @@ def paged_attention(
     """`reference.attention.paged_attention`; a sequence of length 0 (padding among the decode rows) gives zeros."""
     shared = shared or Shared()
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    layer = Layer(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap)
+    layer = AttentionConfig(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap)
     decode_rows = _DecodeRows(num_decodes, max_seq_len, block_tables, seq_lens, shared)
     flat = q.contiguous().flatten(1)
     decode_rows.attend(layer, flat, None, kv_cache, out)
@@ -104,7 +104,7 @@ class _DecodeRows:
         self._shared = shared
 
     def attend(
-        self, layer: Layer, q: torch.Tensor, rotation: Rotation | None, kv_cache: torch.Tensor, out: torch.Tensor
+        self, layer: AttentionConfig, q: torch.Tensor, rotation: Rotation | None, kv_cache: torch.Tensor, out: torch.Tensor
     ) -> None:
         """With `rotation`, `q` is the fused projection; otherwise all keys and values are in the cache."""
         if self.num_rows:
@@ -112,7 +112,7 @@ class _DecodeRows:
             schedule = self._schedule(layer, shape, excludes_last=rotation is not None)
             decode(layer, q, rotation, kv_cache, self._block_tables, shape, schedule, out)
 
-    def _schedule(self, layer: Layer, shape: DecodeShape, *, excludes_last: bool) -> DecodeSchedule:
+    def _schedule(self, layer: AttentionConfig, shape: DecodeShape, *, excludes_last: bool) -> DecodeSchedule:
         """The splits of the rows, computed once for all layers of the step with this shape and window."""
 
         def make() -> DecodeSchedule:

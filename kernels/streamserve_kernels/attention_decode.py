@@ -22,7 +22,7 @@ _UNROLL = tl.constexpr(4)
 """Splits whose loads are in flight together when they are combined."""
 
 
-class Layer(NamedTuple):
+class AttentionConfig(NamedTuple):
     """Properties of a layer's attention."""
 
     q_heads: int
@@ -274,7 +274,7 @@ def _decode_kernel(
 
 
 def decode(
-    layer: Layer,
+    layer: AttentionConfig,
     q: torch.Tensor,
     rotation: Rotation | None,
     kv_cache: torch.Tensor,
@@ -301,7 +301,9 @@ def decode(
     )  # fmt: skip
 
 
-def decode_shape(layer: Layer, dtype: torch.dtype, device: torch.device, num_rows: int, max_seq_len: int) -> DecodeShape:
+def decode_shape(
+    layer: AttentionConfig, dtype: torch.dtype, device: torch.device, num_rows: int, max_seq_len: int
+) -> DecodeShape:
     """Choose the launch for `num_rows` rows of this dtype on `device`."""
     reach = max_seq_len if layer.window is None else min(max_seq_len, layer.window + 64)
     pairs, programs = num_rows * layer.kv_heads, 2 * multiprocessors(device)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .attention_decode import Layer, Rotation
+from .attention_decode import AttentionConfig, Rotation
 from .attention_tiles import block_ids, compute_dtype, scaled
 from .launch import dependent_launch, kernel, multiprocessors, power_of_two
 from .prefill_schedule import make_tiles
@@ -172,7 +172,7 @@ def _prefill_kernel(
 
 
 def prefill(
-    layer: Layer,
+    layer: AttentionConfig,
     q: torch.Tensor,
     rotation: Rotation | None,
     kv_cache: torch.Tensor,
@@ -214,7 +214,7 @@ def prefill(
 
 
 def prefill_shape(
-    layer: Layer, dtype: torch.dtype, device: torch.device, num_tokens: int
+    layer: AttentionConfig, dtype: torch.dtype, device: torch.device, num_tokens: int
 ) -> tuple[int, int, int, int, int | None]:
     """Choose BLOCK_M, BLOCK_N, warps, pipeline stages, and the most registers of a thread, for `num_tokens` queries."""
     if dtype == torch.float32:

@@ -134,25 +134,25 @@ def read_rope(config: dict[str, Any], head_dim: int, layer_type: str | None = No
     layer_type  "full_attention" or "sliding_attention" where a model has one rotation for each
     Raises `ModelNotSupported` for other kinds, `ConfigError` when a value is missing.
     """
-    given = _parameters(config, layer_type)
-    kind = given.get("rope_type", given.get("type", "default"))
+    parameters = _parameters(config, layer_type)
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in KINDS:
         raise ModelNotSupported(f"RoPE type {kind!r} is not supported; supported: {', '.join(KINDS)}")
     limit = config.get("max_position_embeddings") or 0
-    if kind != "default" and "factor" not in given:
+    if kind != "default" and "factor" not in parameters:
         raise ConfigError(f"config.json: RoPE type {kind!r} needs a 'factor'")
-    values = {**config, **given}
+    values = {**config, **parameters}
     share = 1.0 if values.get("partial_rotary_factor") is None else number(values, "partial_rotary_factor", 1.0)
     optional = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
     return Rope(
         kind=kind,
         theta=float(number(values, "rope_theta", DEFAULT_THETA)),
         rot_dim=int(head_dim * share),
-        factor=float(number(given, "factor", 1.0)) if kind != "default" else 1.0,
-        original_max_position_embeddings=given.get("original_max_position_embeddings") or limit,
+        factor=float(number(parameters, "factor", 1.0)) if kind != "default" else 1.0,
+        original_max_position_embeddings=parameters.get("original_max_position_embeddings") or limit,
         max_position_embeddings=limit,
-        truncate=given.get("truncate", True),
-        **{name: number(given, name, 0.0) for name in optional if given.get(name) is not None},
+        truncate=parameters.get("truncate", True),
+        **{name: number(parameters, name, 0.0) for name in optional if parameters.get(name) is not None},
     )
 
 

@@ -36,7 +36,7 @@ def replay(constraint: Constraint, token_ids: list[int]) -> None:
             constraint.accept(token_id)
     except ValueError as error:
         raise InvalidParameter("generated_token_ids", f"do not follow structured_outputs: {error}") from error
-    if constraint.is_finished:
+    if constraint.is_complete:
         raise InvalidParameter("generated_token_ids", "complete structured_outputs already: nothing is left to generate")
 
 

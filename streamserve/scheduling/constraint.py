@@ -20,7 +20,7 @@ class Constraint(Protocol):
         ...
 
     @property
-    def is_finished(self) -> bool:
+    def is_complete(self) -> bool:
         """True once nothing may follow: the sequence ends with reason "stop"."""
         ...
 

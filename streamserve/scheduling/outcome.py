@@ -54,7 +54,7 @@ def _ending_of(sequence: Sequence, token_id: int) -> Ending | None:
             return Ending(
                 "error", error=ErrorInfo(StructureTooComplex.code, f"the output left the requested structure: {error}")
             )
-        if sequence.constraint.is_finished:
+        if sequence.constraint.is_complete:
             return Ending("stop")
     return Ending("length") if length == sequence.limit else None
 

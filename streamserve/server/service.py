@@ -27,7 +27,7 @@ from streamserve.server.request_templates import RequestTemplates
 from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.metrics import Metrics
-from streamserve.server.telemetry.request_cost import Usage
+from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.server.telemetry.tracing import Tracer
 from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.parsing.dialect import Dialect
@@ -128,7 +128,7 @@ class Service:
         for limit in max_tokens:
             self.metrics.request_max_tokens.observe(limit)
         trace = None if self.tracer is None else self.tracer.begin(id, model, params, max_tokens[0])
-        usage = Usage(sum(len(prompt.prompt_token_ids) for prompt in prompts))
+        usage = TokenCounts(sum(len(prompt.prompt_token_ids) for prompt in prompts))
         admit = admit or partial(self.frontend.open, prompts)
         return self.delivery.new_run(id, admit, usage, num_prompts=len(prompts), n=params.n, trace=trace)
 
@@ -182,7 +182,7 @@ class Service:
         if stats is None:
             raise Unavailable("the engine does not answer")
         if stats.heartbeat_s > HEARTBEAT_LIMIT_S:
-            raise Unavailable(f"the engine's loop has not turned for {stats.heartbeat_s:.0f} s")
+            raise Unavailable(f"the engine's step loop has not run for {stats.heartbeat_s:.0f} s")
 
     async def cancel(self, request_id: str) -> bool:
         """Cancel a request, whichever worker answers it; False when it is not running."""

@@ -80,7 +80,7 @@ class GrammarConstraint:
             raise ValueError(_reason(self._matcher.get_error()))
 
     @property
-    def is_finished(self) -> bool:
+    def is_complete(self) -> bool:
         """True once nothing may follow."""
         return bool(self._matcher.is_stopped())
 

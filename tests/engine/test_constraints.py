@@ -30,7 +30,7 @@ class ThreeTokens:
         self.accepted.append(token_id)
 
     @property
-    def is_finished(self) -> bool:
+    def is_complete(self) -> bool:
         return len(self.accepted) == 3
 
 

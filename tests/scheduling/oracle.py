@@ -56,12 +56,12 @@ class Alternating:
         return sum(1 << token_id for token_id in self.allowed).to_bytes(4, "little")
 
     def accept(self, token_id: int) -> None:
-        if self.is_finished or token_id not in self.allowed:
+        if self.is_complete or token_id not in self.allowed:
             raise ValueError(f"token {token_id} is not allowed at place {self._place}")
         self._place += 1
 
     @property
-    def is_finished(self) -> bool:
+    def is_complete(self) -> bool:
         return self._place == self._num_places
 
 
@@ -89,6 +89,6 @@ def expected(spec: SequenceSpec) -> tuple[list[int], FinishReason]:
             return generated, "stop"
         if constraint is not None:
             constraint.accept(generated[-1])
-            if constraint.is_finished:
+            if constraint.is_complete:
                 return generated, "stop"
         state = state_after(state, generated[-1])

@@ -22,12 +22,12 @@ class OneOf:
         return sum(1 << token_id for token_id in self.places[0]).to_bytes(4, "little")
 
     def accept(self, token_id: int) -> None:
-        if self.is_finished or token_id not in self.places[0]:
+        if self.is_complete or token_id not in self.places[0]:
             raise ValueError(f"token {token_id} is not allowed here")
         del self.places[0]
 
     @property
-    def is_finished(self) -> bool:
+    def is_complete(self) -> bool:
         return not self.places
 
 

@@ -38,7 +38,7 @@ def allowed(constraint: GrammarConstraint) -> list[int]:
 def sample(constraint: GrammarConstraint, source: random.Random, *, limit: int = 20_000) -> str:
     """A text of random allowed tokens. Ends whatever can be ended soon, since free strings may go on for ever."""
     said = bytearray()
-    while not constraint.is_finished:
+    while not constraint.is_complete:
         tokens = allowed(constraint)
         assert tokens, "nothing may follow, yet the text is not finished"
         if EOS in tokens and source.random() < 0.5:
@@ -208,7 +208,7 @@ async def test_the_end_is_allowed_only_where_the_language_may_end(compiler: Gram
     assert EOS not in allowed(constraint)
     constraint.accept(ord("7"))
     assert EOS in allowed(constraint)
-    assert not constraint.is_finished
+    assert not constraint.is_complete
 
 
 async def test_the_cache_forgets_the_least_recently_used(demo: Tokenizer) -> None:

@@ -22,7 +22,7 @@ from streamserve.server.delivery.retention import TtlStore
 from streamserve.server.delivery.run import Admit, Run
 from streamserve.server.telemetry.accounting import Account, Trace
 from streamserve.server.telemetry.metrics import Metrics
-from streamserve.server.telemetry.request_cost import Usage
+from streamserve.server.telemetry.request_cost import TokenCounts
 
 MAX_RESUMABLE = 4096
 MAX_RESUMABLE_BYTES = 256 << 20
@@ -49,7 +49,9 @@ class Delivery:
         self._flusher = Flusher()
         self._tasks: TaskGroup | None = None
 
-    def new_run(self, id: str, admit: Admit, usage: Usage, *, num_prompts: int, n: int, trace: Trace | None = None) -> Run:
+    def new_run(
+        self, id: str, admit: Admit, usage: TokenCounts, *, num_prompts: int, n: int, trace: Trace | None = None
+    ) -> Run:
         """A run that has not been admitted; arguments as of `Run` and `Account`."""
         account = Account(usage, self.metrics, num_prompts=num_prompts, n=n, trace=trace)
         return Run(id, admit, account, active_requests=self.active_requests, metrics=self.metrics)

@@ -57,7 +57,7 @@ class EventLog(Generic[E]):
         self._cursors: list[Cursor[E]] = []
         self._room = Wakeup()
         self.num_bytes = 0
-        self.is_ended = False
+        self.is_complete = False
 
     @property
     def next_number(self) -> int:
@@ -78,12 +78,12 @@ class EventLog(Generic[E]):
 
     def end(self) -> None:
         """Mark the log as complete. Idempotent."""
-        self.is_ended = True
+        self.is_complete = True
         self._tell_readers()
 
     async def wait_for_room(self) -> None:
         """Return once a reader is less than a window behind, or none reads at all."""
-        while self._cursors and self.next_number - max(each.number for each in self._cursors) >= self._limits.window:
+        while self.is_read and self.next_number - max(each.number for each in self._cursors) >= self._limits.window:
             await self._room.wait()
 
     def read(self, number: int, ready: Callable[[], None]) -> Cursor[E]:
@@ -116,7 +116,7 @@ class EventLog(Generic[E]):
         if cursor in self._cursors:
             self._cursors.remove(cursor)
             self._room.set()
-            if not self._cursors and not self.is_ended and self._on_unread is not None:
+            if not self.is_read and not self.is_complete and self._on_unread is not None:
                 self._on_unread()
 
     def _forget_oldest(self) -> None:
@@ -152,7 +152,7 @@ class Cursor(Generic[E]):
     @property
     def is_at_end(self) -> bool:
         """Whether everything was taken that will ever come."""
-        return self._log.is_ended and not self.has_next
+        return self._log.is_complete and not self.has_next
 
     def take(self) -> tuple[int, E] | None:
         """The next event and its number; None when it has not been made yet. Raises `ResumeGap`."""

@@ -25,7 +25,7 @@ from streamserve.server.telemetry.metrics import Metrics
 from streamserve.types import TextDelta
 
 
-class Generation(Protocol):
+class DeltaSource(Protocol):
     """The text of all choices of one request, as it comes; leaving its block aborts what still runs."""
 
     def __enter__(self) -> Self: ...
@@ -51,7 +51,7 @@ class Generation(Protocol):
         ...
 
 
-Admit = Callable[[], Awaitable[Generation]]
+Admit = Callable[[], Awaitable[DeltaSource]]
 """Admits the sequences of a request. Raises what keeps them from being admitted."""
 
 
@@ -76,7 +76,7 @@ class Run:
         self._admit: Admit | None = admit
         self._record = account.record
         self._active_requests = active_requests
-        self._generation: Generation | None = None
+        self._generation: DeltaSource | None = None
         self._take_nowait: Callable[[], TextDelta | None] = _nothing
         self._scope = anyio.CancelScope()
         self._leaving = ExitStack()

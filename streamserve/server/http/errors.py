@@ -114,7 +114,7 @@ def from_exception(error: Exception) -> StreamserveError:
         return InvalidRequest(str(error))
     if isinstance(error, HTTPException):
         return _from_http_exception(error)
-    return InternalError("internal server error; the server's log says more")
+    return InternalError("internal server error; see the server's log")
 
 
 def _from_http_exception(error: HTTPException) -> StreamserveError:
@@ -127,7 +127,7 @@ def _from_http_exception(error: HTTPException) -> StreamserveError:
         return BodyTooLarge("the request body is larger than this server accepts")
     if 400 <= error.status_code < 500:
         return InvalidRequest(error.detail)
-    return InternalError("internal server error; the server's log says more")
+    return InternalError("internal server error; see the server's log")
 
 
 def _allowed(headers: Mapping[str, str]) -> str:

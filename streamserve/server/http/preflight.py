@@ -15,7 +15,7 @@ from streamserve.server.http.errors import send_error
 
 
 class PreflightRefused(InvalidRequest):
-    """A page of another site may not send this request."""
+    """A page of another origin may not send this request."""
 
     code = "cors_refused"
 
@@ -48,7 +48,7 @@ class Preflights:
             elif message["type"] == "http.response.body":
                 refused = message["body"].decode().removeprefix("Disallowed CORS ")
                 error = PreflightRefused(
-                    f"pages of other sites may not ask this here, for its {refused.lower()}; see --allowed-origins"
+                    f"cross-origin request not allowed because of its {refused.lower()}; see --allowed-origins"
                 )
                 self._on_refused(error)
                 await send_error(send, error)

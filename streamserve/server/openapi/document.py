@@ -25,10 +25,18 @@ from streamserve.server.apis.responses.response_schemas import (
     Response,
     ResponseCancelled,
     ResponseDeleted,
-    ResponseEvent,
+    ResponseStreamEvent,
 )
 from streamserve.server.apis.responses.schema import ResponseRequest
-from streamserve.server.openapi.response_schemas import Error, Load, Model, ModelList, Ready, RequestCancelled, Version
+from streamserve.server.openapi.response_schemas import (
+    Error,
+    Model,
+    ModelList,
+    ReadyStatus,
+    RequestCancelled,
+    ServerLoad,
+    Version,
+)
 
 Schema = dict[str, Any]
 Operation = dict[str, Any]
@@ -42,15 +50,15 @@ RESPONSES: list[Body] = [
     CompletionChunk,
     Error,
     InputItems,
-    Load,
+    ServerLoad,
     Model,
     ModelList,
-    Ready,
+    ReadyStatus,
     RequestCancelled,
     Response,
     ResponseCancelled,
     ResponseDeleted,
-    ResponseEvent,
+    ResponseStreamEvent,
     Text,
     Tokens,
     Version,
@@ -183,7 +191,7 @@ def _generation() -> dict[str, dict[str, Operation]]:
 
 def _responses() -> dict[str, dict[str, Operation]]:
     one = _path("response_id", "resp_1")
-    events = _streamed(Response, ResponseEvent)
+    events = _streamed(Response, ResponseStreamEvent)
     return {
         "/v1/responses": {
             "post": _with_body(_operation("createResponse", "Answer an input.", events), ResponseRequest, _RESPONSES)
@@ -245,9 +253,11 @@ def _state() -> dict[str, dict[str, Operation]]:
             "get": _operation("ping", "As /health, under SageMaker's name.", text),
             "post": _operation("pingByPost", "As GET.", text),
         },
-        "/ready": {"get": _operation("ready", "As /health, and 503 while the engine's loop stands still, too.", _json(Ready))},
+        "/ready": {
+            "get": _operation("ready", "As /health, and 503 while the engine's loop stands still, too.", _json(ReadyStatus))
+        },
         "/version": {"get": _operation("version", "The server's version.", _json(Version))},
-        "/load": {"get": _secured(_operation("load", "How busy the server is.", _json(Load)))},
+        "/load": {"get": _secured(_operation("load", "How busy the server is.", _json(ServerLoad)))},
         "/metrics": {"get": _secured(_operation("metrics", "Prometheus' text format.", text))},
         "/openapi.json": {
             "get": _secured(_operation("openapi", "This document.", {"application/json": {"schema": {"type": "object"}}}))

@@ -49,7 +49,7 @@ class RequestCancelled(Struct, kw_only=True):
     cancelled: bool
 
 
-class Ready(Struct, kw_only=True):
+class ReadyStatus(Struct, kw_only=True):
     """A server that takes requests."""
 
     status: Literal["ready"]
@@ -61,7 +61,7 @@ class Version(Struct, kw_only=True):
     version: str
 
 
-class Load(Struct, kw_only=True):
+class ServerLoad(Struct, kw_only=True):
     """How busy the server is; without the engine's part while no engine answers."""
 
     server_load: int

@@ -23,7 +23,7 @@ from streamserve.server.config import ServerConfig
 from streamserve.server.http.listen import Listen, join
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
 from streamserve.server.process.logs import configure
-from streamserve.server.siblings.control import Control, Method, Ready
+from streamserve.server.siblings.control import Control, Method, WorkerReady
 from streamserve.server.siblings.siblings import Siblings, internal_socket_path
 from streamserve.server.telemetry.metrics import Metrics
 
@@ -92,7 +92,7 @@ async def _run_control(control: Control, control_fd: int, scope: anyio.CancelSco
 async def _report_ready(control: Control, worker: ApiWorker, internal_socket: str) -> None:
     await worker.wait_started()
     await worker.open_internal_socket(internal_socket)
-    control.send(Ready())
+    control.send(WorkerReady())
 
 
 async def _drain_on_request(drain: anyio.Event, worker: ApiWorker) -> None:

@@ -24,7 +24,7 @@ CALL_TIMEOUT_S = 3.0
 """Seconds that a worker has to answer a call: far more than a busy one takes, and no client waits for a stopped one."""
 
 
-class Ready(msgspec.Struct, tag="ready", frozen=True):
+class WorkerReady(msgspec.Struct, tag="ready", frozen=True):
     """This worker takes requests."""
 
 
@@ -39,22 +39,22 @@ CallSiblings = Callable[[Method, str], Awaitable[int | None]]
 """Calls a method on some workers, with a request's id; returns the number of the worker that has the request, or None."""
 
 
-class Call(msgspec.Struct, tag="call", frozen=True):
-    """Call a method on all workers of the receiving side; answered by a `Result` with the same number."""
+class MethodCall(msgspec.Struct, tag="call", frozen=True):
+    """Call a method on all workers of the receiving side; answered by a `MethodResult` with the same number."""
 
     number: int
     method: Method
     id: str
 
 
-class Result(msgspec.Struct, tag="result", frozen=True):
+class MethodResult(msgspec.Struct, tag="result", frozen=True):
     """The worker that has the request of a call; None when none does."""
 
     number: int
     worker: int | None
 
 
-ControlMessage = Ready | Drain | Call | Result
+ControlMessage = WorkerReady | Drain | MethodCall | MethodResult
 _DECODER: msgspec.json.Decoder[ControlMessage] = msgspec.json.Decoder(ControlMessage)
 _ENCODER = msgspec.json.Encoder()
 
@@ -112,7 +112,7 @@ class Control:
         """
         try:
             with anyio.fail_after(self._call_timeout_s):
-                return await self._calls.call(lambda number: self.send(Call(number, method, id)))
+                return await self._calls.call(lambda number: self.send(MethodCall(number, method, id)))
         except ConnectionResetError:
             return None
 
@@ -125,20 +125,20 @@ class Control:
         except Exception:
             logger.exception("a call of another API worker failed")
             return
-        self.send(Result(number, worker))
+        self.send(MethodResult(number, worker))
 
     def _handle(self, message: ControlMessage, tasks: TaskGroup) -> None:
         match message:
-            case Ready():
+            case WorkerReady():
                 if self._on_ready is not None:
                     self._on_ready()
             case Drain():
                 if self._on_drain is not None:
                     self._on_drain()
-            case Call(number, method, id):
+            case MethodCall(number, method, id):
                 # In a task of its own: the result may have to come from a third process, through this very loop.
                 tasks.start_soon(self._answer, number, method, id)
-            case Result(number, worker):
+            case MethodResult(number, worker):
                 self._calls.complete(number, worker)
 
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Protocol
 
 from streamserve.server.telemetry.metrics import Metrics
-from streamserve.server.telemetry.request_cost import RequestCost, RequestTimes, Usage
+from streamserve.server.telemetry.request_cost import RequestCost, RequestTimes, TokenCounts
 from streamserve.types import FinishReason, TextDelta
 
 
@@ -29,7 +29,7 @@ class Account:
     trace           receives the totals when the request ends
     """
 
-    def __init__(self, usage: Usage, metrics: Metrics, *, num_prompts: int, n: int, trace: Trace | None = None) -> None:
+    def __init__(self, usage: TokenCounts, metrics: Metrics, *, num_prompts: int, n: int, trace: Trace | None = None) -> None:
         self.usage = usage
         self.unfinished = num_prompts * n
         self.last_event_at = self._received_at = monotonic()

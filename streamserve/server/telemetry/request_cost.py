@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from streamserve.types import FinishReason
 
 
-class Usage:
+class TokenCounts:
     """Token counts of one request over all of its prompts and choices, as they grow."""
 
     __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")

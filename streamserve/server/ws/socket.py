@@ -101,7 +101,7 @@ class StreamSocket:
 
     def _close_when_idle(self) -> None:
         self._last_heard_at = monotonic()
-        if self._leaving is not None and self._streams is not None and self._streams.is_idle:
+        if self._leaving is not None and self._streams is not None and self._streams.has_no_streams:
             self._close(self._leaving)
 
     async def _send_close(self, closing: Closing) -> None:
@@ -178,7 +178,7 @@ class StreamSocket:
     async def _watch(self, config: ServerConfig, streams: Streams) -> None:
         while True:
             now = monotonic()
-            busy_since = self._last_heard_at if streams.is_idle else now
+            busy_since = self._last_heard_at if streams.has_no_streams else now
             due, closing = min(
                 (self._opened_at + config.socket_age_s, TOO_OLD),
                 (busy_since + config.socket_idle_s, IDLE),

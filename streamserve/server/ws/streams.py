@@ -76,7 +76,7 @@ class Streams:
         self._lanes: dict[str | None, _Lane] = {}
 
     @property
-    def is_idle(self) -> bool:
+    def has_no_streams(self) -> bool:
         return not self._lanes
 
     @property
@@ -182,7 +182,7 @@ class Streams:
         try:
             yield
         except anyio.get_cancelled_exc_class():
-            if not logged.log.is_ended:
+            if not logged.log.is_complete:
                 logged.run.count_disconnect(is_blocked=self._writer.sending_since is not None)
             raise
         finally:

@@ -147,4 +147,4 @@ async def test_a_logged_run_ends_without_waiting_for_its_reader() -> None:
             engine.generate(sequence, TokenDelta([ord("a")], finish_reason="length"))
             with anyio.fail_after(5):
                 await logged.wait_ended()
-    assert logged.log.is_ended
+    assert logged.log.is_complete

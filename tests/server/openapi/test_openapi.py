@@ -53,7 +53,7 @@ def closed(schema: Any) -> Any:
 
 SCHEMAS = DOCUMENT["components"]["schemas"]
 # An event's fields depend on its type; all other answers hold what their schema lists and nothing else.
-CLOSED_SCHEMAS = {**closed(SCHEMAS), "ResponseEvent": SCHEMAS["ResponseEvent"]}
+CLOSED_SCHEMAS = {**closed(SCHEMAS), "ResponseStreamEvent": SCHEMAS["ResponseStreamEvent"]}
 
 
 def validate(value: Any, schema: dict[str, Any], schemas: dict[str, Any] = SCHEMAS) -> None:

@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from streamserve.errors import Unavailable
-from streamserve.server.siblings.control import Control, Drain, Method, Ready
+from streamserve.server.siblings.control import Control, Drain, Method, WorkerReady
 from streamserve.server.siblings.siblings import Siblings
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +51,7 @@ async def test_ends_report_readiness_and_draining() -> None:
     here = Control(on_call=never, on_ready=ready.set)
     there = Control(on_call=never, on_drain=drained.set)
     async with connected(here, there):
-        there.send(Ready())
+        there.send(WorkerReady())
         here.send(Drain())
         with anyio.fail_after(5):
             await ready.wait()

@@ -11,12 +11,12 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from streamserve.errors import UnsupportedParameter
+from streamserve.server.apis.openai.answer_collectors import ChatCollector
 from streamserve.server.apis.openai.chat_form import chat_form
 from streamserve.server.apis.openai.messages import checked
 from streamserve.server.apis.openai.parameter_names import chat_names, naming_parameters
 from streamserve.server.apis.openai.parameters import for_chat
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of
-from streamserve.server.apis.openai.results import ChatResult
 from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
@@ -38,7 +38,7 @@ async def answer_chat(service: Service, fields: dict[str, Any], request_id: str)
     """The answer to the fields of a body; `request_id` is the header's."""
     chat, ignored = convert(fields, ChatRequest)
     identity = identity_of(service, chat, CHAT_PREFIX, request_id)
-    return answer(service, await prepare_chat(service, chat, ignored, identity), ChatScript, ChatResult)
+    return answer(service, await prepare_chat(service, chat, ignored, identity), ChatScript, ChatCollector)
 
 
 async def prepare_chat(service: Service, request: ChatRequest, ignored: list[str], identity: Identity) -> PreparedRequest:

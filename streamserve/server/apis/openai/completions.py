@@ -11,10 +11,10 @@ from litestar.types import ASGIApp
 
 from streamserve.errors import InvalidParameter
 from streamserve.frontend import Frontend
+from streamserve.server.apis.openai.answer_collectors import CompletionCollector
 from streamserve.server.apis.openai.parameter_names import completion_names, naming_parameters
 from streamserve.server.apis.openai.parameters import for_completion
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of, require_choices
-from streamserve.server.apis.openai.results import CompletionResult
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
 from streamserve.server.delivery.identity import Identity
@@ -38,7 +38,7 @@ async def answer_completion(service: Service, fields: dict[str, Any], request_id
     completion, ignored = convert(fields, CompletionRequest)
     identity = identity_of(service, completion, COMPLETION_PREFIX, request_id)
     prepared = await prepare_completion(service, completion, ignored, identity)
-    return answer(service, prepared, CompletionScript, CompletionResult)
+    return answer(service, prepared, CompletionScript, CompletionCollector)
 
 
 async def prepare_completion(

@@ -30,7 +30,7 @@ class TokenNames:
         return f"token_id:{token.token_id}" if self._as_token_ids else token.text
 
 
-class CompletionLogprobs:
+class LogprobArrays:
     """The `logprobs` of one completions choice; `text_offset` runs on over the chunks of a stream.
 
     top  how many alternatives to list beside the token itself

@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 
 from streamserve.errors import InvalidParameter
+from streamserve.server.apis.openai.answer_collectors import AnswerCollector
 from streamserve.server.apis.openai.logprobs import TokenNames
 from streamserve.server.apis.openai.parameter_names import naming_parameters
 from streamserve.server.apis.openai.reading import Reading
-from streamserve.server.apis.openai.results import Result
 from streamserve.server.apis.openai.schemas import GenerationRequest
 from streamserve.server.apis.openai.script import ChoicePreamble, ChunkScript, StreamFormat
 from streamserve.server.delivery.event_stream import EventStream
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.identity import Identity, answer_headers, identify
 from streamserve.server.delivery.logged_run import LoggedRun
-from streamserve.server.delivery.run import Generation, Run
+from streamserve.server.delivery.run import DeltaSource, Run
 from streamserve.server.delivery.whole_answer import WholeAnswer
 from streamserve.server.http.errors import error_body
 from streamserve.server.service import Service
@@ -61,7 +61,7 @@ class PreparedRequest(msgspec.Struct, kw_only=True):
 
 
 def answer(
-    service: Service, prepared: PreparedRequest, script: type[ChunkScript], result: type[Result]
+    service: Service, prepared: PreparedRequest, script: type[ChunkScript], collector_type: type[AnswerCollector]
 ) -> EventStream | WholeAnswer:
     """The ASGI app that admits the request and writes its answer, streamed or whole."""
     run = new_run(service, prepared)
@@ -72,7 +72,7 @@ def answer(
     if prepared.request.stream:
         return service.delivery.event_stream(run, script(format, preambles, usage), headers)
     has_prompt_logprobs = prepared.request.prompt_logprobs is not None
-    collector = result(format, preambles, usage, prompt_logprobs=has_prompt_logprobs)
+    collector = collector_type(format, preambles, usage, prompt_logprobs=has_prompt_logprobs)
     return WholeAnswer(run, collector, error_body=error_body, headers=headers)
 
 
@@ -92,9 +92,9 @@ def new_run(service: Service, prepared: PreparedRequest) -> Run:
     """The run that answers the request; the request counts in the metrics from now on."""
     frontend = service.frontend
 
-    async def admit() -> Generation:
+    async def admit() -> DeltaSource:
         with naming_parameters(prepared.names):
-            generation: Generation = await frontend.open(prepared.prompts)
+            generation: DeltaSource = await frontend.open(prepared.prompts)
         return PromptOnly(generation) if prepared.is_score_only else generation
 
     return service.new_run(prepared.identity.answer_id, prepared.model, prepared.prompts, admit=admit)
@@ -135,7 +135,7 @@ def require_choices(num_prompts: int, n: int) -> None:
 class PromptOnly:
     """A generation of which only what concerns its prompts is passed on."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: DeltaSource) -> None:
         self._generation = generation
 
     def __enter__(self) -> PromptOnly:

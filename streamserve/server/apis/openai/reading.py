@@ -110,10 +110,10 @@ class MessageBuilder:
 
     def as_object(self) -> dict[str, Any]:
         content, reasoning = ("".join(texts) for texts in self._texts.values())
-        is_told_otherwise = bool(self._calls or reasoning)
+        has_other_parts = bool(self._calls or reasoning)
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": None if is_told_otherwise and not content else content,
+            "content": None if has_other_parts and not content else content,
             "refusal": None,
         }
         if reasoning:

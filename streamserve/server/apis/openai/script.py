@@ -15,10 +15,10 @@ import orjson
 
 from streamserve.errors import StreamserveError
 from streamserve.server.apis.openai.events import BLANK_LINE, DATA, Chunk, Done, Event, Failure
-from streamserve.server.apis.openai.logprobs import CompletionLogprobs, TokenNames, chat_logprobs, joined
+from streamserve.server.apis.openai.logprobs import LogprobArrays, TokenNames, chat_logprobs, joined
 from streamserve.server.apis.openai.reading import MessageReader, Reading
 from streamserve.server.delivery.events import TextFrame, members
-from streamserve.server.telemetry.request_cost import Usage
+from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta, TextLogprob
 
 
@@ -60,7 +60,7 @@ class ChoicePreamble(msgspec.Struct, frozen=True, kw_only=True):
     first_token: TextLogprob | None = None
 
 
-class _Choice:
+class _StreamedChoice:
     """State between the chunks of one choice.
 
     frame         what stands around a text in a chunk that holds nothing else
@@ -74,7 +74,7 @@ class _Choice:
         self.preamble: ChoicePreamble | None = preamble
         self.frame = frame
         self.is_text_only = False
-        self.logprobs: CompletionLogprobs | None = None
+        self.logprobs: LogprobArrays | None = None
         self.reader: MessageReader | None = None
 
 
@@ -88,7 +88,7 @@ class ChunkScript(ABC):
     kind: str
     object_name: str
 
-    def __init__(self, format: StreamFormat, preambles: Sequence[ChoicePreamble], usage: Usage) -> None:
+    def __init__(self, format: StreamFormat, preambles: Sequence[ChoicePreamble], usage: TokenCounts) -> None:
         self._format = format
         self._usage = usage
         self._status = "completed"
@@ -141,16 +141,16 @@ class ChunkScript(ABC):
             fields["usage"] = None
         return b"]," + members(**fields) + b"}" if fields else b"]}"
 
-    def _new_choice(self, index: int, preamble: ChoicePreamble) -> _Choice:
+    def _new_choice(self, index: int, preamble: ChoicePreamble) -> _StreamedChoice:
         before, after = self._text_frame(index)
-        return _Choice(index, preamble, (self._head + before, after + self._tail()))
+        return _StreamedChoice(index, preamble, (self._head + before, after + self._tail()))
 
     @abstractmethod
     def _text_frame(self, index: int) -> TextFrame:
         """What stands around a text in a choice object that holds nothing else."""
 
     @abstractmethod
-    def _chunks(self, choice: _Choice, delta: TextDelta) -> list[Event]:
+    def _chunks(self, choice: _StreamedChoice, delta: TextDelta) -> list[Event]:
         """Every chunk for `delta`, whatever the format wants."""
 
 
@@ -160,16 +160,16 @@ class CompletionScript(ChunkScript):
     kind = "completion"
     object_name = "text_completion"
 
-    def _new_choice(self, index: int, preamble: ChoicePreamble) -> _Choice:
+    def _new_choice(self, index: int, preamble: ChoicePreamble) -> _StreamedChoice:
         choice = super()._new_choice(index, preamble)
         if self._format.logprobs is not None:
-            choice.logprobs = CompletionLogprobs(self._format.names, self._format.logprobs)
+            choice.logprobs = LogprobArrays(self._format.names, self._format.logprobs)
         return choice
 
     def _text_frame(self, index: int) -> TextFrame:
         return b'{"index":%d,"text":' % index, b',"logprobs":null,"finish_reason":null}'
 
-    def _chunks(self, choice: _Choice, delta: TextDelta) -> list[Event]:
+    def _chunks(self, choice: _StreamedChoice, delta: TextDelta) -> list[Event]:
         preamble, choice.preamble = choice.preamble, None
         choice.is_text_only = self._format.is_text_only
         text = delta.text if preamble is None or preamble.echo is None else preamble.echo + delta.text
@@ -187,7 +187,7 @@ class CompletionScript(ChunkScript):
         return [self._chunk(body)]
 
 
-def _completion_logprobs(logprobs: CompletionLogprobs, preamble: ChoicePreamble | None, delta: TextDelta) -> dict[str, Any]:
+def _completion_logprobs(logprobs: LogprobArrays, preamble: ChoicePreamble | None, delta: TextDelta) -> dict[str, Any]:
     parts = []
     if preamble is not None and preamble.first_token is not None and delta.prompt_logprobs is not None:
         rest = [entry for entry in delta.prompt_logprobs[1:] if entry is not None]
@@ -202,7 +202,7 @@ class ChatScript(ChunkScript):
     kind = "chat.completion"
     object_name = "chat.completion.chunk"
 
-    def _new_choice(self, index: int, preamble: ChoicePreamble) -> _Choice:
+    def _new_choice(self, index: int, preamble: ChoicePreamble) -> _StreamedChoice:
         choice = super()._new_choice(index, preamble)
         if self._format.reading is not None:
             choice.reader = MessageReader(self._format.reading)
@@ -211,7 +211,7 @@ class ChatScript(ChunkScript):
     def _text_frame(self, index: int) -> TextFrame:
         return b'{"index":%d,"delta":{"content":' % index, b'},"logprobs":null,"finish_reason":null}'
 
-    def _chunks(self, choice: _Choice, delta: TextDelta) -> list[Event]:
+    def _chunks(self, choice: _StreamedChoice, delta: TextDelta) -> list[Event]:
         bodies = self._bodies(choice, delta)
         if not bodies and delta.finish_reason is None:
             return []
@@ -225,7 +225,7 @@ class ChatScript(ChunkScript):
             chunks.append(self._finish(choice, delta))
         return chunks
 
-    def _bodies(self, choice: _Choice, delta: TextDelta) -> list[dict[str, Any]]:
+    def _bodies(self, choice: _StreamedChoice, delta: TextDelta) -> list[dict[str, Any]]:
         """The choice objects for a text. The first of them accounts for the tokens, those held back before included."""
         token_ids, logprobs = delta.token_ids, delta.logprobs or []
         if choice.reader is None:
@@ -248,7 +248,7 @@ class ChatScript(ChunkScript):
         extra = {"prompt_token_ids": preamble.prompt_token_ids} if self._format.token_ids else {}
         return self._chunk(_body(index, {"role": "assistant", "content": ""}), **extra)
 
-    def _finish(self, choice: _Choice, delta: TextDelta) -> Chunk:
+    def _finish(self, choice: _StreamedChoice, delta: TextDelta) -> Chunk:
         reason = finish_reason(delta)
         if choice.reader is not None:
             reason = choice.reader.finish_reason(reason)

@@ -122,7 +122,7 @@ def _written(where: str, tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **described, "parameters": parameters or _NO_PARAMETERS}}
 
 
-class _Choice(NamedTuple):
+class _ToolChoice(NamedTuple):
     """`tool_choice`, in the fields of `ToolUse`."""
 
     choice: str
@@ -130,26 +130,26 @@ class _Choice(NamedTuple):
     allowed: frozenset[str] | None = None
 
 
-def _choice(choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]]) -> _Choice:
+def _choice(choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]]) -> _ToolChoice:
     if choice is None or choice == AUTO:
-        return _Choice(AUTO if tools else NONE)
+        return _ToolChoice(AUTO if tools else NONE)
     if choice == NONE:
-        return _Choice(NONE)
+        return _ToolChoice(NONE)
     if choice != REQUIRED and isinstance(choice, str):
         raise InvalidParameter("tool_choice", "must be none, auto, required or a function to call")
     if not tools:
         raise InvalidParameter("tool_choice", "needs tools")
     if isinstance(choice, str):
-        return _Choice(REQUIRED)
+        return _ToolChoice(REQUIRED)
     kind = choice.get("type", "function")
     if kind == ALLOWED:
         return _allowed(choice.get(ALLOWED), tools)
     if kind != "function":
         raise UnsupportedParameter("tool_choice.type", f"{kind!r}: name one function, or say required or {ALLOWED}")
-    return _Choice(NAMED, _named("tool_choice", choice, tools))
+    return _ToolChoice(NAMED, _named("tool_choice", choice, tools))
 
 
-def _allowed(value: Any, tools: Sequence[Mapping[str, Any]]) -> _Choice:
+def _allowed(value: Any, tools: Sequence[Mapping[str, Any]]) -> _ToolChoice:
     """`allowed_tools`: all tools are in the prompt, and some of them may be called."""
     where = f"tool_choice.{ALLOWED}"
     if not isinstance(value, dict):
@@ -159,7 +159,7 @@ def _allowed(value: Any, tools: Sequence[Mapping[str, Any]]) -> _Choice:
         raise InvalidParameter(f"{where}.mode", f"must be {AUTO} or {REQUIRED}")
     if not isinstance(named, list) or not named:
         raise InvalidParameter(f"{where}.tools", "must name at least one tool")
-    return _Choice(
+    return _ToolChoice(
         mode, allowed=frozenset(_allowed_name(f"{where}.tools[{index}]", tool, tools) for index, tool in enumerate(named))
     )
 

@@ -158,7 +158,7 @@ class ResponseCancelled(Struct, kw_only=True):
     output: list[OutputItem]
 
 
-class ResponseEvent(Struct, kw_only=True):
+class ResponseStreamEvent(Struct, kw_only=True):
     """One event of a streamed response; what else it holds depends on its `type`."""
 
     type: str

@@ -17,7 +17,7 @@ from streamserve.server.apis.responses.items import ChatMessage, Item, as_messag
 from streamserve.server.apis.responses.output import OutputItem
 from streamserve.server.apis.responses.schema import ResponseRequest
 from streamserve.server.delivery.logged_run import LoggedRun
-from streamserve.server.telemetry.request_cost import Usage
+from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import SamplingParams
 
 IN_PROGRESS = "in_progress"
@@ -40,7 +40,7 @@ class ResponseState:
         *,
         items: list[Item],
         messages: list[ChatMessage],
-        usage: Usage,
+        usage: TokenCounts,
     ) -> None:
         self.id = id
         self.items = items
@@ -136,7 +136,7 @@ class StoredResponse(NamedTuple):
         return self.logged.num_bytes + len(orjson.dumps(self.state.items))
 
 
-def _usage_object(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
+def _usage_object(usage: TokenCounts, reasoning_tokens: int) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},

@@ -13,7 +13,7 @@ from streamserve.server.apis.openai.events import Chunk
 from streamserve.server.apis.openai.logprobs import TokenNames
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble, ChunkScript, CompletionScript, StreamFormat
 from streamserve.server.delivery.event_stream import EventEncoder, server_sent
-from streamserve.server.telemetry.request_cost import Usage
+from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta
 
 KINDS: list[type[ChunkScript]] = [CompletionScript, ChatScript]
@@ -22,7 +22,7 @@ TEXTS = st.lists(st.text(min_size=1), min_size=1, max_size=4)
 
 def new_script(kind: type[ChunkScript], *, model: str = 'a "model"', **options: Any) -> ChunkScript:
     format = StreamFormat(id="id", created=1, model=model, names=TokenNames(), **options)
-    return kind(format, [ChoicePreamble()], Usage(3))
+    return kind(format, [ChoicePreamble()], TokenCounts(3))
 
 
 def deltas(texts: list[str]) -> list[TextDelta]:

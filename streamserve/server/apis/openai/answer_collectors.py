@@ -11,14 +11,14 @@ from typing import Any
 
 import orjson
 
-from streamserve.server.apis.openai.logprobs import CompletionLogprobs, chat_logprobs, joined, prompt_logprobs
+from streamserve.server.apis.openai.logprobs import LogprobArrays, chat_logprobs, joined, prompt_logprobs
 from streamserve.server.apis.openai.reading import MessageBuilder, MessageReader
 from streamserve.server.apis.openai.script import ChoicePreamble, StreamFormat, finish_reason
-from streamserve.server.telemetry.request_cost import Usage
+from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta, TextLogprob
 
 
-class _Choice:
+class _CollectedChoice:
     """The deltas of one choice so far."""
 
     __slots__ = ("index", "last", "logprobs", "preamble", "prompt_logprobs", "texts", "token_ids")
@@ -50,7 +50,7 @@ class _Choice:
         return {"finish_reason": finish_reason(self.last), "stop_reason": self.last.stop_reason}
 
 
-class Result(ABC):
+class AnswerCollector(ABC):
     """One answer being collected, see `delivery.events.Collector`; subclasses make the choice objects of their endpoint.
 
     prompt_logprobs  whether the answer repeats them (with `echo` they are part of the choice's logprobs instead)
@@ -59,12 +59,12 @@ class Result(ABC):
     object_name: str
 
     def __init__(
-        self, format: StreamFormat, preambles: Sequence[ChoicePreamble], usage: Usage, *, prompt_logprobs: bool = False
+        self, format: StreamFormat, preambles: Sequence[ChoicePreamble], usage: TokenCounts, *, prompt_logprobs: bool = False
     ) -> None:
         self._format = format
         self._usage = usage
         self._has_prompt_logprobs = prompt_logprobs
-        self._choices = [_Choice(index, preamble) for index, preamble in enumerate(preambles)]
+        self._choices = [_CollectedChoice(index, preamble) for index, preamble in enumerate(preambles)]
 
     def add(self, delta: TextDelta) -> None:
         """Add a delta to its choice."""
@@ -85,25 +85,25 @@ class Result(ABC):
         )
 
     @abstractmethod
-    def _choice(self, choice: _Choice) -> dict[str, Any]:
+    def _choice(self, choice: _CollectedChoice) -> dict[str, Any]:
         """The object of one choice."""
 
     def _extra(self) -> dict[str, Any]:
         """Fields of the answer itself."""
         return {}
 
-    def _prompt_logprobs(self, choice: _Choice) -> dict[str, Any]:
+    def _prompt_logprobs(self, choice: _CollectedChoice) -> dict[str, Any]:
         if not self._has_prompt_logprobs or choice.prompt_logprobs is None:
             return {}
         return {"prompt_logprobs": prompt_logprobs(self._format.names, choice.prompt_logprobs)}
 
 
-class CompletionResult(Result):
+class CompletionCollector(AnswerCollector):
     """The answer of /v1/completions."""
 
     object_name = "text_completion"
 
-    def _choice(self, choice: _Choice) -> dict[str, Any]:
+    def _choice(self, choice: _CollectedChoice) -> dict[str, Any]:
         body = {
             "index": choice.index,
             "text": (choice.preamble.echo or "") + choice.text,
@@ -116,10 +116,10 @@ class CompletionResult(Result):
             body["prompt_token_ids"] = choice.preamble.prompt_token_ids
         return body
 
-    def _logprobs(self, choice: _Choice) -> dict[str, Any] | None:
+    def _logprobs(self, choice: _CollectedChoice) -> dict[str, Any] | None:
         if self._format.logprobs is None:
             return None
-        logprobs = CompletionLogprobs(self._format.names, self._format.logprobs)
+        logprobs = LogprobArrays(self._format.names, self._format.logprobs)
         parts = []
         if choice.preamble.first_token is not None and choice.prompt_logprobs is not None:
             rest = [entry for entry in choice.prompt_logprobs[1:] if entry is not None]
@@ -127,12 +127,12 @@ class CompletionResult(Result):
         return joined([*parts, logprobs.of(choice.logprobs)])
 
 
-class ChatResult(Result):
+class ChatCollector(AnswerCollector):
     """The answer of /v1/chat/completions."""
 
     object_name = "chat.completion"
 
-    def _choice(self, choice: _Choice) -> dict[str, Any]:
+    def _choice(self, choice: _CollectedChoice) -> dict[str, Any]:
         logprobs = self._format.logprobs
         message, reason = self._message(choice)
         body = {
@@ -146,7 +146,7 @@ class ChatResult(Result):
             body["token_ids"] = choice.token_ids
         return body
 
-    def _message(self, choice: _Choice) -> tuple[dict[str, Any], str | None]:
+    def _message(self, choice: _CollectedChoice) -> tuple[dict[str, Any], str | None]:
         """The message, and why it ended."""
         assert choice.last is not None
         reason = finish_reason(choice.last)
