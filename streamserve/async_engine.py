@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from anyio import to_thread
 
+from streamserve.aio.daemon_thread import run_in_daemon_thread
 from streamserve.checkpoint.config_values import need
 from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
@@ -82,8 +82,8 @@ class AsyncEngine:
         """Find and load the model. Raises `ConfigError` when it can't be loaded with these settings."""
         if self._engine is not None:
             raise RuntimeError("this engine runs already")
-        checkpoint = await to_thread.run_sync(partial(checkpoint_of, self.config), abandon_on_cancel=True)
-        tokenizer = await to_thread.run_sync(partial(tokenizer_of, self.config, checkpoint), abandon_on_cancel=True)
+        checkpoint = await run_in_daemon_thread(partial(checkpoint_of, self.config))
+        tokenizer = await run_in_daemon_thread(partial(tokenizer_of, self.config, checkpoint))
         self._defaults = default_sampling_params(checkpoint)
         grammars = GrammarCompiler(
             lambda: tokenizer, vocab_size=need(checkpoint.config, "vocab_size"), eos_token_ids=checkpoint.eos_token_ids

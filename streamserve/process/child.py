@@ -18,11 +18,18 @@ T = TypeVar("T")
 
 
 def start_module(
-    module: str, *, pass_fds: Sequence[int] = (), variables: Mapping[str, str] | None = None
+    module: str, *, pass_fds: Sequence[int] = (), variables: Mapping[str, str] | None = None, stdout: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module` with a pipe to its standard input, and `variables` added to its environment."""
+    """Start `python -m module` with a pipe to its standard input, and `variables` added to its environment.
+
+    stdout  as `subprocess.Popen` takes it
+    """
     return subprocess.Popen(
-        module_command(module), stdin=subprocess.PIPE, pass_fds=pass_fds, env={**environment(), **(variables or {})}
+        module_command(module),
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        pass_fds=pass_fds,
+        env={**environment(), **(variables or {})},
     )
 
 

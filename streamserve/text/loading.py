@@ -13,6 +13,7 @@ from typing import Any
 
 import tokenizers
 
+from streamserve.checkpoint.download import TokenizerFiles, download
 from streamserve.checkpoint.files import read_json
 from streamserve.checkpoint.names import DEMO, demo_path
 from streamserve.errors import ConfigError
@@ -53,20 +54,13 @@ def locate_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -
     path = demo_path() if name == DEMO else Path(name).expanduser()
     if path.exists():
         return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     patterns = [*_TOKENIZER_FILES, "*.py"] if trust_remote_code else _TOKENIZER_FILES
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return download(TokenizerFiles(name, revision, patterns))
+    except ConfigError as error:
         raise ConfigError(
-            f"--tokenizer {name}: neither a local path nor a repository that can be fetched ({_first_line(error)})"
+            f"--tokenizer {name}: neither a local path nor a repository that can be fetched ({error.message})"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _from_gguf(path: Path) -> TokenizerParts:

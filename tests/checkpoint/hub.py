@@ -16,12 +16,18 @@ GATED = "org/gated"
 
 
 class StubHub:
-    """Serves `repositories`, a folder holding <org>/<name>/<files>, and remembers the paths asked for."""
+    """Serves `repositories`, a folder holding <org>/<name>/<files>, and remembers the paths asked for.
+
+    stall_at  a path that holds this gets no answer, a file half of its bytes; `stalled` is set then
+    """
 
     def __init__(self, repositories: Path) -> None:
         self.repositories = repositories
         self.requests: list[str] = []
         self.url = ""
+        self.stall_at: str | None = None
+        self.stalled = threading.Event()
+        self.is_over = threading.Event()
 
     def downloads(self) -> set[str]:
         """Names of the files whose contents were sent."""
@@ -38,6 +44,7 @@ def stub_hub(repositories: Path) -> Iterator[StubHub]:
     try:
         yield hub
     finally:
+        hub.is_over.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -58,6 +65,7 @@ def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, *, with_body: bool) -> None:
             path = self.path.partition("?")[0]
+            stalls = hub.stall_at is not None and hub.stall_at in path
             listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision|tree)/[^/]+", path)
             file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
             name = (listing or file or [None, ""])[1]
@@ -66,9 +74,16 @@ def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
                 return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
             if name == GATED and file:
                 return self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+            if stalls and not file:
+                return self._stall()
             if listing:
                 return self._send(200, self._listing(folder, tree="/tree/" in path), {"Content-Type": "application/json"})
-            return self._file(folder / file[2], with_body=with_body)
+            return self._file(folder / file[2], with_body=with_body, stalls=stalls and with_body)
+
+        def _stall(self) -> None:
+            hub.stalled.set()
+            hub.is_over.wait()
+            self.close_connection = True
 
         def _listing(self, folder: Path, *, tree: bool) -> bytes:
             files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -81,20 +96,26 @@ def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
                 return json.dumps(entries).encode()
             return json.dumps({"id": folder.name, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}).encode()
 
-        def _file(self, path: Path, *, with_body: bool) -> None:
+        def _file(self, path: Path, *, with_body: bool, stalls: bool) -> None:
             if not path.is_file():
                 return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             body = path.read_bytes()
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_sha(path)}"', "Content-Type": "application/octet-stream"}
-            return self._send(200, body, headers, with_body=with_body)
+            return self._send(200, body, headers, with_body=with_body, stalls=stalls)
 
-        def _send(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool = True) -> None:
+        def _send(
+            self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool = True, stalls: bool = False
+        ) -> None:
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if with_body:
+            if stalls:
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                self._stall()
+            elif with_body:
                 self.wfile.write(body)
 
     return Handler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,12 +48,16 @@ def hub(tmp_path: Path) -> Iterator[StubHub]:
         yield server
 
 
+def environment(hub: StubHub, home: Path, *, offline: bool = False) -> dict[str, str]:
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    variables |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1" if offline else "0"}
+    return variables | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+
+
 def resolve_elsewhere(hub: StubHub, home: Path, model: str, *, offline: bool = False, **options: object) -> dict[str, object]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1" if offline else "0"}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-c", SCRIPT, model, json.dumps(options)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    variables = environment(hub, home, offline=offline)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
     return result
@@ -114,3 +119,37 @@ def test_what_cannot_be_had_is_said_in_one_line(hub: StubHub, tmp_path: Path, mo
     error = str(resolve_elsewhere(hub, tmp_path, model, offline=offline)["error"])
     assert said in error
     assert "\n" not in error
+
+
+COMMANDS = {
+    "serve": ["serve", "org/tiny", "--port", "0"],
+    "serve with a tokenizer": ["serve", "demo", "--port", "0", "--tokenizer", "org/tiny"],
+    "generate": ["generate", "--model", "org/tiny", "Hi"],
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("stall_at", ["/revision/", "/tokenizer.json"], ids=["silent", "in a download"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_signal_ends_a_program_beside_a_hub_that_sends_nothing(
+    hub: StubHub, tmp_path: Path, command: str, stall_at: str, number: signal.Signals
+) -> None:
+    """Ctrl-C during a download, or while the Hub was silent, did nothing until the Hub had answered."""
+    hub.stall_at = stall_at
+    line = [sys.executable, "-m", "streamserve", *COMMANDS[command]]
+    with subprocess.Popen(line, env=environment(hub, tmp_path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as program:
+        try:
+            assert hub.stalled.wait(60)
+            program.send_signal(number)
+            # The download's process holds standard error too: both have ended when it does.
+            said = program.communicate(timeout=10)[1].decode()
+        finally:
+            program.kill()
+    assert "Traceback" not in said
+    assert program.returncode in (0, 128 + number, -number)
+
+
+def test_a_download_that_has_no_place_is_told(hub: StubHub, tmp_path: Path) -> None:
+    home = tmp_path / "file"
+    home.touch()
+    assert "download" in str(resolve_elsewhere(hub, home, "org/tiny")["error"])

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": {"errors", "kv_groups"},
     "config": {"errors"},
     # files on disk
-    "checkpoint": FOUNDATION,
+    "checkpoint": FOUNDATION | {"process"},
     # the processes of one program, and what their event loops share
     "process": {"errors"},
     "aio": set(),

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from streamserve.aio.daemon_thread import run_in_daemon_thread
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.engine.remote import RemoteEngine
@@ -126,4 +127,4 @@ def remote_engine(address: str, config: EngineConfig, server: ServerConfig) -> R
 
 async def read_tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
     """The model's tokenizer, loaded on a thread. Raises `ConfigError`."""
-    return await anyio.to_thread.run_sync(partial(tokenizer_of, config, checkpoint), abandon_on_cancel=True)
+    return await run_in_daemon_thread(partial(tokenizer_of, config, checkpoint))

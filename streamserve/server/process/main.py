@@ -17,6 +17,7 @@ import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
 
+from streamserve.aio.daemon_thread import run_in_daemon_thread
 from streamserve.engine.launch import EngineProcess
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.start import EngineStart
@@ -114,7 +115,7 @@ class Server:
     async def _find_engine(self, listen: Listen, memory_fd: int) -> WorkerLaunch:
         """Wait until the model is found and the engine process runs; returns the launch parameters of further workers."""
         options = self._options
-        checkpoint, config, process = await anyio.to_thread.run_sync(self._start.result, abandon_on_cancel=True)
+        checkpoint, config, process = await run_in_daemon_thread(self._start.result)
         self._process = process
         self._log.step("model", f"{checkpoint.source} ({checkpoint.format}, {checkpoint.path})")
         defaults = default_sampling_params(checkpoint) if options.uses_model_defaults else {}
