@@ -22,6 +22,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.commands.engine_options import AMOUNT, VllmCommand, engine_config, engine_options
 from streamserve.engine.start import EngineStart
 from streamserve.errors import ConfigError
+from streamserve.process.limits import raise_descriptor_limit
 from streamserve.process.signals import exiting_on
 from streamserve.server.config import CorsConfig, ServerConfig
 from streamserve.server.http.listen import Listen, bind
@@ -126,6 +127,7 @@ def serve(model: str | None, **values: Any) -> int:
     """Serve MODEL over HTTP with OpenAI's API, under the flags of `vllm serve`."""
     options = serve_options(model, values)
     configure(options.listen.log_level)
+    raise_descriptor_limit()
     startup_log = StartupLog()
     # The port first, which may be in use. Until the server handles signals itself, one unwinds this block.
     with bind(options.listen) as listening, exiting_on(signal.SIGTERM):

@@ -17,6 +17,7 @@ from streamserve.frontend import Frontend
 from streamserve.server.api import Api
 from streamserve.server.app import APIS, create_app
 from streamserve.server.config import ServerConfig
+from streamserve.server.http.connection_limit import ConnectionLimit
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
 from streamserve.server.service import Service
@@ -52,12 +53,14 @@ async def live_server(
     siblings: Siblings | None = None,
     internal_socket: str | None = None,
     apis: Sequence[Api] = APIS,
+    connection_limit: ConnectionLimit | None = None,
     **config: Any,
 ) -> AsyncIterator[LiveServer]:
     """Serve `engine`; `config` are fields of `ServerConfig`.
 
     defaults, tracer, siblings  as in `Service`
     send_buffer, internal_socket  as in `serving`
+    connection_limit              as in `http_server`
     apis                          what is mounted
     """
     service = Service(ServerConfig(**{"model_names": ["scripted"], **config}), tracer=tracer, siblings=siblings)
@@ -77,6 +80,7 @@ async def live_server(
         "max_message_bytes": service.config.max_body_bytes,
         "receive_timeout_s": service.config.receive_timeout_s,
         "pong_timeout_s": service.config.send_timeout_s + 5,
+        "connection_limit": connection_limit,
         "on_buffered": service.metrics.client_buffer_bytes.set,
     }
     async with (

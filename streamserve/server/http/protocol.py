@@ -21,6 +21,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from streamserve.errors import InvalidRequest, StreamserveError
+from streamserve.server.http.connection_limit import EXCESS_TIMEOUT_S, ConnectionLimit, TooManyConnections
 from streamserve.server.http.errors import error_body, error_headers
 from streamserve.server.http.head import MAX_HEAD_BYTES, HeadTooLarge, head_fault
 
@@ -43,11 +44,16 @@ class RequestProtocol(HttpToolsProtocol):
 
     receive_timeout_s  seconds that a head may take, from its first byte or the connection's start, and that the body may pause;
                        and that a body may take in all, beside what it takes at `MIN_BODY_RATE`
+    connection_limit   None for no limit
     """
 
-    def __init__(self, *arguments: Any, receive_timeout_s: float, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, receive_timeout_s: float, connection_limit: ConnectionLimit | None, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self._receive_timeout_s = receive_timeout_s
+        self._limit = connection_limit
+        self._is_excess = False
         self._last_read_at = self.loop.time()
         self._read_timer: asyncio.TimerHandle | None = None
         self._is_in_head = False
@@ -58,6 +64,12 @@ class RequestProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self._limit is not None and self._limit.is_exceeded(len(self.connections)):
+            self._is_excess = True
+            self._receive_timeout_s = min(self._receive_timeout_s, EXCESS_TIMEOUT_S)
+            if self._limit.is_exhausted(len(self.connections)):
+                self._refuse(TooManyConnections())
+                return
         self._start_read_timer(self._receive_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -94,6 +106,8 @@ class RequestProtocol(HttpToolsProtocol):
         fault = head_fault(self.parser.get_http_version(), self.parser.get_method(), self.url, self.headers)
         if fault is not None:
             raise fault
+        if self._is_excess and self._limit is not None and not self._limit.serves_always(self.url):
+            raise TooManyConnections
         if self._offers_another_protocol:
             return
         super().on_headers_complete()
@@ -102,6 +116,7 @@ class RequestProtocol(HttpToolsProtocol):
         self._is_in_head = False
         cycle = self._last_cycle
         if cycle is not None and cycle.scope is self.scope:
+            cycle.keep_alive = cycle.keep_alive and not self._is_excess
             cycle.scope["extensions"] = {WRITE: BodyWriter(cycle).write}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:

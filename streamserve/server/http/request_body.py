@@ -1,7 +1,7 @@
 """How the body of a request becomes a typed struct; the same for every API.
 
 Strict about types (the error names the parameter) and lenient about names: fields that the struct does not have are
-returned, so that the answer can carry a warning. Pure functions.
+returned, so that the answer can carry a warning. Pure functions, but for `read_body`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from litestar import Request
+from litestar.exceptions import InternalServerException
 
-from streamserve.errors import InvalidRequest, invalid_value
+from streamserve.errors import InvalidRequest, RequestAborted, invalid_value
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -20,6 +22,15 @@ MAX_DEPTH = 128
 
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 _TOKEN_IDS = ("prompt", "tokens")
+
+
+async def read_body(request: Request[Any, Any, Any]) -> bytes:
+    """The whole body. Raises `RequestAborted` when the client disconnects before its end."""
+    try:
+        return await request.body()
+    except InternalServerException:
+        # The only fault that Litestar finds here.
+        raise RequestAborted("the client disconnected before its request had arrived") from None
 
 
 def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:

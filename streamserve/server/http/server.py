@@ -19,6 +19,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.engine.launch import listening_socket
 from streamserve.errors import ConfigError
+from streamserve.server.http.connection_limit import ConnectionLimit
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.protocol import RequestProtocol
 
@@ -77,6 +78,7 @@ def http_server(
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     pong_timeout_s: float = PONG_TIMEOUT_S,
     receive_timeout_s: float = RECEIVE_TIMEOUT_S,
+    connection_limit: ConnectionLimit | None = None,
     on_buffered: Callable[[float], None] | None = None,
 ) -> HttpServer:
     """The server for `app`; `serve(sockets=[...])` runs it until `should_exit` is set.
@@ -85,6 +87,7 @@ def http_server(
     max_message_bytes   a WebSocket that sends a larger message is closed with 1009
     pong_timeout_s      one that does not answer a ping for this long is closed with 1011: longer than its send timeout
     receive_timeout_s   read timeout of a request's head and body
+    connection_limit    None for as many connections as there are descriptors
     on_buffered         called twice a second with the bytes in the clients' write buffers
 
     Raises `ConfigError` for unusable TLS files.
@@ -95,7 +98,7 @@ def http_server(
         access_log=listen.access_log,
         lifespan="off",
         backlog=BACKLOG,
-        http=partial(RequestProtocol, receive_timeout_s=receive_timeout_s),  # type: ignore[arg-type]
+        http=partial(RequestProtocol, receive_timeout_s=receive_timeout_s, connection_limit=connection_limit),  # type: ignore[arg-type]
         ws=websocket_protocol,
         ws_max_size=max_message_bytes,
         ws_ping_timeout=pong_timeout_s,

@@ -22,10 +22,13 @@ from streamserve.config import EngineConfig
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.frontend import Frontend
+from streamserve.process.limits import descriptor_limit
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
+from streamserve.server.http.connection_limit import ConnectionLimit, connections_for
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
+from streamserve.server.process.logs import PROBES
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.metrics import Metrics
@@ -64,6 +67,7 @@ class ApiWorker:
             max_message_bytes=config.max_body_bytes,
             pong_timeout_s=config.send_timeout_s + FLUSH_TIMEOUT_S,
             receive_timeout_s=config.receive_timeout_s,
+            connection_limit=_connection_limit(listen.root_path),
             on_buffered=metrics.client_buffer_bytes.set,
         )
 
@@ -114,6 +118,12 @@ class ApiWorker:
     def close(self) -> None:
         """Stop accepting; `serve` returns once the connections are closed."""
         self._http.should_exit = True
+
+
+def _connection_limit(root_path: str) -> ConnectionLimit:
+    prefix = root_path.rstrip("/")
+    always = {f"{start}{path}" for start in ("", prefix) for path in PROBES}
+    return ConnectionLimit(connections_for(descriptor_limit()), always=always)
 
 
 def remote_engine(address: str, config: EngineConfig, server: ServerConfig) -> RemoteEngine:

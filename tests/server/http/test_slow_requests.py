@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import SocketStream
 
+from streamserve.server.http.connection_limit import ConnectionLimit
 from tests.support.live_server import live_server
 from tests.support.raw_http import events, request
 from tests.support.scripted_engine import ScriptedEngine
@@ -75,6 +78,41 @@ async def test_a_body_that_drips_is_hung_up_on_though_it_never_pauses() -> None:
             tasks.start_soon(drip)
             assert refusal(await rest_of(slow)) == (408, "request_timeout")
             tasks.cancel_scope.cancel()
+
+
+async def test_a_client_that_leaves_in_mid_body_is_no_fault_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    """Each logged a traceback of 2 kB and counted as internal, so that alarms rang for somebody's closed laptop."""
+    async with live_server(ScriptedEngine()) as server:
+        async with await anyio.connect_tcp("127.0.0.1", server.port) as client:
+            await client.send(POST + b"\r\n{")
+            await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(5):
+            while b'rejected_total{engine="0",model_name="scripted",reason="aborted"} 1.0' not in server.service.metrics.page(
+                None
+            ):
+                await anyio.lowlevel.checkpoint()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_probes_are_answered_beyond_the_limit_on_connections(caplog: pytest.LogCaptureFixture) -> None:
+    """Without descriptors left, connections were closed as they came, those of probes too, and the log said nothing."""
+    limit = ConnectionLimit(2, spare=1, always=["/health"])
+    async with live_server(ScriptedEngine(), connection_limit=limit) as server, contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            held = await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", server.port))
+            await held.send(POST)
+            await anyio.wait_all_tasks_blocked()
+        async with request(server.port, "GET", "/health?now") as response:
+            assert (response.status, response.headers["connection"]) == (200, "close")
+        async with await anyio.connect_tcp("127.0.0.1", server.port) as third:
+            await third.send(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert refusal(await rest_of(third)) == (503, "too_many_connections")
+        async with await anyio.connect_tcp("127.0.0.1", server.port) as third:
+            await third.send(POST)
+            await anyio.wait_all_tasks_blocked()
+            async with await anyio.connect_tcp("127.0.0.1", server.port) as fourth:
+                assert refusal(await rest_of(fourth)) == (503, "too_many_connections")
+    assert caplog.text.count("2 connections are open") == 1
 
 
 async def test_a_head_that_never_ends_is_refused() -> None:

@@ -21,7 +21,7 @@ from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.request_body import convert, parse_object
+from streamserve.server.http.request_body import convert, parse_object, read_body
 from streamserve.server.service import Service
 
 CHAT_PREFIX = "chatcmpl-"
@@ -31,7 +31,7 @@ CHAT_PREFIX = "chatcmpl-"
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
-    return await answer_chat(service, parse_object(await request.body()), request.headers.get("x-request-id", ""))
+    return await answer_chat(service, parse_object(await read_body(request)), request.headers.get("x-request-id", ""))
 
 
 async def answer_chat(service: Service, fields: dict[str, Any], request_id: str) -> ASGIApp:

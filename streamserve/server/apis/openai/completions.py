@@ -18,7 +18,7 @@ from streamserve.server.apis.openai.prepared_request import PreparedRequest, ans
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.request_body import convert, parse_object
+from streamserve.server.http.request_body import convert, parse_object, read_body
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextLogprob
@@ -30,7 +30,7 @@ COMPLETION_PREFIX = "cmpl-"
 @post("/v1/completions", status_code=200)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
-    return await answer_completion(service, parse_object(await request.body()), request.headers.get("x-request-id", ""))
+    return await answer_completion(service, parse_object(await read_body(request)), request.headers.get("x-request-id", ""))
 
 
 async def answer_completion(service: Service, fields: dict[str, Any], request_id: str) -> ASGIApp:

@@ -13,7 +13,7 @@ from streamserve.server.apis.openai.chat import conversation
 from streamserve.server.apis.openai.parameter_names import naming_parameters
 from streamserve.server.apis.openai.schemas import DetokenizeRequest, TokenizeRequest
 from streamserve.server.delivery.identity import warning
-from streamserve.server.http.request_body import decode
+from streamserve.server.http.request_body import decode, read_body
 from streamserve.server.service import Service
 
 
@@ -21,7 +21,7 @@ from streamserve.server.service import Service
 async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The token ids of a prompt or of a conversation."""
     frontend = service.frontend
-    body, ignored = decode(await request.body(), TokenizeRequest)
+    body, ignored = decode(await read_body(request), TokenizeRequest)
     service.resolve_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidParameter("prompt", "give either prompt or messages")
@@ -45,7 +45,7 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
 async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The text of token ids."""
     frontend = service.frontend
-    body, ignored = decode(await request.body(), DetokenizeRequest)
+    body, ignored = decode(await read_body(request), DetokenizeRequest)
     service.resolve_model(body.model)
     size = frontend.info.vocab_size
     lowest, highest = min(body.tokens, default=0), max(body.tokens, default=0)

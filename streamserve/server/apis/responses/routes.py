@@ -25,7 +25,7 @@ from streamserve.server.delivery.asgi import Headers
 from streamserve.server.delivery.identity import answer_headers
 from streamserve.server.delivery.log_stream import LogStream
 from streamserve.server.http.errors import NotFound
-from streamserve.server.http.request_body import decode
+from streamserve.server.http.request_body import decode, read_body
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import Forwarded
 from streamserve.server.siblings.siblings import NotKeptHere
@@ -36,7 +36,7 @@ MAX_PAGE = 100
 @post("/v1/responses", status_code=200)
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
-    body = await request.body()
+    body = await read_body(request)
     created, ignored = decode(body, ResponseRequest)
     try:
         response = await prepare_response(service, created)
