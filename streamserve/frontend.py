@@ -104,6 +104,7 @@ class Frontend:
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
+        like: PreparedPrompt | None = None,
     ) -> PreparedPrompt:
         """Tokenise and check a prompt; arguments and errors as `Preparation.prepare`. Nothing is admitted yet.
 
@@ -119,6 +120,7 @@ class Frontend:
             cache_salt=cache_salt,
             clamp_max_tokens=clamp_max_tokens,
             shown_special_ids=shown_special_ids,
+            like=like,
         )
         return await self._off_loop(prepare, len(prompt))
 

@@ -13,7 +13,8 @@ from streamserve.aio.calls import PendingCalls
 from streamserve.engine import frames
 from streamserve.engine.error_info import restore
 from streamserve.engine.link import Link, LinkLimits
-from streamserve.errors import EngineDead, StreamserveError, Unavailable
+from streamserve.engine.packing import pack
+from streamserve.errors import EngineDead, InvalidParameter, StreamserveError, Unavailable
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
 
@@ -57,9 +58,23 @@ class EngineConnection:
             raise EngineDead(f"the engine process can't be reached: {error.strerror}") from error
         return await ready
 
+    async def drained(self) -> None:
+        """Return once the engine has read most of what it was sent: a long prompt is not to be queued behind others."""
+        if self._link is not None:
+            await self._link.drained()
+
     async def open(self, specs: list[SequenceSpec]) -> None:
-        """Have sequences admitted, all or none; raises the refusal."""
-        await self._call(lambda number: frames.OpenSequences(number, specs))
+        """Have sequences admitted, all or none; raises the refusal.
+
+        The message is sent before the first await. Call it once `drained`: more than a bounded amount is never queued.
+        """
+        sequences = pack(specs)
+        if sequences.num_ids > self._limits.message_ids:
+            raise InvalidParameter(
+                "prompt",
+                f"the request has {sequences.num_ids} tokens in all its prompts and lists; at most {self._limits.message_ids}",
+            )
+        await self._call(lambda number: frames.OpenSequences(number, sequences))
 
     async def stats(self) -> EngineStats:
         """The engine's own snapshot."""

@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from streamserve.types import EngineInfo, EngineStats, ErrorInfo, SequenceSpec, TokenDelta
+from streamserve.engine.packing import PackedSequences
+from streamserve.types import EngineInfo, EngineStats, ErrorInfo, TokenDelta
 
 MAX_FRAME_BYTES = 256 << 20
 _LENGTH_BYTES = 4
@@ -21,7 +22,7 @@ class OpenSequences(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Admit sequences, all or none; the reply is `Opened` or `Refused` with the same call number."""
 
     call: int
-    specs: list[SequenceSpec]
+    sequences: PackedSequences
 
 
 class AbortSequence(msgspec.Struct, frozen=True, array_like=True, tag=2):

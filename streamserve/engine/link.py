@@ -23,11 +23,13 @@ class LinkLimits(NamedTuple):
     high_water_bytes  unsent bytes above which the socket counts as not draining
     backlog_bytes     unsent bytes above which it is closed
     drain_timeout_s   seconds of not draining after which it is closed
+    message_ids       token ids in one message, at most: five bytes each, they fit the backlog with all else in a request
     """
 
     high_water_bytes: int = 1 << 20
     backlog_bytes: int = 64 << 20
     drain_timeout_s: float = 60.0
+    message_ids: int = 8 << 20
 
 
 class Link(asyncio.Protocol, Generic[M]):
@@ -55,6 +57,8 @@ class Link(asyncio.Protocol, Generic[M]):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
         self._lost = self._loop.create_future()
 
     @property
@@ -70,6 +74,12 @@ class Link(asyncio.Protocol, Generic[M]):
         transport.write(encode(message))
         if transport.get_write_buffer_size() > self._limits.backlog_bytes:
             self._close_as_stalled()
+
+    async def drained(self) -> None:
+        """Return once no more is unsent than the high-water mark, or the connection is lost."""
+        # Whoever was woken before may have filled it again.
+        while not self._writable.is_set():
+            await self._writable.wait()
 
     def close(self) -> None:
         """Close the connection once everything queued has been sent."""
@@ -107,9 +117,11 @@ class Link(asyncio.Protocol, Generic[M]):
         self._lost.set_result(None)
 
     def pause_writing(self) -> None:
+        self._writable.clear()
         self._drain_timer = self._loop.call_later(self._limits.drain_timeout_s, self._close_as_stalled)
 
     def resume_writing(self) -> None:
+        self._writable.set()
         if self._drain_timer is not None:
             self._drain_timer.cancel()
             self._drain_timer = None

@@ -17,6 +17,7 @@ from streamserve.engine.constraints import are_constrained
 from streamserve.engine.core import EngineCore
 from streamserve.engine.error_info import describe
 from streamserve.engine.link import Link, LinkLimits
+from streamserve.engine.packing import PackedSequences
 from streamserve.errors import QueueFull, StreamserveError
 from streamserve.scheduling.constraint import Constraint
 from streamserve.types import EngineInfo, SequenceSpec, TokenDelta
@@ -113,8 +114,8 @@ class WorkerConnection:
 
     def _execute(self, command: frames.Command) -> None:
         match command:
-            case frames.OpenSequences(call, specs):
-                self._open(call, specs)
+            case frames.OpenSequences(call, sequences):
+                self._open(call, sequences)
             case frames.AbortSequence(sequence_id, left_at):
                 self._abort(sequence_id, left_at)
             case frames.PauseSequence(sequence_id):
@@ -124,7 +125,12 @@ class WorkerConnection:
             case frames.ReadStats(call):
                 self._send_stats(call)
 
-    def _open(self, call: int, specs: list[SequenceSpec]) -> None:
+    def _open(self, call: int, sequences: PackedSequences) -> None:
+        try:
+            specs = sequences.unpack()
+        except IndexError as error:
+            self._refuse(call, error)
+            return
         if not are_constrained(specs):
             # At once and not in a task: an abort in the same burst of frames must find the sequence.
             self._admit(call, specs, [None] * len(specs))

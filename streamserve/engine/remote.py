@@ -83,6 +83,8 @@ class RemoteEngine:
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences, all or none; see `Engine.open`."""
         self._require_connection()
+        await self._connection.drained()
+        self._require_connection()
         # Added before the reply: the first tokens may come in the same burst of frames.
         streams = self._streams.add(specs)
         try:
@@ -198,7 +200,10 @@ class RemoteEngine:
 
     async def _resume(self, stream: ChannelStream) -> None:
         """Continue one sequence in the new engine, unless its reader has left."""
-        while stream.sequence_id in self._streams:
+        while True:
+            await self._connection.drained()
+            if stream.sequence_id not in self._streams:
+                return
             try:
                 await self._connection.open([stream.resume_state.hand_over()])
             except QueueFull as full:

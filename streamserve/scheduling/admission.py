@@ -5,15 +5,43 @@ Runs on the engine's event loop. Looks at one spec and the limits, at no state.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from streamserve.errors import ContextLengthExceeded, InvalidParameter, PromptTooLarge
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.types import SequenceSpec
 
 
+class IdCheck:
+    """Checks token ids against a vocabulary. A list that the sequences of a request share is walked for the first of them."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._checked: dict[str, object] = {}
+
+    def require(self, spec: SequenceSpec) -> None:
+        """Raise `InvalidParameter` when the sequence names an id without an embedding, which would fail its whole step."""
+        sampling = spec.sampling
+        self._require("prompt_token_ids", spec.prompt_token_ids)
+        self._require("generated_token_ids", spec.generated_token_ids)
+        self._require("stop_token_ids", sampling.stop_token_ids)
+        self._require("allowed_token_ids", sampling.allowed_token_ids or ())
+        self._require("logit_bias", sampling.logit_bias)
+        for word in sampling.bad_words_token_ids:
+            self._require("bad_words", word)
+
+    def _require(self, name: str, token_ids: Collection[int]) -> None:
+        if not token_ids or self._checked.get(name) is token_ids:
+            return
+        if not 0 <= min(token_ids) <= max(token_ids) < self._vocab_size:
+            raise InvalidParameter(name, f"token ids must be between 0 and {self._vocab_size - 1}")
+        self._checked[name] = token_ids
+
+
 def check_spec(spec: SequenceSpec, limits: SchedulerLimits) -> None:
     """Raise `InvalidParameter`, `ContextLengthExceeded` or `PromptTooLarge` when `spec` can never run to its end."""
-    _check_tokens(spec, limits.vocab_size)
+    _check_counts(spec)
     num_prompt_tokens, length = len(spec.prompt_token_ids), len(spec.prompt_token_ids) + spec.max_tokens
     if length > limits.max_model_len:
         raise ContextLengthExceeded(
@@ -69,25 +97,13 @@ def _bits(token_ids: list[int]) -> int:
     return int.from_bytes(mask, "little")
 
 
-def _check_tokens(spec: SequenceSpec, vocab_size: int) -> None:
+def _check_counts(spec: SequenceSpec) -> None:
     if not spec.prompt_token_ids:
         raise InvalidParameter("prompt", "must have at least one token")
     if spec.max_tokens < 1:
         raise InvalidParameter("max_tokens", f"must be at least 1, got {spec.max_tokens}")
     if len(spec.generated_token_ids) >= spec.max_tokens:
         raise InvalidParameter("generated_token_ids", f"already {spec.max_tokens} tokens: nothing is left to generate")
-    sampling = spec.sampling
-    # An id without an embedding fails the step that computes it, and every sequence with it.
-    for name, token_ids in (
-        ("prompt_token_ids", spec.prompt_token_ids),
-        ("generated_token_ids", spec.generated_token_ids),
-        ("stop_token_ids", sampling.stop_token_ids),
-        ("allowed_token_ids", sampling.allowed_token_ids),
-        ("logit_bias", sampling.logit_bias),
-        *(("bad_words", word) for word in sampling.bad_words_token_ids),
-    ):
-        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-            raise InvalidParameter(name, f"token ids must be between 0 and {vocab_size - 1}")
 
 
-__all__ = ["check_spec", "replay", "require_choice"]
+__all__ = ["IdCheck", "check_spec", "replay", "require_choice"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from itertools import repeat
 
 from streamserve.errors import InvalidParameter, QueueFull, UnsupportedParameter
-from streamserve.scheduling.admission import check_spec, replay, require_choice
+from streamserve.scheduling.admission import IdCheck, check_spec, replay, require_choice
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.deadlines import Deadlines
@@ -38,6 +38,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self.counters = Counters()
         self.registry = SequenceRegistry(limits, self.counters)
+        self._ids = IdCheck(limits.vocab_size)
         self._unreported: Deltas = []
         self._arrivals = 0
         self._next_step = 0
@@ -52,6 +53,7 @@ class Scheduler:
         which case nothing changed.
         """
         check_spec(spec, self.limits)
+        self._ids.require(spec)
         if spec.sequence_id in self.registry.sequences:
             raise InvalidParameter("sequence_id", f"{spec.sequence_id!r} is in use")
         if spec.structured_outputs is not None and constraint is None:

@@ -77,12 +77,14 @@ class Preparation:
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
+        like: PreparedPrompt | None = None,
     ) -> PreparedPrompt:
         """Tokenise and resolve one prompt.
 
         add_special_tokens  put the model's beginning-of-sequence token in front of a text
         clamp_max_tokens    shorten the output to what fits the context instead of refusing the request
         shown_special_ids   as in `PreparedPrompt`
+        like                another prompt of the request, prepared with the same `params`: their lists are shared
 
         Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
         """
@@ -94,14 +96,31 @@ class Preparation:
         ):
             if not isinstance(value, kind):
                 raise InvalidParameter(name, f"expected {kind.__name__}, got {type(value).__name__}")
-        self._check_ids(params)
+        sampling = self._resolve(params) if like is None else like.specs[0].sampling
         if params.truncate_prompt_tokens is None:
             self.check_length(prompt)
         token_ids = self._tokenise(prompt, params.truncate_prompt_tokens or 0, add_special_tokens)
         max_tokens = self._max_tokens(len(token_ids), params, clamp_max_tokens)
         first_seed = self.next_seed() if params.seed is None else params.seed
+        common = SequenceSpec(
+            sequence_id=request_id,
+            prompt_token_ids=token_ids,
+            max_tokens=max_tokens,
+            sampling=msgspec.structs.replace(sampling, seed=first_seed % MAX_SEED),
+            structured_outputs=params.structured_outputs,
+            priority=priority,
+            cache_salt=cache_salt,
+            max_time_s=params.max_time,
+        )
+        text = str(prompt) if isinstance(prompt, str) else None
+        specs = _outputs(common, params.n)
+        return PreparedPrompt(request_id, text, token_ids, params, specs, self.eos_token_ids, shown_special_ids)
+
+    def _resolve(self, params: SamplingParams) -> Sampling:
+        """The parameters as the engine takes them, but for the seed. Raises `InvalidParameter`."""
+        self._check_ids(params)
         sampling = Sampling(
-            seed=first_seed % MAX_SEED,
+            seed=0,
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=max(params.top_k, 0),
@@ -118,19 +137,7 @@ class Preparation:
             prompt_logprobs=params.prompt_logprobs,
         )
         _require_choice(sampling)
-        common = SequenceSpec(
-            sequence_id=request_id,
-            prompt_token_ids=token_ids,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            structured_outputs=params.structured_outputs,
-            priority=priority,
-            cache_salt=cache_salt,
-            max_time_s=params.max_time,
-        )
-        text = str(prompt) if isinstance(prompt, str) else None
-        specs = _outputs(common, params.n)
-        return PreparedPrompt(request_id, text, token_ids, params, specs, self.eos_token_ids, shown_special_ids)
+        return sampling
 
     def check_length(self, prompt: Prompt) -> None:
         """Refuse ids that don't fit, and a text that could not if it were made of the longest tokens.

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from streamserve.engine import frames
 from streamserve.engine.error_info import describe, restore
+from streamserve.engine.packing import pack
 from streamserve.errors import (
     ContextLengthExceeded,
     EngineDead,
@@ -28,7 +29,7 @@ SPEC = SequenceSpec(
     structured_outputs=StructuredOutputs(json={"type": "object"}),
 )
 COMMANDS: list[frames.Command] = [
-    frames.OpenSequences(1, [SPEC, SPEC]),
+    frames.OpenSequences(1, pack([SPEC, SPEC])),
     frames.PauseSequence("a"),
     frames.ResumeSequence("a"),
     frames.AbortSequence("a", 1.5),

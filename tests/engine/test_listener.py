@@ -11,14 +11,17 @@ from pathlib import Path
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import msgspec
 import pytest
 
 from streamserve.config import EngineConfig
 from streamserve.engine import frames
+from streamserve.engine.base import SequenceStream
 from streamserve.engine.constraints import CompileConstraint
 from streamserve.engine.core import EngineCore
 from streamserve.engine.link import LinkLimits
 from streamserve.engine.listener import Listener
+from streamserve.engine.packing import pack
 from streamserve.engine.remote import RemoteEngine
 from streamserve.errors import EngineDead, InvalidParameter, Unavailable, UnsupportedParameter
 from streamserve.scheduling.constraint import Constraint
@@ -95,7 +98,9 @@ async def replies_of(stream: anyio.abc.ByteReceiveStream) -> AsyncIterator[frame
 async def test_an_abort_in_the_same_burst_finds_its_sequence(serving: Serving, address: str, make_spec: MakeSpec) -> None:
     async with serving(ScriptedExecutor(gated=True)):
         spec = make_spec()
-        burst = frames.encode(frames.OpenSequences(1, [spec])) + frames.encode(frames.AbortSequence(spec.sequence_id, 0.0))
+        burst = frames.encode(frames.OpenSequences(1, pack([spec]))) + frames.encode(
+            frames.AbortSequence(spec.sequence_id, 0.0)
+        )
         async with await send_all(address, burst + frames.encode(frames.ReadStats(2))) as stream:
             replies = replies_of(stream)
             assert isinstance(await anext(replies), frames.Ready)
@@ -128,7 +133,7 @@ async def test_a_worker_that_does_not_read_is_treated_as_gone(
     async with serving(ScriptedExecutor(max_model_len=1 << 20, num_blocks=1 << 16), limits=limits) as core:
         await remote.start()
         deaf = [make_spec(max_tokens=1 << 18) for _ in range(4)]
-        async with await send_all(address, frames.encode(frames.OpenSequences(1, deaf))):
+        async with await send_all(address, frames.encode(frames.OpenSequences(1, pack(deaf)))):
             await until(lambda: core.stats().num_aborts == len(deaf))
             [stream] = await remote.open([spec := make_spec()])
             assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
@@ -141,7 +146,7 @@ async def test_a_worker_whose_socket_stays_full_is_given_up_after_a_while(
     limits = LinkLimits(high_water_bytes=1, drain_timeout_s=0.2)
     async with serving(ScriptedExecutor(max_model_len=1 << 16, num_blocks=1 << 12), limits=limits) as core:
         specs = [make_spec(max_tokens=30000) for _ in range(2)]
-        async with await send_all(address, frames.encode(frames.OpenSequences(1, specs))):
+        async with await send_all(address, frames.encode(frames.OpenSequences(1, pack(specs)))):
             await until(lambda: core.stats().num_aborts == len(specs))
 
 
@@ -260,3 +265,62 @@ async def test_an_engine_that_does_not_answer_is_unavailable(
         with pytest.raises(Unavailable):
             await remote.stats()
         tasks.cancel_scope.cancel()
+
+
+async def test_large_requests_wait_for_their_turn_instead_of_filling_the_connection(
+    serving: Serving, address: str, make_spec: MakeSpec
+) -> None:
+    """Ten requests with long lists of ids, n=128 each, made the server cut its own connection and end 8 of 8 other streams."""
+    executor = ScriptedExecutor(gated=True)
+    remote = RemoteEngine(address, link_limits=LinkLimits(high_water_bytes=64 << 10, backlog_bytes=3 << 20))
+    async with serving(executor):
+        await remote.start()
+        [innocent] = await remote.open([spec := make_spec()])
+        streams: list[SequenceStream] = []
+
+        async def open_many(number: int) -> None:
+            allowed = [number] * (1 << 20)
+            streams.extend(await remote.open([make_spec(allowed_token_ids=allowed) for _ in range(128)]))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(1, 11):
+                tasks.start_soon(open_many, number)
+        assert len(streams) == 1280
+        for stream in streams:
+            stream.close()
+        executor.open_gate()
+        assert (await read_all(innocent)).token_ids == continuation(spec.prompt_token_ids, 10)
+        await remote.stop()
+
+
+async def test_a_request_with_more_ids_than_a_message_may_hold_is_refused_before_it_is_sent(
+    serving: Serving, address: str, make_spec: MakeSpec
+) -> None:
+    remote = RemoteEngine(address, link_limits=LinkLimits(message_ids=100))
+    async with serving(ScriptedExecutor()):
+        await remote.start()
+        many = [make_spec([7] * 30) for _ in range(4)]
+        with pytest.raises(InvalidParameter, match="120 tokens in all its prompts and lists; at most 100") as refused:
+            await remote.open(many)
+        assert refused.value.param == "prompt"
+        shared = many[0].prompt_token_ids
+        for stream in await remote.open([msgspec.structs.replace(spec, prompt_token_ids=shared) for spec in many]):
+            assert (await read_all(stream)).token_ids == continuation(shared, 10)
+        await remote.stop()
+
+
+async def test_a_caller_that_leaves_while_the_connection_is_full_leaves_nothing(
+    serving: Serving, address: str, make_spec: MakeSpec
+) -> None:
+    remote = RemoteEngine(address, link_limits=LinkLimits(high_water_bytes=1))
+    async with serving(ScriptedExecutor(gated=True)) as core:
+        await remote.start()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(remote.open, [make_spec(allowed_token_ids=[1] * (4 << 20))])
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        [stream] = await remote.open([make_spec()])
+        assert core.stats().num_requests_waiting + core.stats().num_requests_running == 1
+        stream.close()
+        await remote.stop()

@@ -148,6 +148,17 @@ def test_allowed_tokens_that_are_all_excluded_are_refused(excluding: str, params
         prepare(**params)
 
 
+def test_prompts_of_one_request_share_their_lists() -> None:
+    params = SamplingParams(allowed_token_ids=[3, 1], bad_words=["x"], stop_token_ids=[5], logit_bias={2: 1.0}, n=2)
+    preparation = Preparation(byte_tokenizer(), max_model_len=64, vocab_size=VOCAB_SIZE, next_seed=iter((7, 50)).__next__)
+    first = preparation.prepare("a", params, request_id="r-0")
+    second = preparation.prepare("b", params, request_id="r-1", like=first)
+    samplings = [spec.sampling for spec in (*first.specs, *second.specs)]
+    assert [sampling.seed for sampling in samplings] == [7, 8, 50, 51]
+    for name in ("allowed_token_ids", "bad_words_token_ids", "stop_token_ids", "logit_bias"):
+        assert len({id(getattr(sampling, name)) for sampling in samplings}) == 1
+
+
 @pytest.mark.parametrize("name", ["allowed_token_ids", "stop_token_ids"])
 def test_a_list_of_more_ids_than_there_are_is_refused_and_one_that_repeats_them_shortened(name: str) -> None:
     with pytest.raises(InvalidParameter, match=f"{name}: names {VOCAB_SIZE + 1} tokens; this model has {VOCAB_SIZE}"):

@@ -82,7 +82,7 @@ def split(prompt: PromptInput) -> list[str | list[int]]:
 async def _prepare(
     frontend: Frontend, request: CompletionRequest, params: SamplingParams, prompts: list[str | list[int]], identity: Identity
 ) -> list[PreparedPrompt]:
-    prepared = []
+    prepared: list[PreparedPrompt] = []
     for index, prompt in enumerate(prompts):
         prepared.append(
             await frontend.prepare(
@@ -93,6 +93,7 @@ async def _prepare(
                 priority=request.priority or 0,
                 cache_salt=request.cache_salt or "",
                 clamp_max_tokens=request.max_tokens is None,
+                like=prepared[0] if prepared else None,
             )
         )
         # Other streams go on between the prompts of a long list.
