@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
-from streamserve.errors import ConfigError, InvalidParameter, UnsupportedParameter
+from streamserve.errors import ConfigError, InvalidParameter
 from streamserve.text.templates.arguments import parse_arguments
 from streamserve.text.templates.json_copy import json_copy
 from streamserve.text.templates.marks import Marks, SpecialTexts
@@ -112,14 +112,16 @@ class ChatTemplate:
         except Exception as error:  # a program: it may raise whatever Python does
             raise InvalidParameter("messages", f"the chat template failed on them: {error}") from error
 
+    def knows_effort(self, effort: str) -> bool:
+        """Whether a reasoning effort changes the prompt."""
+        return bool(self._effort(effort))
+
     def _effort(self, effort: str | None) -> dict[str, Any]:
         if effort is None:
             return {}
         if "reasoning_effort" in self.variables:
             return {"reasoning_effort": effort}
-        if "enable_thinking" in self.variables and effort == "none":
-            return {"enable_thinking": False}
-        raise UnsupportedParameter("reasoning_effort", "the model's chat template does not know it; see chat_template_kwargs")
+        return {"enable_thinking": False} if effort == "none" and "enable_thinking" in self.variables else {}
 
     def _prepared(self, place: int, message: Any) -> dict[str, Any]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

@@ -100,7 +100,7 @@ def _error(error: StreamserveError) -> dict[str, str]:
 
 @post("/v1/messages", status_code=200)
 async def create_message(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
-    body, ignored = decode(await request.body(), MessagesRequest)
+    body, ignored, _ = await decode(await request.body(), MessagesRequest)
     model = service.resolve_model(body.model)
     id = identify("msg_", None, "", taken=service.delivery.active_requests).answer_id
     text = service.frontend.render_chat(body.messages, add_generation_prompt=True)

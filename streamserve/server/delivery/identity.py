@@ -53,4 +53,4 @@ def answer_headers(request_id: str, ignored: Sequence[str]) -> Headers:
 def warning(ignored: Sequence[str]) -> bytes:
     """A Warning header (RFC 7234, 5.5) that names ignored parameters, cut down to what a header may hold."""
     names = ", ".join(_UNSAFE.sub("?", name)[:64] for name in ignored[:16])
-    return f'299 streamserve "unknown parameters ignored: {names}"'.encode()
+    return f'299 streamserve "parameters ignored: {names}"'.encode()

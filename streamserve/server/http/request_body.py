@@ -1,24 +1,29 @@
 """How the body of a request becomes a typed struct; the same for every API.
 
-Strict about types (the error names the parameter) and lenient about names: fields that the struct does not have are
-returned, so that the answer can carry a warning. Pure functions, but for `read_body`.
+Strict about types (the error names the parameter) and lenient about names: fields that no struct has, at whatever level, are
+returned, so that the answer can carry a warning. Pure functions, but for
+reading: `read_body`, `decode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from streamserve.errors import InvalidRequest, RequestAborted, invalid_value
+from streamserve.server.http.json_body import TokenIds, parse_object
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_DEPTH = 128
 """Objects and arrays within each other: far more than a schema needs, far less than it takes to run out of stack."""
+
+LARGE = 1024
+"""Values from which checking and writing out a request may take milliseconds."""
 
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 _TOKEN_IDS = ("prompt", "tokens")
@@ -33,60 +38,82 @@ async def read_body(request: Request[Any, Any, Any]) -> bytes:
         raise RequestAborted("the client disconnected before its request had arrived") from None
 
 
-def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
-    """The body as `kind`, and the top-level fields that `kind` does not have.
+class Decoded(NamedTuple, Generic[T]):
+    """A body that has been read.
+
+    ignored     paths of the fields that nobody here knows
+    num_values  values at all levels, token ids left out
+    """
+
+    request: T
+    ignored: list[str]
+    num_values: int
+
+    @property
+    def is_large(self) -> bool:
+        """Whether work on every value of it belongs on a thread."""
+        return self.num_values > LARGE
+
+
+async def decode(body: bytes, kind: type[T]) -> Decoded[T]:
+    """The body as `kind`.
 
     Raises `InvalidRequest` when it is not a JSON object and `InvalidParameter` naming the first parameter of a wrong type.
     """
-    return convert(parse_object(body), kind)
+    return convert(await parse_object(body), kind)
 
 
-def convert(fields: dict[str, Any], kind: type[T]) -> tuple[T, list[str]]:
+def convert(fields: dict[str, Any], kind: type[T]) -> Decoded[T]:
     """As `decode`, from JSON that has been parsed already."""
+    long = {name: value for name, value in fields.items() if type(value) is TokenIds}
     try:
-        request = msgspec.convert(fields, kind, str_keys=True)
+        request = msgspec.convert({**fields, **{name: _sample(ids) for name, ids in long.items()}}, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise invalid_value(str(error)) from None
+    for name in long.keys() & set(kind.__struct_fields__):
+        setattr(request, name, long[name])
     # Not the token ids, of which there may be millions: their type and range are checked anyway.
-    reason = unfit({name: value for name, value in fields.items() if name not in _TOKEN_IDS})
+    num_values, reason = _walked({name: value for name, value in fields.items() if name not in _TOKEN_IDS and name not in long})
     if reason is not None:
         raise InvalidRequest(f"the body {reason}")
-    known = kind.__struct_fields__
-    return request, [name for name in fields if name not in known]
+    return Decoded(request, list(_unknown(fields, request)), num_values)
 
 
-def parse_object(body: bytes | str) -> dict[str, Any]:
-    """A JSON object. Raises `InvalidRequest`."""
-    try:
-        fields = msgspec.json.decode(body)
-    except RecursionError:
-        raise InvalidRequest("the body is not acceptable JSON: nested too deeply") from None
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {_json_type(fields)}")
-    return fields
+def _sample(token_ids: TokenIds) -> list[Any]:
+    """The beginning of token ids, which has the type of all of them."""
+    return [each[:1] if isinstance(each, list) else each for each in token_ids[:1]]
 
 
-def _json_type(value: Any) -> str:
-    if value is None:
-        return "null"
-    return {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}.get(type(value), "a number")
+def _unknown(fields: Mapping[str, Any], request: msgspec.Struct, path: str = "") -> Iterator[str]:
+    """Paths of the fields that their struct does not have."""
+    known = request.__struct_fields__
+    for name, value in fields.items():
+        if name not in known:
+            yield path + name
+        elif isinstance(value, dict) and isinstance(inner := getattr(request, name), msgspec.Struct):
+            yield from _unknown(value, inner, f"{path}{name}.")
 
 
 def unfit(value: Mapping[str, Any]) -> str | None:
     """The reason why JSON can not be encoded again: integers or nesting out of bounds; None when it can."""
+    return _walked(value)[1]
+
+
+def _walked(value: Mapping[str, Any]) -> tuple[int, str | None]:
+    """The number of values inside of one, up to what is unfit, and the reason why that is."""
+    num_values = 0
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
         for each in level:
+            num_values += len(each)
             for child in each.values() if isinstance(each, Mapping) else each:
                 kind = type(child)
                 if kind is dict or kind is list:
                     inner.append(child)
                 elif kind is int and not MIN_INT <= child <= MAX_INT:
-                    return "holds a whole number of more than 64 bits"
+                    return num_values, "holds a whole number of more than 64 bits"
         if not inner:
-            return None
+            return num_values, None
         level = inner
-    return f"is nested too deeply: at most {MAX_DEPTH} objects and arrays within each other"
+    return num_values, f"is nested too deeply: at most {MAX_DEPTH} objects and arrays within each other"

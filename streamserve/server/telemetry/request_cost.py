@@ -20,12 +20,13 @@ class TokenCounts:
         self.completion_tokens = 0
         self.cached_tokens = 0
 
-    def as_object(self) -> dict[str, Any]:
-        """The `usage` object of the OpenAI API."""
+    def as_object(self, *, unsent_tokens: int = 0) -> dict[str, Any]:
+        """The `usage` object of the OpenAI API, without the `unsent_tokens` among those generated."""
+        completion_tokens = self.completion_tokens - unsent_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + completion_tokens,
+            "completion_tokens": completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 

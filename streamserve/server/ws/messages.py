@@ -1,22 +1,24 @@
 """Messages of clients, checked; and the messages that the server sends outside of any stream.
 
-Pure functions; `take_resumable` alone changes its argument.
+`take_resumable` alone changes its argument.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import orjson
+from anyio import to_thread
 
 from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.server.http.errors import error_object
+from streamserve.server.http.json_body import NotAnObject, parse_object
 from streamserve.server.http.request_body import unfit
 
 MAX_STREAM_ID = 64
+_HALF_PAIR = re.compile(r"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..")
 TERMINAL = frozenset(
     {
         "chat.completion.done",
@@ -30,23 +32,32 @@ TERMINAL = frozenset(
 """Types of the messages that end a stream."""
 
 
-def parse(text: str) -> dict[str, Any] | None:
-    """The JSON object of a message; None when it is no JSON object."""
+async def parse(text: str) -> dict[str, Any] | None:
+    """The JSON object of a message; None when it is no JSON object. Other tasks run while a long one is read.
+
+    Raises `InvalidRequest` for an object that holds too much.
+    """
     try:
-        message = _decode(text)
-    except (ValueError, RecursionError):
+        return await parse_object(text.encode())
+    except NotAnObject:
+        return await _parse_halved(text)
+
+
+async def _parse_halved(text: str) -> dict[str, Any] | None:
+    """As `parse`, reading half of a surrogate pair as U+FFFD, as a browser sends it outside of JSON.
+
+    JavaScript writes a text cut inside a character so, which is JSON but no Unicode: one such text must not close the socket on
+    all streams.
+    """
+    whole = await to_thread.run_sync(_without_halves, text)
+    try:
+        return None if whole == text else await parse_object(whole.encode())
+    except NotAnObject:
         return None
-    return message if isinstance(message, dict) else None
 
 
-def _decode(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except ValueError:
-        # JavaScript writes a text cut inside a character as half of a surrogate pair, which is JSON but no Unicode. It is
-        # read as U+FFFD, as a browser sends it outside of JSON: one such text must not close the socket on all streams.
-        halved = json.dumps(json.loads(text), ensure_ascii=False)
-        return msgspec.json.decode(halved.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+def _without_halves(text: str) -> str:
+    return _HALF_PAIR.sub(lambda match: match[1] or "\\ufffd", text)
 
 
 def stream_id_of(message: Mapping[str, Any], *, required: bool = False) -> str | None:

@@ -12,10 +12,11 @@ from time import monotonic
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Receive, Send
 
-from streamserve.errors import InvalidParameter
+from streamserve.errors import InvalidParameter, InvalidRequest, StreamserveError
 from streamserve.server.api import Create
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.errors import guarded
@@ -119,13 +120,21 @@ class StreamSocket:
     async def _read(self, streams: Streams) -> None:
         while (event := await self._receive())["type"] == "websocket.receive":
             self._last_heard_at = monotonic()
-            text = event.get("text")
-            message = None if text is None else parse(text)
+            await self._take(event.get("text"), streams)
+            # Messages that are here already don't wait, and other tasks would.
+            await checkpoint()
+            await self._writer.wait_for_room()
+
+    async def _take(self, text: str | None, streams: Streams) -> None:
+        try:
+            message = None if text is None else await parse(text)
+        except InvalidRequest as error:
+            self._refuse(error)
+        else:
             if message is None:
                 self._close(BINARY if text is None else NOT_AN_OBJECT)
             else:
                 self._dispatch(message, streams)
-            await self._writer.wait_for_room()
 
     def _dispatch(self, message: dict[str, Any], streams: Streams) -> None:
         kind = message.pop("type", None)
@@ -142,9 +151,11 @@ class StreamSocket:
                 known = ", ".join([*self._creates, "response.resume", "response.cancel", "ping"])
                 raise InvalidParameter("type", f"must be one of {known}")
         except Exception as error:
-            refusal = guarded(error, "-")
-            self._service.metrics.reject(refusal)
-            self._writer.reply(error_message(refusal))
+            self._refuse(guarded(error, "-"))
+
+    def _refuse(self, error: StreamserveError) -> None:
+        self._service.metrics.reject(error)
+        self._writer.reply(error_message(error))
 
     def _create(self, kind: str, body: dict[str, Any], streams: Streams, create: Create) -> None:
         stream_id = stream_id_of(body, required=kind != "response.create")

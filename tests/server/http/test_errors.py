@@ -110,6 +110,17 @@ REFUSED: list[tuple[str, Any, int, str, str | None]] = [
         "invalid_value",
         "response_format.json_schema.schema",
     ),
+    (COMPLETIONS, completion(truncation_side="right"), 400, "unsupported_parameter", "truncation_side"),
+    (COMPLETIONS, completion(logprob_token_ids=[1]), 400, "unsupported_parameter", "logprob_token_ids"),
+    (COMPLETIONS, completion(thinking_token_budget=0), 400, "unsupported_parameter", "thinking_token_budget"),
+    (COMPLETIONS, completion(whitespace_pattern=" "), 400, "unsupported_parameter", "whitespace_pattern"),
+    (
+        COMPLETIONS,
+        completion(structured_outputs={"regex": "a", "disable_any_whitespace": True}),
+        400,
+        "unsupported_parameter",
+        "structured_outputs.disable_any_whitespace",
+    ),
     (COMPLETIONS, completion(suffix="b"), 400, "unsupported_parameter", "suffix"),
     (COMPLETIONS, completion(best_of=3), 400, "unsupported_parameter", "best_of"),
     (COMPLETIONS, completion(use_beam_search=True), 400, "unsupported_parameter", "use_beam_search"),
@@ -335,7 +346,43 @@ async def test_unknown_fields_are_ignored_with_a_warning() -> None:
     async with live_server(ScriptedEngine(reply=text_reply("a"))) as server:
         async with request(server.port, "POST", COMPLETIONS, body) as response:
             assert response.status == 200
-            assert response.headers["warning"] == '299 streamserve "unknown parameters ignored: zork, quo?te??"'
+            assert response.headers["warning"] == '299 streamserve "parameters ignored: zork, quo?te??"'
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"response_format": {"type": "text", "zork": 1}}, "response_format.zork"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "zork": 1}}},
+            "response_format.json_schema.zork",
+        ),
+        ({"stream": True, "stream_options": {"zork": 1}}, "stream_options.zork"),
+        ({"structured_outputs": {"regex": "a", "zork": 1}}, "structured_outputs.zork"),
+        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"reasoning_effort": "xhigh"}, "reasoning_effort"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_fields_without_effect_are_named_at_every_level(fields: dict[str, Any], named: str) -> None:
+    """Nested fields that nobody knew vanished without the warning that top-level ones got."""
+    async with (
+        live_server(ScriptedEngine(reply=text_reply("x"))) as server,
+        request(server.port, "POST", CHAT, chat(**fields)) as response,
+    ):
+        assert response.status == 200
+        assert response.headers["warning"] == f'299 streamserve "parameters ignored: {named}"'
+
+
+async def test_the_schema_of_a_json_object_reaches_the_engine() -> None:
+    """`response_format` of llama.cpp's clients: the schema was dropped, and any object came."""
+    engine, schema = ScriptedEngine(reply=text_reply("{}")), {"type": "object", "maxProperties": 0}
+    async with live_server(engine) as server:
+        body = completion(response_format={"type": "json_object", "schema": schema})
+        assert (await refusal(server.port, COMPLETIONS, body))[0] == 200
+    [spec] = engine.specs.values()
+    assert spec.structured_outputs is not None
+    assert spec.structured_outputs.json == schema
 
 
 async def test_an_unexpected_fault_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -152,7 +152,7 @@ async def test_what_takes_no_argument_answers_as_it_says(path: str) -> None:
 async def test_models_and_responses_answer_as_it_says() -> None:
     async with live_server(ScriptedEngine(reply=text_reply("abc")), model_names=["demo"]) as server:
         assert (await ask(server, "/v1/models/{name}", name="demo"))["id"] == "demo"
-        created = await ask(server, "/v1/responses", "post", {"input": "hi"})
+        created = await ask(server, "/v1/responses", "post", {"input": "hi", "background": True})
         for path, method in (
             ("/v1/responses/{response_id}", "get"),
             ("/v1/responses/{response_id}/input_items", "get"),

@@ -119,7 +119,7 @@ class CompletionCollector(AnswerCollector):
     def _logprobs(self, choice: _CollectedChoice) -> dict[str, Any] | None:
         if self._format.logprobs is None:
             return None
-        logprobs = LogprobArrays(self._format.names, self._format.logprobs)
+        logprobs = LogprobArrays(self._format.names, self._format.logprobs, hidden_ids=self._format.hidden_ids)
         parts = []
         if choice.preamble.first_token is not None and choice.prompt_logprobs is not None:
             rest = [entry for entry in choice.prompt_logprobs[1:] if entry is not None]

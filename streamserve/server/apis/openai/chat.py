@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,14 +16,15 @@ from streamserve.server.apis.openai.answer_collectors import ChatCollector
 from streamserve.server.apis.openai.chat_form import chat_form
 from streamserve.server.apis.openai.messages import checked
 from streamserve.server.apis.openai.parameter_names import chat_names, naming_parameters
-from streamserve.server.apis.openai.parameters import for_chat
+from streamserve.server.apis.openai.parameters import HINTS, for_chat
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of
 from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.request_body import convert, parse_object, read_body
-from streamserve.server.service import Service
+from streamserve.server.http.json_body import parse_object
+from streamserve.server.http.request_body import Decoded, convert, read_body
+from streamserve.server.service import Call, Service, at_once
 
 CHAT_PREFIX = "chatcmpl-"
 """What ids of chat completions begin with."""
@@ -31,34 +33,35 @@ CHAT_PREFIX = "chatcmpl-"
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
-    return await answer_chat(service, parse_object(await read_body(request)), request.headers.get("x-request-id", ""))
+    return await answer_chat(service, await parse_object(await read_body(request)), request.headers.get("x-request-id", ""))
 
 
 async def answer_chat(service: Service, fields: dict[str, Any], request_id: str) -> ASGIApp:
     """The answer to the fields of a body; `request_id` is the header's."""
-    chat, ignored = convert(fields, ChatRequest)
-    identity = identity_of(service, chat, CHAT_PREFIX, request_id)
-    return answer(service, await prepare_chat(service, chat, ignored, identity), ChatScript, ChatCollector)
+    decoded = convert(fields, ChatRequest)
+    identity = identity_of(service, decoded.request, CHAT_PREFIX, request_id)
+    return answer(service, await prepare_chat(service, decoded, identity), ChatScript, ChatCollector)
 
 
-async def prepare_chat(service: Service, request: ChatRequest, ignored: list[str], identity: Identity) -> PreparedRequest:
+async def prepare_chat(service: Service, decoded: Decoded[ChatRequest], identity: Identity) -> PreparedRequest:
     """Check and tokenise a conversation; whatever can be refused before admission is refused here."""
-    names = chat_names(request)
+    names = chat_names(decoded.request)
     with naming_parameters(names):
-        return await _prepare(service, request, ignored, identity, names)
+        return await _prepare(service, decoded, identity, names)
 
 
 async def _prepare(
-    service: Service, request: ChatRequest, ignored: list[str], identity: Identity, names: Mapping[str, str]
+    service: Service, decoded: Decoded[ChatRequest], identity: Identity, names: Mapping[str, str]
 ) -> PreparedRequest:
-    frontend = service.frontend
+    request, frontend = decoded.request, service.frontend
+    run = service.off_loop if decoded.is_large else at_once
     model = service.resolve_model(request.model)
-    tools = tool_use(request)
-    params = for_chat(request, service.limits, tools)
+    tools = await run(partial(tool_use, request))
+    params = await run(partial(for_chat, request, service.limits, tools))
     shown = tools.tools if _shows_tools(service, tools) else []
     dialect = service.dialect(_source(service, request, shown))
-    text = await _render(service, request, shown)
-    form = chat_form(frontend, dialect, request, tools, text)
+    text = await _render(service, request, shown, run)
+    form = await run(partial(chat_form, frontend, dialect, request, tools, text))
     if form.grammar is not None:
         params = msgspec.structs.replace(params, structured_outputs=form.grammar)
     prompt = await frontend.prepare(
@@ -75,7 +78,7 @@ async def _prepare(
         identity=identity,
         model=model,
         request=request,
-        ignored=ignored,
+        ignored=[*decoded.ignored, *_without_effect(service, request, shown)],
         params=params,
         prompts=[prompt],
         preambles=[ChoicePreamble(prompt_token_ids=prompt.prompt_token_ids)],
@@ -85,9 +88,11 @@ async def _prepare(
     )
 
 
-async def conversation(service: Service, request: TokenizeRequest) -> str:
+async def conversation(service: Service, decoded: Decoded[TokenizeRequest]) -> str:
     """The conversation as the model reads it. Raises `InvalidParameter` or `UnsupportedParameter`."""
-    return await _render(service, request, checked_tools(request.tools or []))
+    run = service.off_loop if decoded.is_large else at_once
+    tools = await run(partial(checked_tools, decoded.request.tools or []))
+    return await _render(service, decoded.request, tools, run)
 
 
 def _source(service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]]) -> str:
@@ -99,13 +104,25 @@ def _source(service: Service, request: ChatRequest | TokenizeRequest, tools: Seq
     return request.chat_template
 
 
+def _without_effect(service: Service, request: ChatRequest, tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Names of the hints that change nothing here."""
+    for name in HINTS:
+        if getattr(request, name):
+            yield name
+    effort = request.reasoning_effort
+    if effort and request.chat_template is None and not service.frontend.template(has_tools=bool(tools)).knows_effort(effort):
+        yield "reasoning_effort"
+
+
 def _shows_tools(service: Service, tools: ToolUse) -> bool:
     return tools.choice != NONE or not service.config.exclude_tools_when_tool_choice_none
 
 
-async def _render(service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]]) -> str:
+async def _render(
+    service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]], run: Call
+) -> str:
     frontend, source = service.frontend, _source(service, request, tools)
-    messages = checked(request.messages or [])
+    messages = await run(partial(checked, request.messages or []))
     continues = bool(request.continue_final_message)
     options: dict[str, Any] = {
         "tools": tools,
@@ -115,6 +132,6 @@ async def _render(service: Service, request: ChatRequest | TokenizeRequest, tool
         "reasoning_effort": request.reasoning_effort if isinstance(request, ChatRequest) else None,
     }
     if request.chat_template is None:
-        return frontend.render_chat(messages, **options)
+        return await run(partial(frontend.render_chat, messages, **options))
     special_tokens = frontend.tokenizer.special_tokens
     return await service.request_templates.render(source, special_tokens, messages, options, frontend.kept_out)

@@ -18,7 +18,8 @@ from streamserve.server.apis.openai.prepared_request import PreparedRequest, ans
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.request_body import convert, parse_object, read_body
+from streamserve.server.http.json_body import TokenIds, parse_object
+from streamserve.server.http.request_body import Decoded, convert, read_body
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextLogprob
@@ -30,22 +31,22 @@ COMPLETION_PREFIX = "cmpl-"
 @post("/v1/completions", status_code=200)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
-    return await answer_completion(service, parse_object(await read_body(request)), request.headers.get("x-request-id", ""))
+    return await answer_completion(
+        service, await parse_object(await read_body(request)), request.headers.get("x-request-id", "")
+    )
 
 
 async def answer_completion(service: Service, fields: dict[str, Any], request_id: str) -> ASGIApp:
     """The answer to the fields of a body; `request_id` is the header's."""
-    completion, ignored = convert(fields, CompletionRequest)
-    identity = identity_of(service, completion, COMPLETION_PREFIX, request_id)
-    prepared = await prepare_completion(service, completion, ignored, identity)
+    decoded = convert(fields, CompletionRequest)
+    identity = identity_of(service, decoded.request, COMPLETION_PREFIX, request_id)
+    prepared = await prepare_completion(service, decoded, identity)
     return answer(service, prepared, CompletionScript, CompletionCollector)
 
 
-async def prepare_completion(
-    service: Service, request: CompletionRequest, ignored: list[str], identity: Identity
-) -> PreparedRequest:
+async def prepare_completion(service: Service, decoded: Decoded[CompletionRequest], identity: Identity) -> PreparedRequest:
     """Check and tokenise prompts; whatever can be refused before admission is refused here."""
-    frontend = service.frontend
+    request, frontend = decoded.request, service.frontend
     model = service.resolve_model(request.model)
     names = completion_names(request)
     with naming_parameters(names):
@@ -57,7 +58,7 @@ async def prepare_completion(
         identity=identity,
         model=model,
         request=request,
-        ignored=ignored,
+        ignored=decoded.ignored,
         params=params,
         prompts=prepared,
         preambles=[_preamble(frontend, request, prompt) for prompt in prepared],
@@ -71,9 +72,10 @@ def split(prompt: PromptInput) -> list[str | list[int]]:
     """The prompts of a request: one text, several, one list of token ids, or several. Raises `InvalidParameter`."""
     if isinstance(prompt, str):
         return [prompt]
-    kinds = {type(item) for item in prompt}
     if not prompt:
         raise InvalidParameter("prompt", "must hold at least one prompt")
+    # Long lists have been checked as they were read.
+    kinds = {type(prompt[0])} if isinstance(prompt, TokenIds) else {type(item) for item in prompt}
     if len(kinds) > 1:
         raise InvalidParameter("prompt", "must hold texts, token ids or lists of token ids, not a mixture")
     return [prompt] if int in kinds else list(prompt)  # type: ignore[list-item, arg-type]
@@ -105,8 +107,9 @@ def _preamble(frontend: Frontend, request: CompletionRequest, prompt: PreparedPr
     if not request.echo:
         return ChoicePreamble(prompt_token_ids=prompt.prompt_token_ids)
     text = prompt.prompt
-    if text is None or request.truncate_prompt_tokens is not None:
-        text = frontend.tokenizer.decode(prompt.prompt_token_ids)
+    if text is None or request.truncate_prompt_tokens is not None or request.logprobs is not None:
+        # What the offsets of tokens point into is the text of just these tokens.
+        text = frontend.tokenizer.decode(prompt.prompt_token_ids, skip_special_tokens=prompt.params.skip_special_tokens)
     first = prompt.prompt_token_ids[0]
     tokenizer = frontend.tokenizer
     return ChoicePreamble(

@@ -11,14 +11,15 @@ from litestar.types import ASGIApp
 from streamserve.errors import InvalidRequest
 from streamserve.server.apis.openai.chat import answer_chat
 from streamserve.server.apis.openai.completions import answer_completion
-from streamserve.server.http.request_body import parse_object, read_body
+from streamserve.server.http.json_body import parse_object
+from streamserve.server.http.request_body import read_body
 from streamserve.server.service import Service
 
 
 @post("/invocations", status_code=200)
 async def invoke(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The answer to a body with `messages` as /v1/chat/completions gives it, to one with `prompt` as /v1/completions."""
-    fields, request_id = parse_object(await read_body(request)), request.headers.get("x-request-id", "")
+    fields, request_id = await parse_object(await read_body(request)), request.headers.get("x-request-id", "")
     if "messages" in fields:
         return await answer_chat(service, fields, request_id)
     if "prompt" in fields:

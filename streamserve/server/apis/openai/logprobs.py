@@ -33,10 +33,12 @@ class TokenNames:
 class LogprobArrays:
     """The `logprobs` of one completions choice; `text_offset` runs on over the chunks of a stream.
 
-    top  how many alternatives to list beside the token itself
+    top         how many alternatives to list beside the token itself
+    hidden_ids  special tokens that have no part in the text
     """
 
-    def __init__(self, names: TokenNames, top: int) -> None:
+    def __init__(self, names: TokenNames, top: int, *, hidden_ids: frozenset[int] = frozenset()) -> None:
+        self._hidden_ids = hidden_ids
         self._names = names
         self._top = top
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -59,7 +61,8 @@ class LogprobArrays:
 
     def _advance(self, token: TextLogprob) -> int:
         offset = self._offset
-        self._offset += len(self._decoder.decode(token.bytes))
+        if token.token_id not in self._hidden_ids:
+            self._offset += len(self._decoder.decode(token.bytes))
         return offset
 
     def _alternatives(self, token: TextLogprob) -> dict[str, float]:

@@ -12,6 +12,9 @@ from streamserve.server.http.request_body import unfit
 WITHOUT_CALLS = frozenset({"system", "developer", "user", "tool", "function"})
 """The API's own roles of messages that have content and hold no calls; of any other role the template decides."""
 
+MAX_MESSAGES = 8192
+"""Messages of one request."""
+
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 
@@ -22,6 +25,8 @@ def checked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     if not messages:
         raise InvalidParameter("messages", "must hold at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidParameter("messages", f"must be at most {MAX_MESSAGES}, got {len(messages)}")
     return [_checked(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
 

@@ -12,7 +12,7 @@ from streamserve.server.apis.openai.schemas import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    JsonSchemaFormat,
+    ResponseFormat,
     StructuredOutputsInput,
 )
 from streamserve.server.apis.openai.tools import ToolUse
@@ -57,10 +57,23 @@ _UNSUPPORTED = {
     "functions": "use tools",
     "function_call": "use tool_choice",
     "audio": "this server takes and gives text only",
-    "prediction": "leave it out; the answer is the same without",
+    "thinking_token_budget": "use max_tokens, or reasoning_effort where the model's template knows it",
+    "logprob_token_ids": "ask for top logprobs",
+    "whitespace_pattern": "write the whitespace into a grammar instead",
     "web_search_options": "this server does not search the web",
     "documents": "put the documents into a message",
 }
+
+
+_UNSUPPORTED_IN_STRUCTURE = {
+    "whitespace_pattern": "write the whitespace into a grammar instead",
+    "structural_tag": "use a grammar, or tools",
+    "disable_any_whitespace": "write the whitespace into a grammar instead",
+    "disable_additional_properties": "say additionalProperties: false in the schema",
+}
+
+HINTS = ("prediction",)
+"""Fields of the API that may speed up an answer and do not here: they change nothing, and the answer's headers name them."""
 
 
 def for_completion(request: CompletionRequest, limits: RequestLimits) -> SamplingParams:
@@ -112,8 +125,11 @@ def _refuse_two_languages(request: GenerationRequest) -> None:
 
 def _common(request: GenerationRequest, limits: RequestLimits) -> dict[str, Any]:
     for name, reason in _UNSUPPORTED.items():
-        if getattr(request, name, None):
+        # Zero tokens are an order, too.
+        if (value := getattr(request, name, None)) or (value is not False and value == 0):
             raise UnsupportedParameter(name, reason)
+    if request.truncation_side not in (None, "left"):
+        raise UnsupportedParameter("truncation_side", "prompts are cut on the left")
     if request.priority and not limits.priority_scheduling:
         raise InvalidParameter("priority", "needs a server started with --scheduling-policy priority")
     if request.stream_options is not None and not request.stream:
@@ -181,21 +197,27 @@ def _from_response_format(request: GenerationRequest) -> StructuredOutputs | Non
     if response_format is None or response_format.type == "text":
         return None
     if response_format.type == "json_object":
-        return StructuredOutputs(json_object=True)
+        schema = response_format.schema
+        return StructuredOutputs(json_object=True) if schema is None else StructuredOutputs(json=schema)
     if response_format.type == "json_schema":
-        return StructuredOutputs(json=_schema_of(response_format.json_schema))
+        return StructuredOutputs(json=_schema_of(response_format))
     raise InvalidParameter("response_format.type", "must be text, json_object or json_schema")
 
 
-def _schema_of(json_schema: JsonSchemaFormat | None) -> dict[str, Any]:
-    if json_schema is None or json_schema.schema is None:
+def _schema_of(response_format: ResponseFormat) -> dict[str, Any]:
+    nested = response_format.json_schema
+    schema = response_format.schema if nested is None else nested.schema
+    if schema is None:
         raise InvalidParameter("response_format.json_schema.schema", "is required with type json_schema")
-    return json_schema.schema
+    return schema
 
 
 def _from_structured_outputs(outputs: StructuredOutputsInput | None) -> StructuredOutputs | None:
     if outputs is None:
         return None
+    for name, reason in _UNSUPPORTED_IN_STRUCTURE.items():
+        if getattr(outputs, name):
+            raise UnsupportedParameter(f"structured_outputs.{name}", reason)
     return StructuredOutputs(
         json=outputs.json,
         json_object=outputs.json_object or None,

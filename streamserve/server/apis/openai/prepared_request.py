@@ -117,6 +117,7 @@ def stream_format(service: Service, prepared: PreparedRequest) -> StreamFormat:
         include_usage=include_usage,
         continuous_usage=include_usage and options is not None and bool(options.continuous_usage_stats),
         token_ids=bool(request.return_token_ids),
+        hidden_ids=service.frontend.tokenizer.special_ids if prepared.params.skip_special_tokens else frozenset(),
         reading=prepared.reading,
     )
 

@@ -21,13 +21,18 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 
 
 class StructuredOutputsInput(msgspec.Struct, kw_only=True):
-    """vLLM's `structured_outputs`; exactly one field set."""
+    """vLLM's `structured_outputs`; exactly one of the constraints set."""
 
     json: str | dict[str, Any] | None = None
     json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    whitespace_pattern: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    disable_fallback: bool | None = None
 
 
 class JsonSchemaFormat(msgspec.Struct, kw_only=True):
@@ -40,10 +45,11 @@ class JsonSchemaFormat(msgspec.Struct, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
-    """`response_format`: text, json_object or json_schema."""
+    """`response_format`: text, json_object or json_schema; `schema` is where llama.cpp has that of a json_object."""
 
     type: str
     json_schema: JsonSchemaFormat | None = None
+    schema: dict[str, Any] | None = None
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True):
@@ -74,6 +80,10 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: Count | None = None
+    truncation_side: str | None = None
+    logprob_token_ids: list[Count] | None = None
+    thinking_token_budget: Count | None = None
+    whitespace_pattern: str | None = None
     allowed_token_ids: list[Count] | None = None
     bad_words: list[str] | None = None
     prompt_logprobs: Count | None = None

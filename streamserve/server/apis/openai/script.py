@@ -29,6 +29,7 @@ class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
     include_usage     one more event with the usage at the end, `usage: null` on the others
     continuous_usage  the usage so far on every event
     token_ids         the ids behind each event's text, and those of the prompt on a choice's first
+    hidden_ids        special tokens that are left out of the text
     reading           how a chat's message is read out of the text; None when all text is content
     """
 
@@ -40,6 +41,7 @@ class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     continuous_usage: bool = False
     token_ids: bool = False
+    hidden_ids: frozenset[int] = frozenset()
     reading: Reading | None = None
 
     @property
@@ -130,13 +132,16 @@ class ChunkScript(ABC):
         """The one error event."""
         return [Failure(error)]
 
-    def _chunk(self, choice: dict[str, Any], **fields: Any) -> Chunk:
-        """The chunk of one choice, and `fields` beside it."""
-        return Chunk(self.kind, self._head + orjson.dumps(choice) + self._tail(**fields))
+    def _chunk(self, choice: dict[str, Any], *, unsent_tokens: int = 0, **fields: Any) -> Chunk:
+        """The chunk of one choice, and `fields` beside it.
 
-    def _tail(self, **fields: Any) -> bytes:
+        unsent_tokens  of those generated so far, which later chunks bring
+        """
+        return Chunk(self.kind, self._head + orjson.dumps(choice) + self._tail(unsent_tokens, **fields))
+
+    def _tail(self, unsent_tokens: int = 0, **fields: Any) -> bytes:
         if self._format.continuous_usage:
-            fields["usage"] = self._usage.as_object()
+            fields["usage"] = self._usage.as_object(unsent_tokens=unsent_tokens)
         elif self._format.include_usage:
             fields["usage"] = None
         return b"]," + members(**fields) + b"}" if fields else b"]}"
@@ -163,7 +168,7 @@ class CompletionScript(ChunkScript):
     def _new_choice(self, index: int, preamble: ChoicePreamble) -> _StreamedChoice:
         choice = super()._new_choice(index, preamble)
         if self._format.logprobs is not None:
-            choice.logprobs = LogprobArrays(self._format.names, self._format.logprobs)
+            choice.logprobs = LogprobArrays(self._format.names, self._format.logprobs, hidden_ids=self._format.hidden_ids)
         return choice
 
     def _text_frame(self, index: int) -> TextFrame:
@@ -217,7 +222,7 @@ class ChatScript(ChunkScript):
             return []
         chunks: list[Event] = []
         if choice.preamble is not None:
-            chunks.append(self._role(choice.index, choice.preamble))
+            chunks.append(self._role(choice.index, choice.preamble, len(delta.token_ids)))
             choice.preamble = None
         choice.is_text_only = self._format.is_text_only and (choice.reader is None or choice.reader.is_plain)
         chunks += [self._chunk(body) for body in bodies]
@@ -244,9 +249,9 @@ class ChatScript(ChunkScript):
             bodies[0]["token_ids"] = token_ids
         return bodies
 
-    def _role(self, index: int, preamble: ChoicePreamble) -> Chunk:
+    def _role(self, index: int, preamble: ChoicePreamble, unsent_tokens: int) -> Chunk:
         extra = {"prompt_token_ids": preamble.prompt_token_ids} if self._format.token_ids else {}
-        return self._chunk(_body(index, {"role": "assistant", "content": ""}), **extra)
+        return self._chunk(_body(index, {"role": "assistant", "content": ""}), unsent_tokens=unsent_tokens, **extra)
 
     def _finish(self, choice: _StreamedChoice, delta: TextDelta) -> Chunk:
         reason = finish_reason(delta)

@@ -17,13 +17,13 @@ from streamserve.server.service import Service
 
 async def create_chat(service: Service, body: dict[str, Any], is_resumable: bool) -> LoggedRun[SocketEvent]:
     """`chat.completion.create`, with the body of POST /v1/chat/completions."""
-    request, ignored = convert(body, ChatRequest)
-    prepared = await prepare_chat(service, request, ignored, identity_of(service, request, CHAT_PREFIX))
+    decoded = convert(body, ChatRequest)
+    prepared = await prepare_chat(service, decoded, identity_of(service, decoded.request, CHAT_PREFIX))
     return logged(service, prepared, ChatScript, is_resumable=is_resumable)
 
 
 async def create_completion(service: Service, body: dict[str, Any], is_resumable: bool) -> LoggedRun[SocketEvent]:
     """`completion.create`, with the body of POST /v1/completions."""
-    request, ignored = convert(body, CompletionRequest)
-    prepared = await prepare_completion(service, request, ignored, identity_of(service, request, COMPLETION_PREFIX))
+    decoded = convert(body, CompletionRequest)
+    prepared = await prepare_completion(service, decoded, identity_of(service, decoded.request, COMPLETION_PREFIX))
     return logged(service, prepared, CompletionScript, is_resumable=is_resumable)

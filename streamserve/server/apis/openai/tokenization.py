@@ -21,11 +21,12 @@ from streamserve.server.service import Service
 async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The token ids of a prompt or of a conversation."""
     frontend = service.frontend
-    body, ignored = decode(await read_body(request), TokenizeRequest)
+    decoded = await decode(await read_body(request), TokenizeRequest)
+    body = decoded.request
     service.resolve_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidParameter("prompt", "give either prompt or messages")
-    text = await conversation(service, body) if body.prompt is None else body.prompt
+    text = await conversation(service, decoded) if body.prompt is None else body.prompt
     adds_special_tokens = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
     try:
         with naming_parameters({} if body.messages is None else {"prompt": "messages"}):
@@ -38,14 +39,15 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
         "tokens": token_ids,
         "token_strs": await frontend.entries(token_ids) if body.return_token_strs else None,
     }
-    return Response(answer, status_code=200, headers=_headers(ignored))
+    return Response(answer, status_code=200, headers=_headers(decoded.ignored))
 
 
 @post("/detokenize", status_code=200)
 async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The text of token ids."""
     frontend = service.frontend
-    body, ignored = decode(await read_body(request), DetokenizeRequest)
+    decoded = await decode(await read_body(request), DetokenizeRequest)
+    body = decoded.request
     service.resolve_model(body.model)
     size = frontend.info.vocab_size
     lowest, highest = min(body.tokens, default=0), max(body.tokens, default=0)
@@ -53,7 +55,7 @@ async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[S
         raise InvalidParameter("tokens", f"must be ids from 0 to {size - 1}, got {lowest if lowest < 0 else highest}")
     with naming_parameters({"prompt": "tokens"}):
         text = await frontend.decode(body.tokens)
-    return Response({"prompt": text}, status_code=200, headers=_headers(ignored))
+    return Response({"prompt": text}, status_code=200, headers=_headers(decoded.ignored))
 
 
 def _headers(ignored: Sequence[str]) -> dict[str, str]:

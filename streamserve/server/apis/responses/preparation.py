@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,13 +14,13 @@ from streamserve.server.apis.openai.parameter_names import naming_parameters, re
 from streamserve.server.apis.openai.prepared_request import new_run
 from streamserve.server.apis.responses.events import ResponseEvent
 from streamserve.server.apis.responses.items import ChatMessage, as_items, as_messages
-from streamserve.server.apis.responses.schema import ResponseRequest, as_chat
+from streamserve.server.apis.responses.schema import ResponseRequest, as_chat, without_effect
 from streamserve.server.apis.responses.script import ResponseScript
 from streamserve.server.apis.responses.stored_response import ResponseState, StoredResponse
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import FOR_EVER, LoggedRun
-from streamserve.server.http.request_body import convert
-from streamserve.server.service import Service
+from streamserve.server.http.request_body import Decoded, convert
+from streamserve.server.service import Service, at_once
 from streamserve.server.siblings.siblings import NotKeptHere
 
 RESPONSE_PREFIX = "resp_"
@@ -34,38 +35,45 @@ class PreviousResponseNotFound(NotKeptHere):
 
 async def create_response_over_socket(service: Service, body: dict[str, Any], is_resumable: bool) -> LoggedRun[ResponseEvent]:
     """`response.create`, with the body of POST /v1/responses."""
-    request, _ = convert(body, ResponseRequest)
-    return (await prepare_response(service, request, is_resumable=is_resumable)).logged
+    response, _ = await prepare_response(service, convert(body, ResponseRequest), is_resumable=is_resumable)
+    return response.logged
 
 
-async def prepare_response(service: Service, request: ResponseRequest, *, is_resumable: bool = False) -> StoredResponse:
-    """Check and tokenise; whatever can be refused before admission is refused here.
+async def prepare_response(
+    service: Service, decoded: Decoded[ResponseRequest], *, is_resumable: bool = False
+) -> tuple[StoredResponse, list[str]]:
+    """The response, and the names of ignored parameters; whatever can be refused before admission is refused here.
 
     is_resumable  whether it goes on for a while when nobody reads; a background response always goes on to its end
     """
+    request = decoded.request
     id = RESPONSE_PREFIX + (request.request_id or uuid4().hex)
-    items = as_items(request.input)
-    messages = [*_history(service, request.previous_response_id), *as_messages(items)]
+    run = service.off_loop if decoded.is_large else at_once
+    items = await run(partial(as_items, request.input))
+    messages = [*_history(service, request.previous_response_id), *await run(partial(as_messages, items))]
     system: list[ChatMessage] = [] if request.instructions is None else [{"role": "system", "content": request.instructions}]
     chat = as_chat(request, [*system, *messages])
-    with naming_parameters(response_names({})):
-        prepared = await prepare_chat(service, chat, [], Identity(id, id))
+    names = response_names({})
+    with naming_parameters(names):
+        prepared = await prepare_chat(
+            service, Decoded(chat, [*decoded.ignored, *without_effect(request)], decoded.num_values), Identity(id, id)
+        )
     prepared = msgspec.structs.replace(prepared, names=response_names(prepared.names))
-    run = new_run(service, prepared)
-    usage = run.account.usage
+    answering = new_run(service, prepared)
+    usage = answering.account.usage
     state = ResponseState(id, prepared.model, request, prepared.params, items=items, messages=messages, usage=usage)
 
     def store() -> None:
         service.stored.put(id, stored)
 
     logged = LoggedRun(
-        run,
+        answering,
         ResponseScript(state, reading=prepared.reading, top_logprobs=prepared.logprobs),
         unread_s=FOR_EVER if request.background else service.delivery.resume_s if is_resumable else 0.0,
         on_admitted=store if request.is_stored else None,
     )
     stored = StoredResponse(state, logged)
-    return stored
+    return stored, [names.get(name, name) for name in prepared.ignored]
 
 
 def find_response(service: Service, response_id: str) -> StoredResponse | None:

@@ -127,7 +127,7 @@ class Response(Struct, kw_only=True):
     incomplete_details: IncompleteDetails | None
     instructions: str | None
     max_output_tokens: int | None
-    max_tool_calls: None
+    max_tool_calls: int | None
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
@@ -143,6 +143,8 @@ class Response(Struct, kw_only=True):
     tools: list[dict[str, Any]]
     top_logprobs: int
     top_p: float
+    presence_penalty: float
+    frequency_penalty: float
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
     user: str | None

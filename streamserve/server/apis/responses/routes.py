@@ -15,7 +15,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from streamserve.errors import InvalidParameter, quoted
+from streamserve.errors import InvalidParameter, InvalidRequest, quoted
 from streamserve.server.apis.responses.events import ResponseEvent, error_event
 from streamserve.server.apis.responses.preparation import find_response, prepare_response
 from streamserve.server.apis.responses.schema import ResponseRequest
@@ -37,16 +37,16 @@ MAX_PAGE = 100
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
     body = await read_body(request)
-    created, ignored = decode(body, ResponseRequest)
+    decoded = await decode(body, ResponseRequest)
     try:
-        response = await prepare_response(service, created)
+        response, ignored = await prepare_response(service, decoded)
     except NotKeptHere as missing:
         internal_socket = await service.find_sibling(missing.response_id)
         if internal_socket is None:
             raise
         return Forwarded(internal_socket, body)
     headers = answer_headers(response.id, ignored)
-    if created.stream:
+    if decoded.request.stream:
         return _stream(service, response, headers, start=partial(service.delivery.start, response.logged))
     return WholeResponse(service.delivery, response, headers)
 
@@ -75,9 +75,11 @@ async def delete_response(service: NamedDependency[Service], response_id: FromPa
 
 @post("/v1/responses/{response_id:str}/cancel", status_code=200)
 async def cancel_response(service: NamedDependency[Service], response_id: FromPath[str]) -> dict[str, Any]:
-    """End a response, keeping what was generated; one that has ended stays as it is."""
+    """End a response, keeping what was generated; one made in the background that has ended stays as it is."""
     response = find_response(service, response_id)
     if response is not None:
+        if response.is_ended and not response.state.is_background:
+            raise InvalidRequest("this response has ended, and was not made in the background: there is nothing to cancel")
         response.logged.run.abort()
         await response.logged.wait_ended()
         return response.state.as_object()

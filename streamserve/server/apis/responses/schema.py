@@ -110,6 +110,10 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
     request_id: RequestId | None = None
     cache_salt: str | None = None
     structured_outputs: StructuredOutputsInput | None = None
+    truncation_side: str | None = None
+    logprob_token_ids: list[Count] | None = None
+    thinking_token_budget: Count | None = None
+    whitespace_pattern: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
@@ -122,12 +126,10 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
 
 
 _UNSUPPORTED = {
-    "max_tool_calls": "this server calls no tools of its own",
     "conversation": "continue with previous_response_id",
     "prompt": "this server keeps no prompt templates; send the text",
     "context_management": "send a shorter input",
     "moderation": "this server does not moderate",
-    "prompt_cache_options": "prefixes are cached by themselves; cache_salt keeps them apart",
     "background_options": "background responses run at once",
 }
 _SAMPLED = (
@@ -150,6 +152,10 @@ _SAMPLED = (
     "request_id",
     "cache_salt",
     "structured_outputs",
+    "truncation_side",
+    "logprob_token_ids",
+    "thinking_token_budget",
+    "whitespace_pattern",
     "chat_template_kwargs",
     "parallel_tool_calls",
     "user",
@@ -179,23 +185,26 @@ def _refuse(request: ResponseRequest) -> None:
     for name, reason in _UNSUPPORTED.items():
         if getattr(request, name):
             raise UnsupportedParameter(name, reason)
-    if request.reasoning is not None and (request.reasoning.summary or request.reasoning.generate_summary):
-        raise UnsupportedParameter("reasoning.summary", "reasoning comes whole, as an item of its own")
-    if request.truncation not in (None, "disabled"):
-        raise UnsupportedParameter("truncation", "only disabled; an input that is too long is refused")
-    if request.service_tier not in (None, "auto", "default"):
-        raise UnsupportedParameter("service_tier", "there is one tier; use priority")
     if request.generate is False:
         raise UnsupportedParameter("generate", "an input is only read to answer it")
-    if request.text is not None and request.text.verbosity not in (None, "medium"):
-        raise UnsupportedParameter("text.verbosity", "say in the instructions how long the answer should be")
-    if request.stream_options is not None and request.stream_options.include_obfuscation:
-        raise UnsupportedParameter("stream_options.include_obfuscation", "events carry nothing but what they say")
     if request.background and not request.is_stored:
         raise InvalidParameter("background", "needs store: nobody could fetch the response otherwise")
-    for name in request.include or ():
-        if name != LOGPROBS:
-            raise UnsupportedParameter("include", f"{name!r} does not exist here; {LOGPROBS!r} does")
+
+
+def without_effect(request: ResponseRequest) -> list[str]:
+    """Names of the hints that change nothing here: they are no orders, so that answers come and their headers name them."""
+    reasoning, text, options = request.reasoning, request.text, request.stream_options
+    hints = {
+        "include": any(name != LOGPROBS for name in request.include or ()),
+        "max_tool_calls": request.max_tool_calls is not None,
+        "prompt_cache_options": bool(request.prompt_cache_options),
+        "reasoning.summary": reasoning is not None and bool(reasoning.summary or reasoning.generate_summary),
+        "service_tier": request.service_tier not in (None, "auto", "default"),
+        "stream_options.include_obfuscation": options is not None and bool(options.include_obfuscation),
+        "text.verbosity": text is not None and text.verbosity not in (None, "medium"),
+        "truncation": request.truncation not in (None, "disabled"),
+    }
+    return [name for name, is_given in hints.items() if is_given]
 
 
 def _chat_tool(where: str, tool: dict[str, Any]) -> dict[str, Any]:

@@ -182,3 +182,17 @@ async def test_requests_of_one_gateway_may_share_a_header_id() -> None:
         assert (first.status, second.status) == (200, 200)
         assert first.headers["x-request-id"] == second.headers["x-request-id"] == "trace"
         assert len(await engine.sequences(2)) == 2
+
+
+@pytest.mark.parametrize(("skips", "text", "offsets"), [(True, "hi", [0, 1, 1]), (False, "h</s>i", [0, 1, 5])])
+async def test_offsets_point_into_the_echoed_text_whether_special_tokens_are_in_it_or_not(
+    skips: bool, text: str, offsets: list[int]
+) -> None:
+    body = {"prompt": [104, 256, 105], "max_tokens": 0, "echo": True, "logprobs": 1, "skip_special_tokens": skips}
+    async with (
+        live_server(ScriptedEngine(reply=text_reply("more"))) as server,
+        request(server.port, "POST", COMPLETIONS, body) as response,
+    ):
+        [choice] = json.loads(await response.body())["choices"]
+    assert choice["text"] == text
+    assert choice["logprobs"]["text_offset"] == offsets

@@ -106,3 +106,13 @@ def test_a_model_name_cannot_break_the_frame(name: str) -> None:
     encoder.delta(TextDelta("a", [1]))
     [event] = payloads(encoder.delta(TextDelta("b", [1])))
     assert (event["model"], event["choices"][0]["text"]) == (name, "b")
+
+
+def test_the_chunk_with_the_role_counts_no_token_that_has_not_been_sent() -> None:
+    usage = TokenCounts(3)
+    format = StreamFormat(id="c", created=1, model="m", names=TokenNames(), include_usage=True, continuous_usage=True)
+    script = ChatScript(format, [ChoicePreamble()], usage)
+    usage.completion_tokens = 2
+    role, content = (json.loads(chunk.json) for chunk in script.delta(TextDelta(index=0, text="ab", token_ids=[97, 98])))
+    assert (role["usage"]["completion_tokens"], role["usage"]["total_tokens"]) == (0, 3)
+    assert (content["usage"]["completion_tokens"], content["usage"]["total_tokens"]) == (2, 5)

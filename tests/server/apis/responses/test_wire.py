@@ -82,19 +82,13 @@ async def test_silence_is_broken_by_blank_lines() -> None:
     [
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"max_tool_calls": 3}, "max_tool_calls"),
-        ({"truncation": "auto"}, "truncation"),
-        ({"service_tier": "flex"}, "service_tier"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"include": ["file_search_call.results"]}, "include"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "a" * 5000}, "input"),
-        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"thinking_token_budget": 0}, "thinking_token_budget"),
+        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
         ({"background": True, "store": False}, "background"),
         ({"generate": False}, "generate"),
         ({"input": []}, "input"),
@@ -115,6 +109,44 @@ async def test_what_is_not_supported_is_refused_by_name_before_any_event(fields:
         status, body = await post(server, {**BODY, "stream": True, **fields})
     assert (status, body["error"]["param"]) == (400, param)
     assert engine.specs == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_tool_calls": 3}, "max_tool_calls"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        ({"reasoning": {"effort": "xhigh"}}, "reasoning.effort"),
+        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"text": {"format": {"type": "text", "zork": 1}}}, "text.format.zork"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_hints_are_answered_and_named_as_without_effect(fields: dict[str, Any], named: str) -> None:
+    """Agents send these to every server, and got a 400 from this one."""
+    async with live_server(ScriptedEngine(reply=text_reply("a"))) as server:
+        async with request(server.port, "POST", "/v1/responses", {**BODY, **fields}) as response:
+            assert response.status == 200
+            assert response.headers["warning"] == f'299 streamserve "parameters ignored: {named}"'
+
+
+async def test_a_finished_response_that_was_no_background_one_can_not_be_cancelled() -> None:
+    async with live_server(ScriptedEngine(reply=text_reply("a"))) as server:
+        _, made = await post(server, BODY)
+        async with request(server.port, "POST", f"/v1/responses/{made['id']}/cancel") as response:
+            assert response.status == 400
+        async with request(server.port, "GET", f"/v1/responses/{made['id']}") as response:
+            assert (await response.body()).find(b'"status":"completed"') > 0
+
+
+async def test_a_response_shows_the_penalties_it_was_sampled_with() -> None:
+    async with live_server(ScriptedEngine(reply=text_reply("a"))) as server:
+        _, made = await post(server, {**BODY, "presence_penalty": 0.5, "frequency_penalty": -1})
+    assert (made["presence_penalty"], made["frequency_penalty"]) == (0.5, -1)
 
 
 async def test_an_unknown_field_is_warned_of() -> None:
