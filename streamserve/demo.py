@@ -48,7 +48,7 @@ def stream_answer(question: str, base_url: str) -> int:
     """Stream one answer to the terminal, with its TTFT and tokens/s; returns the client's exit code."""
     print(f'\n$ streamserve-client chat "{question}" --stats', flush=True)
     command = [sys.executable, "-m", "streamserve_client.cli", "chat", question, "--stats"]
-    command += ["--max-tokens", "96", "--temperature", "0", "--base-url", base_url]
+    command += ["--max-tokens", "96", "--base-url", base_url]
     return subprocess.run(command, stdin=subprocess.DEVNULL).returncode
 
 

