@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from streamserve.models.weights.forms.int4 import Int4Form, is_few
 from streamserve.models.weights.grouped import GroupedIntegers
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.storage import WeightStorage
-from streamserve_kernels import can_block
+from streamserve_kernels import Activation, can_block
 from tests.models.stored import eight_bits, fill, four_bits, numbers
 
 CPU = torch.device("cpu")
@@ -139,8 +139,9 @@ def test_what_is_compiled_multiplies_as_the_form_does(case: str, bias: bool, row
 
     with torch.inference_mode():
         close(compiled("multiply", x, linear.bias), linear(x).double())
-        gated = linear.form.gated_after_norm(x, norm, EPS, "silu", linear.bias)
-        close(compiled("gated_after_norm", x, norm, EPS, "silu", linear.bias), gated.double())
+        for activation in get_args(Activation):
+            gated = linear.form.gated_after_norm(x, norm, EPS, activation, linear.bias)
+            close(compiled("gated_after_norm", x, norm, EPS, activation, linear.bias), gated.double())
         before = residual.clone()
         close(compiled("onto", residual, x, linear.bias), linear.onto(before.clone(), x).double())
         assert torch.equal(residual, before)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from streamserve.models.weights.forms.dense import DenseForm
 from streamserve.models.weights.forms.form import Form, Weight
 from streamserve.models.weights.forms.int4 import Int4Form
 from streamserve_kernels import INT4_GROUP, Activation, Int4Weight, block_weight, int4_linear
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,7 @@ class TracedWeight(Weight):
         self, x: Tensor, norm_weight: Tensor, eps: float, activation: Activation, bias: Tensor | None
     ) -> Tensor:
         gate, up = self.after_norm(x, norm_weight, eps, bias).float().chunk(2, dim=-1)
-        opened = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
-        gated: Tensor = (opened * up).to(x.dtype)
+        gated: Tensor = (_ACTIVATIONS[activation](gate) * up).to(x.dtype)
         return gated
 
     def onto(self, residual: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
