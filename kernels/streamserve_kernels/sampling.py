@@ -1,7 +1,7 @@
 """Sampling of the next token in Triton, without sorting the vocabulary and without synchronising with the device.
 
 The specification is `reference/sampling.py`. The choice of a line is an argmax of its logits, or of probabilities divided by
-noise where its row has a temperature. Lines restricted by top_k, top_p or min_p have their own kernel (sampling_restricted.py).
+noise where its row has a temperature. Restricted lines have their own kernel (sampling_restricted.py).
 """
 
 from __future__ import annotations

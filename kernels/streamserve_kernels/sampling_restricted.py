@@ -1,4 +1,4 @@
-"""Sampling under top_k, top_p or min_p in Triton, without sorting the vocabulary.
+"""Sampling under restrictions (top_k, say) in Triton, without sorting the vocabulary.
 
 A line first finds its threshold, the logit below which it keeps no token, by bisecting the bits of a float: among the likeliest
 few thousand tokens, and only where these may not include all that it keeps, in passes over the line.

@@ -87,7 +87,7 @@ class SamplingTensors:
     rows        [lines]  int32, the row of each line; the padding row for lines that only fill a captured size
     positions   [lines]  int32, position of the sampled token in its row, which is the number of tokens before it
     random      [..]  int32, lines with a temperature and no restriction
-    restricted  [..]  int32, lines with a temperature and top_k, top_p or min_p; all other lines are greedy
+    restricted  [..]  int32, lines with a temperature and a restriction, such as top_k; all other lines are greedy
     max_top_k   the largest top_k of the restricted lines; 0 when one of them has none
     """
 

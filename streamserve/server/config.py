@@ -101,3 +101,7 @@ class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_logprobs: int
     max_model_len: int
     priority_scheduling: bool
+
+    def with_defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of `SamplingParams` as a request gives them, None where it does not, filled in with the defaults."""
+        return {**self.defaults, **{name: value for name, value in fields.items() if value is not None}}

@@ -144,7 +144,7 @@ def test_restrictions_keep_what_the_formulas_keep(scale: float, top_k: int, top_
     for line in range(lines):
         values = logits[line].double().numpy()
         scores = values / temperature + gumbel(seeds[line], positions[line], VOCAB)
-        scores[~kept_tokens(values, temperature, top_k, top_p, min_p)] = -np.inf
+        scores[~kept_tokens(values, temperature, top_k=top_k, top_p=top_p, min_p=min_p)] = -np.inf
         assert got.token_ids[line] == scores.argmax()
 
 
@@ -169,7 +169,7 @@ def test_draws_follow_the_softmax(top_k: int, top_p: float) -> None:
     kind = {"restricted": lines} if top_k or top_p < 1.0 else {"random": lines}
     parameters = SamplingTensors(tables, torch.zeros_like(lines), lines, max_top_k=top_k, **kind)
     got = sample(torch.tensor(values, dtype=torch.float32).expand(draws, -1), parameters).token_ids
-    expected = np.exp(values / temperature) * kept_tokens(values, temperature, top_k, top_p, 0.0)
+    expected = np.exp(values / temperature) * kept_tokens(values, temperature, top_k=top_k, top_p=top_p)
     expected *= draws / expected.sum()
     counts = np.bincount(got.numpy(), minlength=len(values))
     likely = expected > 5

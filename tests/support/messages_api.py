@@ -102,13 +102,13 @@ def _error(error: StreamserveError) -> dict[str, str]:
 async def create_message(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     body, ignored, _ = await decode(await request.body(), MessagesRequest)
     model = service.resolve_model(body.model)
-    id = identify("msg_", None, "", taken=service.delivery.active_requests).answer_id
+    names = identify("msg_", None, request.headers.get("x-request-id", ""), taken=service.delivery.active_requests)
+    id = names.answer_id
+    params = SamplingParams(**service.limits.with_defaults({"max_tokens": body.max_tokens}))
     text = service.frontend.render_chat(body.messages, add_generation_prompt=True)
-    prompt = await service.frontend.prepare(
-        text, SamplingParams(max_tokens=body.max_tokens), request_id=id, add_special_tokens=False
-    )
+    prompt = await service.frontend.prepare(text, params, request_id=f"{id}-0", add_special_tokens=False)
     run = service.new_run(id, model, [prompt])
-    headers = answer_headers(id, ignored)
+    headers = answer_headers(names.header_id, ignored)
     if body.stream:
         return service.delivery.event_stream(run, MessageScript(id), headers)
     return WholeAnswer(run, Message(id), error_body=error_body, headers=headers)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE
-from tests.support.sampling import Line, gumbel, kept_tokens, log_softmax, penalised
+from tests.support.sampling import RESTRICTIONS, Line, gumbel, kept_tokens, log_softmax, penalised
 from tests.support.tiny_model import TinyLlama
 
 READABLE = list(range(32, 127))
@@ -78,7 +78,7 @@ class Oracle:
         temperature = asked.get("temperature", 1.0)
         if temperature == 0:
             return int(logits.argmax())
-        kept = kept_tokens(logits, temperature, asked.get("top_k", 0), asked.get("top_p", 1.0), asked.get("min_p", 0.0))
+        kept = kept_tokens(logits, temperature, **{name: asked[name] for name in RESTRICTIONS if name in asked})
         noise = gumbel(asked["seed"] + choice, len(prompt) + len(output), VOCAB_SIZE)
         return int(np.where(kept, logits / temperature + noise, -np.inf).argmax())
 

@@ -54,7 +54,12 @@ def gumbel(seed: int, position: int, vocab_size: int) -> Line:
     return -np.log(-np.log((2 * bits + 1) / 2**24))
 
 
-def kept_tokens(logits: Line, temperature: float, top_k: int, top_p: float, min_p: float) -> npt.NDArray[np.bool_]:
+RESTRICTIONS = ("top_k", "top_p", "min_p")
+
+
+def kept_tokens(
+    logits: Line, temperature: float, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> npt.NDArray[np.bool_]:
     """Which tokens a line may take: min_p, then top_k, then top_p over what is left; ties with the last one kept stay."""
     scaled = logits / temperature
     probabilities = np.exp(scaled - scaled.max())

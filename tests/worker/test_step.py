@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from streamserve.types import SequenceSpec, TokenDelta
-from tests.support.sampling import gumbel, kept_tokens, log_softmax, penalised
+from tests.support.sampling import RESTRICTIONS, gumbel, kept_tokens, log_softmax, penalised
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import VOCAB, TinyLlama
 
@@ -110,7 +110,8 @@ def formula_tokens(tiny: TinyLlama, one: SequenceSpec) -> list[int]:
             one.sampling.presence_penalty,
         )
         if one.sampling.temperature > 0:
-            kept = kept_tokens(logits, one.sampling.temperature, one.sampling.top_k, one.sampling.top_p, one.sampling.min_p)
+            restrictions = {name: getattr(one.sampling, name) for name in RESTRICTIONS}
+            kept = kept_tokens(logits, one.sampling.temperature, **restrictions)
             scores = logits / one.sampling.temperature + gumbel(one.sampling.seed, len(tokens), VOCAB)
             logits = np.where(kept, scores, -np.inf)
         output.append(int(logits.argmax()))

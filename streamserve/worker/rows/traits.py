@@ -18,7 +18,7 @@ MaskWords = npt.NDArray[np.uint32]
 
 
 class Choice(Enum):
-    """How a line's token is chosen: the likeliest, by noise among all, by noise among what top_k, top_p and min_p keep."""
+    """How a line's token is chosen: the likeliest, by noise among all, by noise among what its restrictions keep."""
 
     GREEDY = "greedy"
     RANDOM = "random"

@@ -32,7 +32,7 @@ class Lines:
 
 
 class RestrictedLines(Lines):
-    """Lines with top_k, top_p or min_p."""
+    """Lines with a restriction, such as top_k."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -144,3 +144,18 @@ async def test_its_readers_that_leave_free_their_sequences_and_its_requests_are_
             async with request(server.port, "POST", f"/v1/requests/{name}/cancel") as cancelled:
                 assert cancelled.status == 200
             assert parsed(await response.body())[-1]["type"] == "message_stop"
+
+
+async def test_what_its_requests_leave_out_is_the_models_recommendation() -> None:
+    engine = ScriptedEngine(reply=text_reply("a"))
+    async with live_server(engine, apis=[*APIS, MESSAGES], defaults={"temperature": 0.3, "max_tokens": 9}) as server:
+        await post(server, BODY)
+    [spec] = engine.specs.values()
+    assert (spec.sampling.temperature, spec.max_tokens) == (0.3, 40)
+
+
+async def test_its_answers_are_named_after_the_clients_request_id() -> None:
+    async with serving(ScriptedEngine(reply=text_reply("a"))) as server:
+        async with request(server.port, "POST", "/v1/messages", BODY, headers={"x-request-id": "mine"}) as response:
+            assert json.loads(await response.body())["id"] == "msg_mine"
+        assert response.headers["x-request-id"] == "mine"

@@ -22,29 +22,11 @@ from streamserve.types import SamplingParams, StructuredOutputs
 DEFAULT_COMPLETION_TOKENS = 16
 """max_tokens of /v1/completions when neither the request nor the model sets it; the OpenAI API's."""
 
-_COPIED = (
-    "n",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "bad_words",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "min_tokens",
-    "prompt_logprobs",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "logit_bias",
-    "allowed_token_ids",
-    "max_time",
-)
+_CONVERTED = {"max_tokens", "truncate_prompt_tokens", "structured_outputs"}
+_COPIED = [
+    name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.__struct_fields__ and name not in _CONVERTED
+]
+"""What a request and `SamplingParams` both have, with the same meaning."""
 
 _UNSUPPORTED = {
     "use_beam_search": "beam search has no stream; sample with n instead",
@@ -138,11 +120,7 @@ def _common(request: GenerationRequest, limits: RequestLimits) -> dict[str, Any]
         raise InvalidParameter("prompt_logprobs", "is not available with stream: true")
     if request.cache_salt == "":
         raise InvalidParameter("cache_salt", "must not be empty")
-    fields = {name: value for name, value in limits.defaults.items() if name != "max_tokens"}
-    for name in _COPIED:
-        value = getattr(request, name)
-        if value is not None:
-            fields[name] = value
+    fields = limits.with_defaults({name: getattr(request, name) for name in _COPIED})
     if request.prompt_logprobs is not None:
         _capped("prompt_logprobs", request.prompt_logprobs, limits)
     if request.truncate_prompt_tokens is not None:
