@@ -108,7 +108,9 @@ def test_the_document_is_well_formed() -> None:
             part.strip("{}") for part in path.split("/") if part.startswith("{")
         }
         errors = [answer for status, answer in operation["responses"].items() if status >= "400" and "content" in answer]
-        assert all(error["content"]["application/json"]["schema"]["$ref"].endswith("/Error") for error in errors)
+        shapes = {error["content"]["application/json"]["schema"]["$ref"] for error in errors}
+        assert len(shapes) <= 1, "an API's errors have one shape"
+        assert all(shape.endswith("Error") for shape in shapes)
 
 
 def test_bodies_are_those_that_requests_are_checked_with() -> None:
