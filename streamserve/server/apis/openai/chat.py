@@ -15,7 +15,7 @@ from streamserve.errors import UnsupportedParameter
 from streamserve.server.apis.openai.answer_collectors import ChatCollector
 from streamserve.server.apis.openai.chat_form import chat_form
 from streamserve.server.apis.openai.messages import checked
-from streamserve.server.apis.openai.parameter_names import chat_names, naming_parameters
+from streamserve.server.apis.openai.parameter_names import chat_names
 from streamserve.server.apis.openai.parameters import HINTS, for_chat
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of
 from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
@@ -23,6 +23,7 @@ from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.http.json_body import parse_object
+from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Decoded, convert, read_body
 from streamserve.server.service import Call, Service, at_once
 

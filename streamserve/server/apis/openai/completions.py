@@ -12,13 +12,14 @@ from litestar.types import ASGIApp
 from streamserve.errors import InvalidParameter
 from streamserve.frontend import Frontend
 from streamserve.server.apis.openai.answer_collectors import CompletionCollector
-from streamserve.server.apis.openai.parameter_names import completion_names, naming_parameters
+from streamserve.server.apis.openai.parameter_names import completion_names
 from streamserve.server.apis.openai.parameters import for_completion
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of, require_choices
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.http.json_body import TokenIds, parse_object
+from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Decoded, convert, read_body
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt

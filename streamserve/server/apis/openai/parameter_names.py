@@ -1,14 +1,12 @@
-"""Names of parameters in refusals: what is checked once for all endpoints may have another name in the request.
+"""What a request calls the parameters that are checked under another name: the maps of `naming_parameters`.
 
 Pure functions of the request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-from streamserve.errors import InvalidRequest
 from streamserve.server.apis.openai.schemas import ChatRequest, GenerationRequest
 
 _RESPONSE_NAMES = {
@@ -18,25 +16,6 @@ _RESPONSE_NAMES = {
     "response_format.json_schema.schema": "text.format.schema",
     "reasoning_effort": "reasoning.effort",
 }
-
-
-@contextmanager
-def naming_parameters(names: Mapping[str, str]) -> Iterator[None]:
-    """Rename refused parameters: a refusal of one in `names` leaves under its name there."""
-    try:
-        yield
-    except InvalidRequest as error:
-        name = error.param or ""
-        if name in names:
-            _rename(error, name, names[name])
-        raise
-
-
-def _rename(error: InvalidRequest, name: str, new_name: str) -> None:
-    if error.message.startswith(name):
-        error.message = new_name + error.message[len(name) :]
-        error.args = (error.message,)
-    error.param = new_name
 
 
 def completion_names(request: GenerationRequest) -> dict[str, str]:

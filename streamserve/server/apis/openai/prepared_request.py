@@ -14,7 +14,6 @@ import msgspec
 from streamserve.errors import InvalidParameter
 from streamserve.server.apis.openai.answer_collectors import AnswerCollector
 from streamserve.server.apis.openai.logprobs import TokenNames
-from streamserve.server.apis.openai.parameter_names import naming_parameters
 from streamserve.server.apis.openai.reading import Reading
 from streamserve.server.apis.openai.schemas import GenerationRequest
 from streamserve.server.apis.openai.script import ChoicePreamble, ChunkScript, StreamFormat
@@ -25,6 +24,7 @@ from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.run import DeltaSource, Run
 from streamserve.server.delivery.whole_answer import WholeAnswer
 from streamserve.server.http.errors import error_body
+from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, TextDelta

@@ -10,7 +10,7 @@ import msgspec
 
 from streamserve.errors import InvalidParameter, quoted
 from streamserve.server.apis.openai.chat import prepare_chat
-from streamserve.server.apis.openai.parameter_names import naming_parameters, response_names
+from streamserve.server.apis.openai.parameter_names import response_names
 from streamserve.server.apis.openai.prepared_request import new_run
 from streamserve.server.apis.responses.events import ResponseEvent
 from streamserve.server.apis.responses.items import ChatMessage, as_items, as_messages
@@ -19,6 +19,7 @@ from streamserve.server.apis.responses.script import ResponseScript
 from streamserve.server.apis.responses.stored_response import ResponseState, StoredResponse
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import FOR_EVER, LoggedRun
+from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Decoded, convert
 from streamserve.server.service import Service, at_once
 from streamserve.server.siblings.siblings import NotKeptHere
