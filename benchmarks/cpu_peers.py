@@ -138,7 +138,7 @@ def serve_figures(command: list[str], port: int, ready_path: str, model: str, bo
     with ServerProcess(command, port, ready_path=ready_path) as server:
 
         def load(streams: int, requests: int, input_len: Span, output_len: Span) -> dict[str, Any]:
-            asked = Load(
+            settings = Load(
                 base_url=server.base_url,
                 model=model,
                 concurrency=streams,
@@ -150,7 +150,7 @@ def serve_figures(command: list[str], port: int, ready_path: str, model: str, bo
                 body=body,
                 requires_done=not body,
             )
-            result = summary(asked, run_load(asked))
+            result = summary(settings, run_load(settings))
             if result["failed"] or result["short"]:
                 raise click.ClickException(f"{command[0]}: {result['failed']} failed, {result['short']} short: {result['why']}")
             return result

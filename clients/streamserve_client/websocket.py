@@ -1,6 +1,6 @@
 """Streams over one WebSocket: many at a time, each cancelled on its own, all of them resumed after a dropped connection.
 
-For asyncio. One task owns the socket and fills a queue per stream, so a stream that nobody reads keeps what arrived (at most
+For asyncio. One task owns the socket and fills a queue per stream, so a stream that is not read keeps what arrived (at most
 its `max_tokens`) and delays no other.
 """
 

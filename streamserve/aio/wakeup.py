@@ -11,7 +11,7 @@ import anyio
 
 
 class Wakeup:
-    """An event for one waiter that resets itself: a `set` while nobody waits ends the next `wait` at once."""
+    """An event for one waiter that resets itself: a `set` without a waiter ends the next `wait` at once."""
 
     __slots__ = ("_is_set", "_waiter")
 

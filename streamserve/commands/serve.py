@@ -20,7 +20,7 @@ import click
 
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.commands.engine_options import AMOUNT, VllmCommand, engine_config, engine_options
-from streamserve.engine.start import EngineStart
+from streamserve.engine.process.start import EngineStart
 from streamserve.errors import ConfigError
 from streamserve.process.limits import raise_descriptor_limit
 from streamserve.process.signals import exiting_on

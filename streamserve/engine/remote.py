@@ -18,9 +18,9 @@ import anyio.to_thread
 import msgspec
 
 from streamserve.engine.base import SequenceStream
-from streamserve.engine.connection import EngineConnection
-from streamserve.engine.launch import EngineProcess
-from streamserve.engine.link import LinkLimits
+from streamserve.engine.ipc.connection import EngineConnection
+from streamserve.engine.ipc.link import LinkLimits
+from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.stream import ChannelStream, StreamLimits
 from streamserve.engine.stream_table import StreamTable
 from streamserve.errors import EngineDead, QueueFull, StreamserveError, Unavailable

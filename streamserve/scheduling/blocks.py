@@ -1,7 +1,7 @@
 """Blocks of the KV cache: who holds how many references to which, and in which order free ones are reused.
 
 Runs on the engine's event loop. Knows no torch, no sequences, no tokens: a block is a number, a reference count and a mark
-that says whether its contents are worth keeping once nobody holds it. Any layer group may hold any block.
+that says whether its contents are worth keeping without references. Any layer group may hold any block.
 """
 
 from __future__ import annotations

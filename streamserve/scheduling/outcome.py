@@ -64,7 +64,7 @@ def delta_of(
 ) -> TokenDelta:
     """The delta for tokens just appended; a sequence's first one also carries what is known of the prompt.
 
-    logprobs  one entry per token or more, None when not asked for
+    logprobs  one entry per token or more, None when not requested
 
     A token that ends the sequence in an error is no part of its output.
     """

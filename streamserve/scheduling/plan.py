@@ -96,8 +96,8 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     token_ids        for each entry of `plan.sampled`, in that order, the tokens its row got: 1 to `num_sampled`, the drafts
                      that were accepted and the token sampled behind them; the last one may be `NO_TOKEN`, and then the row's
                      later steps compute garbage
-    logprobs         parallel to token_ids, None where the row asked for none; None when no row asked
-    prompt_logprobs  for rows that asked and computed prompt positions in this step: row -> one entry per computed position
+    logprobs         parallel to token_ids, None where the row requests none; None when no row requests any
+    prompt_logprobs  for rows that request them and computed prompt positions in this step: row -> one entry per position
                      p (start <= p < start + count, p + 1 < num_prompt_tokens) about the prompt token at p + 1
     """
 

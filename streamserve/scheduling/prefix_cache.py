@@ -20,7 +20,7 @@ Digest = Callable[[bytes], bytes]
 
 
 def blake2b_128(data: bytes) -> bytes:
-    """The digest in use: cryptographic, so that nobody can write a prompt that collides with another tenant's."""
+    """The digest in use: cryptographic, so that no prompt can be made to collide with another tenant's."""
     return blake2b(data, digest_size=16).digest()
 
 

@@ -54,7 +54,7 @@ class RowAllocator:
     def victim(self) -> Sequence:
         """The owner to preempt first: a paused sequence before a running one, then the last in policy order."""
         victim = self.paused.last or self.running.last
-        assert victim is not None, "nobody holds a row"
+        assert victim is not None, "no row is held"
         return victim
 
     def check(self) -> None:

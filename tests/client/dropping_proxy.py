@@ -1,4 +1,4 @@
-"""A TCP proxy that passes bytes on until it is told to drop every connection, or that nobody is behind it."""
+"""A TCP proxy that passes bytes on until it is told to drop every connection, or that no server is behind it."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ async def test_a_full_queue_refuses_all_or_none(running: Running, make_spec: Mak
 
 @pytest.mark.parametrize("gated", [True, False])
 async def test_an_engine_that_waits_uses_no_cpu(running: Running, make_spec: MakeSpec, gated: bool) -> None:
-    """Gated: it waits for a step that hangs. Otherwise: for work, with a paused stream that nobody reads."""
+    """Gated: it waits for a step that hangs. Otherwise: for work, with a paused stream without a reader."""
     executor = ScriptedExecutor(gated=gated)
     async with running(executor, streams=StreamLimits(high_water_tokens=4)) as engine:
         await engine.open([make_spec(max_tokens=100)])

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamserve.engine import frames
 from streamserve.engine.error_info import describe, restore
-from streamserve.engine.packing import pack
+from streamserve.engine.ipc import frames
+from streamserve.engine.ipc.packing import pack
 from streamserve.errors import (
     ContextLengthExceeded,
     EngineDead,

@@ -11,7 +11,7 @@ from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.engine.base import Engine
 from streamserve.engine.inline import InlineEngine
-from streamserve.engine.launch import EngineProcess
+from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.remote import RemoteEngine
 from streamserve.types import SequenceSpec, TokenDelta
 from tests.engine.conftest import MakeSpec

@@ -15,13 +15,13 @@ import msgspec
 import pytest
 
 from streamserve.config import EngineConfig
-from streamserve.engine import frames
 from streamserve.engine.base import SequenceStream
 from streamserve.engine.constraints import CompileConstraint
 from streamserve.engine.core import EngineCore
-from streamserve.engine.link import LinkLimits
-from streamserve.engine.listener import Listener
-from streamserve.engine.packing import pack
+from streamserve.engine.ipc import frames
+from streamserve.engine.ipc.link import LinkLimits
+from streamserve.engine.ipc.listener import Listener
+from streamserve.engine.ipc.packing import pack
 from streamserve.engine.remote import RemoteEngine
 from streamserve.errors import EngineDead, InvalidParameter, Unavailable, UnsupportedParameter
 from streamserve.scheduling.constraint import Constraint

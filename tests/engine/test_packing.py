@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamserve.engine import frames
-from streamserve.engine.packing import PackedSequence, PackedSequences, pack
+from streamserve.engine.ipc import frames
+from streamserve.engine.ipc.packing import PackedSequence, PackedSequences, pack
 from streamserve.types import SequenceSpec, StructuredOutputs
 from tests.engine.conftest import MakeSpec
 

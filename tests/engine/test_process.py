@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 
 from streamserve.config import EngineConfig
-from streamserve.engine.launch import EngineProcess
+from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.errors import ConfigError, ContextLengthExceeded, EngineDead, InvalidParameter, QueueFull, Unavailable
@@ -248,7 +248,7 @@ async def test_signals_to_the_group_are_left_to_the_parent(
 PARENT = """
 import os, sys
 from streamserve.config import EngineConfig
-from streamserve.engine.launch import EngineProcess
+from streamserve.engine.process.launch import EngineProcess
 from tests.support.checkpoints import no_weights
 process = EngineProcess(EngineConfig(model="scripted"), no_weights(), executor="tests.support.scripted:instant")
 process.start()

@@ -12,11 +12,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from streamserve.engine.launch import EngineProcess
+from streamserve.engine.process.launch import EngineProcess
+from streamserve.engine.process.supervision import keep_running, wait_ended
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.resume_state import MAX_LOSSES, ResumeState
 from streamserve.engine.stream import StreamLimits
-from streamserve.engine.supervision import keep_running, wait_ended
 from streamserve.errors import EngineDead, Unavailable
 from streamserve.types import TokenDelta
 from tests.engine.conftest import MakeSpec

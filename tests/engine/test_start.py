@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from streamserve.config import EngineConfig
+from streamserve.engine.process.start import EngineStart
 from streamserve.engine.remote import RemoteEngine
-from streamserve.engine.start import EngineStart
 from streamserve.errors import ConfigError
 from tests.engine.conftest import MakeSpec
 from tests.support.reading import read_all

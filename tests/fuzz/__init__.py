@@ -1,1 +1,1 @@
-"""Bodies that nobody would send, over a real socket: every answer is one of OpenAI's, and nothing is left behind."""
+"""Bodies that no client would send, over a real socket: every answer is one of OpenAI's, and nothing is left behind."""

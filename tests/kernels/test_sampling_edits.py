@@ -20,7 +20,7 @@ def random_logits(lines: int) -> torch.Tensor:
 
 
 def write_tokens(tables: RowTables, row: int, prompt: list[int], output: list[int]) -> int:
-    """Fill a row; what lies behind its tokens is somebody else's left-over. Returns how many tokens it has."""
+    """Fill a row; what lies behind its tokens is left over from a former owner. Returns how many tokens it has."""
     tables.token_ids[row] = 13
     tokens = prompt + output
     tables.token_ids[row, : len(tokens)] = int32(*tokens)

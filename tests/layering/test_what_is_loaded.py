@@ -22,7 +22,7 @@ LOADS_NONE_OF = {
     "streamserve.executor.local": [*HEAVY, "litestar"],
     "streamserve.engine.core": [*HEAVY, "litestar", "uvicorn"],
     "streamserve.engine.remote": [*HEAVY, "litestar", "uvicorn"],
-    "streamserve.engine.process": [*HEAVY, "litestar", "uvicorn"],
+    "streamserve.engine.process.main": [*HEAVY, "litestar", "uvicorn"],
     "streamserve.text.preparation": [*HEAVY, "litestar"],
     "streamserve.frontend": [*HEAVY, "litestar"],
     "streamserve.server.app": HEAVY,

@@ -84,7 +84,7 @@ def test_a_form_in_the_table_is_all_that_a_checkpoint_in_it_takes(
     model = load(quantized)
     assert sum(isinstance(linear.form, EightBitFloats) for linear in model.linears()) == 4 * model.arch.num_layers
     torch.testing.assert_close(PagedRun(model).step({"a": PROMPT})["a"], expected, atol=1e-4, rtol=0)
-    assert not can_compile(model), "nobody has said how to trace it"
+    assert not can_compile(model), "there is no traced form of it"
 
     hidden = torch.randn(3, model.arch.hidden_size)
     mlps = [load_rank(quantized, rank, 2).layers[0].mlp for rank in range(2)]

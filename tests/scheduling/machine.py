@@ -161,7 +161,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert told.token_ids == tokens[: len(told.token_ids)], name
             assert all(delta.finish_reason is None for delta in self.play.deltas[name][:-1]), f"{name} was told after its end"
             assert (told.finish_reason is None) == (name in self.play.scheduler.registry.sequences), (
-                f"{name} ended and nobody said so"
+                f"{name} ended without a delta that says so"
             )
             if told.finish_reason in ("stop", "length"):
                 assert (told.token_ids, told.finish_reason) == (tokens, reason), name

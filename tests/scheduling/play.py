@@ -28,7 +28,7 @@ def limits(**changes: Any) -> SchedulerLimits:
 
 
 def spec(name: str, prompt: int | list[int] = 6, **changes: Any) -> SequenceSpec:
-    """A sequence that only its length ends; `prompt` is a length (of tokens nobody else has) or the tokens."""
+    """A sequence that only its length ends; `prompt` is a length (of tokens no other sequence has) or the tokens."""
     if isinstance(prompt, int):
         prompt = [1000 + sum(name.encode()) * 37 + position for position in range(prompt)]
     fields: dict[str, Any] = {"seed": 1, "max_tokens": 8} | changes
@@ -80,7 +80,7 @@ class Play:
         return self.commit()
 
     def finish(self, outstanding: int = 2, before_submit: Callable[[], object] = lambda: None) -> None:
-        """Drive until nobody can run, with up to so many steps outstanding."""
+        """Drive until no sequence can run, with up to so many steps outstanding."""
         while self.scheduler.has_runnable or self.outstanding:
             before_submit()
             planned = self.submit()
@@ -90,7 +90,7 @@ class Play:
                 planned = planned or Plan(0, [], [], [])
 
     def output(self, name: str) -> TokenDelta:
-        """Everything its reader was told, as one delta."""
+        """Everything its reader received, as one delta."""
         first, *rest = self.deltas[name]
         for delta in rest:
             first = first.then(delta)

@@ -72,7 +72,7 @@ def test_a_row_goes_to_its_next_owner_while_a_token_of_the_former_one_is_in_flig
     plan = play.submit()
     assert plan is not None
     assert [start.row for start in plan.starts] == [0]
-    assert play.commit() == {}  # a's token past its end is nobody's
+    assert play.commit() == {}  # a's token past its end is dropped
     play.finish()
     assert play.tokens("b") == expected(spec("b", 5))[0]
     assert play.scheduler.stats().wasted_tokens == 1

@@ -1,4 +1,4 @@
-"""Memory runs out: who yields, when they come back, and that nobody's tokens change."""
+"""Memory runs out: which sequences are preempted, when they resume, and that no tokens change."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 
 
 class ByteVocabulary:
-    """See the module."""
+    """A token for each byte, and one more that ends a text."""
 
     size = VOCAB_SIZE
     special_ids = frozenset({EOS})

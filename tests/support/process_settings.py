@@ -30,7 +30,7 @@ def process_settings() -> dict[str, Any]:
 
 
 def environment_without_settings() -> dict[str, str]:
-    """This process's environment, in which nobody has set anything for OpenMP."""
+    """This process's environment, without settings for OpenMP."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)}
 
 

@@ -84,6 +84,6 @@ def test_what_the_command_compiled_is_used_unless_eager_is_asked_for(
         assert Runner(settings, resolve(tiny.path)).load().compiled is compiled
         assert has_compiled_layers(settings, resolve(tiny.path), compiled_layers()) is compiled
     same = EngineConfig(**config, block_size=32, quantization="none")
-    assert not has_compiled_layers(same, resolve(tiny.path), compiled_layers()), "nobody compiled for these words yet"
+    assert not has_compiled_layers(same, resolve(tiny.path), compiled_layers()), "not compiled for this setting yet"
     Runner(same, resolve(tiny.path)).load()
     assert has_compiled_layers(same, resolve(tiny.path), compiled_layers()), "an engine that runs them leaves a mark"

@@ -12,7 +12,7 @@ from streamserve.worker.device.staging import RING_DEPTH, Packing, StagingRing, 
 
 
 class SlowCopies(CpuDevice):
-    """A device whose copies run only when somebody waits for them, as on a busy GPU."""
+    """A device whose copies run only when a caller waits for them, as on a busy GPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -177,7 +177,7 @@ def test_the_weights_bar_shows_on_a_terminal_only(monkeypatch: pytest.MonkeyPatc
 
 
 class Terminal(io.StringIO):
-    """Standard error that somebody watches."""
+    """Standard error of an interactive session."""
 
     def isatty(self) -> bool:
         return True

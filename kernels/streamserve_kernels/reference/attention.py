@@ -263,7 +263,7 @@ def _prefill_bias(num_queries: int, end: int, begin: int, window: int | None, q:
 def _gather(kv_cache: Tensor, block_tables: Tensor, longest: int, key: Hashable, shared: Shared) -> tuple[Tensor, Tensor]:
     """Keys and values of some sequences, each [sequences, kv_heads, keys, head_dim], padded to whole blocks of the longest.
 
-    Entries past a sequence's end belong to others or to nobody: the caller masks them.
+    Entries past a sequence's end belong to other sequences or to none: the caller masks them.
     """
     _, _, kv_heads, block_size, head_dim = kv_cache.shape
     indices = shared.get(key, lambda: _head_block_indices(kv_cache, block_tables[:, : -(-longest // block_size)]))

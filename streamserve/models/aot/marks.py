@@ -16,7 +16,7 @@ from streamserve.models.aot.build import this_build
 
 
 def has_compiled_layers(config: EngineConfig, checkpoint: Checkpoint, library: Path) -> bool:
-    """Whether an engine of this configuration will run compiled layers, as far as can be told without torch.
+    """Whether an engine of this configuration will run compiled layers, as far as is known without torch.
 
     library  the folder that layers were compiled into
     """

@@ -1,7 +1,7 @@
 """Compiled pieces on disk: a folder for every shape of a layer and every build.
 
-What lies there is machine code that a process of this user runs, made by `compiler` on this machine and nobody else's. Loading
-takes milliseconds, and none of the compiler's imports, which take seconds.
+What lies there is machine code that a process of this user runs, made by `compiler` on this machine and by nothing else.
+Loading takes milliseconds, and none of the compiler's imports, which take seconds.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Opt(CausalModel):
     """Token and position embeddings, layers, final norm and the tied head."""
 
     def __init__(self, arch: OptArch, place: Placement, max_positions: int) -> None:
-        """Raises `ConfigError` when more positions are asked for than the learned table has."""
+        """Raises `ConfigError` when more positions are requested than the learned table has."""
         if max_positions > arch.max_model_len:
             raise ConfigError(
                 f"--max-model-len {max_positions}: this model has learned {arch.max_model_len} positions and no more"

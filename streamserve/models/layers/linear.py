@@ -1,4 +1,4 @@
-"""Linear layers: where one stands in a layer's arithmetic is said here, and the form of its weight has the kernels.
+"""Linear layers: what one does in a layer's arithmetic is written here, and the form of its weight has the kernels.
 
 The rows of a linear may be several of the checkpoint's tensors, or parts of one. Among ranks a linear is divided by its rows,
 so that each computes some of the outputs, or by its columns, so that each computes a summand of all of them (Megatron-LM,

@@ -11,7 +11,7 @@ from streamserve.models.weights.grouped import GroupedIntegers
 
 
 class StoredTensor(ABC):
-    """One tensor of a checkpoint; nothing of it is read before it is asked for.
+    """One tensor of a checkpoint; it is read on demand.
 
     name       as transformers names it
     shape      of the tensor, however it is stored

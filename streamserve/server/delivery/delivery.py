@@ -85,7 +85,7 @@ class Delivery:
             self.resumable.put(logged.id, logged)
 
     async def drain(self, timeout_s: float) -> None:
-        """Let runs finish, and fail the rest after `timeout_s`; a stream that nobody reads is aborted at once."""
+        """Let runs finish, and fail the rest after `timeout_s`; a stream without a reader is aborted at once."""
         for logged in self.resumable.running():
             logged.stop_waiting()
         with anyio.move_on_after(timeout_s):

@@ -1,7 +1,7 @@
 """The streams of one API worker that have something to write, written together once per turn of its event loop.
 
 A step's tokens come for all streams at once. Writing at the end of the turn instead of in the middle of it joins what several
-choices of one request, or several steps, have brought for the same client.
+choices of one request, or several steps, have produced for the same client.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ E_co = TypeVar("E_co", bound=LoggedEvent, covariant=True)
 class LoggedRun(Generic[E_co]):
     """One run on its way into `log`.
 
-    unread_s     how long it goes on while nobody reads the log, once somebody has
+    unread_s     how long it goes on without a reader, once it has had one
     on_admitted  called once the sequences have been admitted
     limits       of the log
     ended_at     when it ended, by `time.monotonic`; None until then

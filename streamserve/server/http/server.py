@@ -17,7 +17,7 @@ import anyio
 import uvicorn
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from streamserve.engine.launch import listening_socket
+from streamserve.engine.process.launch import listening_socket
 from streamserve.errors import ConfigError
 from streamserve.server.http.connection_limit import ConnectionLimit
 from streamserve.server.http.listen import Listen

@@ -18,10 +18,10 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from streamserve.aio.daemon_thread import run_in_daemon_thread
-from streamserve.engine.launch import EngineProcess
+from streamserve.engine.process.launch import EngineProcess
+from streamserve.engine.process.start import EngineStart
+from streamserve.engine.process.supervision import keep_running
 from streamserve.engine.remote import RemoteEngine
-from streamserve.engine.start import EngineStart
-from streamserve.engine.supervision import keep_running
 from streamserve.errors import StreamserveError
 from streamserve.server.http.listen import Listen
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine

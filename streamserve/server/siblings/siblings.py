@@ -13,7 +13,7 @@ from streamserve.errors import InvalidRequest, Unavailable
 from streamserve.server.siblings.control import CallSiblings, Method
 
 MAX_ID = 256
-"""Characters of an id, prefix included, that a request can have; a longer one is nobody's."""
+"""Characters of an id, prefix included, that a request can have; no worker has a longer one."""
 
 
 class NotKeptHere(InvalidRequest):

@@ -70,7 +70,7 @@ class Handshake(ServerProtocol):
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """One connection that asked for a WebSocket."""
+    """One connection that requests a WebSocket."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

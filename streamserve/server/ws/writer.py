@@ -1,7 +1,7 @@
 """What leaves a socket, in turns: one message of each stream that has one, round after round.
 
 One task per socket, on its API worker's event loop. A stream with many events waits for its turn like all others, and a
-socket that does not drain makes them all wait: each log then holds its maker back, and nobody else's.
+socket that does not drain makes them all wait: each log then holds back its own run, and no other.
 """
 
 from __future__ import annotations

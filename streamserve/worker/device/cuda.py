@@ -53,7 +53,7 @@ class CudaDevice:
         return into[: len(words)].copy_(words, non_blocking=True)
 
     def download(self, tensor: Tensor) -> Tensor:
-        # torch's pinned allocator gives this memory to nobody else before the copy has run, even if it is dropped early.
+        # torch's pinned allocator does not reuse this memory before the copy has run, even if it is dropped early.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 class Memory:
     """Bytes of a device's memory.
 
-    free     what nobody holds, this process included; what the system only caches of files counts as free
+    free     what no process holds, this one included; what the system only caches of files counts as free
     is_host  the machine's own memory, which everything on it shares
     """
 

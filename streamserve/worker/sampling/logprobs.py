@@ -29,7 +29,7 @@ class HostLogprobs:
     values: Logprobs
 
     def read(self, num_tops: Sequence[int]) -> list[TokenLogprobs]:
-        """One entry per line, with as many alternatives as the line asked for. Only after the step's event has passed."""
+        """One entry per line, with as many alternatives as the line requests. Only after the step's event has passed."""
         columns = (self.token_ids, self.values.logprobs, self.values.ranks, self.values.top_ids, self.values.top_logprobs)
         return [
             TokenLogprobs(token_id, logprob, rank, list(zip(top_ids[:num_top], top_logprobs[:num_top], strict=True)))

@@ -36,7 +36,7 @@ class HostSample:
     token_ids         [lines]  int64, on its way to the host
     drafted           set where rows have several lines
     logprob_requests  by row, the number of top alternatives to report, or None; read where there are `logprobs`
-    logprobs          of all lines of the rows that asked
+    logprobs          of all lines of the rows that request them
     """
 
     token_ids: Tensor
@@ -54,7 +54,7 @@ class HostSample:
         return [_next(ids, num_lines)[:num_accepted] for num_lines, num_accepted in taken]
 
     def read_logprobs(self) -> list[list[TokenLogprobs] | None] | None:
-        """By row, those of its tokens, or None where it asked for none; None when no row asked."""
+        """By row, those of its tokens, or None where it requests none; None when no row requests any."""
         if self.logprobs is None:
             return None
         requests = self.logprob_requests

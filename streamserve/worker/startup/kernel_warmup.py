@@ -1,7 +1,7 @@
 """Kernels loaded before the first step, and compiled where Triton's cache lacks them.
 
 Called on the rank's launch thread while nothing else runs. Each of many threads runs one size of step on a stream of its own,
-over a cache of one block that nobody reads. Only devices that compile kernels need it.
+over a cache of one block that no sequence owns. Only devices that compile kernels need it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clients that leave, and clients that do not read: their sequences end within a step, and nobody else notices."""
+"""Clients that leave, and clients that do not read: their sequences end within a step, and no other client notices."""
 
 from __future__ import annotations
 

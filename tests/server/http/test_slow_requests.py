@@ -1,4 +1,4 @@
-"""Clients that connect and do not finish what they began: they are hung up on, and nobody else waits."""
+"""Clients that connect and do not finish what they began: they are disconnected, and no other client waits."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def endings_when_the_engine_is_killed(server: ServeProcess) -> list[list[str]]:
 def engine_of(children: list[int]) -> int:
     for pid in children:
         with open(f"/proc/{pid}/cmdline", "rb") as command:
-            if b"streamserve.engine.process" in command.read():
+            if b"streamserve.engine.process.main" in command.read():
                 return pid
     raise AssertionError("no engine process")
 

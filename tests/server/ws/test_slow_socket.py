@@ -1,4 +1,4 @@
-"""A socket that does not drain: held back, then closed, and nobody else notices."""
+"""A socket that does not drain: held back, then closed, and no other socket notices."""
 
 from __future__ import annotations
 

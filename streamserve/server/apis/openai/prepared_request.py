@@ -36,7 +36,7 @@ MAX_CHOICES = 4096
 class PreparedRequest(msgspec.Struct, kw_only=True):
     """A request that has been checked and tokenised, and not admitted.
 
-    ignored        names of fields that nobody here knows
+    ignored        names of unknown fields
     logprobs       alternatives per token in the answer; None for no logprobs
     is_score_only  only the prompt was requested: what is sampled is left out
     reading        how a message is read out of the text; None when the text is all there is

@@ -45,7 +45,7 @@ async def prepare_response(
 ) -> tuple[StoredResponse, list[str]]:
     """The response, and the names of ignored parameters; whatever can be refused before admission is refused here.
 
-    is_resumable  whether it goes on for a while when nobody reads; a background response always goes on to its end
+    is_resumable  whether it goes on for a while without a reader; a background response always goes on to its end
     """
     request = decoded.request
     id = RESPONSE_PREFIX + (request.request_id or uuid4().hex)

@@ -188,7 +188,7 @@ def _refuse(request: ResponseRequest) -> None:
     if request.generate is False:
         raise UnsupportedParameter("generate", "an input is only read to answer it")
     if request.background and not request.is_stored:
-        raise InvalidParameter("background", "needs store: nobody could fetch the response otherwise")
+        raise InvalidParameter("background", "needs store: the response could not be fetched otherwise")
 
 
 def without_effect(request: ResponseRequest) -> list[str]:

@@ -180,7 +180,7 @@ async def test_every_parameter_alone(endpoint: Endpoint, stream: bool) -> None:
 
 
 async def test_every_parameter_in_a_crowd(endpoint: Endpoint) -> None:
-    """All at once, some streamed and some not, more than fit: what one asks for changes nobody else's answer."""
+    """All at once, some streamed and some not, more than fit: what one requests changes no other's answer."""
     crowd = cases(endpoint.oracle)
     said: dict[tuple[int, bool], list[Said]] = {}
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from streamserve.engine.packing import PackedSequences
+from streamserve.engine.ipc.packing import PackedSequences
 from streamserve.types import EngineInfo, EngineStats, ErrorInfo, TokenDelta
 
 MAX_FRAME_BYTES = 256 << 20

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: `python -m streamserve.engine.process`, started by `launch.EngineProcess`.
+"""The engine in a process of its own: `python -m streamserve.engine.process.main`, started by `launch.EngineProcess`.
 
 Its main thread runs the engine's event loop; ranks run on threads of the executor. It exits when its standard input ends: the
 parent has exited, or wants it to. It ignores signals, which a terminal or supervisor sends to the whole process group: its
@@ -25,8 +25,8 @@ from typing import Any
 import anyio
 
 from streamserve.engine.core import EngineCore
-from streamserve.engine.launch import Launch
-from streamserve.engine.listener import Listener
+from streamserve.engine.ipc.listener import Listener
+from streamserve.engine.process.launch import Launch
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.base import Executor
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading

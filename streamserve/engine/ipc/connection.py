@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 from streamserve.aio.calls import PendingCalls
-from streamserve.engine import frames
 from streamserve.engine.error_info import restore
-from streamserve.engine.link import Link, LinkLimits
-from streamserve.engine.packing import pack
+from streamserve.engine.ipc import frames
+from streamserve.engine.ipc.link import Link, LinkLimits
+from streamserve.engine.ipc.packing import pack
 from streamserve.errors import EngineDead, InvalidParameter, StreamserveError, Unavailable
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 

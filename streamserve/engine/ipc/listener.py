@@ -12,12 +12,12 @@ import socket
 
 import anyio
 
-from streamserve.engine import frames
 from streamserve.engine.constraints import are_constrained
 from streamserve.engine.core import EngineCore
 from streamserve.engine.error_info import describe
-from streamserve.engine.link import Link, LinkLimits
-from streamserve.engine.packing import PackedSequences
+from streamserve.engine.ipc import frames
+from streamserve.engine.ipc.link import Link, LinkLimits
+from streamserve.engine.ipc.packing import PackedSequences
 from streamserve.errors import QueueFull, StreamserveError
 from streamserve.scheduling.constraint import Constraint
 from streamserve.types import EngineInfo, SequenceSpec, TokenDelta

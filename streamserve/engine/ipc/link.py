@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Generic, NamedTuple, cast
 
-from streamserve.engine.frames import Command, FrameDecoder, M, ProtocolViolation, Reply, encode
+from streamserve.engine.ipc.frames import Command, FrameDecoder, M, ProtocolViolation, Reply, encode
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
-from streamserve.engine.launch import EXECUTOR, EngineProcess
+from streamserve.engine.process.launch import EXECUTOR, EngineProcess
 from streamserve.errors import EngineDead
 
 GRAMMARS = "streamserve.text.grammar:compiler_for"
@@ -29,7 +29,7 @@ class Started(NamedTuple):
 class EngineStart:
     """Finds the model and starts an engine process on it, beginning at once.
 
-    executor, compile_constraint  as in `engine.launch.Launch`
+    executor, compile_constraint  as in `engine.process.launch.Launch`
     """
 
     def __init__(self, config: EngineConfig, *, executor: str = EXECUTOR, compile_constraint: str | None = GRAMMARS) -> None:

@@ -13,7 +13,7 @@ from time import monotonic
 import anyio
 import anyio.to_thread
 
-from streamserve.engine.launch import EngineProcess
+from streamserve.engine.process.launch import EngineProcess
 
 STEADY_S = 600.0
 """An engine that ran for this many seconds begins a new series of restarts."""

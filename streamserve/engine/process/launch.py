@@ -114,7 +114,7 @@ class EngineProcess:
             executor=self._executor,
             compile_constraint=self._compile_constraint,
         )
-        child = start_module("streamserve.engine.process", pass_fds=[listen_fd])
+        child = start_module("streamserve.engine.process.main", pass_fds=[listen_fd])
         assert child.stdin is not None
         child.stdin.write(encode_with_paths(launch) + b"\n")
         child.stdin.flush()

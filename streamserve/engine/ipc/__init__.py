@@ -1,0 +1,1 @@
+"""The engine socket: frames, both ends of a connection, and the calls over it."""
