@@ -16,6 +16,9 @@ from streamserve.types import GREEDY_TEMPERATURE, Sampling
 
 MaskWords = npt.NDArray[np.uint32]
 
+Biases = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
+"""Token ids, and what to add to their logits. Arrays, because each step copies them for each of its lines."""
+
 
 class Choice(Enum):
     """How a line's token is chosen: the likeliest, by noise among all, by noise among what its restrictions keep."""
@@ -43,7 +46,7 @@ class Traits:
     is_penalised: bool
     logprobs: int | None
     prompt_logprobs: int | None
-    biases: tuple[list[int], list[float]]
+    biases: Biases
     bad_words: list[list[int]]
     allowed: MaskWords | None
     stop_ids: list[int]
@@ -64,7 +67,7 @@ def read_traits(sampling: Sampling, num_prompt_tokens: int, vocab_size: int) -> 
     is_penalised = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
     allowed_ids = sampling.allowed_token_ids
     allowed = None if allowed_ids is None else make_mask(_known(allowed_ids, vocab_size), vocab_size)
-    has_lists = bool(biases[0] or bad_words or stop_ids) or allowed is not None
+    has_lists = bool(len(biases[0]) or bad_words or stop_ids) or allowed is not None
     top_k = effective_top_k(sampling.top_k, vocab_size)
     return Traits(
         choice=_choice(sampling, top_k),
@@ -111,11 +114,11 @@ def _choice(sampling: Sampling, top_k: int) -> Choice:
     return Choice.RANDOM
 
 
-def _biases(sampling: Sampling, vocab_size: int) -> tuple[list[int], list[float]]:
+def _biases(sampling: Sampling, vocab_size: int) -> Biases:
     ids = _known(sampling.logit_bias, vocab_size)
     values = [sampling.logit_bias[token_id] for token_id in ids]
     banned = _known(sampling.banned_token_ids, vocab_size)
-    return ids + banned, values + [-np.inf] * len(banned)
+    return np.array(ids + banned, dtype=np.int32), np.array(values + [-np.inf] * len(banned), dtype=np.float32)
 
 
 def _known(token_ids: Iterable[int], vocab_size: int) -> list[int]:

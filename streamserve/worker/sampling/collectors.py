@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from streamserve.worker.device.staging import Packing, floats
-from streamserve.worker.rows.traits import MaskWords
+from streamserve.worker.rows.traits import Biases, MaskWords
 from streamserve_kernels import BadWords, LogitEdits, LogprobRequest, Penalties, TokenMasks
 
 _BAN = -np.inf
@@ -53,22 +54,25 @@ class EditCollector:
 
     def __init__(self) -> None:
         self._lines: list[int] = []
-        self._token_ids: list[int] = []
-        self._values: list[float] = []
+        self._token_ids: list[npt.NDArray[np.int32]] = []
+        self._values: list[npt.NDArray[np.float32]] = []
 
-    def add(self, line: int, token_ids: list[int], values: list[float]) -> None:
-        self._lines += [line] * len(token_ids)
-        self._token_ids += token_ids
-        self._values += values
+    def add(self, line: int, biases: Biases) -> None:
+        token_ids, values = biases
+        if len(token_ids):
+            self._lines.append(line)
+            self._token_ids.append(token_ids)
+            self._values.append(values)
 
     def ban(self, line: int, token_ids: list[int]) -> None:
-        self.add(line, token_ids, [_BAN] * len(token_ids))
+        self.add(line, (np.array(token_ids, dtype=np.int32), np.full(len(token_ids), _BAN, dtype=np.float32)))
 
     def pack(self, packing: Packing) -> Callable[[Tensor], LogitEdits | None]:
         if not self._lines:
             return _absent
-        lines, token_ids = packing.put(self._lines), packing.put(self._token_ids)
-        values = packing.put(np.asarray(self._values, dtype=np.float32))
+        counts = [len(token_ids) for token_ids in self._token_ids]
+        lines = packing.put(np.repeat(np.array(self._lines, dtype=np.int32), counts))
+        token_ids, values = packing.put(np.concatenate(self._token_ids)), packing.put(np.concatenate(self._values))
         return lambda words: LogitEdits(words[lines], words[token_ids], floats(words[values]))
 
 

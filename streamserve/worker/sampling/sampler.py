@@ -84,7 +84,7 @@ class _LineNeeds:
             self._masks.add(line, traits.allowed)
 
     def _add_extras(self, line: int, num_tokens: int, traits: Traits) -> None:
-        self._edits.add(line, *traits.biases)
+        self._edits.add(line, traits.biases)
         if num_tokens - traits.num_prompt_tokens < traits.min_tokens:
             self._edits.ban(line, traits.stop_ids)
         self._bad_words.add(line, traits.bad_words)
