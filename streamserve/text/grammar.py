@@ -28,6 +28,7 @@ from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.text.call_schema import JSON_STYLE
 from streamserve.text.deep_threads import DeepThreads
+from streamserve.text.digit_bound import DigitBound, DigitTable
 from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
@@ -61,9 +62,13 @@ class GrammarConstraint:
 
     size_bytes     of a mask
     eos_token_ids  end-of-sequence ids
+    digits         bounds runs of digits, where the language is JSON
     """
 
-    def __init__(self, matcher: LLMatcher, size_bytes: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, matcher: LLMatcher, size_bytes: int, eos_token_ids: Sequence[int], digits: DigitBound | None = None
+    ) -> None:
+        self._digits = digits
         self._matcher = matcher
         self._size_bytes = size_bytes
         self._eos_token_ids = eos_token_ids
@@ -72,12 +77,16 @@ class GrammarConstraint:
         """The tokens allowed next, as little-endian int32 words; an end of sequence only where the language may end."""
         mask: bytes = self._matcher.compute_bitmask()[: self._size_bytes]
         # After an error the library allows the end of sequence, which would look like success: make `accept` raise it instead.
-        return _all_but(self._size_bytes, self._eos_token_ids) if self._matcher.is_error() else mask
+        if self._matcher.is_error():
+            return _all_but(self._size_bytes, self._eos_token_ids)
+        return mask if self._digits is None else self._digits.bounded(mask)
 
     def accept(self, token_id: int) -> None:
         """Advance by one token; raises `ValueError` when the language doesn't allow it, or has become too complex."""
         if not self._matcher.consume_token(token_id):
             raise ValueError(_reason(self._matcher.get_error()))
+        if self._digits is not None:
+            self._digits.accept(token_id)
 
     @property
     def is_complete(self) -> bool:
@@ -141,7 +150,8 @@ class GrammarCompiler:
         self._cache.move_to_end(key)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, loaded.eos_token_ids)
+        digits = DigitBound(loaded.digits) if loaded.digits is not None and _holds_json(outputs) else None
+        return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, loaded.eos_token_ids, digits)
 
     async def _compile_in_thread(self, tokenizer: LLTokenizer, outputs: StructuredOutputs) -> LLMatcher:
         try:
@@ -156,7 +166,7 @@ class GrammarCompiler:
             if self._loaded is None:
                 tokenizer = self._load_tokenizer()
                 ends = list(end_of_sequence_ids(self._configured_ends, tokenizer, self._vocab_size))
-                self._loaded = _Loaded(_in_library_form(tokenizer, self._vocab_size, ends) if ends else None, ends)
+                self._loaded = _Loaded.from_tokenizer(tokenizer, self._vocab_size, ends) if ends else _Loaded(None, ends)
             return self._loaded
 
 
@@ -166,10 +176,13 @@ class _Loaded:
 
     tokenizer: LLTokenizer | None
     eos_token_ids: list[int]
+    digits: DigitTable | None = None
 
-
-def _in_library_form(tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos_token_ids)), eos_token=eos_token_ids)
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> _Loaded:
+        vocabulary = _Vocabulary(tokenizer, vocab_size, eos_token_ids)
+        in_library_form = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=eos_token_ids)
+        return cls(in_library_form, eos_token_ids, DigitTable(vocabulary.tokens))
 
 
 def _compile(tokenizer: LLTokenizer, outputs: StructuredOutputs) -> LLMatcher:
@@ -216,6 +229,11 @@ def grammar_source(outputs: StructuredOutputs) -> str:
     if len(source) > MAX_SOURCE_CHARS:
         raise InvalidParameter("structured_outputs", f"is too long: {len(source)} characters, at most {MAX_SOURCE_CHARS}")
     return source
+
+
+def _holds_json(outputs: StructuredOutputs) -> bool:
+    """Whether numbers come from a schema; a client's own expression says itself how many digits it wants."""
+    return outputs.json is not None or outputs.json_object is not None or "%json" in (outputs.grammar or "")
 
 
 def _source(outputs: StructuredOutputs) -> str:

@@ -9,7 +9,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from streamserve.text.call_grammar import AnswerForm
-from streamserve.text.call_schema import ANY_ARGUMENTS, Function
+from streamserve.text.call_schema import ANY_ARGUMENTS, Function, call_schema
 from streamserve.text.parsing.pieces import Content, ToolCallArguments, ToolCallStart
 from streamserve.text.parsing.registry import TOOL_CALL_PARSERS
 
@@ -107,3 +107,48 @@ def test_marks_that_are_special_tokens_are_named_by_their_ids(dialect: str) -> N
         source = AnswerForm(dialect=dialect, functions=FUNCTIONS, answer=answer, thinks=False, special=special).lark()
         assert not any(mark in source for mark in special)
         assert "<[7]>" in source
+
+
+def test_references_in_properties_that_are_named_like_keywords_move_along() -> None:
+    """A function whose parameter was called `default` or `enum` and had a `$ref` got a schema that could not be compiled."""
+    names = ("default", "enum", "const", "examples", "properties", "$defs", "$id")
+    arguments = {
+        "type": "object",
+        "properties": {name: {"$ref": "#/$defs/city"} for name in names},
+        "$defs": {"city": {"type": "string", "default": {"$ref": "#/kept"}, "enum": [{"$ref": "#/kept"}]}},
+    }
+    _, definitions = call_schema([Function("f", arguments)], "arguments")
+    moved = definitions["0"]
+    assert moved["properties"] == {name: {"$ref": "#/$defs/0/$defs/city"} for name in names}
+    assert moved["$defs"] == arguments["$defs"]
+
+
+def test_identifiers_and_anchors_of_a_functions_parameters_lead_to_the_same_places() -> None:
+    arguments = {
+        "$id": "https://example.org/weather",
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "a": {"$ref": "#/$defs/city"},
+            "b": {"$ref": "#town"},
+            "c": {"$ref": "https://example.org/weather#/$defs/city"},
+            "d/e": {"$anchor": "here", "type": "string"},
+            "f": {"$ref": "#here"},
+            "g": {"$ref": "#"},
+            "h": {"$ref": "https://example.org/other"},
+        },
+        "$defs": {"city": {"$anchor": "town", "type": "string"}},
+    }
+    _, definitions = call_schema([Function("x", {}), Function("f", arguments)], "arguments")
+    moved = definitions["1"]
+    assert {name: schema.get("$ref") for name, schema in moved["properties"].items()} == {
+        "a": "#/$defs/1/$defs/city",
+        "b": "#/$defs/1/$defs/city",
+        "c": "#/$defs/1/$defs/city",
+        "d/e": None,
+        "f": "#/$defs/1/properties/d~1e",
+        "g": "#/$defs/1",
+        "h": "https://example.org/other",
+    }
+    assert moved["$defs"] == {"city": {"type": "string"}}
+    assert "$id" not in moved

@@ -15,6 +15,7 @@ import pytest
 
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.text.digit_bound import MAX_DIGITS, DigitBound, DigitTable
 from streamserve.text.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
 from streamserve.text.loading import TokenizerParts
 from streamserve.text.tokenizer import Tokenizer
@@ -79,6 +80,83 @@ async def test_white_space_in_json_is_free_but_bounded(compiler: GrammarCompiler
         constraint.accept(ord(" "))
         spaces += 1
     assert 8 <= spaces <= 64
+
+
+def follow(constraint: GrammarConstraint, text: str) -> str:
+    """What of a text the language takes."""
+    for at, byte in enumerate(text.encode()):
+        if byte not in allowed(constraint):
+            return text[:at]
+        constraint.accept(byte)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("schema", "begin"),
+    [
+        ({}, ""),
+        ({"type": "number"}, "-"),
+        ({"type": "number"}, "0."),
+        ({"type": "number"}, "1e"),
+        ({"type": "integer"}, ""),
+        ({"type": "array", "items": {"type": "number"}}, "[1, 2."),
+        ({"type": "object"}, '{"a": '),
+        ({"type": "string", "format": "duration"}, '"P'),
+        ({"type": "string", "format": "date-time"}, '"2026-01-01T00:00:00.'),
+    ],
+)
+async def test_a_number_in_json_ends(compiler: GrammarCompiler, schema: dict[str, Any], begin: str) -> None:
+    """A small model that was asked for a number repeated a digit until max_tokens, and its JSON never ended."""
+    constraint = await compiler.compile(StructuredOutputs(json=schema))
+    written = follow(constraint, begin + "7" * 500)
+    assert written == begin + "7" * MAX_DIGITS
+    sample(constraint, random.Random(1))
+
+
+async def test_digits_of_strings_and_of_a_clients_own_expression_are_not_bounded(compiler: GrammarCompiler) -> None:
+    digits = "7" * 300
+    for wanted, text in (
+        ({"json": {"type": "string"}}, f'"{digits}"'),
+        ({"json": {"type": "string", "pattern": "^[0-9]+$"}}, f'"{digits}"'),
+        ({"json": {"type": "string", "pattern": "^[0-9]{300}$"}}, f'"{digits}"'),
+        ({"regex": "[0-9]+"}, digits),
+    ):
+        constraint = await compiler.compile(StructuredOutputs(**wanted))
+        assert follow(constraint, text) == text
+
+
+async def test_tokens_of_several_digits_count_as_many() -> None:
+    table = DigitTable([b"1", b"22", b"a3", b",", b"4,", b'"'])
+    bound = DigitBound(table)
+    bound.accept(2)
+    for _ in range(MAX_DIGITS // 2):
+        assert bound.bounded(b"\x1f\x00\x00\x00") == b"\x1f\x00\x00\x00"
+        bound.accept(1)
+    assert bound.bounded(b"\x1f\x00\x00\x00") == b"\x0c\x00\x00\x00"
+    assert bound.bounded(b"\x3f\x00\x00\x00") == b"\x3f\x00\x00\x00"
+    bound.accept(3)
+    assert bound.bounded(b"\x1f\x00\x00\x00") == b"\x1f\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "taken"),
+    [
+        ({"^f": {"type": "integer"}}, '{"foo": 1, "fa": 2}', True),
+        ({"^f": {"minimum": 3}}, '{"foo": 1}', False),
+        ({"^f": {"type": "string"}}, '{"foo": 1}', False),
+        ({"^foo$": {"enum": [2, "x"]}}, '{"foo": 2}', True),
+    ],
+)
+async def test_a_declared_property_that_a_pattern_matches_keeps_to_both(
+    compiler: GrammarCompiler, pattern: dict[str, Any], text: str, taken: bool
+) -> None:
+    schema = {"type": "object", "properties": {"foo": {"type": "integer"}}, "patternProperties": pattern}
+    constraint = await compiler.compile(StructuredOutputs(json=schema))
+    assert (follow(constraint, text) == text) is taken
+    with pytest.raises(InvalidParameter, match="can't be compiled"):
+        await compiler.compile(
+            StructuredOutputs(json={**schema, "patternProperties": {"^f": {"type": "null"}}, "required": ["foo"]})
+        )
 
 
 async def test_texts_match_a_regular_expression(compiler: GrammarCompiler) -> None:
