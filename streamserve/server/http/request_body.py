@@ -1,8 +1,7 @@
 """How the body of a request becomes a typed struct; the same for every API.
 
 Strict about types (the error names the parameter) and lenient about names: fields that no struct has, at whatever level, are
-returned, so that the answer can carry a warning. Pure functions, but for
-reading: `read_body`, `decode`.
+returned, so that the answer can carry a warning. Pure functions, but for `read_body` and `decode`, which read.
 """
 
 from __future__ import annotations
