@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from streamserve.text.parsing.calls import Calls
+from collections.abc import Collection
+
+from streamserve.text.parsing.calls import Calls, NoCall
 from streamserve.text.parsing.pieces import Content, Piece
 
 PYTHON_TAG = "<|python_tag|>"
 
 
 class BareCallParser:
-    """An answer that begins with an object is calls, any other is content."""
+    """An answer that begins with an object that names a function is calls, any other is content.
 
-    def __init__(self) -> None:
-        self._calls = Calls()
+    names  as of `Calls`
+    """
+
+    def __init__(self, names: Collection[str] | None = None) -> None:
+        self._calls = Calls(names)
         self._held = ""
+        self._before = ""
         self._is_content = False
 
     @property
@@ -26,26 +32,34 @@ class BareCallParser:
         text, self._held = self._held + text, ""
         pieces: list[Piece] = []
         while text and not self._is_content:
-            if self._calls.is_open:
-                found, text = self._calls.push(text)
-                pieces += found
-                self._is_content = any(isinstance(piece, Content) for piece in found)
-            else:
-                text = self._read_gap(text)
+            text = self._read_call(text, pieces) if self._calls.is_open else self._read_gap(text)
         if text:
             pieces.append(Content(text))
         return pieces
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
         held, self._held = self._held, ""
         if self._calls.is_open:
-            return self._calls.finish()
+            try:
+                return self._calls.finish(is_cut=is_cut)
+            except NoCall as none:
+                return [Content(self._before + none.text)]
         return [Content(held)] if held.strip(" \n;") else []
+
+    def _read_call(self, text: str, pieces: list[Piece]) -> str:
+        try:
+            found, rest = self._calls.push(text)
+        except NoCall as none:
+            self._is_content = True
+            return self._before + none.text
+        pieces += found
+        return rest
 
     def _read_gap(self, text: str) -> str:
         """Between calls, or before the first: an object, or what the answer turns out to be instead."""
         begun = text.lstrip(" \n;" if self._calls.count else " \n").removeprefix(PYTHON_TAG).lstrip(" \n")
         if begun.startswith("{"):
+            self._before = text[: len(text) - len(begun)]
             self._calls.begin()
             return begun
         if not begun or PYTHON_TAG.startswith(begun):

@@ -15,7 +15,12 @@ _SPACE = " \t\r\n"
 
 
 class MalformedCall(ValueError):
-    """The text is no tool call."""
+    """The text is no tool call.
+
+    rest  the text from the character on that can't be part of one
+    """
+
+    rest: str = ""
 
 
 class _Expect(Enum):
@@ -37,7 +42,9 @@ class CallObject:
         self._key = ""
         self._value = JsonValue()
         self._arguments: list[str] = []
-        self._is_encoded = False
+        self._has_arguments = False
+        self._takes_value = False
+        self._is_held = False
         self._reads_key = False
 
     @property
@@ -45,7 +52,7 @@ class CallObject:
         return self._expect is _Expect.END
 
     def push(self, text: str) -> str:
-        """Scan on; returns what follows the object's end. Raises `MalformedCall`."""
+        """Scan on; returns what follows the object's end. Raises `MalformedCall`, what precedes the fault having been taken."""
         at = 0
         while at < len(text):
             if self._expect is _Expect.END:
@@ -55,20 +62,33 @@ class CallObject:
                 self._take_run(text[at:end])
             else:
                 end = at + 1
-                self._scan(text[at])
+                try:
+                    self._scan(text[at])
+                except MalformedCall as error:
+                    error.rest = text[at:]
+                    raise
             at = end
         return ""
 
     def take_arguments(self) -> str:
-        """The arguments' text since the last call; nothing before the name is known."""
-        if self.name is None or (self._is_encoded and not self.is_complete):
+        """The arguments' text since the last call; nothing before the name is known, nor of a value that may stand for none."""
+        if self.name is None or self._is_held:
             return ""
         text, self._arguments = "".join(self._arguments), []
-        return _decoded(text) if self._is_encoded and text else text
+        return text
+
+    @property
+    def is_inside_arguments(self) -> bool:
+        return self._takes_value and self._expect is _Expect.INSIDE
+
+    @property
+    def missing(self) -> str:
+        """The brackets that the arguments lack at this place; "" inside a string and outside of arguments."""
+        return self._value.missing if self.is_inside_arguments else ""
 
     def _take_run(self, text: str) -> None:
         self._value.take_run(text)
-        if not self._reads_key and self._key in ARGUMENT_KEYS:
+        if self._takes_value:
             self._arguments.append(text)
 
     def _scan(self, character: str) -> None:
@@ -98,13 +118,17 @@ class CallObject:
         self._expect = _Expect.INSIDE
         self._reads_key = is_key
         self._value = JsonValue()
-        if not is_key and self._key in ARGUMENT_KEYS:
-            self._is_encoded = character == '"'
+        self._takes_value = not is_key and self._key in ARGUMENT_KEYS and not self._has_arguments
+        if self._takes_value:
+            self._has_arguments = True
+            self._is_held = character not in "{["
         self._scan_value(character)
 
     def _scan_value(self, character: str) -> None:
+        if character == "<" and not self._value.is_inside_string:
+            raise MalformedCall("a tag inside a value")  # A model that leaves out a bracket ends its call so.
         belongs = self._value.push(character)
-        if belongs and not self._reads_key and self._key in ARGUMENT_KEYS:
+        if belongs and self._takes_value:
             self._arguments.append(character)
         if self._value.is_complete:
             self._close_value()
@@ -122,6 +146,8 @@ class CallObject:
             return
         if self._key in NAME_KEYS:
             self.name = _string(self._value.text)
+        if self._takes_value and self._is_held:
+            self._arguments, self._is_held = [_plain(self._value.text)], False
         self._expect = _Expect.COMMA
 
     def _end(self) -> None:
@@ -136,13 +162,22 @@ class JsonValue:
     def __init__(self) -> None:
         self.is_complete = False
         self._characters: list[str] = []
-        self._depth = 0
+        self._open: list[str] = []
         self._in_string = False
         self._escaped = False
 
     @property
     def text(self) -> str:
         return "".join(self._characters)
+
+    @property
+    def is_inside_string(self) -> bool:
+        return self._in_string
+
+    @property
+    def missing(self) -> str:
+        """The brackets that would end the value; "" inside a string."""
+        return "" if self._in_string else "".join(reversed(self._open))
 
     def push(self, character: str) -> bool:
         """Whether `character` belongs to the value; a number, true, false or null ends with the character after it."""
@@ -151,11 +186,11 @@ class JsonValue:
         elif character == '"':
             self._in_string = True
         elif character in "{[":
-            self._depth += 1
-        elif character in "}]" and self._depth:
-            self._depth -= 1
-            self.is_complete = self._depth == 0
-        elif not self._depth and character in ",}]" + _SPACE:
+            self._open.append("}" if character == "{" else "]")
+        elif character in "}]" and self._open:
+            self._open.pop()
+            self.is_complete = not self._open
+        elif not self._open and character in ",}]" + _SPACE:
             self.is_complete = True
             return False
         self._characters.append(character)
@@ -179,7 +214,7 @@ class JsonValue:
             self._escaped = True
         elif character == '"':
             self._in_string = False
-            self.is_complete = self._depth == 0
+            self.is_complete = not self._open
 
 
 def _string(text: str) -> str:
@@ -192,6 +227,7 @@ def _string(text: str) -> str:
     return value
 
 
-def _decoded(text: str) -> str:
-    """Arguments that a model wrote as a string of JSON."""
-    return _string(text)
+def _plain(text: str) -> str:
+    """Arguments that a model wrote as a string of JSON, or as null for none."""
+    decoded = _string(text) if text.startswith('"') else text
+    return "" if decoded.strip() == "null" else decoded

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from streamserve.text.parsing.content import ContentParser
 from streamserve.text.parsing.pieces import Parser
@@ -21,7 +22,7 @@ class Dialect:
     """
 
     tool_calls: str | None = None
-    new_call_parser: Callable[[], Parser] | None = None
+    new_call_parser: Callable[[Collection[str]], Parser] | None = None
     call_marks: tuple[str, ...] = ()
     reasons: bool = False
     always_reasons: bool = False
@@ -32,13 +33,16 @@ class Dialect:
         """All texts that parsers look for."""
         return self.call_marks + self.reasoning_marks
 
-    def parser_factory(self, prompt: str, *, calls: bool, continued: str | None = None) -> Callable[[], Parser] | None:
+    def parser_factory(
+        self, prompt: str, *, functions: Collection[str], continued: str | None = None
+    ) -> Callable[[], Parser] | None:
         """A function that makes a parser for each answer to `prompt`; None when answers can only be content.
 
-        calls      whether tools were offered
+        functions  the names of those that were offered; none when answers hold no calls
         continued  the assistant's text so far, when the prompt ends inside of it
         """
-        new_answer = self.new_call_parser if calls and self.new_call_parser is not None else ContentParser
+        new_call_parser = self.new_call_parser if functions else None
+        new_answer = ContentParser if new_call_parser is None else partial(new_call_parser, functions)
         is_thinking = self.thinks(prompt, continued)
         if is_thinking is not None:
             return lambda: ReasoningParser(new_answer(), is_thinking=is_thinking)

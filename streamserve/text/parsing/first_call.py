@@ -16,8 +16,8 @@ class FirstCallParser:
     def push(self, text: str) -> list[Piece]:
         return _without_further_calls(self._parser.push(text))
 
-    def finish(self) -> list[Piece]:
-        return _without_further_calls(self._parser.finish())
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        return _without_further_calls(self._parser.finish(is_cut=is_cut))
 
 
 def _without_further_calls(pieces: list[Piece]) -> list[Piece]:

@@ -22,12 +22,12 @@ class ForcedCallParser:
         self._is_announced = True
         return [*pieces, ToolCallArguments(0, text)]
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
         return []
 
 
 class RequiredCallsParser(ArrayParser):
     """An array of calls and nothing else: a call cut short before its name is dropped."""
 
-    def finish(self) -> list[Piece]:
-        return [piece for piece in super().finish() if not isinstance(piece, Content)]
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        return [piece for piece in super().finish(is_cut=is_cut) if not isinstance(piece, Content)]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from streamserve.text.parsing.call_object import JsonValue
-from streamserve.text.parsing.calls import Calls
+from streamserve.text.parsing.calls import Calls, NoCall
 from streamserve.text.parsing.marker import split_at
 from streamserve.text.parsing.pieces import Content, Piece, ToolCallArguments, ToolCallStart
 
 MARKER = "[TOOL_CALLS]"
 ARGS = "[ARGS]"
+_BEGINS_ARRAY = re.compile(r"\[\s*[\]{]")
+_BEGINS_NAMED = re.compile(r"[\w.:/-]+\s*(\[ARGS\])?\s*\{")
+_MAY_BEGIN = re.compile(r"(\[\s*)?|[\w.:/-]{1,128}\s*(\[(A(R(G(S(\]\s*)?)?)?)?)?)?")
 
 
 class MistralParser:
@@ -37,21 +42,30 @@ class MistralParser:
             return pieces
         return pieces + self._choose_form(rest)
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
         if self._array is not None:
-            return self._array.finish()
+            return self._array.finish(is_cut=is_cut)
+        if self._named is not None:
+            return self._named.finish(is_cut=is_cut)
         held, self._held = self._held, ""
-        return [Content(held)] if held and not self._has_marker else []
+        if self._has_marker and (held.strip() or not is_cut):
+            held = MARKER + held
+        return [Content(held)] if held else []
 
     def _choose_form(self, text: str) -> list[Piece]:
+        """After a mark: an array of objects, a function's name, or a sentence that the mark was part of."""
         begun = text.lstrip()
-        if not begun:
-            return []
-        if begun.startswith("["):
+        if _BEGINS_ARRAY.match(begun):
             self._array = ArrayParser()
             return self._array.push(begun)
-        self._named = _NamedCalls()
-        return self._named.push(begun)
+        if _BEGINS_NAMED.match(begun):
+            self._named = _NamedCalls()
+            return self._named.push(begun)
+        if _MAY_BEGIN.fullmatch(begun):
+            self._held = text
+            return []
+        self._has_marker = False
+        return [Content(MARKER), *self.push(text)]
 
 
 class ArrayParser:
@@ -66,7 +80,10 @@ class ArrayParser:
         pieces: list[Piece] = []
         while text:
             if self._calls.is_open:
-                found, text = self._calls.push(text)
+                try:
+                    found, text = self._calls.push(text)
+                except NoCall as none:
+                    found, text = [Content(none.text)], ""
                 pieces += found
                 continue
             at = text.find("{")
@@ -76,8 +93,11 @@ class ArrayParser:
             text = text[at:]
         return pieces
 
-    def finish(self) -> list[Piece]:
-        return self._calls.finish()
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        try:
+            return self._calls.finish(is_cut=is_cut)
+        except NoCall as none:
+            return [Content(none.text)]
 
 
 class _NamedCalls:
@@ -106,3 +126,11 @@ class _NamedCalls:
         if self._value is not None:
             pieces.append(ToolCallArguments(self._index, text[start:]))
         return pieces
+
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        if is_cut:
+            return []
+        if self._value is None:
+            return [Content(self._name)] if self._name.strip() else []
+        missing = self._value.missing
+        return [ToolCallArguments(self._index, missing)] if missing else []

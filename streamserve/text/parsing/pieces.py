@@ -46,6 +46,6 @@ class Parser(Protocol):
         """The pieces that `text` completes; what could still become part of a marker is held back."""
         ...
 
-    def finish(self) -> list[Piece]:
-        """The pieces held back until the end of the text."""
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        """The pieces held back until the end of the text; `is_cut` when the model did not end it itself."""
         ...

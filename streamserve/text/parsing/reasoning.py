@@ -29,6 +29,7 @@ class ReasoningParser:
         self._state = _State.THINKING if is_thinking else _State.UNDECIDED
         self._held = ""
         self._trims = is_thinking
+        self._may_repeat_start = is_thinking
 
     @property
     def passes_through(self) -> bool:
@@ -42,12 +43,12 @@ class ReasoningParser:
             return self._decide(text)
         return self._think(text)
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
         held, self._held = self._held, ""
         if self._state is _State.THINKING:
             return [Reasoning(held)] if held.strip() else []
         pieces = self._answer.push(held) if held else []
-        return [*pieces, *self._answer.finish()]
+        return [*pieces, *self._answer.finish(is_cut=is_cut)]
 
     def _decide(self, text: str) -> list[Piece]:
         begun = text.lstrip()
@@ -61,6 +62,14 @@ class ReasoningParser:
         return self._answer.push(text)
 
     def _think(self, text: str) -> list[Piece]:
+        if self._may_repeat_start:
+            begun = text.lstrip()
+            if begun != START and START.startswith(begun):
+                self._held = text
+                return []
+            # The model wrote the mark although its reasoning had begun.
+            self._may_repeat_start = False
+            text = begun.removeprefix(START) if begun.startswith(START) else text
         if self._trims:
             text = text.lstrip("\n")
             self._trims = not text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from streamserve.errors import ConfigError
 from streamserve.text.parsing.bare import PYTHON_TAG, BareCallParser
@@ -17,12 +17,12 @@ from streamserve.text.parsing.tagged import END as END_OF_CALL
 from streamserve.text.parsing.tagged import START as START_OF_CALL
 from streamserve.text.parsing.tagged import TaggedCallParser
 
-TOOL_CALL_PARSERS: Mapping[str, tuple[Callable[[], Parser], tuple[str, ...]]] = {
-    "hermes": (TaggedCallParser, (START_OF_CALL, END_OF_CALL)),
+TOOL_CALL_PARSERS: Mapping[str, tuple[Callable[[Collection[str]], Parser], tuple[str, ...]]] = {
+    "hermes": (lambda _: TaggedCallParser(), (START_OF_CALL, END_OF_CALL)),
     "llama3_json": (BareCallParser, (PYTHON_TAG,)),
-    "mistral": (MistralParser, (MISTRAL_MARKER, MISTRAL_ARGS)),
+    "mistral": (lambda _: MistralParser(), (MISTRAL_MARKER, MISTRAL_ARGS)),
 }
-"""By name: the parser, and the marks it looks for."""
+"""By name: what makes a parser for functions of these names, and the marks it looks for. Marked calls may name any function."""
 
 REASONING_PARSERS: Mapping[str, bool] = {"deepseek_r1": True, "qwen3": False}
 """By name: whether an answer begins with reasoning even without an opening mark."""

@@ -65,7 +65,7 @@ CASES: list[tuple[Callable[[], Parser], str, Read]] = [
         '<tool_call>\n{"arguments": {"x": [1, {"y": 2}]}, "name": "b"}\n</tool_call>',
         ("", "", [("a", "{}"), ("b", '{"x": [1, {"y": 2}]}')]),
     ),
-    (TaggedCallParser, "<tool_call>not json</tool_call>", ("", "not json</tool_call>", [])),
+    (TaggedCallParser, "<tool_call>not json</tool_call>", ("", "<tool_call>not json</tool_call>", [])),
     (TaggedCallParser, '<tool_call>{"name": "a", "arguments": {"x"', ("", "", [("a", '{"x"')])),
     (TaggedCallParser, '<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>', ("", "", [("a", '{"x": 1}')])),
     (BareCallParser, '{"name": "weather", "parameters": ' + WEATHER + "}", ("", "", [("weather", WEATHER)])),
@@ -99,6 +99,63 @@ CASES: list[tuple[Callable[[], Parser], str, Read]] = [
         ("hm", "", [("a", "{}")]),
     ),
 ]
+
+
+ONE = '{"name": "a", "arguments": {"x": 1}}'
+CALLED = [("a", '{"x": 1}')]
+
+# What public reports of other servers show models to write.
+AWKWARD: list[tuple[Callable[[], Parser], str, Read]] = [
+    # text after a call keeps its blanks
+    (TaggedCallParser, f"<tool_call>{ONE}</tool_call> and  more\n text ", ("", " and  more\n text ", CALLED)),
+    (TaggedCallParser, f"<tool_call>{ONE}</tool_call> \n <tool_call>{ONE}</tool_call>", ("", "", CALLED * 2)),
+    (TaggedCallParser, f"<tool_call>{ONE}</tool_call> a <tool_call>{ONE}</tool_call>", ("", " a ", CALLED * 2)),
+    # an end tag may be left out, and a bracket written twice
+    (TaggedCallParser, f"<tool_call>{ONE}\nIt is sunny.", ("", "\nIt is sunny.", CALLED)),
+    (TaggedCallParser, f"<tool_call>{ONE}}}</tool_call>", ("", "", CALLED)),
+    # a mark in prose stays there, and hides no call
+    (TaggedCallParser, "The <tool_call> tag", ("", "The <tool_call> tag", [])),
+    (TaggedCallParser, f"a\n<tool_call> b <tool_call>{ONE}</tool_call>", ("", "a\n<tool_call> b ", CALLED)),
+    (TaggedCallParser, "Use <tool_call>", ("", "Use <tool_call>", [])),
+    (MistralParser, "The [TOOL_CALLS] mark. [see]", ("", "The [TOOL_CALLS] mark. [see]", [])),
+    (MistralParser, "A [TOOL_CALLS] [1, 2]", ("", "A [TOOL_CALLS] [1, 2]", [])),
+    (MistralParser, 'The [TOOL_CALLS] mark [TOOL_CALLS]a{"x": 1}', ("", "The [TOOL_CALLS] mark ", CALLED)),
+    (BareCallParser, '\n {"a": 1}', ("", '\n {"a": 1}', [])),
+    # JSON that names no function that was offered is an answer
+    (lambda: BareCallParser(["a"]), '{"name": "Bob", "age": 3} ', ("", '{"name": "Bob", "age": 3} ', [])),
+    (lambda: BareCallParser(["a"]), '{"name": "a", "parameters": {"x": 1}}', ("", "", CALLED)),
+    # calls without arguments have an empty object of them
+    (TaggedCallParser, '<tool_call>{"name": "a"}</tool_call>', ("", "", [("a", "{}")])),
+    (TaggedCallParser, '<tool_call>{"name": "a", "arguments": null}</tool_call>', ("", "", [("a", "{}")])),
+    (TaggedCallParser, '<tool_call>{"arguments": "", "name": "a"}</tool_call>', ("", "", [("a", "{}")])),
+    (TaggedCallParser, '<tool_call>{"name": "a", "arguments": "null"}</tool_call>', ("", "", [("a", "{}")])),
+    (BareCallParser, '{"name": "a"}', ("", "", [("a", "{}")])),
+    (ArrayParser, '[{"name": "a"}, {"name": "b", "arguments": null}]', ("", "", [("a", "{}"), ("b", "{}")])),
+    # only one object of arguments counts
+    (BareCallParser, '{"name": "a", "parameters": {"x": 1}, "arguments": {}}', ("", "", CALLED)),
+    # brackets left out are put there
+    (TaggedCallParser, '<tool_call>{"name": "a", "arguments": {"x": 1</tool_call> b', ("", " b", CALLED)),
+    (TaggedCallParser, '<tool_call>{"name": "a", "arguments": {"x": 1}</tool_call>', ("", "", CALLED)),
+    (TaggedCallParser, '<tool_call>{"name": "a", "arguments": {"x": [1', ("", "", [("a", '{"x": [1]}')])),
+    (BareCallParser, '{"name": "a", "parameters": {"x": {"y": 1}', ("", "", [("a", '{"x": {"y": 1}}')])),
+    (MistralParser, '[TOOL_CALLS]a{"x": {"y": 1}', ("", "", [("a", '{"x": {"y": 1}}')])),
+    # the mark of reasoning that has begun already
+    (lambda: ReasoningParser(ContentParser(), is_thinking=True), "<think>\nhm</think>\n\nyes", ("hm", "yes", [])),
+    (lambda: ReasoningParser(ContentParser(), is_thinking=True), "\n<think>hm</think>yes", ("hm", "yes", [])),
+    (lambda: ReasoningParser(ContentParser(), is_thinking=True), "<thin air</think>yes", ("<thin air", "yes", [])),
+]
+
+
+@pytest.mark.parametrize(("make", "text", "expected"), AWKWARD, ids=[text[:30] for _, text, _ in AWKWARD])
+def test_an_awkward_answer_loses_nothing_wherever_it_is_cut(make: Callable[[], Parser], text: str, expected: Read) -> None:
+    for parts in cuts(text):
+        assert read(make(), parts) == expected, parts
+
+
+def test_a_call_that_ran_out_of_tokens_stays_cut() -> None:
+    parser = TaggedCallParser()
+    parser.push('<tool_call>{"name": "a", "arguments": {"x": 1')
+    assert parser.finish(is_cut=True) == []
 
 
 @pytest.mark.parametrize(("make", "text", "expected"), CASES, ids=[text[:30] for _, text, _ in CASES])
@@ -174,7 +231,7 @@ def test_the_template_tells_which_parser_reads_it() -> None:
     ],
 )
 def test_the_prompts_end_tells_where_an_answer_begins(prompt: str, continued: str | None, answer: str, expected: Read) -> None:
-    new_parser = dialect_of("</think>").parser_factory(prompt, calls=False, continued=continued)
+    new_parser = dialect_of("</think>").parser_factory(prompt, functions=(), continued=continued)
     assert new_parser is not None
     assert read(new_parser(), list(answer)) == expected
 
@@ -183,12 +240,12 @@ def test_the_prompts_end_tells_where_an_answer_begins(prompt: str, continued: st
     ("prompt", "continued"), [("<think>\n\n</think>\n\n", None), ("well", "well"), ("a</think>b", "a</think>b")]
 )
 def test_nothing_is_read_where_no_reasoning_can_come(prompt: str, continued: str | None) -> None:
-    assert dialect_of("</think>").parser_factory(prompt, calls=False, continued=continued) is None
-    assert dialect_of("plain").parser_factory("assistant", calls=True) is None
+    assert dialect_of("</think>").parser_factory(prompt, functions=(), continued=continued) is None
+    assert dialect_of("plain").parser_factory("assistant", functions=("f",)) is None
 
 
 def test_deepseek_r1_reasons_without_a_mark() -> None:
-    new_parser = dialect_of("", reasoning_parser="deepseek_r1").parser_factory("Assistant:", calls=False)
+    new_parser = dialect_of("", reasoning_parser="deepseek_r1").parser_factory("Assistant:", functions=())
     assert new_parser is not None
     assert read(new_parser(), ["hm</think>\n\nyes"]) == ("hm", "yes", [])
 

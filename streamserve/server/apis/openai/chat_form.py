@@ -61,13 +61,14 @@ def _free_form(
     schema = answer_schema(request)
     calls = tools.choice == AUTO and (schema is None or dialect.tool_calls in MARKED_DIALECTS)
     continued = text_of(request.messages[-1]) if request.continue_final_message else None
-    new_parser = dialect.parser_factory(prompt, calls=calls, continued=continued)
+    functions = tools.functions() if calls else []
+    new_parser = dialect.parser_factory(prompt, functions=[function.name for function in functions], continued=continued)
     if new_parser is None:
         return ChatForm()
     special = frontend.special_ids_of(dialect.marks)
     form = AnswerForm(
         dialect=dialect.tool_calls if calls else None,
-        functions=tools.functions() if calls else (),
+        functions=functions,
         parallel=tools.parallel,
         answer=schema,
         thinks=dialect.thinks(prompt, continued),

@@ -6,6 +6,7 @@ only.
 
 from __future__ import annotations
 
+import json
 import secrets
 import string
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class MessageReader:
         self._is_named = reading.is_named
         self._shows_reasoning = reading.shows_reasoning
         self._has_calls = False
+        self._arguments: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TextLogprob] = []
 
@@ -65,7 +67,7 @@ class MessageReader:
         self._logprobs += delta.logprobs or ()
         pieces = self._parser.push(delta.text) if delta.text else []
         if delta.finish_reason is not None:
-            pieces += self._parser.finish()
+            pieces += self._parser.finish(is_cut=delta.finish_reason != "stop")
         if not self._shows_reasoning:
             pieces = [piece for piece in pieces if not isinstance(piece, Reasoning)]
         return [self._field(piece) for piece in _joined(pieces)]
@@ -77,8 +79,10 @@ class MessageReader:
         return taken
 
     def finish_reason(self, reason: str | None) -> str | None:
-        """The finish reason of the message, from that of its text."""
-        return "tool_calls" if reason == "stop" and self._has_calls and not self._is_named else reason
+        """The finish reason of the message, from that of its text: "tool_calls" only when the last call is whole."""
+        if reason != "stop" or not self._has_calls or self._is_named:
+            return reason
+        return "tool_calls" if _is_json("".join(self._arguments)) else reason
 
     def _field(self, piece: Piece) -> dict[str, Any]:
         match piece:
@@ -88,9 +92,11 @@ class MessageReader:
                 return {"reasoning_content": text}
             case ToolCallStart(call, name):
                 self._has_calls = True
+                self._arguments = []
                 function = {"name": name, "arguments": ""}
                 return {"tool_calls": [{"index": call, "id": self._new_call_id(), "type": "function", "function": function}]}
             case _:
+                self._arguments.append(piece.json)
                 return {"tool_calls": [{"index": piece.call, "function": {"arguments": piece.json}}]}
 
 
@@ -127,6 +133,14 @@ class MessageBuilder:
             self._calls.append({name: value for name, value in call.items() if name != "index"})
         else:
             self._calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -78,7 +78,7 @@ class ResponseScript:
         if self._parser is None:
             return [Content(delta.text)] if delta.text or self._logprobs else []
         pieces = self._parser.push(delta.text) if delta.text else []
-        return pieces if delta.finish_reason is None else [*pieces, *self._parser.finish()]
+        return pieces if delta.finish_reason is None else [*pieces, *self._parser.finish(is_cut=delta.finish_reason != "stop")]
 
     def _add(self, piece: Piece, events: list[ResponseEvent]) -> None:
         match piece:

@@ -404,3 +404,20 @@ async def test_tokenize_counts_the_tools_too() -> None:
             async with request(server.port, "POST", "/tokenize", body) as response:
                 counts.append(json.loads(await response.body())["count"])
     assert counts[1] > counts[0] + 50
+
+
+async def test_a_call_whose_arguments_are_cut_is_not_reported_as_made() -> None:
+    """A model that leaves out a closing bracket or quote: cut arguments came with finish_reason "tool_calls"."""
+    choice, _ = await ask('<tool_call>{"name": "weather", "arguments": {"city": "Par', WITH_TOOLS)
+    assert choice["finish_reason"] == "stop"
+    choice, _ = await ask('<tool_call>{"name": "weather", "arguments": {"city": "Paris"', WITH_TOOLS)
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Paris"}'
+    assert choice["finish_reason"] == "tool_calls"
+
+
+async def test_json_that_names_no_offered_function_is_the_answer() -> None:
+    """A request for JSON with a `name`, of a model whose calls are bare JSON, came back as a call of that name."""
+    text = '{"name": "Bob", "parameters": {"age": 3}}'
+    choice, _ = await ask(text, WITH_TOOLS, tool_call_parser="llama3_json")
+    assert choice["message"]["content"] == text
+    assert choice["finish_reason"] == "stop"
