@@ -34,7 +34,7 @@ from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.preparation import PreparedPrompt
-from streamserve.types import EngineStats
+from streamserve.types import EngineInfo, EngineStats
 
 LARGE_REQUESTS_AT_A_TIME = 2
 """Threads that check and write out large requests: each may take the interpreter from the event loop for 5 ms at a time."""
@@ -188,6 +188,11 @@ class Service:
     async def off_loop(self, call: Callable[[], T]) -> T:
         """Run work on every value of a large request on a thread."""
         return await to_thread.run_sync(call, limiter=self._large_requests)
+
+    @property
+    def engine_info(self) -> EngineInfo | None:
+        """The loaded engine's facts; None while there is none."""
+        return None if self._frontend is None else self._frontend.info
 
     async def engine_stats(self) -> EngineStats | None:
         """The engine's statistics; None while no engine answers."""

@@ -115,6 +115,21 @@ async def test_sagemaker_invokes_chats_and_completions_at_one_path() -> None:
             assert response.status == 400
 
 
+async def test_what_vllm_sends_as_null_is_null_and_not_absent() -> None:
+    """Clients written for vLLM read these fields without asking whether they are there."""
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    unused = dict.fromkeys(("service_tier", "system_fingerprint", "kv_transfer_params"))
+    async with live_server(ScriptedEngine(reply=text_reply("fine"))) as server:
+        async with request(server.port, "POST", "/v1/completions", {"prompt": "x"}) as response:
+            completion = await json_of(response)
+        async with request(server.port, "POST", "/v1/chat/completions", chat) as response:
+            answer = await json_of(response)
+    assert completion.items() >= unused.items()
+    assert completion["choices"][0].items() >= dict.fromkeys(("prompt_logprobs", "token_ids", "prompt_token_ids")).items()
+    assert answer.items() >= {**unused, "prompt_logprobs": None, "prompt_token_ids": None}.items()
+    assert answer["choices"][0].items() >= {"token_ids": None, "stop_reason": None, "logprobs": None}.items()
+
+
 async def test_sagemaker_pings_by_get_and_by_post() -> None:
     async with live_server(ScriptedEngine(), api_keys=["key"]) as server:
         assert [await status_of(server, "/ping", method) for method in ("GET", "POST", "HEAD")] == [200, 200, 200]

@@ -12,12 +12,15 @@ from typing import Any
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 
-from streamserve.errors import StreamserveError
+from streamserve.errors import QueueFull, StreamserveError
 from streamserve.server.telemetry.request_cost import RequestCost
 from streamserve.server.telemetry.shared_counters import Counter, CounterLayout, CounterMemory, Histogram
-from streamserve.types import EngineStats
+from streamserve.types import EngineInfo, EngineStats
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "time")
+ADMISSION_REASONS = ("max_num_queued_reqs",)
+"""vLLM's word for a bound on the queue; here it is one of sequences."""
+
 PHASES = ("queued", "streaming", "blocked")
 _REASONS = {401: "auth", 403: "auth", 404: "not_found", 413: "too_large", 429: "queue_full", 499: "aborted", 503: "unavailable"}
 REJECTIONS = (*dict.fromkeys(_REASONS.values()), "invalid", "internal")
@@ -58,6 +61,7 @@ class Metrics:
         self.finished = Counter(layout, FINISH_REASONS)
         self.disconnects = Counter(layout, PHASES)
         self.rejected = Counter(layout, REJECTIONS)
+        self.admission_rejections = Counter(layout, ADMISSION_REASONS)
         self.slow_client_closes = Counter(layout)
         self.engine_restarts = Counter(layout)
         self.client_buffer_bytes = Counter(layout)
@@ -79,6 +83,8 @@ class Metrics:
     def reject(self, error: StreamserveError) -> None:
         """Count a request that was refused."""
         self.rejected.add(1, _REASONS.get(error.status, "invalid" if error.status < 500 else "internal"))
+        if error.code == QueueFull.code:
+            self.admission_rejections.add(1, ADMISSION_REASONS[0])
 
     def count(self, cost: RequestCost) -> None:
         """Count a request that has ended, in whatever way."""
@@ -96,11 +102,13 @@ class Metrics:
         if cost.completion_tokens > 1:
             self.per_output_token_s.observe(decode_s / (cost.completion_tokens - 1))
 
-    def page(self, stats: EngineStats | None) -> bytes:
+    def page(self, stats: EngineStats | None, info: EngineInfo | None = None) -> bytes:
         """The text exposition; without the engine's part while there is no engine."""
-        return generate_latest(_Page(self, stats))
+        return generate_latest(_Page(self, stats, info))
 
-    def families(self, stats: EngineStats | None) -> Iterator[Metric]:
+    def families(self, stats: EngineStats | None, info: EngineInfo | None) -> Iterator[Metric]:
+        if info is not None:
+            yield self._cache_config(info)
         if stats is not None:
             yield from self._engine_families(stats)
         yield from self._request_families()
@@ -109,6 +117,7 @@ class Metrics:
     def _engine_families(self, stats: EngineStats) -> Iterator[Metric]:
         yield self._gauge("vllm:num_requests_running", "Sequences being generated.", stats.num_requests_running)
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting for a row.", stats.num_requests_waiting)
+        yield self._waiting_by_reason(stats)
         usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 1 is all.", usage)
         yield self._gauge("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc.", usage)
@@ -161,6 +170,9 @@ class Metrics:
         )
         yield self._counters("streamserve:stream_disconnects", "Clients that left before the end.", "phase", self.disconnects)
         yield self._counters("streamserve:rejected", "Requests refused.", "reason", self.rejected)
+        yield self._counters(
+            "vllm:admission_rejections", "Requests refused because the queue is full.", "reason", self.admission_rejections
+        )
         yield self._counter(
             "streamserve:slow_client_closes", "Clients that stopped reading.", self._one(self.slow_client_closes)
         )
@@ -170,6 +182,23 @@ class Metrics:
         yield self._gauge(
             "streamserve:client_buffer_bytes", "Bytes waiting for clients to read them.", self._one(self.client_buffer_bytes)
         )
+
+    def _waiting_by_reason(self, stats: EngineStats) -> Metric:
+        family = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason", "Sequences waiting for a row, by reason.", labels=[*self._labels, "reason"]
+        )
+        # Nothing waits here for what vLLM defers requests for: adapters, or KV from elsewhere.
+        for reason, count in (("capacity", stats.num_requests_waiting), ("deferred", 0)):
+            family.add_metric([*self._labels.values(), reason], count)
+        return family
+
+    def _cache_config(self, info: EngineInfo) -> Metric:
+        shape = {"block_size": str(info.block_size), "num_gpu_blocks": str(info.num_blocks)}
+        family = GaugeMetricFamily(
+            "vllm:cache_config_info", "The shape of the KV cache, as labels.", labels=[*self._labels, *shape]
+        )
+        family.add_metric([*self._labels.values(), *shape.values()], 1)
+        return family
 
     def _abort_latency(self, stats: EngineStats) -> Metric:
         family = SummaryMetricFamily(
@@ -214,9 +243,10 @@ class Metrics:
 class _Page:
     """prometheus-client's registry: yields the families of one scrape."""
 
-    def __init__(self, metrics: Metrics, stats: EngineStats | None) -> None:
+    def __init__(self, metrics: Metrics, stats: EngineStats | None, info: EngineInfo | None) -> None:
         self._metrics = metrics
         self._stats = stats
+        self._info = info
 
     def collect(self) -> Iterator[Any]:
-        return self._metrics.families(self._stats)
+        return self._metrics.families(self._stats, self._info)

@@ -23,6 +23,7 @@ from tests.support.tiny_server import tiny_server
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).resolve().parents[3]
+INFO = ScriptedEngine().info
 COMPLETION = {"prompt": "say", "stream": True, "max_tokens": 4000}
 BUFFER = 4096
 TIMES = {"queue": 0.5, "prefill": 0.5, "decode": 1.0, "inference": 1.5}
@@ -132,6 +133,19 @@ async def test_refusals_count_by_reason_over_both_transports() -> None:
     assert samples["streamserve:rejected_total{reason=unavailable}"] == 2
 
 
+async def test_vllms_dashboards_find_why_requests_wait_or_are_refused_and_the_caches_shape() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server:
+        engine.refuse = QueueFull("full")
+        assert await post(server.port, COMPLETION) == 429
+        samples = await scrape(server.port)
+    assert samples["vllm:admission_rejections_total{reason=max_num_queued_reqs}"] == 1
+    assert samples["vllm:num_requests_waiting_by_reason{reason=capacity}"] == samples["vllm:num_requests_waiting"]
+    assert samples["vllm:num_requests_waiting_by_reason{reason=deferred}"] == 0
+    info = engine.info
+    assert samples[f"vllm:cache_config_info{{block_size={info.block_size}}}{{num_gpu_blocks={info.num_blocks}}}"] == 1
+
+
 async def test_wrong_keys_count_over_both_transports() -> None:
     async with live_server(ScriptedEngine(), api_keys=["key"]) as server:
         assert await post(server.port, COMPLETION) == 401
@@ -233,5 +247,5 @@ async def test_the_dashboard_asks_for_what_there_is() -> None:
 async def test_the_documentation_names_what_there_is() -> None:
     page = (ROOT / "docs" / "METRICS.md").read_text()
     documented = set(re.findall(r"^\| `((?:vllm|streamserve):\w+)", page, re.MULTILINE))
-    families = {family.name for family in text_string_to_metric_families(Metrics("m").page(EngineStats()).decode())}
+    families = {family.name for family in text_string_to_metric_families(Metrics("m").page(EngineStats(), INFO).decode())}
     assert documented == families

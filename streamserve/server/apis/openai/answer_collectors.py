@@ -17,6 +17,9 @@ from streamserve.server.apis.openai.script import ChoicePreamble, StreamFormat, 
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta, TextLogprob
 
+_UNUSED = {"service_tier": None, "system_fingerprint": None, "kv_transfer_params": None}
+"""Fields that clients of OpenAI and vLLM find in every answer, and that have no meaning here."""
+
 
 class _CollectedChoice:
     """The deltas of one choice so far."""
@@ -80,6 +83,7 @@ class AnswerCollector(ABC):
                 "model": self._format.model,
                 "choices": [self._choice(choice) for choice in self._choices],
                 "usage": self._usage.as_object(),
+                **_UNUSED,
                 **self._extra(),
             }
         )
@@ -92,10 +96,10 @@ class AnswerCollector(ABC):
         """Fields of the answer itself."""
         return {}
 
-    def _prompt_logprobs(self, choice: _CollectedChoice) -> dict[str, Any]:
+    def _prompt_logprobs(self, choice: _CollectedChoice) -> list[dict[str, Any] | None] | None:
         if not self._has_prompt_logprobs or choice.prompt_logprobs is None:
-            return {}
-        return {"prompt_logprobs": prompt_logprobs(self._format.names, choice.prompt_logprobs)}
+            return None
+        return prompt_logprobs(self._format.names, choice.prompt_logprobs)
 
 
 class CompletionCollector(AnswerCollector):
@@ -104,17 +108,16 @@ class CompletionCollector(AnswerCollector):
     object_name = "text_completion"
 
     def _choice(self, choice: _CollectedChoice) -> dict[str, Any]:
-        body = {
+        has_token_ids = self._format.token_ids
+        return {
             "index": choice.index,
             "text": (choice.preamble.echo or "") + choice.text,
             "logprobs": self._logprobs(choice),
             **choice.ending(),
-            **self._prompt_logprobs(choice),
+            "prompt_logprobs": self._prompt_logprobs(choice),
+            "token_ids": choice.token_ids if has_token_ids else None,
+            "prompt_token_ids": choice.preamble.prompt_token_ids if has_token_ids else None,
         }
-        if self._format.token_ids:
-            body["token_ids"] = choice.token_ids
-            body["prompt_token_ids"] = choice.preamble.prompt_token_ids
-        return body
 
     def _logprobs(self, choice: _CollectedChoice) -> dict[str, Any] | None:
         if self._format.logprobs is None:
@@ -135,16 +138,14 @@ class ChatCollector(AnswerCollector):
     def _choice(self, choice: _CollectedChoice) -> dict[str, Any]:
         logprobs = self._format.logprobs
         message, reason = self._message(choice)
-        body = {
+        return {
             "index": choice.index,
             "message": message,
             "logprobs": None if logprobs is None else chat_logprobs(self._format.names, choice.logprobs, logprobs),
             **choice.ending(),
             "finish_reason": reason,
+            "token_ids": choice.token_ids if self._format.token_ids else None,
         }
-        if self._format.token_ids:
-            body["token_ids"] = choice.token_ids
-        return body
 
     def _message(self, choice: _CollectedChoice) -> tuple[dict[str, Any], str | None]:
         """The message, and why it ended."""
@@ -159,7 +160,7 @@ class ChatCollector(AnswerCollector):
 
     def _extra(self) -> dict[str, Any]:
         first = self._choices[0]
-        extra = self._prompt_logprobs(first)
-        if self._format.token_ids:
-            extra["prompt_token_ids"] = first.preamble.prompt_token_ids
-        return extra
+        return {
+            "prompt_logprobs": self._prompt_logprobs(first),
+            "prompt_token_ids": first.preamble.prompt_token_ids if self._format.token_ids else None,
+        }

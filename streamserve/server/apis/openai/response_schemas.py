@@ -56,9 +56,9 @@ class CompletionChoice(Struct, kw_only=True):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    token_ids: list[int] | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | None
+    token_ids: list[int] | None
+    prompt_token_ids: list[int] | None
 
 
 class Completion(Struct, kw_only=True):
@@ -70,6 +70,9 @@ class Completion(Struct, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+    service_tier: None
+    system_fingerprint: None
+    kv_transfer_params: None
 
 
 class CompletionChunkChoice(Struct, kw_only=True):
@@ -148,7 +151,7 @@ class ChatChoice(Struct, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
-    token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | None
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -160,8 +163,11 @@ class ChatCompletion(Struct, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | None
+    prompt_token_ids: list[int] | None
+    service_tier: None
+    system_fingerprint: None
+    kv_transfer_params: None
 
 
 class FunctionCallDelta(Struct, kw_only=True):
