@@ -30,6 +30,7 @@ from streamserve.text.call_schema import JSON_STYLE
 from streamserve.text.deep_threads import DeepThreads
 from streamserve.text.digit_bound import DigitBound, DigitTable
 from streamserve.text.end_of_sequence import end_of_sequence_ids
+from streamserve.text.pattern_properties import impossible_property
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
 
@@ -193,6 +194,12 @@ def _compile(tokenizer: LLTokenizer, outputs: StructuredOutputs) -> LLMatcher:
     for each in (matcher, tried):
         if each.is_error():
             raise InvalidParameter("structured_outputs", f"can't be compiled: {_reason(each.get_error())}")
+    if outputs.json is not None:
+        schema = json.loads(outputs.json) if isinstance(outputs.json, str) else outputs.json
+        if (name := impossible_property(tokenizer, schema)) is not None:
+            raise InvalidParameter(
+                "structured_outputs", f"property {name!r} contradicts a pattern of patternProperties that it matches"
+            )
     return matcher
 
 
