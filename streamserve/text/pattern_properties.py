@@ -5,6 +5,7 @@ Pure functions over JSON schemas; they run on the threads that compile.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 _DEFINITIONS = ("$defs", "definitions")
 _DATA_WORDS = ("const", "enum", "default", "examples")
+_UNSATISFIABLE = re.compile(r"required property '(.*?)' is unsatisfiable")
 
 
 def impossible_property(tokenizer: LLTokenizer, schema: Any) -> str | None:
@@ -20,16 +22,15 @@ def impossible_property(tokenizer: LLTokenizer, schema: Any) -> str | None:
         return None
     definitions = {word: schema[word] for word in _DEFINITIONS if word in schema}
     for owner in _with_patterns(schema):
-        for name, declared in owner["properties"].items():
-            alone = {
-                **definitions,
-                "type": "object",
-                "properties": {name: declared},
-                "patternProperties": owner["patternProperties"],
-                "required": [name],
-            }
-            if declared is not False and _is_unsatisfiable(tokenizer, alone):
-                return str(name)
+        declared = {name: each for name, each in owner["properties"].items() if each is not False}
+        # Required, they are all checked by compiling once.
+        alone = {"type": "object", "patternProperties": owner["patternProperties"], "required": list(declared)}
+        matcher = LLMatcher(
+            tokenizer, LLMatcher.grammar_from_json_schema({**definitions, **alone, "properties": declared}), log_level=0
+        )
+        found = _UNSATISFIABLE.search(matcher.get_error()) if matcher.is_error() else None
+        if found is not None:
+            return found[1]
     return None
 
 
@@ -44,8 +45,3 @@ def _with_patterns(schema: Any) -> Iterator[Mapping[str, Any]]:
     for key, value in schema.items():
         if key not in _DATA_WORDS:
             yield from _with_patterns(value)
-
-
-def _is_unsatisfiable(tokenizer: LLTokenizer, schema: dict[str, Any]) -> bool:
-    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(schema), log_level=0)
-    return bool(matcher.is_error() and "nsatisfiable" in matcher.get_error())
