@@ -5,6 +5,7 @@ Used by the rank's launch thread; `CudaEvent.wait` is called on the wait thread.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -66,7 +67,7 @@ class CudaDevice:
         graph = torch.cuda.CUDAGraph()
         # Not `torch.cuda.graph`, which waits for the device and gives memory back. On a stream of its own: pinned memory that
         # the wait thread frees meanwhile leaves an event on the worker's stream, which must not become part of the graph.
-        with torch.cuda.stream(self._capture_stream):
+        with torch.cuda.stream(self._capture_stream), _no_garbage_collection():
             graph.capture_begin(self._graph_pool, capture_error_mode="thread_local")
             try:
                 result = work()
@@ -101,6 +102,18 @@ class CudaDevice:
 
     def allocate_cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.torch_device)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the collector from freeing graphs of an engine that has ended: inside a capture that is an error which breaks it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class CudaEvent:
