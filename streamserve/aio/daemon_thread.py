@@ -22,7 +22,7 @@ async def run_in_daemon_thread(call: Callable[[], T]) -> T:
     outcome: asyncio.Future[T] = loop.create_future()
 
     def settle(set_outcome: Callable[[], None]) -> None:
-        # On a loop that is closed nobody waits.
+        # The loop may have closed.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(lambda: None if outcome.done() else set_outcome())
 

@@ -50,8 +50,8 @@ HEARTBEAT_LIMIT_S = 30.0
 T = TypeVar("T")
 
 
-class Call(Protocol):
-    """Runs a function, somewhere; `Service.off_loop` is one."""
+class CallRunner(Protocol):
+    """Runs a function on the event loop (`at_once`) or off it (`Service.off_loop`)."""
 
     def __call__(self, call: Callable[[], T], /) -> Awaitable[T]: ...
 

@@ -74,7 +74,7 @@ class DeepThreads:
             value: Any = work()
         except BaseException as error:
             finish, value = outcome.set_exception, error
-        with suppress(RuntimeError):  # the loop has closed: nobody awaits the outcome
+        with suppress(RuntimeError):  # the loop has closed, and with it the wait
             loop.call_soon_threadsafe(self._end, outcome, finish, value)
 
     def _end(self, outcome: asyncio.Future[T], finish: Callable[[Any], None], value: Any) -> None:

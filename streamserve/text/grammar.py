@@ -123,7 +123,7 @@ class GrammarCompiler:
         self._threads = DeepThreads(max_threads, timeout_s=timeout_s, stack_bytes=STACK_BYTES)
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._loaded: _Loaded | None = None
+        self._loaded: _Tokens | None = None
         self.num_compiled = 0
 
     @property
@@ -162,17 +162,17 @@ class GrammarCompiler:
                 "structured_outputs", f"took longer than {self._timeout_s:g} s to compile: simplify it"
             ) from None
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> _Tokens:
         with self._lock:
             if self._loaded is None:
                 tokenizer = self._load_tokenizer()
                 ends = list(end_of_sequence_ids(self._configured_ends, tokenizer, self._vocab_size))
-                self._loaded = _Loaded.from_tokenizer(tokenizer, self._vocab_size, ends) if ends else _Loaded(None, ends)
+                self._loaded = _Tokens.from_tokenizer(tokenizer, self._vocab_size, ends) if ends else _Tokens(None, ends)
             return self._loaded
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Tokens:
     """A model's tokens for the library; no tokenizer for a model whose texts never end."""
 
     tokenizer: LLTokenizer | None
@@ -180,7 +180,7 @@ class _Loaded:
     digits: DigitTable | None = None
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> _Loaded:
+    def from_tokenizer(cls, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> _Tokens:
         vocabulary = _Vocabulary(tokenizer, vocab_size, eos_token_ids)
         in_library_form = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=eos_token_ids)
         return cls(in_library_form, eos_token_ids, DigitTable(vocabulary.tokens))

@@ -66,7 +66,7 @@ def load_model(
         if source is None:
             randomize(model)
         else:
-            _fill(model, source, _Loaded(source.num_bytes, on_progress))
+            _fill(model, source, _BytesLoaded(source.num_bytes, on_progress))
         model.finish()
     return model.eval()
 
@@ -94,7 +94,7 @@ def storage_of(checkpoint: Checkpoint, source: WeightSource | None, quantization
     return WeightStorage(digits, checkpoint.config.get("quantization_config") or {})
 
 
-class _Loaded:
+class _BytesLoaded:
     """Bytes so far."""
 
     def __init__(self, total: int, report: Progress | None) -> None:
@@ -118,7 +118,7 @@ def _refuse_unpackable(quantization: Quantization, checkpoint: Checkpoint, place
         raise ConfigError("--quantization int4 runs on a CPU in bfloat16: add --device cpu --dtype bfloat16, or leave it out")
 
 
-def _fill(model: CausalModel, source: WeightSource, progress: _Loaded) -> None:
+def _fill(model: CausalModel, source: WeightSource, progress: _BytesLoaded) -> None:
     arch = model.arch
     wanted: defaultdict[str, list[Destination]] = defaultdict(list)
     for destination in model.destinations():

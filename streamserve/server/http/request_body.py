@@ -40,7 +40,7 @@ async def read_body(request: Request[Any, Any, Any]) -> bytes:
 class Decoded(NamedTuple, Generic[T]):
     """A body that has been read.
 
-    ignored     paths of the fields that nobody here knows
+    ignored     paths of the fields that no struct has
     num_values  values at all levels, token ids left out
     """
 

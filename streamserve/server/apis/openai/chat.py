@@ -25,7 +25,7 @@ from streamserve.server.delivery.identity import Identity
 from streamserve.server.http.json_body import parse_object
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Decoded, convert, read_body
-from streamserve.server.service import Call, Service, at_once
+from streamserve.server.service import CallRunner, Service, at_once
 
 CHAT_PREFIX = "chatcmpl-"
 """What ids of chat completions begin with."""
@@ -120,7 +120,7 @@ def _shows_tools(service: Service, tools: ToolUse) -> bool:
 
 
 async def _render(
-    service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]], run: Call
+    service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]], run: CallRunner
 ) -> str:
     frontend, source = service.frontend, _source(service, request, tools)
     messages = await run(partial(checked, request.messages or []))
