@@ -133,7 +133,7 @@ class Sequence:
     def awaits_commit(self) -> bool:
         """Whether its next step must wait for a commit, which tells what its constraint allows or its exact length."""
         if self.constraint is not None:
-            return self.num_known > len(self.token_ids)
+            return self.num_in_flight > 0
         return self.num_drafted > 0 and len(self.token_ids) < self.min_length
 
     def offer_drafts(self, token_ids: list[int]) -> None:
