@@ -5,6 +5,7 @@ Plain values; what differs between families is a field here or a room of its own
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +36,29 @@ class PagedKv:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelArch:
+class Arch(ABC):
+    """What an engine needs to know of any model, whoever wrote its layers.
+
+    architecture     transformers' class name
+    dtype            of the checkpoint: "bfloat16", "float16" or "float32"
+    max_model_len    tokens of one sequence that the positions of this model reach
+    tied_embeddings  the head is the embedding matrix, unless the checkpoint stores a head that differs from it
+    """
+
+    architecture: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    tied_embeddings: bool = False
+
+    @property
+    @abstractmethod
+    def layer_states(self) -> tuple[PagedKv, ...]:
+        """What each layer keeps for a sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArch(Arch):
     """The shape of one decoder-only transformer.
 
     architecture      transformers' class name, the key of the registry

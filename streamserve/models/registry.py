@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamserve.errors import ModelNotSupported
-from streamserve.models.arch import ModelArch, architecture_of
+from streamserve.models.arch import Arch, ModelArch, architecture_of
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.architectures.decoder import (
     Decoder,
@@ -60,6 +60,6 @@ def read_arch(config: dict[str, Any]) -> ModelArch:
     return arch
 
 
-def build_model(arch: ModelArch, place: Placement, max_positions: int) -> CausalModel:
+def build_model(arch: Arch, place: Placement, max_positions: int) -> CausalModel:
     """A model with uninitialised weights, rotation tables for `max_positions` tokens."""
     return REGISTRY[arch.architecture].build(arch, place, max_positions)

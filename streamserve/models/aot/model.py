@@ -13,16 +13,16 @@ from torch import Tensor
 from streamserve.models.aot.pieces import layer_tensors
 from streamserve.models.aot.store import LayerKernels
 from streamserve.models.aot.units import Units, attention_units
-from streamserve.models.architectures.base import CausalModel, Layer
+from streamserve.models.architectures.base import Layer, LayeredModel
 from streamserve.models.inputs import StepInputs
 from streamserve.models.weights.forms.int4 import is_few
 from streamserve_kernels import paged_attention
 
 
-class CompiledModel(CausalModel):
+class CompiledModel(LayeredModel):
     """A model, run by the pieces compiled for its layers."""
 
-    def __init__(self, model: CausalModel, kernels: Sequence[LayerKernels]) -> None:
+    def __init__(self, model: LayeredModel, kernels: Sequence[LayerKernels]) -> None:
         """model  keeps its weights, which are used where they are
         kernels  of each layer, for its `layer_shapes`
         """

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import nn
 
 from streamserve.models.aot.weights import LinearShape, linear_shape
-from streamserve.models.architectures.base import CausalModel, Layer
+from streamserve.models.architectures.base import CausalModel, Layer, LayeredModel
 from streamserve.models.layers.attention import Attention
 from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.mlp import GatedMlp
@@ -78,12 +78,14 @@ class LayerShape:
         return any(isinstance(part, LinearShape) and part.digits for _, part in self.parts)
 
 
-def can_compile(model: CausalModel) -> bool:
+def can_compile(model: CausalModel) -> TypeGuard[LayeredModel]:
     """Whether every layer is made of what can be compiled: RMS norms, and forms of weights that are known here."""
+    if not isinstance(model, LayeredModel):
+        return False
     return all(_shape_or_none(model, layer, 1) is not None for layer in range(len(model.layers)))
 
 
-def layer_shapes(model: CausalModel, block_size: int) -> list[LayerShape]:
+def layer_shapes(model: LayeredModel, block_size: int) -> list[LayerShape]:
     """What has to be compiled for each layer of a model for which `can_compile` is true."""
     shapes = [_shape_or_none(model, layer, block_size) for layer in range(len(model.layers))]
     return [shape for shape in shapes if shape is not None]
@@ -97,7 +99,7 @@ def parts_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from parts_of(child, f"{prefix}{name}.")
 
 
-def _shape_or_none(model: CausalModel, index: int, block_size: int) -> LayerShape | None:
+def _shape_or_none(model: LayeredModel, index: int, block_size: int) -> LayerShape | None:
     layer, cos_sin = model.layers[index], model.ropes.by_layer[index]
     if type(layer.attention) is not Attention or layer.attention.softcap is not None:
         return None

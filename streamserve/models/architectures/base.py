@@ -1,4 +1,4 @@
-"""What every family is to the worker and the loader: an embedding, layers around attention, and a head."""
+"""What every model is to the worker and the loader, and what the families with layers of ours have in common."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from streamserve.models.arch import ModelArch
+from streamserve.models.arch import Arch, ModelArch
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.attention import Attention
 from streamserve.models.layers.linear import Linear
@@ -45,26 +45,15 @@ class CausalModel(nn.Module, ABC):
     Call it under `torch.inference_mode()`; it holds no state between steps.
     """
 
-    def __init__(self, arch: ModelArch, layers: Sequence[Layer], ropes: RopeTables) -> None:
-        super().__init__()
-        self.arch = arch
-        self.layers = cast(Sequence[Layer], nn.ModuleList(layers))
-        self.ropes = ropes
+    arch: Arch
 
+    @abstractmethod
     def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
         """Run every layer over a step's tokens and write their keys and values.
 
         kv_caches  per layer [blocks, 2, kv_heads, block_size, head_dim], of the model's dtype
         returns    [tokens, hidden_size], what `logits` takes
         """
-        hidden = self.embed(inputs)
-        for layer, cos_sin, kv_cache in zip(self.layers, self.ropes.by_layer, kv_caches, strict=True):
-            hidden = layer(hidden, inputs, cos_sin, kv_cache)
-        return hidden
-
-    @abstractmethod
-    def embed(self, inputs: StepInputs) -> Tensor:
-        """What the first layer takes: [tokens, hidden_size]."""
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
@@ -88,3 +77,25 @@ class CausalModel(nn.Module, ABC):
     def linears(self) -> Iterator[Linear]:
         """Every linear layer."""
         return (module for module in self.modules() if isinstance(module, Linear))
+
+
+class LayeredModel(CausalModel):
+    """A model of layers of ours: an embedding, layers around attention, and a head."""
+
+    arch: ModelArch
+
+    def __init__(self, arch: ModelArch, layers: Sequence[Layer], ropes: RopeTables) -> None:
+        super().__init__()
+        self.arch = arch
+        self.layers = cast(Sequence[Layer], nn.ModuleList(layers))
+        self.ropes = ropes
+
+    def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
+        hidden = self.embed(inputs)
+        for layer, cos_sin, kv_cache in zip(self.layers, self.ropes.by_layer, kv_caches, strict=True):
+            hidden = layer(hidden, inputs, cos_sin, kv_cache)
+        return hidden
+
+    @abstractmethod
+    def embed(self, inputs: StepInputs) -> Tensor:
+        """What the first layer takes: [tokens, hidden_size]."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from streamserve.models.arch import ModelArch, layer_windows, read_common
-from streamserve.models.architectures.base import CausalModel, Layer
+from streamserve.models.architectures.base import Layer, LayeredModel
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
 from streamserve.models.layers.embedding import TokenEmbedding
@@ -42,7 +42,7 @@ class DecoderLayer(Layer):
         return self.mlp.onto(self.output.onto(hidden, attended))
 
 
-class Decoder(CausalModel):
+class Decoder(LayeredModel):
     """Embedding, layers, final RMS norm and head."""
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor
 from streamserve.checkpoint.config_values import need
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.arch import ModelArch, activation_of, architecture_of, dtype_of
-from streamserve.models.architectures.base import CausalModel, Layer
+from streamserve.models.architectures.base import Layer, LayeredModel
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
 from streamserve.models.layers.embedding import Embedding, head_of
@@ -70,7 +70,7 @@ class OptLayer(Layer):
         return hidden
 
 
-class Opt(CausalModel):
+class Opt(LayeredModel):
     """Token and position embeddings, layers, final norm and the tied head."""
 
     def __init__(self, arch: OptArch, place: Placement, max_positions: int) -> None:

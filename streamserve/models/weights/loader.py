@@ -15,7 +15,7 @@ import torch
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.checkpoint.gguf_file import open_gguf
 from streamserve.errors import ConfigError
-from streamserve.models.arch import ModelArch
+from streamserve.models.arch import Arch, ModelArch
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import build_model
 from streamserve.models.weights.destination import Destination
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 def load_model(
     checkpoint: Checkpoint,
-    arch: ModelArch,
+    arch: Arch,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -71,11 +71,13 @@ def load_model(
     return model.eval()
 
 
-def open_source(checkpoint: Checkpoint, arch: ModelArch) -> WeightSource | None:
+def open_source(checkpoint: Checkpoint, arch: Arch) -> WeightSource | None:
     """The files of a checkpoint; None for one that has no weights ("dummy")."""
     if checkpoint.format == "dummy":
         return None
     if checkpoint.format == "gguf":
+        if not isinstance(arch, ModelArch):
+            raise ConfigError(f"{checkpoint.source}: a .gguf file needs layers of ours: leave --model-impl out")
         return GgufSource(open_gguf(checkpoint.path), arch)
     return SafetensorsSource(checkpoint.path)
 
@@ -143,6 +145,6 @@ def _check_shape(stored: StoredTensor, destination: Destination) -> None:
         )
 
 
-def _is_redundant(name: str, arch: ModelArch) -> bool:
+def _is_redundant(name: str, arch: Arch) -> bool:
     """Stored by some tools though it follows from the rest."""
     return name.endswith("rotary_emb.inv_freq") or (arch.tied_embeddings and name == HEAD)

@@ -18,7 +18,7 @@ from streamserve.models.aot.marks import mark_compiled
 from streamserve.models.aot.model import CompiledModel
 from streamserve.models.aot.shape import can_compile, layer_shapes
 from streamserve.models.aot.store import load_layer
-from streamserve.models.architectures.base import CausalModel
+from streamserve.models.architectures.base import CausalModel, LayeredModel
 from streamserve.models.registry import build_model, read_arch
 from streamserve.models.weights.loader import load_model
 from streamserve.models.weights.placement import Placement
@@ -70,12 +70,13 @@ def compile_for(config: EngineConfig, checkpoint: Checkpoint, on_piece: Callable
         raise ConfigError(f"layers of {arch.architecture} are not compiled: they run as they are")
     # Loaded whole: what is compiled depends on the form that each weight takes.
     model = load_model(checkpoint, arch, dtype=dtype, device=device.torch_device, quantization=config.quantization)
+    assert isinstance(model, LayeredModel)
     _compile(model, config.block_size, on_piece)
     mark_compiled(config, checkpoint, compiled_layers())
     return compiled_layers()
 
 
-def _compile(model: CausalModel, block_size: int, on_piece: Callable[[str], None]) -> None:
+def _compile(model: LayeredModel, block_size: int, on_piece: Callable[[str], None]) -> None:
     # Here and not at the top: the compiler takes seconds to import, and engines never need it.
     from streamserve.models.aot.compiler import compile_layer
 
