@@ -6,11 +6,12 @@ Plain values; what differs between families is a field here or a room of its own
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from streamserve.checkpoint.config_values import need, number
 from streamserve.errors import ModelNotSupported
+from streamserve.models.division import shared_heads
 from streamserve.models.rope import Rope, extended_length, read_rope
 
 Activation = Literal["silu", "gelu_tanh", "relu"]
@@ -33,6 +34,10 @@ class PagedKv:
     kv_heads: int
     head_dim: int
     window: int | None
+
+    def among(self, world_size: int) -> PagedKv:
+        """What each of so many ranks keeps of it. Raises `ConfigError` when the heads can't be divided among them."""
+        return replace(self, kv_heads=len(shared_heads(self.kv_heads, 0, world_size)))
 
 
 @dataclass(frozen=True, kw_only=True)

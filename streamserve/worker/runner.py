@@ -5,6 +5,8 @@ Everything here runs on the rank's launch thread.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from streamserve.checkpoint.files import Checkpoint
@@ -14,6 +16,7 @@ from streamserve.models.registry import read_arch
 from streamserve.models.weights.loader import load_model
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
+from streamserve.worker.communication.base import Join, alone
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.select import open_device
 from streamserve.worker.kv_cache import allocate, count_blocks
@@ -33,9 +36,22 @@ from streamserve_kernels import preload
 class Runner:
     """A rank. `load` first, once; then `step` for every plan, in order."""
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, triton_cache: TritonCache | None = None) -> None:
-        """triton_cache  started before torch was imported; without one every kernel is compiled here"""
+    def __init__(
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        triton_cache: TritonCache | None = None,
+        *,
+        device_index: int | None = None,
+        join: Join = alone,
+    ) -> None:
+        """triton_cache  started before torch was imported; without one every kernel is compiled here
+        device_index  which of this process's GPUs to take; None takes torch's current one
+        join          joins the other ranks of the model
+        """
         self._config = config
+        self._device_index = device_index
+        self._join = join
         self._checkpoint = checkpoint
         self._triton_cache = triton_cache or TritonCache(config, checkpoint)
         self._steps: StepRunner | None = None
@@ -49,10 +65,11 @@ class Runner:
         config, phases = self._config, Phases()
         arch = read_arch(self._checkpoint.config)
         max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
-        device = open_device(config.device)
+        device = open_device(config.device, self._device_index)
+        ranks = self._join(device)
         dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
         layout = lay_out(
-            arch.layer_states,
+            [state.among(ranks.world_size) for state in arch.layer_states],
             max_model_len=max_model_len,
             block_size=config.block_size,
             step_tokens=config.max_num_batched_tokens,
@@ -69,6 +86,7 @@ class Runner:
                     device=device.torch_device,
                     quantization=config.quantization,
                     max_model_len=max_model_len,
+                    communicator=ranks,
                     on_progress=on_progress,
                 )
                 if device.compiles_layers and not config.enforce_eager:
@@ -81,11 +99,13 @@ class Runner:
                     device.load_libraries()
                     steps = kernel_steps(device, model, rows, layout, config.max_num_batched_tokens)
                     self._triton_cache.wait()
-                with phases.measure("kernels"):
+                    # Of ranks on one machine the first compiles for all.
+                    ranks.smallest(0)
+                with phases.measure("kernels"), ranks.silenced():
                     run_at_once(device, steps)
                     self._triton_cache.mark_complete()
             with phases.measure("kv_cache"):
-                num_blocks = _size_cache(config, device, model, rows, layout, max_model_len)
+                num_blocks = ranks.smallest(_size_cache(config, device, model, rows, layout, max_model_len, ranks.world_size))
                 self._steps = StepRunner(device, model, rows, allocate(layout, num_blocks, device))
             if device.captures and not config.enforce_eager:
                 with phases.measure("graphs"):
@@ -96,7 +116,7 @@ class Runner:
             model=self._checkpoint.source,
             architecture=arch.architecture,
             dtype=str(dtype).removeprefix("torch."),
-            device=device.name,
+            device=device.name if ranks.world_size == 1 else f"{ranks.world_size} x {device.name}",
             max_model_len=max_model_len,
             vocab_size=arch.vocab_size,
             num_blocks=num_blocks,
@@ -115,7 +135,17 @@ class Runner:
 
 
 def _size_cache(
-    config: EngineConfig, device: Device, model: CausalModel, rows: Rows, layout: KvLayout, max_model_len: int
+    config: EngineConfig,
+    device: Device,
+    model: CausalModel,
+    rows: Rows,
+    layout: KvLayout,
+    max_model_len: int,
+    world_size: int,
 ) -> int:
     activation_bytes = measure_activations(device, model, rows, layout, config.max_num_batched_tokens, config.max_num_seqs)
-    return count_blocks(config, layout, max_model_len, device.memory(), activation_bytes, device.kv_cache_cap)
+    memory = device.memory()
+    if memory.is_host:
+        # Ranks on CPUs take it from each other.
+        memory = replace(memory, free=memory.free // world_size)
+    return count_blocks(config, layout, max_model_len, memory, activation_bytes, device.kv_cache_cap)

@@ -48,15 +48,17 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
     "models": {
         "rope": set(),
         "inputs": set(),
-        "arch": {"rope"},
+        "communicator": set(),
+        "division": set(),
+        "arch": {"division", "rope"},
         # what weights are, below the layers that have some
         "weights.storage": set(),
         "weights.grouped": set(),
         "weights.source": {"weights.grouped"},
         "weights.destination": {"weights.source"},
-        "weights.placement": {"weights.storage"},
+        "weights.placement": {"communicator", "division", "weights.storage"},
         "weights.forms": {"weights.destination", "weights.grouped", "weights.placement", "weights.source"},
-        "layers": {"arch", "inputs", "weights.destination", "weights.forms", "weights.placement"},
+        "layers": {"arch", "communicator", "division", "inputs", "weights.destination", "weights.forms", "weights.placement"},
         "architectures": {"arch", "inputs", "layers", "rope", "weights.destination", "weights.placement"},
         "registry": {"arch", "architectures", "weights.forms", "weights.placement"},
         # what fills a model
@@ -64,8 +66,8 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "weights.gguf": {"arch", "weights.grouped", "weights.source"},
         "weights.dummy": {"architectures", "layers"},
         "weights.loader": {
-            "arch", "architectures", "registry", "weights.destination", "weights.dummy", "weights.gguf", "weights.placement",
-            "weights.safetensors", "weights.source", "weights.storage",
+            "arch", "architectures", "communicator", "registry", "weights.destination", "weights.dummy", "weights.gguf",
+            "weights.placement", "weights.safetensors", "weights.source", "weights.storage",
         },
         "aot": {"architectures", "inputs", "layers", "weights.forms"},
     },
@@ -87,6 +89,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
     },
     "worker": {
         "device": set(),
+        "communication": {"device"},
         "kv_layout": set(),
         "kv_cache": {"device", "kv_layout"},
         "rows": {"device"},
@@ -94,7 +97,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "graphs": {"device", "rows"},
         "startup": {"device", "kv_layout", "kv_cache", "rows", "graphs"},
         "step": {"device", "rows", "sampling", "graphs"},
-        "runner": {"device", "kv_layout", "kv_cache", "rows", "startup", "step"},
+        "runner": {"communication", "device", "kv_layout", "kv_cache", "rows", "startup", "step"},
     },
     "server": {
         "config": set(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from streamserve.models.aot.weights import linear_shape, traced_weight, weight_tensors
+from streamserve.models.communicator import Apart
 from streamserve.models.layers.linear import Division, Linear
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.weights.forms.blocked import BlockedForm
@@ -152,7 +153,7 @@ def test_what_is_compiled_multiplies_as_the_form_does(case: str, bias: bool, row
 def test_the_shares_of_two_ranks_multiply_as_the_whole_does(case: str, divided: Division) -> None:
     contents, weights = stored_as(CASES[case])
     storage, dtype = CASES[case].storage(PARTS), CASES[case].dtype
-    places = [Placement(dtype, CPU, rank, 2, storage) for rank in range(2)]
+    places = [Placement(dtype, CPU, Apart(rank, 2), storage) for rank in range(2)]
     ranks = [fill(Linear("", PARTS, IN, place, divided=divided), contents) for place in places]
     x = torch.randn(3, IN, dtype=dtype)
     expected = x.double() @ torch.cat(list(weights.values())).T

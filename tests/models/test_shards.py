@@ -13,6 +13,7 @@ from torch import Tensor
 from streamserve.checkpoint.names import resolve
 from streamserve.errors import ConfigError
 from streamserve.models.architectures.base import CausalModel
+from streamserve.models.communicator import Apart
 from streamserve.models.layers.linear import Division, Linear
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.forms.int4 import Int4Form
@@ -29,7 +30,7 @@ COLUMNS = ("output", "mlp.down", "down")
 def load_rank(path: Path, rank: int, world_size: int, dtype: torch.dtype = torch.float32) -> CausalModel:
     checkpoint = resolve(str(path))
     arch = read_arch(checkpoint.config)
-    return load_model(checkpoint, arch, dtype=dtype, device="cpu", rank=rank, world_size=world_size)
+    return load_model(checkpoint, arch, dtype=dtype, device="cpu", communicator=Apart(rank, world_size))
 
 
 def linears(model: CausalModel, names: tuple[str, ...]) -> Iterator[tuple[str, Linear]]:
@@ -113,7 +114,7 @@ def test_a_bias_is_divided_with_its_rows_and_stays_on_one_rank_where_columns_are
     bias = torch.arange(4.0)
     stored = {"up.weight": torch.zeros(4, 6), "up.bias": bias}
     ranks = [
-        Linear("", {"up": 4}, 6, Placement(torch.float32, torch.device("cpu"), rank, 2), bias=True, divided=divided)
+        Linear("", {"up": 4}, 6, Placement(torch.float32, torch.device("cpu"), Apart(rank, 2)), bias=True, divided=divided)
         for rank in range(2)
     ]
     biases = [fill(linear, stored).bias for linear in ranks]
@@ -128,7 +129,7 @@ def test_a_bias_is_divided_with_its_rows_and_stays_on_one_rank_where_columns_are
     ("family", "world_size", "message"),
     [
         ("llama", 4, "6 query heads|96 rows|32 rows"),
-        ("llama", 3, "32 rows of model.layers.0.self_attn.k_proj"),
+        ("llama", 3, "2 key heads can.t be divided among 3 ranks: use a --tensor-parallel-size"),
         ("llama", 6, "among 6"),
     ],
 )

@@ -131,8 +131,10 @@ _TRACED: dict[str, tuple[type[Form], type[TracedDense]]] = {
 
 
 def linear_shape(linear: Linear) -> LinearShape | None:
-    """Of a linear as the model has it; None when its weight has a form that can't be compiled."""
+    """Of a linear as the model has it; None when its weight has a form that can't be compiled, or ranks sum its outputs."""
     form, digits = linear.form, 0
+    if linear.communicator is not None:
+        return None
     if isinstance(form, Int4Form):
         digits = form.num_digits
         form = form.expanded

@@ -14,7 +14,7 @@ from streamserve.models.arch import ModelArch, activation_of, architecture_of, d
 from streamserve.models.architectures.base import Layer, LayeredModel
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
-from streamserve.models.layers.embedding import Embedding, head_of
+from streamserve.models.layers.embedding import Embedding, VocabularyEmbedding, head_of
 from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.norm import LayerNorm
 from streamserve.models.rope import RopeTables
@@ -83,7 +83,7 @@ class Opt(LayeredModel):
         super().__init__(arch, layers, RopeTables(arch.ropes, max_positions, place.device))
         prefix, hidden, size = "model.decoder.", arch.hidden_size, arch.embedding_size
         projected = size != hidden
-        self.table = Embedding(prefix + "embed_tokens", arch.vocab_size, size, place, tied=arch.tied_embeddings)
+        self.table = VocabularyEmbedding(prefix + "embed_tokens", arch.vocab_size, size, place, tied=arch.tied_embeddings)
         self.positions = Embedding(prefix + "embed_positions", arch.max_model_len + POSITION_OFFSET, hidden, place)
         self.project_in = Linear(prefix, {"project_in": hidden}, size, place) if projected else None
         self.project_out = Linear(prefix, {"project_out": size}, hidden, place) if projected else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from streamserve.models.arch import ModelArch
+from streamserve.models.division import shared_heads
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.norm import RmsNorm
@@ -18,7 +19,8 @@ class Attention(nn.Module):
     def __init__(self, arch: ModelArch, layer: int, prefix: str, place: Placement, *, norm_offset: float = 0.0) -> None:
         """prefix + "q_norm.weight" and prefix + "k_norm.weight" are read where the family norms its heads.
 
-        Ranks have as many heads each; raises `ConfigError` when they can't be divided equally.
+        Ranks have as many heads each, and share key heads where there are fewer than ranks. Raises `ConfigError` when they
+        can't be divided so.
         """
         super().__init__()
 
@@ -28,7 +30,8 @@ class Attention(nn.Module):
             return RmsNorm(prefix + name, arch.head_dim, place, eps=arch.norm_eps, offset=norm_offset)
 
         self.layer = layer
-        self.q_heads, self.kv_heads = place.share(arch.q_heads, "query heads"), place.share(arch.kv_heads, "key heads")
+        self.q_heads = len(place.share(arch.q_heads, "query heads"))
+        self.kv_heads = len(shared_heads(arch.kv_heads, place.rank, place.world_size))
         self.head_dim, self.eps = arch.head_dim, arch.norm_eps
         self.scale, self.window, self.softcap = arch.attention_scale, arch.windows[layer], arch.softcap
         self.q_norm, self.k_norm = head_norm("q_norm"), head_norm("k_norm")
@@ -71,6 +74,7 @@ def qkv_linear(arch: ModelArch, prefix: str, place: Placement) -> Linear:
         bias=arch.qkv_bias,
         stored_as="qkv_proj" if arch.fused_in_checkpoint else None,
         divided="rows",
+        heads={"k_proj": arch.kv_heads, "v_proj": arch.kv_heads},
     )
 
 

@@ -9,35 +9,64 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamserve.models.arch import ModelArch
-from streamserve.models.layers.linear import Linear, TiedLinear
+from streamserve.models.division import vocabulary_share
+from streamserve.models.layers.linear import VocabularyLinear
 from streamserve.models.layers.norm import RmsNorm
-from streamserve.models.weights.destination import Destination, Stored, copied
+from streamserve.models.weights.destination import Destination, Region, Stored, copied
 from streamserve.models.weights.placement import Placement
 
 
 class Embedding(Stored):
-    """A table of vectors, [rows, size]; where a head is tied to it, the head fills it."""
+    """A table of vectors, [rows, size]."""
 
-    def __init__(self, name: str, rows: int, size: int, place: Placement, *, tied: bool = False) -> None:
+    def __init__(self, name: str, rows: int, size: int, place: Placement) -> None:
         super().__init__()
-        self.name = name
+        self._name = name
         self.weight = place.empty(rows, size)
-        self._tied = tied
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [tokens] -> [tokens, size]"""
         return F.embedding(ids, self.weight)
 
     def destinations(self) -> Iterator[Destination]:
+        yield copied(f"{self._name}.weight", self.weight)
+
+
+class VocabularyEmbedding(Stored):
+    """A table of a vector for each id of the vocabulary, divided among ranks by its rows; a head tied to it fills it.
+
+    weight  [this rank's ids, size]
+    """
+
+    def __init__(self, name: str, vocab_size: int, size: int, place: Placement, *, tied: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self._ids = vocabulary_share(vocab_size, place.rank, place.world_size)
+        self._region = Region((vocab_size, size), (self._ids, range(size)))
+        self._tied = tied
+        self._communicator = place.communicator if place.world_size > 1 else None
+        self.weight = place.empty(len(self._ids), size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [tokens] -> [tokens, size]; of an id that another rank holds the sum over ranks takes that rank's vector."""
+        if self._communicator is None:
+            return F.embedding(ids, self.weight)
+        local = ids - self._ids.start
+        elsewhere = (local < 0) | (local >= len(self._ids))
+        vectors = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return self._communicator.sum(vectors.masked_fill_(elsewhere.unsqueeze(1), 0.0))
+
+    def destinations(self) -> Iterator[Destination]:
         if not self._tied:
-            yield copied(f"{self.name}.weight", self.weight)
+            yield copied(f"{self.name}.weight", self.weight, self._region)
 
 
-def head_of(table: Embedding, arch: ModelArch, place: Placement) -> Linear:
+def head_of(table: VocabularyEmbedding, arch: ModelArch, place: Placement) -> VocabularyLinear:
     """The linear that makes logits of vectors like the table's: the table itself, or `lm_head` of its size."""
+    size = table.weight.shape[1]
     if arch.tied_embeddings:
-        return TiedLinear(table.name, table.weight, place)
-    return Linear("", {"lm_head": arch.vocab_size}, table.weight.shape[1], place)
+        return VocabularyLinear(table.name, arch.vocab_size, size, place, table=table.weight)
+    return VocabularyLinear("lm_head", arch.vocab_size, size, place)
 
 
 class TokenEmbedding(nn.Module):
@@ -47,7 +76,7 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.scale, self.softcap = arch.embedding_scale, arch.logit_softcap
         name, tied = "model.embed_tokens", arch.tied_embeddings
-        self.table = Embedding(name, arch.vocab_size, arch.hidden_size, place, tied=tied)
+        self.table = VocabularyEmbedding(name, arch.vocab_size, arch.hidden_size, place, tied=tied)
         self.norm = RmsNorm("model.norm", arch.hidden_size, place, eps=arch.norm_eps, offset=norm_offset)
         self.head = head_of(self.table, arch, place)
 

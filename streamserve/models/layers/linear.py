@@ -1,8 +1,9 @@
 """Linear layers: what one does in a layer's arithmetic is written here, and the form of its weight has the kernels.
 
 The rows of a linear may be several of the checkpoint's tensors, or parts of one. Among ranks a linear is divided by its rows,
-so that each computes some of the outputs, or by its columns, so that each computes a summand of all of them (Megatron-LM,
-Shoeybi et al., 2019, https://arxiv.org/abs/1909.08053).
+so that each computes some of the outputs, or by its columns, so that each computes a summand of all of them, which the linear
+adds up before it returns (column- and row-parallel in Megatron-LM, Shoeybi et al., 2019, https://arxiv.org/abs/1909.08053).
+A layer made of such linears is the same on one rank and on many: rows first, then columns, and a norm never between the two.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamserve.models.communicator import Communicator
+from streamserve.models.division import shared_heads, vocabulary_per_rank, vocabulary_share
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.weights.destination import Destination, Region, Stored, copied, left_out
 from streamserve.models.weights.forms.choose import choose_form
@@ -27,10 +31,12 @@ class Linear(Stored):
 
     form  of the weight, [sum of parts, in_features] or this rank's share of that
     bias  [sum of parts] or its share; None without one, and on all ranks but the first where columns are divided
+    communicator  sums the outputs of ranks where columns are divided; None where nothing is summed
     """
 
     form: Form
     bias: Tensor | None
+    communicator: Communicator | None
 
     def __init__(
         self,
@@ -42,24 +48,28 @@ class Linear(Stored):
         bias: bool = False,
         stored_as: str | None = None,
         divided: Division | None = None,
+        heads: Mapping[str, int] | None = None,
     ) -> None:
         """prefix + part name + ".weight" is a tensor of the checkpoint; the part's value is its number of rows.
 
         stored_as  the checkpoint has all parts as one tensor of this name instead, one below the other
         divided    what is shared out to ranks: of every part its rows, or the columns; None leaves all of it to each
+        heads      parts that consist of so many key heads, which several ranks hold alike where there are fewer than ranks
         Raises `ConfigError` for numbers of rows or columns that can't be divided equally.
         """
         super().__init__()
-        spec = WeightSpec(tuple(_weight_parts(prefix, parts, in_features, place, stored_as, divided)))
+        spec = WeightSpec(tuple(_weight_parts(prefix, parts, in_features, place, stored_as, divided, heads or {})))
         self._spec = spec
         self.form = choose_form(spec, place)(spec, place)
         # Ranks' outputs are summed where columns are divided, and the bias must be in the sum once.
         self._leaves_bias = bias and divided == "columns" and place.rank > 0
         self.bias = place.empty(spec.out_features) if bias and not self._leaves_bias else None
+        self.communicator = place.communicator if divided == "columns" and place.world_size > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [rows, in_features] -> [rows, out_features]"""
-        return self.form.multiply(x, self.bias)
+        product = self.form.multiply(x, self.bias)
+        return product if self.communicator is None else self.communicator.sum(product)
 
     def after_norm(self, x: Tensor, norm: RmsNorm) -> Tensor:
         """forward(norm(x))"""
@@ -71,6 +81,8 @@ class Linear(Stored):
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual [rows, out_features] + forward(x); the residual is not to be used afterwards."""
+        if self.communicator is not None:
+            return self.communicator.sum_onto(residual, self.form.multiply(x, self.bias))
         return self.form.onto(residual, x, self.bias)
 
     def finish(self) -> None:
@@ -87,16 +99,43 @@ class Linear(Stored):
                 yield left_out(f"{part.name}.bias", part.region.rows())
 
 
-class TiedLinear(Linear):
-    """A linear whose weight is an embedding's table, which it fills."""
+class VocabularyLinear(Linear):
+    """A linear to logits: its rows, one for each id of the vocabulary, are divided among ranks, and their outputs gathered.
 
-    def __init__(self, name: str, table: nn.Parameter, place: Placement) -> None:
-        """table [out_features, in_features], the checkpoint's name + ".weight" """
+    Every rank returns all logits, the same bits on each.
+    """
+
+    def __init__(
+        self, name: str, vocab_size: int, in_features: int, place: Placement, *, table: nn.Parameter | None = None
+    ) -> None:
+        """name + ".weight" is a tensor of the checkpoint, [vocab_size, in_features]
+
+        table  an embedding's vectors of this rank's ids, which are this weight as well and which it fills; None allocates
+        """
         Stored.__init__(self)
-        spec = WeightSpec((WeightPart(name, Region.of(*table.shape)),), table)
+        ids = vocabulary_share(vocab_size, place.rank, place.world_size)
+        region = Region((vocab_size, in_features), (ids, range(in_features)))
+        spec = WeightSpec((WeightPart(name, region),), table)
         self._spec = spec
         self.form = choose_form(spec, place)(spec, place)
         self.bias, self._leaves_bias = None, False
+        self.communicator = place.communicator if place.world_size > 1 else None
+        self._vocab_size, self._ids_per_rank = vocab_size, vocabulary_per_rank(vocab_size, place.world_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [rows, in_features] -> [rows, vocab_size]"""
+        return self._gather(self.form.multiply(x, self.bias))
+
+    def after_norm(self, x: Tensor, norm: RmsNorm) -> Tensor:
+        """forward(norm(x))"""
+        return self._gather(self.form.after_norm(x, norm.weight, norm.eps, self.bias))
+
+    def _gather(self, logits: Tensor) -> Tensor:
+        if self.communicator is None:
+            return logits
+        missing = self._ids_per_rank - logits.shape[1]
+        gathered = self.communicator.gather(F.pad(logits, (0, missing)) if missing else logits)
+        return gathered[:, : self._vocab_size]
 
 
 def _weight_parts(
@@ -106,21 +145,23 @@ def _weight_parts(
     place: Placement,
     stored_as: str | None,
     divided: Division | None,
+    heads: Mapping[str, int],
 ) -> Iterator[WeightPart]:
-    columns = _share(in_features, place, f"columns of {prefix}{stored_as or '/'.join(parts)}", divided == "columns")
+    def share(size: int, what: str, is_divided: bool) -> range:
+        return place.share(size, what) if is_divided else range(size)
+
+    columns = share(in_features, f"columns of {prefix}{stored_as or '/'.join(parts)}", divided == "columns")
     begin, stored_rows = 0, sum(parts.values())
     for name, num_rows in parts.items():
-        rows = _share(num_rows, place, f"rows of {prefix}{name}", divided == "rows")
+        if name in heads:
+            size = num_rows // heads[name]
+            taken = shared_heads(heads[name], place.rank, place.world_size)
+            rows = range(taken.start * size, taken.stop * size)
+        else:
+            rows = share(num_rows, f"rows of {prefix}{name}", divided == "rows")
         if stored_as is None:
             yield WeightPart(prefix + name, Region((num_rows, in_features), (rows, columns)))
         else:
-            taken = range(begin + rows.start, begin + rows.stop)
-            yield WeightPart(prefix + stored_as, Region((stored_rows, in_features), (taken, columns)))
+            below = range(begin + rows.start, begin + rows.stop)
+            yield WeightPart(prefix + stored_as, Region((stored_rows, in_features), (below, columns)))
         begin += num_rows
-
-
-def _share(size: int, place: Placement, what: str, is_divided: bool) -> range:
-    if not is_divided:
-        return range(size)
-    share = place.share(size, what)
-    return range(place.rank * share, (place.rank + 1) * share)

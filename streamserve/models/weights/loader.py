@@ -17,6 +17,7 @@ from streamserve.checkpoint.gguf_file import open_gguf
 from streamserve.errors import ConfigError
 from streamserve.models.arch import Arch, ModelArch
 from streamserve.models.architectures.base import CausalModel
+from streamserve.models.communicator import Apart, Communicator
 from streamserve.models.registry import build_model
 from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.dummy import randomize
@@ -41,17 +42,16 @@ def load_model(
     device: torch.device | str,
     quantization: Quantization = "auto",
     max_model_len: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    communicator: Communicator | None = None,
     on_progress: Progress | None = None,
 ) -> CausalModel:
     """Build a model and fill it.
 
-    quantization      "int4" keeps 4- and 8-bit GGUF weights packed beside their expanded form (on a CPU, in bf16), "auto" does
-                      so where it can, "none" never
-    max_model_len     positions to prepare for; None takes the model's own limit
-    rank, world_size  fill this rank's share of what can be divided among so many
-    on_progress       called with (bytes loaded, bytes in all), in the units of the stored form
+    quantization   "int4" keeps 4- and 8-bit GGUF weights packed beside their expanded form (on a CPU, in bf16), "auto" does so
+                   where it can, "none" never
+    max_model_len  positions to prepare for; None takes the model's own limit
+    communicator   the ranks among which it divides what it can, of which this one is filled; None for a rank of its own
+    on_progress    called with (bytes loaded, bytes in all), in the units of the stored form
 
     Raises `ConfigError` when the checkpoint lacks a tensor, has one that the architecture does not know, or of another shape,
     and when the model can't be divided.
@@ -59,7 +59,8 @@ def load_model(
     source = open_source(checkpoint, arch)
     if source is not None and arch.tied_embeddings and _has_its_own_head(source):
         arch = replace(arch, tied_embeddings=False)
-    place = Placement(dtype, torch.device(device), rank, world_size, storage_of(checkpoint, source, quantization))
+    storage = storage_of(checkpoint, source, quantization)
+    place = Placement(dtype, torch.device(device), communicator or Apart(), storage)
     _refuse_unpackable(quantization, checkpoint, place)
     model = build_model(arch, place, max_model_len or arch.max_model_len)
     with torch.inference_mode():

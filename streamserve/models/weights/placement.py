@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from streamserve.errors import ConfigError
+from streamserve.models.communicator import Apart, Communicator
+from streamserve.models.division import equal_share
 from streamserve.models.weights.storage import WeightStorage
 
 
@@ -15,23 +16,28 @@ from streamserve.models.weights.storage import WeightStorage
 class Placement:
     """What decides how a model's weights are allocated.
 
-    dtype             of activations, and of weights that have no form of their own
-    rank, world_size  the model's divisible weights are cut into `world_size` equal parts, of which this rank holds one
-    storage           how the checkpoint stores its weights, by which each linear's form is chosen
+    dtype         of activations, and of weights that have no form of their own
+    communicator  the ranks that share the model's divisible weights out among each other; this one is one of them
+    storage       how the checkpoint stores its weights, by which each linear's form is chosen
     """
 
     dtype: torch.dtype
     device: torch.device
-    rank: int = 0
-    world_size: int = 1
+    communicator: Communicator = field(default_factory=Apart)
     storage: WeightStorage = field(default_factory=WeightStorage)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """An uninitialised parameter, of the placement's dtype unless another is given."""
         return nn.Parameter(torch.empty(shape, dtype=dtype or self.dtype, device=self.device), requires_grad=False)
 
-    def share(self, size: int, what: str) -> int:
-        """This rank's part of `size`. Raises `ConfigError`, naming `what`, when it can't be divided equally."""
-        if size % self.world_size:
-            raise ConfigError(f"{size} {what} can't be divided among {self.world_size} ranks: use a number that divides them")
-        return size // self.world_size
+    @property
+    def rank(self) -> int:
+        return self.communicator.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.communicator.world_size
+
+    def share(self, pieces: int, what: str) -> range:
+        """This rank's part of so many pieces. Raises `ConfigError`, naming `what`, when they can't be divided equally."""
+        return equal_share(pieces, self.rank, self.world_size, what)

@@ -11,10 +11,21 @@ from streamserve.worker.device.cpu import CpuDevice
 from streamserve.worker.device.cuda import CudaDevice
 
 
-def open_device(name: DeviceName) -> Device:
-    """The device by its flag; "auto" takes a GPU when there is one. Raises `ConfigError` when it is not there."""
+def open_device(name: DeviceName, index: int | None = None) -> Device:
+    """The device by its flag; "auto" takes a GPU when there is one. Raises `ConfigError` when it is not there.
+
+    index  among the GPUs that this process sees; None takes torch's current one
+    """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return CpuDevice()
     if not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no CUDA device; use --device cpu or install a torch built for CUDA")
-    return CudaDevice(torch.device("cuda", torch.cuda.current_device()))
+    if index is None:
+        return CudaDevice(torch.device("cuda", torch.cuda.current_device()))
+    num_gpus = torch.cuda.device_count()
+    if index >= num_gpus:
+        raise ConfigError(
+            f"--tensor-parallel-size needs {index + 1} GPUs or more, and torch sees {num_gpus}: lower it to {num_gpus}"
+        )
+    torch.cuda.set_device(index)
+    return CudaDevice(torch.device("cuda", index))

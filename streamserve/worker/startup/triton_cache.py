@@ -125,6 +125,7 @@ def _fingerprint(job: CompileJob) -> str:
     digest = hashlib.sha256()
     config = job.config
     sizes = [config.dtype, config.block_size, config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens]
+    sizes.append(config.tensor_parallel_size)
     digest.update(repr((sizes, sorted(job.checkpoint.config.items()))).encode())
     for package in ("triton", "torch"):
         spec = find_spec(package)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from streamserve.models.communicator import Apart
 from streamserve.models.registry import build_model, read_arch
 from streamserve.models.weights.loader import open_source, storage_of
 from streamserve.models.weights.placement import Placement
@@ -50,9 +51,10 @@ def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
     max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
     device = ShapeDevice()
     storage = storage_of(job.checkpoint, open_source(job.checkpoint, arch), config.quantization)
-    model = build_model(arch, Placement(dtype, device.torch_device, storage=storage), max_model_len).eval()
+    place = Placement(dtype, device.torch_device, Apart(0, config.tensor_parallel_size), storage)
+    model = build_model(arch, place, max_model_len).eval()
     layout = lay_out(
-        arch.layer_states,
+        [state.among(config.tensor_parallel_size) for state in arch.layer_states],
         max_model_len=max_model_len,
         block_size=config.block_size,
         step_tokens=config.max_num_batched_tokens,

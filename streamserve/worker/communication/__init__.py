@@ -1,0 +1,1 @@
+"""How the ranks of one model reach each other: gloo between processes on CPUs, NCCL between GPUs."""

@@ -1,0 +1,124 @@
+"""Two ranks of every family give the tokens of one, in every state a sequence can be in, and sample them alike."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamserve.checkpoint.names import resolve
+from streamserve.config import EngineConfig
+from streamserve.models.registry import REGISTRY
+from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.types import EngineInfo, SequenceSpec
+from streamserve.worker.communication.gloo import GlooGroup
+from streamserve.worker.runner import Runner
+from tests.models.families import FAMILIES, SHAPE, reference_model
+from tests.support.ranks import RankThreads
+from tests.support.stepping import Stepper, spec
+
+VOCAB = 199
+STEP_TOKENS = 24
+TRIED = ("llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma3", "opt", "opt-350m")
+DIVISIBLE = {name: FAMILIES[name] for name in TRIED} | {"one-key-head": ("Llama", SHAPE | {"num_key_value_heads": 1})}
+
+
+def config_of(folder: Path) -> EngineConfig:
+    return EngineConfig(
+        model=str(folder),
+        device="cpu",
+        dtype="float32",
+        max_num_seqs=4,
+        max_num_batched_tokens=STEP_TOKENS,
+        max_model_len=64,
+        kv_cache_memory=1 << 20,
+    )
+
+
+def stepper_of(runner: Any, info: EngineInfo, num_blocks: int) -> Stepper:
+    limits = SchedulerLimits(
+        num_blocks=num_blocks,
+        block_size=info.block_size,
+        windows=info.windows,
+        max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=STEP_TOKENS,
+        max_model_len=info.max_model_len,
+    )
+    return Stepper(runner, limits)
+
+
+@contextmanager
+def two_ranks(folder: Path) -> Iterator[tuple[RankThreads, EngineInfo]]:
+    with RankThreads(config_of(folder), 2) as ranks:
+        yield ranks, ranks.load()
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(3, VOCAB), k=length)
+
+
+def mixed_specs() -> list[SequenceSpec]:
+    """Prompts in chunks beside decodes; greedy, sampled, restricted, penalised, with log-probabilities."""
+    settings: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.9, "seed": 1 << 40, "logprobs": 3},
+        {"temperature": 1.2, "seed": 7, "top_p": 0.8, "top_k": 20},
+        {"frequency_penalty": 0.8, "logit_bias": {5: 2.0}},
+    ]
+    return [spec(f"s{place}", prompt_of(15 + 5 * place, place), 14, **each) for place, each in enumerate(settings)]
+
+
+def life(stepper: Stepper) -> dict[str, list[int]]:
+    """Tokens of a mixed batch with preemptions, of a prefix found in the cache, and of a batch in which one is aborted."""
+    tokens = {name: delta.token_ids for name, delta in stepper.run(*mixed_specs()).items()}
+    assert stepper.scheduler.stats().num_preemptions > 0
+    again = stepper.run(spec("again", [*prompt_of(30, 3), 9], 8))["again"]
+    tokens["again"] = again.token_ids
+    left = prompt_of(6, 11)
+    stepper.scheduler.add(spec("leaves", prompt_of(8, 12), 20), 0.0)
+    steps = iter(range(100))
+    stays = stepper.run(spec("stays", left, 12), on_step=lambda: next(steps) == 5 and stepper.scheduler.abort("leaves"))
+    assert len(stays["stays"].token_ids) == 12
+    return tokens | {"stays": stays["stays"].token_ids}
+
+
+def test_every_family_is_among_those_that_are_tried() -> None:
+    built = {f"{name}ForCausalLM" for name, _ in DIVISIBLE.values()}
+    assert built == REGISTRY.keys()
+
+
+@pytest.mark.parametrize("family", DIVISIBLE)
+def test_two_ranks_give_the_tokens_of_one(family: str, tmp_path: Path) -> None:
+    reference_model(*DIVISIBLE[family]).save_pretrained(tmp_path)
+    alone = Runner(config_of(tmp_path), resolve(str(tmp_path)))
+    info = alone.load()
+    num_blocks = 7 * len(info.windows)
+    expected = life(stepper_of(alone, info, num_blocks))
+    with two_ranks(tmp_path) as (ranks, shared):
+        assert shared.windows == info.windows
+        assert life(stepper_of(ranks, shared, num_blocks)) == expected
+
+
+def test_ranks_that_do_not_share_their_logits_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim that ranks sample alike is tested: here they don't, since each knows its half of the logits."""
+    reference_model(*FAMILIES["llama"]).save_pretrained(tmp_path)
+    monkeypatch.setattr(GlooGroup, "gather", lambda self, x: x.repeat(1, 2))
+    with two_ranks(tmp_path) as (ranks, info), pytest.raises(AssertionError, match="ranks sampled differently"):
+        stepper_of(ranks, info, 7).run(*mixed_specs())
+
+
+def test_every_rank_keeps_its_share_of_the_heads_or_one_that_others_have_too(tmp_path: Path) -> None:
+    for name, settings, heads in (("halves", SHAPE, 1), ("alike", SHAPE | {"num_key_value_heads": 1}, 1)):
+        folder = tmp_path / name
+        reference_model("Llama", settings).save_pretrained(folder)
+        alone, (_, info) = Runner(config_of(folder), resolve(str(folder))).load(), loaded(folder)
+        assert info.num_blocks == alone.num_blocks * settings["num_key_value_heads"] // heads
+
+
+def loaded(folder: Path) -> tuple[RankThreads, EngineInfo]:
+    with two_ranks(folder) as (ranks, info):
+        return ranks, info
