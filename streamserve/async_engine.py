@@ -41,7 +41,7 @@ class AsyncEngine:
     settings       fields of `EngineConfig`
     chat_template  Jinja source to use instead of the model's own
     allow_special_tokens_in_messages  as of `Frontend`
-    max_logprobs   the largest `logprobs` of a request
+    max_logprobs   the largest `logprobs` of a request; -1 for no limit
     next_seed      makes the seeds of requests without one; random by default
     executor       runs the steps instead of this machine's device
     tune_process   change settings of the whole process that make a model on a CPU faster, as a server's engine process does:

@@ -1,12 +1,13 @@
 """Types of the public API and of the engine socket: sampling parameters, sequence specs, deltas, finished outputs.
 
 msgspec structs: they validate themselves, compare by value, and cross the engine socket as they are. No torch and no I/O; all
-but the outputs are immutable.
+but the outputs and tallies are immutable.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Any, Literal
 
 import msgspec
@@ -135,8 +136,8 @@ def _check_ranges(params: SamplingParams) -> None:
         ("top_k", -1, math.inf),
         ("min_tokens", 0, math.inf),
         ("max_tokens", 1, math.inf),
-        ("logprobs", 0, math.inf),
-        ("prompt_logprobs", 0, math.inf),
+        ("logprobs", -1, math.inf),
+        ("prompt_logprobs", -1, math.inf),
         ("truncate_prompt_tokens", 1, math.inf),
     ):
         value = getattr(params, name)
@@ -355,11 +356,46 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_blocks * size // KvGroups(self.block_size, self.windows).blocks_for(self.max_model_len, 1)
 
 
+class Tally(msgspec.Struct, kw_only=True):
+    """Whole numbers observed, by size.
+
+    bounds  ascending
+    counts  how many were at most each bound and above the one before it; the last, above all of them
+    total   their sum
+    """
+
+    bounds: tuple[int, ...]
+    counts: list[int]
+    total: int = 0
+
+    @classmethod
+    def by(cls, *bounds: int) -> Tally:
+        """Without an observation."""
+        return cls(bounds=bounds, counts=[0] * (len(bounds) + 1))
+
+    def observe(self, value: int) -> None:
+        """Count one observation."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+def step_sizes() -> Tally:
+    """An empty tally of tokens per step, with vLLM's bounds."""
+    return Tally.by(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+def preemption_counts() -> Tally:
+    """An empty tally of preemptions per sequence, with vLLM's bounds."""
+    return Tally.by(1, 2, 3, 4, 5, 10, 20)
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of the engine for /metrics, /load and logs. Counters are totals since start; names follow vLLM's metrics.
 
-    abort_latency_s  total over `num_aborts`: seconds from a reader's departure until its sequence's blocks are free
-    heartbeat_s      age of the step loop's last iteration, 0 while it is idle
+    step_tokens       computed per step
+    ended_preemptions per sequence that has ended
+    abort_latency_s   total over `num_aborts`: seconds from a reader's departure until its sequence's blocks are free
+    heartbeat_s       age of the step loop's last iteration, 0 while it is idle
     """
 
     num_requests_running: int = 0
@@ -375,6 +411,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     wasted_tokens: int = 0
     tokens_wasted_after_disconnect: int = 0
+    step_tokens: Tally = msgspec.field(default_factory=step_sizes)
+    ended_preemptions: Tally = msgspec.field(default_factory=preemption_counts)
     num_aborts: int = 0
     abort_latency_s: float = 0.0
     heartbeat_s: float = 0.0

@@ -40,7 +40,7 @@ class AsyncClient:
                     print(chunk.text, end="", flush=True)
 
     base_url   the server's root, with or without `/v1`
-    api_key    sent as a bearer token
+    api_key    sent as a bearer token; None for that of STREAMSERVE_API_KEY or VLLM_API_KEY, "" for none
     timeout    seconds, or an `httpx.Timeout`; reading times out on silence, however long the stream
     retry      when to send a request again that failed; never once its stream has begun
     headers    added to every request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -15,6 +16,9 @@ from streamserve_client.types import ChatCompletion, Completion, Message, Model,
 T = TypeVar("T")
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
+API_KEY_VARIABLES = ("STREAMSERVE_API_KEY", "VLLM_API_KEY")
+"""Of these the first that is set is the key, as for the server."""
+
 DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 
 
@@ -69,6 +73,9 @@ def is_loopback(base_url: str) -> bool:
 
 
 def request_headers(api_key: str | None, extra: Mapping[str, str] | None) -> dict[str, str]:
+    """Headers of every request; without an `api_key` with the one that the environment has."""
+    if api_key is None:
+        api_key = next((key for name in API_KEY_VARIABLES if (key := os.environ.get(name))), None)
     headers = {"User-Agent": "streamserve-client", "Accept-Encoding": "identity"}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"

@@ -11,7 +11,7 @@ import click
 
 from streamserve_client import terminal
 from streamserve_client.async_client import AsyncClient
-from streamserve_client.calls import DEFAULT_BASE_URL
+from streamserve_client.calls import API_KEY_VARIABLES, DEFAULT_BASE_URL
 from streamserve_client.client import Client
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -21,7 +21,7 @@ _POSITIVE = click.IntRange(min=1)
 
 _CONNECTION = [
     click.option("--base-url", envvar="STREAMSERVE_BASE_URL", default=DEFAULT_BASE_URL, show_default=True, show_envvar=True),
-    click.option("--api-key", envvar="STREAMSERVE_API_KEY", show_envvar=True, help="Sent as a bearer token."),
+    click.option("--api-key", envvar=list(API_KEY_VARIABLES), show_envvar=True, help="Sent as a bearer token."),
     click.option(
         "--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True, help="Seconds of silence."
     ),

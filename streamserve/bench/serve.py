@@ -13,6 +13,7 @@ from streamserve.bench.load import Load, run_load, summary
 from streamserve.bench.output import output_options, show
 from streamserve.bench.report import Report
 from streamserve.bench.workloads import Span, SpanType
+from streamserve.commands.api_keys import API_KEY_VARIABLES
 from streamserve.errors import ConfigError
 
 COLUMNS = {
@@ -49,7 +50,7 @@ PLOTTED = {"tok_s": "tokens per second", "ttft_p50": "TTFT p50, ms", "gap_p99": 
 @click.option("--token-ids", is_flag=True, help="Prompts of exactly --input-len token ids, for servers that take them.")
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--api-key", envvar="STREAMSERVE_API_KEY")
+@click.option("--api-key", envvar=list(API_KEY_VARIABLES), show_envvar=True, help="Sent as a bearer token.")
 @click.option("--body", default="{}", help="JSON merged into every request; null removes a field the server refuses.")
 @click.option(
     "--lenient", is_flag=True, help="For servers that send no [DONE]; answers of another length are no failure either."

@@ -19,6 +19,7 @@ import anyio
 import click
 
 from streamserve.checkpoint.files import Checkpoint
+from streamserve.commands.api_keys import API_KEY_VARIABLES
 from streamserve.commands.engine_options import AMOUNT, VllmCommand, engine_config, engine_options
 from streamserve.engine.process.start import EngineStart
 from streamserve.errors import ConfigError
@@ -31,9 +32,6 @@ from streamserve.server.process.options import ServeOptions
 from streamserve.server.process.startup_log import StartupLog
 from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.sampling_defaults import default_sampling_params
-
-API_KEY_VARIABLES = ("STREAMSERVE_API_KEY", "VLLM_API_KEY")
-"""Of these the first that is set counts; a server that came from vLLM must not stand open."""
 
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
@@ -85,7 +83,13 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.option("--exclude-tools-when-tool-choice-none", is_flag=True, help="Leave tools not to be called out of the prompt.")
 @click.option("--generation-config", default="auto", help='"auto": defaults from the model; "vllm": none; or a folder.')
 @click.option("--override-generation-config", default="{}", help="JSON object of defaults that replace the model's.")
-@click.option("--max-logprobs", type=int, default=20, show_default=True, help="Most alternatives per position.")
+@click.option(
+    "--max-logprobs",
+    type=click.IntRange(min=-1),
+    default=20,
+    show_default=True,
+    help="Most alternatives per position; -1: all.",
+)
 @click.option("--return-tokens-as-token-ids", is_flag=True, help='Write tokens as "token_id:<id>" in logprobs.')
 @click.option("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
 @click.option(

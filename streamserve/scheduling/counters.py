@@ -5,9 +5,11 @@ Runs on the engine's event loop.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from streamserve.scheduling.sequence import Sequence
+from streamserve.types import Tally, preemption_counts, step_sizes
 
 
 @dataclass(slots=True)
@@ -22,6 +24,8 @@ class Counters:
     steps: int = 0
     wasted_tokens: int = 0
     tokens_wasted_after_disconnect: int = 0
+    step_tokens: Tally = field(default_factory=step_sizes)
+    ended_preemptions: Tally = field(default_factory=preemption_counts)
 
     def admitted(self, sequence: Sequence) -> None:
         """A sequence got its row; only the first time counts, since after a preemption it hits its own blocks."""
@@ -32,13 +36,28 @@ class Counters:
         self.prefix_cache_queries += sequence.num_prompt_tokens
         self.prefix_cache_hits += sequence.num_cached_tokens
 
+    def planned(self, num_tokens: int) -> None:
+        """A step computes so many tokens."""
+        self.steps += 1
+        self.step_tokens.observe(num_tokens)
+
+    def preempted(self, sequence: Sequence) -> None:
+        """A sequence gave its row and blocks back."""
+        self.num_preemptions += 1
+        sequence.num_preemptions += 1
+
+    def ended(self, sequence: Sequence) -> None:
+        """A sequence is gone, for whatever reason."""
+        self.ended_preemptions.observe(sequence.num_preemptions)
+
     def wasted(self, sequence: Sequence, num_tokens: int) -> None:
         """So many tokens were sampled for a sequence that had ended."""
         self.wasted_tokens += num_tokens
         if sequence.finish_reason == "abort":
             self.tokens_wasted_after_disconnect += num_tokens
 
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, Any]:
+        """A copy of all of them."""
         return asdict(self)
 
 

@@ -135,7 +135,7 @@ class Scheduler:
         step = builder.finish()
         if step is not None:
             self._next_step += 1
-            self.counters.steps += 1
+            self.counters.planned(builder.num_tokens)
         return step
 
     def commit(self, step: Step, result: StepResult, now: float) -> Deltas:

@@ -62,6 +62,7 @@ class Sequence:
         "num_computed",
         "num_drafted",
         "num_known",
+        "num_preemptions",
         "num_prompt_tokens",
         "only_reports_ids",
         "order",
@@ -110,6 +111,7 @@ class Sequence:
         self.is_paused = False
         self.finish_reason: FinishReason | None = None
         self.num_cached_tokens: int | None = None
+        self.num_preemptions = 0
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if spec.sampling.prompt_logprobs is None else [None]
         self.has_reported = False
         self.only_reports_ids = False

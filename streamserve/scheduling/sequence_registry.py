@@ -123,6 +123,7 @@ class SequenceRegistry:
         else:
             self.waiting.remove(sequence)
         sequence.finish(reason)
+        self._counters.ended(sequence)
         del self.sequences[sequence.sequence_id]
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -132,7 +133,7 @@ class SequenceRegistry:
             self.parked[sequence.sequence_id] = sequence
         else:
             self.waiting.add(sequence)
-        self._counters.num_preemptions += 1
+        self._counters.preempted(sequence)
 
     def _vacate(self, sequence: Sequence) -> None:
         self.kv.release(sequence)

@@ -121,6 +121,11 @@ class StepBuilder:
         sequence.last_step = self.index
         self.draft_budget -= num_drafts
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return len(self.decodes) + sum(work.count for work in self.prefills)
+
     def finish(self) -> Step | None:
         """The step, or None when there is nothing to compute."""
         work = self.decodes + self.prefills

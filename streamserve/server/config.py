@@ -31,7 +31,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_keys                bearer tokens that open all but probes and the chat page; none means open to all
     protects_metrics        whether /metrics needs a key, too
     max_body_bytes          larger request bodies are refused with 413
-    max_logprobs            the most alternatives per position that a request may have
+    max_logprobs            the most alternatives per position that a request may have; -1 for no limit
     keepalive_s             a stream silent for this long gets a blank line
     receive_timeout_s       read timeout of a request's head and body
     send_timeout_s          a client that reads nothing for this long is disconnected
@@ -92,14 +92,16 @@ class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and defaults of requests, once the model is known.
 
     defaults             sampling parameters, by `SamplingParams` name, for requests that leave them out
-    max_logprobs         the most alternatives per position
+    max_logprobs         the most alternatives per position; -1 for no limit
     max_model_len        tokens of prompt and output together
+    vocab_size           tokens that a position has alternatives of
     priority_scheduling  whether a request's priority is honoured
     """
 
     defaults: Mapping[str, Any]
     max_logprobs: int
     max_model_len: int
+    vocab_size: int
     priority_scheduling: bool
 
     def with_defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class Service:
             defaults=defaults,
             max_logprobs=self.config.max_logprobs,
             max_model_len=frontend.info.max_model_len,
+            vocab_size=frontend.info.vocab_size,
             priority_scheduling=self.config.priority_scheduling,
         )
         self.lifecycle.serve()

@@ -37,6 +37,25 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "root": service.config.model_root,
         "parent": None,
         "max_model_len": service.frontend.info.max_model_len,
+        "permission": [_permission(service, name)],
+    }
+
+
+def _permission(service: Service, name: str) -> dict[str, Any]:
+    """What vLLM says of every model, in the words of OpenAI's earlier API."""
+    return {
+        "id": f"modelperm-{name}",
+        "object": "model_permission",
+        "created": service.started_at,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
     }
 
 

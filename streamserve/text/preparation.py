@@ -49,13 +49,27 @@ class PreparedPrompt:
     shown_special_ids: frozenset[int] = frozenset()
 
 
+def num_alternatives(name: str, value: int, *, most: int, vocab_size: int) -> int:
+    """How many alternatives a position reports for `value` of parameter `name`, where -1 is every token of the vocabulary.
+
+    most  the largest that is allowed; -1 for no limit
+
+    Raises `InvalidParameter`.
+    """
+    limit = vocab_size if most == -1 else most
+    number = vocab_size if value == -1 else value
+    if not 0 <= number <= limit:
+        raise InvalidParameter(name, f"must be between 0 and {limit} on this server, got {value}")
+    return number
+
+
 @dataclass(frozen=True)
 class Preparation:
     """Prepares the requests of one engine.
 
     max_model_len   tokens of prompt and output together
     vocab_size      token ids the model knows; it may exceed the tokenizer's
-    max_logprobs    the largest `logprobs` and `prompt_logprobs` of a request
+    max_logprobs    the largest `logprobs` and `prompt_logprobs` of a request; -1 for no limit
     next_seed       makes the seeds of requests without one
     """
 
@@ -133,8 +147,8 @@ class Preparation:
             bad_words_token_ids=self._bad_words(params),
             logit_bias=params.logit_bias or {},
             allowed_token_ids=None if params.allowed_token_ids is None else sorted(set(params.allowed_token_ids)),
-            logprobs=params.logprobs,
-            prompt_logprobs=params.prompt_logprobs,
+            logprobs=self._num_alternatives("logprobs", params.logprobs),
+            prompt_logprobs=self._num_alternatives("prompt_logprobs", params.prompt_logprobs),
         )
         _require_choice(sampling)
         return sampling
@@ -214,10 +228,9 @@ class Preparation:
             if len(token_ids) > self.vocab_size:
                 raise InvalidParameter(name, f"names {len(token_ids)} tokens; this model has {self.vocab_size}")
             self._check_range(name, token_ids)
-        for name in ("logprobs", "prompt_logprobs"):
-            value = getattr(params, name)
-            if value is not None and value > self.max_logprobs:
-                raise InvalidParameter(name, f"must be at most {self.max_logprobs} on this server, got {value}")
+
+    def _num_alternatives(self, name: str, value: int | None) -> int | None:
+        return None if value is None else num_alternatives(name, value, most=self.max_logprobs, vocab_size=self.vocab_size)
 
     def _check_embedded(self, token_ids: list[int]) -> None:
         """Refuse tokens that the tokenizer makes and the model has no embedding of, as some fine-tuned models' do."""

@@ -118,13 +118,14 @@ def test_times_are_read_off_the_reads() -> None:
 def test_the_command_prints_json_lines_and_fails_when_a_request_did() -> None:
     replies = [answer({"data": [{"id": "m"}]}), events(*STREAM), answer({"error": "x"}, 500)]
     with ScriptedServer(*replies) as server:
-        done = CliRunner().invoke(
+        done = CliRunner(env={"VLLM_API_KEY": "theirs"}).invoke(
             bench, ["serve", "--base-url", server.url, "-c", "1", "-n", "2", "-o", "3", "--json"], prog_name="bench"
         )
     assert done.exit_code == 1
     row = json.loads(done.stdout.splitlines()[0])
     assert (row["ok"], row["failed"]) == (1, 1)
     assert "1 of 2 requests failed: HTTP 500" in done.stderr
+    assert {request.headers.get("authorization") for request in server.requests} == {"Bearer theirs"}
 
 
 def test_chat_prompts_cannot_be_token_ids() -> None:

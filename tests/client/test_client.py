@@ -89,6 +89,17 @@ def test_plain_calls_are_typed() -> None:
     assert "stream" not in server.requests[0].body
 
 
+def test_a_key_comes_from_where_the_servers_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    with ScriptedServer(*[answer({"data": []})] * 3) as server:
+        for ours, given in (("", None), ("ours", None), ("ours", "")):
+            monkeypatch.setenv("STREAMSERVE_API_KEY", ours)
+            with Client(server.url, api_key=given) as client:
+                client.models()
+    keys = [request.headers.get("authorization") for request in server.requests]
+    assert keys == ["Bearer theirs", "Bearer ours", None], "an empty key is none, whatever the environment has"
+
+
 def test_without_a_model_the_first_one_listed_is_asked_and_remembered() -> None:
     models = answer({"object": "list", "data": [{"id": "big", "max_model_len": 4096}, {"id": "small"}]})
     with ScriptedServer(models, answer({"choices": []}), answer({"choices": []})) as server, Client(server.url) as client:

@@ -32,6 +32,8 @@ def test_no_step_exceeds_the_budget_and_prompts_are_computed_once() -> None:
         if len(play.outstanding) == 2 or plan is None:
             play.commit()
     assert computed == sum(length + 8 - 1 for length in lengths.values())
+    stats = play.scheduler.stats()
+    assert (stats.step_tokens.total, sum(stats.step_tokens.counts)) == (computed, stats.steps)
     for name, length in lengths.items():
         assert play.tokens(name) == expected(spec(name, length))[0]
 

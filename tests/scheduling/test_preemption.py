@@ -29,6 +29,8 @@ def test_the_most_recent_sequence_yields_first() -> None:
     play.finish()
     for name in "abc":
         assert (play.tokens(name), "length") == expected(spec(name, 7, max_tokens=12))
+    stats = play.scheduler.stats()
+    assert (stats.ended_preemptions.total, sum(stats.ended_preemptions.counts)) == (stats.num_preemptions, 3)
 
 
 def test_under_the_priority_policy_the_lowest_priority_yields_first() -> None:

@@ -32,6 +32,8 @@ async def test_models_are_listed_under_every_served_name() -> None:
             assert response.status == 404
     assert [model["id"] for model in listed["data"]] == ["a", "org/b"]
     assert (shown["id"], shown["root"], shown["max_model_len"]) == ("org/b", "/weights", 4096)
+    [permission] = shown["permission"]
+    assert (permission["object"], permission["allow_sampling"], permission["group"]) == ("model_permission", True, None)
 
 
 async def test_answers_name_the_model_as_it_was_asked_for() -> None:

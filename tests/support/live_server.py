@@ -69,6 +69,7 @@ async def live_server(
             engine,
             byte_tokenizer(),
             eos_token_ids=[EOS],
+            max_logprobs=service.config.max_logprobs,
             chat_template=service.config.chat_template,
             allow_special_tokens_in_messages=service.config.allow_special_tokens_in_messages,
             next_seed=lambda: 7,

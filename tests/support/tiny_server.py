@@ -54,7 +54,14 @@ async def tiny_server(
     await engine.start()
     try:
         service = Service(ServerConfig(model_names=["tiny"], **config))
-        service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS], chat_template=service.config.chat_template), {})
+        frontend = Frontend(
+            engine,
+            byte_tokenizer(),
+            eos_token_ids=[EOS],
+            max_logprobs=service.config.max_logprobs,
+            chat_template=service.config.chat_template,
+        )
+        service.attach(frontend, {})
         async with service.delivery.running(), serving(create_app(service)) as port:
             yield TinyServer(port, model)
     finally:

@@ -113,6 +113,7 @@ def test_the_output_can_be_shortened_instead() -> None:
         ("a", {"allowed_token_ids": [-1]}, "allowed_token_ids"),
         ("a", {"logit_bias": {VOCAB_SIZE: 1.0}}, "logit_bias"),
         ("a", {"logprobs": 21}, "logprobs"),
+        ("a", {"logprobs": -1}, "logprobs"),
         ("a", {"prompt_logprobs": 21}, "prompt_logprobs"),
         ("x" * 60, {"min_tokens": 5, "max_tokens": None}, "min_tokens"),
     ],
@@ -122,6 +123,12 @@ def test_wrong_values_are_refused_by_name(prompt: Any, params: dict[str, Any], p
         prepare(prompt, **params)
     assert raised.value.param == param
     assert raised.value.status == 400
+
+
+def test_minus_one_means_every_token_where_there_is_no_limit() -> None:
+    preparation = Preparation(byte_tokenizer(), max_model_len=64, vocab_size=VOCAB_SIZE, max_logprobs=-1)
+    prepared = preparation.prepare("a", SamplingParams(logprobs=-1, prompt_logprobs=30), request_id="r")
+    assert (prepared.specs[0].sampling.logprobs, prepared.specs[0].sampling.prompt_logprobs) == (VOCAB_SIZE, 30)
 
 
 def test_a_text_that_makes_a_token_without_an_embedding_is_refused_by_the_tokens_name() -> None:

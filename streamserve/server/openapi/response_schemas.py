@@ -22,6 +22,23 @@ class Error(Struct, kw_only=True):
     error: ErrorObject
 
 
+class ModelPermission(Struct, kw_only=True):
+    """What clients may do with a model; the same of all models."""
+
+    id: str
+    object: Literal["model_permission"]
+    created: int
+    allow_create_engine: bool
+    allow_sampling: bool
+    allow_logprobs: bool
+    allow_search_indices: bool
+    allow_view: bool
+    allow_fine_tuning: bool
+    organization: str
+    group: str | None
+    is_blocking: bool
+
+
 class Model(Struct, kw_only=True):
     """A name that requests may give."""
 
@@ -32,6 +49,7 @@ class Model(Struct, kw_only=True):
     root: str | None
     parent: str | None
     max_model_len: int
+    permission: list[ModelPermission]
 
 
 class ModelList(Struct, kw_only=True):

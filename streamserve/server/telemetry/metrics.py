@@ -6,7 +6,8 @@ scrape. prometheus-client renders the page. Lives on one API worker's event loop
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -15,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from streamserve.errors import QueueFull, StreamserveError
 from streamserve.server.telemetry.request_cost import RequestCost
 from streamserve.server.telemetry.shared_counters import Counter, CounterLayout, CounterMemory, Histogram
-from streamserve.types import EngineInfo, EngineStats
+from streamserve.types import EngineInfo, EngineStats, Tally
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "time")
 ADMISSION_REASONS = ("max_num_queued_reqs",)
@@ -124,6 +125,8 @@ class Metrics:
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.", stats.prefix_cache_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits)
         yield self._counter("vllm:num_preemptions", "Sequences that had to give their blocks back.", stats.num_preemptions)
+        yield self._tally("vllm:request_num_preemptions", "Preemptions of a sequence that has ended.", stats.ended_preemptions)
+        yield self._tally("vllm:iteration_tokens_total", "Tokens computed by a step.", stats.step_tokens)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
         yield self._counter("vllm:generation_tokens", "Tokens generated.", stats.generation_tokens)
         yield self._gauge("streamserve:num_requests_paused", "Sequences whose readers lag.", stats.num_requests_paused)
@@ -234,8 +237,15 @@ class Metrics:
         return family
 
     def _histogram(self, name: str, help: str, histogram: Histogram) -> Metric:
-        family = HistogramMetricFamily(name, help, labels=list(self._labels))
         buckets, total = histogram.cumulative(self.memory)
+        return self._buckets(name, help, buckets, total)
+
+    def _tally(self, name: str, help: str, tally: Tally) -> Metric:
+        bounds = [*(str(float(bound)) for bound in tally.bounds), "+Inf"]
+        return self._buckets(name, help, list(zip(bounds, accumulate(tally.counts), strict=True)), tally.total)
+
+    def _buckets(self, name: str, help: str, buckets: Sequence[tuple[str, float]], total: float) -> Metric:
+        family = HistogramMetricFamily(name, help, labels=list(self._labels))
         family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=total)
         return family
 

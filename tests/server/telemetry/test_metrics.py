@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from streamserve.errors import QueueFull
 from streamserve.server.telemetry.metrics import Metrics
-from streamserve.types import EngineStats, TokenDelta
+from streamserve.types import EngineStats, Tally, TokenDelta
 from tests.server.ws.session import session
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
@@ -209,6 +209,9 @@ async def test_a_real_engine_moves_its_gauges_and_totals(tmp_path: Path) -> None
     assert after["vllm:request_queue_time_seconds_count"] == 3
     assert after["vllm:request_queue_time_seconds_sum"] > 0
     assert after["streamserve:steps_total"] >= 16
+    assert after["vllm:iteration_tokens_total_count"] == after["streamserve:steps_total"]
+    assert after["vllm:iteration_tokens_total_sum"] > after["vllm:generation_tokens_total"]
+    assert after["vllm:request_num_preemptions_count"] == 3
 
 
 async def test_the_engines_totals_appear_under_their_names() -> None:
@@ -221,9 +224,12 @@ async def test_the_engines_totals_appear_under_their_names() -> None:
         num_aborts=8,
         abort_latency_s=0.25,
         heartbeat_s=9.0,
+        step_tokens=Tally(bounds=(1, 8), counts=[2, 1, 0], total=7),
     )
     samples = parse(Metrics("m").page(stats))
     assert samples["vllm:num_requests_waiting"] == 3
+    buckets = [samples[f"vllm:iteration_tokens_total_bucket{{le={bound}}}"] for bound in ("1.0", "8.0", "+Inf")]
+    assert (buckets, samples["vllm:iteration_tokens_total_sum"]) == ([2, 3, 3], 7)
     assert samples["streamserve:num_requests_paused"] == 4
     assert samples["vllm:num_preemptions_total"] == 5
     assert samples["streamserve:wasted_tokens_total"] == 6

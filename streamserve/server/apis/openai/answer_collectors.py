@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from streamserve.server.apis.openai.logprobs import LogprobArrays, chat_logprobs, joined, prompt_logprobs
-from streamserve.server.apis.openai.reading import MessageBuilder, MessageReader
+from streamserve.server.apis.openai.reading import MessageBuilder, MessageReader, message_object
 from streamserve.server.apis.openai.script import ChoicePreamble, StreamFormat, finish_reason
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta, TextLogprob
@@ -152,7 +152,7 @@ class ChatCollector(AnswerCollector):
         assert choice.last is not None
         reason = finish_reason(choice.last)
         if self._format.reading is None:
-            return {"role": "assistant", "content": choice.text, "refusal": None}, reason
+            return message_object(choice.text), reason
         reader, message = MessageReader(self._format.reading), MessageBuilder()
         for fields in reader.read(TextDelta(choice.text, finish_reason=choice.last.finish_reason)):
             message.add(fields)

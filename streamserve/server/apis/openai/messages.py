@@ -61,7 +61,7 @@ def _check(where: str, message: dict[str, Any]) -> None:
             _check_part(f"{where}.content[{index}]", part)
     elif not isinstance(content, str | None):
         raise InvalidParameter(f"{where}.content", "must be a string or an array of text parts")
-    for name in ("tool_call_id", "name", "reasoning_content"):
+    for name in ("tool_call_id", "name", "reasoning", "reasoning_content"):
         if not isinstance(message.get(name), str | None):
             raise InvalidParameter(f"{where}.{name}", "must be a string")
     calls = message.get("tool_calls")

@@ -17,6 +17,7 @@ from streamserve.server.apis.openai.schemas import (
 )
 from streamserve.server.apis.openai.tools import ToolUse
 from streamserve.server.config import RequestLimits
+from streamserve.text.preparation import num_alternatives
 from streamserve.types import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -71,9 +72,9 @@ def for_completion(request: CompletionRequest, limits: RequestLimits) -> Samplin
     fields = _common(request, limits)
     fields["max_tokens"] = _first(max_tokens, limits.defaults.get("max_tokens"), DEFAULT_COMPLETION_TOKENS)
     if request.logprobs is not None:
-        fields["logprobs"] = _capped("logprobs", request.logprobs, limits)
+        fields["logprobs"] = _num_alternatives("logprobs", request.logprobs, limits)
         if request.echo:
-            fields.setdefault("prompt_logprobs", request.logprobs)
+            fields.setdefault("prompt_logprobs", fields["logprobs"])
     return SamplingParams(**fields)
 
 
@@ -86,7 +87,7 @@ def for_chat(request: ChatRequest, limits: RequestLimits, tools: ToolUse) -> Sam
         fields["structured_outputs"] = tools.grammar()
     fields["max_tokens"] = _first(request.max_completion_tokens, request.max_tokens, limits.defaults.get("max_tokens"))
     if request.logprobs:
-        fields["logprobs"] = _capped("top_logprobs", request.top_logprobs or 0, limits)
+        fields["logprobs"] = _num_alternatives("top_logprobs", request.top_logprobs or 0, limits)
     elif request.top_logprobs:
         raise InvalidParameter("top_logprobs", "needs logprobs: true")
     return SamplingParams(**fields)
@@ -122,7 +123,7 @@ def _common(request: GenerationRequest, limits: RequestLimits) -> dict[str, Any]
         raise InvalidParameter("cache_salt", "must not be empty")
     fields = limits.with_defaults({name: getattr(request, name) for name in _COPIED})
     if request.prompt_logprobs is not None:
-        _capped("prompt_logprobs", request.prompt_logprobs, limits)
+        fields["prompt_logprobs"] = _num_alternatives("prompt_logprobs", request.prompt_logprobs, limits)
     if request.truncate_prompt_tokens is not None:
         kept = request.truncate_prompt_tokens
         fields["truncate_prompt_tokens"] = limits.max_model_len if kept == -1 else kept
@@ -132,10 +133,8 @@ def _common(request: GenerationRequest, limits: RequestLimits) -> dict[str, Any]
     return fields
 
 
-def _capped(name: str, value: int, limits: RequestLimits) -> int:
-    if not 0 <= value <= limits.max_logprobs:
-        raise InvalidParameter(name, f"must be between 0 and {limits.max_logprobs} on this server, got {value}")
-    return value
+def _num_alternatives(name: str, value: int, limits: RequestLimits) -> int:
+    return num_alternatives(name, value, most=limits.max_logprobs, vocab_size=limits.vocab_size)
 
 
 def _first(*values: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -89,7 +89,8 @@ class MessageReader:
             case Content(text):
                 return {"content": text}
             case Reasoning(text):
-                return {"reasoning_content": text}
+                # vLLM renamed the field; clients of its earlier versions and of DeepSeek read the older name.
+                return {"reasoning": text, "reasoning_content": text}
             case ToolCallStart(call, name):
                 self._has_calls = True
                 self._arguments = []
@@ -104,35 +105,45 @@ class MessageBuilder:
     """A whole message put together from the `delta` objects of a stream."""
 
     def __init__(self) -> None:
-        self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
+        self._texts: dict[str, list[str]] = {"content": [], "reasoning": []}
         self._calls: list[dict[str, Any]] = []
 
     def add(self, fields: dict[str, Any]) -> None:
         for name, value in fields.items():
             if name in self._texts:
                 self._texts[name].append(value)
-            else:
+            elif name == "tool_calls":
                 self._add_call(value[0])
 
     def as_object(self) -> dict[str, Any]:
         content, reasoning = ("".join(texts) for texts in self._texts.values())
         has_other_parts = bool(self._calls or reasoning)
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": None if has_other_parts and not content else content,
-            "refusal": None,
-        }
-        if reasoning:
-            message["reasoning_content"] = reasoning
-        if self._calls:
-            message["tool_calls"] = self._calls
-        return message
+        return message_object(
+            None if has_other_parts and not content else content, reasoning=reasoning or None, tool_calls=self._calls
+        )
 
     def _add_call(self, call: dict[str, Any]) -> None:
         if "id" in call:
             self._calls.append({name: value for name, value in call.items() if name != "index"})
         else:
             self._calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+
+
+def message_object(
+    content: str | None, *, reasoning: str | None = None, tool_calls: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """A whole message: null where it has nothing, as in vLLM; `tool_calls`, which clients test for, where there are some."""
+    message = {
+        "role": "assistant",
+        "content": content,
+        "refusal": None,
+        "annotations": None,
+        "audio": None,
+        "function_call": None,
+        "reasoning": reasoning,
+        "reasoning_content": reasoning,
+    }
+    return {**message, "tool_calls": tool_calls} if tool_calls else message
 
 
 def _is_json(text: str) -> bool:

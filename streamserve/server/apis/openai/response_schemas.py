@@ -139,7 +139,11 @@ class ChatMessage(Struct, kw_only=True):
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    reasoning_content: str | UnsetType = UNSET
+    annotations: None
+    audio: None
+    function_call: None
+    reasoning: str | None
+    reasoning_content: str | None
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
@@ -191,6 +195,7 @@ class ChatDelta(Struct, kw_only=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 

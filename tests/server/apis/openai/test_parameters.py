@@ -161,6 +161,28 @@ async def test_prompt_logprobs_are_maps_from_token_to_rank() -> None:
     assert choice["prompt_logprobs"] == [None, {"98": {"logprob": -0.5, "rank": 1, "decoded_token": "b"}}]
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (COMPLETIONS, {"prompt": "ab", "logprobs": -1, "prompt_logprobs": -1}),
+        (CHAT, {"messages": HELLO, "logprobs": True, "top_logprobs": -1, "prompt_logprobs": -1}),
+        ("/v1/responses", {"input": "hi", "top_logprobs": -1}),
+    ],
+)
+async def test_minus_one_asks_for_every_tokens_logprob_where_the_server_has_no_limit(path: str, asked: dict[str, Any]) -> None:
+    """As `--max-logprobs -1` allows in vLLM."""
+    engine = ScriptedEngine(reply=text_reply("x"))
+    async with live_server(engine, max_logprobs=-1) as server, request(server.port, "POST", path, asked) as response:
+        assert response.status == 200, await response.body()
+        await response.body()
+    sampling = next(iter(engine.specs.values())).sampling
+    assert sampling.logprobs == engine.info.vocab_size
+    assert sampling.prompt_logprobs == (engine.info.vocab_size if "prompt_logprobs" in asked else None)
+    async with live_server(ScriptedEngine()) as server, request(server.port, "POST", path, asked) as response:
+        assert response.status == 400
+        assert "must be between 0 and 20 on this server, got -1" in (await response.body()).decode()
+
+
 async def test_tokens_may_be_written_as_ids() -> None:
     engine = ScriptedEngine(reply=text_reply("x"))
     async with live_server(engine) as server:

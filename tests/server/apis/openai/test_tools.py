@@ -33,6 +33,9 @@ WEATHER = {
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 CHAT: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "say"}]}
 WITH_TOOLS = {**CHAT, "tools": [WEATHER, CLOCK]}
+NULLS = dict.fromkeys(["refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content"])
+"""What vLLM has in every message, null where there is nothing."""
+
 ONE_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call>'
 TWO_CALLS = "Let me see.\n" + ONE_CALL + '\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 
@@ -104,7 +107,7 @@ async def test_content_is_null_when_there_are_only_calls_and_a_text_without_call
     assert choice["message"]["content"] is None
     choice, _ = await ask("Hello <tool", WITH_TOOLS)
     assert (choice["message"], choice["finish_reason"]) == (
-        {"role": "assistant", "content": "Hello <tool", "refusal": None},
+        {"role": "assistant", "content": "Hello <tool", **NULLS},
         "stop",
     )
 
@@ -216,12 +219,14 @@ async def test_mistral_calls_have_ids_that_its_template_takes() -> None:
 async def test_reasoning_comes_before_content_in_a_field_of_its_own() -> None:
     text = "<think>\nhm, hm\n</think>\n\nyes"
     choice, _ = await ask(text, CHAT)
-    assert choice["message"] == {"role": "assistant", "content": "yes", "refusal": None, "reasoning_content": "hm, hm"}
+    reasoning = {"reasoning": "hm, hm", "reasoning_content": "hm, hm"}
+    assert choice["message"] == {"role": "assistant", "content": "yes", **NULLS, **reasoning}
     choices = await stream(text, CHAT)
     message = collected(choices)
+    assert "".join(choice["delta"].get("reasoning", "") for choice in choices) == "hm, hm", "as vLLM names it today"
     assert (message["reasoning_content"], message["content"]) == ("hm, hm", "yes")
     kinds = [next(iter(choice["delta"]), None) for choice in choices]
-    assert kinds.index("reasoning_content") < kinds.index("content")
+    assert kinds.index("reasoning") < kinds.index("content")
     assert choices[-1]["finish_reason"] == "stop"
 
 
@@ -288,7 +293,7 @@ async def test_reasoning_that_is_not_wanted_is_left_out_and_still_counted() -> N
     text = "<think>\nhm, hm\n</think>\n\nyes"
     body = {**CHAT, "include_reasoning": False, "return_token_ids": True}
     choice, _ = await ask(text, body)
-    assert choice["message"] == {"role": "assistant", "content": "yes", "refusal": None}
+    assert choice["message"] == {"role": "assistant", "content": "yes", **NULLS}
     choices = await stream(text, body)
     message = collected(choices)
     assert (message["reasoning_content"], message["content"]) == ("", "yes")
