@@ -16,7 +16,7 @@ DTypeName = Literal["auto", "bfloat16", "float16", "float32", "half", "float"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 Device = Literal["auto", "cuda", "cpu"]
 SchedulingPolicy = Literal["fcfs", "priority"]
-ExecutorBackend = Literal["mp", "ray"]
+ExecutorBackend = Literal["mp", "ray", "uni"]
 
 BLOCK_SIZES = (16, 32, 64)
 
@@ -108,7 +108,10 @@ def _check_parallel(config: EngineConfig) -> None:
         if value != 1:
             raise ConfigError(f"{flag} {value}: only 1 is supported by this version, which runs on one device")
     if config.distributed_executor_backend == "ray":
-        raise ConfigError("--distributed-executor-backend ray: not supported by this version; leave the flag out")
+        raise ConfigError(
+            "--distributed-executor-backend ray: ray starts the ranks of several devices, and this version runs on one; "
+            "leave the flag out"
+        )
 
 
 def replace(config: EngineConfig, **changes: Any) -> EngineConfig:

@@ -14,7 +14,8 @@ from streamserve.bench.measures import median, milliseconds
 from streamserve.bench.output import output_options, show
 from streamserve.bench.report import Report, Row
 from streamserve.bench.workloads import Span, SpanType, Workload
-from streamserve.commands.engine_options import VllmCommand, engine_config, engine_options
+from streamserve.commands.engine_options import engine_config, engine_options
+from streamserve.commands.vllm_command import VllmCommand
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.types import EngineInfo

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from streamserve.commands.engine_options import VllmCommand, engine_config, engine_options
+from streamserve.commands.engine_options import engine_config, engine_options
 from streamserve.commands.local_model import LocalModel, local_model
 from streamserve.commands.sampling_options import sampling_options, sampling_values
+from streamserve.commands.vllm_command import VllmCommand
 from streamserve.errors import InvalidRequest
 
 HINT = "/clear starts anew, /exit leaves, Ctrl-C ends an answer."

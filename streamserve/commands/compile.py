@@ -9,7 +9,8 @@ import click
 from rich.console import Console
 
 from streamserve.checkpoint.names import checkpoint_of
-from streamserve.commands.engine_options import VllmCommand, engine_config, model_options
+from streamserve.commands.engine_options import engine_config, model_options
+from streamserve.commands.vllm_command import VllmCommand
 from streamserve.worker.startup.compiled_layers import compile_for
 
 NAMES = {

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
-import click
-
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+from streamserve.commands.vllm_command import CommandT, option
 
 _NAMES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
 
 def sampling_options(max_tokens: int) -> Callable[[CommandT], CommandT]:
     """Add the options; the command passes their values to `sampling_values`."""
+    sampling = partial(option, "Sampling")
     options = [
-        click.option("--max-tokens", type=int, default=max_tokens, show_default=True, help="The most tokens to generate."),
-        click.option("--temperature", type=float, help="0 takes the likeliest token every time."),
-        click.option("--top-p", type=float, help="Sample among the likeliest tokens that make up this share."),
-        click.option("--top-k", type=int, help="Sample among this many of the likeliest tokens."),
-        click.option("--min-p", type=float, help="Leave out tokens below this share of the likeliest one."),
-        click.option("--repetition-penalty", type=float, help="Above 1 makes repetition less likely."),
-        click.option("--stop", multiple=True, help="End before this text; may be repeated."),
-        click.option("--stats", is_flag=True, help="Print time to first token and tokens per second."),
+        sampling("--max-tokens", type=int, default=max_tokens, help="The most tokens to generate."),
+        sampling("--temperature", type=float, help="0 takes the likeliest token every time."),
+        sampling("--top-p", type=float, help="Sample among the likeliest tokens that make up this share."),
+        sampling("--top-k", type=int, help="Sample among this many of the likeliest tokens."),
+        sampling("--min-p", type=float, help="Leave out tokens below this share of the likeliest one."),
+        sampling("--repetition-penalty", type=float, help="Above 1 makes repetition less likely."),
+        sampling("--stop", multiple=True, help="End before this text; may be repeated."),
+        sampling("--stats", is_flag=True, help="Print time to first token and tokens per second."),
     ]
 
     def add(command: CommandT) -> CommandT:
-        for option in reversed(options):
-            command = option(command)
+        for each in reversed(options):
+            command = each(command)
         return command
 
     return add

@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import click
 
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.commands.api_keys import API_KEY_VARIABLES
-from streamserve.commands.engine_options import AMOUNT, VllmCommand, engine_config, engine_options
+from streamserve.commands.engine_options import AMOUNT, engine_config, engine_options
+from streamserve.commands.vllm_command import VllmCommand, option
 from streamserve.engine.process.start import EngineStart
 from streamserve.errors import ConfigError
 from streamserve.process.limits import raise_descriptor_limit
@@ -38,6 +40,14 @@ NOT_NEGATIVE = click.FloatRange(min=0)
 
 _LISTS = ("--served-model-name", "--api-key")
 _LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+
+
+_server = partial(option, "Server")
+_chat = partial(option, "Chats")
+_answers = partial(option, "Answers")
+_limits = partial(option, "Limits")
+_log = partial(option, "Log")
+_browsers = partial(option, "CORS and TLS")
 
 
 class JsonList(click.ParamType[tuple[str, ...]]):
@@ -59,74 +69,57 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 
 @click.command(cls=VllmCommand, lists=_LISTS)
 @click.argument("model", required=False)
+@_server("--config", expose_value=False, help="YAML file of options, as in port: 8000; the command line wins.")
+@_server("--host", help="Address to listen on; all of them by default.")
+@_server("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
+@_server("--served-model-name", multiple=True, help="Names that requests may give; the first is the one reported.")
+@_server("--api-key", multiple=True, show_default=False, help="Key to ask for; may be repeated. Also from VLLM_API_KEY.")
+@_server("--protect-metrics", is_flag=True, help="Ask for a key at /metrics, too.")
+@_server("--root-path", default="", help="Path under which a proxy shows this server.")
+@_server("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, help="API processes.")
+@_server("--max-engine-restarts", type=click.IntRange(0), default=3, help="Times in a row to restart the engine.")
 @engine_options
-@click.option("--host", help="Address to listen on; all of them by default.")
-@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
-@click.option("--served-model-name", multiple=True, help="Names that requests may give; the first is the one reported.")
-@click.option("--api-key", multiple=True, help=f"Key to ask for; may be repeated. Also from {' or '.join(API_KEY_VARIABLES)}.")
-@click.option("--protect-metrics", is_flag=True, help="Ask for a key at /metrics, too.")
-@click.option("--root-path", default="", help="Path under which a proxy shows this server.")
-@click.option("--chat-template", help="A Jinja file, or the template itself, instead of the model's own.")
-@click.option(
+@_chat("--chat-template", help="A Jinja file, or the template itself, instead of the model's own.")
+@_chat(
     "--trust-request-chat-template",
     is_flag=True,
     help="Accept chat templates in requests: each runs in a process of its own, for a second at most.",
 )
-@click.option(
+@_chat(
     "--allow-special-tokens-in-messages",
     is_flag=True,
     help="Read <|im_end|> and the like in a chat's messages as the model's tokens, not as text.",
 )
-@click.option("--tool-call-parser", type=click.Choice(list(TOOL_CALL_PARSERS)), help="Reads tool calls; else by the template.")
-@click.option("--reasoning-parser", type=click.Choice(list(REASONING_PARSERS)), help="Reads reasoning; else by the template.")
-@click.option("--enable-auto-tool-choice", is_flag=True, help="Do not start when the model's tool calls can't be read.")
-@click.option("--exclude-tools-when-tool-choice-none", is_flag=True, help="Leave tools not to be called out of the prompt.")
-@click.option("--generation-config", default="auto", help='"auto": defaults from the model; "vllm": none; or a folder.')
-@click.option("--override-generation-config", default="{}", help="JSON object of defaults that replace the model's.")
-@click.option(
-    "--max-logprobs",
-    type=click.IntRange(min=-1),
-    default=20,
-    show_default=True,
-    help="Most alternatives per position; -1: all.",
-)
-@click.option("--return-tokens-as-token-ids", is_flag=True, help='Write tokens as "token_id:<id>" in logprobs.')
-@click.option("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
-@click.option(
-    "--shutdown-timeout", type=NOT_NEGATIVE, default=30.0, show_default=True, help="Seconds running streams get at the end."
-)
-@click.option(
-    "--max-engine-restarts", type=click.IntRange(0), default=3, show_default=True, help="Times in a row to restart the engine."
-)
-@click.option("--keepalive", type=ABOVE_ZERO, default=15.0, show_default=True, help="Seconds of silence before a blank line.")
-@click.option("--receive-timeout", type=ABOVE_ZERO, default=20.0, show_default=True, help="Seconds a request may stall.")
-@click.option("--send-timeout", type=ABOVE_ZERO, default=60.0, show_default=True, help="Seconds a client may read nothing.")
-@click.option("--max-request-bytes", type=AMOUNT, default="16M", show_default=True, help="Largest request body.")
-@click.option(
-    "--max-sockets", type=click.IntRange(1), default=1024, show_default=True, help="WebSockets open at a time, per API process."
-)
-@click.option(
-    "--max-streams-per-socket", type=click.IntRange(1), default=64, show_default=True, help="Streams on a WebSocket at a time."
-)
-@click.option(
-    "--socket-idle-timeout", type=ABOVE_ZERO, default=600.0, show_default=True, help="Seconds a WebSocket may be idle."
-)
-@click.option(
-    "--resume-timeout", type=NOT_NEGATIVE, default=60.0, show_default=True, help="Seconds a dropped stream can be resumed."
-)
-@click.option("--response-ttl", type=NOT_NEGATIVE, default=3600.0, show_default=True, help="Seconds a stored response is kept.")
-@click.option("--uvicorn-log-level", type=click.Choice(_LOG_LEVELS), default="info", show_default=True)
-@click.option("--disable-uvicorn-access-log", is_flag=True, help="No line per request.")
-@click.option("--disable-log-requests", is_flag=True, help="Accepted for vLLM's command lines: prompts are never logged.")
-@click.option("--otlp-traces-endpoint", help="URL to send OpenTelemetry traces to, over OTLP/HTTP.")
-@click.option("--allow-credentials", is_flag=True, help="CORS: allow cookies and the like.")
-@click.option("--allowed-origins", type=JsonList(), default=("*",), help="CORS: JSON array of origins.")
-@click.option("--allowed-methods", type=JsonList(), default=("*",), help="CORS: JSON array of methods.")
-@click.option("--allowed-headers", type=JsonList(), default=("*",), help="CORS: JSON array of headers.")
-@click.option("--ssl-keyfile", help="TLS private key.")
-@click.option("--ssl-certfile", help="TLS certificate.")
-@click.option("--ssl-ca-certs", help="CA certificates that clients are checked against.")
-@click.option("--ssl-cert-reqs", type=int, default=int(ssl.CERT_NONE), help="Whether clients need a certificate (ssl.CERT_*).")
+@_chat("--tool-call-parser", type=click.Choice(list(TOOL_CALL_PARSERS)), help="Reads tool calls; else by the template.")
+@_chat("--reasoning-parser", type=click.Choice(list(REASONING_PARSERS)), help="Reads reasoning; else by the template.")
+@_chat("--enable-auto-tool-choice", is_flag=True, help="Do not start when the model's tool calls can't be read.")
+@_chat("--exclude-tools-when-tool-choice-none", is_flag=True, help="Leave tools not to be called out of the prompt.")
+@_answers("--generation-config", default="auto", help='"auto": defaults from the model; "vllm": none; or a folder.')
+@_answers("--override-generation-config", default="{}", help="JSON object of defaults that replace the model's.")
+@_answers("--max-logprobs", type=click.IntRange(min=-1), default=20, help="Most alternatives per position; -1: all.")
+@_answers("--return-tokens-as-token-ids", is_flag=True, help='Write tokens as "token_id:<id>" in logprobs.')
+@_limits("--shutdown-timeout", type=NOT_NEGATIVE, default=30.0, help="Seconds running streams get at the end.")
+@_limits("--keepalive", type=ABOVE_ZERO, default=15.0, help="Seconds of silence before a blank line.")
+@_limits("--receive-timeout", type=ABOVE_ZERO, default=20.0, help="Seconds a request may stall.")
+@_limits("--send-timeout", type=ABOVE_ZERO, default=60.0, help="Seconds a client may read nothing.")
+@_limits("--max-request-bytes", type=AMOUNT, default="16M", help="Largest request body.")
+@_limits("--max-sockets", type=click.IntRange(1), default=1024, help="WebSockets open at a time, per API process.")
+@_limits("--max-streams-per-socket", type=click.IntRange(1), default=64, help="Streams on a WebSocket at a time.")
+@_limits("--socket-idle-timeout", type=ABOVE_ZERO, default=600.0, help="Seconds a WebSocket may be idle.")
+@_limits("--resume-timeout", type=NOT_NEGATIVE, default=60.0, help="Seconds a dropped stream can be resumed.")
+@_limits("--response-ttl", type=NOT_NEGATIVE, default=3600.0, help="Seconds a stored response is kept.")
+@_log("--uvicorn-log-level", type=click.Choice(_LOG_LEVELS), default="info", help="What is logged.")
+@_log("--disable-uvicorn-access-log", is_flag=True, help="No line per request.")
+@_log("--enable-log-requests", is_flag=True, help="Log the parameters of each request; prompts are never logged.")
+@_log("--otlp-traces-endpoint", help="URL to send OpenTelemetry traces to, over OTLP/HTTP.")
+@_browsers("--allow-credentials", is_flag=True, help="CORS: allow cookies and the like.")
+@_browsers("--allowed-origins", type=JsonList(), default=("*",), help="CORS: JSON array of origins.")
+@_browsers("--allowed-methods", type=JsonList(), default=("*",), help="CORS: JSON array of methods.")
+@_browsers("--allowed-headers", type=JsonList(), default=("*",), help="CORS: JSON array of headers.")
+@_browsers("--ssl-keyfile", help="TLS private key.")
+@_browsers("--ssl-certfile", help="TLS certificate.")
+@_browsers("--ssl-ca-certs", help="CA certificates that clients are checked against.")
+@_browsers("--ssl-cert-reqs", type=int, default=int(ssl.CERT_NONE), help="Whether clients need a certificate (ssl.CERT_*).")
 def serve(model: str | None, **values: Any) -> int:
     """Serve MODEL over HTTP with OpenAI's API, under the flags of `vllm serve`."""
     options = serve_options(model, values)
@@ -190,6 +183,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         exclude_tools_when_tool_choice_none=values["exclude_tools_when_tool_choice_none"],
         priority_scheduling=engine.scheduling_policy == "priority",
         return_tokens_as_token_ids=values["return_tokens_as_token_ids"],
+        log_requests=values["enable_log_requests"],
         otlp_traces_endpoint=values["otlp_traces_endpoint"],
         seed=seed,
         cors=CorsConfig(
@@ -257,9 +251,9 @@ def _object(flag: str, text: str) -> dict[str, Any]:
 
 
 def _api_keys(values: dict[str, Any]) -> list[str]:
-    """Keys from the flags, else from the environment."""
+    """Keys from the options, else from the environment, where vLLM's counts, too."""
     keys = list(values["api_key"]) or [key for name in API_KEY_VARIABLES if (key := os.environ.get(name))][:1]
-    if values["api_key"] and not all(keys):
+    if not all(keys):
         raise ConfigError("--api-key: a key can't be empty")
     return keys
 

@@ -1,34 +1,88 @@
-"""Flags of `vllm serve` that this version does not support, each refused by its name."""
+"""vLLM's flags that are no options here: accepted where they describe what happens anyway, else refused by name.
+
+Pure functions of the words of a command line.
+"""
 
 from __future__ import annotations
 
-UNSUPPORTED = frozenset(
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from streamserve.errors import ConfigError
+from streamserve.vllm_arguments import ARGUMENTS, SHORT, refusal
+
+
+def without_vllm_flags(arguments: list[str], options: Mapping[str, click.Option]) -> list[str]:
+    """The arguments that are for the command itself.
+
+    options  of the command, by each of their spellings
+
+    Raises `ConfigError` for a flag whose value is not supported.
     """
-    --additional-config --attention-backend --block-allocator --calculate-kv-scales --code-revision --collect-detailed-traces
-    --compilation-config --config --config-format --convert --cpu-offload-gb --cuda-graph-sizes --data-parallel-address
-    --data-parallel-backend --data-parallel-rank --data-parallel-rpc-port --data-parallel-size-local --data-parallel-start-rank
-    --decode-context-parallel-size --default-mm-loras --disable-cascade-attn --disable-custom-all-reduce --disable-fastapi-docs
-    --disable-frontend-multiprocessing --disable-hybrid-kv-cache-manager --disable-sliding-window --download-dir
-    --enable-dbo --enable-eplb --enable-expert-parallel --enable-force-include-usage
-    --enable-log-outputs --enable-log-requests --enable-lora --enable-mfu-metrics --enable-multimodal-encoder-data-parallel
-    --enable-prompt-embeds --enable-prompt-tokens-details --enable-reasoning --enable-request-id-headers
-    --enable-server-load-tracking --enable-sleep-mode --enable-ssl-refresh --enable-tokenizer-info-endpoint --eplb-config
-    --fully-sharded-loras --guided-decoding-backend --h11-max-header-count
-    --h11-max-incomplete-event-size --headless --hf-config-path --hf-overrides --hf-token --ignore-patterns
-    --interleave-mm-strings --io-processor-plugin --kv-cache-dtype --kv-events-config --kv-offloading-backend
-    --kv-offloading-size --kv-sharing-fast-prefill --kv-transfer-config --limit-mm-per-prompt --log-config-file
-    --logits-processor-pattern --logits-processors --logprobs-mode --long-prefill-token-threshold --lora-dtype --lora-modules
-    --mamba-cache-dtype --mamba-ssm-cache-dtype --master-addr --master-port --max-cpu-loras --max-log-len
-    --max-long-partial-prefills --max-lora-rank --max-loras --max-num-partial-prefills --max-parallel-loading-workers
-    --max-seq-len-to-capture --media-io-kwargs --middleware --mm-encoder-tp-mode --mm-processor-cache-gb
-    --mm-processor-cache-type --mm-processor-kwargs --model-impl --model-loader-extra-config --nnodes --node-rank
-    --num-gpu-blocks-override --num-lookahead-slots --override-attention-dtype --override-neuron-config
-    --override-pooler-config --pooler-config --preemption-mode --prefix-caching-hash-algo --pt-load-map-location
-    --ray-workers-use-nsight --reasoning-parser-plugin --response-role --rope-scaling --rope-theta --runner
-    --safetensors-load-strategy --scheduler-cls --scheduler-delay-factor --scheduler-reserve-full-isl
-    --show-hidden-metrics-for-version --skip-mm-profiling --skip-tokenizer-init --speculative-config --ssl-refresh
-    --structured-outputs-config --swap-space --task --tokenizer-mode --tokenizer-pool-extra-config --tokenizer-pool-size
-    --tokenizer-pool-type --tokenizer-revision --tool-parser-plugin --tool-server --uds --use-tqdm-on-load
-    --use-v2-block-manager --video-pruning-rate --worker-cls --worker-extension-cls
-    """.split()  # noqa: SIM905  (a list of a hundred literals says no more)
-)
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if argument == "--":
+            return [*kept, argument, *rest]
+        if flag in options:
+            words = [argument] if equals or options[flag].is_flag else [argument, *_next(rest)]
+            # vLLM's spelling of an option that is not given.
+            kept += [] if words[-1].removeprefix(f"{flag}=") == "None" else words
+        elif (name := _name_of(flag)) is None:
+            kept.append(argument)
+        else:
+            _check(flag, name, value if equals else None, rest)
+    return kept
+
+
+def check_value(spelling: str, name: str, value: Any) -> None:
+    """Raise `ConfigError` unless this value of an argument of vLLM's describes what happens anyway."""
+    if isinstance(value, str):
+        value = click.BOOL(value) if ARGUMENTS[name].is_flag else _parsed(value)
+    if (reason := refusal(name, value)) is not None:
+        raise ConfigError(f"{spelling}: not supported: {reason}")
+
+
+def _check(flag: str, name: str, text: str | None, rest: Iterator[str]) -> None:
+    if ARGUMENTS[name].is_flag:
+        return check_value(flag, name, not flag.startswith("--no-"))
+    if text is None:
+        text = next(iter(_next(rest)), "")
+    value = _parsed(text)
+    # vLLM sets one key of an object as --structured-outputs-config.backend auto.
+    for key in reversed(flag.split(".")[1:]):
+        value = {key: value}
+    return check_value(flag, name, value)
+
+
+def _name_of(flag: str) -> str | None:
+    """The name in `ARGUMENTS` that a word spells."""
+    if flag in SHORT:
+        return SHORT[flag]
+    if flag.startswith("-O") and not flag.startswith("--"):
+        return SHORT["-O"]
+    if not flag.startswith("--"):
+        return None
+    name = flag[2:].partition(".")[0].replace("-", "_")
+    positive = name.removeprefix("no_")
+    if positive in ARGUMENTS and (positive == name or ARGUMENTS[positive].is_flag):
+        return positive
+    return None
+
+
+def _next(rest: Iterator[str]) -> list[str]:
+    return [word for word in [next(rest, None)] if word is not None]
+
+
+def _parsed(text: str) -> Any:
+    """A value as a command line spells it: JSON, vLLM's None, or text."""
+    if text == "None":
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

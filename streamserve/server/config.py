@@ -46,6 +46,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     exclude_tools_when_tool_choice_none     leave tools that must not be called out of the prompt
     priority_scheduling     whether a request's priority is honoured
     return_tokens_as_token_ids  default of the parameter of that name
+    log_requests            whether the parameters of each request are logged
     max_sockets             WebSockets that one API worker holds at a time
     max_streams_per_socket  streams that a WebSocket carries at a time
     socket_age_s            a WebSocket open for longer is closed
@@ -77,6 +78,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     exclude_tools_when_tool_choice_none: bool = False
     priority_scheduling: bool = False
     return_tokens_as_token_ids: bool = False
+    log_requests: bool = False
     max_sockets: int = 1024
     max_streams_per_socket: int = 64
     socket_age_s: float = 3600.0

@@ -29,6 +29,7 @@ from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.request_cost import TokenCounts
+from streamserve.server.telemetry.request_log import log_request
 from streamserve.server.telemetry.tracing import Tracer
 from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.parsing.dialect import Dialect
@@ -149,6 +150,8 @@ class Service:
             self.metrics.request_max_tokens.observe(limit)
         trace = None if self.tracer is None else self.tracer.begin(id, model, params, max_tokens[0])
         usage = TokenCounts(sum(len(prompt.prompt_token_ids) for prompt in prompts))
+        if self.config.log_requests:
+            log_request(id, params, num_prompts=len(prompts), num_prompt_tokens=usage.prompt_tokens, max_tokens=max_tokens[0])
         admit = admit or partial(self.frontend.open, prompts)
         return self.delivery.new_run(id, admit, usage, num_prompts=len(prompts), n=params.n, trace=trace)
 

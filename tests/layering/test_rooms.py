@@ -14,6 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kv_groups": set(),
     "types": {"errors", "kv_groups"},
     "config": {"errors"},
+    "vllm_arguments": set(),
     # files on disk
     "checkpoint": FOUNDATION | {"process"},
     # the processes of one program, and what their event loops share
@@ -29,15 +30,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": FOUNDATION | {"checkpoint"},
     "text_stream": FOUNDATION | {"aio", "engine", "text"},
     "frontend": FOUNDATION | {"engine", "text", "text_stream"},
-    "offline": FOUNDATION | {"text"},
+    "offline": FOUNDATION | {"text", "vllm_arguments"},
     "async_engine": FOUNDATION | {"aio", "checkpoint", "engine", "executor", "frontend", "text", "text_stream"},
     "llm": FOUNDATION | {"async_engine", "offline", "text"},
     "server": FOUNDATION | {"aio", "checkpoint", "engine", "frontend", "process", "text"},
     "demo": FOUNDATION | {"process"},
     # the command line; `cli` names its commands and imports them when they are called
-    "commands": FOUNDATION | {"async_engine", "checkpoint", "engine", "offline", "process", "server", "text", "worker"},
+    "commands": FOUNDATION
+    | {"async_engine", "checkpoint", "engine", "offline", "process", "server", "text", "vllm_arguments", "worker"},
     "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "process"},
     "cli": FOUNDATION | {"process"},
+    "entrypoints": {"cli"},
     # the package itself loads names on first use
     "__init__": {"types", "async_engine", "llm"},
     "__main__": {"cli"},

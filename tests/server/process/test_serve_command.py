@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from streamserve.cli import run
-from streamserve.commands.serve import serve, serve_options
+from tests.support.command_line import serve_options_of as options
 from tests.support.serve_process import ServeProcess, is_running, serve_process
 
 SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024", "--enforce-eager")
@@ -29,9 +29,8 @@ SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024
         (["demo", "--zork", "1"], ["--zork"]),
         (["demo", "--port", "many"], ["--port", "many"]),
         (["demo", "--port", "99999"], ["--port 99999", "65535"]),
-        (["demo", "--swap-space", "4"], ["--swap-space", "vLLM"]),
-        (["demo", "--enable_lora"], ["--enable-lora", "vLLM"]),
-        (["demo", "--no-enable-log-requests"], ["--no-enable-log-requests", "vLLM"]),
+        (["demo", "--kv-cache-dtype", "fp8"], ["--kv-cache-dtype", "the model's dtype"]),
+        (["demo", "--enable_lora"], ["--enable-lora", "without adapters"]),
         (["demo", "-tp", "2"], ["--tensor-parallel-size 2"]),
         (["demo", "--distributed-executor-backend", "ray"], ["ray"]),
         (["demo", "--dtype", "int3"], ["--dtype", "bfloat16"]),
@@ -72,13 +71,6 @@ def test_a_port_in_use_is_one_line_that_says_so(capsys: pytest.CaptureFixture[st
             assert len(error.strip().splitlines()) == 1
             assert f"port {port}" in error
             assert "--port" in error
-
-
-def options(*arguments: str) -> Any:
-    """What a command line means, without running it."""
-    with serve.make_context("serve", list(arguments)) as context:
-        values = dict(context.params)
-        return serve_options(values.pop("model"), values)
 
 
 def test_vllms_command_line_means_what_it_means_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Modules to run under the names that vLLM gave them."""

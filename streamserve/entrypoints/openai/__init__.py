@@ -1,0 +1,1 @@
+"""`python -m streamserve.entrypoints.openai.api_server`."""
