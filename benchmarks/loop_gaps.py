@@ -50,7 +50,7 @@ def bodies() -> Iterator[tuple[str, str, bytes]]:
     yield "allowed_token_ids", chat, fill(head + ',"allowed_token_ids":[', "17", "]}")
     yield "logit_bias, 49 000", chat, json.dumps({**user, "logit_bias": {str(n): 1 for n in range(49_000)}}).encode()
     yield "prompt of ids", "/v1/completions", fill('{"prompt":[', "17", "]}")
-    yield "prompts, 4096", "/v1/completions", json.dumps({"prompt": ["a"] * 4096, "max_tokens": 1}).encode()
+    yield "prompts, 1024", "/v1/completions", json.dumps({"prompt": ["a"] * 1024, "max_tokens": 1}).encode()
     yield "input items", "/v1/responses", fill('{"input":[', message, "]}")
     yield "input items, 8192", "/v1/responses", f'{{"max_output_tokens":1,"input":[{",".join([message] * 8192)}]}}'.encode()
     yield "tokens", "/detokenize", fill('{"tokens":[', "17", "]}")

@@ -6,12 +6,13 @@ long texts are tokenised on threads. Knows neither HTTP nor where its engine run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import checkpoint
 
 from streamserve.engine.base import Engine
 from streamserve.errors import UnsupportedParameter
@@ -28,6 +29,12 @@ T = TypeVar("T")
 
 LONG_TEXT = 8192
 """Characters, or token ids, from which a text is worked on by a thread; for shorter ones the hop costs more than the work."""
+
+CHARS_PER_CHOICE = 32
+"""Characters that take as long to tokenise as the rest of the work on a choice takes."""
+
+CHOICES_PER_TURN = 256
+"""Choices of one request that are made ready before other tasks have a turn."""
 
 LONG_TEXTS_AT_A_TIME = 4
 """Each takes forty times its size in memory."""
@@ -72,6 +79,10 @@ class Frontend:
     def info(self) -> EngineInfo:
         return self.engine.info
 
+    def check_length(self, prompt: Prompt) -> None:
+        """Refuse a prompt that does not fit, as far as that can be told at once. Raises `ContextLengthExceeded`."""
+        self._preparation.check_length(prompt)
+
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, without blocking the event loop.
 
@@ -81,11 +92,7 @@ class Frontend:
         return await self._off_loop(partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens), len(text))
 
     async def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special ones included, without blocking the event loop.
-
-        Raises `ContextLengthExceeded` for more of them than a context has.
-        """
-        self._preparation.check_length(token_ids)
+        """The text of token ids, special ones included, without blocking the event loop."""
         return await self._off_loop(partial(self.tokenizer.decode, token_ids, skip_special_tokens=False), len(token_ids))
 
     async def entries(self, token_ids: Sequence[int]) -> list[str]:
@@ -104,25 +111,36 @@ class Frontend:
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
-        like: PreparedPrompt | None = None,
     ) -> PreparedPrompt:
         """Tokenise and check a prompt; arguments and errors as `Preparation.prepare`. Nothing is admitted yet.
 
         request_id  names the sequences, so it must be unique while they run; random by default
         """
-        prepare = partial(
-            self._preparation.prepare,
-            prompt,
+        [prepared] = await self.prepare_all(
+            [prompt],
             params,
-            request_id=request_id or uuid4().hex,
+            request_ids=[request_id or uuid4().hex],
             add_special_tokens=add_special_tokens,
             priority=priority,
             cache_salt=cache_salt,
             clamp_max_tokens=clamp_max_tokens,
             shown_special_ids=shown_special_ids,
-            like=like,
         )
-        return await self._off_loop(prepare, len(prompt))
+        return prepared
+
+    async def prepare_all(
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, request_ids: Sequence[str], **options: Any
+    ) -> list[PreparedPrompt]:
+        """`prepare` several prompts of one request, which share their parameters."""
+
+        def prepare() -> list[PreparedPrompt]:
+            prepared: list[PreparedPrompt] = []
+            for prompt, request_id in zip(prompts, request_ids, strict=True):
+                like = prepared[0] if prepared else None
+                prepared.append(self._preparation.prepare(prompt, params, request_id=request_id, like=like, **options))
+            return prepared
+
+        return await self._off_loop(prepare, _size(prompts, params))
 
     def render_chat(
         self,
@@ -170,18 +188,21 @@ class Frontend:
         choices = [(prompt, spec) for prompt in prompts for spec in prompt.specs]
         distinct = {id(prompt.params): prompt.params for prompt in prompts}
         stops = {key: StopIndex(params.stop_strings) for key, params in distinct.items()}
-        texts = [
-            SequenceText(
-                self.tokenizer,
-                prompt.params,
-                spec,
-                eos_token_ids=prompt.eos_token_ids,
-                shown_special_ids=prompt.shown_special_ids,
-                index=index,
-                stops=stops[id(prompt.params)],
+        texts: list[SequenceText] = []
+        for index, (prompt, spec) in enumerate(choices):
+            texts.append(
+                SequenceText(
+                    self.tokenizer,
+                    prompt.params,
+                    spec,
+                    eos_token_ids=prompt.eos_token_ids,
+                    shown_special_ids=prompt.shown_special_ids,
+                    index=index,
+                    stops=stops[id(prompt.params)],
+                )
             )
-            for index, (prompt, spec) in enumerate(choices)
-        ]
+            if index % CHOICES_PER_TURN == CHOICES_PER_TURN - 1:
+                await checkpoint()
         return TextStream(self.engine, await self.engine.open([spec for _, spec in choices]), texts)
 
     async def _off_loop(self, work: Callable[[], T], size: int) -> T:
@@ -191,3 +212,10 @@ class Frontend:
     async def generate(self, prompt: Prompt, params: SamplingParams, **options: Any) -> TextStream:
         """`prepare` and `open` of one prompt."""
         return await self.open([await self.prepare(prompt, params, **options)])
+
+
+def _size(prompts: Sequence[Prompt], params: SamplingParams) -> int:
+    """Roughly what it takes to prepare prompts, in characters."""
+    lists = (params.allowed_token_ids, params.stop_token_ids, params.logit_bias, params.bad_words)
+    in_lists = sum(len(each) for each in lists if isinstance(each, Sized))
+    return sum(map(len, prompts)) + in_lists + CHARS_PER_CHOICE * len(prompts) * params.n

@@ -27,6 +27,7 @@ from streamserve.engine.process.start import EngineStart
 from streamserve.errors import ConfigError
 from streamserve.process.limits import raise_descriptor_limit
 from streamserve.process.signals import exiting_on
+from streamserve.process.switch_interval import shorten_switch_interval
 from streamserve.server.config import CorsConfig, ServerConfig
 from streamserve.server.http.listen import Listen, bind
 from streamserve.server.process.logs import configure
@@ -125,6 +126,7 @@ def serve(model: str | None, **values: Any) -> int:
     options = serve_options(model, values)
     configure(options.listen.log_level)
     raise_descriptor_limit()
+    shorten_switch_interval()
     startup_log = StartupLog()
     # The port first, which may be in use. Until the server handles signals itself, one unwinds this block.
     with bind(options.listen) as listening, exiting_on(signal.SIGTERM):

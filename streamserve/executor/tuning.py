@@ -13,6 +13,7 @@ import sys
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.process.cache import compiled_layers
+from streamserve.process.switch_interval import shorten_switch_interval
 
 SPIN_COUNT = "5000"
 """How often an OpenMP thread looks for the next operation before it sleeps: some 60 µs, the time between two of them.
@@ -26,13 +27,6 @@ COMPILED_SPIN_COUNT = "60000"
 
 Their operations follow each other at once, so that a thread waits for little else: 5 to 10 % more tokens than with `SPIN_COUNT`
 at 1, 8 and 16 streams. Without compiled layers it is 10 % less at 16.
-"""
-
-SWITCH_S = 0.0005
-"""How long a thread may hold the interpreter while another wants it; 5 ms by default.
-
-A GPU's step is launched in less time than that. On a CPU the launch thread holds the interpreter through every compiled layer,
-while others want to hand on the tokens of the step before.
 """
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -50,7 +44,7 @@ def tune_before_loading(config: EngineConfig, checkpoint: Checkpoint) -> None:
 
 def tune_after_loading() -> None:
     """Shorten the interpreter's switch interval. Loading, which compiles on many threads, is done by then."""
-    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
+    shorten_switch_interval()
 
 
 def keep_freed_memory() -> None:

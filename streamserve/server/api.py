@@ -7,7 +7,6 @@ An API is a folder in `apis/`: schemas of its requests, a script that maps delta
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 from litestar.types import ControllerRouterHandler
@@ -15,9 +14,10 @@ from litestar.types import ControllerRouterHandler
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.http.errors import ErrorBody, error_body
+from streamserve.server.http.request_body import Body
 from streamserve.server.service import Service
 
-Create = Callable[[Service, dict[str, Any], bool], Awaitable[LoggedRun[SocketEvent]]]
+Create = Callable[[Service, Body, bool], Awaitable[LoggedRun[SocketEvent]]]
 """Checks the body of a create message, and whether it is resumable, and makes the run that will answer it."""
 
 

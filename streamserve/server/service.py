@@ -6,12 +6,11 @@ Lives on the worker's event loop. Endpoints get it by injection; nothing of it i
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import anyio
-from anyio import CapacityLimiter, to_thread
 
 from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable, quoted
 from streamserve.frontend import Frontend
@@ -22,6 +21,7 @@ from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.delivery.run import Admit, Run
+from streamserve.server.http.large_work import LargeWork
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.open_sockets import DRAINING, FAILED, OpenSockets
 from streamserve.server.request_templates import RequestTemplates
@@ -37,29 +37,12 @@ from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import EngineInfo, EngineStats
 
-LARGE_REQUESTS_AT_A_TIME = 2
-"""Threads that check and write out large requests: each may take the interpreter from the event loop for 5 ms at a time."""
-
 MAX_STORED = 4096
 MAX_STORED_BYTES = 256 << 20
 """Memory that stored answers may hold."""
 
 HEARTBEAT_LIMIT_S = 30.0
 """Seconds without a heartbeat after which the engine is not ready."""
-
-
-T = TypeVar("T")
-
-
-class CallRunner(Protocol):
-    """Runs a function on the event loop (`at_once`) or off it (`Service.off_loop`)."""
-
-    def __call__(self, call: Callable[[], T], /) -> Awaitable[T]: ...
-
-
-async def at_once(call: Callable[[], T]) -> T:
-    """Run a function on the event loop."""
-    return call()
 
 
 class StoredAnswer(Expiring, Protocol):
@@ -102,7 +85,7 @@ class Service:
             ttl_s=config.response_ttl_s, max_items=MAX_STORED, max_bytes=MAX_STORED_BYTES
         )
         self.siblings = siblings
-        self._large_requests = CapacityLimiter(LARGE_REQUESTS_AT_A_TIME)
+        self.large_work = LargeWork()
         self._frontend: Frontend | None = None
         self._limits: RequestLimits | None = None
 
@@ -188,10 +171,6 @@ class Service:
         if name not in names:
             raise ModelNotFound(f"the model {quoted(name)} does not exist here; /v1/models lists what is served", param="model")
         return name
-
-    async def off_loop(self, call: Callable[[], T]) -> T:
-        """Run work on every value of a large request on a thread."""
-        return await to_thread.run_sync(call, limiter=self._large_requests)
 
     @property
     def engine_info(self) -> EngineInfo | None:

@@ -22,7 +22,8 @@ from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.errors import ConfigError, ContextLengthExceeded, EngineDead, InvalidParameter, QueueFull, Unavailable
-from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT, SWITCH_S
+from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT
+from streamserve.process.switch_interval import SWITCH_S
 from streamserve.types import EngineStats
 from tests.engine.conftest import MakeSpec
 from tests.support.checkpoints import no_weights

@@ -12,8 +12,9 @@ import pytest
 
 from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
-from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT, SWITCH_S
+from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT
 from streamserve.models.aot.marks import mark_compiled
+from streamserve.process.switch_interval import SWITCH_S
 from tests.support.process_settings import environment_without_settings
 
 TUNE = """

@@ -111,7 +111,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "http": {"telemetry"},
         "siblings": {"http"},
         "delivery": {"http", "telemetry"},
-        "service": {"config", "delivery", "lifecycle", "open_sockets", "request_templates", "siblings", "telemetry"},
+        "service": {"config", "delivery", "http", "lifecycle", "open_sockets", "request_templates", "siblings", "telemetry"},
         # what an API, the sockets and the app know of each other
         "api": {"delivery", "http", "service"},
         "ws": {"api", "config", "delivery", "http", "open_sockets", "service", "siblings"},

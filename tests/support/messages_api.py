@@ -100,7 +100,7 @@ def _error(error: StreamserveError) -> dict[str, str]:
 
 @post("/v1/messages", status_code=200)
 async def create_message(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
-    body, ignored, _ = await decode(await request.body(), MessagesRequest)
+    body, ignored, _ = await decode(await request.body(), MessagesRequest, service.large_work)
     model = service.resolve_model(body.model)
     names = identify("msg_", None, request.headers.get("x-request-id", ""), taken=service.delivery.active_requests)
     id = names.answer_id

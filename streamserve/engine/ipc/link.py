@@ -23,13 +23,13 @@ class LinkLimits(NamedTuple):
     high_water_bytes  unsent bytes above which the socket counts as not draining
     backlog_bytes     unsent bytes above which it is closed
     drain_timeout_s   seconds of not draining after which it is closed
-    message_ids       token ids in one message, at most: five bytes each, they fit the backlog with all else in a request
+    message_ids       token ids in one message, at most: they take a few milliseconds to encode, and more to decode
     """
 
     high_water_bytes: int = 1 << 20
     backlog_bytes: int = 64 << 20
     drain_timeout_s: float = 60.0
-    message_ids: int = 8 << 20
+    message_ids: int = 1 << 20
 
 
 class Link(asyncio.Protocol, Generic[M]):

@@ -1,12 +1,13 @@
 """How the body of a request becomes a typed struct; the same for every API.
 
 Strict about types (the error names the parameter) and lenient about names: fields that no struct has, at whatever level, are
-returned, so that the answer can carry a warning. Pure functions, but for `read_body` and `decode`, which read.
+returned, so that the answer can carry a warning. What takes long for a large body is done off the event loop (`large_work`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -15,14 +16,12 @@ from litestar.exceptions import InternalServerException
 
 from streamserve.errors import InvalidRequest, RequestAborted, invalid_value
 from streamserve.server.http.json_body import TokenIds, parse_object
+from streamserve.server.http.large_work import CallRunner, LargeWork
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_DEPTH = 128
 """Objects and arrays within each other: far more than a schema needs, far less than it takes to run out of stack."""
-
-LARGE = 1024
-"""Values from which checking and writing out a request may take milliseconds."""
 
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 _TOKEN_IDS = ("prompt", "tokens")
@@ -37,33 +36,48 @@ async def read_body(request: Request[Any, Any, Any]) -> bytes:
         raise RequestAborted("the client disconnected before its request had arrived") from None
 
 
+class Body(NamedTuple):
+    """A body that is JSON.
+
+    fields  of its object
+    run     what runs work on them: at once, or off the event loop because they are many
+    """
+
+    fields: dict[str, Any]
+    run: CallRunner
+
+
 class Decoded(NamedTuple, Generic[T]):
     """A body that has been read.
 
-    ignored     paths of the fields that no struct has
-    num_values  values at all levels, token ids left out
+    ignored  paths of the fields that no struct has
+    run      as in `Body`
     """
 
     request: T
     ignored: list[str]
-    num_values: int
-
-    @property
-    def is_large(self) -> bool:
-        """Whether work on every value of it belongs on a thread."""
-        return self.num_values > LARGE
+    run: CallRunner
 
 
-async def decode(body: bytes, kind: type[T]) -> Decoded[T]:
-    """The body as `kind`.
-
-    Raises `InvalidRequest` when it is not a JSON object and `InvalidParameter` naming the first parameter of a wrong type.
-    """
-    return convert(await parse_object(body), kind)
+async def parse(body: bytes, large_work: LargeWork) -> Body:
+    """The body's fields. Raises `InvalidRequest` when it is not a JSON object, or holds too much."""
+    run = large_work.runner(len(body))
+    return Body(await run(partial(parse_object, body)), run)
 
 
-def convert(fields: dict[str, Any], kind: type[T]) -> Decoded[T]:
-    """As `decode`, from JSON that has been parsed already."""
+async def decode(body: bytes, kind: type[T], large_work: LargeWork) -> Decoded[T]:
+    """The body as `kind`. Raises as `parse` and `convert`."""
+    return await convert(await parse(body, large_work), kind)
+
+
+async def convert(body: Body, kind: type[T]) -> Decoded[T]:
+    """The body as `kind`. Raises `InvalidParameter` naming the first parameter of a wrong type."""
+    request, ignored = await body.run(partial(_convert, body.fields, kind))
+    return Decoded(request, ignored, body.run)
+
+
+def _convert(fields: dict[str, Any], kind: type[T]) -> tuple[T, list[str]]:
+    """The request, and the paths of ignored fields."""
     long = {name: value for name, value in fields.items() if type(value) is TokenIds}
     try:
         request = msgspec.convert({**fields, **{name: _sample(ids) for name, ids in long.items()}}, kind, str_keys=True)
@@ -71,11 +85,11 @@ def convert(fields: dict[str, Any], kind: type[T]) -> Decoded[T]:
         raise invalid_value(str(error)) from None
     for name in long.keys() & set(kind.__struct_fields__):
         setattr(request, name, long[name])
-    # Not the token ids, of which there may be millions: their type and range are checked anyway.
-    num_values, reason = _walked({name: value for name, value in fields.items() if name not in _TOKEN_IDS and name not in long})
+    # Not the token ids, of which there may be a million: their type and range are checked anyway.
+    reason = unfit({name: value for name, value in fields.items() if name not in _TOKEN_IDS and name not in long})
     if reason is not None:
         raise InvalidRequest(f"the body {reason}")
-    return Decoded(request, list(_unknown(fields, request)), num_values)
+    return request, list(_unknown(fields, request))
 
 
 def _sample(token_ids: TokenIds) -> list[Any]:
@@ -95,24 +109,17 @@ def _unknown(fields: Mapping[str, Any], request: msgspec.Struct, path: str = "")
 
 def unfit(value: Mapping[str, Any]) -> str | None:
     """The reason why JSON can not be encoded again: integers or nesting out of bounds; None when it can."""
-    return _walked(value)[1]
-
-
-def _walked(value: Mapping[str, Any]) -> tuple[int, str | None]:
-    """The number of values inside of one, up to what is unfit, and the reason why that is."""
-    num_values = 0
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
         for each in level:
-            num_values += len(each)
             for child in each.values() if isinstance(each, Mapping) else each:
                 kind = type(child)
                 if kind is dict or kind is list:
                     inner.append(child)
                 elif kind is int and not MIN_INT <= child <= MAX_INT:
-                    return num_values, "holds a whole number of more than 64 bits"
+                    return "holds a whole number of more than 64 bits"
         if not inner:
-            return num_values, None
+            return None
         level = inner
-    return num_values, f"is nested too deeply: at most {MAX_DEPTH} objects and arrays within each other"
+    return f"is nested too deeply: at most {MAX_DEPTH} objects and arrays within each other"

@@ -19,6 +19,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.engine.remote import RemoteEngine
 from streamserve.process.child import decode_with_paths
+from streamserve.process.switch_interval import shorten_switch_interval
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.listen import Listen, join
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
@@ -53,6 +54,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     launch = decode_with_paths(sys.stdin.buffer.readline(), WorkerLaunch)
     configure(launch.listen.log_level)
+    shorten_switch_interval()
     anyio.run(serve, launch, backend_options={"use_uvloop": True})
 
 

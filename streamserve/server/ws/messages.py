@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import orjson
-from anyio import to_thread
 
-from streamserve.errors import InvalidParameter, StreamserveError
+from streamserve.errors import InvalidParameter, InvalidRequest, StreamserveError
 from streamserve.server.http.errors import error_object
 from streamserve.server.http.json_body import NotAnObject, parse_object
-from streamserve.server.http.request_body import unfit
+from streamserve.server.http.large_work import LargeWork
+from streamserve.server.http.request_body import Body, unfit
 
 MAX_STREAM_ID = 64
+MAX_HALVED_CHARS = 1 << 20
+"""Of a message that is searched for halves of surrogate pairs."""
+
 _HALF_PAIR = re.compile(r"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..")
 TERMINAL = frozenset(
     {
@@ -32,32 +36,33 @@ TERMINAL = frozenset(
 """Types of the messages that end a stream."""
 
 
-async def parse(text: str) -> dict[str, Any] | None:
-    """The JSON object of a message; None when it is no JSON object. Other tasks run while a long one is read.
+async def parse(text: str, large_work: LargeWork) -> Body | None:
+    """The JSON object of a message; None when it is no JSON object. Raises `InvalidRequest` for one that holds too much."""
+    run = large_work.runner(len(text))
+    fields = await run(partial(_parse, text))
+    return None if fields is None else Body(fields, run)
 
-    Raises `InvalidRequest` for an object that holds too much.
-    """
+
+def _parse(text: str) -> dict[str, Any] | None:
     try:
-        return await parse_object(text.encode())
-    except NotAnObject:
-        return await _parse_halved(text)
+        return parse_object(text.encode())
+    except NotAnObject as fault:
+        return _parse_halved(text, fault)
 
 
-async def _parse_halved(text: str) -> dict[str, Any] | None:
-    """As `parse`, reading half of a surrogate pair as U+FFFD, as a browser sends it outside of JSON.
+def _parse_halved(text: str, fault: NotAnObject) -> dict[str, Any] | None:
+    """As `_parse`, reading half of a surrogate pair as U+FFFD, as a browser sends it outside of JSON.
 
     JavaScript writes a text cut inside a character so, which is JSON but no Unicode: one such text must not close the socket on
-    all streams.
+    all streams. Nor does a long one, which is refused: searching it would hold up the interpreter.
     """
-    whole = await to_thread.run_sync(_without_halves, text)
+    if len(text) > MAX_HALVED_CHARS:
+        raise InvalidRequest(fault.message)
+    whole = _HALF_PAIR.sub(lambda match: match[1] or "\\ufffd", text)
     try:
-        return None if whole == text else await parse_object(whole.encode())
+        return None if whole == text else parse_object(whole.encode())
     except NotAnObject:
         return None
-
-
-def _without_halves(text: str) -> str:
-    return _HALF_PAIR.sub(lambda match: match[1] or "\\ufffd", text)
 
 
 def stream_id_of(message: Mapping[str, Any], *, required: bool = False) -> str | None:

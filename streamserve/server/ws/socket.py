@@ -20,6 +20,7 @@ from streamserve.errors import InvalidParameter, InvalidRequest, StreamserveErro
 from streamserve.server.api import Create
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.errors import guarded
+from streamserve.server.http.request_body import Body
 from streamserve.server.open_sockets import Closing
 from streamserve.server.service import Service
 from streamserve.server.ws.closing import BINARY, IDLE, NOT_AN_OBJECT, SERVER_FAULT, SLOW, TOO_MANY_CREATES, TOO_OLD
@@ -127,7 +128,7 @@ class StreamSocket:
 
     async def _take(self, text: str | None, streams: Streams) -> None:
         try:
-            message = None if text is None else await parse(text)
+            message = None if text is None else await parse(text, self._service.large_work)
         except InvalidRequest as error:
             self._refuse(error)
         else:
@@ -136,11 +137,12 @@ class StreamSocket:
             else:
                 self._dispatch(message, streams)
 
-    def _dispatch(self, message: dict[str, Any], streams: Streams) -> None:
+    def _dispatch(self, body: Body, streams: Streams) -> None:
+        message = body.fields
         kind = message.pop("type", None)
         try:
             if isinstance(kind, str) and (create := self._creates.get(kind)) is not None:
-                self._create(kind, message, streams, create)
+                self._create(kind, body, streams, create)
             elif kind == "response.resume":
                 self._resume(message, streams)
             elif kind == "response.cancel":
@@ -157,9 +159,9 @@ class StreamSocket:
         self._service.metrics.reject(error)
         self._writer.reply(error_message(error))
 
-    def _create(self, kind: str, body: dict[str, Any], streams: Streams, create: Create) -> None:
-        stream_id = stream_id_of(body, required=kind != "response.create")
-        body.pop("stream_id", None)
+    def _create(self, kind: str, body: Body, streams: Streams, create: Create) -> None:
+        stream_id = stream_id_of(body.fields, required=kind != "response.create")
+        body.fields.pop("stream_id", None)
         try:
             streams.create(stream_id, create, kind, body)
         except TooManyStreams as error:

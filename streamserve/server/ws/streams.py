@@ -21,6 +21,7 @@ from streamserve.server.delivery.event_log import ResumeGap
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.http.errors import NotFound, guarded
+from streamserve.server.http.request_body import Body
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
 from streamserve.server.ws.messages import error_message, take_resumable
@@ -84,7 +85,7 @@ class Streams:
         """Whether more creates wait than any sensible client sends."""
         return sum(len(lane.jobs) for lane in self._lanes.values()) > WAITING_PER_STREAM * self._max_streams
 
-    def create(self, stream_id: str | None, create: Create, kind: str, body: dict[str, Any]) -> None:
+    def create(self, stream_id: str | None, create: Create, kind: str, body: Body) -> None:
         """Start a stream, after those before it with the same id. Raises `TooManyStreams`.
 
         create, kind  what makes its run, and the type of message that asks for it
@@ -130,13 +131,13 @@ class Streams:
         if not self._lanes:
             self._on_idle()
 
-    async def _create(self, lane: _Lane, create: Create, kind: str, body: dict[str, Any]) -> None:
-        request = dict(body)
+    async def _create(self, lane: _Lane, create: Create, kind: str, body: Body) -> None:
+        request = dict(body.fields)
         is_resumable = take_resumable(request)
         try:
-            logged = await create(self._service, request, is_resumable)
+            logged = await create(self._service, Body(request, body.run), is_resumable)
         except NotKeptHere as missing:
-            await self._relay_from_sibling(lane, missing.response_id, {"type": kind, **body}, missing)
+            await self._relay_from_sibling(lane, missing.response_id, {"type": kind, **body.fields}, missing)
             return
         if lane.is_cancelled:
             raise RequestAborted("the request was cancelled")

@@ -12,9 +12,10 @@ from anyio import create_task_group
 from anyio.lowlevel import checkpoint
 
 from streamserve.errors import InvalidRequest
-from streamserve.server.http import json_body
-from streamserve.server.http.json_body import MAX_ELEMENTS, TokenIds, parse_object
+from streamserve.server.http.json_body import MAX_ELEMENTS, MAX_MEMBER_BYTES, MAX_TOKEN_IDS, TokenIds, parse_object
 from streamserve.server.http.json_structure import JsonStructure
+from streamserve.server.http.large_work import LargeWork
+from streamserve.server.http.request_body import parse
 from tests.support.live_server import live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
@@ -74,21 +75,36 @@ def test_what_a_text_holds_is_counted_wherever_it_is_cut(seed: int) -> None:
     ],
     ids=["messages", "arrays", "names", "strings"],
 )
-async def test_a_body_that_holds_too_much_is_refused_before_it_is_built(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_holds_too_much_is_refused_before_it_is_built(text: bytes) -> None:
     """500 000 empty messages in 16 MB held every other stream for 11 s, five million empty arrays for 1.5 s."""
     with pytest.raises(InvalidRequest, match=f"more than {MAX_ELEMENTS} objects, arrays and strings"):
-        await parse_object(text)
+        parse_object(text)
 
 
-async def test_a_member_of_too_many_numbers_is_refused_by_name() -> None:
+def test_a_member_of_too_many_numbers_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        await parse_object(body(zork=[0] * MANY))
+        parse_object(body(zork=[0] * MANY))
     assert refused.value.param == "zork"
 
 
-async def test_a_long_text_full_of_commas_and_quotes_is_one_string() -> None:
+@pytest.mark.parametrize("ids", [[[7] * MAX_TOKEN_IDS, [7]], [7] * (MAX_TOKEN_IDS + 1)], ids=["lists", "flat"])
+def test_more_token_ids_than_can_be_freed_at_once_are_refused(ids: list[Any]) -> None:
+    with pytest.raises(InvalidRequest, match=f"at most {MAX_TOKEN_IDS} token ids") as refused:
+        parse_object(body(prompt=ids, n=1))
+    assert refused.value.param == "prompt"
+
+
+def test_a_text_that_takes_long_to_decode_is_refused_by_the_name_of_its_member() -> None:
+    text = "x" * (MAX_MEMBER_BYTES - 1)
+    with pytest.raises(InvalidRequest, match=f"at most {MAX_MEMBER_BYTES} bytes") as refused:
+        parse_object(body(user="a", prompt=text))
+    assert refused.value.param == "prompt"
+    assert parse_object(body(user=text[:-10], prompt=text[:-10])).keys() == {"user", "prompt"}
+
+
+def test_a_long_text_full_of_commas_and_quotes_is_one_string() -> None:
     prompt = '",[{' * MANY
-    assert await parse_object(body(prompt=prompt)) == {"prompt": prompt}
+    assert parse_object(body(prompt=prompt)) == {"prompt": prompt}
 
 
 @pytest.mark.parametrize("prompt", [list(range(300_000)), [list(range(90_000)), [1], list(range(5))]], ids=["flat", "lists"])
@@ -103,21 +119,20 @@ async def test_honest_lists_of_token_ids_are_read_whole_while_others_run(prompt:
 
     async with create_task_group() as tasks:
         tasks.start_soon(others)
-        parsed = await parse_object(b" " + json.dumps({"prompt": prompt, "n": 1}).encode())
+        parsed = await parse(b" " + json.dumps({"prompt": prompt, "n": 1}).encode(), LargeWork())
         tasks.cancel_scope.cancel()
-    assert parsed == {"prompt": prompt, "n": 1}
-    assert type(parsed["prompt"]) is TokenIds
-    num_bytes = len(json.dumps(prompt))
-    assert turns >= num_bytes // json_body.PIECE_BYTES + num_bytes // json_body.SLICE_BYTES
+    assert parsed.fields == {"prompt": prompt, "n": 1}
+    assert type(parsed.fields["prompt"]) is TokenIds
+    assert turns > 1
 
 
-@pytest.mark.parametrize("wrong", ['"a"', "1.5", "[1]", "99999999999", "null", "[[1]]"])
-async def test_what_is_no_token_id_in_a_long_list_is_refused_by_name(wrong: str) -> None:
+@pytest.mark.parametrize("wrong", ['"a"', "1.5", "[1]", "99999999999", "null", "[[1]]", "{}"])
+def test_what_is_no_token_id_in_a_long_list_is_refused_by_name(wrong: str) -> None:
     for place in (0, MANY // 2, MANY):
         ids = ["7"] * MANY
         ids.insert(place, wrong)
         with pytest.raises(InvalidRequest) as refused:
-            await parse_object(b'{"prompt":[%b]}' % ",".join(ids).encode())
+            parse_object(b'{"prompt":[%b]}' % ",".join(ids).encode())
         assert refused.value.param == "prompt"
 
 

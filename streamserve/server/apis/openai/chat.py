@@ -22,10 +22,10 @@ from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.json_body import parse_object
+from streamserve.server.http.large_work import CallRunner
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Decoded, convert, read_body
-from streamserve.server.service import CallRunner, Service, at_once
+from streamserve.server.http.request_body import Body, Decoded, convert, parse, read_body
+from streamserve.server.service import Service
 
 CHAT_PREFIX = "chatcmpl-"
 """What ids of chat completions begin with."""
@@ -34,12 +34,13 @@ CHAT_PREFIX = "chatcmpl-"
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
-    return await answer_chat(service, await parse_object(await read_body(request)), request.headers.get("x-request-id", ""))
+    body = await parse(await read_body(request), service.large_work)
+    return await answer_chat(service, body, request.headers.get("x-request-id", ""))
 
 
-async def answer_chat(service: Service, fields: dict[str, Any], request_id: str) -> ASGIApp:
-    """The answer to the fields of a body; `request_id` is the header's."""
-    decoded = convert(fields, ChatRequest)
+async def answer_chat(service: Service, body: Body, request_id: str) -> ASGIApp:
+    """The answer to a body; `request_id` is the header's."""
+    decoded = await convert(body, ChatRequest)
     identity = identity_of(service, decoded.request, CHAT_PREFIX, request_id)
     return answer(service, await prepare_chat(service, decoded, identity), ChatScript, ChatCollector)
 
@@ -55,7 +56,7 @@ async def _prepare(
     service: Service, decoded: Decoded[ChatRequest], identity: Identity, names: Mapping[str, str]
 ) -> PreparedRequest:
     request, frontend = decoded.request, service.frontend
-    run = service.off_loop if decoded.is_large else at_once
+    run = decoded.run
     model = service.resolve_model(request.model)
     tools = await run(partial(tool_use, request))
     params = await run(partial(for_chat, request, service.limits, tools))
@@ -91,7 +92,7 @@ async def _prepare(
 
 async def conversation(service: Service, decoded: Decoded[TokenizeRequest]) -> str:
     """The conversation as the model reads it. Raises `InvalidParameter` or `UnsupportedParameter`."""
-    run = service.off_loop if decoded.is_large else at_once
+    run = decoded.run
     tools = await run(partial(checked_tools, decoded.request.tools or []))
     return await _render(service, decoded.request, tools, run)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import anyio.lowlevel
 from litestar import Request, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
@@ -18,12 +18,12 @@ from streamserve.server.apis.openai.prepared_request import PreparedRequest, ans
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.json_body import TokenIds, parse_object
+from streamserve.server.http.json_body import TokenIds
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Decoded, convert, read_body
+from streamserve.server.http.request_body import Body, Decoded, convert, parse, read_body
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
-from streamserve.types import SamplingParams, TextLogprob
+from streamserve.types import TextLogprob
 
 COMPLETION_PREFIX = "cmpl-"
 """What ids of completions begin with."""
@@ -32,14 +32,13 @@ COMPLETION_PREFIX = "cmpl-"
 @post("/v1/completions", status_code=200)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
-    return await answer_completion(
-        service, await parse_object(await read_body(request)), request.headers.get("x-request-id", "")
-    )
+    body = await parse(await read_body(request), service.large_work)
+    return await answer_completion(service, body, request.headers.get("x-request-id", ""))
 
 
-async def answer_completion(service: Service, fields: dict[str, Any], request_id: str) -> ASGIApp:
-    """The answer to the fields of a body; `request_id` is the header's."""
-    decoded = convert(fields, CompletionRequest)
+async def answer_completion(service: Service, body: Body, request_id: str) -> ASGIApp:
+    """The answer to a body; `request_id` is the header's."""
+    decoded = await convert(body, CompletionRequest)
     identity = identity_of(service, decoded.request, COMPLETION_PREFIX, request_id)
     prepared = await prepare_completion(service, decoded, identity)
     return answer(service, prepared, CompletionScript, CompletionCollector)
@@ -51,10 +50,18 @@ async def prepare_completion(service: Service, decoded: Decoded[CompletionReques
     model = service.resolve_model(request.model)
     names = completion_names(request)
     with naming_parameters(names):
-        params = for_completion(request, service.limits)
-        prompts = split(request.prompt)
+        params = await decoded.run(partial(for_completion, request, service.limits))
+        prompts = await decoded.run(partial(split, request.prompt))
         require_choices(len(prompts), params.n)
-        prepared = await _prepare(frontend, request, params, prompts, identity)
+        prepared = await frontend.prepare_all(
+            prompts,
+            params,
+            request_ids=[f"{identity.answer_id}-{index}" for index in range(len(prompts))],
+            add_special_tokens=request.add_special_tokens is not False,
+            priority=request.priority or 0,
+            cache_salt=request.cache_salt or "",
+            clamp_max_tokens=request.max_tokens is None,
+        )
     return PreparedRequest(
         identity=identity,
         model=model,
@@ -62,7 +69,7 @@ async def prepare_completion(service: Service, decoded: Decoded[CompletionReques
         ignored=decoded.ignored,
         params=params,
         prompts=prepared,
-        preambles=[_preamble(frontend, request, prompt) for prompt in prepared],
+        preambles=await decoded.run(lambda: [_preamble(frontend, request, prompt) for prompt in prepared]),
         logprobs=request.logprobs,
         is_score_only=request.max_tokens == 0,
         names=names,
@@ -80,28 +87,6 @@ def split(prompt: PromptInput) -> list[str | list[int]]:
     if len(kinds) > 1:
         raise InvalidParameter("prompt", "must hold texts, token ids or lists of token ids, not a mixture")
     return [prompt] if int in kinds else list(prompt)  # type: ignore[list-item, arg-type]
-
-
-async def _prepare(
-    frontend: Frontend, request: CompletionRequest, params: SamplingParams, prompts: list[str | list[int]], identity: Identity
-) -> list[PreparedPrompt]:
-    prepared: list[PreparedPrompt] = []
-    for index, prompt in enumerate(prompts):
-        prepared.append(
-            await frontend.prepare(
-                prompt,
-                params,
-                request_id=f"{identity.answer_id}-{index}",
-                add_special_tokens=request.add_special_tokens is not False,
-                priority=request.priority or 0,
-                cache_salt=request.cache_salt or "",
-                clamp_max_tokens=request.max_tokens is None,
-                like=prepared[0] if prepared else None,
-            )
-        )
-        # Other streams go on between the prompts of a long list.
-        await anyio.lowlevel.checkpoint()
-    return prepared
 
 
 def _preamble(frontend: Frontend, request: CompletionRequest, prompt: PreparedPrompt) -> ChoicePreamble:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from litestar import Request, Response, post
@@ -21,7 +22,7 @@ from streamserve.server.service import Service
 async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The token ids of a prompt or of a conversation."""
     frontend = service.frontend
-    decoded = await decode(await read_body(request), TokenizeRequest)
+    decoded = await decode(await read_body(request), TokenizeRequest, service.large_work)
     body = decoded.request
     service.resolve_model(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -46,16 +47,20 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
 async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The text of token ids."""
     frontend = service.frontend
-    decoded = await decode(await read_body(request), DetokenizeRequest)
+    decoded = await decode(await read_body(request), DetokenizeRequest, service.large_work)
     body = decoded.request
     service.resolve_model(body.model)
-    size = frontend.info.vocab_size
-    lowest, highest = min(body.tokens, default=0), max(body.tokens, default=0)
-    if lowest < 0 or highest >= size:
-        raise InvalidParameter("tokens", f"must be ids from 0 to {size - 1}, got {lowest if lowest < 0 else highest}")
     with naming_parameters({"prompt": "tokens"}):
+        frontend.check_length(body.tokens)
+        await decoded.run(partial(_check_ids, body.tokens, frontend.info.vocab_size))
         text = await frontend.decode(body.tokens)
     return Response({"prompt": text}, status_code=200, headers=_headers(decoded.ignored))
+
+
+def _check_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    lowest, highest = min(token_ids, default=0), max(token_ids, default=0)
+    if lowest < 0 or highest >= vocab_size:
+        raise InvalidParameter("tokens", f"must be ids from 0 to {vocab_size - 1}, got {lowest if lowest < 0 else highest}")
 
 
 def _headers(ignored: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -20,8 +19,8 @@ from streamserve.server.apis.responses.stored_response import ResponseState, Sto
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import FOR_EVER, LoggedRun
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Decoded, convert
-from streamserve.server.service import Service, at_once
+from streamserve.server.http.request_body import Body, Decoded, convert
+from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
 
 RESPONSE_PREFIX = "resp_"
@@ -34,9 +33,9 @@ class PreviousResponseNotFound(NotKeptHere):
     code = "previous_response_not_found"
 
 
-async def create_response_over_socket(service: Service, body: dict[str, Any], is_resumable: bool) -> LoggedRun[ResponseEvent]:
+async def create_response_over_socket(service: Service, body: Body, is_resumable: bool) -> LoggedRun[ResponseEvent]:
     """`response.create`, with the body of POST /v1/responses."""
-    response, _ = await prepare_response(service, convert(body, ResponseRequest), is_resumable=is_resumable)
+    response, _ = await prepare_response(service, await convert(body, ResponseRequest), is_resumable=is_resumable)
     return response.logged
 
 
@@ -49,7 +48,7 @@ async def prepare_response(
     """
     request = decoded.request
     id = RESPONSE_PREFIX + (request.request_id or uuid4().hex)
-    run = service.off_loop if decoded.is_large else at_once
+    run = decoded.run
     items = await run(partial(as_items, request.input))
     messages = [*_history(service, request.previous_response_id), *await run(partial(as_messages, items))]
     system: list[ChatMessage] = [] if request.instructions is None else [{"role": "system", "content": request.instructions}]
@@ -57,7 +56,7 @@ async def prepare_response(
     names = response_names({})
     with naming_parameters(names):
         prepared = await prepare_chat(
-            service, Decoded(chat, [*decoded.ignored, *without_effect(request)], decoded.num_values), Identity(id, id)
+            service, Decoded(chat, [*decoded.ignored, *without_effect(request)], decoded.run), Identity(id, id)
         )
     prepared = msgspec.structs.replace(prepared, names=response_names(prepared.names))
     answering = new_run(service, prepared)

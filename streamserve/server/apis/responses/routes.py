@@ -37,7 +37,7 @@ MAX_PAGE = 100
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
     body = await read_body(request)
-    decoded = await decode(body, ResponseRequest)
+    decoded = await decode(body, ResponseRequest, service.large_work)
     try:
         response, ignored = await prepare_response(service, decoded)
     except NotKeptHere as missing:
