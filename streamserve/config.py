@@ -6,6 +6,7 @@ is in `EngineInfo`.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import msgspec
@@ -36,6 +37,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stall_timeout_s         seconds after which a paused stream whose reader takes nothing is failed
     overlap                 plan step n+1 while step n runs
     enforce_eager           no CUDA graphs; on a CPU, no compiled layers
+    tensor_parallel_size    ranks that share every layer, each on a GPU of its own, or on a CPU with a share of the cores
+    distributed_executor_backend  "uni" runs the one rank in the engine's process, "mp" starts ranks as processes of this
+                            machine, "ray" has Ray place them; None takes "uni" for one rank and "mp" for several
     quantization            "int4" keeps 4-bit GGUF weights packed on a CPU, "none" expands them; "auto" decides by device
     """
 
@@ -75,6 +79,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"to {self.max_model_len} or leave chunked prefill on"
             )
 
+    @property
+    def executor_backend(self) -> ExecutorBackend:
+        """How ranks are started, once the default is filled in."""
+        return self.distributed_executor_backend or ("uni" if self.tensor_parallel_size == 1 else "mp")
+
 
 def _check_numbers(config: EngineConfig) -> None:
     if config.block_size not in BLOCK_SIZES:
@@ -100,17 +109,23 @@ def _check_numbers(config: EngineConfig) -> None:
 
 
 def _check_parallel(config: EngineConfig) -> None:
-    for flag, value in (
-        ("--tensor-parallel-size", config.tensor_parallel_size),
-        ("--pipeline-parallel-size", config.pipeline_parallel_size),
-        ("--data-parallel-size", config.data_parallel_size),
-    ):
-        if value != 1:
-            raise ConfigError(f"{flag} {value}: only 1 is supported by this version, which runs on one device")
-    if config.distributed_executor_backend == "ray":
+    if config.tensor_parallel_size < 1:
+        raise ConfigError(f"--tensor-parallel-size {config.tensor_parallel_size}: must be at least 1")
+    if config.pipeline_parallel_size != 1:
         raise ConfigError(
-            "--distributed-executor-backend ray: ray starts the ranks of several devices, and this version runs on one; "
-            "leave the flag out"
+            f"--pipeline-parallel-size {config.pipeline_parallel_size}: only 1 is supported; "
+            "give the GPUs to --tensor-parallel-size instead"
+        )
+    if config.data_parallel_size != 1:
+        raise ConfigError(f"--data-parallel-size {config.data_parallel_size}: only 1 is supported by this version")
+    if config.distributed_executor_backend == "ray" and find_spec("ray") is None:
+        raise ConfigError(
+            "--distributed-executor-backend ray: Ray is not installed; pip install 'streamserve[ray]', or leave the flag out"
+        )
+    if config.distributed_executor_backend == "uni" and config.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--distributed-executor-backend uni runs one rank, and --tensor-parallel-size is {config.tensor_parallel_size}: "
+            "take mp or ray, or leave it out"
         )
 
 

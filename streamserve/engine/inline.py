@@ -1,4 +1,5 @@
-"""The library's engine: the step loop as a task of the caller's event loop, its ranks on threads.
+"""The library's engine: the step loop as a task of the caller's event loop, its one rank on
+threads, or several in processes of their own.
 
 For `AsyncEngine` and `LLM`, where no sockets compete for the interpreter; a server runs the engine in a process of its own
 (`remote`). Streams are read on the same loop.
@@ -19,14 +20,14 @@ from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable
 from streamserve.errors import EngineDead
 from streamserve.executor.base import Executor
-from streamserve.executor.local import LocalExecutor
+from streamserve.executor.choose import executor_for
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec
 
 
 class InlineEngine:
     """An `Engine` in this process; `start` and everything after it belong to one event loop.
 
-    executor            runs the steps; by default one rank on this machine's device
+    executor            runs the steps; by default the one that the configuration chooses
     compile_constraint  compiles structured outputs off the loop; without it they are refused
     """
 
@@ -39,7 +40,7 @@ class InlineEngine:
         compile_constraint: CompileConstraint | None = None,
         stream_limits: StreamLimits | None = None,
     ) -> None:
-        self._executor: Executor = executor or LocalExecutor(config, checkpoint)
+        self._executor: Executor = executor or executor_for(config, checkpoint)
         self._core = EngineCore(config, self._executor, compile_constraint=compile_constraint)
         self._streams = StreamTable(self._core, stream_limits or StreamLimits(stall_timeout_s=config.stall_timeout_s))
         self._loop_task: asyncio.Task[None] | None = None

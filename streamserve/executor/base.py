@@ -31,5 +31,8 @@ class Executor(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Let the ranks finish what they run, then free everything. Safe to call twice and before `start`."""
+        """End the ranks and free everything; steps that still run are finished or fail.
+
+        Safe to call twice and before `start`.
+        """
         ...

@@ -10,7 +10,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +19,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
 from streamserve.executor.base import StepHandle
+from streamserve.executor.handles import FutureStep, quiet_future
 from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
 
@@ -54,16 +54,6 @@ class LocalExecutor:
             await self._rank.stop()
 
 
-@dataclass(frozen=True, slots=True)
-class _Handle:
-    """A step in flight."""
-
-    future: asyncio.Future[StepResult]
-
-    async def result(self) -> StepResult:
-        return await self.future
-
-
 class _Rank:
     """The two threads, and the queues between them and the event loop.
 
@@ -75,8 +65,8 @@ class _Rank:
         self._failure: EngineDead | None = None
         self._plans: SimpleQueue[tuple[Plan, asyncio.Future[StepResult]] | None] = SimpleQueue()
         self._launched: SimpleQueue[tuple[PendingStep, asyncio.Future[StepResult]] | None] = SimpleQueue()
-        self.info: asyncio.Future[EngineInfo] = self._future()
-        self._ended: asyncio.Future[None] = self._future()
+        self.info: asyncio.Future[EngineInfo] = quiet_future(loop)
+        self._ended: asyncio.Future[None] = quiet_future(loop)
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._launch_steps, args=(config, checkpoint), name="streamserve-launch", daemon=True),
@@ -87,13 +77,13 @@ class _Rank:
 
     # On the event loop.
 
-    def submit(self, plan: Plan) -> _Handle:
-        future: asyncio.Future[StepResult] = self._future()
+    def submit(self, plan: Plan) -> FutureStep:
+        future: asyncio.Future[StepResult] = quiet_future(self._loop)
         if self._stopping:
             future.set_exception(EngineDead("the engine was stopped"))
         else:
             self._plans.put((plan, future))
-        return _Handle(future)
+        return FutureStep(future)
 
     async def stop(self) -> None:
         """Run what was submitted, then end both threads."""
@@ -103,12 +93,6 @@ class _Rank:
         await asyncio.shield(self._ended)
         for thread in self._threads:
             thread.join()
-
-    def _future(self) -> asyncio.Future[T]:
-        future: asyncio.Future[T] = self._loop.create_future()
-        # The engine may stop before it awaits a step: its failure is then no error of the loop.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return future
 
     # On the launch thread.
 

@@ -19,6 +19,7 @@ from streamserve.errors import (
     StreamserveError,
     UnsupportedParameter,
 )
+from streamserve.process.framing import MAX_FRAME_BYTES, ProtocolViolation, encode
 from streamserve.types import Sampling, SequenceSpec, StructuredOutputs, TokenDelta, TokenLogprobs
 
 SPEC = SequenceSpec(
@@ -39,7 +40,7 @@ COMMANDS: list[frames.Command] = [
 
 @given(cuts=st.lists(st.integers(1, 40), max_size=50))
 def test_messages_survive_any_cut_of_the_bytes(cuts: list[int]) -> None:
-    data = b"".join(frames.encode(command) for command in COMMANDS)
+    data = b"".join(encode(command) for command in COMMANDS)
     decoder = frames.command_decoder()
     received: list[frames.Command] = []
     for cut in [*cuts, len(data)]:
@@ -53,20 +54,20 @@ def test_nonsense_is_a_violation_or_silence(data: bytes) -> None:
     try:
         for message in frames.command_decoder().feed(data):
             assert isinstance(message, frames.Command)
-    except frames.ProtocolViolation:
+    except ProtocolViolation:
         return
 
 
 def test_a_frame_announced_too_long_is_refused_before_it_comes() -> None:
-    with pytest.raises(frames.ProtocolViolation):
-        list(frames.command_decoder().feed((frames.MAX_FRAME_BYTES + 1).to_bytes(4, "big")))
+    with pytest.raises(ProtocolViolation):
+        list(frames.command_decoder().feed((MAX_FRAME_BYTES + 1).to_bytes(4, "big")))
 
 
 def test_deltas_cross_whole() -> None:
     logprobs = [TokenLogprobs(5, -0.1, 1, [(5, -0.1), (6, -2.0)])]
     delta = TokenDelta([5], logprobs, [None, *logprobs], "stop", 5, 16, describe(EngineDead("gone")))
     reply = frames.Deltas([("a", delta), ("b", TokenDelta([1]))])
-    assert list(frames.reply_decoder().feed(frames.encode(reply))) == [reply]
+    assert list(frames.reply_decoder().feed(encode(reply))) == [reply]
 
 
 @pytest.mark.parametrize(

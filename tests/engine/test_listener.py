@@ -24,6 +24,7 @@ from streamserve.engine.ipc.listener import Listener
 from streamserve.engine.ipc.packing import pack
 from streamserve.engine.remote import RemoteEngine
 from streamserve.errors import EngineDead, InvalidParameter, Unavailable, UnsupportedParameter
+from streamserve.process.framing import encode
 from streamserve.scheduling.constraint import Constraint
 from streamserve.types import StructuredOutputs
 from tests.engine.conftest import MakeSpec
@@ -98,10 +99,8 @@ async def replies_of(stream: anyio.abc.ByteReceiveStream) -> AsyncIterator[frame
 async def test_an_abort_in_the_same_burst_finds_its_sequence(serving: Serving, address: str, make_spec: MakeSpec) -> None:
     async with serving(ScriptedExecutor(gated=True)):
         spec = make_spec()
-        burst = frames.encode(frames.OpenSequences(1, pack([spec]))) + frames.encode(
-            frames.AbortSequence(spec.sequence_id, 0.0)
-        )
-        async with await send_all(address, burst + frames.encode(frames.ReadStats(2))) as stream:
+        burst = encode(frames.OpenSequences(1, pack([spec]))) + encode(frames.AbortSequence(spec.sequence_id, 0.0))
+        async with await send_all(address, burst + encode(frames.ReadStats(2))) as stream:
             replies = replies_of(stream)
             assert isinstance(await anext(replies), frames.Ready)
             assert await anext(replies) == frames.Opened(1)
@@ -133,7 +132,7 @@ async def test_a_worker_that_does_not_read_is_treated_as_gone(
     async with serving(ScriptedExecutor(max_model_len=1 << 20, num_blocks=1 << 16), limits=limits) as core:
         await remote.start()
         deaf = [make_spec(max_tokens=1 << 18) for _ in range(4)]
-        async with await send_all(address, frames.encode(frames.OpenSequences(1, pack(deaf)))):
+        async with await send_all(address, encode(frames.OpenSequences(1, pack(deaf)))):
             await until(lambda: core.stats().num_aborts == len(deaf))
             [stream] = await remote.open([spec := make_spec()])
             assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
@@ -146,7 +145,7 @@ async def test_a_worker_whose_socket_stays_full_is_given_up_after_a_while(
     limits = LinkLimits(high_water_bytes=1, drain_timeout_s=0.2)
     async with serving(ScriptedExecutor(max_model_len=1 << 16, num_blocks=1 << 12), limits=limits) as core:
         specs = [make_spec(max_tokens=30000) for _ in range(2)]
-        async with await send_all(address, frames.encode(frames.OpenSequences(1, pack(specs)))):
+        async with await send_all(address, encode(frames.OpenSequences(1, pack(specs)))):
             await until(lambda: core.stats().num_aborts == len(specs))
 
 
@@ -256,7 +255,7 @@ async def test_an_engine_that_does_not_answer_is_unavailable(
 
     async def greet_and_fall_silent(peer: anyio.abc.SocketStream) -> None:
         async with peer:
-            await peer.send(frames.encode(frames.Ready(ScriptedExecutor().info)))
+            await peer.send(encode(frames.Ready(ScriptedExecutor().info)))
             await anyio.sleep_forever()
 
     async with await anyio.create_unix_listener(address) as listener, anyio.create_task_group() as tasks:

@@ -6,6 +6,7 @@ import pytest
 
 from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.packing import PackedSequence, PackedSequences, pack
+from streamserve.process.framing import encode
 from streamserve.types import SequenceSpec, StructuredOutputs
 from tests.engine.conftest import MakeSpec
 
@@ -22,7 +23,7 @@ def outputs(make_spec: MakeSpec, prompt: list[int], count: int) -> list[Sequence
 
 def across(specs: list[SequenceSpec]) -> tuple[int, list[SequenceSpec]]:
     """The bytes of a frame with these sequences, and what comes out of it."""
-    frame = frames.encode(frames.OpenSequences(1, pack(specs)))
+    frame = encode(frames.OpenSequences(1, pack(specs)))
     (command,) = frames.command_decoder().feed(frame)
     assert isinstance(command, frames.OpenSequences)
     return len(frame), command.sequences.unpack()

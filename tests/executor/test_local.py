@@ -26,11 +26,6 @@ RankThreads = Callable[[], set[threading.Thread]]
 GREEDY = Sampling(seed=0, temperature=0.0)
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyLlama:
-    return TinyLlama(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def checkpoint(tiny: TinyLlama) -> Checkpoint:
     return resolve(tiny.path)

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduling": FOUNDATION | {"kv_groups"},
     "models": FOUNDATION | {"checkpoint"},
     "worker": FOUNDATION | {"checkpoint", "kv_groups", "process", "models", "scheduling.plan"},
-    "executor": FOUNDATION | {"checkpoint", "process", "models", "worker", "scheduling.plan"},
+    "executor": FOUNDATION | {"aio", "checkpoint", "process", "models", "worker", "scheduling.plan"},
     "engine": FOUNDATION | {"aio", "checkpoint", "executor", "process", "scheduling"},
     # from tokens up to the wire
     "text": FOUNDATION | {"checkpoint"},

@@ -12,7 +12,8 @@ import logging
 from collections.abc import Callable
 from typing import Generic, NamedTuple, cast
 
-from streamserve.engine.ipc.frames import Command, FrameDecoder, M, ProtocolViolation, Reply, encode
+from streamserve.engine.ipc.frames import Command, Reply
+from streamserve.process.framing import FrameDecoder, M, ProtocolViolation, encode
 
 logger = logging.getLogger(__name__)
 

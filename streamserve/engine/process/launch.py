@@ -22,7 +22,7 @@ from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
 from streamserve.process.child import encode_with_paths, start_module
 
-EXECUTOR = "streamserve.executor.local:LocalExecutor"
+EXECUTOR = "streamserve.executor.choose:executor_for"
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):

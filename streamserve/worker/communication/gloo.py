@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from streamserve.worker.communication.base import COLLECTIVE_TIMEOUT_S
-
-Store: TypeAlias = Any
-"""One of torch.distributed's stores, which its stubs do not export."""
+from streamserve.worker.communication.stores import Store
 
 
 class GlooGroup:

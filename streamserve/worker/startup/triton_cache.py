@@ -68,12 +68,15 @@ class TritonCache:
             process.kill()
             process.communicate()
 
-    def start(self) -> None:
-        """Start compiling, unless the cache is complete or no NVIDIA GPU will be used."""
+    def start(self, *, compiles: bool = True) -> None:
+        """Start compiling, unless the cache is complete or no NVIDIA GPU will be used.
+
+        compiles  False where another rank does so for this one
+        """
         if self._job.config.device == "cpu" or not _DRIVER.exists() or find_spec("triton") is None:
             return
         threading.Thread(target=prepare_triton, name="streamserve-triton", daemon=True).start()
-        if self._stamp.exists():
+        if self._stamp.exists() or not compiles:
             return
         # Threads of OpenBLAS would be lost in the processes that this one forks.
         self._process = start_module("streamserve.worker.startup.triton_process", variables={"OPENBLAS_NUM_THREADS": "1"})

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
@@ -31,8 +32,10 @@ SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024
         (["demo", "--port", "99999"], ["--port 99999", "65535"]),
         (["demo", "--kv-cache-dtype", "fp8"], ["--kv-cache-dtype", "the model's dtype"]),
         (["demo", "--enable_lora"], ["--enable-lora", "without adapters"]),
-        (["demo", "-tp", "2"], ["--tensor-parallel-size 2"]),
-        (["demo", "--distributed-executor-backend", "ray"], ["ray"]),
+        (["demo", "-tp", "0"], ["--tensor-parallel-size 0"]),
+        (["demo", "-pp", "2"], ["--pipeline-parallel-size 2", "--tensor-parallel-size"]),
+        (["demo", "-dp", "2"], ["--data-parallel-size 2"]),
+        (["demo", "-tp", "2", "--distributed-executor-backend", "uni"], ["uni", "--tensor-parallel-size", "mp or ray"]),
         (["demo", "--dtype", "int3"], ["--dtype", "bfloat16"]),
         (["demo", "--block-size", "7"], ["--block-size", "16"]),
         (["demo", "--max-model-len", "4.5"], ["--max-model-len"]),
@@ -60,6 +63,14 @@ def test_a_wrong_command_line_is_one_line_and_exit_status_2(
     assert len(printed.err.strip().splitlines()) == 1
     assert printed.err.startswith("error: ")
     assert all(word in printed.err for word in words), printed.err
+
+
+def test_ray_is_refused_by_name_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run(["serve", "demo", "-tp", "2", "--distributed-executor-backend", "ray"]) == 2
+    assert "pip install 'streamserve[ray]'" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_one_line_that_says_so(capsys: pytest.CaptureFixture[str]) -> None:

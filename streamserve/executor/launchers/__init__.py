@@ -1,0 +1,1 @@
+"""How ranks are started: as processes of this machine, or by Ray."""
