@@ -49,7 +49,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", action="append", choices=STAGES, help="one or more; all by default")
-    parser.add_argument("--model", nargs="+", default=["Qwen3-0.6B"], choices=["Qwen3-0.6B", "Qwen3-8B"])
+    parser.add_argument("--model", nargs="+", default=["Qwen3-0.6B"], choices=["Qwen3-0.6B", "Qwen3-8B", "Qwen3-30B-A3B"])
     parser.add_argument("--thorough", action="store_true", help="check fp16 and fp32 as well")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each engine row, after one to warm up")
     parser.add_argument("--outputs", type=int, default=512, help="tokens that a lone sequence generates")

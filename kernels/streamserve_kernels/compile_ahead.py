@@ -48,15 +48,20 @@ def _linear(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
+def _mm(x: Tensor, y: Tensor, *_: Any, out_dtype: torch.dtype | None = None, **__: Any) -> Tensor:
+    return x.new_empty(x.shape[0], y.shape[1], dtype=out_dtype)
+
+
 def _embedding(ids: Tensor, table: Tensor, *_: Any, **__: Any) -> Tensor:
     return table.new_empty(*ids.shape, table.shape[1])
 
 
-_ELEMENTWISE = (Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, torch.tanh, torch.empty_like, torch.zeros_like)
+_ELEMENTWISE = (Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, torch.tanh, torch.sigmoid, torch.empty_like, torch.zeros_like)
 _RESULTS: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys(_ELEMENTWISE, _like_first),
     **dict.fromkeys((Tensor.add_, Tensor.addmm_), _first),
     F.linear: _linear,
+    torch.mm: _mm,
     F.embedding: _embedding,
 }
 

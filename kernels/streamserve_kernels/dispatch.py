@@ -13,12 +13,14 @@ from types import ModuleType
 from torch import Tensor
 
 from streamserve_kernels.reference import attention as _attention
+from streamserve_kernels.reference import experts as _experts
 from streamserve_kernels.reference import kv_write as _kv_write
 from streamserve_kernels.reference import norm_rope as _norm_rope
 from streamserve_kernels.reference import projections as _projections
 from streamserve_kernels.reference import rows as _rows
 from streamserve_kernels.reference import sampling as _sampling
 from streamserve_kernels.reference.blocked import block_weight, blocked_linear, blocked_linear_residual, can_block
+from streamserve_kernels.reference.experts import Routes, RoutingRule
 from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
 from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
@@ -37,7 +39,7 @@ def _triton(area: str) -> ModuleType:
 
 def preload() -> None:
     """Import the Triton kernels. Call it before several threads launch: concurrent first calls find Triton partly imported."""
-    for area in ("attention", "kv_write", "norm_rope", "projections", "rows", "sampling"):
+    for area in ("attention", "experts", "kv_write", "norm_rope", "projections", "rows", "sampling"):
         _triton(area)
 
 
@@ -88,6 +90,48 @@ def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight
     area = _projections if x.is_cpu else _triton("projections")
     y: Tensor = area.norm_gated_linear(x, norm_weight, eps, gate_up_weight, activation)
     return y
+
+
+def norm_route(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    router_weight: Tensor,
+    rule: RoutingRule,
+    *,
+    bias: Tensor | None = None,
+    choice_bias: Tensor | None = None,
+) -> Routes:
+    """Norm tokens and choose the experts of each; see `reference.experts`."""
+    area = _experts if x.is_cpu else _triton("experts")
+    routes: Routes = area.norm_route(x, norm_weight, eps, router_weight, rule, bias=bias, choice_bias=choice_bias)
+    return routes
+
+
+def experts_residual(
+    residual: Tensor,
+    routes: Routes,
+    gate_up: Tensor,
+    down: Tensor,
+    activation: Activation,
+    *,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    first_expert: int = 0,
+) -> Tensor:
+    """residual + the weighted sum of what each token's experts make of it; see `reference.experts`."""
+    area = _experts if residual.is_cpu else _triton("experts")
+    out: Tensor = area.experts_residual(
+        residual,
+        routes,
+        gate_up,
+        down,
+        activation,
+        gate_up_bias=gate_up_bias,
+        down_bias=down_bias,
+        first_expert=first_expert,
+    )
+    return out
 
 
 def rotary_write(
@@ -253,6 +297,8 @@ __all__ = [
     "Activation",
     "GatheredInputs",
     "Int4Weight",
+    "Routes",
+    "RoutingRule",
     "Shared",
     "accept_drafts",
     "apply_row_deltas",
@@ -261,6 +307,7 @@ __all__ = [
     "blocked_linear_residual",
     "can_block",
     "can_pack",
+    "experts_residual",
     "gated_activation",
     "gather_inputs",
     "int4_linear",
@@ -269,6 +316,7 @@ __all__ = [
     "linear_residual",
     "norm_gated_linear",
     "norm_linear",
+    "norm_route",
     "pack_eight_bits",
     "pack_four_bits",
     "paged_attention",

@@ -17,9 +17,12 @@ _TILE = 4096
 
 @triton.jit
 def activate(gate, up, ACTIVATION: tl.constexpr):
-    """silu(gate) * up, or gelu_tanh(gate) * up, in fp32."""
+    """`reference.norm_rope.gate_up_activation` in fp32."""
     if ACTIVATION == "silu":
         return gate * tl.sigmoid(gate) * up
+    if ACTIVATION == "clamped_silu":
+        gate = tl.minimum(gate, 7.0)
+        return gate * tl.sigmoid(1.702 * gate) * (tl.minimum(tl.maximum(up, -7.0), 7.0) + 1.0)
     # (1 + tanh(z)) / 2 is sigmoid(2 z)
     return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)) * up
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from streamserve.checkpoint.config_values import need, number
 from streamserve.errors import ModelNotSupported
 from streamserve.models.division import shared_heads
+from streamserve.models.mixture import Mixture
 from streamserve.models.rope import Rope, extended_length, read_rope
 
 Activation = Literal["silu", "gelu_tanh", "relu"]
@@ -79,6 +80,7 @@ class ModelArch(Arch):
     qk_norm           RMS norm of every query and key head
     tied_embeddings   the head is the embedding matrix, unless the checkpoint stores a head that differs from it
     fused_in_checkpoint  q, k and v are stored as one tensor, and so are gate and up
+    mixture           of experts, in the place of the MLP of some layers; None where all have one
     """
 
     architecture: str
@@ -106,6 +108,7 @@ class ModelArch(Arch):
     tied_embeddings: bool = False
 
     fused_in_checkpoint: bool = False
+    mixture: Mixture | None = None
 
     @property
     def layer_states(self) -> tuple[PagedKv, ...]:

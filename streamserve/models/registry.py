@@ -19,6 +19,7 @@ from streamserve.models.architectures.decoder import (
     read_smollm3,
 )
 from streamserve.models.architectures.gemma import Gemma, read_gemma3
+from streamserve.models.architectures.mixtures import read_mixtral, read_qwen2_moe, read_qwen3_moe
 from streamserve.models.architectures.opt import Opt, read_opt
 from streamserve.models.weights.forms.choose import refuse_unknown_quantization
 from streamserve.models.weights.placement import Placement
@@ -38,10 +39,13 @@ REGISTRY: dict[str, Family] = {
     "Gemma3ForCausalLM": Family(read_gemma3, Gemma),
     "LlamaForCausalLM": Family(read_llama, Decoder),
     "MistralForCausalLM": Family(read_mistral, Decoder),
+    "MixtralForCausalLM": Family(read_mixtral, Decoder),
     "OPTForCausalLM": Family(read_opt, Opt),
     "Phi3ForCausalLM": Family(read_phi3, Decoder),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder),
+    "Qwen2MoeForCausalLM": Family(read_qwen2_moe, Decoder),
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder),
+    "Qwen3MoeForCausalLM": Family(read_qwen3_moe, Decoder),
     "SmolLM3ForCausalLM": Family(read_smollm3, Decoder),
 }
 

@@ -53,7 +53,8 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "inputs": set(),
         "communicator": set(),
         "division": set(),
-        "arch": {"division", "rope"},
+        "mixture": set(),
+        "arch": {"division", "mixture", "rope"},
         # what weights are, below the layers that have some
         "weights.storage": set(),
         "weights.grouped": set(),
@@ -61,8 +62,12 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "weights.destination": {"weights.source"},
         "weights.placement": {"communicator", "division", "weights.storage"},
         "weights.forms": {"weights.destination", "weights.grouped", "weights.placement", "weights.source"},
-        "layers": {"arch", "communicator", "division", "inputs", "weights.destination", "weights.forms", "weights.placement"},
-        "architectures": {"arch", "inputs", "layers", "rope", "weights.destination", "weights.placement"},
+        "weights.experts": {"mixture", "weights.destination", "weights.placement", "weights.source"},
+        "layers": {
+            "arch", "communicator", "division", "inputs", "mixture", "weights.destination", "weights.experts", "weights.forms",
+            "weights.placement",
+        },
+        "architectures": {"arch", "inputs", "layers", "mixture", "rope", "weights.destination", "weights.placement"},
         "registry": {"arch", "architectures", "weights.forms", "weights.placement"},
         # what fills a model
         "weights.safetensors": {"weights.grouped", "weights.source"},

@@ -38,6 +38,8 @@ OPT_SHAPE = {
     "word_embed_proj_dim": 96,
 }
 
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", SHAPE),
     "llama-tied": ("Llama", SHAPE | {"tie_word_embeddings": True}),
@@ -52,6 +54,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-partial": ("Phi3", SHAPE | {"rope_parameters": THETA | {"partial_rotary_factor": 0.5}}),
     "smollm3": ("SmolLM3", SHAPE | {"no_rope_layer_interval": 2}),
     "smollm3-windowed": ("SmolLM3", SHAPE | {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 20}),
+    "mixtral": ("Mixtral", SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20}),
+    "qwen2-moe": ("Qwen2Moe", SHAPE | EXPERTS | {"shared_expert_intermediate_size": 64}),
+    "qwen3-moe": ("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32, "norm_topk_prob": True}),
+    "qwen3-moe-dense-first": ("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32, "mlp_only_layers": [0]}),
     "gemma3": (
         "Gemma3",
         SHAPE | {"head_dim": 32, "sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]},

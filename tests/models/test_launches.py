@@ -24,6 +24,9 @@ BIASED_GATE = ["norm_linear", "rotary_attention", "linear_residual", "norm_linea
 POST_NORMED = ["norm_linear", "rotary_attention", "linear", "rms_norm", "norm_gated_linear", "linear", "rms_norm"]
 LAYER_NORMED = ["layer_norm", "linear", "rotary_attention", "linear_residual", "layer_norm", "linear", "linear_residual"]
 
+MIXTURE = ["norm_linear", "rotary_attention", "linear_residual", "norm_route", "experts_residual"]
+SHARED = [*MIXTURE[:4], "norm_gated_linear", "linear", "linear_residual", "experts_residual"]
+
 LAYERS = {
     "llama": FUSED,
     "llama-biased": BIASED_GATE,
@@ -31,6 +34,9 @@ LAYERS = {
     "qwen3": FUSED,
     "phi3": FUSED,
     "smollm3": FUSED,
+    "mixtral": MIXTURE,
+    "qwen2-moe": SHARED,
+    "qwen3-moe": MIXTURE,
     "gemma3": POST_NORMED,
     "opt": LAYER_NORMED,
 }
@@ -75,7 +81,9 @@ class Watch(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("family", "expected"), [("llama", []), ("qwen3", []), ("phi3", []), ("gemma3", ["add", "add"])])
+@pytest.mark.parametrize(
+    ("family", "expected"), [("llama", []), ("qwen3", []), ("phi3", []), ("qwen3-moe", []), ("gemma3", ["add", "add"])]
+)
 def test_around_attention_nothing_is_left_to_torch_but_gemmas_sums(family: str, expected: list[str], tmp_path: Path) -> None:
     reference_model(*FAMILIES[family]).save_pretrained(tmp_path)
     model = load(tmp_path)

@@ -67,7 +67,9 @@ def test_the_shares_of_two_ranks_are_the_weights_of_one(family: str, tmp_path: P
             assert torch.equal(torch.cat([torch.cat(parts) for parts in zip(*cut, strict=True)]), weight)
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-biased", "phi3", "qwen2", "qwen3", "smollm3", "gemma3", "opt"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama-biased", "phi3", "qwen2", "qwen3", "smollm3", "gemma3", "opt", "qwen2-moe", "qwen3-moe"]
+)
 def test_summing_what_ranks_compute_gives_what_one_computes(family: str, tmp_path: Path) -> None:
     """Around attention, whose heads are independent: queries, keys and values side by side, outputs and MLPs summed."""
     reference_model(*FAMILIES[family]).save_pretrained(tmp_path)

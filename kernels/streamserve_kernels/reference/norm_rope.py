@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation: TypeAlias = Literal["silu", "gelu_tanh"]
+Activation: TypeAlias = Literal["silu", "gelu_tanh", "clamped_silu"]
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+CLAMPED_SILU_LIMIT = 7.0
+CLAMPED_SILU_ALPHA = 1.702
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -54,6 +57,18 @@ def gated_activation(x: Tensor, activation: Activation) -> Tensor:
     returns  [tokens, n]      dtype of x
     """
     gate, up = x.chunk(2, dim=-1)
+    return gate_up_activation(gate, up, activation)
+
+
+def gate_up_activation(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """act(gate) * up, for gates and ups of one shape; "clamped_silu" is g * sigmoid(1.702 g) * (u + 1) of both, cut off at 7.
+
+    Of the gate only what is above 7 is cut off (gpt-oss, OpenAI, 2025, https://arxiv.org/abs/2508.10925).
+    """
+    if activation == "clamped_silu":
+        gate = gate.clamp(max=CLAMPED_SILU_LIMIT)
+        up = up.clamp(-CLAMPED_SILU_LIMIT, CLAMPED_SILU_LIMIT) + 1
+        return torch.sigmoid(gate * CLAMPED_SILU_ALPHA).mul_(gate).mul_(up)
     return _ACTIVATIONS[activation](gate).mul_(up)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,11 @@ from streamserve.models.weights.forms.form import Form, Weight
 from streamserve.models.weights.forms.int4 import Int4Form
 from streamserve_kernels import INT4_GROUP, Activation, Int4Weight, block_weight, int4_linear
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+_GATES: dict[Activation, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": lambda gate, up: F.silu(gate) * up,
+    "gelu_tanh": lambda gate, up: F.gelu(gate, approximate="tanh") * up,
+    "clamped_silu": lambda gate, up: gate.clamp(max=7) * torch.sigmoid(1.702 * gate.clamp(max=7)) * (up.clamp(-7, 7) + 1),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class TracedWeight(Weight):
         self, x: Tensor, norm_weight: Tensor, eps: float, activation: Activation, bias: Tensor | None
     ) -> Tensor:
         gate, up = self.after_norm(x, norm_weight, eps, bias).float().chunk(2, dim=-1)
-        gated: Tensor = (_ACTIVATIONS[activation](gate) * up).to(x.dtype)
+        gated: Tensor = _GATES[activation](gate, up).to(x.dtype)
         return gated
 
     def onto(self, residual: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:

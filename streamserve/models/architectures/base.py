@@ -67,8 +67,9 @@ class CausalModel(nn.Module, ABC):
 
     def finish(self) -> None:
         """Make ready to run, once every destination is filled."""
-        for linear in self.linears():
-            linear.finish()
+        for module in list(self.modules()):
+            if isinstance(module, Stored):
+                module.finish()
         for module in self.modules():
             # Attributes that only torch's registry knows are found by Python code of its own, some 20 times a layer: several
             # percent of a step of one token on a CPU.

@@ -13,7 +13,7 @@ from streamserve.models.architectures.base import Layer, LayeredModel
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
 from streamserve.models.layers.embedding import TokenEmbedding
-from streamserve.models.layers.mlp import GatedMlp
+from streamserve.models.layers.experts import mlp_of
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.rope import RopeTables
 from streamserve.models.weights.placement import Placement
@@ -33,7 +33,7 @@ class DecoderLayer(Layer):
         self.qkv = qkv_linear(arch, prefix + "self_attn.", place)
         self.attention = Attention(arch, layer, prefix + "self_attn.", place)
         self.output = output_linear(arch, prefix + "self_attn.", place)
-        self.mlp = GatedMlp(arch, prefix + "mlp.", place, norm("post_attention_layernorm"))
+        self.mlp = mlp_of(arch, layer, prefix, place, norm("post_attention_layernorm"))
 
     def before_attention(self, hidden: Tensor) -> Tensor:
         return self.qkv.after_norm(hidden, self.input_norm)

@@ -86,3 +86,6 @@ class Stored(nn.Module, ABC):
     @abstractmethod
     def destinations(self) -> Iterator[Destination]:
         """Every tensor it needs, each region exactly once."""
+
+    def finish(self) -> None:
+        """Make ready to run, once every destination is filled; called once."""

@@ -94,7 +94,8 @@ def _has_its_own_head(source: WeightSource) -> bool:
 def storage_of(checkpoint: Checkpoint, source: WeightSource | None, quantization: Quantization) -> WeightStorage:
     """The checkpoint's description, by which the forms of weights are chosen."""
     digits = {} if source is None or quantization == "none" else source.num_digits
-    return WeightStorage(digits, checkpoint.config.get("quantization_config") or {})
+    names = frozenset[str]() if source is None else frozenset(source.names)
+    return WeightStorage(digits, checkpoint.config.get("quantization_config") or {}, names)
 
 
 class _BytesLoaded:

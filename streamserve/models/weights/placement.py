@@ -16,15 +16,17 @@ from streamserve.models.weights.storage import WeightStorage
 class Placement:
     """What decides how a model's weights are allocated.
 
-    dtype         of activations, and of weights that have no form of their own
-    communicator  the ranks that share the model's divisible weights out among each other; this one is one of them
-    storage       how the checkpoint stores its weights, by which each linear's form is chosen
+    dtype            of activations, and of weights that have no form of their own
+    communicator     the ranks that share the model's divisible weights out among each other; this one is one of them
+    storage          how the checkpoint stores its weights, by which each linear's form is chosen
+    divides_experts  of a mixture each rank holds some experts, instead of a part of every one
     """
 
     dtype: torch.dtype
     device: torch.device
     communicator: Communicator = field(default_factory=Apart)
     storage: WeightStorage = field(default_factory=WeightStorage)
+    divides_experts: bool = False
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """An uninitialised parameter, of the placement's dtype unless another is given."""

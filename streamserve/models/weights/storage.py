@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,9 @@ class WeightStorage:
     num_digits           4-bit digits per number of the tensors that are stored so, by name; none is listed when they are to be
                          expanded
     quantization_config  of config.json; empty without one
+    names                of all tensors; empty for random weights
     """
 
     num_digits: Mapping[str, int] = field(default_factory=dict)
     quantization_config: Mapping[str, Any] = field(default_factory=dict)
+    names: Collection[str] = frozenset()

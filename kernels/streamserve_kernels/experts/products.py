@@ -1,0 +1,283 @@
+"""Products of experts' weights with the tokens that go to each: gate and up with the activation, then down with the sum.
+
+* One row: its experts are multiplied on plain lanes, and the down product adds them up, with the residual.
+* More: a program takes a tile of one expert's weight rows and up to BLOCK_M of its tokens (`ExpertIndex`). Experts without
+  tokens are not read, the others once for every BLOCK_M tokens. What they make of a token is weighed and added up in a third
+  launch.
+
+Tensors of one call live on one device and share one dtype (bf16, fp16 or fp32); products and sums are fp32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+from triton.language.extra import cuda
+
+from streamserve_kernels.attention_tiles import compute_dtype
+from streamserve_kernels.experts.routing import ExpertIndex
+from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
+from streamserve_kernels.norm_rope import activate
+from streamserve_kernels.reference.experts import Routes
+
+
+class ProductShape(NamedTuple):
+    """How a grouped product is launched.
+
+    block_m  tokens of a tile
+    block_n  weight rows of a tile
+    x_first  the matrix units take the tokens as their first operand, of which they take 64 rows at a time
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    x_first: bool
+
+
+@kernel()
+def _one_row_gate_up_kernel(
+    x_ptr, weight_ptr, bias_ptr, ids_ptr, out_ptr, N, first_expert, num_experts,
+    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N / 2 gated values of one of the row's experts; N weight rows of an expert, of which gate and up alternate."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    expert = tl.load(ids_ptr + tl.program_id(1)) - first_expert
+    if (expert < 0) | (expert >= num_experts):
+        return
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = rows < N
+    lanes = tl.arange(0, BLOCK_K)
+    tile_ptrs = weight_ptr + (expert.to(tl.int64) * N + rows)[:, None] * K + lanes[None, :]
+    sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for k in tl.static_range(0, K, BLOCK_K):
+        mask = inside[:, None] & (lanes + k < K)[None, :]
+        tile = tl.load(tile_ptrs + k, mask=mask, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_ptr + k + lanes, mask=lanes + k < K, other=0.0).to(tl.float32)
+        sums += tile.to(tl.float32) * x[None, :]
+    result = tl.sum(sums, axis=1)
+    if bias_ptr is not None:
+        result += tl.load(bias_ptr + expert.to(tl.int64) * N + rows, mask=inside, other=0.0).to(tl.float32)
+    gate, up = tl.split(tl.reshape(result, [BLOCK_N // 2, 2]))
+    columns = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    y = activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + tl.program_id(1) * (N // 2) + columns, y, mask=columns < N // 2)
+
+
+@kernel()
+def _one_row_down_kernel(
+    x_ptr, weight_ptr, bias_ptr, ids_ptr, weights_ptr, residual_ptr, out_ptr, N, first_expert, num_experts,
+    K: tl.constexpr, TOP_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N columns of the row: the residual, and the weighted sum over its experts."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = rows < N
+    lanes = tl.arange(0, BLOCK_K)
+    sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    result = tl.load(residual_ptr + rows, mask=inside, other=0.0).to(tl.float32)
+    for index in tl.static_range(TOP_K):
+        expert = tl.load(ids_ptr + index) - first_expert
+        weight = tl.load(weights_ptr + index)
+        first = expert.to(tl.int64) * N + rows
+        # A scalar condition is no mask to Triton's interpreter.
+        here = inside & (expert + rows * 0 >= 0) & (expert + rows * 0 < num_experts)
+        for k in tl.static_range(0, K, BLOCK_K):
+            held = (lanes + k < K) & (expert + lanes * 0 >= 0) & (expert + lanes * 0 < num_experts)
+            mask = here[:, None] & held[None, :]
+            tile = tl.load(weight_ptr + first[:, None] * K + (k + lanes)[None, :], mask=mask, other=0.0)
+            x = tl.load(x_ptr + index * K + k + lanes, mask=held, other=0.0).to(tl.float32)
+            sums += tile.to(tl.float32) * (x * weight)[None, :]
+        if bias_ptr is not None:
+            result += tl.load(bias_ptr + first, mask=here, other=0.0).to(tl.float32) * weight
+    result += tl.sum(sums, axis=1)
+    tl.store(out_ptr + rows, result.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@kernel(do_not_specialize=["num_tokens"])
+def _product_kernel(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, num_tokens, N, num_experts,
+    K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, BY_TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, X_FIRST: tl.constexpr, COMPUTE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """One expert's tile: BLOCK_N weight rows times BLOCK_M of the expert's tokens.
+
+    x_ptr    [tokens, K] with BY_TOKEN, else [tokens * TOP_K, K]
+    out_ptr  [tokens * TOP_K, N], or N / 2 columns with an activation, for which rows of gate and up alternate
+    """
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    num_tiles = tl.cdiv(N, BLOCK_N)
+    tile = tl.program_id(0) % num_tiles
+    block = tl.program_id(0) // num_tiles
+    experts = tl.arange(0, LANES)
+    counts = tl.load(counts_ptr + experts, mask=experts < num_experts, other=0)
+    blocks = (counts + BLOCK_M - 1) // BLOCK_M
+    before = tl.cumsum(blocks, axis=0) <= block
+    expert = tl.sum(before.to(tl.int32), axis=0)
+    if expert >= num_experts:
+        return
+    lines = (block - tl.sum(tl.where(before, blocks, 0), axis=0)) * BLOCK_M + tl.arange(0, BLOCK_M)
+    present = lines < tl.sum(tl.where(experts == expert, counts, 0), axis=0)
+    place = tl.load(places_ptr + expert.to(tl.int64) * num_tokens + lines, mask=present, other=0).to(tl.int64)
+    x_rows = place // TOP_K if BY_TOKEN else place
+    columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = columns < N
+    lanes = tl.arange(0, BLOCK_K)
+    weight_ptrs = weight_ptr + (expert.to(tl.int64) * N + columns)[:, None] * K + lanes[None, :]
+    x_ptrs = x_ptr + x_rows[:, None] * K + lanes[None, :]
+    sums = tl.zeros([BLOCK_M, BLOCK_N] if X_FIRST else [BLOCK_N, BLOCK_M], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if K % BLOCK_K == 0:
+            weights = tl.load(weight_ptrs + k, mask=inside[:, None], other=0.0)
+            x = tl.load(x_ptrs + k, mask=present[:, None], other=0.0)
+        else:
+            weights = tl.load(weight_ptrs + k, mask=inside[:, None] & (lanes + k < K)[None, :], other=0.0)
+            x = tl.load(x_ptrs + k, mask=present[:, None] & (lanes + k < K)[None, :], other=0.0)
+        if X_FIRST:
+            sums = tl.dot(x.to(COMPUTE), tl.trans(weights.to(COMPUTE)), sums, input_precision="ieee")
+        else:
+            sums = tl.dot(weights.to(COMPUTE), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
+    if not X_FIRST:
+        sums = tl.trans(sums)
+    if bias_ptr is not None:
+        sums += tl.load(bias_ptr + expert.to(tl.int64) * N + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION == "none":
+        mask = present[:, None] & inside[None, :]
+        tl.store(out_ptr + place[:, None] * N + columns[None, :], sums.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        half: tl.constexpr = BLOCK_N // 2
+        gate, up = tl.split(tl.reshape(sums, [BLOCK_M, half, 2]))
+        columns = tile * half + tl.arange(0, half)
+        mask = present[:, None] & (columns < N // 2)[None, :]
+        y = activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + place[:, None] * (N // 2) + columns[None, :], y, mask=mask)
+
+
+@kernel()
+def _sum_kernel(
+    made_ptr, ids_ptr, weights_ptr, residual_ptr, out_ptr, N, first_expert, num_experts,
+    TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK columns of one row: the residual, and the weighted sum of what its experts made of it."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < N
+    total = tl.load(residual_ptr + row * N + columns, mask=inside, other=0.0).to(tl.float32)
+    for index in tl.static_range(TOP_K):
+        expert = tl.load(ids_ptr + row * TOP_K + index) - first_expert
+        here = inside & (expert + columns * 0 >= 0) & (expert + columns * 0 < num_experts)
+        made = tl.load(made_ptr + (row * TOP_K + index) * N + columns, mask=here, other=0.0)
+        total += made.to(tl.float32) * tl.load(weights_ptr + row * TOP_K + index)
+    tl.store(out_ptr + row * N + columns, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def experts_residual(
+    residual: torch.Tensor,
+    routes: Routes,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: str,
+    *,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+    first_expert: int = 0,
+) -> torch.Tensor:
+    """`reference.experts.experts_residual`; routes come from `norm_route` and serve one call."""
+    x = routes.normed
+    num_rows, hidden = x.shape
+    num_experts, outer, _ = gate_up.shape
+    inner, top_k = outer // 2, routes.expert_ids.shape[1]
+    gated = x.new_empty(num_rows * top_k, inner)
+    out = torch.empty_like(residual, memory_format=torch.contiguous_format)
+    launch = dependent_launch(x.device)
+    if num_rows == 1:
+        block_n, block_k, warps = one_row_gate_up_shape(outer, hidden)
+        _one_row_gate_up_kernel[(-(-outer // block_n), top_k)](
+            x, gate_up, gate_up_bias, routes.expert_ids, gated, outer, first_expert, num_experts,
+            K=hidden, BLOCK_N=block_n, BLOCK_K=block_k, ACTIVATION=activation, num_warps=warps, **launch,
+        )  # fmt: skip
+        block_n, block_k, warps = one_row_down_shape(hidden, inner)
+        _one_row_down_kernel[(-(-hidden // block_n),)](
+            gated, down, down_bias, routes.expert_ids, routes.weights, residual, out, hidden, first_expert, num_experts,
+            K=inner, TOP_K=top_k, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, **launch,
+        )  # fmt: skip
+        return out
+    made = x.new_empty(num_rows * top_k, hidden)
+    index = routes.by_expert
+    assert isinstance(index, ExpertIndex)
+    first, second = product_shapes(num_rows * top_k, num_experts, x.dtype)
+    _product(x, gate_up, gate_up_bias, gated, index, first, top_k, first_expert, by_token=True, activation=activation)
+    _product(gated, down, down_bias, made, index, second, top_k, first_expert, by_token=False, activation="none")
+    block = min(power_of_two(hidden), 1024)
+    _sum_kernel[(num_rows, -(-hidden // block))](
+        made, routes.expert_ids, routes.weights, residual, out, hidden, first_expert, num_experts,
+        TOP_K=top_k, BLOCK=block, num_warps=max(1, block // 256), **launch,
+    )  # fmt: skip
+    return out
+
+
+def _product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    index: ExpertIndex,
+    shape: ProductShape,
+    top_k: int,
+    first_expert: int,
+    *,
+    by_token: bool,
+    activation: str,
+) -> None:
+    num_experts, outer, inner = weight.shape
+    num_tokens, num_places = index.places.shape[1], index.places.shape[1] * top_k
+    tiles = -(-outer // shape.block_n)
+    # No more blocks than this hold the places, however they fall on the experts.
+    hit = min(num_experts, num_places)
+    blocks = (num_places + hit * (shape.block_m - 1)) // shape.block_m
+    _product_kernel[(tiles * blocks,)](
+        x, weight, bias, out, index.counts[first_expert:], index.places[first_expert:], num_tokens, outer, num_experts,
+        K=inner, TOP_K=top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BLOCK_N=shape.block_n,
+        BLOCK_K=shape.block_k, BY_TOKEN=by_token, ACTIVATION=activation, X_FIRST=shape.x_first, COMPUTE=compute_dtype(x.dtype),
+        num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
+    )  # fmt: skip
+
+
+def one_row_gate_up_shape(outer: int, inner: int) -> tuple[int, int, int]:
+    """BLOCK_N, BLOCK_K and warps."""
+    return 8, min(power_of_two(inner), 2048), 4
+
+
+def one_row_down_shape(outer: int, inner: int) -> tuple[int, int, int]:
+    """BLOCK_N, BLOCK_K and warps."""
+    return 2, 256, 1
+
+
+def product_shapes(num_places: int, num_experts: int, dtype: torch.dtype) -> tuple[ProductShape, ProductShape]:
+    """The launches of gate·up and of down, by how many tokens an expert has on average."""
+    mean = num_places / num_experts
+    if dtype == torch.float32:
+        shape = ProductShape(16, 64, 32, 4, 2, False) if mean <= 16 else ProductShape(64, 64, 32, 4, 2, True)
+        return shape, shape
+    if mean <= 6:
+        return ProductShape(16, 64, 64, 4, 6, False), ProductShape(16, 128, 128, 8, 3, False)
+    if mean <= 24:
+        return ProductShape(32, 64, 128, 4, 3, False), ProductShape(32, 64, 128, 4, 3, False)
+    if mean <= 96:
+        return ProductShape(64, 128, 64, 4, 4, True), ProductShape(64, 128, 64, 4, 4, True)
+    stages = 4 if mean <= 256 else 3
+    return ProductShape(128, 256, 64, 8, stages, True), ProductShape(128, 256, 64, 8, stages, True)

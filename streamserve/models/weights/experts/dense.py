@@ -1,0 +1,60 @@
+"""Experts as tensors of the model's dtype, stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from streamserve.models.weights.destination import Destination, copied
+from streamserve.models.weights.experts.form import ExpertsForm
+from streamserve.models.weights.experts.mxfp4 import dequantized
+from streamserve.models.weights.experts.spec import ExpertsSpec
+from streamserve.models.weights.placement import Placement
+from streamserve_kernels import Activation, Routes, experts_residual
+
+
+class DenseExperts(ExpertsForm):
+    """Multiplied by the grouped products of the kernels. What is stored in blocks of MXFP4 is expanded while it is loaded.
+
+    gate_up  [experts, 2 * inner, hidden], where rows of gate and up take turns
+    down     [experts, hidden, inner]
+    gate_up_bias, down_bias  [experts, 2 * inner], [experts, hidden], or None
+    """
+
+    gate_up: nn.Parameter
+    down: nn.Parameter
+
+    def __init__(self, spec: ExpertsSpec, place: Placement) -> None:
+        super().__init__(spec, place)
+        count, hidden, inner = len(spec.experts), spec.hidden_size, len(spec.inner)
+        self.gate_up = place.empty(count, 2 * inner, hidden)
+        self.down = place.empty(count, hidden, inner)
+        self.gate_up_bias = place.empty(count, 2 * inner) if spec.biased else None
+        self.down_bias = place.empty(count, hidden) if spec.adds_down_bias else None
+
+    @classmethod
+    def takes(cls, spec: ExpertsSpec, place: Placement) -> bool:
+        return True
+
+    def destinations(self) -> Iterator[Destination]:
+        for part in self.spec.weights(self.gate_up, self.down):
+            if self.spec.stored.mxfp4:
+                yield from dequantized(part)
+            else:
+                yield copied(part.name, part.target, part.region)
+        if self.gate_up_bias is not None:
+            for part in self.spec.biases(self.gate_up_bias, self.down_bias):
+                yield copied(part.name, part.target, part.region)
+
+    def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
+        return experts_residual(
+            residual,
+            routes,
+            self.gate_up,
+            self.down,
+            activation,
+            gate_up_bias=self.gate_up_bias,
+            down_bias=self.down_bias,
+            first_expert=self.spec.experts.start,
+        )

@@ -1,0 +1,47 @@
+"""What every form of experts' weights is to its layer and to the loader."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from streamserve.models.weights.destination import Destination
+from streamserve.models.weights.experts.spec import ExpertsSpec
+from streamserve.models.weights.placement import Placement
+from streamserve_kernels import Activation, Routes
+
+
+class ExpertsForm(nn.Module, ABC):
+    """The weights of a layer's experts: their parameters, which stored tensors fill them, and the kernels that multiply.
+
+    Made with uninitialised parameters; once every destination is filled, `finish` makes it ready to multiply.
+    """
+
+    methods: ClassVar[frozenset[str]] = frozenset()
+    """Values of `quant_method` in a config.json that this form is made for."""
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, spec: ExpertsSpec, place: Placement) -> bool:
+        """Whether experts can have this form, by how they are stored and where they will live."""
+
+    def __init__(self, spec: ExpertsSpec, place: Placement) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def destinations(self) -> Iterator[Destination]:
+        """What fills its parameters."""
+
+    def finish(self) -> None:
+        """Bring the parameters, now filled, into the layout that the kernels want; called once."""
+
+    @abstractmethod
+    def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
+        """residual [tokens, hidden] + the weighted sum of what each token's experts make of it.
+
+        The residual's memory may be taken for the sum; experts that another rank holds are left out.
+        """

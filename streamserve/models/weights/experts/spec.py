@@ -1,0 +1,117 @@
+"""Which tensors of a checkpoint hold a layer's experts, and the part of each that this rank keeps.
+
+A rank holds every expert's share of inner features, or all of some experts. Either way what it computes is a summand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from streamserve.models.mixture import ExpertTensors, Mixture, bias_of
+from streamserve.models.weights.destination import Region
+from streamserve.models.weights.placement import Placement
+
+
+@dataclass(frozen=True)
+class ExpertPart:
+    """Numbers of the experts that come out of one tensor of the checkpoint.
+
+    name     of that tensor
+    region   what is taken of it
+    experts  which of this rank's experts they are
+    target   the numbers' place, of the region's shape; a view
+    """
+
+    name: str
+    region: Region
+    experts: range
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """A layer's experts, as many of them and as much of each as this rank holds.
+
+    prefix   of the tensors' names
+    stored   how the checkpoint stores them
+    experts  numbers of those that are held
+    inner    which inner features of each
+    biased   whether they have biases
+    adds_down_bias  whether the bias of down is in what this rank computes: in one rank's only, where all have all experts
+    """
+
+    prefix: str
+    stored: ExpertTensors
+    num_experts: int
+    hidden_size: int
+    inner_size: int
+    experts: range
+    inner: range
+    biased: bool
+    adds_down_bias: bool
+
+    @classmethod
+    def of(cls, mixture: Mixture, hidden_size: int, prefix: str, place: Placement) -> ExpertsSpec:
+        """Raises `ConfigError` when the experts can't be divided among the ranks."""
+        experts, inner, of = range(mixture.num_experts), range(mixture.inner_size), prefix.removesuffix(".")
+        if place.divides_experts:
+            experts = place.share(mixture.num_experts, f"experts of {of}")
+        else:
+            inner = place.share(mixture.inner_size, f"inner features of the experts of {of}")
+        names = place.storage.names
+        stored = next((each for each in mixture.tensors if each.are_in(names, prefix)), mixture.tensors[0])
+        adds_down_bias = mixture.biased and (place.divides_experts or place.rank == 0)
+        size = mixture.inner_size
+        return cls(prefix, stored, mixture.num_experts, hidden_size, size, experts, inner, mixture.biased, adds_down_bias)
+
+    def weights(self, gate_up: Tensor, down: Tensor) -> Iterator[ExpertPart]:
+        """What fills the weights.
+
+        gate_up  [experts, 2 * inner, hidden], where rows of gate and up take turns
+        down     [experts, hidden, inner]
+        """
+        by_kind = gate_up.view(len(self.experts), len(self.inner), 2, self.hidden_size)
+        hidden = range(self.hidden_size)
+        if self.stored.is_fused:
+            yield from self._fused(self.stored.gate, gate_up, by_kind, (hidden,))
+        else:
+            for name, target in ((self.stored.gate, by_kind[:, :, 0]), (self.stored.up, by_kind[:, :, 1])):
+                yield from self._parts(name, target, (self.inner, hidden), (self.inner_size, self.hidden_size))
+        yield from self._parts(self.stored.down, down, (hidden, self.inner), (self.hidden_size, self.inner_size))
+
+    def biases(self, gate_up: Tensor, down: Tensor | None) -> Iterator[ExpertPart]:
+        """What fills biases, gate_up [experts, 2 * inner] and down [experts, hidden]."""
+        by_kind = gate_up.view(len(self.experts), len(self.inner), 2)
+        if self.stored.is_fused:
+            yield from self._fused(bias_of(self.stored.gate), gate_up, by_kind, ())
+        else:
+            for name, target in ((self.stored.gate, by_kind[:, :, 0]), (self.stored.up, by_kind[:, :, 1])):
+                yield from self._parts(bias_of(name), target, (self.inner,), (self.inner_size,))
+        if down is not None:
+            yield from self._parts(bias_of(self.stored.down), down, (range(self.hidden_size),), (self.hidden_size,))
+
+    def _fused(self, name: str, both: Tensor, by_kind: Tensor, columns: tuple[range, ...]) -> Iterator[ExpertPart]:
+        """The parts of a tensor that holds gate and up."""
+        whole = (2 * self.inner_size, *(len(each) for each in columns))
+        if self.stored.alternates:
+            rows = range(2 * self.inner.start, 2 * self.inner.stop)
+            yield from self._parts(name, both, (rows, *columns), whole)
+            return
+        for kind in range(2):
+            first = kind * self.inner_size
+            rows = range(first + self.inner.start, first + self.inner.stop)
+            yield from self._parts(name, by_kind[:, :, kind], (rows, *columns), whole)
+
+    def _parts(self, name: str, target: Tensor, taken: tuple[range, ...], whole: tuple[int, ...]) -> Iterator[ExpertPart]:
+        """The parts of a weight or bias of each expert, of which `taken` goes to `target` [experts, ...]."""
+        if self.stored.transposed and len(whole) == 2:
+            taken, whole, target = taken[::-1], whole[::-1], target.mT
+        if self.stored.is_stacked:
+            region = Region((self.num_experts, *whole), (self.experts, *taken))
+            yield ExpertPart(self.prefix + name, region, range(len(self.experts)), target)
+            return
+        for index, expert in enumerate(self.experts):
+            yield ExpertPart(self.prefix + name.format(expert), Region(whole, taken), range(index, index + 1), target[index])

@@ -1,0 +1,178 @@
+"""Experts come out of a checkpoint however it stores them, whole or in the shares of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamserve.errors import ConfigError
+from streamserve.models.arch import ModelArch
+from streamserve.models.communicator import Apart
+from streamserve.models.layers.experts import Experts
+from streamserve.models.mixture import ExpertTensors, Mixture
+from streamserve.models.registry import read_arch
+from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.storage import WeightStorage
+from streamserve_kernels import Routes, RoutingRule
+from tests.models.families import EXPERTS, SHAPE
+from tests.models.stored import MadeUp
+
+COUNT, HIDDEN, INNER = 4, 64, 96
+PREFIX = "mlp."
+Stored = dict[str, Tensor]
+
+
+class Numbers:
+    """The weights and biases of some experts, as every checkpoint below stores them."""
+
+    def __init__(self) -> None:
+        # What four bits with a scale of two can say, so that every way to store them says the same.
+        values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+        self.gate, self.up = (values[torch.randint(8, (COUNT, INNER, HIDDEN))] / 16 for _ in range(2))
+        self.down = values[torch.randint(8, (COUNT, HIDDEN, INNER))] / 16
+        self.gate_bias, self.up_bias, self.down_bias = (
+            torch.randn(COUNT, INNER),
+            torch.randn(COUNT, INNER),
+            torch.randn(COUNT, HIDDEN),
+        )
+
+
+def interleaved(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.stack([gate, up], dim=2).flatten(1, 2)
+
+
+def per_expert(of: Numbers) -> Stored:
+    parts = {"gate_proj": (of.gate, of.gate_bias), "up_proj": (of.up, of.up_bias), "down_proj": (of.down, of.down_bias)}
+    stored = {}
+    for name, (weights, biases) in parts.items():
+        for expert in range(COUNT):
+            stored[f"experts.{expert}.{name}.weight"] = weights[expert]
+            stored[f"experts.{expert}.{name}.bias"] = biases[expert]
+    return stored
+
+
+def halves(of: Numbers) -> Stored:
+    return {
+        "experts.gate_up_proj": torch.cat([of.gate, of.up], dim=1),
+        "experts.gate_up_proj_bias": torch.cat([of.gate_bias, of.up_bias], dim=1),
+        "experts.down_proj": of.down,
+        "experts.down_proj_bias": of.down_bias,
+    }
+
+
+def turns_transposed(of: Numbers) -> Stored:
+    return {
+        "experts.gate_up_proj": interleaved(of.gate, of.up).mT.contiguous(),
+        "experts.gate_up_proj_bias": interleaved(of.gate_bias.unsqueeze(2), of.up_bias.unsqueeze(2)).squeeze(2),
+        "experts.down_proj": of.down.mT.contiguous(),
+        "experts.down_proj_bias": of.down_bias,
+    }
+
+
+def apart(of: Numbers) -> Stored:
+    return {
+        "experts.gate_proj.weight": of.gate,
+        "experts.gate_proj.bias": of.gate_bias,
+        "experts.up_proj.weight": of.up,
+        "experts.up_proj.bias": of.up_bias,
+        "experts.down_proj.weight": of.down,
+        "experts.down_proj.bias": of.down_bias,
+    }
+
+
+def blocks(of: Numbers) -> Stored:
+    turns = turns_transposed(of)
+    gate_up, gate_up_scales = packed(interleaved(of.gate, of.up))
+    down, down_scales = packed(of.down)
+    biases = {name: value for name, value in turns.items() if name.endswith("bias")}
+    return biases | {
+        "experts.gate_up_proj_blocks": gate_up,
+        "experts.gate_up_proj_scales": gate_up_scales,
+        "experts.down_proj_blocks": down,
+        "experts.down_proj_scales": down_scales,
+    }
+
+
+def packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As MXFP4 with scales of 1/16: two numbers in a byte, the first in its lower half."""
+    digits = torch.searchsorted(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]), (weight * 16).contiguous()).to(
+        torch.uint8
+    )
+    groups = digits.unflatten(-1, (-1, 16, 2))
+    scales = torch.full(groups.shape[:-2], 127 - 4, dtype=torch.uint8)
+    return groups[..., 0] | (groups[..., 1] << 4), scales
+
+
+FUSED = ("experts.gate_up_proj", "experts.gate_up_proj", "experts.down_proj")
+WAYS: dict[str, tuple[ExpertTensors, Callable[[Numbers], Stored]]] = {
+    "a tensor each": (
+        ExpertTensors("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight", "experts.{}.down_proj.weight"),
+        per_expert,
+    ),
+    "gate before up": (ExpertTensors(*FUSED), halves),
+    "in turns, transposed": (ExpertTensors(*FUSED, alternates=True, transposed=True), turns_transposed),
+    "gate and up apart": (
+        ExpertTensors("experts.gate_proj.weight", "experts.up_proj.weight", "experts.down_proj.weight"),
+        apart,
+    ),
+    "in blocks": (ExpertTensors(*(f"{name}_blocks" for name in FUSED), alternates=True, mxfp4=True), blocks),
+}
+
+
+def arch_of(tensors: ExpertTensors) -> tuple[ModelArch, Mixture]:
+    arch = read_arch({"architectures": ["Qwen3MoeForCausalLM"], **SHAPE, **EXPERTS, "hidden_size": HIDDEN})
+    mixture = Mixture(
+        num_experts=COUNT, inner_size=INNER, rule=RoutingRule(2), layers=(True, True), tensors=(tensors,), biased=True
+    )
+    return replace(arch, mixture=mixture), mixture
+
+
+def filled(way: str, numbers: Numbers, communicator: Apart, *, divides_experts: bool = False) -> Experts:
+    tensors, store = WAYS[way]
+    stored = {PREFIX + name: value for name, value in store(numbers).items()}
+    place = Placement(
+        torch.float32, torch.device("cpu"), communicator, WeightStorage(names=stored.keys()), divides_experts=divides_experts
+    )
+    experts = Experts(*arch_of(tensors), PREFIX, place)
+    with torch.inference_mode():
+        for destination in experts.destinations():
+            content = MadeUp(destination.name, stored[destination.name])
+            assert content.shape == destination.region.whole
+            destination.fill(content)
+        experts.finish()
+    return experts
+
+
+def expected_of(numbers: Numbers, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    total = torch.zeros(len(hidden), HIDDEN, dtype=torch.float64)
+    for token, chosen in enumerate(ids.tolist()):
+        for expert, weight in zip(chosen, weights[token].tolist(), strict=True):
+            gate = numbers.gate[expert].double() @ hidden[token].double() + numbers.gate_bias[expert]
+            up = numbers.up[expert].double() @ hidden[token].double() + numbers.up_bias[expert]
+            made = numbers.down[expert].double() @ (torch.nn.functional.silu(gate) * up) + numbers.down_bias[expert]
+            total[token] += weight * made
+    return total
+
+
+@pytest.mark.parametrize("ranks", ["one", "parts of each", "some each"])
+@pytest.mark.parametrize("way", WAYS)
+def test_experts_are_the_same_however_they_are_stored_and_divided(way: str, ranks: str) -> None:
+    numbers, hidden, weights = Numbers(), torch.randn(5, HIDDEN) / 4, torch.rand(5, 2)
+    ids = torch.stack([torch.randperm(COUNT)[:2] for _ in range(5)]).int()
+    world_size = 1 if ranks == "one" else 2 if ranks == "some each" else 3
+    total = torch.zeros(5, HIDDEN)
+    with torch.inference_mode():
+        for rank in range(world_size):
+            experts = filled(way, numbers, Apart(rank, world_size), divides_experts=ranks == "some each")
+            total = experts.add_to(total, Routes(hidden, ids, weights))
+    torch.testing.assert_close(total.double(), expected_of(numbers, hidden, ids, weights), atol=1e-4, rtol=1e-4)
+
+
+def test_experts_that_can_not_be_divided_are_refused_by_name() -> None:
+    for divides_experts, message in ((True, "4 experts of mlp"), (False, "96 inner features of the experts of mlp")):
+        with pytest.raises(ConfigError, match=message):
+            filled("gate before up", Numbers(), Apart(0, 5), divides_experts=divides_experts)
