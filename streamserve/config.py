@@ -18,6 +18,7 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 Device = Literal["auto", "cuda", "cpu"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 ExecutorBackend = Literal["mp", "ray", "uni"]
+ModelImpl = Literal["auto", "streamserve", "vllm", "transformers"]
 
 BLOCK_SIZES = (16, 32, 64)
 
@@ -26,6 +27,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Everything an engine needs to start.
 
     model                   Hugging Face id, local folder, .gguf file, or "demo"
+    model_impl              whose layers run the model: "auto" takes ours where the architecture has some, else transformers';
+                            "vllm", vLLM's word for its own, means ours
     dtype                   of weights and activations; "auto" takes the checkpoint's
     max_model_len           tokens of prompt and output together; None takes the model's own limit
     gpu_memory_utilization  share of the GPU's memory that weights, activations and KV cache may fill; on a CPU, the share of
@@ -48,6 +51,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     revision: str | None = None
     trust_remote_code: bool = False
     load_format: LoadFormat = "auto"
+    model_impl: ModelImpl = "auto"
     dtype: DTypeName = "auto"
     device: Device = "auto"
     quantization: Literal["auto", "none", "int4"] = "auto"

@@ -332,12 +332,14 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     max_model_len   tokens of prompt and output together
     num_blocks      KV blocks in total, of `block_size` tokens each
+    model_impl      whose layers run: "streamserve" or "transformers"
     windows         of the model's layer groups, as in `KvGroups`
     compiled        whether layers run compiled on a CPU; None where there is nothing to compile
     """
 
     model: str
     architecture: str
+    model_impl: str = "streamserve"
     dtype: str
     device: str
     max_model_len: int

@@ -78,7 +78,6 @@ _MODEL = {
         task=("auto", "generate"), runner=("auto", "generate"), convert=("auto", "none"), pooler_config=_UNSET,
         override_pooler_config=_UNSET,
     ),
-    **_because("models are built of this library's own layers", model_impl=("auto", "vllm")),
     **_because("the tokenizer is the fast one where there is one, else transformers'", tokenizer_mode=("auto", "hf")),
     **_because(
         "text is tokenized here, and decoded", skip_tokenizer_init=_OFF, tokens_only=_OFF, enable_prompt_embeds=_OFF,

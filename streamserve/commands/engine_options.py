@@ -10,7 +10,16 @@ import click
 import msgspec
 
 from streamserve.commands.vllm_command import CommandT, option
-from streamserve.config import BLOCK_SIZES, Device, DTypeName, EngineConfig, ExecutorBackend, LoadFormat, SchedulingPolicy
+from streamserve.config import (
+    BLOCK_SIZES,
+    Device,
+    DTypeName,
+    EngineConfig,
+    ExecutorBackend,
+    LoadFormat,
+    ModelImpl,
+    SchedulingPolicy,
+)
 from streamserve.errors import ConfigError
 
 _UNITS = {"k": 1000, "m": 1000**2, "g": 1000**3, "K": 1024, "M": 1024**2, "G": 1024**3}
@@ -58,6 +67,9 @@ _MODEL_OPTIONS = [
     _model("--revision", help="Branch, tag or commit of the model's repository."),
     _model("--trust-remote-code", is_flag=True, default=None, help="Run code that comes with the model's files."),
     _model("--load-format", type=click.Choice(get_args(LoadFormat)), help="How weights are stored; dummy makes random ones."),
+    _model(
+        "--model-impl", type=click.Choice(get_args(ModelImpl)), help="Whose layers run the model; auto prefers streamserve's."
+    ),
     _model("--dtype", type=click.Choice(get_args(DTypeName)), help="Of weights and activations."),
     _devices("--device", type=click.Choice(get_args(Device)), help="Where to run."),
     _memory("--block-size", type=click.Choice([str(size) for size in BLOCK_SIZES]), help="Tokens per KV block."),

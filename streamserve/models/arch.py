@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from streamserve.checkpoint.config_values import need, number
 from streamserve.errors import ModelNotSupported
@@ -45,12 +45,14 @@ class PagedKv:
 class Arch(ABC):
     """What an engine needs to know of any model, whoever wrote its layers.
 
+    model_impl       whose layers these are: "streamserve" or "transformers"
     architecture     transformers' class name
     dtype            of the checkpoint: "bfloat16", "float16" or "float32"
     max_model_len    tokens of one sequence that the positions of this model reach
     tied_embeddings  the head is the embedding matrix, unless the checkpoint stores a head that differs from it
     """
 
+    model_impl: ClassVar[str]
     architecture: str
     dtype: str
     vocab_size: int
@@ -83,6 +85,7 @@ class ModelArch(Arch):
     mixture           of experts, in the place of the MLP of some layers; None where all have one
     """
 
+    model_impl = "streamserve"
     architecture: str
     dtype: str
     vocab_size: int

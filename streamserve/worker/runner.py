@@ -12,7 +12,7 @@ import torch
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.models.architectures.base import CausalModel
-from streamserve.models.registry import read_arch
+from streamserve.models.implementation import describe
 from streamserve.models.weights.loader import load_model
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
@@ -63,7 +63,7 @@ class Runner:
         Raises `ConfigError` when model, device and settings don't go together; its message names the flag to change.
         """
         config, phases = self._config, Phases()
-        arch = read_arch(self._checkpoint.config)
+        arch = describe(self._checkpoint.config, config.model_impl)
         max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
         device = open_device(config.device, self._device_index)
         ranks = self._join(device)
@@ -115,6 +115,7 @@ class Runner:
         return EngineInfo(
             model=self._checkpoint.source,
             architecture=arch.architecture,
+            model_impl=arch.model_impl,
             dtype=str(dtype).removeprefix("torch."),
             device=device.name if ranks.world_size == 1 else f"{ranks.world_size} x {device.name}",
             max_model_len=max_model_len,

@@ -67,14 +67,22 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
             "arch", "communicator", "division", "inputs", "mixture", "weights.destination", "weights.experts", "weights.forms",
             "weights.placement",
         },
-        "architectures": {"arch", "inputs", "layers", "mixture", "rope", "weights.destination", "weights.placement"},
+        "architectures": {
+            "arch", "inputs", "layers", "mixture", "rope", "weights.destination", "weights.placement", "weights.source",
+        },
         "registry": {"arch", "architectures", "weights.forms", "weights.placement"},
+        # whose layers: ours, or transformers'
+        "transformers_model": {
+            "arch", "architectures", "inputs", "layers", "weights.destination", "weights.grouped", "weights.placement",
+            "weights.source",
+        },
+        "implementation": {"arch", "architectures", "registry", "transformers_model", "weights.placement"},
         # what fills a model
         "weights.safetensors": {"weights.grouped", "weights.source"},
         "weights.gguf": {"arch", "weights.grouped", "weights.source"},
         "weights.dummy": {"architectures", "layers"},
         "weights.loader": {
-            "arch", "architectures", "communicator", "registry", "weights.destination", "weights.dummy", "weights.gguf",
+            "arch", "architectures", "communicator", "implementation", "weights.destination", "weights.dummy", "weights.gguf",
             "weights.placement", "weights.safetensors", "weights.source", "weights.storage",
         },
         "aot": {"architectures", "inputs", "layers", "weights.forms"},

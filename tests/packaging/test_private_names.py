@@ -25,6 +25,21 @@ NAMES = {
     "triton.runtime": ["driver", "JITFunction"],
     "triton.runtime.cache": ["triton_key"],
     "triton.runtime.driver": ["DriverConfig.set_active"],
+    # models/transformers_model
+    "transformers.conversion_mapping": ["get_model_conversion_mapping"],
+    "transformers.core_model_loading": ["WeightConverter.add_tensor", "WeightConverter.convert", "rename_source_key"],
+    "transformers.integrations.moe": ["ALL_EXPERTS_FUNCTIONS.register", "grouped_mm_experts_forward"],
+    "transformers.modeling_rope_utils": ["ROPE_INIT_FUNCTIONS"],
+    "transformers.modeling_utils": [
+        "PreTrainedModel._can_set_experts_implementation",
+        "PreTrainedModel._from_config",
+        "PreTrainedModel._is_stateful",
+        "PreTrainedModel._keep_in_fp32_modules",
+        "PreTrainedModel._keep_in_fp32_modules_strict",
+        "PreTrainedModel._keys_to_ignore_on_load_unexpected",
+        "PreTrainedModel.initialize_weights",
+        "PreTrainedModel.named_non_persistent_buffers",
+    ],
     # models/aot
     "torch": ["_C._aoti.AOTIModelPackageLoader", "_weight_int4pack_mm_for_cpu", "_convert_weight_to_int4pack_for_cpu"],
     "torch._inductor": ["aoti_compile_and_package"],
@@ -68,6 +83,8 @@ ATTRIBUTES = {
         "transport",
         "writable",
     ],
+    # models/transformers_model
+    "transformers.modeling_utils:PreTrainedModel": ["_is_hf_initialized"],
     # server/app.py
     "litestar:Litestar": ["asgi_handler"],
     # compile_ahead.py of the kernels

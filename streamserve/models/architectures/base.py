@@ -14,6 +14,7 @@ from streamserve.models.layers.attention import Attention
 from streamserve.models.layers.linear import Linear
 from streamserve.models.rope import RopeTables
 from streamserve.models.weights.destination import Destination, Stored
+from streamserve.models.weights.source import StoredTensor, WeightSource
 
 
 class Layer(nn.Module, ABC):
@@ -64,6 +65,10 @@ class CausalModel(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, Stored):
                 yield from module.destinations()
+
+    def stored_tensors(self, source: WeightSource) -> Iterator[StoredTensor]:
+        """A checkpoint's tensors, as `destinations` names them."""
+        return source.tensors()
 
     def finish(self) -> None:
         """Make ready to run, once every destination is filled."""

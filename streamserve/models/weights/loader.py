@@ -18,7 +18,7 @@ from streamserve.errors import ConfigError
 from streamserve.models.arch import Arch, ModelArch
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.communicator import Apart, Communicator
-from streamserve.models.registry import build_model
+from streamserve.models.implementation import build_model
 from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.dummy import randomize
 from streamserve.models.weights.gguf import GgufSource
@@ -127,7 +127,7 @@ def _fill(model: CausalModel, source: WeightSource, progress: _BytesLoaded) -> N
     wanted: defaultdict[str, list[Destination]] = defaultdict(list)
     for destination in model.destinations():
         wanted[destination.name].append(destination)
-    for stored in source.tensors():
+    for stored in model.stored_tensors(source):
         destinations = wanted.pop(stored.name, None) or wanted.pop(f"model.{stored.name}", None)
         if destinations is None and not _is_redundant(stored.name, arch):
             raise ConfigError(f"the checkpoint's tensor {stored.name!r} has no place in {arch.architecture}")

@@ -159,7 +159,8 @@ class Server:
 
     def _log_engine(self, info: EngineInfo) -> None:
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup_s.items())
-        engine = f"{info.architecture}, {info.dtype} on {info.device}{', compiled' if info.compiled else ''}"
+        layers = " by transformers' layers" if info.model_impl == "transformers" else ", compiled" if info.compiled else ""
+        engine = f"{info.architecture}{layers}, {info.dtype} on {info.device}"
         self._log.step("engine", f"{engine} ({parts})" if parts else engine)
         self._log.step(
             "KV cache",

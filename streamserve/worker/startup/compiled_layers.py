@@ -19,7 +19,7 @@ from streamserve.models.aot.model import CompiledModel
 from streamserve.models.aot.shape import can_compile, layer_shapes
 from streamserve.models.aot.store import load_layer
 from streamserve.models.architectures.base import CausalModel, LayeredModel
-from streamserve.models.registry import build_model, read_arch
+from streamserve.models.implementation import build_model, describe
 from streamserve.models.weights.loader import load_model
 from streamserve.models.weights.placement import Placement
 from streamserve.process.cache import compiled_layers
@@ -63,7 +63,7 @@ def compile_for(config: EngineConfig, checkpoint: Checkpoint, on_piece: Callable
     device = open_device(config.device)
     if not device.compiles_layers:
         raise ConfigError("only a CPU's layers are compiled ahead; on a GPU Triton's run: leave this out, or add --device cpu")
-    arch = read_arch(checkpoint.config)
+    arch = describe(checkpoint.config, config.model_impl)
     dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
     # Without memory first: a model that can't be compiled is not worth loading.
     if not can_compile(build_model(arch, Placement(dtype, torch.device("meta")), 1)):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from streamserve.models.communicator import Apart
-from streamserve.models.registry import build_model, read_arch
+from streamserve.models.implementation import build_model, describe
 from streamserve.models.weights.loader import open_source, storage_of
 from streamserve.models.weights.placement import Placement
 from streamserve.worker.device.cpu import ShapeDevice
@@ -47,7 +47,7 @@ def compile_job(job: CompileJob, target: CompileTarget) -> int:
 @torch.inference_mode()
 def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
     """The steps that launch every kernel a rank with this job needs, on a model without memory."""
-    config, arch = job.config, read_arch(job.checkpoint.config)
+    config, arch = job.config, describe(job.checkpoint.config, job.config.model_impl)
     max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
     device = ShapeDevice()
     storage = storage_of(job.checkpoint, open_source(job.checkpoint, arch), config.quantization)

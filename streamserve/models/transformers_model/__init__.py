@@ -1,0 +1,1 @@
+"""Models whose layers are transformers' own: its modules, over our cache, in our step."""
