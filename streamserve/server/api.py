@@ -13,12 +13,27 @@ from litestar.types import ControllerRouterHandler
 
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
+from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.http.errors import ErrorBody, error_body
 from streamserve.server.http.request_body import Body
 from streamserve.server.service import Service
 
-Create = Callable[[Service, Body, bool], Awaitable[LoggedRun[SocketEvent]]]
-"""Checks the body of a create message, and whether it is resumable, and makes the run that will answer it."""
+
+class CreateMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of a socket that creates a stream.
+
+    body          as of the API's POST
+    is_resumable  whether the stream goes on for a while without its socket
+    kept          answers by id for as long as the socket is open: what creates of the same socket may continue
+    """
+
+    body: Body
+    is_resumable: bool
+    kept: TtlStore[Expiring]
+
+
+Create = Callable[[Service, CreateMessage], Awaitable[LoggedRun[SocketEvent]]]
+"""Checks a create message and makes the run that will answer it."""
 
 
 class Api(msgspec.Struct, frozen=True, kw_only=True):

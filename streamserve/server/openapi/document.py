@@ -20,8 +20,11 @@ from streamserve.server.apis.openai.response_schemas import (
     Tokens,
 )
 from streamserve.server.apis.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from streamserve.server.apis.responses.compaction import CompactRequest
 from streamserve.server.apis.responses.response_schemas import (
+    CompactedResponse,
     InputItems,
+    InputTokens,
     Response,
     ResponseCancelled,
     ResponseDeleted,
@@ -42,14 +45,23 @@ Schema = dict[str, Any]
 Operation = dict[str, Any]
 Body = type[msgspec.Struct]
 
-REQUESTS: list[Body] = [ChatRequest, CompletionRequest, DetokenizeRequest, ResponseRequest, TokenizeRequest]
+REQUESTS: list[Body] = [
+    ChatRequest,
+    CompactRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ResponseRequest,
+    TokenizeRequest,
+]
 RESPONSES: list[Body] = [
     ChatCompletion,
     ChatCompletionChunk,
+    CompactedResponse,
     Completion,
     CompletionChunk,
     Error,
     InputItems,
+    InputTokens,
     ServerLoad,
     Model,
     ModelList,
@@ -195,6 +207,20 @@ def _responses() -> dict[str, dict[str, Operation]]:
     return {
         "/v1/responses": {
             "post": _with_body(_operation("createResponse", "Answer an input.", events), ResponseRequest, _RESPONSES)
+        },
+        "/v1/responses/input_tokens": {
+            "post": _with_body(
+                _operation("countInputTokens", "The number of tokens that a response would read.", _json(InputTokens)),
+                ResponseRequest,
+                {"whole": {"model": "demo", "input": "Hello!"}},
+            )
+        },
+        "/v1/responses/compact": {
+            "post": _with_body(
+                _operation("compactResponse", "A shorter conversation in place of a long one.", _json(CompactedResponse)),
+                CompactRequest,
+                {"whole": {"model": "demo", "input": _QUESTION}},
+            )
         },
         "/v1/responses/{response_id}": {
             "get": _secured(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from httpx import Response
 
 _PREFIX = "/v1/responses/"
+_NOT_IDS = ("compact", "input_tokens")
 _HOP_BY_HOP = frozenset({b"connection", b"content-length", b"host", b"keep-alive", b"transfer-encoding"})
 
 
@@ -42,7 +43,8 @@ class ForwardingByPath:
     async def _find(self, scope: Scope) -> str | None:
         if scope["type"] != ScopeType.HTTP or not scope["path"].startswith(_PREFIX):
             return None
-        return await self._find_elsewhere(scope["path"].removeprefix(_PREFIX).partition("/")[0])
+        response_id = scope["path"].removeprefix(_PREFIX).partition("/")[0]
+        return None if response_id in _NOT_IDS else await self._find_elsewhere(response_id)
 
 
 class Forwarded:

@@ -16,10 +16,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from streamserve.errors import QueueFull, RequestAborted, StreamserveError
-from streamserve.server.api import Create
+from streamserve.server.api import Create, CreateMessage
 from streamserve.server.delivery.event_log import ResumeGap
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
+from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.http.errors import NotFound, guarded
 from streamserve.server.http.request_body import Body
 from streamserve.server.service import Service
@@ -30,6 +31,11 @@ from streamserve.server.ws.writer import Relay, SocketWriter
 
 WAITING_PER_STREAM = 4
 """Creates that may wait behind others, per stream that a socket may have."""
+
+
+KEPT_ANSWERS = 64
+KEPT_BYTES = 4 << 20
+"""Of ended answers that one socket keeps for creates that continue them."""
 
 
 class TooManyStreams(QueueFull):
@@ -75,6 +81,9 @@ class Streams:
         self._max_streams = max_streams
         self._on_idle = on_idle
         self._lanes: dict[str | None, _Lane] = {}
+        self._kept: TtlStore[Expiring] = TtlStore(
+            ttl_s=service.config.response_ttl_s, max_items=KEPT_ANSWERS, max_bytes=KEPT_BYTES
+        )
 
     @property
     def has_no_streams(self) -> bool:
@@ -135,7 +144,8 @@ class Streams:
         request = dict(body.fields)
         is_resumable = take_resumable(request)
         try:
-            logged = await create(self._service, Body(request, body.run), is_resumable)
+            message = CreateMessage(body=Body(request, body.run), is_resumable=is_resumable, kept=self._kept)
+            logged = await create(self._service, message)
         except NotKeptHere as missing:
             await self._relay_from_sibling(lane, missing.response_id, {"type": kind, **body.fields}, missing)
             return

@@ -116,6 +116,21 @@ async def test_a_conversation_goes_on_where_it_is_kept(tmp_path: Path, over: str
         assert len(one.service.stored) == 2
 
 
+async def test_items_are_found_where_their_response_is_kept_and_nowhere_when_no_worker_has_all(tmp_path: Path) -> None:
+    engine = ScriptedEngine(reply=text_reply("hello"))
+    async with two_workers(engine, tmp_path) as (one, other), openai_client(one.base_url) as there:
+        async with openai_client(other.base_url) as here:
+            kept_there = await there.responses.create(model="scripted", input="first")
+            kept_here = await here.responses.create(model="scripted", input="second")
+            [reference, local] = [{"type": "item_reference", "id": each.output[0].id} for each in (kept_there, kept_here)]
+            again: Any = {"role": "user", "content": "third"}
+            answer = await here.responses.create(model="scripted", input=[reference, again])  # type: ignore[list-item]
+            assert one.service.stored.get(answer.id) is not None
+            assert bytes(list(engine.specs.values())[-1].prompt_token_ids) == b"<assistant>hello\n<user>third\n<assistant>"
+            with pytest.raises(Exception, match="no API worker keeps all"):
+                await here.responses.create(model="scripted", input=[reference, local, again])  # type: ignore[list-item]
+
+
 async def test_a_dropped_stream_is_resumed_through_another_worker(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     async with two_workers(engine, tmp_path, api_keys=["key"]) as (one, other):

@@ -90,11 +90,15 @@ async def _prepare(
     )
 
 
-async def conversation(service: Service, decoded: Decoded[TokenizeRequest]) -> str:
+async def conversation(service: Service, decoded: Decoded[ChatRequest] | Decoded[TokenizeRequest]) -> str:
     """The conversation as the model reads it. Raises `InvalidParameter` or `UnsupportedParameter`."""
-    run = decoded.run
-    tools = await run(partial(checked_tools, decoded.request.tools or []))
-    return await _render(service, decoded.request, tools, run)
+    run, request = decoded.run, decoded.request
+    if isinstance(request, ChatRequest):
+        use = await run(partial(tool_use, request))
+        tools = use.tools if _shows_tools(service, use) else []
+    else:
+        tools = await run(partial(checked_tools, request.tools or []))
+    return await _render(service, request, tools, run)
 
 
 def _source(service: Service, request: ChatRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -86,6 +87,22 @@ def logged(
         script(stream_format(service, prepared), prepared.choice_preambles(), run.account.usage),
         unread_s=service.delivery.resume_s if is_resumable else 0.0,
     )
+
+
+def at_most(prepared: PreparedRequest, max_tokens: int) -> PreparedRequest:
+    """The same request, of which no choice has more than `max_tokens`."""
+    prompts = [
+        replace(
+            prompt, specs=[msgspec.structs.replace(spec, max_tokens=min(spec.max_tokens, max_tokens)) for spec in prompt.specs]
+        )
+        for prompt in prepared.prompts
+    ]
+    return msgspec.structs.replace(prepared, prompts=prompts)
+
+
+def prompt_only(prepared: PreparedRequest) -> PreparedRequest:
+    """The same request, of which only the prompt is computed; the one token that is sampled is left out of the answer."""
+    return msgspec.structs.replace(at_most(prepared, 1), is_score_only=True)
 
 
 def new_run(service: Service, prepared: PreparedRequest) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamserve.server.api import CreateMessage
 from streamserve.server.apis.openai.chat import CHAT_PREFIX, prepare_chat
 from streamserve.server.apis.openai.completions import COMPLETION_PREFIX, prepare_completion
 from streamserve.server.apis.openai.prepared_request import identity_of, logged
@@ -9,19 +10,19 @@ from streamserve.server.apis.openai.schemas import ChatRequest, CompletionReques
 from streamserve.server.apis.openai.script import ChatScript, CompletionScript
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
-from streamserve.server.http.request_body import Body, convert
+from streamserve.server.http.request_body import convert
 from streamserve.server.service import Service
 
 
-async def create_chat(service: Service, body: Body, is_resumable: bool) -> LoggedRun[SocketEvent]:
+async def create_chat(service: Service, message: CreateMessage) -> LoggedRun[SocketEvent]:
     """`chat.completion.create`, with the body of POST /v1/chat/completions."""
-    decoded = await convert(body, ChatRequest)
+    decoded = await convert(message.body, ChatRequest)
     prepared = await prepare_chat(service, decoded, identity_of(service, decoded.request, CHAT_PREFIX))
-    return logged(service, prepared, ChatScript, is_resumable=is_resumable)
+    return logged(service, prepared, ChatScript, is_resumable=message.is_resumable)
 
 
-async def create_completion(service: Service, body: Body, is_resumable: bool) -> LoggedRun[SocketEvent]:
+async def create_completion(service: Service, message: CreateMessage) -> LoggedRun[SocketEvent]:
     """`completion.create`, with the body of POST /v1/completions."""
-    decoded = await convert(body, CompletionRequest)
+    decoded = await convert(message.body, CompletionRequest)
     prepared = await prepare_completion(service, decoded, identity_of(service, decoded.request, COMPLETION_PREFIX))
-    return logged(service, prepared, CompletionScript, is_resumable=is_resumable)
+    return logged(service, prepared, CompletionScript, is_resumable=message.is_resumable)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from streamserve.server.api import Api
 from streamserve.server.apis.responses import routes
-from streamserve.server.apis.responses.preparation import RESPONSE_PREFIX, create_response_over_socket
+from streamserve.server.apis.responses.ids import RESPONSE_PREFIX
+from streamserve.server.apis.responses.preparation import create_response_over_socket
 
 RESPONSES = Api(
     routes=routes.ROUTES,

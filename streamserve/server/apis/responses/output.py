@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import Any
-from uuid import uuid4
 
 import orjson
 
 from streamserve.server.apis.responses.events import ResponseEvent, event
+from streamserve.server.apis.responses.ids import output_id
 from streamserve.server.delivery.events import members
 
 Object = dict[str, Any]
@@ -20,13 +20,14 @@ Object = dict[str, Any]
 class OutputItem(ABC):
     """One item of the output: opened, grown, closed.
 
-    index  its place in the output
+    response_id  of its response
+    index        its place in the output
     """
 
     prefix: str
 
-    def __init__(self, index: int) -> None:
-        self.id = f"{self.prefix}_{uuid4().hex}"
+    def __init__(self, response_id: str, index: int) -> None:
+        self.id = output_id(self.prefix, response_id, index)
         self.index = index
         self.status = "in_progress"
 
@@ -58,8 +59,8 @@ class TextItem(OutputItem):
     text_event: str
     after_text: bytes
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
+    def __init__(self, response_id: str, index: int) -> None:
+        super().__init__(response_id, index)
         self._has_part = False
         self._texts: list[str] = []
         self._place = {"item_id": self.id, "output_index": index, "content_index": 0}
@@ -100,8 +101,8 @@ class MessageItem(TextItem):
     text_event = "response.output_text"
     after_text = b',"logprobs":[]'
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
+    def __init__(self, response_id: str, index: int) -> None:
+        super().__init__(response_id, index)
         self._logprobs: list[Object] = []
 
     def add_with_logprobs(self, text: str, logprobs: list[Object]) -> ResponseEvent:
@@ -143,8 +144,8 @@ class FunctionCallItem(OutputItem):
 
     prefix = "fc"
 
-    def __init__(self, index: int, *, name: str, call_id: str) -> None:
-        super().__init__(index)
+    def __init__(self, response_id: str, index: int, *, name: str, call_id: str) -> None:
+        super().__init__(response_id, index)
         self._name = name
         self._call_id = call_id
         self._arguments: list[str] = []

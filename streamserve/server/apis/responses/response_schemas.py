@@ -151,6 +151,39 @@ class Response(Struct, kw_only=True):
     metadata: dict[str, str]
 
 
+class InputTokens(Struct, kw_only=True):
+    """The number of tokens that a response would read."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class Compaction(Struct, tag="compaction", kw_only=True):
+    """An item that stands for the conversation before it; only this server reads its content."""
+
+    id: str
+    encrypted_content: str
+
+
+class KeptMessage(Struct, tag="message", kw_only=True):
+    """A message that a compacted conversation keeps as it was."""
+
+    id: str
+    status: Literal["completed"]
+    role: Literal["system", "developer"]
+    content: list[dict[str, Any]]
+
+
+class CompactedResponse(Struct, kw_only=True):
+    """A conversation in place of a longer one: the `input` of what goes on."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[KeptMessage | Compaction]
+    usage: ResponseUsage
+
+
 class ResponseCancelled(Struct, kw_only=True):
     """A response that ran, was not stored, and has been cancelled."""
 

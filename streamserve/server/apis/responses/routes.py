@@ -16,16 +16,18 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from streamserve.errors import InvalidParameter, InvalidRequest, quoted
+from streamserve.server.apis.responses.compaction import CompactRequest, compact_conversation
+from streamserve.server.apis.responses.conversation import find_response
 from streamserve.server.apis.responses.events import ResponseEvent, error_event
-from streamserve.server.apis.responses.preparation import find_response, prepare_response
-from streamserve.server.apis.responses.schema import ResponseRequest
+from streamserve.server.apis.responses.preparation import count_input, prepare_response
+from streamserve.server.apis.responses.schema import ResponseRequest, without_effect
 from streamserve.server.apis.responses.stored_response import StoredResponse
-from streamserve.server.apis.responses.writers import ResponseObject, WholeResponse
+from streamserve.server.apis.responses.writers import JsonObject, WholeResponse
 from streamserve.server.delivery.asgi import Headers
-from streamserve.server.delivery.identity import answer_headers
+from streamserve.server.delivery.identity import answer_headers, warning
 from streamserve.server.delivery.log_stream import LogStream
 from streamserve.server.http.errors import NotFound
-from streamserve.server.http.request_body import decode, read_body
+from streamserve.server.http.request_body import Decoded, decode, read_body
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import Forwarded
 from streamserve.server.siblings.siblings import NotKeptHere
@@ -37,18 +39,49 @@ MAX_PAGE = 100
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
     body = await read_body(request)
-    decoded = await decode(body, ResponseRequest, service.large_work)
+    return await _here_or_forwarded(service, body, _created(service, await decode(body, ResponseRequest, service.large_work)))
+
+
+async def _created(service: Service, decoded: Decoded[ResponseRequest]) -> ASGIApp:
+    response, ignored = await prepare_response(service, decoded)
+    headers = answer_headers(response.id, ignored)
+    if decoded.request.stream:
+        return _stream(service, response, headers, start=partial(service.delivery.start, response.logged))
+    return WholeResponse(service.delivery, response, headers)
+
+
+@post("/v1/responses/compact", status_code=200)
+async def compact(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
+    """A shorter conversation in place of a long one."""
+    body = await read_body(request)
+    return await _here_or_forwarded(
+        service, body, compact_conversation(service, await decode(body, CompactRequest, service.large_work))
+    )
+
+
+@post("/v1/responses/input_tokens", status_code=200)
+async def input_tokens(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
+    """The number of tokens that a response would read, whether they fit the model's context or not."""
+    body = await read_body(request)
+    return await _here_or_forwarded(service, body, _counted(service, await decode(body, ResponseRequest, service.large_work)))
+
+
+async def _counted(service: Service, decoded: Decoded[ResponseRequest]) -> ASGIApp:
+    count = await count_input(service, decoded)
+    ignored = [*decoded.ignored, *without_effect(decoded.request)]
+    headers = [(b"warning", warning(ignored))] if ignored else []
+    return JsonObject({"object": "response.input_tokens", "input_tokens": count}, headers)
+
+
+async def _here_or_forwarded(service: Service, body: bytes, answer: Awaitable[ASGIApp]) -> ASGIApp:
+    """The answer to a request, from the worker that keeps what it refers to."""
     try:
-        response, ignored = await prepare_response(service, decoded)
+        return await answer
     except NotKeptHere as missing:
         internal_socket = await service.find_sibling(missing.response_id)
         if internal_socket is None:
             raise
         return Forwarded(internal_socket, body)
-    headers = answer_headers(response.id, ignored)
-    if decoded.request.stream:
-        return _stream(service, response, headers, start=partial(service.delivery.start, response.logged))
-    return WholeResponse(service.delivery, response, headers)
 
 
 @get("/v1/responses/{response_id:str}")
@@ -59,7 +92,7 @@ async def show_response(
     response = _find(service, response_id)
     headers = answer_headers(response.id, [])
     if _choice(request, "stream", ("false", "true", "0", "1")) in ("false", "0"):
-        return ResponseObject(response.state, headers)
+        return JsonObject(response.state.as_object(), headers)
     return _stream(service, response, headers, number=_integer(request, "starting_after", -1) + 1)
 
 
@@ -154,4 +187,4 @@ def _integer(request: Request[Any, Any, Any], name: str, default: int) -> int:
         raise InvalidParameter(name, "must be a whole number") from None
 
 
-ROUTES = [create_response, show_response, delete_response, cancel_response, list_input_items]
+ROUTES = [create_response, compact, input_tokens, show_response, delete_response, cancel_response, list_input_items]

@@ -59,7 +59,7 @@ class ResponseStreamOptions(msgspec.Struct, kw_only=True):
 class ResponseRequest(msgspec.Struct, kw_only=True):
     """POST /v1/responses: OpenAI's fields, then the sampling parameters that this server adds."""
 
-    input: str | list[dict[str, Any]]
+    input: str | list[dict[str, Any]] | None = None
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -121,6 +121,11 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
         return self.store is not False
 
     @property
+    def generates(self) -> bool:
+        """Whether it is answered; else its input is only computed, ahead of a request that continues it."""
+        return self.generate is not False
+
+    @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ()) or bool(self.top_logprobs)
 
@@ -163,14 +168,24 @@ _SAMPLED = (
 
 
 def as_chat(request: ResponseRequest, messages: list[dict[str, Any]]) -> ChatRequest:
-    """The chat request that answers a response request. Raises `InvalidParameter` or `UnsupportedParameter` by name."""
+    """The chat request that answers a response request.
+
+    messages  of the conversation, this turn's input included
+
+    Raises `InvalidParameter` or `UnsupportedParameter` by name.
+    """
+    if not messages and request.generates:
+        raise InvalidParameter("input", "must hold at least one item")
     _refuse(request)
+    if request.instructions is not None:
+        messages = [{"role": "system", "content": request.instructions}, *messages]
     logprobs = request.wants_logprobs
     return ChatRequest(
         model=request.model,
         messages=messages,
         max_completion_tokens=request.max_output_tokens,
         stream=True,
+        add_generation_prompt=request.generates,
         logprobs=logprobs or None,
         top_logprobs=request.top_logprobs if logprobs else None,
         response_format=_response_format(request.text),
@@ -185,8 +200,6 @@ def _refuse(request: ResponseRequest) -> None:
     for name, reason in _UNSUPPORTED.items():
         if getattr(request, name):
             raise UnsupportedParameter(name, reason)
-    if request.generate is False:
-        raise UnsupportedParameter("generate", "an input is only read to answer it")
     if request.background and not request.is_stored:
         raise InvalidParameter("background", "needs store: the response could not be fetched otherwise")
 

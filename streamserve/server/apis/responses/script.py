@@ -18,8 +18,40 @@ from streamserve.text.parsing.pieces import Content, Piece, Reasoning, ToolCallS
 from streamserve.types import FinishReason, TextDelta, TextLogprob
 
 
+def opening_events(state: ResponseState) -> list[ResponseEvent]:
+    """The events that announce a response."""
+    response = state.as_object()
+    return [event("response.created", response=response), event("response.in_progress", response=response)]
+
+
+def failure_events(state: ResponseState, error: StreamserveError) -> list[ResponseEvent]:
+    """The one terminal event of a response that failed."""
+    state.finish("failed", error=error)
+    return [event("response.failed", response=state.as_object())]
+
+
+class WarmUpScript:
+    """The script of a request that has its input computed and generates nothing: its output stays empty."""
+
+    def __init__(self, state: ResponseState) -> None:
+        self._state = state
+
+    def opening(self) -> list[ResponseEvent]:
+        return opening_events(self._state)
+
+    def delta(self, delta: TextDelta) -> list[ResponseEvent]:
+        return []
+
+    def end(self) -> list[ResponseEvent]:
+        self._state.finish("completed")
+        return [event("response.completed", response=self._state.as_object())]
+
+    def failure(self, error: StreamserveError) -> list[ResponseEvent]:
+        return failure_events(self._state, error)
+
+
 class ResponseScript:
-    """The script of the Responses API.
+    """The script of a response that is generated.
 
     reading       how the text is taken apart; None when all of it is the message
     top_logprobs  alternatives per token; None for no logprobs
@@ -36,8 +68,7 @@ class ResponseScript:
         self._ending: FinishReason = "stop"
 
     def opening(self) -> list[ResponseEvent]:
-        response = self._state.as_object()
-        return [event("response.created", response=response), event("response.in_progress", response=response)]
+        return opening_events(self._state)
 
     def delta(self, delta: TextDelta) -> list[ResponseEvent]:
         if delta.finish_reason is not None:
@@ -71,8 +102,7 @@ class ResponseScript:
     def failure(self, error: StreamserveError) -> list[ResponseEvent]:
         events: list[ResponseEvent] = []
         self._close("incomplete", events)
-        self._state.finish("failed", error=error)
-        return [*events, event("response.failed", response=self._state.as_object())]
+        return [*events, *failure_events(self._state, error)]
 
     def _pieces(self, delta: TextDelta) -> list[Piece]:
         if self._parser is None:
@@ -91,7 +121,8 @@ class ResponseScript:
             case ToolCallStart(_, name):
                 assert self._reading is not None
                 self._logprobs.clear()
-                self._switch(FunctionCallItem(len(self._state.output), name=name, call_id=self._reading.new_call_id()), events)
+                id, index = self._state.id, len(self._state.output)
+                self._switch(FunctionCallItem(id, index, name=name, call_id=self._reading.new_call_id()), events)
             case _:
                 assert isinstance(self._item, FunctionCallItem), "arguments follow the start of their call"
                 self._logprobs.clear()
@@ -99,13 +130,13 @@ class ResponseScript:
 
     def _message(self, events: list[ResponseEvent]) -> MessageItem:
         if not isinstance(self._item, MessageItem):
-            self._switch(MessageItem(len(self._state.output)), events)
+            self._switch(MessageItem(self._state.id, len(self._state.output)), events)
         assert isinstance(self._item, MessageItem)
         return self._item
 
     def _reasoning(self, events: list[ResponseEvent]) -> ReasoningItem:
         if not isinstance(self._item, ReasoningItem):
-            self._switch(ReasoningItem(len(self._state.output)), events)
+            self._switch(ReasoningItem(self._state.id, len(self._state.output)), events)
         assert isinstance(self._item, ReasoningItem)
         return self._item
 

@@ -26,9 +26,11 @@ IN_PROGRESS = "in_progress"
 class ResponseState:
     """A response while it is made and after.
 
-    items     this turn's input
-    messages  the whole conversation up to this response, without instructions
-    usage     kept up to date while it is generated; `reasoning_tokens` counts the reasoning in its output
+    items       this turn's input
+    messages    the whole conversation up to this response, without instructions
+    usage       kept up to date while it is generated; `reasoning_tokens` counts the reasoning in its output
+    created_at  seconds since the epoch
+    ended_at    when it was over, by `time.monotonic`; None until then
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class ResponseState:
         self.error: StreamserveError | None = None
         self.incomplete_reason: str | None = None
         self.reasoning_tokens = 0
+        self.ended_at: float | None = None
         self._model = model
         self._request = request
         self._params = params
         self._messages = messages
         self._usage = usage
-        self._created_at = int(time.time())
+        self.created_at = int(time.time())
         self._completed_at: int | None = None
 
     @property
@@ -66,10 +69,37 @@ class ResponseState:
         """It is over: completed, incomplete for a `reason`, cancelled, or failed with an `error`."""
         self.status, self.incomplete_reason, self.error = status, reason, error
         self._completed_at = int(time.time()) if status == "completed" else None
+        self.ended_at = time.monotonic()
+
+    @property
+    def num_bytes(self) -> int:
+        """Roughly the memory that its input and output take."""
+        return len(orjson.dumps(self.all_items()))
+
+    @property
+    def text(self) -> str:
+        """The text of its messages."""
+        objects = [item.as_object() for item in self.output]
+        return "".join(part["text"] for each in objects if each["type"] == "message" for part in each["content"])
+
+    def all_items(self) -> list[Item]:
+        """The items of its input and output."""
+        return [*self.items, *(item.as_object() for item in self.output)]
 
     def conversation(self) -> list[ChatMessage]:
         """The messages that a next response continues."""
         return [*self._messages, *as_messages([item.as_object() for item in self.output])]
+
+    def usage_object(self) -> dict[str, Any]:
+        """The tokens so far, as the OpenAI API has them in a response."""
+        usage = self._usage
+        return {
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        }
 
     def as_object(self) -> dict[str, Any]:
         """The response object of the OpenAI API."""
@@ -78,7 +108,7 @@ class ResponseState:
         return {
             "id": self.id,
             "object": "response",
-            "created_at": self._created_at,
+            "created_at": self.created_at,
             "status": self.status,
             "background": self.is_background,
             "completed_at": self._completed_at,
@@ -105,7 +135,7 @@ class ResponseState:
             "presence_penalty": params.presence_penalty,
             "frequency_penalty": params.frequency_penalty,
             "truncation": "disabled",
-            "usage": None if self.status == IN_PROGRESS else _usage_object(self._usage, self.reasoning_tokens),
+            "usage": None if self.status == IN_PROGRESS else self.usage_object(),
             "user": request.user,
             "metadata": request.metadata or {},
         }
@@ -135,14 +165,4 @@ class StoredResponse(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Roughly the memory it takes."""
-        return self.logged.num_bytes + len(orjson.dumps(self.state.items))
-
-
-def _usage_object(usage: TokenCounts, reasoning_tokens: int) -> dict[str, Any]:
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
+        return self.logged.num_bytes + self.state.num_bytes

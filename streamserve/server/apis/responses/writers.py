@@ -5,6 +5,9 @@ ASGI apps, on one API worker's event loop. What streams its events is `delivery.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import anyio
 import orjson
 from litestar.types import Receive, Scope, Send
@@ -15,21 +18,32 @@ from streamserve.server.delivery.delivery import Delivery
 from streamserve.server.http.errors import send_error
 
 
-class ResponseObject:
-    """Sends a response as it stands."""
+class JsonObject:
+    """Sends an object."""
 
-    def __init__(self, state: ResponseState, headers: Headers) -> None:
-        self._state = state
+    def __init__(self, value: dict[str, Any], headers: Headers) -> None:
+        self._value = value
         self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, orjson.dumps(self._state.as_object()), self._headers)
+        await send_json(send, orjson.dumps(self._value), self._headers)
 
 
 class WholeResponse:
-    """Starts a response and sends its object once it has ended, or at once when it runs in the background."""
+    """Starts a response and sends an object once it has ended, or at once when it runs in the background.
 
-    def __init__(self, delivery: Delivery, response: StoredResponse, headers: Headers) -> None:
+    as_object  the object to send; raises what is sent as an error in its place
+    """
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        response: StoredResponse,
+        headers: Headers,
+        *,
+        as_object: Callable[[ResponseState], dict[str, Any]] = ResponseState.as_object,
+    ) -> None:
+        self._as_object = as_object
         self._delivery = delivery
         self._state = response.state
         self._logged = response.logged
@@ -48,7 +62,7 @@ class WholeResponse:
         if self._state.error is not None:
             await send_error(send, self._state.error)
         else:
-            await ResponseObject(self._state, self._headers)(scope, receive, send)
+            await JsonObject(self._as_object(self._state), self._headers)(scope, receive, send)
 
     async def _watch(self, receive: Receive) -> None:
         await wait_disconnected(receive)
