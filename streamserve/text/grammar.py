@@ -12,8 +12,8 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from streamserve.text.deep_threads import DeepThreads
 from streamserve.text.digit_bound import DigitBound, DigitTable
 from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.pattern_properties import impossible_property
+from streamserve.text.structural_tag import structural_tag_lark
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
 
@@ -145,7 +146,7 @@ class GrammarCompiler:
         key = msgspec.json.encode(outputs)
         matcher = self._cache.get(key)
         if matcher is None:
-            matcher = await self._compile_in_thread(loaded.tokenizer, outputs)
+            matcher = await self._compile_in_thread(partial(_compile, loaded.tokenizer, loaded.special, outputs))
             self.num_compiled += 1
         self._cache[key] = matcher
         self._cache.move_to_end(key)
@@ -154,9 +155,9 @@ class GrammarCompiler:
         digits = DigitBound(loaded.digits) if loaded.digits is not None and _holds_json(outputs) else None
         return GrammarConstraint(matcher.deep_copy(), -(-self._vocab_size // 32) * 4, loaded.eos_token_ids, digits)
 
-    async def _compile_in_thread(self, tokenizer: LLTokenizer, outputs: StructuredOutputs) -> LLMatcher:
+    async def _compile_in_thread(self, compile: Callable[[], LLMatcher]) -> LLMatcher:
         try:
-            return await self._threads.run(partial(_compile, tokenizer, outputs))
+            return await self._threads.run(compile)
         except TimeoutError:
             raise InvalidParameter(
                 "structured_outputs", f"took longer than {self._timeout_s:g} s to compile: simplify it"
@@ -173,21 +174,25 @@ class GrammarCompiler:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A model's tokens for the library; no tokenizer for a model whose texts never end."""
+    """A model's tokens for the library; no tokenizer for a model whose texts never end.
+
+    special  ids of special tokens by their text
+    """
 
     tokenizer: LLTokenizer | None
     eos_token_ids: list[int]
     digits: DigitTable | None = None
+    special: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> _Tokens:
         vocabulary = _Vocabulary(tokenizer, vocab_size, eos_token_ids)
         in_library_form = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=eos_token_ids)
-        return cls(in_library_form, eos_token_ids, DigitTable(vocabulary.tokens))
+        return cls(in_library_form, eos_token_ids, DigitTable(vocabulary.tokens), vocabulary.special)
 
 
-def _compile(tokenizer: LLTokenizer, outputs: StructuredOutputs) -> LLMatcher:
-    matcher = LLMatcher(tokenizer, grammar_source(outputs), log_level=0, limits=LLParserLimits(**_LIMITS))
+def _compile(tokenizer: LLTokenizer, special: Mapping[str, int], outputs: StructuredOutputs) -> LLMatcher:
+    matcher = LLMatcher(tokenizer, grammar_source(outputs, special), log_level=0, limits=LLParserLimits(**_LIMITS))
     # The first mask costs the most: computed here, on a thread, instead of between two steps of all sequences.
     tried = matcher.deep_copy()
     tried.compute_bitmask()
@@ -213,6 +218,8 @@ class _Vocabulary:
         # The library indexes its tokens by these ids unchecked.
         self.bos_token_id = None if bos_token_id is None or bos_token_id >= vocab_size else bos_token_id
         self.special_token_ids = sorted(token_id for token_id in special_ids if token_id < vocab_size)
+        entries = {token_id: tokenizer.vocabulary.token(token_id) for token_id in self.special_token_ids}
+        self.special = {text: token_id for token_id, text in entries.items() if text}
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(vocab_size)]
 
     def __call__(self, text: str) -> list[int]:
@@ -227,10 +234,13 @@ def compiler_for(config: EngineConfig, checkpoint: Checkpoint) -> Callable[[Stru
     ).compile
 
 
-def grammar_source(outputs: StructuredOutputs) -> str:
-    """A request's language in llguidance's notation. Raises `InvalidParameter` when it is too long or malformed."""
+def grammar_source(outputs: StructuredOutputs, special: Mapping[str, int]) -> str:
+    """A request's language in llguidance's notation. Raises `InvalidParameter` when it is too long or malformed.
+
+    special  ids of special tokens by their text
+    """
     try:
-        source = _source(outputs)
+        source = _source(outputs, special)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidParameter("structured_outputs", f"can't be compiled: {error}") from error
     if len(source) > MAX_SOURCE_CHARS:
@@ -240,10 +250,11 @@ def grammar_source(outputs: StructuredOutputs) -> str:
 
 def _holds_json(outputs: StructuredOutputs) -> bool:
     """Whether numbers come from a schema; a client's own expression says itself how many digits it wants."""
-    return outputs.json is not None or outputs.json_object is not None or "%json" in (outputs.grammar or "")
+    is_json = outputs.json is not None or outputs.json_object is not None or outputs.structural_tag is not None
+    return is_json or "%json" in (outputs.grammar or "")
 
 
-def _source(outputs: StructuredOutputs) -> str:
+def _source(outputs: StructuredOutputs, special: Mapping[str, int]) -> str:
     if outputs.json is not None:
         return str(LLMatcher.grammar_from_json_schema(outputs.json, overrides=JSON_STYLE))
     if outputs.json_object is not None:
@@ -256,6 +267,8 @@ def _source(outputs: StructuredOutputs) -> str:
         if not outputs.choice:
             raise ValueError("choice must hold at least one string")
         return str(LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in outputs.choice)))
+    if outputs.structural_tag is not None:
+        return str(LLMatcher.grammar_from_lark(structural_tag_lark(outputs.structural_tag, special)))
     return str(LLMatcher.grammar_from_lark(_lark(outputs.grammar or "")))
 
 

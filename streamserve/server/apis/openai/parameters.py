@@ -50,7 +50,6 @@ _UNSUPPORTED = {
 
 _UNSUPPORTED_IN_STRUCTURE = {
     "whitespace_pattern": "write the whitespace into a grammar instead",
-    "structural_tag": "use a grammar, or tools",
     "disable_any_whitespace": "write the whitespace into a grammar instead",
     "disable_additional_properties": "say additionalProperties: false in the schema",
 }
@@ -147,9 +146,9 @@ def is_constrained(request: GenerationRequest) -> bool:
 
 
 def answer_schema(request: GenerationRequest) -> dict[str, Any] | None:
-    """The JSON schema of the content that `response_format` asks for; None when it asks for none. Raises as `for_chat`."""
+    """The JSON schema that all content has for `response_format`; None where it has none. Raises as `for_chat`."""
     wanted = _from_response_format(request)
-    if wanted is None:
+    if wanted is None or wanted.structural_tag is not None:
         return None
     return wanted.json if isinstance(wanted.json, dict) else {"type": "object"}
 
@@ -178,7 +177,14 @@ def _from_response_format(request: GenerationRequest) -> StructuredOutputs | Non
         return StructuredOutputs(json_object=True) if schema is None else StructuredOutputs(json=schema)
     if response_format.type == "json_schema":
         return StructuredOutputs(json=_schema_of(response_format))
-    raise InvalidParameter("response_format.type", "must be text, json_object or json_schema")
+    if response_format.type == "structural_tag":
+        return StructuredOutputs(structural_tag=_structural_tag(response_format))
+    raise InvalidParameter("response_format.type", "must be text, json_object, json_schema or structural_tag")
+
+
+def _structural_tag(response_format: ResponseFormat) -> dict[str, Any]:
+    fields = {name: getattr(response_format, name) for name in ("format", "structures", "triggers")}
+    return {"type": "structural_tag", **{name: value for name, value in fields.items() if value is not None}}
 
 
 def _schema_of(response_format: ResponseFormat) -> dict[str, Any]:
@@ -201,6 +207,7 @@ def _from_structured_outputs(outputs: StructuredOutputsInput | None) -> Structur
         regex=outputs.regex,
         choice=outputs.choice,
         grammar=outputs.grammar,
+        structural_tag=outputs.structural_tag,
     )
 
 

@@ -45,9 +45,15 @@ class JsonSchemaFormat(msgspec.Struct, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
-    """`response_format`: text, json_object or json_schema; `schema` is where llama.cpp has that of a json_object."""
+    """`response_format`: text, json_object or json_schema; `schema` is where llama.cpp has that of a json_object.
+
+    Or vLLM's and SGLang's structural_tag: a `format`, or the earlier `structures` and `triggers`.
+    """
 
     type: str
+    format: dict[str, Any] | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
     json_schema: JsonSchemaFormat | None = None
     schema: dict[str, Any] | None = None
 

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.anyio
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 
+TAGS = {"structures": [{"begin": "<f>", "schema": {"type": "null"}, "end": "</f>"}], "triggers": ["<f"]}
+
 BOTH: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"temperature": 1.0, "top_p": 1.0, "seed": 7, "stop_token_ids": [EOS]}),
     (
@@ -49,6 +51,11 @@ BOTH: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "null"}}}},
         {"structured_outputs": StructuredOutputs(json={"type": "null"})},
     ),
+    (
+        {"response_format": {"type": "structural_tag", **TAGS}},
+        {"structured_outputs": StructuredOutputs(structural_tag={"type": "structural_tag", **TAGS})},
+    ),
+    ({"structured_outputs": {"structural_tag": "{}"}}, {"structured_outputs": StructuredOutputs(structural_tag="{}")}),
     ({"model": None, "user": "me"}, {}),
 ]
 
