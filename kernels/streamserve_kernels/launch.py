@@ -138,8 +138,8 @@ def intercept_meta_launches(mode: CompileOnly) -> Iterator[None]:
 
 
 def _forget_targets() -> None:
-    dependent_launch.cache_clear()
-    multiprocessors.cache_clear()
+    for remembered in (dependent_launch, multiprocessors, capability):
+        remembered.cache_clear()
 
 
 @functools.cache
@@ -155,6 +155,12 @@ def dependent_launch(device: torch.device) -> dict[str, Any]:
 def multiprocessors(device: torch.device) -> int:
     """Number of streaming multiprocessors of `device`."""
     return _target(device).multiprocessors
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of `device`."""
+    return _target(device).capability
 
 
 def power_of_two(size: int, *, least: int = 1) -> int:

@@ -1,0 +1,107 @@
+"""Linear layers whose weights are 8-bit floats: which product, and what is fused with it. `reference/fp8.py` is the specification.
+
+* One row: its own kernel (fp8_rows.py), everything fused, activations as they are.
+* Up to `MOST_ROWS`: activations are rounded to 8 bits, in the pass that norms them; bias, activation and residual are fused.
+* More: cuBLAS multiplies 8-bit floats, and one pass after that does the rest (fp8_activations.py).
+
+Devices without products of 8-bit floats (compute capability below 8.9) multiply as wide as activations are: few rows with
+weights that are widened in registers, many with all of the weight widened in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import ScalingType, scaled_mm
+
+from . import projections
+from .fp8_activations import finish, quantize
+from .fp8_rows import MOST_ROWS, one_row, some_rows
+from .fp8_widen import expand
+from .launch import capability
+from .norm_rope import rms_norm
+from .reference.fp8 import Fp8Weight
+
+MANY_ROWS = 1024
+"""From here a product that scales rows and columns itself is faster than one that leaves it to a pass of its own."""
+
+
+def linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
+    """`reference.fp8.linear`."""
+    return _multiply(x, weight, bias=bias)
+
+
+def linear_residual(x: Tensor, weight: Fp8Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`reference.fp8.linear_residual`."""
+    return _multiply(x, weight, bias=bias, residual=residual)
+
+
+def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
+    """`reference.fp8.norm_linear`."""
+    return _multiply(x, weight, norm_weight=norm_weight, eps=eps, bias=bias)
+
+
+def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Fp8Weight, activation: str) -> Tensor:
+    """`reference.fp8.norm_gated_linear`."""
+    return _multiply(x, weight, norm_weight=norm_weight, eps=eps, activation=activation)
+
+
+def has_products(device: torch.device) -> bool:
+    """Whether a device multiplies 8-bit floats; Triton's interpreter does."""
+    return device.type == "cpu" or capability(device) >= (8, 9)
+
+
+def _multiply(
+    x: Tensor,
+    weight: Fp8Weight,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    x, rows, dtype = x.contiguous(), x.shape[0], x.dtype
+    after = {"bias": bias, "residual": residual, "activation": activation}
+    is_narrow = has_products(x.device)
+    if rows == 1:
+        return one_row(x, weight, bits=not is_narrow, norm_weight=norm_weight, eps=eps, **after)
+    if not is_narrow:
+        x = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+        if rows <= MOST_ROWS:
+            return some_rows(x, None, weight, dtype, bits=True, **after)
+        return finish(projections.linear(x, expand(weight, dtype, bits=True)), dtype, **after)
+    narrow, scale = quantize(
+        x, norm_weight=norm_weight, eps=eps, input_scale=weight.input_scale, in_groups=weight.has_blocks
+    )
+    if rows <= MOST_ROWS:
+        return some_rows(narrow, scale, weight, dtype, bits=False, **after)
+    if weight.has_blocks:
+        return finish(_product_of_blocks(narrow, scale, weight), dtype, **after)
+    if rows >= MANY_ROWS and residual is None and activation == "none" and dtype is torch.bfloat16:
+        return _scaled_product(narrow, scale, weight, bias)
+    return finish(_product(narrow, weight), dtype, scales=(scale, weight.scale), **after)
+
+
+def _product(x: Tensor, weight: Fp8Weight) -> Tensor:
+    """x @ values.T in bf16, without any scale."""
+    one = torch.ones((), dtype=torch.float32, device=x.device)
+    scales = (one, ScalingType.TensorWise, one, ScalingType.TensorWise)
+    product: Tensor = scaled_mm(x, weight.values.t(), *scales, output_dtype=torch.bfloat16, use_fast_accum=True)
+    return product
+
+
+def _scaled_product(x: Tensor, x_scale: Tensor, weight: Fp8Weight, bias: Tensor | None) -> Tensor:
+    """The product of all, in bf16."""
+    scales = (x_scale[:, None], ScalingType.RowWise, weight.scale.t(), ScalingType.RowWise)
+    product: Tensor = scaled_mm(
+        x, weight.values.t(), *scales, bias=bias, output_dtype=torch.bfloat16, use_fast_accum=True
+    )
+    return product
+
+
+def _product_of_blocks(x: Tensor, x_scale: Tensor, weight: Fp8Weight) -> Tensor:
+    """x @ weight.T in bf16, with the scales of both."""
+    scales = (x_scale.t(), ScalingType.BlockWise1x128, weight.scale.t(), ScalingType.BlockWise128x128)
+    product: Tensor = scaled_mm(x, weight.values.t(), *scales, output_dtype=torch.bfloat16)
+    return product

@@ -1,0 +1,101 @@
+"""Products with weights of 8-bit floats in Triton against the reference in fp32, for every number of rows with a path of its own."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamserve_kernels.reference import fp8 as reference
+from streamserve_kernels.reference.fp8 import Fp8Weight, dequantize, quantize_rows, scale_columns
+from streamserve_kernels.reference.norm_rope import Activation, gated_activation, rms_norm
+from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
+
+projections = triton_area("fp8_projections")
+rows_area, activations, widening = triton_area("fp8_rows"), triton_area("fp8_activations"), triton_area("fp8_widen")
+EPS = 1e-6
+NARROW = 0.04 if DEVICE.type == "cuda" else 0.15
+"""Relative error of a product whose activations have three bits of mantissa; Triton's interpreter loses carries in rounding."""
+
+HALVES = [dtype for dtype in DTYPES if dtype is not torch.float32]
+WEIGHTS = ["rows", "blocks", "static"]
+SHAPES = [(256, 256), (1168, 48)]
+GPU = pytest.mark.skipif(DEVICE.type != "cuda", reason="cuBLAS multiplies more rows")
+
+
+def weight_of(kind: str, outer: int, inner: int) -> Fp8Weight:
+    values, scale = quantize_rows(random(outer, inner) / inner**0.5)
+    if kind == "blocks":
+        scale = (torch.rand(-(-outer // 128), scale_columns(inner), device=DEVICE) + 0.5) / 128 / inner**0.5
+    return Fp8Weight(values, scale, torch.tensor([0.01], device=DEVICE) if kind == "static" else None)
+
+
+def wide(weight: Fp8Weight, x: Tensor) -> tuple[Fp8Weight, Tensor]:
+    return weight, x.float()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("rows", [1, 2, 17, pytest.param(70, marks=GPU), pytest.param(1030, marks=GPU)])
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+def test_fused_products_agree_with_the_reference(inner: int, outer: int, kind: str, rows: int, dtype: torch.dtype) -> None:
+    weight, x, norm = weight_of(kind, outer, inner), random(rows, inner, dtype=dtype), random(inner)
+    bias, residual = random(outer, dtype=dtype), random(rows, outer, dtype=dtype)
+    limit = LIMITS[dtype] if rows == 1 else NARROW
+    plain = reference.linear(x.float(), weight, bias.float())
+    assert relative_error(projections.linear(x, weight, bias), plain) < limit
+    assert relative_error(projections.linear_residual(x, weight, residual.clone(), bias), plain + residual.float()) < limit
+    normed = reference.norm_linear(x.float(), norm, EPS, weight)
+    assert relative_error(projections.norm_linear(x, norm, EPS, weight), normed) < limit
+    for activation in get_args(Activation) if kind == "rows" or outer % 256 == 0 else ():
+        gated = reference.norm_gated_linear(x.float(), norm, EPS, weight, activation)
+        assert relative_error(projections.norm_gated_linear(x, norm, EPS, weight, activation), gated) < 1.5 * limit
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", ["rows", "blocks"])
+def test_where_8_bit_floats_are_not_multiplied_weights_are_widened(kind: str, dtype: torch.dtype) -> None:
+    weight, x = weight_of(kind, 256, 384), random(20, 384, dtype=dtype)
+    bits = DEVICE.type == "cuda"
+    product = rows_area.some_rows(x, None, weight, dtype, bits=bits, activation="silu")
+    expected = gated_activation(x.float() @ dequantize(weight).T, "silu")
+    assert relative_error(product, expected) < LIMITS[dtype]
+    assert relative_error(widening.expand(weight, dtype, bits=bits), dequantize(weight)) < LIMITS[dtype]
+    one = rows_area.one_row(x[:1], weight, bits=bits)
+    assert relative_error(one, x[:1].float() @ dequantize(weight).T) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("width", [256, 200])
+@pytest.mark.parametrize("scales", ["token", "group", "static"])
+def test_activations_are_rounded_to_the_nearest_8_bit_floats(scales: str, width: int) -> None:
+    x, norm = random(5, width, dtype=torch.float16), random(width)
+    static = torch.tensor([0.02], device=DEVICE) if scales == "static" else None
+    for norm_weight, expected in ((None, x.float()), (norm, rms_norm(x.float(), norm, EPS))):
+        values, scale = activations.quantize(x, norm_weight=norm_weight, eps=EPS, input_scale=static, in_groups=scales == "group")
+        factor = scale.T.repeat_interleave(128, 1)[:, :width] if scales == "group" else scale[:, None]
+        error = (values.float() * factor - expected).abs()
+        nearest = (values.float() * factor).abs() / 16 + factor / 512
+        assert relative_error(values.float() * factor, expected) < NARROW
+        assert DEVICE.type != "cuda" or bool((error <= nearest * 1.01).all())
+        if scales == "token":
+            assert torch.allclose(scale, expected.abs().amax(1) / 448, rtol=1e-3)
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    values, scale = activations.quantize(torch.zeros(2, 256, dtype=torch.float16, device=DEVICE))
+    assert bool((values.float() == 0).all())
+    assert bool(torch.isfinite(scale).all())
+    values, scale = quantize_rows(torch.zeros(2, 8))
+    assert bool((values.float() == 0).all())
+
+
+def test_what_follows_a_product_is_one_pass() -> None:
+    product, scales = random(3, 96, dtype=torch.float16), (random(3).abs(), random(96).abs())
+    bias, residual = random(96), random(3, 96)
+    scaled = product.float() * scales[0][:, None] * scales[1] + bias
+    done = activations.finish(product, torch.float32, scales=scales, bias=bias, residual=residual)
+    assert relative_error(done, scaled + residual) < 1e-5
+    gated = activations.finish(product, torch.float32, scales=scales, bias=bias, activation="silu")
+    assert relative_error(gated, gated_activation(scaled, "silu")) < 1e-5
