@@ -38,7 +38,8 @@ def main() -> int:
                 timings.time_steps(report, model, [(1, 384), (8, 384), (64, 256), (256, 256)])
             elif stage == "engine":
                 options = {"repeats": arguments.repeats, "outputs": arguments.outputs, "only": arguments.only}
-                changes = {"block_size": arguments.block_size, "max_num_batched_tokens": arguments.max_num_batched_tokens}
+                settings = ("block_size", "max_num_batched_tokens", "quantization")
+                changes = {name: getattr(arguments, name) for name in settings}
                 asyncio.run(engine.measure_engine(report, model, **options, **changes))
             elif stage == "greedy" and model == arguments.model[0]:
                 asyncio.run(engine.check_greedy(report, model))
@@ -56,6 +57,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", help="engine rows whose name starts like this")
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--max-num-batched-tokens", type=int, default=16384)
+    parser.add_argument("--quantization", default="auto", help="of engine rows, such as fp8")
     parser.add_argument("--json", type=Path, help="where to write all rows")
     return parser.parse_args()
 

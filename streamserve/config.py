@@ -19,6 +19,7 @@ Device = Literal["auto", "cuda", "cpu"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 ExecutorBackend = Literal["mp", "ray", "uni"]
 ModelImpl = Literal["auto", "streamserve", "vllm", "transformers"]
+Quantization = Literal["auto", "none", "int4", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"]
 
 BLOCK_SIZES = (16, 32, 64)
 
@@ -43,7 +44,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tensor_parallel_size    ranks that share every layer, each on a GPU of its own, or on a CPU with a share of the cores
     distributed_executor_backend  "uni" runs the one rank in the engine's process, "mp" starts ranks as processes of this
                             machine, "ray" has Ray place them; None takes "uni" for one rank and "mp" for several
-    quantization            "int4" keeps 4-bit GGUF weights packed on a CPU, "none" expands them; "auto" decides by device
+    quantization            "auto" keeps quantized weights as they are stored where the device multiplies them, and so does the
+                            name of the checkpoint's method; "none" expands them; "fp8" rounds others to 8-bit floats while they
+                            are loaded; "int4" is refused where 4-bit GGUF weights don't stay packed
     """
 
     model: str
@@ -54,7 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model_impl: ModelImpl = "auto"
     dtype: DTypeName = "auto"
     device: Device = "auto"
-    quantization: Literal["auto", "none", "int4"] = "auto"
+    quantization: Quantization = "auto"
     seed: int = 0
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9

@@ -9,11 +9,14 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from streamserve_kernels.reference import attention as _attention
 from streamserve_kernels.reference import experts as _experts
+from streamserve_kernels.reference import fp8 as _fp8
 from streamserve_kernels.reference import kv_write as _kv_write
 from streamserve_kernels.reference import norm_rope as _norm_rope
 from streamserve_kernels.reference import projections as _projections
@@ -21,6 +24,11 @@ from streamserve_kernels.reference import rows as _rows
 from streamserve_kernels.reference import sampling as _sampling
 from streamserve_kernels.reference.blocked import block_weight, blocked_linear, blocked_linear_residual, can_block
 from streamserve_kernels.reference.experts import Routes, RoutingRule
+from streamserve_kernels.reference.fp8 import BLOCK as FP8_BLOCK
+from streamserve_kernels.reference.fp8 import Fp8Weight, can_keep_fp8
+from streamserve_kernels.reference.fp8 import dequantize as dequantize_fp8
+from streamserve_kernels.reference.fp8 import quantize_rows as quantize_fp8_rows
+from streamserve_kernels.reference.fp8 import scale_columns as fp8_scale_columns
 from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
 from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
@@ -31,6 +39,9 @@ from streamserve_kernels.reference.shared import Shared
 from streamserve_kernels.row_tables import RowTables
 from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
 
+LinearWeight: TypeAlias = Tensor | Fp8Weight
+"""What a linear layer multiplies with."""
+
 
 @cache
 def _triton(area: str) -> ModuleType:
@@ -39,7 +50,7 @@ def _triton(area: str) -> ModuleType:
 
 def preload() -> None:
     """Import the Triton kernels. Call it before several threads launch: concurrent first calls find Triton partly imported."""
-    for area in ("attention", "experts", "kv_write", "norm_rope", "projections", "rows", "sampling"):
+    for area in ("attention", "experts", "fp8_projections", "kv_write", "norm_rope", "projections", "rows", "sampling"):
         _triton(area)
 
 
@@ -64,31 +75,35 @@ def gated_activation(x: Tensor, activation: Activation) -> Tensor:
     return y
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _products(x: Tensor, weight: LinearWeight) -> ModuleType:
+    if isinstance(weight, Fp8Weight):
+        return _fp8 if x.is_cpu else _triton("fp8_projections")
+    return _projections if x.is_cpu else _triton("projections")
+
+
+def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; see `reference.projections`."""
-    area = _projections if x.is_cpu else _triton("projections")
-    y: Tensor = area.linear(x, weight, bias)
+    y: Tensor = _products(x, weight).linear(x, weight, bias)
     return y
 
 
-def linear_residual(x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_residual(x: Tensor, weight: LinearWeight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
     """residual + x @ weight.T + bias, possibly in place of residual; see `reference.projections`."""
-    area = _projections if x.is_cpu else _triton("projections")
-    y: Tensor = area.linear_residual(x, weight, residual, bias)
+    y: Tensor = _products(x, weight).linear_residual(x, weight, residual, bias)
     return y
 
 
-def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
     """linear(rms_norm(x)); see `reference.projections`."""
-    area = _projections if x.is_cpu else _triton("projections")
-    y: Tensor = area.norm_linear(x, norm_weight, eps, weight, bias)
+    y: Tensor = _products(x, weight).norm_linear(x, norm_weight, eps, weight, bias)
     return y
 
 
-def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Tensor, activation: Activation) -> Tensor:
+def norm_gated_linear(
+    x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: LinearWeight, activation: Activation
+) -> Tensor:
     """act(gate) * up of linear(rms_norm(x)); see `reference.projections`."""
-    area = _projections if x.is_cpu else _triton("projections")
-    y: Tensor = area.norm_gated_linear(x, norm_weight, eps, gate_up_weight, activation)
+    y: Tensor = _products(x, gate_up_weight).norm_gated_linear(x, norm_weight, eps, gate_up_weight, activation)
     return y
 
 
@@ -132,6 +147,12 @@ def experts_residual(
         first_expert=first_expert,
     )
     return out
+
+
+def has_fp8_products(device: torch.device) -> bool:
+    """Whether a GPU multiplies 8-bit floats; if not, `Fp8Weight`s are widened on their way to the product."""
+    has: bool = _triton("fp8_projections").has_products(device)
+    return has
 
 
 def rotary_write(
@@ -291,14 +312,18 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
 
 
 __all__ = [
+    "FP8_BLOCK",
     "INT4_FEW_ROWS",
     "INT4_GROUP",
     "INT4_ROW_MULTIPLE",
     "Activation",
+    "Fp8Weight",
     "GatheredInputs",
     "Int4Weight",
+<<<<<<< HEAD
     "Routes",
     "RoutingRule",
+    "LinearWeight",
     "Shared",
     "accept_drafts",
     "apply_row_deltas",
@@ -306,10 +331,14 @@ __all__ = [
     "blocked_linear",
     "blocked_linear_residual",
     "can_block",
+    "can_keep_fp8",
     "can_pack",
     "experts_residual",
+    "dequantize_fp8",
+    "fp8_scale_columns",
     "gated_activation",
     "gather_inputs",
+    "has_fp8_products",
     "int4_linear",
     "layer_norm",
     "linear",
@@ -321,6 +350,7 @@ __all__ = [
     "pack_four_bits",
     "paged_attention",
     "preload",
+    "quantize_fp8_rows",
     "rms_norm",
     "rotary_attention",
     "rotary_write",

@@ -5,8 +5,9 @@ One pass over memory each. `reference/fp8.py` says what scales are.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
@@ -17,6 +18,27 @@ from .reference.fp8 import BLOCK, DTYPE, LARGEST
 _LARGEST = tl.constexpr(LARGEST)
 _LEAST = tl.constexpr(1e-12)
 """Scales are no smaller, so that rows of zeros are zeros."""
+
+
+class Epilogue(NamedTuple):
+    """What follows a product: residual + activation(product + bias).
+
+    bias        [n], or [2 n] with an activation, which gates the first half of a row and multiplies it with the second
+    residual    [rows, n]
+    activation  "none", or a name that `activate` knows
+    """
+
+    bias: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    activation: str = "none"
+
+    @property
+    def gated(self) -> bool:
+        return self.activation != "none"
+
+    def constants(self) -> dict[str, bool | str]:
+        """Arguments by which kernels are specialized."""
+        return {"BIAS": self.bias is not None, "RESIDUAL": self.residual is not None, "ACTIVATION": self.activation}
 
 
 @kernel(do_not_specialize=["num_rows"])
@@ -120,27 +142,24 @@ def quantize(
 def finish(
     product: torch.Tensor,
     dtype: torch.dtype,
+    after: Epilogue,
     *,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    activation: str = "none",
 ) -> torch.Tensor:
-    """residual + activation(product * scales + bias).
+    """What follows a product, of product * scales.
 
-    product   [rows, n], or [rows, 2 n] of gates and what they let through
-    scales    of the rows [rows] and of the columns, both fp32
-    residual  [rows, n]
-    returns   [rows, n] of this dtype
+    product  [rows, n], or [rows, 2 n] with an activation
+    scales   of the rows [rows] and of the columns, both fp32
+    returns  [rows, n] of this dtype
     """
-    rows = product.shape[0]
-    width = product.shape[1] // (1 if activation == "none" else 2)
+    rows, columns = product.shape
+    width = columns // 2 if after.gated else columns
     out = product.new_empty(rows, width, dtype=dtype)
     x_scale, scale = scales or (None, None)
     block = min(power_of_two(width), 2048)
     _finish_kernel[(rows, -(-width // block))](
-        product, x_scale, scale, bias, None if residual is None else residual.contiguous(), out, rows, width,
-        BLOCK=block, SCALED=scales is not None, BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=activation,
+        product, x_scale, scale, after.bias, after.residual, out, rows, width,
+        BLOCK=block, SCALED=scales is not None, **after.constants(),
         num_warps=max(1, block // 512), **dependent_launch(product.device),
     )  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are 8-bit floats: which product, and what is fused with it. `reference/fp8.py` is the specification.
+"""Linear layers whose weights are 8-bit floats: which product, and what is fused with it. `reference/fp8.py` specifies them.
 
 * One row: its own kernel (fp8_rows.py), everything fused, activations as they are.
 * Up to `MOST_ROWS`: activations are rounded to 8 bits, in the pass that norms them; bias, activation and residual are fused.
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import ScalingType, scaled_mm
 
 from . import projections
-from .fp8_activations import finish, quantize
+from .fp8_activations import Epilogue, finish, quantize
 from .fp8_rows import MOST_ROWS, one_row, some_rows
 from .fp8_widen import expand
 from .launch import capability
@@ -28,22 +28,22 @@ MANY_ROWS = 1024
 
 def linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
     """`reference.fp8.linear`."""
-    return _multiply(x, weight, bias=bias)
+    return _multiply(x, weight, Epilogue(bias))
 
 
 def linear_residual(x: Tensor, weight: Fp8Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
     """`reference.fp8.linear_residual`."""
-    return _multiply(x, weight, bias=bias, residual=residual)
+    return _multiply(x, weight, Epilogue(bias, residual.contiguous()))
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
     """`reference.fp8.norm_linear`."""
-    return _multiply(x, weight, norm_weight=norm_weight, eps=eps, bias=bias)
+    return _multiply(x, weight, Epilogue(bias), norm_weight, eps)
 
 
 def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Fp8Weight, activation: str) -> Tensor:
     """`reference.fp8.norm_gated_linear`."""
-    return _multiply(x, weight, norm_weight=norm_weight, eps=eps, activation=activation)
+    return _multiply(x, weight, Epilogue(activation=activation), norm_weight, eps)
 
 
 def has_products(device: torch.device) -> bool:
@@ -51,36 +51,24 @@ def has_products(device: torch.device) -> bool:
     return device.type == "cpu" or capability(device) >= (8, 9)
 
 
-def _multiply(
-    x: Tensor,
-    weight: Fp8Weight,
-    *,
-    norm_weight: Tensor | None = None,
-    eps: float = 0.0,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-) -> Tensor:
+def _multiply(x: Tensor, weight: Fp8Weight, after: Epilogue, norm_weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
     x, rows, dtype = x.contiguous(), x.shape[0], x.dtype
-    after = {"bias": bias, "residual": residual, "activation": activation}
     is_narrow = has_products(x.device)
     if rows == 1:
-        return one_row(x, weight, bits=not is_narrow, norm_weight=norm_weight, eps=eps, **after)
+        return one_row(x, weight, after, bits=not is_narrow, norm_weight=norm_weight, eps=eps)
     if not is_narrow:
         x = x if norm_weight is None else rms_norm(x, norm_weight, eps)
         if rows <= MOST_ROWS:
-            return some_rows(x, None, weight, dtype, bits=True, **after)
-        return finish(projections.linear(x, expand(weight, dtype, bits=True)), dtype, **after)
-    narrow, scale = quantize(
-        x, norm_weight=norm_weight, eps=eps, input_scale=weight.input_scale, in_groups=weight.has_blocks
-    )
+            return some_rows(x, None, weight, dtype, after, bits=True)
+        return finish(projections.linear(x, expand(weight, dtype, bits=True)), dtype, after)
+    narrow, scale = quantize(x, norm_weight=norm_weight, eps=eps, input_scale=weight.input_scale, in_groups=weight.has_blocks)
     if rows <= MOST_ROWS:
-        return some_rows(narrow, scale, weight, dtype, bits=False, **after)
+        return some_rows(narrow, scale, weight, dtype, after, bits=False)
     if weight.has_blocks:
-        return finish(_product_of_blocks(narrow, scale, weight), dtype, **after)
-    if rows >= MANY_ROWS and residual is None and activation == "none" and dtype is torch.bfloat16:
-        return _scaled_product(narrow, scale, weight, bias)
-    return finish(_product(narrow, weight), dtype, scales=(scale, weight.scale), **after)
+        return finish(_product_of_blocks(narrow, scale, weight), dtype, after)
+    if rows >= MANY_ROWS and after.residual is None and not after.gated and dtype is torch.bfloat16:
+        return _scaled_product(narrow, scale, weight, after.bias)
+    return finish(_product(narrow, weight), dtype, after, scales=(scale, weight.scale))
 
 
 def _product(x: Tensor, weight: Fp8Weight) -> Tensor:
@@ -94,9 +82,7 @@ def _product(x: Tensor, weight: Fp8Weight) -> Tensor:
 def _scaled_product(x: Tensor, x_scale: Tensor, weight: Fp8Weight, bias: Tensor | None) -> Tensor:
     """The product of all, in bf16."""
     scales = (x_scale[:, None], ScalingType.RowWise, weight.scale.t(), ScalingType.RowWise)
-    product: Tensor = scaled_mm(
-        x, weight.values.t(), *scales, bias=bias, output_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    product: Tensor = scaled_mm(x, weight.values.t(), *scales, bias=bias, output_dtype=torch.bfloat16, use_fast_accum=True)
     return product
 
 

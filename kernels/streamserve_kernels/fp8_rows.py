@@ -12,10 +12,10 @@ Scales of rows are applied to sums, at the end; those of blocks to each 128 colu
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from .fp8_activations import Epilogue
 from .fp8_widen import widen
 from .launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
 from .norm_rope import activate
@@ -26,11 +26,13 @@ MOST_ROWS = 64
 
 _BLOCK = tl.constexpr(BLOCK)
 
+
 @kernel()
 def _one_row_kernel(
     x_ptr, values_ptr, scale_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, N, eps,
-    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, SCALES: tl.constexpr, BITS: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
+    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, SCALES: tl.constexpr,
+    BITS: tl.constexpr, NORM: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[n] = act(Σ weight[n, k] x'[k]) with x' = x or rms_norm(x); AHEAD tiles of weights are in registers before use.
 
@@ -193,31 +195,27 @@ def _some_rows_kernel(
 def one_row(
     x: torch.Tensor,
     weight: Fp8Weight,
+    after: Epilogue,
     *,
     bits: bool,
-    bias: torch.Tensor | None = None,
     norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
-    residual: torch.Tensor | None = None,
-    activation: str = "none",
     shape: tuple[int, int, int, int] | None = None,
 ) -> torch.Tensor:
-    """Act(x' @ weight.T + bias) + residual with x' = x or rms_norm(x).
+    """x' @ weight.T and what follows, with x' = x or rms_norm(x).
 
-    x        [1, in]  bf16|fp16|fp32
-    bits     widen numbers bit by bit: the device has no conversion
-    shape    in place of `one_row_shape`'s
-    returns  [1, out], or half of that with an activation
+    x      [1, in]  bf16|fp16|fp32
+    bits   widen numbers bit by bit: the device has no conversion
+    shape  in place of `one_row_shape`'s
     """
-    inner, gated = x.shape[1], activation != "none"
-    outer = weight.values.shape[0] // (2 if gated else 1)
+    inner = x.shape[1]
+    outer = weight.values.shape[0] // (2 if after.gated else 1)
     out = x.new_empty(1, outer)
-    block_n, block_k, ahead, warps = shape or one_row_shape(outer, inner, gated)
+    block_n, block_k, ahead, warps = shape or one_row_shape(outer, inner, after.gated)
     _one_row_kernel[(-(-outer // block_n),)](
-        x, _bytes(weight, bits), weight.scale, norm_weight, bias, residual, out, outer, eps,
+        x, _bytes(weight, bits), weight.scale, norm_weight, after.bias, after.residual, out, outer, eps,
         K=inner, BLOCK_N=block_n, BLOCK_K=block_k, AHEAD=ahead, SCALES=weight.scale.shape[1], BITS=bits,
-        NORM=norm_weight is not None, BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=activation,
-        num_warps=warps, **dependent_launch(x.device),
+        NORM=norm_weight is not None, **after.constants(), num_warps=warps, **dependent_launch(x.device),
     )  # fmt: skip
     return out
 
@@ -227,35 +225,33 @@ def some_rows(
     x_scale: torch.Tensor | None,
     weight: Fp8Weight,
     dtype: torch.dtype,
+    after: Epilogue,
     *,
     bits: bool,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    activation: str = "none",
     shape: tuple[int, int, int, int, int] | None = None,
 ) -> torch.Tensor:
-    """Act(x @ weight.T + bias) + residual.
+    """x @ weight.T and what follows.
 
-    x        [rows, in]  float8_e4m3fn with its scales, as `quantize` makes them; bf16|fp16 without
-    dtype    of the result
-    shape    in place of `some_rows_shape`'s
+    x      [rows, in]  float8_e4m3fn with its scales, as `quantize` makes them; bf16|fp16 without
+    dtype  of the result
+    bits   as for `one_row`
+    shape  in place of `some_rows_shape`'s
     """
     rows, inner = x.shape
-    gated = activation != "none"
-    outer = weight.values.shape[0] // (2 if gated else 1)
+    outer = weight.values.shape[0] // (2 if after.gated else 1)
     out = x.new_empty(rows, outer, dtype=dtype)
-    block_m, block_n, block_k, splits, stages = shape or some_rows_shape(rows, outer, inner, gated, weight.has_blocks)
-    tiles, row_tiles = -(-outer // (block_n // 2 if gated else block_n)), -(-rows // block_m)
+    block_m, block_n, block_k, splits, stages = shape or some_rows_shape(rows, outer, inner, after.gated, weight.has_blocks)
+    tiles, row_tiles = -(-outer // (block_n // 2 if after.gated else block_n)), -(-rows // block_m)
     partial = None
     if splits > 1:
         partial = x.new_empty(tiles * row_tiles * splits * block_n * block_m, dtype=torch.float32)
     compute = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype] if x_scale is None else None
     _some_rows_kernel[(tiles, splits, row_tiles)](
-        x, x_scale, _bytes(weight, bits), weight.scale, bias, residual, out, partial, arrivals(x.device), rows, outer,
+        x, x_scale, _bytes(weight, bits), weight.scale, after.bias, after.residual, out, partial, arrivals(x.device),
+        rows, outer,
         K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits,
         PREFETCH=min(inner // splits // 16 * 16, 256), SCALES=weight.scale.shape[1], BITS=bits, COMPUTE=compute,
-        BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=activation,
-        num_warps=4, num_stages=stages, **dependent_launch(x.device),
+        **after.constants(), num_warps=4, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out
 

@@ -15,8 +15,8 @@ from .reference.fp8 import BLOCK, Fp8Weight
 
 _BLOCK = tl.constexpr(BLOCK)
 
-# A byte goes to the top of each 16 bits; sign, exponent and mantissa from there into place, and a product corrects the exponent.
-# The conversion that compilers offer for bf16 goes one number at a time.
+# A byte goes to the top of each 16 bits, sign, exponent and mantissa from there into place; a product corrects the exponent.
+# The compilers' own conversion to bf16 goes one number at a time.
 _WIDEN = """{{
 .reg .b32 a, b, s, t, m, z;
 mov.b32 m, {factor};
@@ -41,7 +41,7 @@ def widen(values, BITS: tl.constexpr, TO: tl.constexpr):
     """e4m3 numbers, or with BITS their bytes, in a wider type."""
     if not BITS:
         return values.to(TO)
-    if TO == tl.float16:
+    if tl.float16 == TO:
         return tl.inline_asm_elementwise(_TO_FP16, "=r,=r,r", [values], dtype=tl.float16, is_pure=True, pack=4)
     return tl.inline_asm_elementwise(_TO_BF16, "=r,=r,r", [values], dtype=tl.bfloat16, is_pure=True, pack=4).to(TO)
 

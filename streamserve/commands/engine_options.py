@@ -18,6 +18,7 @@ from streamserve.config import (
     ExecutorBackend,
     LoadFormat,
     ModelImpl,
+    Quantization,
     SchedulingPolicy,
 )
 from streamserve.errors import ConfigError
@@ -78,7 +79,7 @@ _MODEL_OPTIONS = [
 
 _RUNNING_OPTIONS = [
     _model("--tokenizer", help="Take the tokenizer from here instead of from the model."),
-    _model("-q", "--quantization", type=click.Choice(["auto", "none", "int4"]), help="int4 keeps 4-bit GGUF weights packed."),
+    _model("-q", "--quantization", type=click.Choice(get_args(Quantization)), help="fp8 rounds weights while they are loaded."),
     _model("--seed", type=int, help="Makes the seeds of requests without one reproducible."),
     _model("--max-model-len", type=AMOUNT, help="Tokens of prompt and output together; the model's own limit by default."),
     _memory("--gpu-memory-utilization", type=float, help="Share of the GPU's memory to use; on a CPU, of what is free."),

@@ -21,8 +21,8 @@ from streamserve.models.architectures.decoder import (
 from streamserve.models.architectures.gemma import Gemma, read_gemma3
 from streamserve.models.architectures.mixtures import read_mixtral, read_qwen2_moe, read_qwen3_moe
 from streamserve.models.architectures.opt import Opt, read_opt
-from streamserve.models.weights.forms.choose import refuse_unknown_quantization
 from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.schemes.table import read_schemes
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ def read_arch(config: dict[str, Any]) -> ModelArch:
     """The shape of the model that a config.json describes.
 
     Raises `ModelNotSupported` for an architecture that is not in the registry, naming those that are, and for a quantization
-    method that no form of weights is made for.
+    method or setting of it that there is no scheme for.
     """
     name = architecture_of(config)
     if name not in REGISTRY:
         raise ModelNotSupported(f"architecture {name!r} is not supported; supported: {', '.join(sorted(REGISTRY))}")
-    refuse_unknown_quantization(config)
+    if config.get("quantization_config"):
+        read_schemes(config["quantization_config"])
     arch: ModelArch = REGISTRY[name].read(config)
     return arch
 

@@ -1,4 +1,4 @@
-"""Products with weights of 8-bit floats in Triton against the reference in fp32, for every number of rows with a path of its own."""
+"""Products with weights of 8-bit floats in Triton against the reference in fp32, for every path that numbers of rows take."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from streamserve_kernels.reference.norm_rope import Activation, gated_activation
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
 projections = triton_area("fp8_projections")
+Epilogue = triton_area("fp8_activations").Epilogue
 rows_area, activations, widening = triton_area("fp8_rows"), triton_area("fp8_activations"), triton_area("fp8_widen")
 EPS = 1e-6
 NARROW = 0.04 if DEVICE.type == "cuda" else 0.15
@@ -59,11 +60,11 @@ def test_fused_products_agree_with_the_reference(inner: int, outer: int, kind: s
 def test_where_8_bit_floats_are_not_multiplied_weights_are_widened(kind: str, dtype: torch.dtype) -> None:
     weight, x = weight_of(kind, 256, 384), random(20, 384, dtype=dtype)
     bits = DEVICE.type == "cuda"
-    product = rows_area.some_rows(x, None, weight, dtype, bits=bits, activation="silu")
+    product = rows_area.some_rows(x, None, weight, dtype, Epilogue(activation="silu"), bits=bits)
     expected = gated_activation(x.float() @ dequantize(weight).T, "silu")
     assert relative_error(product, expected) < LIMITS[dtype]
     assert relative_error(widening.expand(weight, dtype, bits=bits), dequantize(weight)) < LIMITS[dtype]
-    one = rows_area.one_row(x[:1], weight, bits=bits)
+    one = rows_area.one_row(x[:1], weight, Epilogue(), bits=bits)
     assert relative_error(one, x[:1].float() @ dequantize(weight).T) < LIMITS[dtype]
 
 
@@ -73,7 +74,9 @@ def test_activations_are_rounded_to_the_nearest_8_bit_floats(scales: str, width:
     x, norm = random(5, width, dtype=torch.float16), random(width)
     static = torch.tensor([0.02], device=DEVICE) if scales == "static" else None
     for norm_weight, expected in ((None, x.float()), (norm, rms_norm(x.float(), norm, EPS))):
-        values, scale = activations.quantize(x, norm_weight=norm_weight, eps=EPS, input_scale=static, in_groups=scales == "group")
+        values, scale = activations.quantize(
+            x, norm_weight=norm_weight, eps=EPS, input_scale=static, in_groups=scales == "group"
+        )
         factor = scale.T.repeat_interleave(128, 1)[:, :width] if scales == "group" else scale[:, None]
         error = (values.float() * factor - expected).abs()
         nearest = (values.float() * factor).abs() / 16 + factor / 512
@@ -95,7 +98,7 @@ def test_what_follows_a_product_is_one_pass() -> None:
     product, scales = random(3, 96, dtype=torch.float16), (random(3).abs(), random(96).abs())
     bias, residual = random(96), random(3, 96)
     scaled = product.float() * scales[0][:, None] * scales[1] + bias
-    done = activations.finish(product, torch.float32, scales=scales, bias=bias, residual=residual)
+    done = activations.finish(product, torch.float32, Epilogue(bias, residual), scales=scales)
     assert relative_error(done, scaled + residual) < 1e-5
-    gated = activations.finish(product, torch.float32, scales=scales, bias=bias, activation="silu")
+    gated = activations.finish(product, torch.float32, Epilogue(bias, activation="silu"), scales=scales)
     assert relative_error(gated, gated_activation(scaled, "silu")) < 1e-5

@@ -56,21 +56,23 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "mixture": set(),
         "arch": {"division", "mixture", "rope"},
         # what weights are, below the layers that have some
+        "weights.noise": set(),
         "weights.storage": set(),
         "weights.grouped": set(),
         "weights.source": {"weights.grouped"},
         "weights.destination": {"weights.source"},
         "weights.placement": {"communicator", "division", "weights.storage"},
-        "weights.forms": {"weights.destination", "weights.grouped", "weights.placement", "weights.source"},
+        "weights.forms": {"weights.destination", "weights.grouped", "weights.noise", "weights.placement"},
+        "weights.schemes": {"weights.destination", "weights.forms", "weights.placement", "weights.source", "weights.storage"},
         "weights.experts": {"mixture", "weights.destination", "weights.placement", "weights.source"},
         "layers": {
             "arch", "communicator", "division", "inputs", "mixture", "weights.destination", "weights.experts", "weights.forms",
-            "weights.placement",
+            "weights.placement", "weights.schemes",
         },
         "architectures": {
             "arch", "inputs", "layers", "mixture", "rope", "weights.destination", "weights.placement", "weights.source",
         },
-        "registry": {"arch", "architectures", "weights.forms", "weights.placement"},
+        "registry": {"arch", "architectures", "weights.placement", "weights.schemes"},
         # whose layers: ours, or transformers'
         "transformers_model": {
             "arch", "architectures", "inputs", "layers", "weights.destination", "weights.grouped", "weights.placement",
@@ -80,10 +82,10 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         # what fills a model
         "weights.safetensors": {"weights.grouped", "weights.source"},
         "weights.gguf": {"arch", "weights.grouped", "weights.source"},
-        "weights.dummy": {"architectures", "layers"},
+        "weights.dummy": {"architectures", "layers", "weights.noise"},
         "weights.loader": {
-            "arch", "architectures", "communicator", "implementation", "weights.destination", "weights.dummy", "weights.gguf",
-            "weights.placement", "weights.safetensors", "weights.source", "weights.storage",
+            "arch", "architectures", "communicator", "implementation", "weights.destination", "weights.dummy", "weights.forms",
+            "weights.gguf", "weights.placement", "weights.safetensors", "weights.source", "weights.storage",
         },
         "aot": {"architectures", "inputs", "layers", "weights.forms"},
     },

@@ -52,7 +52,7 @@ def fill(linear: Linear, stored: dict[str, Tensor | GroupedIntegers]) -> Linear:
     with torch.inference_mode():
         for destination in linear.destinations():
             content = MadeUp(destination.name, stored[destination.name])
-            assert content.shape == destination.region.whole
+            assert destination.region.is_of(content.shape)
             destination.fill(content)
         linear.finish()
     return linear

@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamserve.errors import ConfigError
 from streamserve.models.aot.weights import linear_shape, traced_weight, weight_tensors
 from streamserve.models.communicator import Apart
 from streamserve.models.layers.linear import Division, Linear
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.weights.forms.blocked import BlockedForm
 from streamserve.models.weights.forms.dense import DenseForm
+from streamserve.models.weights.forms.expanded import ExpandedForm
 from streamserve.models.weights.forms.form import Form
+from streamserve.models.weights.forms.fp8 import Fp8Form
 from streamserve.models.weights.forms.int4 import Int4Form, is_few
 from streamserve.models.weights.grouped import GroupedIntegers
 from streamserve.models.weights.placement import Placement
@@ -56,6 +59,17 @@ def floats(rows: int, columns: int) -> tuple[dict[str, Content], Tensor]:
     return {"weight": weight}, weight.double()
 
 
+def eight_bit_floats(per: str) -> Callable[[int, int], tuple[dict[str, Content], Tensor]]:
+    """With a scale of each row, or of all of them and one for activations."""
+
+    def store(rows: int, columns: int) -> tuple[dict[str, Content], Tensor]:
+        weight, scale = torch.randn(rows, columns).to(torch.float8_e4m3fn), torch.rand(rows if per == "row" else 1, 1) + 0.5
+        tensors: dict[str, Content] = {"weight": weight, "weight_scale": scale if per == "row" else scale[0, 0]}
+        return tensors | ({} if per == "row" else {"input_scale": torch.rand(())}), weight.double() * scale.double()
+
+    return store
+
+
 def grouped(integers: Callable[[int, int], GroupedIntegers]) -> Callable[[int, int], tuple[dict[str, Content], Tensor]]:
     def store(rows: int, columns: int) -> tuple[dict[str, Content], Tensor]:
         weight = integers(rows, columns)
@@ -67,6 +81,10 @@ def grouped(integers: Callable[[int, int], GroupedIntegers]) -> Callable[[int, i
 CASES = {
     "dense": Case(floats, torch.float32),
     "blocked": Case(floats, torch.bfloat16),
+    "8-bit floats, scaled by rows": Case(eight_bit_floats("row"), torch.bfloat16, config={"quant_method": "fbgemm_fp8"}),
+    "8-bit floats, scaled by tensor": Case(
+        eight_bit_floats("tensor"), torch.float32, config={"quant_method": "fp8", "activation_scheme": "static"}
+    ),
     "four bits": Case(grouped(four_bits), torch.bfloat16, digits=1),
     "eight bits": Case(grouped(eight_bits), torch.bfloat16, digits=2),
 }
@@ -186,8 +204,84 @@ def test_a_form_is_chosen_by_how_the_weight_is_stored_and_where_it_will_live() -
 
 
 def test_finishing_keeps_nothing_of_what_was_filled_but_what_multiplies() -> None:
-    reordered = dict.fromkeys(("blocked", "four bits", "eight bits"), int(not can_block(torch.bfloat16, CPU)))
-    for case, kept in {"dense": 1, **reordered}.items():
+    reordered = dict.fromkeys((name for name, case in CASES.items() if case.dtype is torch.bfloat16), 1)
+    kept_of = dict.fromkeys(CASES, 1) | ({} if not can_block(torch.bfloat16, CPU) else dict.fromkeys(reordered, 0))
+    for case, kept in kept_of.items():
         linear, _, _ = linear_of(case, bias=False)
         wide = [each for each in linear.parameters() if each.shape == (OUT, IN)]
         assert len(wide) == kept, case
+
+
+def test_8_bit_floats_act_as_the_numbers_that_they_are_expanded_to() -> None:
+    """Where kernels multiply them as they are; on a CPU, by the reference."""
+    contents, _ = stored_as(CASES["8-bit floats, scaled by tensor"])
+    storage = CASES["8-bit floats, scaled by tensor"].storage(PARTS)
+    linear = Linear("", PARTS, IN, Placement(torch.float32, CPU, storage=storage))
+    assert isinstance(linear.form, ExpandedForm)
+    stored = linear.form.stored
+    fill(linear, contents)
+    x, norm, bias, residual = torch.randn(3, IN), torch.rand(IN), torch.randn(OUT), torch.randn(3, OUT)
+    for method, arguments in {
+        "multiply": (x, bias),
+        "after_norm": (x, norm, EPS, bias),
+        "gated_after_norm": (x, norm, EPS, "silu", None),
+        "onto": (residual, x, bias),
+    }.items():
+        torch.testing.assert_close(getattr(stored, method)(*arguments), getattr(linear.form, method)(*arguments))
+    assert isinstance(stored, Fp8Form)
+    assert stored.input_scale == max(float(contents[f"{part}.input_scale"]) for part in PARTS)  # type: ignore[arg-type]
+
+
+def test_8_bit_floats_stay_so_where_they_are_multiplied() -> None:
+    def form_in(dtype: torch.dtype, device: str = "meta", quantization: str = "auto", columns: int = IN) -> type[Form]:
+        storage = WeightStorage({}, {"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["layers.0"]}, quantization)
+        place = Placement(dtype, torch.device(device), storage=storage)
+        return type(Linear("layers.1.", {"up": 32}, columns, place).form)
+
+    assert form_in(torch.bfloat16) is form_in(torch.float16) is Fp8Form
+    assert form_in(torch.float32) is form_in(torch.bfloat16, "cpu") is ExpandedForm
+    assert form_in(torch.bfloat16, quantization="none") is ExpandedForm
+    assert form_in(torch.bfloat16, columns=40) is ExpandedForm, "the kernels read 16 numbers at a time"
+
+
+def block_linear(rank: int, ranks: int, divided: Division, parts: dict[str, int], columns: int) -> Linear:
+    storage = WeightStorage({}, {"quant_method": "fp8", "weight_block_size": [128, 128]})
+    place = Placement(torch.float32, CPU, Apart(rank, ranks), storage)
+    return Linear("", parts, columns, place, divided=divided)
+
+
+@pytest.mark.parametrize("divided", ["rows", "columns"])
+def test_blocks_of_8_bit_floats_are_divided_among_ranks(divided: Division) -> None:
+    parts, columns = {"q": 512, "k": 256}, 512
+    weights = {name: torch.randn(rows, columns).to(torch.float8_e4m3fn) for name, rows in parts.items()}
+    scales = {name: torch.rand(rows // 128, columns // 128) for name, rows in parts.items()}
+    stored = {f"{name}.weight": weight for name, weight in weights.items()}
+    stored |= {f"{name}.weight_scale_inv": scale for name, scale in scales.items()}
+    shares = []
+    for rank in range(2):
+        linear = block_linear(rank, 2, divided, parts, columns)
+        shares.append(fill(linear, dict(stored)).form.get_parameter("weight"))
+    for name, expected in weights.items():
+        wide = expected.float() * scales[name].repeat_interleave(128, 0).repeat_interleave(128, 1)
+        at = slice(None, 256) if name == "q" else slice(256, None)
+        if divided == "rows":
+            assert torch.equal(torch.cat([share[at] for share in shares]), wide)
+        else:
+            at = slice(None, 512) if name == "q" else slice(512, None)
+            assert torch.equal(torch.cat([share[at] for share in shares], dim=1), wide)
+
+
+def test_the_last_blocks_may_be_smaller_and_others_may_not_be_cut() -> None:
+    weight, scale = torch.randn(200, 176).to(torch.float8_e4m3fn), torch.rand(2, 2)
+    filled = fill(block_linear(0, 1, "rows", {"up": 200}, 176), {"up.weight": weight, "up.weight_scale_inv": scale})
+    wide = weight.float() * scale.repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)[:, :176]
+    assert torch.equal(filled.form.get_parameter("weight"), wide)
+    with pytest.raises(ConfigError, match="columns 64 to 128 of up cut its blocks"):
+        block_linear(1, 2, "columns", {"up": 200}, 128)
+    with pytest.raises(ConfigError, match=r"rows 0 to 200, .* of gate cut"):
+        block_linear(0, 1, "rows", {"gate": 200, "up": 200}, 128)
+
+
+def test_weights_of_another_type_than_the_config_says_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'up.weight' has 8-bit floats, it is stored as torch.bfloat16"):
+        fill(block_linear(0, 1, "rows", {"up": 128}, 128), {"up.weight": torch.zeros(128, 128).bfloat16()})

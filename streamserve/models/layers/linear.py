@@ -18,9 +18,9 @@ from streamserve.models.communicator import Communicator
 from streamserve.models.division import shared_heads, vocabulary_per_rank, vocabulary_share
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.weights.destination import Destination, Region, Stored, copied, left_out
-from streamserve.models.weights.forms.choose import choose_form
 from streamserve.models.weights.forms.form import Form, WeightPart, WeightSpec
 from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.schemes.table import make_form
 from streamserve_kernels import Activation
 
 Division = Literal["rows", "columns"]
@@ -60,7 +60,7 @@ class Linear(Stored):
         super().__init__()
         spec = WeightSpec(tuple(_weight_parts(prefix, parts, in_features, place, stored_as, divided, heads or {})))
         self._spec = spec
-        self.form = choose_form(spec, place)(spec, place)
+        self.form = make_form(spec, place)
         # Ranks' outputs are summed where columns are divided, and the bias must be in the sum once.
         self._leaves_bias = bias and divided == "columns" and place.rank > 0
         self.bias = place.empty(spec.out_features) if bias and not self._leaves_bias else None
@@ -87,7 +87,7 @@ class Linear(Stored):
 
     def finish(self) -> None:
         """Bring the weight, now filled, into the layout that its kernels want."""
-        self.form.finish()
+        self.form = self.form.finish()
 
     def destinations(self) -> Iterator[Destination]:
         yield from self.form.destinations()
@@ -117,7 +117,7 @@ class VocabularyLinear(Linear):
         region = Region((vocab_size, in_features), (ids, range(in_features)))
         spec = WeightSpec((WeightPart(name, region),), table)
         self._spec = spec
-        self.form = choose_form(spec, place)(spec, place)
+        self.form = make_form(spec, place)
         self.bias, self._leaves_bias = None, False
         self.communicator = place.communicator if place.world_size > 1 else None
         self._vocab_size, self._ids_per_rank = vocab_size, vocabulary_per_rank(vocab_size, place.world_size)

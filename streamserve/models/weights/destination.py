@@ -35,6 +35,11 @@ class Region:
         """The same rows of a tensor [rows, *rest] that has something for each of them: biases, scales."""
         return Region((self.whole[0], *rest), (self.ranges[0], *(range(size) for size in rest)))
 
+    def is_of(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape is the whole; tools store scales as [rows] and [rows, 1], or as [] and [1]."""
+        stored, whole = ([size for size in each if size != 1] for each in (shape, self.whole))
+        return stored == whole
+
     @property
     def slices(self) -> tuple[slice, ...]:
         return tuple(slice(taken.start, taken.stop) for taken in self.ranges)
@@ -46,7 +51,7 @@ class Destination:
 
     name    as transformers names it
     region  the part of it that is needed
-    fill    called with it once; it has the shape `region.whole`
+    fill    called with it once; it has the shape `region.whole`, but for dimensions of 1
     """
 
     name: str
@@ -64,7 +69,7 @@ def copied(name: str, target: Tensor, region: Region | None = None, *, offset: f
     taken = region or Region.of(*target.shape)
 
     def fill(stored: StoredTensor) -> None:
-        target.copy_(stored.values[taken.slices])
+        target.copy_(stored.values.reshape(taken.whole)[taken.slices])
         if offset:
             target.add_(offset)
 

@@ -5,15 +5,16 @@ Runs on a rank, once. Knows the kinds of files a checkpoint can have; the model 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.checkpoint.gguf_file import open_gguf
+from streamserve.config import Quantization
 from streamserve.errors import ConfigError
 from streamserve.models.arch import Arch, ModelArch
 from streamserve.models.architectures.base import CausalModel
@@ -21,16 +22,22 @@ from streamserve.models.communicator import Apart, Communicator
 from streamserve.models.implementation import build_model
 from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.dummy import randomize
+from streamserve.models.weights.forms.expanded import ExpandedForm
+from streamserve.models.weights.forms.fp8 import Fp8Form
 from streamserve.models.weights.gguf import GgufSource
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.safetensors import SafetensorsSource
 from streamserve.models.weights.source import StoredTensor, WeightSource
 from streamserve.models.weights.storage import WeightStorage
-from streamserve_kernels import can_pack
+from streamserve_kernels import can_pack, has_fp8_products
+
+logger = logging.getLogger("streamserve")
 
 HEAD = "lm_head.weight"
 
-Quantization = Literal["auto", "none", "int4"]
+_REDUNDANT = ("rotary_emb.inv_freq", ".k_scale", ".v_scale")
+"""Ends of the names of tensors that models do without."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -47,8 +54,7 @@ def load_model(
 ) -> CausalModel:
     """Build a model and fill it.
 
-    quantization   "int4" keeps 4- and 8-bit GGUF weights packed beside their expanded form (on a CPU, in bf16), "auto" does so
-                   where it can, "none" never
+    quantization   as in `EngineConfig`
     max_model_len  positions to prepare for; None takes the model's own limit
     communicator   the ranks among which it divides what it can, of which this one is filled; None for a rank of its own
     on_progress    called with (bytes loaded, bytes in all), in the units of the stored form
@@ -63,6 +69,7 @@ def load_model(
     place = Placement(dtype, torch.device(device), communicator or Apart(), storage)
     _refuse_unpackable(quantization, checkpoint, place)
     model = build_model(arch, place, max_model_len or arch.max_model_len)
+    _say_what_is_widened(model, place)
     with torch.inference_mode():
         if source is None:
             randomize(model)
@@ -95,7 +102,8 @@ def storage_of(checkpoint: Checkpoint, source: WeightSource | None, quantization
     """The checkpoint's description, by which the forms of weights are chosen."""
     digits = {} if source is None or quantization == "none" else source.num_digits
     names = frozenset[str]() if source is None else frozenset(source.names)
-    return WeightStorage(digits, checkpoint.config.get("quantization_config") or {}, names)
+    config = checkpoint.config.get("quantization_config") or {}
+    return WeightStorage(digits, config, quantization, names)
 
 
 class _BytesLoaded:
@@ -122,6 +130,17 @@ def _refuse_unpackable(quantization: Quantization, checkpoint: Checkpoint, place
         raise ConfigError("--quantization int4 runs on a CPU in bfloat16: add --device cpu --dtype bfloat16, or leave it out")
 
 
+def _say_what_is_widened(model: CausalModel, place: Placement) -> None:
+    forms = [linear.form for linear in model.linears()]
+    if any(isinstance(form, ExpandedForm) for form in forms):
+        dtype = str(place.dtype).removeprefix("torch.")
+        logger.warning("quantized weights are expanded to %s: they are not multiplied as they are on this device", dtype)
+    if any(isinstance(form, Fp8Form) for form in forms) and not has_fp8_products(place.device):
+        logger.warning(
+            "8-bit floats are widened on their way to each product: this device (below compute capability 8.9) has none"
+        )
+
+
 def _fill(model: CausalModel, source: WeightSource, progress: _BytesLoaded) -> None:
     arch = model.arch
     wanted: defaultdict[str, list[Destination]] = defaultdict(list)
@@ -140,7 +159,7 @@ def _fill(model: CausalModel, source: WeightSource, progress: _BytesLoaded) -> N
 
 
 def _check_shape(stored: StoredTensor, destination: Destination) -> None:
-    if stored.shape != destination.region.whole:
+    if not destination.region.is_of(stored.shape):
         raise ConfigError(
             f"the checkpoint's {destination.name!r} has shape {list(stored.shape)}, "
             f"config.json says {list(destination.region.whole)}"
@@ -148,5 +167,5 @@ def _check_shape(stored: StoredTensor, destination: Destination) -> None:
 
 
 def _is_redundant(name: str, arch: Arch) -> bool:
-    """Stored by some tools though it follows from the rest."""
-    return name.endswith("rotary_emb.inv_freq") or (arch.tied_embeddings and name == HEAD)
+    """Stored by some tools though it follows from the rest, or is for a KV cache of 8-bit floats."""
+    return name.endswith(_REDUNDANT) or (arch.tied_embeddings and name == HEAD)

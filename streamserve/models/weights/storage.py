@@ -14,9 +14,11 @@ class WeightStorage:
     num_digits           4-bit digits per number of the tensors that are stored so, by name; none is listed when they are to be
                          expanded
     quantization_config  of config.json; empty without one
+    quantization         what is asked for: "none" expands what the checkpoint stores, "fp8" narrows what it stores wider
     names                of all tensors; empty for random weights
     """
 
     num_digits: Mapping[str, int] = field(default_factory=dict)
     quantization_config: Mapping[str, Any] = field(default_factory=dict)
+    quantization: str = "auto"
     names: Collection[str] = frozenset()

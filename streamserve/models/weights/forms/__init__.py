@@ -1,1 +1,1 @@
-"""The forms in which a linear keeps its weight, a file each; `choose` has the table."""
+"""The forms in which a linear keeps its weight, a file each; `schemes` chooses one."""

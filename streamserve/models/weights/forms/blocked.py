@@ -10,7 +10,7 @@ from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.forms.dense import DenseForm
 from streamserve.models.weights.forms.form import Form, WeightSpec
 from streamserve.models.weights.placement import Placement
-from streamserve_kernels import block_weight, blocked_linear, blocked_linear_residual, can_block
+from streamserve_kernels import block_weight, blocked_linear, blocked_linear_residual
 
 
 class BlockedForm(Form):
@@ -25,16 +25,13 @@ class BlockedForm(Form):
         super().__init__(spec, place)
         self.dense = DenseForm(spec, place)
 
-    @classmethod
-    def takes(cls, spec: WeightSpec, place: Placement) -> bool:
-        return can_block(place.dtype, place.device)
-
     def destinations(self) -> Iterator[Destination]:
         return self.dense.destinations()
 
-    def finish(self) -> None:
+    def finish(self) -> Form:
         self.blocked = block_weight(self.dense.weight)
         del self.dense
+        return self
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return blocked_linear(x, self.blocked, bias)

@@ -22,10 +22,6 @@ class DenseForm(Form):
         self._spec = spec
         self.weight = place.empty(self.out_features, self.in_features) if spec.table is None else spec.table
 
-    @classmethod
-    def takes(cls, spec: WeightSpec, place: Placement) -> bool:
-        return True
-
     def destinations(self) -> Iterator[Destination]:
         for part, rows in self._spec.split(self.weight):
             yield copied(f"{part.name}.weight", rows, part.region)

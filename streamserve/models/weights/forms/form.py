@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination, Region
+from streamserve.models.weights.noise import tile
 from streamserve.models.weights.placement import Placement
 from streamserve_kernels import Activation, gated_activation, rms_norm
 
@@ -92,21 +92,19 @@ class Form(Weight):
     Made with uninitialised parameters; once every destination is filled, `finish` makes it ready to multiply.
     """
 
-    methods: ClassVar[frozenset[str]] = frozenset()
-    """Values of `quant_method` in a config.json that this form is made for."""
-
     def __init__(self, spec: WeightSpec, place: Placement) -> None:
         super().__init__()
         self.out_features, self.in_features, self.dtype = spec.out_features, spec.in_features, place.dtype
-
-    @classmethod
-    @abstractmethod
-    def takes(cls, spec: WeightSpec, place: Placement) -> bool:
-        """Whether a weight can have this form, by how it is stored and where it will live."""
 
     @abstractmethod
     def destinations(self) -> Iterator[Destination]:
         """What fills its parameters."""
 
-    def finish(self) -> None:
-        """Bring the parameters, now filled, into the layout that the kernels want; called once."""
+    def randomize(self, noise: Tensor) -> None:
+        """Fill its parameters with numbers like these, [many] of the model's dtype, instead."""
+        for parameter in self.parameters():
+            tile(parameter, noise)
+
+    def finish(self) -> Form:
+        """The form that multiplies with what has been filled, in the layout that its kernels want: this one, or another."""
+        return self

@@ -8,13 +8,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from streamserve.models.weights.destination import Destination
-from streamserve.models.weights.forms.blocked import BlockedForm
-from streamserve.models.weights.forms.dense import DenseForm
-from streamserve.models.weights.forms.form import Form, WeightPart, WeightSpec
+from streamserve.models.weights.forms.form import Form, WeightSpec
+from streamserve.models.weights.forms.plain import plain_form
 from streamserve.models.weights.grouped import GroupedIntegers, join_rows
 from streamserve.models.weights.placement import Placement
-from streamserve.models.weights.source import StoredTensor
-from streamserve_kernels import INT4_FEW_ROWS, INT4_GROUP, INT4_ROW_MULTIPLE, Int4Weight, can_block, can_pack, int4_linear
+from streamserve_kernels import INT4_FEW_ROWS, INT4_GROUP, INT4_ROW_MULTIPLE, Int4Weight, can_pack, int4_linear
 
 
 class Int4Form(Form):
@@ -29,30 +27,38 @@ class Int4Form(Form):
     num_digits: int
     expanded: Form
 
-    def __init__(self, spec: WeightSpec, place: Placement) -> None:
+    def __init__(
+        self, spec: WeightSpec, place: Placement, fill: Callable[[Int4Form], Iterator[Destination]], *, num_digits: int
+    ) -> None:
+        """fill  names what calls `receive`"""
         super().__init__(spec, place)
-        self._parts = spec.parts
+        self.spec, self.num_digits, self._fill = spec, num_digits, fill
         self._arrived: dict[int, GroupedIntegers] = {}
-        self.num_digits = place.storage.num_digits[f"{spec.parts[0].name}.weight"]
         self._dense = place.empty(self.out_features, self.in_features) if spec.table is None else spec.table
-        wide = BlockedForm if can_block(place.dtype, place.device) else DenseForm
-        self.expanded = wide(replace(spec, table=self._dense), place)
+        self.expanded = plain_form(replace(spec, table=self._dense), place)
 
     @classmethod
-    def takes(cls, spec: WeightSpec, place: Placement) -> bool:
-        digits = {place.storage.num_digits.get(f"{part.name}.weight") for part in spec.parts}
+    def can_have(cls, spec: WeightSpec, place: Placement) -> bool:
+        """Whether the kernel takes a weight of this shape, where it will live."""
         columns = spec.parts[0].region.ranges[1]
         in_groups = columns.start % INT4_GROUP == 0 and columns.stop % INT4_GROUP == 0
-        fits = spec.out_features % INT4_ROW_MULTIPLE == 0 and in_groups
-        return len(digits) == 1 and None not in digits and fits and can_pack(place.dtype, place.device)
+        return spec.out_features % INT4_ROW_MULTIPLE == 0 and in_groups and can_pack(place.dtype, place.device)
 
     def destinations(self) -> Iterator[Destination]:
-        for index, part in enumerate(self._parts):
-            yield Destination(f"{part.name}.weight", part.region, self._receiver(index, part))
+        return self._fill(self)
 
-    def finish(self) -> None:
+    def receive(self, index: int, integers: GroupedIntegers) -> None:
+        """Fill the part of this index."""
+        self._arrived[index] = integers
+        if len(self._arrived) == len(self.spec.parts):
+            # At once, since the kernel's order of rows depends on how many there are.
+            parts = [self._arrived.pop(index) for index in range(len(self.spec.parts))]
+            self.packed = join_rows(parts).pack(self._dense)
+
+    def finish(self) -> Form:
         del self._dense
-        self.expanded.finish()
+        self.expanded = self.expanded.finish()
+        return self
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if x.shape[0] > INT4_FEW_ROWS:
@@ -63,19 +69,6 @@ class Int4Form(Form):
         if x.shape[0] > INT4_FEW_ROWS:
             return self.expanded.onto(residual, x, bias)
         return int4_linear(x, self.packed, bias).add_(residual)
-
-    def _receiver(self, index: int, part: WeightPart) -> Callable[[StoredTensor], None]:
-        def receive(stored: StoredTensor) -> None:
-            self._arrived[index] = stored.integers.part(*part.region.slices)
-            if len(self._arrived) == len(self._parts):
-                self._pack()
-
-        return receive
-
-    def _pack(self) -> None:
-        # At once, since the kernel's order of rows depends on how many there are.
-        parts = [self._arrived.pop(index) for index in range(len(self._parts))]
-        self.packed = join_rows(parts).pack(self._dense)
 
 
 def is_few(rows: int) -> bool:

@@ -1,0 +1,1 @@
+"""How checkpoints store the weights of linears, a scheme each; `table` has the methods of `quantization_config`."""
