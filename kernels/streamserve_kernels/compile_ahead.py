@@ -52,6 +52,11 @@ def _mm(x: Tensor, y: Tensor, *_: Any, out_dtype: torch.dtype | None = None, **_
     return x.new_empty(x.shape[0], y.shape[1], dtype=out_dtype)
 
 
+def _scaled_mm(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+    # All are in bf16 (fp8_projections.py).
+    return x.new_empty(x.shape[0], weight.shape[1], dtype=torch.bfloat16)
+
+
 def _embedding(ids: Tensor, table: Tensor, *_: Any, **__: Any) -> Tensor:
     return table.new_empty(*ids.shape, table.shape[1])
 
@@ -63,6 +68,7 @@ _RESULTS: dict[Any, Callable[..., Tensor]] = {
     F.linear: _linear,
     torch.mm: _mm,
     F.embedding: _embedding,
+    torch._scaled_mm_v2: _scaled_mm,
 }
 
 

@@ -41,9 +41,9 @@ class Epilogue(NamedTuple):
         return {"BIAS": self.bias is not None, "RESIDUAL": self.residual is not None, "ACTIVATION": self.activation}
 
 
-@kernel(do_not_specialize=["num_rows"])
+@kernel(do_not_specialize=["room"])
 def _quantize_kernel(
-    x_ptr, norm_ptr, input_scale_ptr, out_ptr, scale_ptr, num_rows, width, eps,
+    x_ptr, norm_ptr, input_scale_ptr, out_ptr, scale_ptr, room, width, eps,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, STATIC: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Round one row, or rms_norm of it. GROUP columns have a scale; 0 for one scale a row."""
@@ -66,7 +66,7 @@ def _quantize_kernel(
         scales = tl.maximum(tl.max(tl.abs(parts), axis=1) / _LARGEST, _LEAST)
         x = tl.reshape(parts / scales[:, None], [BLOCK])
         # A column for each group, as cuBLAS wants them.
-        tl.store(scale_ptr + groups * num_rows + row, scales, mask=groups * GROUP < width)
+        tl.store(scale_ptr + groups * room + row, scales, mask=groups * GROUP < width)
     else:
         if STATIC:
             scale = tl.load(input_scale_ptr)
@@ -123,16 +123,18 @@ def quantize(
     x            [rows, n]  bf16|fp16
     input_scale  [1] fp32: the scale of all rows; without one each has its own
     in_groups    128 columns share a scale
-    returns      [rows, n] float8_e4m3fn, and scales in fp32: [rows], or [ceil(n / 128), rows]
+    returns      [rows, n] float8_e4m3fn, and scales in fp32: [rows], or [ceil(n / 128), rows]; in groups, the number of rows is
+                 rounded up to a multiple of 4, as cuBLAS wants it, and what is beyond is not written
     """
     x = x.contiguous()
     rows, width = x.shape
-    out = torch.empty(rows, width, dtype=DTYPE, device=x.device)
-    scales = (-(-width // BLOCK), rows) if in_groups else (rows,)
+    room = -(-rows // 4) * 4 if in_groups else rows
+    out = torch.empty(room, width, dtype=DTYPE, device=x.device)
+    scales = (-(-width // BLOCK), room) if in_groups else (rows,)
     scale = torch.empty(scales, dtype=torch.float32, device=x.device)
     block = power_of_two(width, least=BLOCK)
     _quantize_kernel[(rows,)](
-        x, norm_weight, input_scale, out, scale, rows, width, eps,
+        x, norm_weight, input_scale, out, scale, room, width, eps,
         BLOCK=block, GROUP=BLOCK if in_groups else 0, NORM=norm_weight is not None, STATIC=input_scale is not None,
         num_warps=max(1, min(16, block // 512)), **dependent_launch(x.device),
     )  # fmt: skip

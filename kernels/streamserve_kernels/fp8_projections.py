@@ -63,9 +63,9 @@ def _multiply(x: Tensor, weight: Fp8Weight, after: Epilogue, norm_weight: Tensor
         return finish(projections.linear(x, expand(weight, dtype, bits=True)), dtype, after)
     narrow, scale = quantize(x, norm_weight=norm_weight, eps=eps, input_scale=weight.input_scale, in_groups=weight.has_blocks)
     if rows <= MOST_ROWS:
-        return some_rows(narrow, scale, weight, dtype, after, bits=False)
+        return some_rows(narrow[:rows], scale, weight, dtype, after, bits=False)
     if weight.has_blocks:
-        return finish(_product_of_blocks(narrow, scale, weight), dtype, after)
+        return finish(_product_of_blocks(narrow, scale, weight)[:rows], dtype, after)
     if rows >= MANY_ROWS and after.residual is None and not after.gated and dtype is torch.bfloat16:
         return _scaled_product(narrow, scale, weight, after.bias)
     return finish(_product(narrow, weight), dtype, after, scales=(scale, weight.scale))

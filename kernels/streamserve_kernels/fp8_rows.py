@@ -17,7 +17,7 @@ from triton.language.extra import cuda
 
 from .fp8_activations import Epilogue
 from .fp8_widen import widen
-from .launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
+from .launch import arrivals, capability, dependent_launch, kernel, power_of_two, prefetch
 from .norm_rope import activate
 from .projections import _finish
 from .reference.fp8 import BLOCK, Fp8Weight
@@ -57,26 +57,30 @@ def _one_row_kernel(
             up_tiles = up_tiles + (tile,)  # type: ignore[assignment]
     sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up_sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    squares = tl.zeros([BLOCK_K], tl.float32)
+    squares = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     if PDL:
         cuda.gdc_wait()
+    # Every warp loads the inputs of its own lanes: a row that all share would pass through shared memory, with barriers.
+    alike = tl.zeros([BLOCK_N, 1], tl.int32)
     for k in tl.static_range(0, K, BLOCK_K):
-        x = tl.load(x_ptr + k + lanes, mask=lanes + k < K, other=0.0).to(tl.float32)
+        offsets = alike + (lanes + k)[None, :]
+        known = offsets < K
+        x = tl.load(x_ptr + offsets, mask=known, other=0.0).to(tl.float32)
         if NORM:
             squares += x * x
-            x = x * tl.load(norm_ptr + k + lanes, mask=lanes + k < K, other=0.0).to(tl.float32)
+            x = x * tl.load(norm_ptr + offsets, mask=known, other=0.0).to(tl.float32)
         x_up = x
         if SCALES > 1:
             # The rows of a program are in one block.
-            blocks = scale_ptr + (k + lanes) // _BLOCK
+            blocks = scale_ptr + offsets // _BLOCK
             if gated:
-                x_up = x * tl.load(blocks + (N + first) // _BLOCK * SCALES, mask=lanes + k < K, other=0.0)
-            x = x * tl.load(blocks + first // _BLOCK * SCALES, mask=lanes + k < K, other=0.0)
-        sums += widen(tiles[k // BLOCK_K], BITS, tl.float32) * x[None, :]
+                x_up = x * tl.load(blocks + (N + first) // _BLOCK * SCALES, mask=known, other=0.0)
+            x = x * tl.load(blocks + first // _BLOCK * SCALES, mask=known, other=0.0)
+        sums += widen(tiles[k // BLOCK_K], BITS, tl.float32) * x
         if gated:
-            up_sums += widen(up_tiles[k // BLOCK_K], BITS, tl.float32) * x_up[None, :]
-        ahead: tl.constexpr = k + AHEAD * BLOCK_K
-        if ahead < K:
+            up_sums += widen(up_tiles[k // BLOCK_K], BITS, tl.float32) * x_up
+        if k + AHEAD * BLOCK_K < K:
+            ahead = k + AHEAD * BLOCK_K
             mask = inside & (lanes + ahead < K)[None, :]
             tile = tl.load(ptrs + ahead, mask=mask, other=0.0, eviction_policy="evict_first")
             tiles = tiles + (tile,)  # type: ignore[assignment]
@@ -85,7 +89,7 @@ def _one_row_kernel(
                 up_tiles = up_tiles + (tile,)  # type: ignore[assignment]
     factor = 1.0
     if NORM:
-        factor = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+        factor = tl.rsqrt(tl.sum(squares, axis=1) / K + eps)
     result = tl.sum(sums, axis=1) * factor
     if SCALES == 1:
         result *= tl.load(scale_ptr + rows, mask=rows < N, other=0.0)
@@ -103,9 +107,9 @@ def _one_row_kernel(
     tl.store(out_ptr + rows, result.to(out_ptr.dtype.element_ty), mask=rows < N)
 
 
-@kernel(do_not_specialize=["M"])
+@kernel(do_not_specialize=["M", "room"])
 def _some_rows_kernel(
-    x_ptr, x_scale_ptr, values_ptr, scale_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
+    x_ptr, x_scale_ptr, values_ptr, scale_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N, room,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
     PREFETCH: tl.constexpr, SCALES: tl.constexpr, BITS: tl.constexpr, COMPUTE: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
@@ -113,7 +117,7 @@ def _some_rows_kernel(
     """A tile of BLOCK_N weight rows against BLOCK_M rows of x, or a part of the inner dimension, as in projections.py.
 
     COMPUTE  the type that weights are widened to, which is x's; None for an x of 8-bit floats
-    SCALES   columns of the weight's scale; with more than one, x's is [ceil(K / 128), M], else [M]
+    SCALES   columns of the weight's scale; with more than one, x's is [ceil(K / 128), room], else [M]
     """
     if PDL:
         cuda.gdc_launch_dependents()
@@ -148,7 +152,7 @@ def _some_rows_kernel(
     if PDL:
         cuda.gdc_wait()
     if SCALES > 1 and COMPUTE is None:
-        x_scale = tl.load(x_scale_ptr + first * M + rows, mask=rows < M, other=0.0)
+        x_scale = tl.load(x_scale_ptr + first * room + rows, mask=rows < M, other=0.0)
     for k in range(begin, end, BLOCK_K):
         weights = tl.load(weight_ptrs + k, mask=inside[:, None] & (lanes + k < K)[None, :], other=0.0)
         x = tl.load(x_ptrs + k, mask=(rows < M)[:, None] & (lanes + k < K)[None, :], other=0.0)
@@ -161,7 +165,7 @@ def _some_rows_kernel(
             next_scale = tl.load(scale_ptrs + after, mask=inside, other=0.0)
             product = tl.dot(weights, tl.trans(x)) * scale[:, None]
             if COMPUTE is None:
-                next_x_scale = tl.load(x_scale_ptr + after * M + rows, mask=rows < M, other=0.0)
+                next_x_scale = tl.load(x_scale_ptr + after * room + rows, mask=rows < M, other=0.0)
                 product *= x_scale[None, :]
                 x_scale = next_x_scale
             sums += product
@@ -240,15 +244,19 @@ def some_rows(
     rows, inner = x.shape
     outer = weight.values.shape[0] // (2 if after.gated else 1)
     out = x.new_empty(rows, outer, dtype=dtype)
-    block_m, block_n, block_k, splits, stages = shape or some_rows_shape(rows, outer, inner, after.gated, weight.has_blocks)
+    is_wide = x_scale is None
+    block_m, block_n, block_k, splits, stages = shape or some_rows_shape(
+        rows, outer, inner, after.gated, narrow=weight.has_blocks or is_wide, deep=has_much_shared_memory(x.device)
+    )
     tiles, row_tiles = -(-outer // (block_n // 2 if after.gated else block_n)), -(-rows // block_m)
     partial = None
     if splits > 1:
         partial = x.new_empty(tiles * row_tiles * splits * block_n * block_m, dtype=torch.float32)
-    compute = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype] if x_scale is None else None
+    room = rows if x_scale is None else x_scale.shape[-1]
+    compute = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype] if is_wide else None
     _some_rows_kernel[(tiles, splits, row_tiles)](
         x, x_scale, _bytes(weight, bits), weight.scale, after.bias, after.residual, out, partial, arrivals(x.device),
-        rows, outer,
+        rows, outer, room,
         K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits,
         PREFETCH=min(inner // splits // 16 * 16, 256), SCALES=weight.scale.shape[1], BITS=bits, COMPUTE=compute,
         **after.constants(), num_warps=4, num_stages=stages, **dependent_launch(x.device),
@@ -269,12 +277,19 @@ def one_row_shape(outer: int, inner: int, gated: bool) -> tuple[int, int, int, i
     return (8, 512, 2, 8) if outer <= 4096 else (8, min(power_of_two(inner), 1024), 2, 4)
 
 
-def some_rows_shape(rows: int, outer: int, inner: int, gated: bool, has_blocks: bool) -> tuple[int, int, int, int, int]:
-    """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, stages."""
+def has_much_shared_memory(device: torch.device) -> bool:
+    """Whether a program may have 200 KB of it: data-center GPUs of compute capability 9.0 and 10.0 do, others have 99 KB."""
+    return capability(device)[0] in (9, 10)
+
+
+def some_rows_shape(
+    rows: int, outer: int, inner: int, gated: bool, *, narrow: bool, deep: bool
+) -> tuple[int, int, int, int, int]:
+    """BLOCK_M, BLOCK_N, BLOCK_K, SPLITS, stages. narrow: BLOCK_K is 128; deep: see `has_much_shared_memory`."""
     block_m, block_n = power_of_two(rows, least=16), 64
-    block_k = BLOCK if has_blocks else 2 * BLOCK
+    block_k = BLOCK if narrow or not deep else 2 * BLOCK
     tiles = -(-outer // (block_n // 2 if gated else block_n))
     splits = 1
     while tiles * splits < 96 and inner // (splits * 2) >= 1024:
         splits *= 2
-    return block_m, block_n, block_k, splits, 3 if tiles * splits > 300 else 5
+    return block_m, block_n, block_k, splits, 3 if tiles * splits > 300 or not deep else 5

@@ -38,7 +38,7 @@ def wide(weight: Fp8Weight, x: Tensor) -> tuple[Fp8Weight, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("rows", [1, 2, 17, pytest.param(70, marks=GPU), pytest.param(1030, marks=GPU)])
+@pytest.mark.parametrize("rows", [1, 2, 17, pytest.param(70, marks=GPU), pytest.param(1029, marks=GPU)])
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize(("inner", "outer"), SHAPES)
 def test_fused_products_agree_with_the_reference(inner: int, outer: int, kind: str, rows: int, dtype: torch.dtype) -> None:
@@ -72,12 +72,13 @@ def test_where_8_bit_floats_are_not_multiplied_weights_are_widened(kind: str, dt
 @pytest.mark.parametrize("scales", ["token", "group", "static"])
 def test_activations_are_rounded_to_the_nearest_8_bit_floats(scales: str, width: int) -> None:
     x, norm = random(5, width, dtype=torch.float16), random(width)
-    static = torch.tensor([0.02], device=DEVICE) if scales == "static" else None
+    static = torch.tensor([0.04], device=DEVICE) if scales == "static" else None
     for norm_weight, expected in ((None, x.float()), (norm, rms_norm(x.float(), norm, EPS))):
         values, scale = activations.quantize(
             x, norm_weight=norm_weight, eps=EPS, input_scale=static, in_groups=scales == "group"
         )
-        factor = scale.T.repeat_interleave(128, 1)[:, :width] if scales == "group" else scale[:, None]
+        values = values[:5]
+        factor = scale.T[:5].repeat_interleave(128, 1)[:, :width] if scales == "group" else scale[:, None]
         error = (values.float() * factor - expected).abs()
         nearest = (values.float() * factor).abs() / 16 + factor / 512
         assert relative_error(values.float() * factor, expected) < NARROW

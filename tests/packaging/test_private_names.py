@@ -41,7 +41,13 @@ NAMES = {
         "PreTrainedModel.named_non_persistent_buffers",
     ],
     # models/aot
-    "torch": ["_C._aoti.AOTIModelPackageLoader", "_weight_int4pack_mm_for_cpu", "_convert_weight_to_int4pack_for_cpu"],
+    # and compile_ahead.py of the kernels
+    "torch": [
+        "_C._aoti.AOTIModelPackageLoader",
+        "_convert_weight_to_int4pack_for_cpu",
+        "_scaled_mm_v2",
+        "_weight_int4pack_mm_for_cpu",
+    ],
     "torch._inductor": ["aoti_compile_and_package"],
     "torch._inductor.ir": ["TensorBox"],
     "torch._inductor.lowering": ["register_lowering"],
