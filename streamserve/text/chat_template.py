@@ -8,13 +8,14 @@ Face's documentation says (https://huggingface.co/docs/transformers/chat_templat
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jinja2
 from jinja2 import meta
 
 from streamserve.errors import ConfigError, InvalidParameter
-from streamserve.text.templates.arguments import parse_arguments
+from streamserve.text.templates.arguments import arguments_as_text, parse_arguments
 from streamserve.text.templates.json_copy import json_copy
 from streamserve.text.templates.marks import Marks, SpecialTexts
 from streamserve.text.templates.sandbox import sandbox
@@ -92,7 +93,7 @@ class ChatTemplate:
         if continue_final_message:
             _mark_continuation(conversation)
         text = self._run(
-            messages=conversation,
+            conversation,
             tools=copied(tools) or None,
             documents=copied(documents) or None,
             add_generation_prompt=add_generation_prompt,
@@ -102,9 +103,19 @@ class ChatTemplate:
             text = _cut_at_continuation(text)
         return text if marks is None else marks.take(text)
 
-    def _run(self, **variables: Any) -> str:
+    def _run(self, conversation: list[dict[str, Any]], **variables: Any) -> str:
         try:
-            return self._template.render({**self._special_tokens, **variables})
+            return self._rendered(conversation, variables)
+        except InvalidParameter:
+            texts = arguments_as_text(conversation)
+            if texts is not None:
+                with suppress(InvalidParameter):
+                    return self._rendered(texts, variables)
+            raise
+
+    def _rendered(self, conversation: Sequence[ChatMessage], variables: Mapping[str, Any]) -> str:
+        try:
+            return self._template.render({**self._special_tokens, **variables, "messages": conversation})
         except jinja2.TemplateError as error:
             raise InvalidParameter("messages", f"the chat template refused them: {error}") from error
         except MemoryError:

@@ -191,6 +191,16 @@ def test_none_of_something_else_leaves_absent_content_empty() -> None:
         "{{ 'f:{};'.format(call.arguments) }}",
         "{% if call.arguments is string %}f:{{ call.arguments }};{% else %}f:{{ call.arguments | tojson }};{% endif %}",
         "f:{{ call.arguments | trim }};",
+        "f:{{ call.arguments | safe }};",
+        "f:{{ call.arguments.strip() }};",
+        "{% if call.arguments.startswith('{') %}f:{{ call.arguments }};{% endif %}",
+        "{% set text = call.arguments | wordwrap(99) %}f:{{ text }};",
+        "f:{{ call.arguments.split('|') | join }};",
+        "f:{{ call.arguments[0] }}{{ call.arguments[1:] }};",
+        "f:{% for letter in call.arguments[:] %}{{ letter }}{% endfor %};",
+        "{% if call.arguments != '{}' %}f:{{ call.arguments }};{% endif %}",
+        "{% if call.arguments not in ('', '{}') %}f:{{ call.arguments }};{% endif %}",
+        "{% if call.arguments is not string %}{{ raise_exception('no text') }}{% endif %}f:{{ call.arguments }};",
     ],
 )
 @pytest.mark.parametrize("arguments", ['{"x": "北"}', {"x": "北"}])
@@ -199,6 +209,21 @@ def test_a_template_that_writes_arguments_as_text_gets_their_json(source: str, a
     source = "{% for call in messages[0].tool_calls %}{% set call = call.function %}" + source + "{% endfor %}"
     messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
     assert render(source, messages) == 'f:{"x": "北"};'
+
+
+def test_a_template_that_compares_arguments_with_text_compares_their_json() -> None:
+    source = "{{ messages[0].tool_calls[0].function.arguments == '{}' }}"
+    for arguments, expected in (({}, "True"), ("{}", "True"), ({"x": 1}, "False")):
+        messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+        assert render(source, messages) == expected
+
+
+def test_a_template_that_refuses_a_conversation_with_calls_says_why_once() -> None:
+    source = (
+        "{% if messages[0].tool_calls[0].function.arguments is mapping %}{{ raise_exception('first') }}{% endif %}{{ 1 + '' }}"
+    )
+    with pytest.raises(InvalidParameter, match="first"):
+        render(source, [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}])
 
 
 @pytest.mark.parametrize("arguments", [None, "", "{}", {}])

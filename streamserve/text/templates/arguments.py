@@ -1,14 +1,20 @@
-"""The arguments of an earlier tool call, for templates that write them as an object and for those that write them as text."""
+"""The arguments of an earlier tool call, for templates that write them as an object and for those that write them as text.
+
+One value serves most templates of either kind. For those that call a string's methods, or refuse what is no string, there is a
+conversation with texts instead.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 class CallArguments(dict[str, Any]):
-    """The arguments' object, whose text is its JSON: `tojson` and loops see the object, output and `+` the text.
+    """The arguments' object, whose text is its JSON.
+
+    `tojson`, loops and names see the object; output, `+`, numbers in brackets and comparisons with a string see the text.
 
     text  the JSON text as the client sent it
     """
@@ -16,6 +22,15 @@ class CallArguments(dict[str, Any]):
     def __init__(self, arguments: Mapping[str, Any], text: str) -> None:
         super().__init__(arguments)
         self._text = text
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._text[key] if isinstance(key, int | slice) else super().__getitem__(key)
+
+    def __eq__(self, other: object) -> bool:
+        return self._text == other if isinstance(other, str) else super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __str__(self) -> str:
         return self._text
@@ -25,6 +40,27 @@ class CallArguments(dict[str, Any]):
 
     def __radd__(self, before: str) -> str:
         return before + self._text
+
+
+def arguments_as_text(conversation: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    """The conversation with the text of each call's arguments; None when it has none as objects."""
+    texts = [_message_with_texts(message) for message in conversation]
+    return None if all(one is other for one, other in zip(texts, conversation, strict=True)) else texts
+
+
+def _message_with_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    calls = message.get("tool_calls")
+    texts = [_call_with_text(call) for call in calls] if isinstance(calls, list) else []
+    changed = any(one is not other for one, other in zip(texts, calls or (), strict=True))
+    return {**message, "tool_calls": texts} if changed else message
+
+
+def _call_with_text(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(arguments, CallArguments):
+        return call
+    return {**call, "function": {**function, "arguments": str(arguments)}}
 
 
 def parse_arguments(arguments: Any) -> Any:
