@@ -7,6 +7,7 @@ long texts are tokenised on threads. Knows neither HTTP nor where its engine run
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -15,7 +16,7 @@ from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint
 
 from streamserve.engine.base import Engine
-from streamserve.errors import UnsupportedParameter
+from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.text.chat_template import ChatMessage, ChatTemplate, ModelTemplates
 from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
@@ -170,6 +171,20 @@ class Frontend:
     def tool_template(self) -> ChatTemplate | None:
         """The model's template for conversations with tools; None when it has no template."""
         return self._templates.choose(has_tools=True)
+
+    def unembedded_template_token(self) -> str | None:
+        """A token that the model's chat template puts into every prompt and that the model has no embedding of.
+
+        None when there is none, and for a template that refuses the plainest of conversations.
+        """
+        template = self._templates.choose()
+        if template is None:
+            return None
+        with suppress(InvalidParameter):
+            prompt = self.tokenizer.encode(template.render([{"role": "user", "content": "a"}]), add_special_tokens=False)
+            if (token_id := self._preparation.unembedded(prompt)) is not None:
+                return self.tokenizer.vocabulary.token(token_id)
+        return None
 
     def special_ids_of(self, marks: Sequence[str]) -> dict[str, int]:
         """The ids of those marks that are special tokens, whose text is skipped by default."""

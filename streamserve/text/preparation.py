@@ -234,12 +234,17 @@ class Preparation:
 
     def _check_embedded(self, token_ids: list[int]) -> None:
         """Refuse tokens that the tokenizer makes and the model has no embedding of, as some fine-tuned models' do."""
-        if token_ids and (largest := max(token_ids)) >= self.vocab_size:
+        if (token_id := self.unembedded(token_ids)) is not None:
             raise InvalidParameter(
                 "prompt",
-                f"holds {self.tokenizer.vocabulary.token(largest)!r}, a token (id {largest}) that the tokenizer knows and this "
-                f"model, with embeddings of {self.vocab_size} tokens, does not",
+                f"holds {self.tokenizer.vocabulary.token(token_id)!r}, a token (id {token_id}) that the tokenizer knows and "
+                f"this model, with embeddings of {self.vocab_size} tokens, does not",
             )
+
+    def unembedded(self, token_ids: Collection[int]) -> int | None:
+        """A token that the model has no embedding of, if there is one among them."""
+        largest = max(token_ids, default=0)
+        return largest if largest >= self.vocab_size else None
 
     def _check_range(self, name: str, token_ids: Collection[Any]) -> None:
         if set(map(type, token_ids)) <= {int} and (not token_ids or 0 <= min(token_ids) <= max(token_ids) < self.vocab_size):

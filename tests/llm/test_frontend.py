@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from streamserve.errors import InvalidParameter, QueueFull, UnsupportedParameter
@@ -225,3 +227,25 @@ async def test_a_special_token_has_text_for_those_who_must_see_it() -> None:
         with await front.open([prompt]) as stream:
             engine.generate(f"{text}-0", TokenDelta([97, 258, 259, 98], finish_reason="length"))
             assert "".join([delta.text async for delta in stream]) == text
+
+
+class EndWritten(ByteVocabulary):
+    """The end of sequence is written §."""
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        return [[EOS if letter == "§" else ord(letter) for letter in text] for text in texts]
+
+
+def unembedded(template: str) -> str | None:
+    """The answer of a model whose tokens are all but the end of sequence."""
+    engine = ScriptedEngine()
+    engine.info = msgspec.structs.replace(engine.info, vocab_size=EOS)
+    return Frontend(engine, Tokenizer(TokenizerParts(EndWritten())), chat_template=template).unembedded_template_token()
+
+
+async def test_a_template_that_needs_a_token_without_an_embedding_is_known_before_any_chat() -> None:
+    """Fine-tunes add tokens to tokenizer and template but not to the model: each chat was refused, and the start was not."""
+    assert unembedded("{{ messages[0].content }}§") == "</s>"
+    assert unembedded("{{ messages[0].content }}") is None
+    assert unembedded("{% if messages | length > 1 %}§{% endif %}a") is None
+    assert unembedded("{{ raise_exception('needs a system prompt') }}§") is None

@@ -152,6 +152,11 @@ class Server:
         assert self._process is not None
         watching.start_soon(self._watch_engine, self._engine, self._process, first.service.metrics)
         self._log_engine(info)
+        if (token := first.service.frontend.unembedded_template_token()) is not None:
+            self._log.note(
+                f"warning: every chat will be refused: the chat template writes {token!r}, a token that this model has no "
+                "embedding of; --chat-template replaces it"
+            )
         if self._workers:
             await first.open_internal_socket(internal_socket_path(launch.engine_address, launch.worker))
         for worker in self._workers:

@@ -9,15 +9,19 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import httpx
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from streamserve.cli import run
 from tests.support.command_line import serve_options_of as options
 from tests.support.serve_process import ServeProcess, is_running, serve_process
+from tests.support.tiny_model import TinyLlama
 
 SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024", "--enforce-eager")
 
@@ -334,3 +338,18 @@ def test_a_signal_while_loading_leaves_nothing() -> None:
         assert server.wait(20) == 0
         assert "Traceback" not in server.log
         assert not any(map(is_running, children))
+
+
+@pytest.mark.slow
+def test_a_template_that_no_chat_can_use_is_named_at_the_start(tmp_path: Path) -> None:
+    """Fine-tunes add tokens to tokenizer and template but not to the model."""
+    words = ["a", "<unk>", *(f"w{number}" for number in range(14))]
+    TinyLlama(tmp_path, vocab_size=len(words))
+    tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<|new|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text("<|new|>{{ messages[0].content }}")
+    with serve_process("--model", str(tmp_path), "--kv-cache-memory", "4M", "--max-model-len", "64") as server:
+        server.wait_ready()
+        assert "warning: every chat will be refused: the chat template writes '<|new|>'" in server.log
+        assert complete(server.base_url, prompt="a", max_tokens=2)
