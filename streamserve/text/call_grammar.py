@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamserve.text.call_schema import JSON_STYLE, Function, call_schema
 from streamserve.text.parsing import bare, mistral, reasoning, tagged
+from streamserve.text.schemas.call_schema import JSON_STYLE, Function, call_schema
+from streamserve.text.schemas.references import with_local_references
 
 MARKED_DIALECTS = ("hermes", "mistral")
 """Dialects whose calls can't be mistaken for a JSON answer."""
@@ -156,7 +157,7 @@ _CALLS: Mapping[str, Callable[[AnswerForm], list[str]]] = {
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}"
+    return f"%json {json.dumps({**with_local_references(schema), 'x-guidance': JSON_STYLE})}"
 
 
 def _pattern(text: str) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,11 +26,12 @@ from streamserve.checkpoint.config_values import need
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.text.call_schema import JSON_STYLE
 from streamserve.text.deep_threads import DeepThreads
 from streamserve.text.digit_bound import DigitBound, DigitTable
 from streamserve.text.end_of_sequence import end_of_sequence_ids
-from streamserve.text.pattern_properties import impossible_property
+from streamserve.text.schemas.call_schema import JSON_STYLE
+from streamserve.text.schemas.pattern_properties import impossible_property
+from streamserve.text.schemas.references import with_local_references
 from streamserve.text.structural_tag import structural_tag_lark
 from streamserve.text.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
@@ -46,6 +47,8 @@ COMPILE_TIMEOUT_S = 10.0
 STACK_BYTES = 512 << 20
 """The library recurses into rules and references; the longest chain that fits a source takes half of this."""
 
+_DECODER = json.JSONDecoder()
+_EMBEDDED_SCHEMA = re.compile(r"%json\s*(?=\{)")
 _LARK = re.compile(r"^[^\S\n]*(%llguidance\b|start\s*:)", re.MULTILINE)
 
 _LIMITS: dict[str, Any] = {
@@ -192,15 +195,15 @@ class _Tokens:
 
 
 def _compile(tokenizer: LLTokenizer, special: Mapping[str, int], outputs: StructuredOutputs) -> LLMatcher:
-    matcher = LLMatcher(tokenizer, grammar_source(outputs, special), log_level=0, limits=LLParserLimits(**_LIMITS))
+    source = grammar_source(outputs, special)
+    matcher = LLMatcher(tokenizer, source, log_level=0, limits=LLParserLimits(**_LIMITS))
     # The first mask costs the most: computed here, on a thread, instead of between two steps of all sequences.
     tried = matcher.deep_copy()
     tried.compute_bitmask()
     for each in (matcher, tried):
         if each.is_error():
             raise InvalidParameter("structured_outputs", f"can't be compiled: {_reason(each.get_error())}")
-    if outputs.json is not None:
-        schema = json.loads(outputs.json) if isinstance(outputs.json, str) else outputs.json
+    for schema in _schemas(source):
         if (name := impossible_property(tokenizer, schema)) is not None:
             raise InvalidParameter(
                 "structured_outputs", f"property {name!r} contradicts a pattern of patternProperties that it matches"
@@ -254,9 +257,24 @@ def _holds_json(outputs: StructuredOutputs) -> bool:
     return is_json or "%json" in (outputs.grammar or "")
 
 
+def _schemas(source: str) -> Iterator[Mapping[str, Any]]:
+    """The JSON schemas in a grammar of the library's: it is one, or is in Lark and has some, as those of tool calls have."""
+    if source.startswith("{"):
+        found = [grammar.get("json_schema") for grammar in json.loads(source)["grammars"]]
+    else:
+        found = [_DECODER.raw_decode(source, place.end())[0] for place in _EMBEDDED_SCHEMA.finditer(source)]
+    yield from (schema for schema in found if isinstance(schema, Mapping))
+
+
+def _schema(schema: Any) -> Any:
+    """A schema that may come as text, with references that lead to the same places wherever it stands."""
+    schema = json.loads(schema) if isinstance(schema, str) else schema
+    return with_local_references(schema) if isinstance(schema, Mapping) else schema
+
+
 def _source(outputs: StructuredOutputs, special: Mapping[str, int]) -> str:
     if outputs.json is not None:
-        return str(LLMatcher.grammar_from_json_schema(outputs.json, overrides=JSON_STYLE))
+        return str(LLMatcher.grammar_from_json_schema(_schema(outputs.json), overrides=JSON_STYLE))
     if outputs.json_object is not None:
         if not outputs.json_object:
             raise ValueError("json_object must be true")

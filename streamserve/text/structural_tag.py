@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streamserve.errors import UnsupportedParameter
-from streamserve.text.call_schema import JSON_STYLE
+from streamserve.text.schemas.call_schema import JSON_STYLE
+from streamserve.text.schemas.references import with_local_references
 
 Format = Mapping[str, Any]
 
@@ -76,7 +77,7 @@ class _Grammar:
             schema = {}
         if not isinstance(schema, dict):
             raise ValueError("json_schema must be an object")
-        return self._rule(f"%json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}")
+        return self._rule(f"%json {json.dumps({**with_local_references(schema), 'x-guidance': JSON_STYLE})}")
 
     def _regex(self, format: Format, is_last: bool) -> str:
         pattern = _field(format, "pattern", str).replace("/", r"\/")

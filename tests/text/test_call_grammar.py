@@ -9,9 +9,9 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from streamserve.text.call_grammar import AnswerForm
-from streamserve.text.call_schema import ANY_ARGUMENTS, Function, call_schema
 from streamserve.text.parsing.pieces import Content, ToolCallArguments, ToolCallStart
 from streamserve.text.parsing.registry import TOOL_CALL_PARSERS
+from streamserve.text.schemas.call_schema import ANY_ARGUMENTS, Function, call_schema
 
 BYTES = LLTokenizer("byte")
 STRICT = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "required": ["x"], "additionalProperties": False}
@@ -152,3 +152,32 @@ def test_identifiers_and_anchors_of_a_functions_parameters_lead_to_the_same_plac
     }
     assert moved["$defs"] == {"city": {"type": "string"}}
     assert "$id" not in moved
+
+
+def test_tools_that_name_their_parts_alike_keep_them_apart() -> None:
+    """References of a tool's parameters to their own names, relative to one another, led nowhere, or into another tool's."""
+
+    def arguments(kind: str) -> dict[str, Any]:
+        return {
+            "$id": "https://example.org/tool",
+            "type": "object",
+            "properties": {"part": {"$ref": "part"}, "again": {"$ref": "https://example.org/part#inner"}},
+            "$defs": {"p": {"$id": "part", "$ref": "#/$defs/q", "$defs": {"q": {"$anchor": "inner", "type": kind}}}},
+        }
+
+    form = AnswerForm(dialect="hermes", functions=[Function("a", arguments("string")), Function("b", arguments("integer"))])
+    for name, value in (("a", "x"), ("b", 1)):
+        other = 1 if value == "x" else "x"
+        for key in ("part", "again"):
+            assert is_allowed(form, tagged({"name": name, "arguments": {key: value}}))
+            assert not is_allowed(form, tagged({"name": name, "arguments": {key: other}}))
+
+
+@pytest.mark.parametrize(("dialect", "write"), WAYS, ids=["hermes", "llama3", "array", "named"])
+def test_names_that_are_no_ascii_are_found(dialect: str, write: Any) -> None:
+    schema = {**ANSWER, "properties": {"y": {"$ref": "#/$defs/对"}}, "$defs": {"对": {"type": "boolean"}}}
+    form = AnswerForm(dialect=dialect, functions=[Function("a", schema)])
+    assert is_allowed(form, write({"name": "a", "arguments": {"y": True}}))
+    assert not is_allowed(form, write({"name": "a", "arguments": {"y": 1}}))
+    if dialect != "llama3_json":
+        assert is_allowed(AnswerForm(dialect=dialect, functions=FUNCTIONS, answer=schema), '{"y": true}')

@@ -15,9 +15,11 @@ import pytest
 
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
+from streamserve.text.call_grammar import AnswerForm
 from streamserve.text.digit_bound import MAX_DIGITS, DigitBound, DigitTable
 from streamserve.text.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
 from streamserve.text.loading import TokenizerParts
+from streamserve.text.schemas.call_schema import Function
 from streamserve.text.tokenizer import Tokenizer
 from streamserve.types import StructuredOutputs
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, ByteVocabulary, byte_tokenizer
@@ -158,6 +160,46 @@ async def test_a_declared_property_that_a_pattern_matches_keeps_to_both(
         )
 
 
+CITY = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"], "additionalProperties": False}
+
+
+def with_city(reference: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """A schema of {"city": …} whose property refers to a schema in it."""
+    return {"type": "object", "properties": {"city": {"$ref": reference}}, "required": ["city"], **fields}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        with_city("#/$defs/城市", {"$defs": {"城市": CITY}}),
+        with_city("#/$defs/Page[City]", {"$defs": {"Page[City]": CITY}}),
+        with_city("#/$defs/a%20b", {"$defs": {"a b": CITY}}),
+        with_city("#/$defs/a~1b", {"$defs": {"a/b": CITY}}),
+        with_city("#city", {"$defs": {"x": {"$anchor": "city", **CITY}}}),
+        with_city("#city", {"definitions": {"x": {"$id": "#city", **CITY}}}),
+        with_city("https://a.org/s#city", {"$id": "https://a.org/s", "$defs": {"x": {"$anchor": "city", **CITY}}}),
+        with_city("city", {"$id": "https://a.org/s/all", "$defs": {"x": {"$id": "https://a.org/s/city", **CITY}}}),
+        with_city("city.json", {"$defs": {"x": {"$id": "city.json", **CITY}}}),
+        with_city(
+            "other#/$defs/y", {"$id": "urn:example:all", "$defs": {"x": {"$id": "other", "$defs": {"y": CITY}}, "y": {}}}
+        ),
+        with_city("outer", {"$defs": {"x": {"$id": "outer", "$ref": "#/$defs/y", "$defs": {"y": CITY}}, "y": {}}}),
+        with_city("#/$defs/x", {"$schema": "https://example.org/their/own/dialect", "$defs": {"x": CITY}}),
+    ],
+)
+async def test_references_lead_where_json_schema_says(compiler: GrammarCompiler, schema: dict[str, Any]) -> None:
+    """pydantic writes `#/$defs/城市` for a class of that name: unquoted, it was refused as no URI."""
+    for outputs in (StructuredOutputs(json=schema), StructuredOutputs(json=json.dumps(schema))):
+        text = '{"city": {"name": "x"}}'
+        assert follow(await compiler.compile(outputs), text) == text
+        assert follow(await compiler.compile(outputs), '{"city": 1}') == '{"city": '
+
+
+async def test_a_reference_out_of_a_schema_is_refused_by_its_name(compiler: GrammarCompiler) -> None:
+    with pytest.raises(InvalidParameter, match=r"example\.org/other"):
+        await compiler.compile(StructuredOutputs(json=with_city("https://example.org/other", {})))
+
+
 @pytest.mark.parametrize("pattern", ["^foo$", "^f", ".*"])
 async def test_a_declared_property_that_contradicts_a_pattern_is_refused(compiler: GrammarCompiler, pattern: str) -> None:
     """Such a schema was compiled, and its texts ended in an error behind a comma that nothing could follow."""
@@ -171,6 +213,45 @@ async def test_a_declared_property_that_contradicts_a_pattern_is_refused(compile
     schema = {"type": "object", "properties": {"list": {"type": "array", "items": inner}}, "$defs": {"s": {"type": "string"}}}
     with pytest.raises(InvalidParameter, match="'foo' contradicts"):
         await compiler.compile(StructuredOutputs(json=schema))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda inner: {"type": "object", "properties": {"default": inner}},
+        lambda inner: {"type": "object", "properties": {"s": {"type": "string"}, "x": inner}},
+        lambda inner: {"$ref": "#inner", "$defs": {"x": {"$anchor": "inner", **inner}}},
+    ],
+)
+@pytest.mark.parametrize("reference", ["#/$defs/s", "#s", "https://example.org/all#s"])
+async def test_such_a_property_is_found_wherever_it_stands_and_whatever_it_refers_to(
+    compiler: GrammarCompiler, place: Any, reference: str
+) -> None:
+    inner = {
+        "type": "object",
+        "properties": {"foo": {"type": "integer"}},
+        "patternProperties": {"^f": {"$ref": reference}},
+    }
+    schema = place(inner)
+    schema |= {"$id": "https://example.org/all", "$defs": {"s": {"$anchor": "s", "type": "string"}, **schema.get("$defs", {})}}
+    with pytest.raises(InvalidParameter, match="'foo' contradicts"):
+        await compiler.compile(StructuredOutputs(json=schema))
+
+
+@pytest.mark.parametrize("dialect", ["hermes", "llama3_json", "mistral"])
+async def test_so_it_is_in_the_arguments_of_a_strict_tool(compiler: GrammarCompiler, dialect: str) -> None:
+    """Only response_format was checked: a strict tool's arguments ended in an error that nothing could prevent."""
+    arguments = {
+        "type": "object",
+        "properties": {"foo": {"$ref": "#n"}},
+        "patternProperties": {"^f": {"type": "string"}},
+        "$defs": {"x": {"$anchor": "n", "type": "integer"}},
+    }
+    form = AnswerForm(dialect=dialect, functions=[Function("a", {"type": "object"}), Function("b", arguments)])
+    with pytest.raises(InvalidParameter, match="'foo' contradicts"):
+        await compiler.compile(StructuredOutputs(grammar=form.lark()))
+    arguments["patternProperties"] = {"^f": {"minimum": 3}}
+    await compiler.compile(StructuredOutputs(grammar=form.lark()))
 
 
 async def test_texts_match_a_regular_expression(compiler: GrammarCompiler) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.server.apis.openai.schemas import ChatRequest
-from streamserve.text.call_schema import ANY_ARGUMENTS, Function, arguments_schema, call_schema
+from streamserve.text.schemas.call_schema import ANY_ARGUMENTS, Function, arguments_schema, call_schema
 from streamserve.types import StructuredOutputs
 
 NONE, AUTO, REQUIRED, NAMED = "none", "auto", "required", "named"

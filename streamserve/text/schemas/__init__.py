@@ -1,0 +1,1 @@
+"""JSON schemas of requests: what of them are schemas, where their references lead, what they make impossible."""
