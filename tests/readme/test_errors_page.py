@@ -1,0 +1,42 @@
+"""docs/ERRORS.md has the errors and bounds that there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from streamserve import errors, types
+from streamserve.errors import ConfigError, StreamserveError
+from streamserve.server.apis.openai.messages import MAX_MESSAGES
+from streamserve.server.apis.openai.prepared_request import MAX_CHOICES
+from streamserve.server.apis.openai.tools import MAX_TOOLS
+from streamserve.server.http.json_body import MAX_ELEMENTS
+from streamserve.server.http.request_body import MAX_DEPTH
+from streamserve.text.digit_bound import MAX_DIGITS
+from streamserve.text.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ERRORS.md").read_text(encoding="utf-8")
+
+
+def below(error: type[StreamserveError]) -> Iterator[type[StreamserveError]]:
+    yield error
+    for each in error.__subclasses__():
+        yield from below(each)
+
+
+def test_every_error_of_an_answer_is_in_the_table_with_its_status() -> None:
+    listed = {(code, int(status)) for code, status in re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, re.MULTILINE)}
+    ours = [
+        error for error in below(StreamserveError) if error.__module__ == errors.__name__ and not issubclass(error, ConfigError)
+    ]
+    assert listed == {(error.code, error.status) for error in ours}
+
+
+def test_the_bounds_in_the_table_are_those_of_the_program() -> None:
+    bounds = PAGE.partition("## Bounds")[2]
+    for bound in (
+        types.MAX_BAD_WORDS, types.MAX_TEXT_CHARS, MAX_CHOICES, MAX_MESSAGES, MAX_TOOLS, MAX_SOURCE_CHARS, MAX_GBNF_CHARS,
+        MAX_DIGITS, MAX_ELEMENTS, MAX_DEPTH,
+    ):  # fmt: skip
+        assert re.search(rf"\b{bound}\b", bounds), bound
