@@ -122,7 +122,7 @@ _ADAPTERS = _because(
 
 _DEVICES = {
     **_because(
-        "one process on this machine runs the model",
+        "one server on this machine runs one copy of the model",
         nnodes=(1,), node_rank=(0,), master_addr=_UNSET, master_port=_UNSET, headless=_OFF, worker_use_ray=_OFF,
         engine_use_ray=_OFF, ray_workers_use_nsight=_OFF, data_parallel_rank=_UNSET, data_parallel_start_rank=_UNSET,
         data_parallel_size_local=(1,), data_parallel_address=_UNSET, data_parallel_rpc_port=_UNSET,
@@ -131,15 +131,16 @@ _DEVICES = {
         worker_extension_cls=("",), disable_frontend_multiprocessing=_OFF, grpc=_OFF,
     ),
     **_because(
-        "no layer is divided",
+        "layers are divided by --tensor-parallel-size and by nothing else",
         prefill_context_parallel_size=(1,), decode_context_parallel_size=(1,), dcp_kv_cache_interleave_size=_UNSET,
         cp_kv_cache_interleave_size=_UNSET, dcp_comm_backend=_UNSET, enable_expert_parallel=_OFF, all2all_backend=_UNSET,
         enable_eplb=_OFF, eplb_config=_EMPTY, num_redundant_experts=(0,), eplb_window_size=_UNSET, eplb_step_interval=_UNSET,
         eplb_log_balancedness=_OFF, expert_placement_strategy=_UNSET, enable_dbo=_OFF, ubatch_size=(0,),
-        dbo_decode_token_threshold=_UNSET, dbo_prefill_token_threshold=_UNSET, disable_custom_all_reduce=_EITHER,
+        dbo_decode_token_threshold=_UNSET, dbo_prefill_token_threshold=_UNSET,
         disable_nccl_for_dp_synchronization=_EITHER, enable_elastic_ep=_OFF,
     ),
-    **_because("one thread reads the weights", max_parallel_loading_workers=_any),
+    **_because("ranks add up with NCCL, or Gloo on a CPU", disable_custom_all_reduce=_EITHER),
+    **_because("each rank reads its own share of the weights", max_parallel_loading_workers=_any),
 }  # fmt: skip
 
 _MEMORY = {

@@ -76,7 +76,6 @@ def test_flags_for_what_happens_anyway_change_nothing(flags: list[str]) -> None:
         (["--no-disable-log-requests"], "--no-disable-log-requests: .* never their prompts"),
         (["--limit-mm-per-prompt", '{"image": 2}'], "--limit-mm-per-prompt: .* text"),
         (["--structured-outputs-config.backend", "xgrammar"], "llguidance"),
-        (["--distributed-executor-backend", "ray"], "ray starts the ranks of several devices"),
         (["--cpu-offload-gb", "8"], "--cpu-offload-gb: .* device"),
     ],
 )
