@@ -13,6 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -260,10 +261,12 @@ def _holds_json(outputs: StructuredOutputs) -> bool:
 def _schemas(source: str) -> Iterator[Mapping[str, Any]]:
     """The JSON schemas in a grammar of the library's: it is one, or is in Lark and has some, as those of tool calls have."""
     if source.startswith("{"):
-        found = [grammar.get("json_schema") for grammar in json.loads(source)["grammars"]]
-    else:
-        found = [_DECODER.raw_decode(source, place.end())[0] for place in _EMBEDDED_SCHEMA.finditer(source)]
-    yield from (schema for schema in found if isinstance(schema, Mapping))
+        schemas = [grammar.get("json_schema") for grammar in json.loads(source)["grammars"]]
+        yield from (schema for schema in schemas if isinstance(schema, Mapping))
+        return
+    for place in _EMBEDDED_SCHEMA.finditer(source):
+        with suppress(ValueError):  # in a literal or a comment
+            yield _DECODER.raw_decode(source, place.end())[0]
 
 
 def _schema(schema: Any) -> Any:

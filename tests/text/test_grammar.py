@@ -254,6 +254,11 @@ async def test_so_it_is_in_the_arguments_of_a_strict_tool(compiler: GrammarCompi
     await compiler.compile(StructuredOutputs(grammar=form.lark()))
 
 
+async def test_a_grammar_may_have_the_word_for_a_schema_in_a_text(compiler: GrammarCompiler) -> None:
+    constraint = await compiler.compile(StructuredOutputs(grammar='start: "%json {" "x" // %json {'))
+    assert follow(constraint, "%json {x") == "%json {x"
+
+
 async def test_texts_match_a_regular_expression(compiler: GrammarCompiler) -> None:
     pattern = r"[a-c]{2}-\d+(秋|天)?"
     for seed in range(20):
