@@ -17,7 +17,6 @@ from streamserve.errors import StreamserveError
 from streamserve.server.api import Api
 from streamserve.server.delivery.events import members
 from streamserve.server.delivery.identity import answer_headers, identify
-from streamserve.server.delivery.whole_answer import WholeAnswer
 from streamserve.server.http.request_body import decode
 from streamserve.server.service import Service
 from streamserve.types import SamplingParams, TextDelta
@@ -86,6 +85,10 @@ class Message:
     def add(self, delta: TextDelta) -> None:
         self._texts.append(delta.text)
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self._texts))
+
     def body(self) -> bytes:
         return orjson.dumps({"id": self._id, "type": "message", "content": [{"type": "text", "text": "".join(self._texts)}]})
 
@@ -111,7 +114,7 @@ async def create_message(request: Request[Any, Any, Any], service: NamedDependen
     headers = answer_headers(names.header_id, ignored)
     if body.stream:
         return service.delivery.event_stream(run, MessageScript(id), headers)
-    return WholeAnswer(run, Message(id), error_body=error_body, headers=headers)
+    return service.delivery.whole_answer(run, Message(id), error_body, headers)
 
 
 MESSAGES = Api(routes=[create_message], paths=["/v1/messages"], id_prefixes=["msg_"], error_body=error_body)

@@ -15,11 +15,14 @@ from streamserve.errors import Unavailable
 from streamserve.server.delivery.active_requests import ActiveRequests
 from streamserve.server.delivery.asgi import Headers, Timeouts
 from streamserve.server.delivery.event_stream import EventStream
-from streamserve.server.delivery.events import SocketEvent, StreamScript
+from streamserve.server.delivery.events import Collector, SocketEvent, StreamScript
 from streamserve.server.delivery.flusher import Flusher
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import TtlStore
 from streamserve.server.delivery.run import Admit, Run
+from streamserve.server.delivery.whole_answer import WholeAnswer
+from streamserve.server.http.errors import ErrorBody
+from streamserve.server.http.large_work import LargeWork
 from streamserve.server.telemetry.accounting import Account, Trace
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.request_cost import TokenCounts
@@ -47,6 +50,7 @@ class Delivery:
             ttl_s=resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES
         )
         self._flusher = Flusher()
+        self._large_answers = LargeWork()
         self._tasks: TaskGroup | None = None
 
     def new_run(
@@ -59,6 +63,10 @@ class Delivery:
     def event_stream(self, run: Run, script: StreamScript, headers: Headers) -> EventStream:
         """The ASGI app that admits a run and streams it."""
         return EventStream(run, script, flusher=self._flusher, timeouts=self.timeouts, headers=headers)
+
+    def whole_answer(self, run: Run, collector: Collector, error_body: ErrorBody, headers: Headers) -> WholeAnswer:
+        """The ASGI app that admits a run and sends what is collected of it."""
+        return WholeAnswer(run, collector, error_body=error_body, headers=headers, large_work=self._large_answers)
 
     def answer_ids(self, id: str) -> list[str]:
         """The ids of answers that a client may mean by an answer's id, or by its request's own."""

@@ -97,6 +97,11 @@ class Collector(Protocol):
         """Add a delta to choice `delta.index`."""
         ...
 
+    @property
+    def num_bytes(self) -> int:
+        """Roughly the size of the body, which is made off the event loop when it is large."""
+        ...
+
     def body(self) -> bytes:
         """The answer's JSON, once every choice has finished."""
         ...

@@ -12,19 +12,24 @@ from streamserve.server.delivery.asgi import Headers, send_json, wait_disconnect
 from streamserve.server.delivery.events import Collector
 from streamserve.server.delivery.run import Run
 from streamserve.server.http.errors import ErrorBody, send_error
+from streamserve.server.http.large_work import LargeWork
 
 
 class WholeAnswer:
     """An ASGI app that collects a run and sends the result.
 
-    error_body  the shape of errors in the API that answers
+    error_body   the shape of errors in the API that answers
+    large_work   makes large answers' JSON
     """
 
-    def __init__(self, run: Run, collector: Collector, *, error_body: ErrorBody, headers: Headers) -> None:
+    def __init__(
+        self, run: Run, collector: Collector, *, error_body: ErrorBody, headers: Headers, large_work: LargeWork
+    ) -> None:
         self._run = run
         self._collector = collector
         self._error_body = error_body
         self._headers = headers
+        self._large_work = large_work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._run as run, anyio.create_task_group() as tasks:
@@ -35,7 +40,7 @@ class WholeAnswer:
     async def _collect(self, send: Send) -> None:
         async for delta in self._run:
             self._collector.add(delta)
-        body = self._collector.body()
+        body = await self._large_work.runner(self._collector.num_bytes)(self._collector.body)
         self._run.has_ending = True
         await send_json(send, body, self._headers)
 

@@ -6,12 +6,13 @@ Pure data; the streamed counterpart is `script`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import orjson
 
-from streamserve.server.apis.openai.logprobs import LogprobArrays, chat_logprobs, joined, prompt_logprobs
+from streamserve.server.apis.openai.logprobs import LogprobArrays, chat_logprobs, encoded, prompt_logprobs, slices
 from streamserve.server.apis.openai.reading import MessageBuilder, MessageReader, message_object
 from streamserve.server.apis.openai.script import ChoicePreamble, StreamFormat, finish_reason
 from streamserve.server.telemetry.request_cost import TokenCounts
@@ -19,6 +20,8 @@ from streamserve.types import TextDelta, TextLogprob
 
 _UNUSED = {"service_tier": None, "system_fingerprint": None, "kv_transfer_params": None}
 """Fields that clients of OpenAI and vLLM find in every answer, and that have no meaning here."""
+
+_BYTES_PER_CHOICE, _BYTES_PER_LOGPROB = 256, 64
 
 
 class _CollectedChoice:
@@ -48,6 +51,14 @@ class _CollectedChoice:
     def text(self) -> str:
         return "".join(self.texts)
 
+    @property
+    def num_bytes(self) -> int:
+        """Roughly what it takes as JSON."""
+        scored = [*self.logprobs[:1], *(self.prompt_logprobs or ())[-1:]]
+        per_token = max((len(token.top) + 1 for token in scored if token is not None), default=0) * _BYTES_PER_LOGPROB
+        num_scored = len(self.logprobs) + len(self.prompt_logprobs or ())
+        return _BYTES_PER_CHOICE + sum(map(len, self.texts)) + num_scored * per_token
+
     def ending(self) -> dict[str, Any]:
         assert self.last is not None
         return {"finish_reason": finish_reason(self.last), "stop_reason": self.last.stop_reason}
@@ -73,6 +84,11 @@ class AnswerCollector(ABC):
         """Add a delta to its choice."""
         self._choices[delta.index].add(delta)
 
+    @property
+    def num_bytes(self) -> int:
+        """Roughly the size of the body."""
+        return sum(choice.num_bytes for choice in self._choices)
+
     def body(self) -> bytes:
         """The response's JSON, once every choice has finished."""
         return orjson.dumps(
@@ -96,10 +112,11 @@ class AnswerCollector(ABC):
         """Fields of the answer itself."""
         return {}
 
-    def _prompt_logprobs(self, choice: _CollectedChoice) -> list[dict[str, Any] | None] | None:
+    def _prompt_logprobs(self, choice: _CollectedChoice) -> orjson.Fragment | None:
         if not self._has_prompt_logprobs or choice.prompt_logprobs is None:
             return None
-        return prompt_logprobs(self._format.names, choice.prompt_logprobs)
+        names, entries = self._format.names, choice.prompt_logprobs
+        return encoded({"entries": prompt_logprobs(names, some)} for some in slices(entries))["entries"]
 
 
 class CompletionCollector(AnswerCollector):
@@ -123,11 +140,11 @@ class CompletionCollector(AnswerCollector):
         if self._format.logprobs is None:
             return None
         logprobs = LogprobArrays(self._format.names, self._format.logprobs, hidden_ids=self._format.hidden_ids)
-        parts = []
+        parts: list[Iterable[dict[str, Any]]] = []
         if choice.preamble.first_token is not None and choice.prompt_logprobs is not None:
             rest = [entry for entry in choice.prompt_logprobs[1:] if entry is not None]
-            parts.append(logprobs.of_prompt(choice.preamble.first_token, rest))
-        return joined([*parts, logprobs.of(choice.logprobs)])
+            parts += [[logprobs.of_first(choice.preamble.first_token)], map(logprobs.of, slices(rest))]
+        return encoded(chain(*parts, map(logprobs.of, slices(choice.logprobs))))
 
 
 class ChatCollector(AnswerCollector):
@@ -136,16 +153,19 @@ class ChatCollector(AnswerCollector):
     object_name = "chat.completion"
 
     def _choice(self, choice: _CollectedChoice) -> dict[str, Any]:
-        logprobs = self._format.logprobs
         message, reason = self._message(choice)
         return {
             "index": choice.index,
             "message": message,
-            "logprobs": None if logprobs is None else chat_logprobs(self._format.names, choice.logprobs, logprobs),
+            "logprobs": self._logprobs(choice),
             **choice.ending(),
             "finish_reason": reason,
             "token_ids": choice.token_ids if self._format.token_ids else None,
         }
+
+    def _logprobs(self, choice: _CollectedChoice) -> dict[str, Any] | None:
+        names, top = self._format.names, self._format.logprobs
+        return None if top is None else encoded(chat_logprobs(names, some, top) for some in slices(choice.logprobs))
 
     def _message(self, choice: _CollectedChoice) -> tuple[dict[str, Any], str | None]:
         """The message, and why it ended."""

@@ -7,10 +7,17 @@ running text offset of a completions choice.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import orjson
 
 from streamserve.types import TextLogprob
+
+T = TypeVar("T")
+
+SLICE = 256
+"""Tokens whose log-probabilities are encoded at a time: no thread can be interrupted in that."""
 
 LOWEST = -9999.0
 """JSON has no infinity: a token that can't be sampled is reported with this."""
@@ -52,9 +59,9 @@ class LogprobArrays:
             "top_logprobs": [self._alternatives(token) for token in tokens],
         }
 
-    def of_prompt(self, first: TextLogprob, rest: Sequence[TextLogprob]) -> dict[str, Any]:
-        """As `of`, for a prompt: nothing precedes its first token, so that one has no logprobs."""
-        arrays = self.of([first, *rest])
+    def of_first(self, token: TextLogprob) -> dict[str, Any]:
+        """As `of`, for a prompt's first token, which has no logprobs: nothing precedes it."""
+        arrays = self.of([token])
         arrays["token_logprobs"][0] = None
         arrays["top_logprobs"][0] = None
         return arrays
@@ -72,9 +79,21 @@ class LogprobArrays:
         return alternatives
 
 
-def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Completion logprobs of several stretches of text, one after another."""
-    return {name: [entry for part in parts for entry in part[name]] for name in parts[0]}
+def slices(tokens: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Tokens few at a time; one empty slice of none."""
+    for start in range(0, len(tokens) or 1, SLICE):
+        yield tokens[start : start + SLICE]
+
+
+def encoded(parts: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, orjson.Fragment]:
+    """Arrays that come in parts, by name: each part is encoded, and dropped, before the next one is made."""
+    arrays: dict[str, list[bytes]] = {}
+    for part in parts:
+        for name, values in part.items():
+            pieces = arrays.setdefault(name, [])
+            if values:
+                pieces.append(orjson.dumps(values)[1:-1])
+    return {name: orjson.Fragment(b"[%b]" % b",".join(pieces)) for name, pieces in arrays.items()}
 
 
 def chat_logprobs(names: TokenNames, tokens: Sequence[TextLogprob], top: int) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def answer(
         return service.delivery.event_stream(run, script(format, preambles, usage), headers)
     has_prompt_logprobs = prepared.request.prompt_logprobs is not None
     collector = collector_type(format, preambles, usage, prompt_logprobs=has_prompt_logprobs)
-    return WholeAnswer(run, collector, error_body=error_body, headers=headers)
+    return service.delivery.whole_answer(run, collector, error_body, headers)
 
 
 def logged(

@@ -15,7 +15,7 @@ import orjson
 
 from streamserve.errors import StreamserveError
 from streamserve.server.apis.openai.events import BLANK_LINE, DATA, Chunk, Done, Event, Failure
-from streamserve.server.apis.openai.logprobs import LogprobArrays, TokenNames, chat_logprobs, joined
+from streamserve.server.apis.openai.logprobs import LogprobArrays, TokenNames, chat_logprobs, encoded, slices
 from streamserve.server.apis.openai.reading import MessageReader, Reading
 from streamserve.server.delivery.events import TextFrame, members
 from streamserve.server.telemetry.request_cost import TokenCounts
@@ -193,12 +193,11 @@ class CompletionScript(ChunkScript):
 
 
 def _completion_logprobs(logprobs: LogprobArrays, preamble: ChoicePreamble | None, delta: TextDelta) -> dict[str, Any]:
-    parts = []
+    parts: list[dict[str, Any]] = []
     if preamble is not None and preamble.first_token is not None and delta.prompt_logprobs is not None:
         rest = [entry for entry in delta.prompt_logprobs[1:] if entry is not None]
-        parts.append(logprobs.of_prompt(preamble.first_token, rest))
-    parts.append(logprobs.of(delta.logprobs or ()))
-    return joined(parts)
+        parts += [logprobs.of_first(preamble.first_token), *map(logprobs.of, slices(rest))]
+    return encoded([*parts, logprobs.of(delta.logprobs or ())])
 
 
 class ChatScript(ChunkScript):
