@@ -14,6 +14,7 @@ import click
 
 from streamserve.errors import ConfigError, StreamserveError
 from streamserve.process.bytecode import keep_bytecode
+from streamserve.process.error_stream import open_standard_descriptors
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -52,6 +53,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: run the command and exit with its code."""
+    open_standard_descriptors()
     keep_bytecode()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 

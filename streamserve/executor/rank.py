@@ -25,6 +25,7 @@ from streamserve.executor.messages import RankFailed, RankLaunch, RankLoaded, Ra
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.process.bytecode import compile_ahead
 from streamserve.process.child import decode_with_paths
+from streamserve.process.error_stream import error_stream
 from streamserve.process.framing import ProtocolViolation, encode
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
@@ -46,7 +47,7 @@ def main() -> None:
     compile_ahead()
     launch = decode_with_paths(sys.stdin.buffer.readline(), RankLaunch)
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {launch.rank} %(levelname)s %(message)s"
+        level=logging.INFO, stream=error_stream(), format=f"%(asctime)s rank {launch.rank} %(levelname)s %(message)s"
     )
     tune_before_loading(launch.config, launch.checkpoint)
     run_rank(launch, socket.socket(fileno=launch.connection_fd))
@@ -55,7 +56,6 @@ def main() -> None:
 def run_rank(launch: RankLaunch, connection: socket.socket) -> None:
     """Run a rank on this thread until its connection is closed, then exit this process."""
     status = _Rank(launch, connection).run()
-    sys.stderr.flush()
     # Not sys.exit: finalising the interpreter under threads inside torch aborts.
     os._exit(status)
 

@@ -32,6 +32,7 @@ from streamserve.executor.base import Executor
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.process.bytecode import compile_ahead
 from streamserve.process.child import decode_with_paths
+from streamserve.process.error_stream import error_stream
 
 STARTUP_FAILURE_LINGER_S = 30.0
 """Seconds that an engine which could not start waits for late API workers, to report why."""
@@ -50,7 +51,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     compile_ahead()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, stream=error_stream(), format="%(asctime)s engine %(levelname)s %(message)s")
     launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)
     tune_before_loading(launch.config, launch.checkpoint)
     options = {"use_uvloop": find_spec("uvloop") is not None}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
+
+from streamserve.process.error_stream import error_stream
 
 PROBES = frozenset({"/health", "/live", "/metrics", "/ping", "/ready"})
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -12,7 +13,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def configure(level: str) -> None:
     """Set up logging of this process; `level` as uvicorn names it."""
     chosen = {"trace": "DEBUG"}.get(level, level.upper())
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=FORMAT)
+    logging.basicConfig(level=logging.WARNING, stream=error_stream(), format=FORMAT)
     for name in ("streamserve", "uvicorn.access"):
         logging.getLogger(name).setLevel(chosen)
     logging.getLogger("uvicorn.access").addFilter(_is_no_probe)

@@ -10,12 +10,14 @@ import time
 from rich.console import Console
 from rich.markup import escape
 
+from streamserve.process.error_stream import error_stream
+
 
 class StartupLog:
     """Lines on standard error, each with the seconds since the start."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self) -> None:
+        self._console = Console(file=error_stream(), highlight=False, soft_wrap=True)
         self._started = time.perf_counter()
 
     def step(self, name: str, detail: str) -> None:
