@@ -31,7 +31,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model_impl              whose layers run the model: "auto" takes ours where the architecture has some, else transformers';
                             "vllm", vLLM's word for its own, means ours
     dtype                   of weights and activations; "auto" takes the checkpoint's
-    max_model_len           tokens of prompt and output together; None takes the model's own limit
+    max_model_len           tokens of prompt and output together; None takes the model's own limit, with LongRoPE the context
+                            trained on
     gpu_memory_utilization  share of the GPU's memory that weights, activations and KV cache may fill; on a CPU, the share of
                             free memory that the KV cache may
     kv_cache_memory         bytes of the KV cache; None sizes it from free memory

@@ -20,6 +20,13 @@ Case = Callable[[SuiteReport], None]
 EPS = 1e-6
 LINEAR_SHAPES = [(1024, 4096), (2048, 1024), (3072, 1024), (4096, 512), (12288, 512)]
 ATTENTION_SHAPES = [(64, 9, 3, 16), (80, 8, 8, 32), (96, 4, 1, 64), (128, 16, 8, 16), (128, 32, 8, 64), (256, 8, 4, 16)]
+TURNS: list[tuple[float, dict[str, Any]]] = [
+    (1.0, {"interleaved": True}),
+    (0.5, {"interleaved": True}),
+    (1.0, {"norm_rotated": True}),
+    (1.0, {"query_scaling": kernels.QueryScaling(0.1, 256)}),
+    (0.5, {"interleaved": True, "norm_rotated": True, "query_scaling": kernels.QueryScaling(0.1, 256)}),
+]
 BATCHES = {
     "few rows": ([700, 30, 1, 4000, 290, 900], [1, 1, 1, 1, 77, 900]),
     "20 rows": ([1, 2000, *range(50, 950, 50)], [1] * 20),
@@ -46,6 +53,10 @@ def _cases(dtypes: list[torch.dtype]) -> list[Case]:
         partial(_check_attention, shape=(128, 16, 8, 16), dtype=torch.bfloat16, window=100),
         partial(_check_attention, shape=(128, 16, 8, 16), dtype=torch.bfloat16, batch_name="90 rows", window=600),
         partial(_check_attention, shape=(128, 16, 8, 32), dtype=torch.bfloat16, window=1024, softcap=30.0),
+        *(
+            partial(_check_attention, shape=(128, 16, 8, 16), dtype=torch.bfloat16, rotates=share, turn=turn)
+            for share, turn in TURNS
+        ),
         _check_sampling,
     ]
     for dtype in dtypes:
@@ -79,25 +90,43 @@ def _check_linears(report: SuiteReport, *, rows: int, inner: int, outer: int, dt
 
 def _check_norms(report: SuiteReport, *, width: int, dtype: torch.dtype) -> None:
     x, weight, bias = random(37, width, dtype=dtype), random(width), random(width)
+    residual = random(37, width, dtype=dtype)
     wide = x.float()
     pairs = {
         "rms_norm": (kernels.rms_norm(x, weight, EPS), norm_rope.rms_norm(wide, weight, EPS)),
+        "rms_norm_residual": (
+            kernels.rms_norm_residual(x, weight, EPS, residual),
+            norm_rope.rms_norm(wide, weight, EPS) + residual.float(),
+        ),
         "layer_norm": (kernels.layer_norm(x, weight, bias, EPS), norm_rope.layer_norm(wide, weight, bias, EPS)),
         "gated silu": (kernels.gated_activation(x, "silu"), norm_rope.gated_activation(wide, "silu")),
         "gated gelu_tanh": (kernels.gated_activation(x, "gelu_tanh"), norm_rope.gated_activation(wide, "gelu_tanh")),
     }
     for name, (actual, expected) in pairs.items():
         _check(report, actual, expected, dtype, kernel=name, width=width)
+    qkv, weights = random(37, 2 * width, dtype=dtype), (random(width), random(width // 2))
+    expected = qkv.float()
+    norm_rope.norm_all_heads_(expected, *weights, EPS)
+    kernels.norm_all_heads_(qkv, *weights, EPS)
+    _check(report, qkv, expected, dtype, kernel="norm_all_heads_", width=width)
 
 
 def _check_attention(
-    report: SuiteReport, *, shape: tuple[int, int, int, int], dtype: torch.dtype, batch_name: str = "few rows", **variant: Any
+    report: SuiteReport,
+    *,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    batch_name: str = "few rows",
+    rotates: float = 1.0,
+    turn: dict[str, Any] | None = None,
+    **variant: Any,
 ) -> None:
+    """rotates  share of a head; turn  how heads are normed, paired and scaled, as `rotary_write` takes it"""
     head_dim, q_heads, kv_heads, block_size = shape
     batch = paged_batch(*BATCHES[batch_name], kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
     qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=dtype)
-    cos_sin = random(batch.max_seq_len, head_dim)
-    heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    cos_sin = random(batch.max_seq_len, int(head_dim * rotates))
+    heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, **(turn or {})}
     norms = {"q_norm": random(head_dim, dtype=dtype), "k_norm": random(head_dim, dtype=dtype)}
     options = {"scale": head_dim**-0.5, **batch.sizes, **variant}
     expected_cache = batch.cache.clone()
@@ -109,6 +138,7 @@ def _check_attention(
         qkv, batch.positions, cos_sin, batch.cache, batch.slots, *batch.tables, **heads, **norms, **options
     )
     row = {"batch": batch_name, "head_dim": head_dim, "heads": f"{q_heads}/{kv_heads}", "block_size": block_size, **variant}
+    row |= {"rotates": rotates, **{name: str(value) for name, value in (turn or {}).items()}}
     _check(report, actual, expected, dtype, kernel="rotary_attention", **row)
     _check(report, batch.finite_cache, expected_cache.float().nan_to_num(), dtype, kernel="kv cache", **row)
     torch.cuda.synchronize()

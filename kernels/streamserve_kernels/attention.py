@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 
-from .attention_decode import AttentionConfig, DecodeShape, Rotation, decode, decode_shape
+from .attention_decode import AttentionConfig, DecodeShape, decode, decode_shape
 from .attention_prefill import prefill
 from .decode_schedule import DecodeSchedule, make_schedule
-from .kv_write import rotary_write, write_kv
+from .kv_write import Rotation, rotary_write, write_kv
+from .reference.kv_write import QueryScaling
 from .reference.shared import Shared
 
 
@@ -33,6 +34,9 @@ def rotary_attention(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
+    norm_rotated: bool = False,
+    interleaved: bool = False,
+    query_scaling: QueryScaling | None = None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -43,7 +47,7 @@ def rotary_attention(
     """`reference.attention.rotary_attention`; decode rows rotate, write and attend in one launch."""
     layer = AttentionConfig(q_heads, kv_heads, head_dim, scale, window, softcap)
     out = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
-    rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps)
+    rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling)
     can_fuse = head_dim % 2 == 0 and (cos_sin is None or cos_sin.shape[-1] == head_dim)
     shared = shared or Shared()
     decode_rows = _DecodeRows(num_decodes, max_seq_len, block_tables, seq_lens, shared)
@@ -51,14 +55,14 @@ def rotary_attention(
         decode_rows.attend(layer, qkv, rotation, kv_cache, out)
         if num_decodes < seq_lens.shape[0]:
             write_kv(
-                qkv[num_decodes:], positions[num_decodes:], cos_sin, kv_cache, slot_mapping[num_decodes:],
-                q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, k_norm=k_norm, eps=eps,
-            )  # fmt: skip
+                qkv[num_decodes:], rotation.after(num_decodes), kv_cache, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim
+            )
             prefill(layer, qkv, rotation, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, shared)
         return out
     q = rotary_write(
         qkv, positions, cos_sin, kv_cache, slot_mapping,
         q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, q_norm=q_norm, k_norm=k_norm, eps=eps,
+        norm_rotated=norm_rotated, interleaved=interleaved, query_scaling=query_scaling,
     )  # fmt: skip
     decode_rows.attend(layer, q.flatten(1), None, kv_cache, out)
     if num_decodes < seq_lens.shape[0]:

@@ -14,12 +14,26 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .attention_tiles import angles, block_ids, compute_dtype, norm_and_rotate, norm_weights, scaled
+from .attention_tiles import (
+    angles,
+    block_ids,
+    compute_dtype,
+    norm_and_rotate,
+    norm_weights,
+    partner_of,
+    query_factor,
+    scaled,
+)
 from .decode_schedule import RECORD, DecodeSchedule
+from .kv_write import Rotation
 from .launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
 
 _UNROLL = tl.constexpr(4)
 """Splits whose loads are in flight together when they are combined."""
+
+
+ROTATED = (None, None, None, None, None, 0.0, False, False, None)
+"""In place of a `Rotation`, where heads are normed and rotated already."""
 
 
 class AttentionConfig(NamedTuple):
@@ -31,17 +45,6 @@ class AttentionConfig(NamedTuple):
     scale: float
     window: int | None
     softcap: float | None
-
-
-class Rotation(NamedTuple):
-    """Arguments of `rotary_write`, for launches that include it."""
-
-    positions: torch.Tensor
-    cos_sin: torch.Tensor | None
-    slots: torch.Tensor
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    eps: float
 
 
 class DecodeShape(NamedTuple):
@@ -169,7 +172,8 @@ def _decode_kernel(
     scale, eps, q_stride, block_stride, table_stride, max_blocks, num_rows,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, PREFETCH: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, COMPUTE: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, NORM_ROTATED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr, COMPUTE: tl.constexpr,
     RECORD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend to one split of a row, one kv head.
@@ -204,7 +208,7 @@ def _decode_kernel(
 
     group = tl.arange(0, GROUP)
     lanes = tl.arange(0, LANES)
-    partner_lanes = (lanes + HEAD_DIM // 2) % HEAD_DIM
+    partner_lanes = partner_of(lanes, HEAD_DIM, INTERLEAVED)
     inside = (lanes < HEAD_DIM)[None, :]
     used = group < heads_per_group
     cos, sin, q_weight, q_partner_weight, k_weight, k_partner_weight = 1.0, 0.0, 1.0, 1.0, 1.0, 1.0
@@ -212,10 +216,12 @@ def _decode_kernel(
     if ROTATE:
         slot = tl.load(slots_ptr + sequence)
     if rotates:
-        cos, sin = angles(cos_sin_ptr, tl.load(positions_ptr + sequence + tl.arange(0, 1)), HEAD_DIM, LANES)
+        cos, sin = angles(cos_sin_ptr, tl.load(positions_ptr + sequence + tl.arange(0, 1)), HEAD_DIM, LANES, INTERLEAVED)
+    if QUERY_BETA is not None:
+        scale *= query_factor(tl.load(positions_ptr + sequence), QUERY_BETA, QUERY_LENGTH)
     if NORM:
-        q_weight, q_partner_weight = norm_weights(q_norm_ptr, HEAD_DIM, LANES)
-        k_weight, k_partner_weight = norm_weights(k_norm_ptr, HEAD_DIM, LANES)
+        q_weight, q_partner_weight = norm_weights(q_norm_ptr, HEAD_DIM, LANES, INTERLEAVED)
+        k_weight, k_partner_weight = norm_weights(k_norm_ptr, HEAD_DIM, LANES, INTERLEAVED)
     if PDL:
         cuda.gdc_wait()
 
@@ -227,7 +233,9 @@ def _decode_kernel(
         new_value = tl.load(key_ptrs + KV_HEADS * HEAD_DIM + lanes[None, :], mask=inside, other=0.0)
         q_partner = tl.load(query_ptrs + partner_lanes[None, :], mask=used[:, None], other=0.0)
         key_partner = tl.load(key_ptrs + partner_lanes[None, :], mask=inside, other=0.0)
-        q = norm_and_rotate(q, q_partner, q_weight, q_partner_weight, cos, sin, eps, HEAD_DIM, NORM, rotates)
+        q = norm_and_rotate(
+            q, q_partner, q_weight, q_partner_weight, cos, sin, eps, HEAD_DIM, NORM, NORM_ROTATED, rotates
+        )  # fmt: skip
     highest = tl.full([GROUP], float("-inf"), tl.float32)
     total = tl.zeros([GROUP], tl.float32)
     sums = tl.zeros([GROUP, LANES], tl.float32)
@@ -251,7 +259,9 @@ def _decode_kernel(
 
     if ROTATE:
         # The first split adds the new token's own key and value, and stores them.
-        new_key = norm_and_rotate(new_key, key_partner, k_weight, k_partner_weight, cos, sin, eps, HEAD_DIM, NORM, rotates)
+        new_key = norm_and_rotate(
+            new_key, key_partner, k_weight, k_partner_weight, cos, sin, eps, HEAD_DIM, NORM, NORM_ROTATED, rotates
+        )  # fmt: skip
         _store_token(cache_ptr, new_key, new_value, slot, split, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
         score = scaled(tl.sum(q.to(tl.float32) * new_key.to(tl.float32), axis=1), scale, SOFTCAP)
         score = tl.where(split + group * 0 == 0, score, float("-inf"))
@@ -287,7 +297,8 @@ def decode(
     lanes = power_of_two(layer.head_dim, least=32)
     group = power_of_two(layer.q_heads // layer.kv_heads, least=16)
     partial = q.new_empty(layer.kv_heads * schedule.programs * group * (lanes + 2), dtype=torch.float32)
-    positions, cos_sin, slots, q_norm, k_norm, eps = rotation or (None, None, None, None, None, 0.0)
+    positions, cos_sin, slots, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = rotation or ROTATED
+    beta, length = query_scaling or (None, None)
     _decode_kernel[(layer.kv_heads, schedule.programs)](
         q, positions, cos_sin, slots, q_norm, k_norm,
         kv_cache, block_tables, schedule.records, out, partial, arrivals(q.device),
@@ -296,6 +307,7 @@ def decode(
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         GROUP=group, LANES=lanes, BLOCK_N=shape.tile, PREFETCH=shape.stages == 1,
         WINDOW=layer.window, SOFTCAP=layer.softcap, ROTATE=rotation is not None, NORM=q_norm is not None,
+        NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
         COMPUTE=compute_dtype(q.dtype), RECORD=RECORD, num_warps=shape.warps, num_stages=shape.stages,
         **dependent_launch(q.device),
     )  # fmt: skip

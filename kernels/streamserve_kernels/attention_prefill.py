@@ -11,39 +11,63 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .attention_decode import AttentionConfig, Rotation
-from .attention_tiles import block_ids, compute_dtype, scaled
+from .attention_decode import ROTATED, AttentionConfig
+from .attention_tiles import block_ids, compute_dtype, pair_dims, query_factor, scaled
+from .kv_write import Rotation
 from .launch import dependent_launch, kernel, multiprocessors, power_of_two
 from .prefill_schedule import make_tiles
 from .reference.shared import Shared
 
 
 @triton.jit
-def _load_rotated(
-    query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps,
-    HEAD_DIM: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, NORM: tl.constexpr,
-):  # fmt: skip
-    """Load queries [BLOCK_M, LANES], norm and rotate them; each half of a head fills half of the lanes (`_dims`)."""
-    half: tl.constexpr = HEAD_DIM // 2
-    lanes = tl.arange(0, LANES // 2)
-    mask = present[:, None] & (lanes < half)[None, :]
-    first = tl.load(query_ptrs + lanes[None, :], mask=mask, other=0.0)
-    second = tl.load(query_ptrs + half + lanes[None, :], mask=mask, other=0.0)
-    dtype: tl.constexpr = first.dtype
-    first = first.to(tl.float32)
-    second = second.to(tl.float32)
-    if NORM:
-        scale = tl.rsqrt((tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / HEAD_DIM + eps)[:, None]
-        first = first * scale * tl.load(q_norm_ptr + lanes, mask=lanes < half, other=0.0).to(tl.float32)[None, :]
-        second = second * scale * tl.load(q_norm_ptr + half + lanes, mask=lanes < half, other=0.0).to(tl.float32)[None, :]
-        first = first.to(dtype).to(tl.float32)
-        second = second.to(dtype).to(tl.float32)
+def _rotate(first, second, cos_sin_ptr, positions, lanes, mask, half: tl.constexpr):
+    """The members of pairs [BLOCK_M, LANES / 2], rotated by their positions; unchanged without a table."""
     if cos_sin_ptr is not None:
-        angle_ptrs = cos_sin_ptr + positions[:, None] * HEAD_DIM + lanes[None, :]
+        angle_ptrs = cos_sin_ptr + positions[:, None] * (2 * half) + lanes[None, :]
         cos = tl.load(angle_ptrs, mask=mask, other=0.0)
         sin = tl.load(angle_ptrs + half, mask=mask, other=0.0)
         first, second = first * cos - second * sin, second * cos + first * sin
-    both = tl.permute(tl.join(first.to(dtype), second.to(dtype)), (0, 2, 1))
+    return first, second
+
+
+@triton.jit
+def _load_rotated(
+    query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps,
+    HEAD_DIM: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, NORM: tl.constexpr, NORM_ROTATED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr,
+):  # fmt: skip
+    """Load queries [BLOCK_M, LANES], norm and rotate them.
+
+    Each half of a head fills half of the lanes (`_dims`); INTERLEAVED, dimensions are where they were.
+    """
+    half: tl.constexpr = HEAD_DIM // 2
+    lanes = tl.arange(0, LANES // 2)
+    dims, partners = pair_dims(lanes, half, INTERLEAVED)
+    mask = present[:, None] & (lanes < half)[None, :]
+    first = tl.load(query_ptrs + dims[None, :], mask=mask, other=0.0)
+    second = tl.load(query_ptrs + partners[None, :], mask=mask, other=0.0)
+    dtype: tl.constexpr = first.dtype
+    first = first.to(tl.float32)
+    second = second.to(tl.float32)
+    if NORM_ROTATED:
+        first, second = _rotate(first, second, cos_sin_ptr, positions, lanes, mask, half)
+        first = first.to(dtype).to(tl.float32)
+        second = second.to(dtype).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)) / HEAD_DIM + eps)[:, None]
+        first = first * scale * tl.load(q_norm_ptr + dims, mask=lanes < half, other=0.0).to(tl.float32)[None, :]
+        second = second * scale * tl.load(q_norm_ptr + partners, mask=lanes < half, other=0.0).to(tl.float32)[None, :]
+        first = first.to(dtype).to(tl.float32)
+        second = second.to(dtype).to(tl.float32)
+    if not NORM_ROTATED:
+        first, second = _rotate(first, second, cos_sin_ptr, positions, lanes, mask, half)
+    if QUERY_BETA is not None:
+        factor = query_factor(positions, QUERY_BETA, QUERY_LENGTH)[:, None]
+        first *= factor
+        second *= factor
+    both = tl.join(first.to(dtype), second.to(dtype))
+    if not INTERLEAVED:
+        both = tl.permute(both, (0, 2, 1))
     return tl.reshape(both, [BLOCK_M, LANES])
 
 
@@ -110,6 +134,7 @@ def _prefill_kernel(
     scale, eps, q_stride, block_stride, table_stride,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr,
+    NORM_ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M rows of one sequence and kv head: row r is query r // heads_per_group, head r % heads_per_group.
@@ -132,7 +157,7 @@ def _prefill_kernel(
     row = first_row + tl.arange(0, BLOCK_M)
     query = tl.minimum(row // heads_per_group, num_queries - 1)
     positions = seq_len - num_queries + query
-    lanes = _dims(HEAD_DIM, LANES, ROTATE)
+    lanes = _dims(HEAD_DIM, LANES, ROTATE and not INTERLEAVED)
     head = kv_head * heads_per_group + row % heads_per_group
     token = (query_begin + query).to(tl.int64)
     present = row < num_rows
@@ -141,7 +166,10 @@ def _prefill_kernel(
     if PDL:
         cuda.gdc_wait()
     if ROTATE:
-        q = _load_rotated(query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps, HEAD_DIM, LANES, BLOCK_M, NORM)
+        q = _load_rotated(
+            query_ptrs, present, positions, cos_sin_ptr, q_norm_ptr, eps, HEAD_DIM, LANES, BLOCK_M, NORM, NORM_ROTATED,
+            INTERLEAVED, QUERY_BETA, QUERY_LENGTH,
+        )  # fmt: skip
     else:
         q = tl.load(query_ptrs + lanes[None, :], mask=mask, other=0.0)
     q = q.to(COMPUTE)
@@ -192,7 +220,8 @@ def prefill(
     heads_per_group = layer.q_heads // layer.kv_heads
     num_tokens = q.shape[0] - first_sequence
     block_m, block_n, warps, stages, registers = prefill_shape(layer, q.dtype, q.device, num_tokens)
-    cos_sin, q_norm, eps = (rotation.cos_sin, rotation.q_norm, rotation.eps) if rotation else (None, None, 0.0)
+    _, cos_sin, _, q_norm, _, eps, norm_rotated, interleaved, query_scaling = rotation or ROTATED
+    beta, length = query_scaling or (None, None)
     tiles = shared.get(
         ("prefill tiles", heads_per_group, block_m),
         lambda: make_tiles(
@@ -208,6 +237,7 @@ def prefill(
         layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0),
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=rotation is not None, NORM=q_norm is not None,
+        NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
         WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=compute_dtype(q.dtype), num_warps=warps, num_stages=stages,
         maxnreg=registers, **dependent_launch(q.device),
     )  # fmt: skip

@@ -36,36 +36,73 @@ def scaled(scores, scale, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def pair_dims(lane, half, INTERLEAVED: tl.constexpr):
+    """The dimensions of a head that pair `lane` consists of."""
+    if INTERLEAVED:
+        first, second = 2 * lane, 2 * lane + 1
+    else:
+        first, second = lane, half + lane
+    return first, second
+
+
+@triton.jit
+def partner_of(lanes, HEAD_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The dimension that each one is paired with, where the whole head rotates."""
+    if INTERLEAVED:
+        partners = (lanes ^ 1) % HEAD_DIM
+    else:
+        partners = (lanes + HEAD_DIM // 2) % HEAD_DIM
+    return partners
+
+
+@triton.jit
+def query_factor(positions, BETA: tl.constexpr, LENGTH: tl.constexpr):
+    """`reference.kv_write.QueryScaling.factors`"""
+    return 1.0 + BETA * tl.log((1 + positions // LENGTH).to(tl.float32))
+
+
+@triton.jit
 def norm_and_rotate(
-    x, partner, weight, partner_weight, cos, sin, eps, HEAD_DIM: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr
-):
-    """RMS norm and rotation of heads [heads, LANES]; `partner` holds in each lane the element half a head away."""
+    x, partner, weight, partner_weight, cos, sin, eps,
+    HEAD_DIM: tl.constexpr, NORM: tl.constexpr, NORM_ROTATED: tl.constexpr, ROTATE: tl.constexpr,
+):  # fmt: skip
+    """RMS norm and rotation of heads [heads, LANES]; `partner` holds in each lane the other element of its pair."""
     dtype = x.dtype
+    if ROTATE and NORM_ROTATED:
+        # Lanes past the head have partners, and must not count in the norm.
+        inside = tl.arange(0, x.shape[1])[None, :] < HEAD_DIM
+        x = tl.where(inside, x.to(tl.float32) * cos + partner.to(tl.float32) * sin, 0.0).to(dtype)
     if NORM:
         wide = x.to(tl.float32)
         scale = tl.rsqrt(tl.sum(wide * wide, axis=1) / HEAD_DIM + eps)[:, None]
         x = (wide * scale * weight).to(dtype)
         partner = (partner.to(tl.float32) * scale * partner_weight).to(dtype)
-    if ROTATE:
+    if ROTATE and not NORM_ROTATED:
         x = (x.to(tl.float32) * cos + partner.to(tl.float32) * sin).to(dtype)
     return x
 
 
 @triton.jit
-def norm_weights(norm_ptr, HEAD_DIM: tl.constexpr, LANES: tl.constexpr):
-    """Weights of a head norm, [1, LANES], and the same half a head away."""
+def norm_weights(norm_ptr, HEAD_DIM: tl.constexpr, LANES: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Weights of a head norm, [1, LANES], and those of each lane's partner."""
     lanes = tl.arange(0, LANES)[None, :]
     weight = tl.load(norm_ptr + lanes, mask=lanes < HEAD_DIM, other=0.0).to(tl.float32)
-    return weight, tl.load(norm_ptr + (lanes + HEAD_DIM // 2) % HEAD_DIM).to(tl.float32)
+    return weight, tl.load(norm_ptr + partner_of(lanes, HEAD_DIM, INTERLEAVED)).to(tl.float32)
 
 
 @triton.jit
-def angles(cos_sin_ptr, positions, HEAD_DIM: tl.constexpr, LANES: tl.constexpr):
+def angles(cos_sin_ptr, positions, HEAD_DIM: tl.constexpr, LANES: tl.constexpr, INTERLEAVED: tl.constexpr):
     """Cosines and signed sines [positions, LANES] for `norm_and_rotate`."""
     lanes = tl.arange(0, LANES)[None, :]
-    angle_ptrs = cos_sin_ptr + positions[:, None] * HEAD_DIM + lanes % (HEAD_DIM // 2)
+    if INTERLEAVED:
+        pairs = lanes // 2 % (HEAD_DIM // 2)
+        is_first = lanes % 2 == 0
+    else:
+        pairs = lanes % (HEAD_DIM // 2)
+        is_first = lanes < HEAD_DIM // 2
+    angle_ptrs = cos_sin_ptr + positions[:, None] * HEAD_DIM + pairs
     sin = tl.load(angle_ptrs + HEAD_DIM // 2)
-    return tl.load(angle_ptrs), tl.where(lanes < HEAD_DIM // 2, -sin, sin)
+    return tl.load(angle_ptrs), tl.where(is_first, -sin, sin)
 
 
 def compute_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -33,6 +33,7 @@ from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
 from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, can_pack, int4_linear, pack_eight_bits, pack_four_bits
+from streamserve_kernels.reference.kv_write import QueryScaling
 from streamserve_kernels.reference.norm_rope import Activation
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.reference.shared import Shared
@@ -59,6 +60,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     area = _norm_rope if x.is_cpu else _triton("norm_rope")
     y: Tensor = area.rms_norm(x, weight, eps)
     return y
+
+
+def rms_norm_residual(x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> Tensor:
+    """residual + rms_norm(x), possibly in place of residual; see `reference.norm_rope`."""
+    area = _norm_rope if x.is_cpu else _triton("norm_rope")
+    y: Tensor = area.rms_norm_residual(x, weight, eps, residual)
+    return y
+
+
+def head_squares(qkv: Tensor, q_width: int, k_width: int) -> Tensor:
+    """Sums of squares of all queries and of all keys; see `reference.norm_rope`."""
+    area = _norm_rope if qkv.is_cpu else _triton("norm_rope")
+    squares: Tensor = area.head_squares(qkv, q_width, k_width)
+    return squares
+
+
+def norm_all_heads_(
+    qkv: Tensor, q_norm: Tensor, k_norm: Tensor, eps: float, *, squares: Tensor | None = None, shares: int = 1
+) -> None:
+    """RMS norm over all query heads, and over all key heads, in place; see `reference.norm_rope`."""
+    area = _norm_rope if qkv.is_cpu else _triton("norm_rope")
+    area.norm_all_heads_(qkv, q_norm, k_norm, eps, squares=squares, shares=shares)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -168,6 +191,9 @@ def rotary_write(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    norm_rotated: bool = False,
+    interleaved: bool = False,
+    query_scaling: QueryScaling | None = None,
 ) -> Tensor:
     """Norm and rotate queries and keys, write keys and values to the cache, return the queries; see `reference.kv_write`."""
     area = _kv_write if qkv.is_cpu else _triton("kv_write")
@@ -183,6 +209,9 @@ def rotary_write(
         q_norm=q_norm,
         k_norm=k_norm,
         eps=eps,
+        norm_rotated=norm_rotated,
+        interleaved=interleaved,
+        query_scaling=query_scaling,
     )
     return q
 
@@ -235,6 +264,9 @@ def rotary_attention(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    norm_rotated: bool = False,
+    interleaved: bool = False,
+    query_scaling: QueryScaling | None = None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -259,6 +291,9 @@ def rotary_attention(
         q_norm=q_norm,
         k_norm=k_norm,
         eps=eps,
+        norm_rotated=norm_rotated,
+        interleaved=interleaved,
+        query_scaling=query_scaling,
         scale=scale,
         window=window,
         softcap=softcap,
@@ -321,6 +356,7 @@ __all__ = [
     "GatheredInputs",
     "Int4Weight",
     "LinearWeight",
+    "QueryScaling",
     "Routes",
     "RoutingRule",
     "Shared",
@@ -338,10 +374,12 @@ __all__ = [
     "gated_activation",
     "gather_inputs",
     "has_fp8_products",
+    "head_squares",
     "int4_linear",
     "layer_norm",
     "linear",
     "linear_residual",
+    "norm_all_heads_",
     "norm_gated_linear",
     "norm_linear",
     "norm_route",
@@ -351,6 +389,7 @@ __all__ = [
     "preload",
     "quantize_fp8_rows",
     "rms_norm",
+    "rms_norm_residual",
     "rotary_attention",
     "rotary_write",
     "sample",

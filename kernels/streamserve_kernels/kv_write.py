@@ -5,11 +5,47 @@ The specification is `reference/kv_write.py`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from .attention_tiles import pair_dims, query_factor
 from .launch import dependent_launch, kernel, power_of_two
+from .reference.kv_write import QueryScaling
+
+
+class Rotation(NamedTuple):
+    """Arguments of `rotary_write` about a step's tokens, and what becomes of their heads."""
+
+    positions: torch.Tensor
+    cos_sin: torch.Tensor | None
+    slots: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    eps: float
+    norm_rotated: bool
+    interleaved: bool
+    query_scaling: QueryScaling | None
+
+    def after(self, num_tokens: int) -> Rotation:
+        """Of the tokens that follow the first ones."""
+        return self._replace(positions=self.positions[num_tokens:], slots=self.slots[num_tokens:])
+
+
+@triton.jit
+def _rotate(first, second, cos_sin_ptr, position_ptr, lane, is_value, half: tl.constexpr):
+    """The members of pairs [HEADS, HALF], rotated where the head is no value; unchanged without a table."""
+    if cos_sin_ptr is not None:
+        angles = cos_sin_ptr + tl.load(position_ptr) * (2 * half)
+        cos = tl.load(angles + lane, mask=lane < half, other=1.0)[None, :]
+        sin = tl.load(angles + half + lane, mask=lane < half, other=0.0)[None, :]
+        cos = tl.where(is_value[:, None], 1.0, cos)
+        sin = tl.where(is_value[:, None], 0.0, sin)
+        first, second = first * cos - second * sin, second * cos + first * sin
+    return first, second
 
 
 @kernel(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
@@ -17,12 +53,14 @@ def _rotary_write_kernel(
     qkv_ptr, positions_ptr, cos_sin_ptr, cache_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, q_ptr,
     qkv_stride, block_stride, eps,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROT_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    FIRST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
+    FIRST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr,
+    NORM_ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Process HEADS heads of one token, from head FIRST on.
 
-    A head is held as the two halves of its rotated dimensions, [HEADS, HALF] each, and, where rot_dim < head_dim, the others,
-    [HEADS, REST].
+    A head is held as the first and the second of each pair of its rotated dimensions, [HEADS, HALF] each, and, where
+    rot_dim < head_dim, the others, [HEADS, REST].
     """
     if PDL:
         cuda.gdc_launch_dependents()
@@ -32,22 +70,27 @@ def _rotary_write_kernel(
     is_value = head >= Q_HEADS + KV_HEADS
     lane = tl.arange(0, HALF)
     half: tl.constexpr = ROT_DIM // 2
+    dims, partners = pair_dims(lane, half, INTERLEAVED)
     present = (head < Q_HEADS + 2 * KV_HEADS)[:, None] & (lane < half)[None, :]
     if NORM:
         normed = present & (head < Q_HEADS + KV_HEADS)[:, None]
         weights = tl.where(is_query[:, None], q_norm_ptr, k_norm_ptr)
-        weight_first = tl.load(weights + lane[None, :], mask=normed, other=1.0).to(tl.float32)
-        weight_second = tl.load(weights + half + lane[None, :], mask=normed, other=1.0).to(tl.float32)
+        weight_first = tl.load(weights + dims[None, :], mask=normed, other=1.0).to(tl.float32)
+        weight_second = tl.load(weights + partners[None, :], mask=normed, other=1.0).to(tl.float32)
     if PDL:
         cuda.gdc_wait()
     source = qkv_ptr + token * qkv_stride + head[:, None] * HEAD_DIM
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
-    first = tl.load(source + lane[None, :], mask=present, other=0.0).to(tl.float32)
-    second = tl.load(source + half + lane[None, :], mask=present, other=0.0).to(tl.float32)
+    first = tl.load(source + dims[None, :], mask=present, other=0.0).to(tl.float32)
+    second = tl.load(source + partners[None, :], mask=present, other=0.0).to(tl.float32)
     if REST > 0:
         tail = tl.arange(0, REST)
         in_tail = (head < Q_HEADS + 2 * KV_HEADS)[:, None] & (tail < HEAD_DIM - ROT_DIM)[None, :]
         rest = tl.load(source + ROT_DIM + tail[None, :], mask=in_tail, other=0.0).to(tl.float32)
+    if NORM_ROTATED:
+        first, second = _rotate(first, second, cos_sin_ptr, positions_ptr + token, lane, is_value, half)
+        first = first.to(dtype).to(tl.float32)
+        second = second.to(dtype).to(tl.float32)
     if NORM:
         squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
         if REST > 0:
@@ -58,13 +101,15 @@ def _rotary_write_kernel(
         if REST > 0:
             weight_rest = tl.load(weights + ROT_DIM + tail[None, :], mask=in_tail & (~is_value)[:, None], other=1.0)
             rest = rest * scale * weight_rest.to(tl.float32)
-    if cos_sin_ptr is not None:
-        angles = cos_sin_ptr + tl.load(positions_ptr + token) * ROT_DIM
-        cos = tl.load(angles + lane, mask=lane < half, other=1.0)[None, :]
-        sin = tl.load(angles + half + lane, mask=lane < half, other=0.0)[None, :]
-        cos = tl.where(is_value[:, None], 1.0, cos)
-        sin = tl.where(is_value[:, None], 0.0, sin)
-        first, second = first * cos - second * sin, second * cos + first * sin
+    if not NORM_ROTATED:
+        first, second = _rotate(first, second, cos_sin_ptr, positions_ptr + token, lane, is_value, half)
+    if QUERY_BETA is not None and FIRST < Q_HEADS:
+        factor = query_factor(tl.load(positions_ptr + token), QUERY_BETA, QUERY_LENGTH)
+        factor = tl.where(is_query, factor, 1.0)[:, None]
+        first *= factor
+        second *= factor
+        if REST > 0:
+            rest *= factor
     slot = tl.load(slots_ptr + token).to(tl.int64)
     kv_head = (head - Q_HEADS) % KV_HEADS
     kv_plane = tl.where(is_value, KV_HEADS, 0) + kv_head
@@ -76,8 +121,8 @@ def _rotary_write_kernel(
         written = is_query | written
     target = target[:, None]
     written = written[:, None]
-    tl.store(target + lane[None, :], first.to(dtype), mask=present & written)
-    tl.store(target + half + lane[None, :], second.to(dtype), mask=present & written)
+    tl.store(target + dims[None, :], first.to(dtype), mask=present & written)
+    tl.store(target + partners[None, :], second.to(dtype), mask=present & written)
     if REST > 0:
         tl.store(target + ROT_DIM + tail[None, :], rest.to(dtype), mask=in_tail & written)
 
@@ -95,71 +140,47 @@ def rotary_write(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
+    norm_rotated: bool = False,
+    interleaved: bool = False,
+    query_scaling: QueryScaling | None = None,
 ) -> torch.Tensor:
     """`reference.kv_write.rotary_write`; each block of `kv_cache` is contiguous, `qkv` may have any row stride."""
     q = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
-    rot_dim = head_dim if cos_sin is None else cos_sin.shape[-1]
-    _launch(qkv, positions, cos_sin, kv_cache, slot_mapping, q_norm, k_norm, q, q_heads, kv_heads, head_dim, rot_dim, eps, 0)
+    rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling)
+    _launch(qkv, rotation, kv_cache, q, q_heads, kv_heads, head_dim)
     return q
 
 
 def write_kv(
-    qkv: torch.Tensor,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor | None,
-    kv_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    *,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    k_norm: torch.Tensor | None,
-    eps: float,
+    qkv: torch.Tensor, rotation: Rotation, kv_cache: torch.Tensor, *, q_heads: int, kv_heads: int, head_dim: int
 ) -> None:
-    """`rotary_write` of keys and values only, without queries; the rotation, if any, covers the whole head."""
-    _launch(
-        qkv,
-        positions,
-        cos_sin,
-        kv_cache,
-        slot_mapping,
-        k_norm,
-        k_norm,
-        None,
-        q_heads,
-        kv_heads,
-        head_dim,
-        head_dim,
-        eps,
-        q_heads,
-    )
+    """`rotary_write` of keys and values only, without queries."""
+    _launch(qkv, rotation, kv_cache, None, q_heads, kv_heads, head_dim)
 
 
 def _launch(
     qkv: torch.Tensor,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor | None,
+    rotation: Rotation,
     kv_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    q_norm: torch.Tensor | None,
-    k_norm: torch.Tensor | None,
     q: torch.Tensor | None,
     q_heads: int,
     kv_heads: int,
     head_dim: int,
-    rot_dim: int,
-    eps: float,
-    first: int,
 ) -> None:
-    """first  index of the first head to process, among the query, key and value heads in this order"""
+    """q  where queries go; without it they are left out"""
+    positions, cos_sin, slots, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = rotation
+    rot_dim = head_dim if cos_sin is None else cos_sin.shape[-1]
+    beta, length = query_scaling or (None, None)
+    first = 0 if q is not None else q_heads
     num_tokens, num_heads = qkv.shape[0], q_heads + 2 * kv_heads - first
     # The heads of few tokens are divided among programs; many tokens take one program each.
     heads = min(4 if num_tokens * num_heads <= 4096 else 32, power_of_two(num_heads))
     _rotary_write_kernel[(num_tokens, -(-num_heads // heads))](
-        qkv, positions, cos_sin, kv_cache, slot_mapping, q_norm, k_norm, q,
+        qkv, positions, cos_sin, kv_cache, slots, q_norm, k_norm, q,
         qkv.stride(0), kv_cache.stride(0), eps,
         Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROT_DIM=rot_dim, BLOCK_SIZE=kv_cache.shape[3],
         FIRST=first, HEADS=heads, HALF=power_of_two(rot_dim // 2),
         REST=power_of_two(head_dim - rot_dim) if rot_dim < head_dim else 0,
-        NORM=k_norm is not None, num_warps=1 if heads <= 4 else 4, **dependent_launch(qkv.device),
+        NORM=k_norm is not None, NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
+        num_warps=1 if heads <= 4 else 4, **dependent_launch(qkv.device),
     )  # fmt: skip

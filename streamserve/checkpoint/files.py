@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+from streamserve.checkpoint.text_part import has_other_parts, text_config, text_name
 from streamserve.errors import ConfigError, ModelNotSupported
 
 WeightFormat = Literal["safetensors", "gguf", "dummy"]
@@ -30,7 +31,8 @@ class Checkpoint:
     source             the name that the user gave
     path               a folder, or a .gguf file
     format             how the weights are stored; "dummy" has none and gets random ones
-    config             transformers' config.json, for GGUF files too
+    config             transformers' config.json, for GGUF files too; of the text part alone where there are others
+    has_other_parts    its tensors are those of a model that reads images or sound too
     generation_config  generation_config.json, empty when there is none
     eos_token_ids      tokens that end a text, by any of the configurations
     """
@@ -39,6 +41,7 @@ class Checkpoint:
     path: Path
     format: WeightFormat
     config: dict[str, Any]
+    has_other_parts: bool = False
     generation_config: dict[str, Any] = field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = ()
 
@@ -79,10 +82,11 @@ def _from_folder(source: str, folder: Path, load_format: str) -> Checkpoint:
     return Checkpoint(
         source=source,
         path=folder,
-        format="dummy" if load_format == "dummy" else _weight_format(source, folder, load_format),
-        config=config,
+        format="dummy" if load_format == "dummy" else _weight_format(source, folder, load_format, has_other_parts(config)),
+        config=text_config(config),
+        has_other_parts=has_other_parts(config),
         generation_config=generation,
-        eos_token_ids=_eos_token_ids(config, generation),
+        eos_token_ids=_eos_token_ids(generation, config, text_config(config)),
     )
 
 
@@ -93,10 +97,10 @@ def _no_config(source: str, folder: Path) -> ConfigError:
     return ConfigError(f"{source}: no config.json there; give a folder in Hugging Face form or a .gguf file")
 
 
-def _weight_format(source: str, folder: Path, load_format: str) -> WeightFormat:
+def _weight_format(source: str, folder: Path, load_format: str, text_only: bool) -> WeightFormat:
     if load_format == "gguf":
         raise ConfigError(f"{source} is a folder: --load-format gguf needs a .gguf file")
-    files = weight_files(folder)
+    files = weight_files(folder, text_only=text_only)
     if missing := sorted(file.name for file in files if not file.is_file()):
         raise ConfigError(f"{source}: {len(missing)} of its files are missing, among them {missing[0]}; download it again")
     if files:
@@ -121,31 +125,33 @@ def refuse_pickles(source: str, names: list[str]) -> None:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, *, text_only: bool) -> list[Path]:
     """The safetensors files that hold the model's weights, there or not: those of the index, else the single file's.
 
     A folder often holds others: the same weights under other names (`consolidated`), an adapter, the single file of an older
     upload beside an index. Without either, each file that is none of these counts. Raises `ConfigError` for a damaged index.
+
+    text_only  leave out the files of an index that have no tensor of the text part
     """
     index = read_json(folder / INDEX)
     if index is not None:
-        return [folder / name for name in _indexed(folder / INDEX, index)]
+        return [folder / name for name in _indexed(folder / INDEX, index, text_only)]
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     files = sorted(folder.glob("*.safetensors"))
     return [file for file in files if not any(fnmatch(file.name, pattern) for pattern in OTHER_WEIGHTS)]
 
 
-def _indexed(path: Path, index: dict[str, Any]) -> list[str]:
+def _indexed(path: Path, index: dict[str, Any], text_only: bool) -> list[str]:
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ConfigError(f"{path}: its weight_map must name the file of each tensor; download it again")
-    return sorted(set(names.values()))
+    return sorted({file for name, file in names.items() if not text_only or text_name(name) is not None})
 
 
-def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
+def _eos_token_ids(*configurations: dict[str, Any]) -> tuple[int, ...]:
     found: list[int] = []
-    for source in (generation, config):
+    for source in configurations:
         ids = source.get("eos_token_id")
         if ids is not None:
             found += ids if isinstance(ids, list) else [ids]

@@ -16,11 +16,19 @@ from streamserve.checkpoint.gguf_file import GgufFile
 from streamserve.errors import ModelNotSupported
 
 ARCHITECTURES = {
+    "ernie4_5": ("Ernie4_5ForCausalLM", "ernie4_5"),
+    "gemma": ("GemmaForCausalLM", "gemma"),
+    "gemma2": ("Gemma2ForCausalLM", "gemma2"),
+    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
+    "glm4": ("Glm4ForCausalLM", "glm4"),
+    "granite": ("GraniteForCausalLM", "granite"),
+    "hunyuan-dense": ("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
     "llama": ("LlamaForCausalLM", "llama"),
+    "olmo2": ("Olmo2ForCausalLM", "olmo2"),
+    "phi3": ("Phi3ForCausalLM", "phi3"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2"),
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
-    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
-    "phi3": ("Phi3ForCausalLM", "phi3"),
+    "seed_oss": ("SeedOssForCausalLM", "seed_oss"),
     "smollm3": ("SmolLM3ForCausalLM", "smollm3"),
 }
 """general.architecture -> (transformers' architecture, its model_type)."""
@@ -28,8 +36,13 @@ ARCHITECTURES = {
 LLAMA3_SCALING: dict[str, float] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What every Llama 3.1 to 3.3 uses; a file stores only the resulting factors."""
 
-GEMMA3_PATTERN = 6
-"""Every sixth layer of Gemma 3 sees everything, the others a window."""
+GEMMA3_PATTERN, OLMO3_PATTERN = 6, 4
+"""Every so many layers one sees everything, the others a window."""
+
+GEMMA_27B = (46, 62)
+"""Layers of the 27B models of Gemma 2 and 3."""
+
+MAY_HAVE_BIASES = ("glm4", "llama", "qwen2", "seed_oss")
 
 EMBEDDING = "token_embd.weight"
 
@@ -74,9 +87,8 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
         config["sliding_window"] = window
         if name == "llama":
             config.update(architectures=["MistralForCausalLM"], model_type="mistral")
-    if name == "gemma3":
-        config.update(_gemma3(keys, config))
-    if name in ("llama", "qwen2"):
+    config.update(DIFFERENCES[name](keys, config) if name in DIFFERENCES else {})
+    if name in MAY_HAVE_BIASES:
         config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     return config
 
@@ -172,20 +184,49 @@ def _llama3_scaling(file: GgufFile, theta: float, rotated: int) -> dict[str, Any
     return {"rope_type": "llama3", "factor": factor, **LLAMA3_SCALING}
 
 
-def _gemma3(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     layers = config["num_hidden_layers"]
-    is_full = [(layer + 1) % GEMMA3_PATTERN == 0 for layer in range(layers)]
-    # The 27B model scales its scores by hidden / heads instead of head_dim; llama.cpp recognises it by its layers too.
-    scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else config["head_dim"]
-    full_rope = config["rope_parameters"]
+    # The 27B models scale their scores by hidden / heads instead of head_dim; llama.cpp recognises them by their layers too.
+    scalar = config["hidden_size"] // config["num_attention_heads"] if layers in GEMMA_27B else config["head_dim"]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
-        "layer_types": ["full_attention" if full else "sliding_attention" for full in is_full],
-        "rope_parameters": {
-            "full_attention": full_rope,
-            "sliding_attention": {"rope_type": "default", "rope_theta": keys.get("rope.freq_base_swa", 10000.0)},
-        },
         "attn_logit_softcapping": keys.get("attn_logit_softcapping"),
         "final_logit_softcapping": keys.get("final_logit_softcapping"),
     }
+
+
+def _gemma3(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    local = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base_swa", 10000.0)}
+    return _gemma(keys, config) | _two_rotations(config, GEMMA3_PATTERN, local)
+
+
+def _olmo2(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    """OLMo 3 has the same name there, and windows."""
+    if "sliding_window" not in config:
+        return {}
+    local = {"rope_type": "default", "rope_theta": config["rope_parameters"]["rope_theta"]}
+    named = {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3"}
+    return named | _two_rotations(config, OLMO3_PATTERN, local)
+
+
+def _two_rotations(config: dict[str, Any], pattern: int, local: dict[str, Any]) -> dict[str, Any]:
+    """Every so many layers see everything, with the file's rotation; the others a window, with `local`."""
+    layers = range(1, config["num_hidden_layers"] + 1)
+    return {
+        "layer_types": ["sliding_attention" if layer % pattern else "full_attention" for layer in layers],
+        "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
+    }
+
+
+def _granite(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "embedding_multiplier": keys.get("embedding_scale", 1.0),
+        "residual_multiplier": keys.get("residual_scale", 1.0),
+        "attention_multiplier": keys.get("attention.scale", 1.0),
+        "logits_scaling": keys.get("logit_scale", 1.0),
+    }
+
+
+DIFFERENCES = {"gemma2": _gemma, "gemma3": _gemma3, "granite": _granite, "olmo2": _olmo2}
+"""By general.architecture: what a config.json says beyond the keys that all have."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from streamserve.checkpoint.download import ModelFiles, Outcome, TokenizerFiles
-from streamserve.checkpoint.files import INDEX, OTHER_WEIGHTS, refuse_pickles, weight_files
+from streamserve.checkpoint.files import INDEX, OTHER_WEIGHTS, read_json, refuse_pickles, weight_files
+from streamserve.checkpoint.text_part import has_other_parts
 from streamserve.errors import ConfigError
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges*"]
@@ -56,9 +57,10 @@ def download_model(files: ModelFiles) -> Path:
     folder = snapshot(model, revision, CONFIG_PATTERNS + (["*.py"] if files.trust_remote_code else []))
     snapshot(model, revision, TEMPLATE_PATTERNS, ignored=[])
     if files.load_format != "dummy":
-        indexed = [file.name for file in weight_files(folder)] if (folder / INDEX).is_file() else None
+        text_only = has_other_parts(read_json(folder / "config.json") or {})
+        indexed = [file.name for file in weight_files(folder, text_only=text_only)] if (folder / INDEX).is_file() else None
         folder = snapshot(model, revision, indexed or WEIGHT_PATTERNS)
-        if not weight_files(folder):
+        if not weight_files(folder, text_only=text_only):
             refuse_pickles(model, _files_on_the_hub(model, revision))
     return folder
 

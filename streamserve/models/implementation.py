@@ -9,8 +9,9 @@ from typing import Any
 
 from streamserve.config import ModelImpl
 from streamserve.errors import ModelNotSupported
-from streamserve.models.arch import Arch, ModelArch, architecture_of
+from streamserve.models.arch import Arch, ModelArch
 from streamserve.models.architectures.base import CausalModel
+from streamserve.models.config_reading import architecture_of
 from streamserve.models.registry import REGISTRY, read_arch
 from streamserve.models.registry import build_model as build_ours
 from streamserve.models.weights.placement import Placement

@@ -7,20 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamserve.errors import ModelNotSupported
-from streamserve.models.arch import Arch, ModelArch, architecture_of
+from streamserve.models.arch import Arch, ModelArch
 from streamserve.models.architectures.base import CausalModel
-from streamserve.models.architectures.decoder import (
-    Decoder,
+from streamserve.models.architectures.decoder import Decoder
+from streamserve.models.architectures.gemma import Gemma, read_gemma, read_gemma2, read_gemma3
+from streamserve.models.architectures.glm import read_glm, read_glm4
+from streamserve.models.architectures.llama import (
+    read_ernie,
+    read_granite,
+    read_hunyuan,
     read_llama,
+    read_ministral3,
     read_mistral,
+    read_mistral3,
     read_phi3,
-    read_qwen2,
-    read_qwen3,
+    read_seed_oss,
     read_smollm3,
 )
-from streamserve.models.architectures.gemma import Gemma, read_gemma3
 from streamserve.models.architectures.mixtures import read_mixtral, read_qwen2_moe, read_qwen3_moe
+from streamserve.models.architectures.olmo import read_olmo2, read_olmo3
 from streamserve.models.architectures.opt import Opt, read_opt
+from streamserve.models.architectures.qwen import read_qwen2, read_qwen2_5_vl, read_qwen3, read_qwen3_vl
+from streamserve.models.config_reading import architecture_of
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.table import read_schemes
 
@@ -36,16 +44,31 @@ class Family:
 
 
 REGISTRY: dict[str, Family] = {
+    "Ernie4_5ForCausalLM": Family(read_ernie, Decoder),
+    "Gemma2ForCausalLM": Family(read_gemma2, Gemma),
     "Gemma3ForCausalLM": Family(read_gemma3, Gemma),
+    "Gemma3ForConditionalGeneration": Family(read_gemma3, Gemma),
+    "GemmaForCausalLM": Family(read_gemma, Gemma),
+    "Glm4ForCausalLM": Family(read_glm4, Decoder),
+    "GlmForCausalLM": Family(read_glm, Decoder),
+    "GraniteForCausalLM": Family(read_granite, Decoder),
+    "HunYuanDenseV1ForCausalLM": Family(read_hunyuan, Decoder),
     "LlamaForCausalLM": Family(read_llama, Decoder),
+    "Ministral3ForCausalLM": Family(read_ministral3, Decoder),
+    "Mistral3ForConditionalGeneration": Family(read_mistral3, Decoder),
     "MistralForCausalLM": Family(read_mistral, Decoder),
     "MixtralForCausalLM": Family(read_mixtral, Decoder),
     "OPTForCausalLM": Family(read_opt, Opt),
+    "Olmo2ForCausalLM": Family(read_olmo2, Decoder),
+    "Olmo3ForCausalLM": Family(read_olmo3, Decoder),
     "Phi3ForCausalLM": Family(read_phi3, Decoder),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder),
     "Qwen2MoeForCausalLM": Family(read_qwen2_moe, Decoder),
+    "Qwen2_5_VLForConditionalGeneration": Family(read_qwen2_5_vl, Decoder),
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder),
     "Qwen3MoeForCausalLM": Family(read_qwen3_moe, Decoder),
+    "Qwen3VLForConditionalGeneration": Family(read_qwen3_vl, Decoder),
+    "SeedOssForCausalLM": Family(read_seed_oss, Decoder),
     "SmolLM3ForCausalLM": Family(read_smollm3, Decoder),
 }
 

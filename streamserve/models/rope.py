@@ -16,7 +16,9 @@ from streamserve.checkpoint.config_values import need, number
 from streamserve.errors import ConfigError, ModelNotSupported
 
 DEFAULT_THETA = 10000.0
-KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+ALIASES = {"su": "longrope", "mrope": "default"}
+"""Older words, and a rotation by three positions, which are equal for every token of a text."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Rope:
     factor                            how much longer the context became than the one trained on
     original_max_position_embeddings  the context trained on
     max_position_embeddings           the model's own limit, to which "dynamic" compares a longer context
-    attention_factor                  of cosines and sines ("yarn"); None derives it from `factor`
+    attention_factor                  of cosines and sines ("yarn", "longrope"); None derives it from `factor`
+    interleaved                       neighbouring dimensions rotate together, instead of dimensions half of rot_dim apart
+    short_factor, long_factor         divisors of the frequencies of each pair ("longrope")
     """
 
     kind: str
@@ -46,12 +50,15 @@ class Rope:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    interleaved: bool = False
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
     def table(self, length: int, device: torch.device | str = "cpu") -> Tensor:
         """Cosines, then sines, of every position: [length, rot_dim] fp32.
 
-        length  positions served; "dynamic" chooses its frequencies for a context this long, so that a token's rotation depends
-                on nothing but its position
+        length  positions served; "dynamic" and "longrope" choose their frequencies for a context this long, so that a token's
+                rotation depends on nothing but its position
         """
         positions = torch.arange(length, dtype=torch.float32, device=device)
         angles = torch.outer(positions, self._frequencies(length).to(device))
@@ -68,6 +75,9 @@ class Rope:
             return self._llama3(frequencies)
         if self.kind == "yarn":
             return self._yarn(frequencies)
+        if self.kind == "longrope":
+            is_long = length > self.original_max_position_embeddings
+            return frequencies / torch.tensor(self.long_factor if is_long else self.short_factor)
         return frequencies
 
     def _dynamic_theta(self, length: int) -> float:
@@ -100,13 +110,20 @@ class Rope:
         return self.rot_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
 
     def _attention_factor(self) -> float:
-        if self.kind != "yarn":
+        if self.kind not in ("yarn", "longrope"):
             return 1.0
         if self.attention_factor is not None:
             return self.attention_factor
+        if self.kind == "longrope":
+            return _longrope_factor(self.factor, self.original_max_position_embeddings)
         if self.mscale and self.mscale_all_dim:
             return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
         return _mscale(self.factor, 1.0)
+
+
+def _longrope_factor(factor: float, original: int) -> float:
+    """LongRoPE (Ding et al., 2024, https://arxiv.org/abs/2402.13753)."""
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 class RopeTables(nn.Module):
@@ -134,26 +151,51 @@ def read_rope(config: dict[str, Any], head_dim: int, layer_type: str | None = No
     layer_type  "full_attention" or "sliding_attention" where a model has one rotation for each
     Raises `ModelNotSupported` for other kinds, `ConfigError` when a value is missing.
     """
-    parameters = _parameters(config, layer_type)
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind not in KINDS:
-        raise ModelNotSupported(f"RoPE type {kind!r} is not supported; supported: {', '.join(KINDS)}")
+    parameters = rope_parameters(config, layer_type)
+    values = {**config, **parameters}
     limit = config.get("max_position_embeddings") or 0
+    share = 1.0 if values.get("partial_rotary_factor") is None else number(values, "partial_rotary_factor", 1.0)
+    original = parameters.get("original_max_position_embeddings") or limit
+    kind, theta = _kind(parameters), float(number(values, "rope_theta", DEFAULT_THETA))
+    rot_dim, extra = int(head_dim * share), dict[str, Any]()
+    if kind == "dynamic" and parameters.get("alpha"):
+        # HunYuan's: the base is stretched for good, whatever the context.
+        kind, theta = "default", theta * float(parameters["alpha"]) ** (rot_dim / (rot_dim - 2))
+    if kind == "longrope":
+        original = config.get("original_max_position_embeddings") or original
+        parameters = {"factor": limit / original} | parameters
+        extra = {name: _divisors(parameters, name, rot_dim // 2) for name in ("short_factor", "long_factor")}
     if kind != "default" and "factor" not in parameters:
         raise ConfigError(f"config.json: RoPE type {kind!r} needs a 'factor'")
-    values = {**config, **parameters}
-    share = 1.0 if values.get("partial_rotary_factor") is None else number(values, "partial_rotary_factor", 1.0)
     optional = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
     return Rope(
         kind=kind,
-        theta=float(number(values, "rope_theta", DEFAULT_THETA)),
-        rot_dim=int(head_dim * share),
+        theta=theta,
+        rot_dim=rot_dim,
         factor=float(number(parameters, "factor", 1.0)) if kind != "default" else 1.0,
-        original_max_position_embeddings=parameters.get("original_max_position_embeddings") or limit,
+        original_max_position_embeddings=original,
         max_position_embeddings=limit,
         truncate=parameters.get("truncate", True),
+        **extra,
         **{name: number(parameters, name, 0.0) for name in optional if parameters.get(name) is not None},
     )
+
+
+def _kind(parameters: dict[str, Any]) -> str:
+    """One of KINDS. Raises `ModelNotSupported`."""
+    name = parameters.get("rope_type", parameters.get("type", "default"))
+    kind = ALIASES.get(name, name)
+    if kind not in KINDS:
+        raise ModelNotSupported(f"RoPE type {name!r} is not supported; supported: {', '.join(KINDS)}")
+    return str(kind)
+
+
+def _divisors(parameters: dict[str, Any], name: str, pairs: int) -> tuple[float, ...]:
+    values = parameters.get(name)
+    is_list = isinstance(values, list) and all(isinstance(each, int | float) for each in values)
+    if not is_list or len(values or ()) != pairs:
+        raise ConfigError(f"config.json: RoPE type 'longrope' needs a {name} of {pairs} numbers")
+    return tuple(float(each) for each in values or ())
 
 
 def extended_length(config: dict[str, Any], rope: Rope) -> int:
@@ -168,7 +210,7 @@ def extended_length(config: dict[str, Any], rope: Rope) -> int:
     return limit
 
 
-def _parameters(config: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
+def rope_parameters(config: dict[str, Any], layer_type: str | None = None) -> dict[str, Any]:
     """What is given under the new name and under the old one, which wins where both are given, as in transformers."""
     new, old = (config.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
     if isinstance(new, dict) and layer_type in new:

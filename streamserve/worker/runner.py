@@ -64,7 +64,7 @@ class Runner:
         """
         config, phases = self._config, Phases()
         arch = describe(self._checkpoint.config, config.model_impl)
-        max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
+        max_model_len = resolve_max_model_len(config.max_model_len, arch)
         device = open_device(config.device, self._device_index)
         ranks = self._join(device)
         dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)

@@ -194,7 +194,7 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, damage: object, said: str) ->
 @pytest.mark.parametrize(
     ("architecture", "values", "said"),
     [
-        ("mamba", {}, "'mamba' is not supported; supported: gemma3, llama, phi3, qwen2, qwen3, smollm3"),
+        ("mamba", {}, "'mamba' is not supported; supported: .*llama, .*qwen3"),
         ("llama", {"llama__expert_count": 8}, "mixture-of-experts"),
         ("llama", {"split__count": 2}, "split GGUF"),
         ("llama", {"general__alignment": 0}, "damaged or unknown"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference.kv_write import rotary_write, write_kv
+from streamserve_kernels.reference import kv_write
+from streamserve_kernels.reference.kv_write import QueryScaling, rotary_write, write_kv
 
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 16, 16
 SLOTS = torch.tensor([35, 3, 64, 17, 18])
 POSITIONS = torch.tensor([7, 0, 40, 2, 3])
 
 
-def write(cos_sin: Tensor | None, slots: Tensor = SLOTS, **norms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def write(cos_sin: Tensor | None, slots: Tensor = SLOTS, **norms: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(projection, queries returned, cache) with a cache full of sevens."""
     qkv = torch.randn(5, (Q_HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=torch.Generator().manual_seed(1))
     kv_cache = torch.full((6, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM), 7.0)
@@ -58,6 +62,38 @@ def test_heads_are_normed_before_they_are_rotated() -> None:
     torch.testing.assert_close(q, rotated(normed(heads[:, :Q_HEADS], q_norm), HEAD_DIM))
     torch.testing.assert_close(stored(kv_cache, 0), rotated(normed(heads[:, Q_HEADS:-KV_HEADS], k_norm), HEAD_DIM))
     assert torch.equal(stored(kv_cache, 1), heads[:, -KV_HEADS:])
+
+
+@pytest.mark.parametrize("whole_heads", [True, False])
+@pytest.mark.parametrize("rot_dim", [HEAD_DIM, 8])
+def test_interleaved_pairs_are_neighbours(rot_dim: int, whole_heads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_write, "WHOLE_HEAD_TOKENS", 32 if whole_heads else 0)
+    heads, q, kv_cache = write(table(rot_dim), interleaved=True)
+    cos, sin = table(rot_dim)[POSITIONS].chunk(2, dim=1)
+    turns = torch.complex(cos, sin).unsqueeze(1)
+
+    def turned(x: Tensor) -> Tensor:
+        pairs = torch.view_as_real(torch.view_as_complex(x[..., :rot_dim].reshape(*x.shape[:2], -1, 2)) * turns)
+        return torch.cat([pairs.flatten(-2), x[..., rot_dim:]], dim=-1)
+
+    torch.testing.assert_close(q, turned(heads[:, :Q_HEADS]))
+    torch.testing.assert_close(stored(kv_cache, 0), turned(heads[:, Q_HEADS:-KV_HEADS]))
+    assert torch.equal(stored(kv_cache, 1), heads[:, -KV_HEADS:])
+
+
+def test_heads_are_normed_after_they_are_rotated_where_that_is_said() -> None:
+    q_norm, k_norm = torch.rand(HEAD_DIM) + 0.5, torch.rand(HEAD_DIM) + 0.5
+    heads, q, kv_cache = write(table(HEAD_DIM), q_norm=q_norm, k_norm=k_norm, norm_rotated=True)
+    torch.testing.assert_close(q, normed(rotated(heads[:, :Q_HEADS], HEAD_DIM), q_norm))
+    torch.testing.assert_close(stored(kv_cache, 0), normed(rotated(heads[:, Q_HEADS:-KV_HEADS], HEAD_DIM), k_norm))
+
+
+def test_queries_grow_with_every_length_of_positions_and_keys_do_not() -> None:
+    _, plain, plain_cache = write(table(HEAD_DIM))
+    _, q, kv_cache = write(table(HEAD_DIM), query_scaling=QueryScaling(0.5, 8))
+    factors = [1 + 0.5 * math.log(1 + position // 8) for position in POSITIONS.tolist()]
+    torch.testing.assert_close(q, plain * torch.tensor(factors).view(-1, 1, 1))
+    assert torch.equal(kv_cache, plain_cache)
 
 
 def test_without_a_table_nothing_is_rotated() -> None:

@@ -13,15 +13,18 @@ from streamserve_kernels import (
     blocked_linear_residual,
     can_block,
     gated_activation,
+    head_squares,
     int4_linear,
     layer_norm,
     linear,
     linear_residual,
+    norm_all_heads_,
     norm_gated_linear,
     norm_linear,
     pack_eight_bits,
     pack_four_bits,
     rms_norm,
+    rms_norm_residual,
 )
 from streamserve_kernels.reference.int4 import FEW_ROWS, Int4Weight
 
@@ -52,6 +55,26 @@ def test_rms_norm_in_every_mix_of_dtypes(dtype: torch.dtype, weight_dtype: torch
     normed = rms_norm(x, weight, EPS)
     assert normed.dtype is dtype
     close(normed, rms_norm_fp64(x, weight))
+    residual = random(3, 5, 65, dtype=dtype)[..., :64].contiguous()
+    expected = rms_norm_fp64(x, weight) + residual.double()
+    onto = rms_norm_residual(x, weight, EPS, residual)
+    assert onto.dtype is dtype
+    torch.testing.assert_close(onto.double(), expected, atol=2 * HALF_STEP * expected.abs().max().item(), rtol=2 * HALF_STEP)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_normed_together_are_one_norm_and_in_two_shares_too(dtype: torch.dtype) -> None:
+    qkv, q_norm, k_norm = random(3, 48 + 16 + 16, dtype=dtype), random(48), random(16)
+    queries, keys, values = qkv.split([48, 16, 16], dim=1)
+    whole = qkv.clone()
+    norm_all_heads_(whole, q_norm, k_norm, EPS)
+    close(whole, torch.cat([rms_norm_fp64(queries, q_norm), rms_norm_fp64(keys, k_norm), values.double()], dim=1))
+    shares = [torch.cat([each.chunk(2, dim=1)[half] for each in (queries, keys, values)], dim=1) for half in range(2)]
+    squares = head_squares(shares[0], 24, 8) + head_squares(shares[1], 24, 8)
+    for half, share in enumerate(shares):
+        norm_all_heads_(share, q_norm.chunk(2)[half], k_norm.chunk(2)[half], EPS, squares=squares, shares=2)
+        expected = torch.cat([each.chunk(2, dim=1)[half] for each in whole.split([48, 16, 16], dim=1)], dim=1)
+        close(share, expected.double())
 
 
 def test_layer_norm() -> None:

@@ -15,6 +15,7 @@ from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, PagedBatch, paged
 attention = triton_area("attention")
 kv_write = triton_area("kv_write")
 
+SCALING = reference_kv_write.QueryScaling(0.5, 16)
 SHAPES = [
     pytest.param(16, 4, 2, 16, id="grouped"),
     pytest.param(16, 3, 1, 32, id="one-kv-head"),
@@ -56,9 +57,42 @@ def test_a_mixed_batch_agrees_with_the_reference(
 def test_rotation_write_and_attention_in_one_agree_with_the_reference(
     head_dim: int, q_heads: int, kv_heads: int, block_size: int, rot_dim: str | None, normed: bool, dtype: torch.dtype
 ) -> None:
+    assert_agrees_with_the_reference(head_dim, q_heads, kv_heads, block_size, rot_dim, normed, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rot_dim", "normed", "turn"),
+    [
+        ("all", True, {"interleaved": True}),
+        ("half", False, {"interleaved": True}),
+        ("all", True, {"norm_rotated": True}),
+        ("half", True, {"norm_rotated": True}),
+        ("all", False, {"query_scaling": SCALING}),
+        ("all", True, {"interleaved": True, "norm_rotated": True, "query_scaling": SCALING}),
+        ("half", True, {"interleaved": True, "norm_rotated": True, "query_scaling": SCALING}),
+        (None, True, {"norm_rotated": True, "query_scaling": SCALING}),
+    ],
+)
+def test_other_pairs_norms_after_the_rotation_and_scaled_queries_agree_with_the_reference(
+    rot_dim: str | None, normed: bool, turn: dict[str, Any], dtype: torch.dtype
+) -> None:
+    assert_agrees_with_the_reference(24, 4, 2, 16, rot_dim, normed, dtype, **turn)
+
+
+def assert_agrees_with_the_reference(
+    head_dim: int,
+    q_heads: int,
+    kv_heads: int,
+    block_size: int,
+    rot_dim: str | None,
+    normed: bool,
+    dtype: torch.dtype,
+    **turn: Any,
+) -> None:
     batch = mixed(kv_heads, head_dim, block_size, dtype)
     width = {"all": head_dim, "half": head_dim // 2, None: None}[rot_dim]
-    heads = heads_of(q_heads, kv_heads, head_dim, dtype, normed)
+    heads = heads_of(q_heads, kv_heads, head_dim, dtype, normed) | turn
     qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=dtype)
     cos_sin = None if width is None else random(batch.max_seq_len, width)
     expected_cache = batch.cache.clone()

@@ -18,11 +18,26 @@ EPS = 1e-6
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (5, 80), (37, 1024)])
 def test_norms_agree_with_the_reference(rows: int, width: int, dtype: torch.dtype) -> None:
     x, weight, bias = random(rows, width, dtype=dtype), random(width), random(width)
-    assert relative_error(norm_rope.rms_norm(x, weight, EPS), reference.rms_norm(x.float(), weight, EPS)) < LIMITS[dtype]
+    normed, residual = reference.rms_norm(x.float(), weight, EPS), random(rows, width, dtype=dtype)
+    assert relative_error(norm_rope.rms_norm(x, weight, EPS), normed) < LIMITS[dtype]
+    onto = norm_rope.rms_norm_residual(x, weight, EPS, residual)
+    assert relative_error(onto, normed + residual.float()) < LIMITS[dtype]
     assert (
         relative_error(norm_rope.layer_norm(x, weight, bias, EPS), reference.layer_norm(x.float(), weight, bias, EPS))
         < LIMITS[dtype]
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shares", [1, 2])
+def test_norms_over_all_heads_agree_with_the_reference(shares: int, dtype: torch.dtype) -> None:
+    qkv, q_norm, k_norm = random(5, 96 + 24 + 24, dtype=dtype), random(96), random(24)
+    elsewhere = random(5, 96 + 24, dtype=dtype)
+    squares = None if shares == 1 else reference.head_squares(qkv, 96, 24) + reference.head_squares(elsewhere, 96, 24)
+    expected = qkv.float()
+    reference.norm_all_heads_(expected, q_norm, k_norm, EPS, squares=squares, shares=shares)
+    norm_rope.norm_all_heads_(qkv, q_norm, k_norm, EPS, squares=squares, shares=shares)
+    assert relative_error(qkv, expected) < LIMITS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

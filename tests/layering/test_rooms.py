@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": FOUNDATION | {"process"},
     # the command line; `cli` names its commands and imports them when they are called
     "commands": FOUNDATION
-    | {"async_engine", "checkpoint", "engine", "offline", "process", "server", "text", "vllm_arguments", "worker"},
+    | {"async_engine", "checkpoint", "engine", "offline", "models", "process", "server", "text", "vllm_arguments", "worker"},
     "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "process"},
     "cli": FOUNDATION | {"process"},
     "entrypoints": {"cli"},
@@ -51,10 +51,12 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
     "models": {
         "rope": set(),
         "inputs": set(),
+        "catalogue": set(),
         "communicator": set(),
         "division": set(),
         "mixture": set(),
         "arch": {"division", "mixture", "rope"},
+        "config_reading": {"arch", "rope"},
         # what weights are, below the layers that have some
         "weights.noise": set(),
         "weights.storage": set(),
@@ -70,15 +72,16 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
             "weights.placement", "weights.schemes",
         },
         "architectures": {
-            "arch", "inputs", "layers", "mixture", "rope", "weights.destination", "weights.placement", "weights.source",
-        },
-        "registry": {"arch", "architectures", "weights.placement", "weights.schemes"},
-        # whose layers: ours, or transformers'
-        "transformers_model": {
-            "arch", "architectures", "inputs", "layers", "weights.destination", "weights.grouped", "weights.placement",
+            "arch", "config_reading", "inputs", "layers", "mixture", "rope", "weights.destination", "weights.placement",
             "weights.source",
         },
-        "implementation": {"arch", "architectures", "registry", "transformers_model", "weights.placement"},
+        "registry": {"arch", "architectures", "config_reading", "weights.placement", "weights.schemes"},
+        # whose layers: ours, or transformers'
+        "transformers_model": {
+            "arch", "architectures", "config_reading", "inputs", "layers", "weights.destination", "weights.grouped",
+            "weights.placement", "weights.source",
+        },
+        "implementation": {"arch", "architectures", "config_reading", "registry", "transformers_model", "weights.placement"},
         # what fills a model
         "weights.safetensors": {"weights.grouped", "weights.source"},
         "weights.gguf": {"arch", "weights.grouped", "weights.source"},

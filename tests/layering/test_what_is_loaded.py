@@ -28,6 +28,7 @@ LOADS_NONE_OF = {
     "streamserve.server.app": HEAVY,
     "streamserve.server.process.main": HEAVY,
     "streamserve.cli": [*HEAVY, "anyio", "litestar", "uvicorn"],
+    "streamserve.commands.models": [*HEAVY, "anyio", "litestar", "uvicorn", "numpy"],
     "streamserve.commands.serve": HEAVY,
     "streamserve.llm": HEAVY,
     "streamserve.async_engine": HEAVY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,34 @@ SHAPE: dict[str, Any] = {
 }
 
 THETA = {"rope_type": "default", "rope_theta": 10000.0}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+OLMO3 = {
+    "sliding_window": 20,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {"full_attention": YARN, "sliding_attention": THETA},
+}
+MINISTRAL3 = {"head_dim": 32, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16}}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0 + 0.1 * pair for pair in range(6)],
+    "long_factor": [2.0 + pair for pair in range(6)],
+}
+PHI3_LONG = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}
+GEMMA2 = {
+    "head_dim": 32,
+    "sliding_window": 20,
+    "query_pre_attn_scalar": 32,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
 OPT_SHAPE = {
     "vocab_size": 199,
     "hidden_size": 96,
@@ -62,6 +91,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3",
         SHAPE | {"head_dim": 32, "sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]},
     ),
+    "granite": ("Granite", SHAPE | GRANITE),
+    "olmo2": ("Olmo2", SHAPE),
+    "olmo3": ("Olmo3", SHAPE | OLMO3),
+    "glm": ("Glm", SHAPE | {"head_dim": 32}),
+    "glm4": ("Glm4", SHAPE | {"head_dim": 32}),
+    "ernie": ("Ernie4_5", SHAPE | {"head_dim": 32}),
+    "hunyuan": ("HunYuanDenseV1", SHAPE | {"head_dim": 32}),
+    "seed-oss": ("SeedOss", SHAPE | {"head_dim": 32, "attention_dropout": 0.0, "residual_dropout": 0.0}),
+    "ministral3": ("Ministral3", SHAPE | MINISTRAL3),
+    "phi3-long": ("Phi3", SHAPE | PHI3_LONG),
+    "gemma": ("Gemma", SHAPE | {"head_dim": 32}),
+    "gemma2": ("Gemma2", SHAPE | GEMMA2),
     "opt": ("OPT", OPT_SHAPE),
     "opt-350m": ("OPT", OPT_SHAPE | {"word_embed_proj_dim": 48, "do_layer_norm_before": False}),
     "opt-unbiased": ("OPT", OPT_SHAPE | {"enable_bias": False}),
@@ -97,12 +138,21 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
+def config_class(prefix: str) -> Any:
+    """transformers' class for the configuration of a language model."""
+    return getattr(transformers, f"{'Gemma3Text' if prefix == 'Gemma3' else prefix}Config")
+
+
 def reference_model(prefix: str, settings: dict[str, Any]) -> PreTrainedModel:
     """A random fp32 model; every parameter is random, so that a misplaced bias or norm shows."""
-    name = "Gemma3Text" if prefix == "Gemma3" else prefix
-    config = getattr(transformers, f"{name}Config")(**settings)
+    config = config_class(prefix)(**settings)
+    return randomized(lambda: getattr(transformers, f"{prefix}ForCausalLM")(config))
+
+
+def randomized(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """A model whose parameters are random and large enough to matter."""
     torch.manual_seed(0)
-    model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+    model = make().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -15,11 +15,20 @@ ARCHITECTURES = {
     "mistral": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "ernie4_5": gguf.MODEL_ARCH.ERNIE4_5,
+    "gemma": gguf.MODEL_ARCH.GEMMA,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "glm4": gguf.MODEL_ARCH.GLM4,
+    "granite": gguf.MODEL_ARCH.GRANITE,
+    "hunyuan_v1_dense": gguf.MODEL_ARCH.HUNYUAN_DENSE,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "olmo3": gguf.MODEL_ARCH.OLMO2,
+    "seed_oss": gguf.MODEL_ARCH.SEED_OSS,
     "phi3": gguf.MODEL_ARCH.PHI3,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
 }
-PERMUTED = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.SMOLLM3)
+PERMUTED = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.SMOLLM3, gguf.MODEL_ARCH.GRANITE)
 
 
 def write_gguf(model: PreTrainedModel, path: Path, kind: Kind = Kind.F32, *, embedding_kind: Kind = Kind.F32) -> None:
@@ -65,6 +74,14 @@ def _write_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
         if rope["rope_type"] == "yarn":
             writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if config.model_type == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if config.model_type == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if window := getattr(config, "sliding_window", None):
         writer.add_sliding_window(window)
     writer.add_bos_token_id(1)
@@ -75,7 +92,7 @@ def _write_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
 
 def _as_llama_cpp_stores(name: str, tensor: torch.Tensor, model: PreTrainedModel) -> np.ndarray:
     config = model.config
-    if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
+    if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
         tensor = tensor + 1
     if ARCHITECTURES[config.model_type] in PERMUTED and ("q_proj" in name or "k_proj" in name):
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads

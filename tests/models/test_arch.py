@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import PagedKv
 from streamserve.models.registry import read_arch
 from streamserve.models.rope import Rope
-from tests.models.families import SHAPE
+from tests.models.families import FAMILIES, SHAPE, config_class
 
 LLAMA_31 = {
     "architectures": ["LlamaForCausalLM"],
@@ -162,3 +163,46 @@ def test_layer_types_that_are_not_built_are_refused() -> None:
 def test_embedding_gemma_is_refused() -> None:
     with pytest.raises(ModelNotSupported, match="bidirectional"):
         read_arch(GEMMA3_1B | {"use_bidirectional_attention": True})
+
+
+WITHOUT_EXPERTS = {prefix for prefix, settings in FAMILIES.values() if "num_experts_per_tok" not in settings}
+
+
+@pytest.mark.parametrize("prefix", sorted(WITHOUT_EXPERTS - {"OPT"}))
+def test_what_a_configuration_leaves_out_is_what_transformers_fills_in(prefix: str) -> None:
+    needed = {name: value for name, value in SHAPE.items() if not name.endswith("token_id")} | {"num_hidden_layers": 8}
+    full = config_class(prefix)(**needed).to_dict()
+    assert full["num_hidden_layers"] == 8
+    named = {"architectures": [f"{prefix}ForCausalLM"], "dtype": "bfloat16"}
+    assert read_arch(needed | named) == read_arch(full | named)
+
+
+def test_granite_keeps_its_hidden_state_divided_by_the_residual_multiplier() -> None:
+    multipliers = {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.25,
+        "logits_scaling": 8.0,
+        "attention_multiplier": 0.5,
+    }
+    arch = read_arch(SHAPE | {"architectures": ["GraniteForCausalLM"], "rms_norm_eps": 1e-5} | multipliers)
+    assert (arch.embedding_scale, arch.norm_eps, arch.logit_scale, arch.attention_scale) == (48.0, 1.6e-4, 0.125, 0.5)
+
+
+def test_hunyuans_alpha_stretches_the_base_for_good() -> None:
+    scaling = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}
+    arch = read_arch(SHAPE | {"architectures": ["HunYuanDenseV1ForCausalLM"], "rope_theta": 10000.0, "rope_scaling": scaling})
+    rope = arch.ropes[0]
+    assert rope is not None
+    assert (rope.kind, rope.theta, arch.max_model_len) == ("default", 10000.0 * 1000.0 ** (16 / 14), 128)
+
+
+@pytest.mark.parametrize("kind", ["su", "longrope"])
+def test_longrope_serves_the_context_trained_on_unless_more_is_asked_for(kind: str) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    config = SHAPE | {"architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": kind, **factors}}
+    arch = read_arch(config | {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096})
+    rope = arch.ropes[0]
+    assert rope is not None
+    assert (rope.kind, rope.factor, arch.max_model_len, arch.default_model_len) == ("longrope", 32.0, 131072, 4096)
+    assert torch.equal(rope.table(4096)[1], rope.table(100)[1])
+    assert not torch.equal(rope.table(4097)[1], rope.table(4096)[1])

@@ -36,7 +36,9 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
 
 MODELS = {
     **{name: FAMILIES[name] for name in ("llama", "llama-tied", "llama-wide-heads", "mistral", "qwen2", "qwen3", "phi3")},
+    **{name: FAMILIES[name] for name in ("gemma", "gemma2", "granite", "glm4", "ernie", "hunyuan", "olmo2", "seed-oss")},
     "gemma3": ("Gemma3", GEMMA),
+    "olmo3": ("Olmo3", FAMILIES["olmo3"][1] | {"num_hidden_layers": 4, "layer_types": None}),
     "phi3-partial": FAMILIES["phi3-partial"],
     "smollm3": ("SmolLM3", SHAPE | {"num_hidden_layers": 4}),
     "llama3": ("Llama", SHAPE | {"rope_parameters": LLAMA3, "max_position_embeddings": 131072}),

@@ -203,20 +203,21 @@ def test_rows_of_a_large_dummy_weight_differ(tmp_path: Path) -> None:
     [
         (
             {"architectures": ["MambaForCausalLM"]},
-            "'MambaForCausalLM' is not supported; supported: Gemma3ForCausalLM",
+            "'MambaForCausalLM' is not supported; supported: .*Gemma3ForCausalLM",
         ),
         ({"architectures": ..., "model_type": "mamba"}, "architecture 'mamba' is not supported"),
         ({"hidden_act": "gelu"}, "activation 'gelu' is not supported"),
         ({"hidden_act": "relu"}, "gated MLP with ReLU"),
         (
-            {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
-            "'longrope' is not supported; supported: default",
+            {"rope_parameters": {"rope_type": "proportional", "factor": 2.0}},
+            "'proportional' is not supported; supported: default",
         ),
         (
             {"quantization_config": {"quant_method": "bitnet"}},
             "method 'bitnet' is not supported; supported: .*fp8",
         ),
         ({"rope_parameters": {"rope_type": "yarn"}}, "needs a 'factor'"),
+        ({"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0]}}, "'longrope' needs a short_factor of 8 numbers"),
         ({"hidden_size": ...}, "hidden_size is missing"),
         ({"hidden_size": "96"}, 'hidden_size is "96", it must be a number'),
         ({"max_position_embeddings": ...}, "max_position_embeddings is missing"),

@@ -68,7 +68,8 @@ def test_the_shares_of_two_ranks_are_the_weights_of_one(family: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "llama-biased", "phi3", "qwen2", "qwen3", "smollm3", "gemma3", "opt", "qwen2-moe", "qwen3-moe"]
+    "family",
+    ["llama", "llama-biased", "phi3", "qwen2", "qwen3", "smollm3", "glm4", "gemma2", "opt", "qwen2-moe", "qwen3-moe"],
 )
 def test_summing_what_ranks_compute_gives_what_one_computes(family: str, tmp_path: Path) -> None:
     """Around attention, whose heads are independent: queries, keys and values side by side, outputs and MLPs summed."""

@@ -1,4 +1,4 @@
-"""A whole server in one process on a random model that transformers made: real steps, real grammars, bytes as tokens."""
+"""A whole server in one process on a random model that transformers made: real steps and grammars, bytes as tokens."""
 
 from __future__ import annotations
 
@@ -42,15 +42,25 @@ async def tiny_server(
     vocab_size  tokens that the model has embeddings of; the tokenizer has `VOCAB_SIZE`
     """
     model = TinyLlama(folder, vocab_size=vocab_size)
+    async with checkpoint_server(folder, kv_cache_bytes=_BLOCK_BYTES * num_blocks, vocab_size=vocab_size, **config) as port:
+        yield TinyServer(port, model)
+
+
+@asynccontextmanager
+async def checkpoint_server(
+    folder: Path, *, kv_cache_bytes: int, max_model_len: int | None = None, vocab_size: int = VOCAB_SIZE, **config: Any
+) -> AsyncIterator[int]:
+    """Serve the checkpoint in a folder as "tiny", in float32; yields the port. The rest as in `tiny_server`."""
     settings = EngineConfig(
-        model=model.path,
+        model=str(folder),
         dtype="float32",
-        kv_cache_memory=_BLOCK_BYTES * num_blocks,
+        kv_cache_memory=kv_cache_bytes,
         max_num_seqs=8,
         max_num_batched_tokens=32,
+        max_model_len=max_model_len,
     )
     grammars = GrammarCompiler(byte_tokenizer, vocab_size=vocab_size, eos_token_ids=[EOS])
-    engine = InlineEngine(settings, resolve(model.path), compile_constraint=grammars.compile)
+    engine = InlineEngine(settings, resolve(settings.model), compile_constraint=grammars.compile)
     await engine.start()
     try:
         service = Service(ServerConfig(model_names=["tiny"], **config))
@@ -63,6 +73,6 @@ async def tiny_server(
         )
         service.attach(frontend, {})
         async with service.delivery.running(), serving(create_app(service)) as port:
-            yield TinyServer(port, model)
+            yield port
     finally:
         await engine.stop()

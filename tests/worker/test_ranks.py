@@ -23,8 +23,13 @@ from tests.support.stepping import Stepper, spec
 
 VOCAB = 199
 STEP_TOKENS = 24
-TRIED = ("llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma3", "opt", "opt-350m")
-DIVISIBLE = {name: FAMILIES[name] for name in TRIED} | {"one-key-head": ("Llama", SHAPE | {"num_key_value_heads": 1})}
+ONE_KEY_HEAD = "one-key-head"
+DIVISIBLE = FAMILIES | {ONE_KEY_HEAD: ("Llama", SHAPE | {"num_key_value_heads": 1})}
+ALWAYS = (
+    *("llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma3", "opt", "opt-350m"),
+    *("olmo3", "glm4", "hunyuan", "ministral3", ONE_KEY_HEAD),
+)
+"""Those that have something of their own between ranks or between heads; the others run with the slow tests."""
 
 
 def config_of(folder: Path) -> EngineConfig:
@@ -91,7 +96,9 @@ def test_every_family_is_among_those_that_are_tried() -> None:
     assert built == REGISTRY.keys()
 
 
-@pytest.mark.parametrize("family", DIVISIBLE)
+@pytest.mark.parametrize(
+    "family", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in DIVISIBLE]
+)
 def test_two_ranks_give_the_tokens_of_one(family: str, tmp_path: Path) -> None:
     reference_model(*DIVISIBLE[family]).save_pretrained(tmp_path)
     alone = Runner(config_of(tmp_path), resolve(str(tmp_path)))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve_kernels.reference.kv_write import rotary_write
+from streamserve_kernels.reference.kv_write import QueryScaling, rotary_write
 from streamserve_kernels.reference.shared import Shared
 
 QUERY_CHUNK = 128
@@ -45,6 +45,9 @@ def rotary_attention(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    norm_rotated: bool = False,
+    interleaved: bool = False,
+    query_scaling: QueryScaling | None = None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -71,6 +74,9 @@ def rotary_attention(
         q_norm=q_norm,
         k_norm=k_norm,
         eps=eps,
+        norm_rotated=norm_rotated,
+        interleaved=interleaved,
+        query_scaling=query_scaling,
         shared=shared,
     )
     return paged_attention(

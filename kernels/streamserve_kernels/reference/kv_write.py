@@ -6,14 +6,30 @@ The slot of a token is block * block_size + offset.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference.norm_rope import rms_norm, rotate_
+from streamserve_kernels.reference.norm_rope import exchanged, rms_norm, rotate_, whole_head_angles
 from streamserve_kernels.reference.shared import Shared
 
 WHOLE_HEAD_TOKENS = 32
 """Up to this many tokens whole heads are rotated at once: half the calls of rotating by halves, but more memory."""
+
+
+class QueryScaling(NamedTuple):
+    """Queries grow with their position: times 1 + beta * log(1 + floor(position / length)), after the rotation.
+
+    Scalable-Softmax (Nakanishi, 2025, https://arxiv.org/abs/2501.19399), in steps of `length` tokens.
+    """
+
+    beta: float
+    length: int
+
+    def factors(self, positions: Tensor) -> Tensor:
+        """Of queries at these positions, [tokens] fp32."""
+        return 1 + self.beta * torch.log1p((positions // self.length).float())
 
 
 def write_kv(key_value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, shared: Shared | None = None) -> None:
@@ -57,6 +73,9 @@ def rotary_write(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    norm_rotated: bool = False,
+    interleaved: bool = False,
+    query_scaling: QueryScaling | None = None,
     shared: Shared | None = None,
 ) -> Tensor:
     """Split the fused projection, norm and rotate queries and keys, write keys and values to their slots; return the queries.
@@ -67,37 +86,37 @@ def rotary_write(
     kv_cache        [blocks, 2, kv_heads, block_size, head_dim]  dtype of qkv, changed in place
     slot_mapping    [tokens]              int64; a negative slot is padding and written nowhere
     q_norm, k_norm  [head_dim]            RMS norm of every query and key head before the rotation, with `eps` (Qwen3, Gemma 3)
+    norm_rotated    the norm follows the rotation instead (HunYuan)
+    interleaved     the rotation pairs neighbouring dimensions instead of halves (RoFormer's order; GLM, ERNIE 4.5)
+    query_scaling   of the queries, last (Ministral 3)
     shared          the step's
     returns         [tokens, q_heads, head_dim]  dtype of qkv; may be a view of qkv
 
-    The normed heads are rounded to the dtype of qkv before they are rotated.
+    What norm and rotation give is rounded to the dtype of qkv each time.
     """
     heads = qkv.view(-1, q_heads + 2 * kv_heads, head_dim)
     queries, keys = heads[:, :q_heads], heads[:, q_heads : q_heads + kv_heads]
+    shared = shared or Shared()
+    if norm_rotated and cos_sin is not None:
+        _rotate(heads[:, : q_heads + kv_heads], positions, cos_sin, interleaved, shared)
     if q_norm is not None and k_norm is not None:
         queries.copy_(rms_norm(queries, q_norm, eps))
         keys.copy_(rms_norm(keys, k_norm, eps))
-    shared = shared or Shared()
-    if cos_sin is not None:
-        _rotate(heads[:, : q_heads + kv_heads], positions, cos_sin, shared)
+    if not norm_rotated and cos_sin is not None:
+        _rotate(heads[:, : q_heads + kv_heads], positions, cos_sin, interleaved, shared)
+    if query_scaling is not None:
+        queries.mul_(shared.get(query_scaling, lambda: query_scaling.factors(positions)).view(-1, 1, 1))
     write_kv(heads[:, q_heads:].view(-1, 2, kv_heads, head_dim), kv_cache, slot_mapping, shared)
     return queries
 
 
-def _rotate(heads: Tensor, positions: Tensor, cos_sin: Tensor, shared: Shared) -> None:
+def _rotate(heads: Tensor, positions: Tensor, cos_sin: Tensor, interleaved: bool, shared: Shared) -> None:
     """`rotate_` by a step's positions; few tokens take whole heads at once, in half as many calls."""
     angles = shared.get(("angles", id(cos_sin)), lambda: cos_sin.index_select(0, positions))
     if heads.shape[0] > WHOLE_HEAD_TOKENS:
-        rotate_(heads, angles)
+        rotate_(heads, angles, interleaved=interleaved)
         return
-    cos, sin = shared.get(("whole-head angles", id(cos_sin)), lambda: _whole_head(angles))
+    cos, sin = shared.get(("whole-head angles", id(cos_sin)), lambda: whole_head_angles(angles.unsqueeze(1), interleaved))
     rotated = heads[..., : angles.shape[1]]
     wide = rotated.float()
-    swapped = wide.roll(angles.shape[1] // 2, -1)
-    rotated.copy_(torch.addcmul(wide * cos, swapped, sin))
-
-
-def _whole_head(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of a head, and of the head with its halves swapped: each [tokens, 1, rot_dim] fp32."""
-    cos, sin = angles.unsqueeze(1).chunk(2, dim=-1)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    rotated.copy_(torch.addcmul(wide * cos, exchanged(wide, interleaved), sin))

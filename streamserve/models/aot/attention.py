@@ -42,7 +42,7 @@ class TracedAttention(nn.Module):
 
     def forward(self, qkv: Tensor, inputs: DecodeStep, rotations: Tensor, kv_cache: Tensor) -> Tensor:
         """qkv     [rows, (q_heads + 2 * kv_heads) * head_dim]
-        rotations  [rows, 2, rot_dim]  fp32, factors of a head, and of a head with its halves exchanged
+        rotations  [rows, 2, rot_dim]  fp32, factors of a head, and of a head with the partners of each pair exchanged
         kv_cache   [blocks, 2, kv_heads, block_size, head_dim], changed in place; every slot holds finite numbers
         returns    [rows, q_heads * head_dim]
         """
@@ -57,9 +57,11 @@ class TracedAttention(nn.Module):
         shape = self._shape
         heads = qkv.view(qkv.shape[0], shape.q_heads + 2 * shape.kv_heads, shape.head_dim)
         q, k, v = torch.split(heads, [shape.q_heads, shape.kv_heads, shape.kv_heads], dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None and not shape.norm_rotated:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = _rotate(q, rotations, shape.rot_dim), _rotate(k, rotations, shape.rot_dim)
+        q, k = _rotate(q, rotations, shape), _rotate(k, rotations, shape)
+        if self.q_norm is not None and self.k_norm is not None and shape.norm_rotated:
+            q, k = self.q_norm(q), self.k_norm(k)
         heads_of_block = torch.arange(2 * shape.kv_heads, device=slots.device) * shape.block_size
         blocks, offsets = slots // shape.block_size, slots % shape.block_size
         places = (blocks * (2 * shape.kv_heads * shape.block_size) + offsets).unsqueeze(1) + heads_of_block
@@ -81,6 +83,8 @@ class TracedAttention(nn.Module):
         # Heads that share keys side by side, so that each key is read and widened once.
         for head in range(shape.q_heads // shape.kv_heads):
             scores = (queries[:, :, head] * keys).sum(-1).view(num_units, kv_heads, -1)
+            if shape.softcap is not None:
+                scores = torch.tanh(scores / shape.softcap) * shape.softcap
             scores = torch.where(seen, scores, float("-inf"))
             highest.append(scores.amax(-1))
             weights = torch.exp(scores - highest[-1].unsqueeze(-1))
@@ -98,12 +102,16 @@ class TracedAttention(nn.Module):
         return attended.view(units.shape[0], -1)
 
 
-def _rotate(x: Tensor, rotations: Tensor, rot_dim: int) -> Tensor:
+def _rotate(x: Tensor, rotations: Tensor, shape: AttentionShape) -> Tensor:
     """[rows, heads, head_dim], rounded to its dtype."""
+    rot_dim = shape.rot_dim
     if rot_dim == 0:
         return x
     wide = x[..., :rot_dim].float()
-    left, right = wide.chunk(2, dim=-1)
-    exchanged = torch.cat([right, left], dim=-1)
+    if shape.interleaved:
+        exchanged = torch.stack([wide[..., 1::2], wide[..., ::2]], dim=-1).flatten(-2)
+    else:
+        left, right = wide.chunk(2, dim=-1)
+        exchanged = torch.cat([right, left], dim=-1)
     turned = (wide * rotations[:, :1] + exchanged * rotations[:, 1:]).to(x.dtype)
     return turned if rot_dim == x.shape[-1] else torch.cat([turned, x[..., rot_dim:]], dim=-1)

@@ -29,7 +29,8 @@ class CompiledModel(LayeredModel):
         super().__init__(model.arch, model.layers, model.ropes)
         self._model = model
         # Layers with the same rotation share a table.
-        tables = {id(cos_sin): _rotations(cos_sin) for cos_sin in model.ropes.by_layer}
+        ropes = zip(model.ropes.by_layer, model.layers, strict=True)
+        tables = {id(cos_sin): _rotations(cos_sin, layer.attention.interleaved) for cos_sin, layer in ropes}
         parts = zip(model.layers, model.ropes.by_layer, kernels, strict=True)
         self._compiled = [_CompiledLayer(layer, tables[id(cos_sin)], pieces) for layer, cos_sin, pieces in parts]
 
@@ -87,6 +88,7 @@ class _CompiledLayer:
             inputs.query_start,
             scale=self._attention.scale,
             window=self._attention.window,
+            softcap=self._attention.softcap,
             num_decodes=inputs.num_decodes,
             max_seq_len=inputs.max_seq_len,
             shared=inputs.shared,
@@ -101,9 +103,11 @@ class _CompiledLayer:
         return inputs.shared.get(("rotations", id(rotations)), lambda: rotations.index_select(0, inputs.positions))
 
 
-def _rotations(cos_sin: Tensor | None) -> Tensor | None:
+def _rotations(cos_sin: Tensor | None, interleaved: bool) -> Tensor | None:
     """cos_sin [positions, rot_dim], cosines and sines -> [positions, 2, rot_dim], as the pieces multiply whole heads."""
     if cos_sin is None:
         return None
     cos, sin = cos_sin.chunk(2, dim=-1)
+    if interleaved:
+        return torch.stack([cos.repeat_interleave(2, -1), torch.stack([-sin, sin], dim=-1).flatten(-2)], dim=1)
     return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=1)

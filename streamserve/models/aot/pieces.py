@@ -23,6 +23,7 @@ from streamserve.models.aot.attention import DecodeStep, TracedAttention
 from streamserve.models.aot.shape import LayerShape, parts_of
 from streamserve.models.aot.weights import LinearShape, Sample, TracedWeight, no_memory, rms_norm, traced_weight, weight_tensors
 from streamserve.models.architectures.base import Layer
+from streamserve.models.layers.attention import AllHeadsNorm
 from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.norm import RmsNorm
 
@@ -126,10 +127,26 @@ class _TracedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual + self.forward(x)
+
+
+class _TracedAllHeadsNorm(nn.Module):
+    """Norms of all queries together and of all keys, spelled out for Inductor."""
+
+    def __init__(self, q_norm: _TracedNorm, k_norm: _TracedNorm) -> None:
+        super().__init__()
+        self.q_norm, self.k_norm = q_norm, k_norm
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        q, k = len(self.q_norm.weight), len(self.k_norm.weight)
+        queries, keys, values = torch.split(qkv, [q, k, qkv.shape[1] - q - k], dim=1)
+        return torch.cat([self.q_norm(queries), self.k_norm(keys), values], dim=1)
+
 
 def _traced_layer(layer: Layer, shape: LayerShape, *, few: bool) -> Layer:
     """A copy of a layer with what is traced in the places of its attention, norms, weights and biases."""
-    linears, norms = dict(shape.parts), dict[int, nn.Module]()
+    linears, norms = dict(shape.parts), dict[int, _TracedNorm]()
     copies: dict[int, nn.Module | nn.Parameter] = {}
     for name, module in parts_of(layer):
         if isinstance(module, RmsNorm):
@@ -140,6 +157,9 @@ def _traced_layer(layer: Layer, shape: LayerShape, *, few: bool) -> Layer:
             copies[id(module.form)] = traced_weight(linear, shape.torch_dtype, few=few)
             if module.bias is not None:
                 copies[id(module.bias)] = no_memory(len(module.bias), dtype=module.bias.dtype)
+    for _, module in parts_of(layer):
+        if isinstance(module, AllHeadsNorm):
+            copies[id(module)] = _TracedAllHeadsNorm(norms[id(module.q_norm)], norms[id(module.k_norm)])
     q_norm, k_norm = layer.attention.q_norm, layer.attention.k_norm
     copies[id(layer.attention)] = TracedAttention(shape.attention, norms.get(id(q_norm)), norms.get(id(k_norm)))
     # `deepcopy` takes what is listed as copied already.

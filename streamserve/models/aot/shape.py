@@ -14,7 +14,7 @@ from torch import nn
 
 from streamserve.models.aot.weights import LinearShape, linear_shape
 from streamserve.models.architectures.base import CausalModel, Layer, LayeredModel
-from streamserve.models.layers.attention import Attention
+from streamserve.models.layers.attention import AllHeadsNorm, Attention
 from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.mlp import GatedMlp
 from streamserve.models.layers.norm import RmsNorm
@@ -37,7 +37,9 @@ class AttentionShape:
     block_size  tokens per block of the KV cache
     eps         of the norms of heads
     scale       of the attention scores
-    qk_norm     query and key heads are normed before they are rotated
+    softcap     of the attention scores, or None
+    qk_norm     query and key heads are normed: before they are rotated, or, with norm_rotated, after that
+    interleaved neighbouring dimensions are rotated together
     """
 
     q_heads: int
@@ -47,7 +49,10 @@ class AttentionShape:
     block_size: int
     eps: float
     scale: float
+    softcap: float | None
     qk_norm: bool
+    norm_rotated: bool
+    interleaved: bool
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,12 @@ def parts_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 def _shape_or_none(model: LayeredModel, index: int, block_size: int) -> LayerShape | None:
     layer, cos_sin = model.layers[index], model.ropes.by_layer[index]
-    if type(layer.attention) is not Attention or layer.attention.softcap is not None:
+    if type(layer.attention) is not Attention or layer.attention.query_scaling is not None:
         return None
     settings: list[tuple[str, Setting]] = []
     parts: list[tuple[str, LinearShape | NormShape]] = []
     for name, module in parts_of(layer):
-        if module is layer or type(module) is GatedMlp:
+        if module is layer or type(module) in (GatedMlp, AllHeadsNorm):
             settings += _settings(name, module)
         elif type(module) is Linear and (linear := linear_shape(module)) is not None:
             parts.append((name, linear))
@@ -128,7 +133,10 @@ def _attention_shape(attention: Attention, rot_dim: int, block_size: int) -> Att
         block_size=block_size,
         eps=attention.eps,
         scale=attention.scale,
+        softcap=attention.softcap,
         qk_norm=attention.q_norm is not None,
+        norm_rotated=attention.norm_rotated,
+        interleaved=attention.interleaved,
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from streamserve.checkpoint.config_values import need
 from streamserve.models.arch import ModelArch
-from streamserve.models.architectures.decoder import read_mistral, read_qwen2, read_qwen3
+from streamserve.models.architectures.llama import read_mistral
+from streamserve.models.architectures.qwen import read_qwen2, read_qwen3
 from streamserve.models.mixture import ExpertTensors, Mixture, SharedExpert
 from streamserve_kernels import RoutingRule
 

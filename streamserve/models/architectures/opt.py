@@ -10,8 +10,9 @@ from torch import Tensor
 
 from streamserve.checkpoint.config_values import need
 from streamserve.errors import ConfigError, ModelNotSupported
-from streamserve.models.arch import ModelArch, activation_of, architecture_of, dtype_of
+from streamserve.models.arch import ModelArch
 from streamserve.models.architectures.base import Layer, LayeredModel
+from streamserve.models.config_reading import activation_of, architecture_of, dtype_of
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.attention import Attention, output_linear, qkv_linear
 from streamserve.models.layers.embedding import Embedding, VocabularyEmbedding, head_of

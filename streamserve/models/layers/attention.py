@@ -4,37 +4,41 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from streamserve.models.arch import ModelArch
+from streamserve.models.arch import ModelArch, QkNorm
 from streamserve.models.division import shared_heads
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.weights.placement import Placement
-from streamserve_kernels import rotary_attention
+from streamserve_kernels import head_squares, norm_all_heads_, rotary_attention
 
 
 class Attention(nn.Module):
     """One layer's attention over the paged cache."""
 
-    def __init__(self, arch: ModelArch, layer: int, prefix: str, place: Placement, *, norm_offset: float = 0.0) -> None:
-        """prefix + "q_norm.weight" and prefix + "k_norm.weight" are read where the family norms its heads.
+    def __init__(self, arch: ModelArch, layer: int, prefix: str, place: Placement) -> None:
+        """prefix + the names of `arch.qk_norm` are read where every head has a norm.
 
         Ranks have as many heads each, and share key heads where there are fewer than ranks. Raises `ConfigError` when they
         can't be divided so.
         """
         super().__init__()
 
-        def head_norm(name: str) -> RmsNorm | None:
-            if not arch.qk_norm:
-                return None
-            return RmsNorm(prefix + name, arch.head_dim, place, eps=arch.norm_eps, offset=norm_offset)
+        def head_norm(name: str) -> RmsNorm:
+            return RmsNorm(prefix + name, arch.head_dim, place, eps=arch.norm_eps, offset=arch.norm_offset)
 
         self.layer = layer
         self.q_heads = len(place.share(arch.q_heads, "query heads"))
         self.kv_heads = len(shared_heads(arch.kv_heads, place.rank, place.world_size))
         self.head_dim, self.eps = arch.head_dim, arch.norm_eps
         self.scale, self.window, self.softcap = arch.attention_scale, arch.windows[layer], arch.softcap
-        self.q_norm, self.k_norm = head_norm("q_norm"), head_norm("k_norm")
+        rope = arch.ropes[layer]
+        self.interleaved = rope is not None and rope.interleaved
+        self.norm_rotated = arch.qk_norm is not None and arch.qk_norm.rotated
+        self.query_scaling = arch.query_scaling
+        norms = arch.qk_norm if arch.qk_norm is not None and arch.qk_norm.span == "head" else None
+        self.q_norm = None if norms is None else head_norm(norms.q)
+        self.k_norm = None if norms is None else head_norm(norms.k)
 
     def forward(self, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
         """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads * head_dim]; writes keys and values."""
@@ -53,6 +57,9 @@ class Attention(nn.Module):
             q_norm=self.q_norm.weight if self.q_norm is not None else None,
             k_norm=self.k_norm.weight if self.k_norm is not None else None,
             eps=self.eps,
+            norm_rotated=self.norm_rotated,
+            interleaved=self.interleaved,
+            query_scaling=self.query_scaling,
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
@@ -61,6 +68,40 @@ class Attention(nn.Module):
             shared=inputs.shared,
         )
         return attended.flatten(1)
+
+
+class AllHeadsNorm(nn.Module):
+    """RMS norms over all query heads together, and over all key heads, wherever they are."""
+
+    def __init__(self, arch: ModelArch, norms: QkNorm, prefix: str, place: Placement) -> None:
+        """prefix + the names of `norms` are read, with a number for each row of q_proj and k_proj."""
+        super().__init__()
+
+        def norm(name: str, heads: int, taken: range) -> RmsNorm:
+            rows = range(taken.start * arch.head_dim, taken.stop * arch.head_dim)
+            size = heads * arch.head_dim
+            return RmsNorm(prefix + name, size, place, eps=arch.norm_eps, offset=arch.norm_offset, taken=rows)
+
+        self.q_norm = norm(norms.q, arch.q_heads, place.share(arch.q_heads, "query heads"))
+        self.k_norm = norm(norms.k, arch.kv_heads, shared_heads(arch.kv_heads, place.rank, place.world_size))
+        self.communicator = place.communicator if place.world_size > 1 else None
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> the same shape, its memory taken."""
+        q_weight, k_weight, eps = self.q_norm.weight, self.k_norm.weight, self.q_norm.eps
+        if self.communicator is None:
+            norm_all_heads_(qkv, q_weight, k_weight, eps)
+            return qkv
+        # Key heads that several ranks hold count on each, and so do their columns.
+        squares = self.communicator.sum(head_squares(qkv, len(q_weight), len(k_weight)))
+        norm_all_heads_(qkv, q_weight, k_weight, eps, squares=squares, shares=self.communicator.world_size)
+        return qkv
+
+
+def all_heads_norm(arch: ModelArch, prefix: str, place: Placement) -> AllHeadsNorm | None:
+    """Where the architecture has such norms."""
+    norms = arch.qk_norm
+    return AllHeadsNorm(arch, norms, prefix, place) if norms is not None and norms.span == "all" else None
 
 
 def qkv_linear(arch: ModelArch, prefix: str, place: Placement) -> Linear:
@@ -72,7 +113,7 @@ def qkv_linear(arch: ModelArch, prefix: str, place: Placement) -> Linear:
         arch.hidden_size,
         place,
         bias=arch.qkv_bias,
-        stored_as="qkv_proj" if arch.fused_in_checkpoint else None,
+        stored_as="qkv_proj" if arch.fused_qkv else None,
         divided="rows",
         heads={"k_proj": arch.kv_heads, "v_proj": arch.kv_heads},
     )

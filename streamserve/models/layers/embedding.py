@@ -72,12 +72,15 @@ def head_of(table: VocabularyEmbedding, arch: ModelArch, place: Placement) -> Vo
 class TokenEmbedding(nn.Module):
     """Token ids to vectors, and the final norm and head that go back to logits."""
 
-    def __init__(self, arch: ModelArch, place: Placement, *, norm_offset: float = 0.0) -> None:
+    def __init__(self, arch: ModelArch, place: Placement) -> None:
         super().__init__()
         self.scale, self.softcap = arch.embedding_scale, arch.logit_softcap
         name, tied = "model.embed_tokens", arch.tied_embeddings
         self.table = VocabularyEmbedding(name, arch.vocab_size, arch.hidden_size, place, tied=tied)
-        self.norm = RmsNorm("model.norm", arch.hidden_size, place, eps=arch.norm_eps, offset=norm_offset)
+        # The head is linear: what scales its outputs scales the norm before it, at no cost.
+        self.norm = RmsNorm(
+            "model.norm", arch.hidden_size, place, eps=arch.norm_eps, offset=arch.norm_offset, scale=arch.logit_scale
+        )
         self.head = head_of(self.table, arch, place)
 
     def forward(self, token_ids: Tensor) -> Tensor:

@@ -135,8 +135,9 @@ class SparseMlp(nn.Module):
         return self.experts.add_to(total, routes)
 
 
-def mlp_of(arch: ModelArch, layer: int, prefix: str, place: Placement, norm: RmsNorm) -> GatedMlp | SparseMlp:
+def mlp_of(arch: ModelArch, layer: int, prefix: str, place: Placement, norm: RmsNorm | None) -> GatedMlp | SparseMlp:
     """What follows attention in a layer: its mixture of experts, or an MLP. prefix  of the layer's tensors"""
     if arch.mixture is None or not arch.mixture.layers[layer]:
         return GatedMlp(arch, prefix + "mlp.", place, norm)
+    assert norm is not None
     return SparseMlp(arch, arch.mixture, prefix, place, norm)

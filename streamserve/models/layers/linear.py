@@ -21,7 +21,7 @@ from streamserve.models.weights.destination import Destination, Region, Stored, 
 from streamserve.models.weights.forms.form import Form, WeightPart, WeightSpec
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.table import make_form
-from streamserve_kernels import Activation
+from streamserve_kernels import Activation, gated_activation
 
 Division = Literal["rows", "columns"]
 
@@ -71,12 +71,17 @@ class Linear(Stored):
         product = self.form.multiply(x, self.bias)
         return product if self.communicator is None else self.communicator.sum(product)
 
-    def after_norm(self, x: Tensor, norm: RmsNorm) -> Tensor:
-        """forward(norm(x))"""
+    def after_norm(self, x: Tensor, norm: RmsNorm | None) -> Tensor:
+        """forward(norm(x)); forward(x) without a norm"""
+        if norm is None:
+            product: Tensor = self(x)
+            return product
         return self.form.after_norm(x, norm.weight, norm.eps, self.bias)
 
-    def gated_after_norm(self, x: Tensor, norm: RmsNorm, activation: Activation) -> Tensor:
-        """act(gate) * up of forward(norm(x)) -> [rows, out_features / 2]; the gate's rows come first, then up's."""
+    def gated_after_norm(self, x: Tensor, norm: RmsNorm | None, activation: Activation) -> Tensor:
+        """act(gate) * up of after_norm(x) -> [rows, out_features / 2]; the gate's rows come first, then up's."""
+        if norm is None:
+            return gated_activation(self.form.multiply(x, self.bias), activation)
         return self.form.gated_after_norm(x, norm.weight, norm.eps, activation, self.bias)
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
@@ -126,8 +131,10 @@ class VocabularyLinear(Linear):
         """x [rows, in_features] -> [rows, vocab_size]"""
         return self._gather(self.form.multiply(x, self.bias))
 
-    def after_norm(self, x: Tensor, norm: RmsNorm) -> Tensor:
-        """forward(norm(x))"""
+    def after_norm(self, x: Tensor, norm: RmsNorm | None) -> Tensor:
+        """forward(norm(x)); forward(x) without a norm"""
+        if norm is None:
+            return self.forward(x)
         return self._gather(self.form.after_norm(x, norm.weight, norm.eps, self.bias))
 
     def _gather(self, logits: Tensor) -> Tensor:

@@ -13,13 +13,16 @@ from streamserve_kernels import Activation
 
 
 class GatedMlp(nn.Module):
-    """down(act(gate) * up) of the normed hidden state (GLU variants, Shazeer, 2020, https://arxiv.org/abs/2002.05202).
+    """down(act(gate) * up) of the hidden state, normed where there is a norm (GLU variants, Shazeer, 2020, https://arxiv.org/abs/2002.05202).
 
     Two launches: norm, gate, up and activation are one, down is the other, with the residual where there is one.
     """
 
-    def __init__(self, arch: ModelArch, prefix: str, place: Placement, norm: RmsNorm) -> None:
-        """prefix + "gate_proj", "up_proj" (or "gate_up_proj", where the checkpoint fuses) and "down_proj" are read."""
+    def __init__(self, arch: ModelArch, prefix: str, place: Placement, norm: RmsNorm | None) -> None:
+        """prefix + "gate_proj", "up_proj" (or "gate_up_proj", where the checkpoint fuses) and "down_proj" are read.
+
+        norm  before it, or None
+        """
         super().__init__()
         hidden, inner = arch.hidden_size, arch.intermediate_size
         self.activation = gate_activation(arch)
@@ -30,7 +33,7 @@ class GatedMlp(nn.Module):
             hidden,
             place,
             bias=arch.mlp_bias,
-            stored_as="gate_up_proj" if arch.fused_in_checkpoint else None,
+            stored_as="gate_up_proj" if arch.fused_gate_up else None,
             divided="rows",
         )
         self.down = Linear(prefix, {"down_proj": hidden}, inner, place, bias=arch.mlp_bias, divided="columns")

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from streamserve.errors import ModelNotSupported
-from streamserve.models.arch import Arch, architecture_of, dtype_of
+from streamserve.models.arch import Arch
+from streamserve.models.config_reading import architecture_of, dtype_of
 from streamserve.models.transformers_model.arch import TransformersArch, observe
 from streamserve.models.transformers_model.check import checked
 from streamserve.models.transformers_model.classes import find_class, read_config, refuse_other_state

@@ -59,12 +59,13 @@ class Destination:
     fill: Callable[[StoredTensor], None]
 
 
-def copied(name: str, target: Tensor, region: Region | None = None, *, offset: float = 0.0) -> Destination:
+def copied(name: str, target: Tensor, region: Region | None = None, *, offset: float = 0.0, scale: float = 1.0) -> Destination:
     """The destination of numbers that are copied as they are.
 
     target  a view of the parameter, of the region's shape
     region  None takes all of a tensor of the target's shape
     offset  added to what is stored (Gemma stores its norm weights less one)
+    scale   of the sum
     """
     taken = region or Region.of(*target.shape)
 
@@ -72,6 +73,8 @@ def copied(name: str, target: Tensor, region: Region | None = None, *, offset: f
         target.copy_(stored.values.reshape(taken.whole)[taken.slices])
         if offset:
             target.add_(offset)
+        if scale != 1.0:
+            target.mul_(scale)
 
     return Destination(name, taken, fill)
 

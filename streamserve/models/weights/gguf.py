@@ -43,19 +43,27 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 
+_AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_AROUND = _AFTER | {"ffn_norm": "pre_feedforward_layernorm"}
 FAMILY_NAMES = {
-    "Phi3ForCausalLM": {"ffn_up": "mlp.gate_up_proj"},
-    "Gemma3ForCausalLM": {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
+    "Gemma2ForCausalLM": _AROUND,
+    "Gemma3ForCausalLM": _AROUND,
+    "Glm4ForCausalLM": {
+        "post_attention_norm": "post_self_attn_layernorm",
+        "ffn_up": "mlp.gate_up_proj",
+        "post_ffw_norm": "post_mlp_layernorm",
     },
+    "HunYuanDenseV1ForCausalLM": {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+    "Olmo2ForCausalLM": _AFTER,
+    "Olmo3ForCausalLM": _AFTER,
+    "Phi3ForCausalLM": {"ffn_up": "mlp.gate_up_proj"},
+    "SeedOssForCausalLM": {"post_attention_norm": "post_attention_layernorm"},
 }
 
 DERIVED = {"rope_freqs.weight"}
 """Tensors that repeat what the configuration says."""
 
-PERMUTED = {"LlamaForCausalLM", "MistralForCausalLM", "SmolLM3ForCausalLM"}
+PERMUTED = {"GraniteForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "SmolLM3ForCausalLM"}
 
 BLOCK = 32
 """Weights that share a scale in the Q4_0, Q4_1 and Q8_0 forms."""
@@ -125,8 +133,8 @@ class GgufWeight(StoredTensor):
             except NotImplementedError as error:
                 raise ModelNotSupported(f"{self._file.path}: {self._kind.name} weights are not supported") from error
         values = values.view(self.shape)
-        if self._arch.architecture == "Gemma3ForCausalLM" and self.name.endswith("norm.weight"):
-            values = values - 1.0
+        if self._arch.norm_offset and self.name.endswith("norm.weight"):
+            values = values - self._arch.norm_offset
         return values
 
     @property

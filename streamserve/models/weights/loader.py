@@ -87,7 +87,7 @@ def open_source(checkpoint: Checkpoint, arch: Arch) -> WeightSource | None:
         if not isinstance(arch, ModelArch):
             raise ConfigError(f"{checkpoint.source}: a .gguf file needs layers of ours: leave --model-impl out")
         return GgufSource(open_gguf(checkpoint.path), arch)
-    return SafetensorsSource(checkpoint.path)
+    return SafetensorsSource(checkpoint.path, text_only=checkpoint.has_other_parts)
 
 
 def _has_its_own_head(source: WeightSource) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from streamserve.checkpoint.files import weight_files
+from streamserve.checkpoint.text_part import text_name
 from streamserve.errors import ConfigError
 from streamserve.models.weights.grouped import GroupedIntegers
 from streamserve.models.weights.source import StoredTensor, WeightSource
@@ -24,33 +25,45 @@ class SafetensorsSource(WeightSource):
 
     num_digits: Mapping[str, int] = {}
 
-    def __init__(self, folder: Path) -> None:
-        self._files = weight_files(folder)
+    def __init__(self, folder: Path, *, text_only: bool = False) -> None:
+        """text_only  the text part of a model that reads images or sound too, by the names that it has where it stands alone"""
+        self._files = weight_files(folder, text_only=text_only)
+        self._text_only = text_only
 
     @property
     def num_bytes(self) -> int:
+        if self._text_only:
+            return sum(tensor.num_bytes for tensor in self.tensors())
         return sum(file.stat().st_size for file in self._files)
 
     @property
     def names(self) -> Collection[str]:
-        return self._file_of.keys()
+        return self._stored.keys()
 
     def tensor(self, name: str) -> StoredTensor:
-        with _opened(self._file_of[name]) as file:
-            return MappedTensor(name, file.get_tensor(name))
+        path, stored = self._stored[name]
+        with _opened(path) as file:
+            return MappedTensor(name, file.get_tensor(stored))
 
     def tensors(self) -> Iterator[StoredTensor]:
         for path in self._files:
             with _opened(path) as file:
-                for name in file.offset_keys():
-                    yield MappedTensor(name, file.get_tensor(name))
+                for stored in file.offset_keys():
+                    if (name := self._name(stored)) is not None:
+                        yield MappedTensor(name, file.get_tensor(stored))
+
+    def _name(self, stored: str) -> str | None:
+        """Of a tensor in the model; None where it is of another part."""
+        return text_name(stored) if self._text_only else stored
 
     @cached_property
-    def _file_of(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
+    def _stored(self) -> dict[str, tuple[Path, str]]:
+        """File and name there of every tensor, by its name in the model."""
+        found: dict[str, tuple[Path, str]] = {}
         for path in self._files:
             with _opened(path) as file:
-                found |= dict.fromkeys(file.keys(), path)
+                named = ((self._name(stored), stored) for stored in file.offset_keys())
+                found |= {name: (path, stored) for name, stored in named if name is not None}
         return found
 
 

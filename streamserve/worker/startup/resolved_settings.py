@@ -6,6 +6,7 @@ import torch
 
 from streamserve.config import DTypeName
 from streamserve.errors import ConfigError
+from streamserve.models.arch import Arch
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -33,8 +34,9 @@ def resolve_dtype(name: DTypeName, checkpoint_dtype: str, device: torch.device) 
     return dtype
 
 
-def resolve_max_model_len(requested: int | None, limit: int) -> int:
+def resolve_max_model_len(requested: int | None, arch: Arch) -> int:
     """The context length to serve. Raises `ConfigError` beyond what the model's positions reach."""
+    limit = arch.max_model_len
     if requested is not None and requested > limit:
         raise ConfigError(f"--max-model-len {requested}: the model reaches {limit} tokens; lower it to {limit} or leave it out")
-    return requested or limit
+    return requested or arch.default_model_len or limit

@@ -48,7 +48,7 @@ def compile_job(job: CompileJob, target: CompileTarget) -> int:
 def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
     """The steps that launch every kernel a rank with this job needs, on a model without memory."""
     config, arch = job.config, describe(job.checkpoint.config, job.config.model_impl)
-    max_model_len = resolve_max_model_len(config.max_model_len, arch.max_model_len)
+    max_model_len = resolve_max_model_len(config.max_model_len, arch)
     device = ShapeDevice()
     storage = storage_of(job.checkpoint, open_source(job.checkpoint, arch), config.quantization)
     place = Placement(dtype, device.torch_device, Apart(0, config.tensor_parallel_size), storage)
