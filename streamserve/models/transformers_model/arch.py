@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.arch import Arch, PagedKv
 from streamserve.models.transformers_model.classes import FAILURES, first_line, without_memory
+from streamserve.models.transformers_model.known import Known
 from streamserve.models.transformers_model.survey import AttentionCall, survey
 
 
@@ -20,7 +21,7 @@ class TransformersArch(Arch):
     """What our step needs to know of the model, and what it takes to make it.
 
     calls           of attention, in order: each keeps keys and values of its own
-    replaces        whether modules that we know are replaced by ours
+    replaces        whether linears, and modules of classes in `known`, are replaced by ours
     kept            names of linears, in the modules that have them, that stay
     """
 
@@ -28,7 +29,8 @@ class TransformersArch(Arch):
     calls: tuple[AttentionCall, ...]
     model_class: type[PreTrainedModel] = field(repr=False)
     config: PretrainedConfig = field(repr=False)
-    replaces: bool = True
+    replaces: bool = False
+    known: Known = field(default=Known(), repr=False)
     kept: frozenset[str] = frozenset()
 
     @property

@@ -45,6 +45,12 @@ def bind(module: nn.Module, attending: Attending) -> None:
     setattr(module, _BOUND, attending)
 
 
+def bound(module: nn.Module) -> Attending | None:
+    """What the attention of this module is done by; None where nothing was bound."""
+    attending: Attending | None = getattr(module, _BOUND, None)
+    return attending
+
+
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: object = None, **options: Any
 ) -> tuple[Tensor, None]:
@@ -83,37 +89,61 @@ class PagedLayer:
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, options: Mapping[str, Any]
     ) -> Tensor:
-        step: PagedStep | None = options.get(STEP) or self._current.step
-        assert step is not None
-        inputs, cache = step.inputs, step.kv_caches[self._layer]
-        head_dim, value_dim = cache.shape[-1], value.shape[-1]
+        head_dim, value_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
         qkv = torch.cat([_rows(part, head_dim) for part in (query, key, value)], dim=-1)
-        attended = rotary_attention(
-            qkv.to(cache.dtype),
-            inputs.positions,
+        attended = self.attend(
+            qkv,
+            self.step(options),
             None,
-            cache,
-            inputs.slot_mapping[self._layer],
-            inputs.block_tables[self._layer],
-            inputs.seq_lens,
-            inputs.query_start,
             q_heads=query.shape[1],
             kv_heads=key.shape[1],
             head_dim=head_dim,
             scale=scale_of(query, options),
             window=options.get("sliding_window") or None,
             softcap=options.get("softcap") or None,
+        )
+        return attended[None, ..., :value_dim].to(query.dtype)
+
+    def step(self, options: Mapping[str, Any]) -> PagedStep:
+        """The step that these keyword arguments bring, or the one that this thread runs."""
+        step: PagedStep | None = options.get(STEP) or self._current.step
+        assert step is not None
+        return step
+
+    def attend(self, qkv: Tensor, step: PagedStep, angles: Tensor | None, **heads: Any) -> Tensor:
+        """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads, head_dim]; writes keys and values.
+
+        angles  [tokens, rot_dim] fp32, cosines then sines of each token's position; None rotates nothing
+        heads   keyword arguments of `rotary_attention`: what they are, and how they attend
+        """
+        inputs, cache = step.inputs, step.kv_caches[self._layer]
+        # Angles are looked up by token, not by position: the rotation has been to the table already.
+        places = inputs.positions if angles is None else inputs.shared.get("tokens", lambda: _count(inputs.positions))
+        return rotary_attention(
+            qkv.to(cache.dtype),
+            places,
+            angles,
+            cache,
+            inputs.slot_mapping[self._layer],
+            inputs.block_tables[self._layer],
+            inputs.seq_lens,
+            inputs.query_start,
             num_decodes=inputs.num_decodes,
             max_seq_len=inputs.max_seq_len,
             shared=inputs.shared,
+            **heads,
         )
-        return attended[None, ..., :value_dim].to(query.dtype)
 
 
 def scale_of(query: Tensor, options: Mapping[str, Any]) -> float:
     """Factor of the scores that a layer asks for."""
     scale = options.get("scaling")
     return float(query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _count(tokens: Tensor) -> Tensor:
+    """[0, 1, ...], as many as there are tokens."""
+    return torch.arange(tokens.shape[0], device=tokens.device)
 
 
 def _rows(heads: Tensor, head_dim: int) -> Tensor:

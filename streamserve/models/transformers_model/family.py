@@ -54,7 +54,7 @@ def _layers_of_every_kind(arch: TransformersArch) -> int:
             for call in arch.calls
             if call.module.startswith(name)
         ]
-        modules = [(path, type(module).__name__) for path, module in layer.named_modules()]
+        modules = [(path, type(module).__name__, *_settings(module)) for path, module in layer.named_modules()]
         first.setdefault((tuple(attends), tuple(modules)), index)
     return max(2, 1 + max(first.values())) if len(members) > 1 else 1
 
@@ -62,3 +62,9 @@ def _layers_of_every_kind(arch: TransformersArch) -> int:
 def _layers(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList] | None:
     found = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     return next((each for each in found if len(each[1]) == count), None)
+
+
+def _settings(module: nn.Module) -> list[tuple[str, object]]:
+    """A module's own numbers and flags, but for which layer it is of."""
+    own = sorted((name, value) for name, value in vars(module).items() if isinstance(value, bool | int | float | str))
+    return [(name, value) for name, value in own if "idx" not in name and "index" not in name]

@@ -40,18 +40,17 @@ class TransformersModel(CausalModel):
             raise ConfigError(f"{arch.architecture} runs by transformers' layers, which are not divided among devices")
         self.arch = arch
         whole = arch.without_memory(place.dtype)
-        names = {module: name for name, module in whole.named_modules()}
         self._conversion = Conversion(whole)
+        self._current = CurrentStep()
+        self._binds_step = not all(call.passes_step for call in arch.calls)
+        layers = {call.module: (call, PagedLayer(layer, self._current)) for layer, call in enumerate(arch.calls)}
+        for name, (_, layer) in layers.items():
+            bind(whole.get_submodule(name), layer)
         if arch.replaces:
-            replace_modules(whole, place, arch.kept)
+            replace_modules(whole, place, arch.known, arch.kept, layers)
         allocate(whole, place)
         fix_rotations(whole, max_positions)
         self._tensors = list(named_tensors(whole))
-        self._current = CurrentStep()
-        by_name = {name: module for module, name in names.items()}
-        for layer, call in enumerate(arch.calls):
-            bind(by_name[call.module], PagedLayer(layer, self._current))
-        self._binds_step = not all(call.passes_step for call in arch.calls)
         self.body: nn.Module = whole.base_model
         setattr(whole, whole.base_model_prefix, _Given())
         self.head = whole

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from streamserve.models.layers.linear import Linear
+from streamserve.models.layers.linear import Linear, VocabularyLinear
+from streamserve.models.layers.norm import RmsNorm
+from streamserve.models.transformers_model.attention_function import PagedLayer
+from streamserve.models.transformers_model.classes import as_untyped
+from streamserve.models.transformers_model.known import (
+    GATE_UP,
+    OUTPUTS,
+    QKV,
+    Known,
+    angles_of,
+    eps_of,
+    linears,
+    names_of,
+)
+from streamserve.models.transformers_model.survey import AttentionCall
 from streamserve.models.weights.placement import Placement
+from streamserve_kernels import Activation, gated_activation
 
 
 class WeightWanted(Exception):
@@ -37,15 +55,157 @@ class BatchLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
 
-def replace_modules(model: PreTrainedModel, place: Placement, kept: frozenset[str]) -> None:
-    """Replace every linear but those of the names in `kept`. What takes their place is allocated at `place`."""
-    embedding = model.get_input_embeddings().weight
-    names = {id(module): name for name, module in model.named_modules()}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is not nn.Linear or child.weight is embedding or name in kept:
-                continue
-            path, _, leaf = names[id(child)].rpartition(".")
-            prefix = f"{path}." if path else ""
-            linear = Linear(prefix, {leaf: child.out_features}, child.in_features, place, bias=child.bias is not None)
-            setattr(parent, name, BatchLinear(name, linear, child.in_features, child.out_features))
+class BatchMlp(nn.Module):
+    """down(act(gate) * up), with gate and up in one product."""
+
+    def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
+        super().__init__()
+        self.gate_up, self.down = gate_up, down
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., hidden] -> the same shape"""
+        made: Tensor = self.down(gated_activation(self.gate_up(x.reshape(-1, x.shape[-1])), self.activation))
+        return made.view(x.shape)
+
+
+class BatchAttention(nn.Module):
+    """Self-attention between its two projections, queries, keys and values in one product, rotated where they are used."""
+
+    def __init__(
+        self, call: AttentionCall, layer: PagedLayer, qkv: Linear, output: Linear, norms: tuple[RmsNorm, RmsNorm] | None
+    ) -> None:
+        """norms  of query and key heads"""
+        super().__init__()
+        self.q_norm: RmsNorm | None
+        self.k_norm: RmsNorm | None
+        self._layer = layer
+        self.qkv, self.output = qkv, output
+        self.q_norm, self.k_norm = (None, None) if norms is None else norms
+        self._heads: dict[str, Any] = {
+            "q_heads": call.q_heads,
+            "kv_heads": call.kv_heads,
+            "head_dim": call.key_size,
+            "scale": call.scale,
+            "window": call.window,
+            "softcap": call.softcap,
+        }
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **options: Any
+    ) -> tuple[Tensor, None]:
+        """hidden_states [1, tokens, hidden]; position_embeddings  cosines and sines, [1, tokens, rot_dim] each"""
+        step = self._layer.step(options)
+        norms: dict[str, Any] = {}
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = {"q_norm": self.q_norm.weight, "k_norm": self.k_norm.weight, "eps": self.q_norm.eps}
+        attended = self._layer.attend(
+            self.qkv(hidden_states[0]), step, self._angles(step, position_embeddings), **self._heads, **norms
+        )
+        output: Tensor = self.output(attended.flatten(1))
+        return output[None], None
+
+    @staticmethod
+    def _angles(step: Any, rotation: tuple[Tensor, Tensor] | None) -> Tensor | None:
+        """The step's angles, made once for all layers with this rotation."""
+        if rotation is None:
+            return None
+        key = "angles", id(rotation[0])
+        # With the cosines kept beside them: another layer's could else be made in their place.
+        kept: tuple[Tensor, Tensor] = step.inputs.shared.get(key, lambda: (rotation[0], angles_of(*rotation)))
+        return kept[1]
+
+
+def replace_modules(
+    model: PreTrainedModel,
+    place: Placement,
+    known: Known,
+    kept: frozenset[str],
+    layers: dict[str, tuple[AttentionCall, PagedLayer]],
+) -> None:
+    """Replace the modules of known classes, and all other linears but those of the names in `kept`.
+
+    place   where to allocate what takes their place; the model is on the meta device
+    layers  the attention of each module, by its name
+    """
+    tied = _tied_head(model, place)
+    makers: list[Callable[[str, nn.Module], nn.Module | None]] = [
+        lambda name, module: _attention(name, module, place, known, layers),
+        lambda name, module: _mlp(name, module, place, known),
+        lambda name, module: _norm(name, module, place, known),
+        lambda name, module: _linear(name, module, place, kept, tied),
+    ]
+    _replace_in(model, "", makers)
+
+
+def _replace_in(parent: nn.Module, prefix: str, makers: list[Callable[[str, nn.Module], nn.Module | None]]) -> None:
+    for name, child in list(parent.named_children()):
+        path = prefix + name
+        ours = next((made for make in makers if (made := make(path, child)) is not None), None)
+        if ours is not None:
+            setattr(parent, name, ours)
+        else:
+            _replace_in(child, f"{path}.", makers)
+
+
+def _attention(
+    name: str, module: nn.Module, place: Placement, known: Known, layers: dict[str, tuple[AttentionCall, PagedLayer]]
+) -> BatchAttention | None:
+    if type(module) not in known.attentions or name not in layers:
+        return None
+    qkv, output = _fused(name, module, QKV, place), _fused(name, module, tuple((each,) for each in OUTPUTS), place)
+    norms = [
+        norm
+        for part in ("q_norm", "k_norm")
+        if (found := getattr(module, part, None)) is not None and (norm := _norm(f"{name}.{part}", found, place, known))
+    ]
+    return BatchAttention(*layers[name], qkv, output, (norms[0], norms[1]) if norms else None)
+
+
+def _mlp(name: str, module: nn.Module, place: Placement, known: Known) -> BatchMlp | None:
+    activation = known.mlps.get(type(module))
+    if activation is None:
+        return None
+    return BatchMlp(_fused(name, module, GATE_UP, place), _fused(name, module, (("down_proj",),), place), activation)
+
+
+def _norm(name: str, module: nn.Module, place: Placement, known: Known) -> RmsNorm | None:
+    offset, eps = known.norms.get(type(module)), eps_of(module)
+    if offset is None or eps is None:
+        return None
+    return RmsNorm(name, as_untyped(module).weight.shape[0], place, eps=eps, offset=offset)
+
+
+def _tied_head(model: PreTrainedModel, place: Placement) -> Callable[[nn.Linear], Linear | None]:
+    """Makes the linear of a head whose weight is the embedding's; None of any other."""
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    shape, shared = embedding.weight.shape, embedding.weight
+
+    def make(module: nn.Linear) -> Linear | None:
+        if module.weight is not shared or module.bias is not None:
+            return None
+        embedding.weight = place.empty(*shape)
+        return VocabularyLinear(name, *shape, place, table=embedding.weight)
+
+    return make
+
+
+def _linear(
+    name: str, module: nn.Module, place: Placement, kept: frozenset[str], tied: Callable[[nn.Linear], Linear | None]
+) -> BatchLinear | None:
+    leaf = name.rpartition(".")[2]
+    if type(module) is not nn.Linear or leaf in kept:
+        return None
+    made = tied(module) or Linear(
+        name.removesuffix(leaf), {leaf: module.out_features}, module.in_features, place, bias=module.bias is not None
+    )
+    return BatchLinear(leaf, made, module.in_features, module.out_features)
+
+
+def _fused(name: str, module: nn.Module, choices: tuple[tuple[str, ...], ...], place: Placement) -> Linear:
+    """One linear of ours for those of the first choice that the module has."""
+    names = names_of(module, choices)
+    parts = linears(module, *names) or []
+    rows = {part: linear.out_features for part, linear in zip(names, parts, strict=True)}
+    return Linear(f"{name}.", rows, parts[0].in_features, place, bias=parts[0].bias is not None)
