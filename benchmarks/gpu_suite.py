@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("checks", "timings", "engine", "greedy")
@@ -38,11 +39,11 @@ def main() -> int:
                 timings.time_steps(report, model, [(1, 384), (8, 384), (64, 256), (256, 256)])
             elif stage == "engine":
                 options = {"repeats": arguments.repeats, "outputs": arguments.outputs, "only": arguments.only}
-                settings = ("block_size", "max_num_batched_tokens", "quantization")
+                settings = ("block_size", "max_num_batched_tokens", "quantization", "model_impl")
                 changes = {name: getattr(arguments, name) for name in settings}
                 asyncio.run(engine.measure_engine(report, model, **options, **changes))
             elif stage == "greedy" and model == arguments.model[0]:
-                asyncio.run(engine.check_greedy(report, model))
+                asyncio.run(engine.check_greedy(report, model, model_impl=arguments.model_impl))
             torch.cuda.empty_cache()
     return 1 if report.failures else 0
 
@@ -55,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each engine row, after one to warm up")
     parser.add_argument("--outputs", type=int, default=512, help="tokens that a lone sequence generates")
     parser.add_argument("--only", help="engine rows whose name starts like this")
+    parser.add_argument("--model-impl", choices=get_args(ModelImpl), default="auto", help="whose layers run in the engine rows")
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--max-num-batched-tokens", type=int, default=16384)
     parser.add_argument("--quantization", default="auto", help="of engine rows, such as fp8")

@@ -85,11 +85,11 @@ async def _measure(report: SuiteReport, engine: Engine, model: str, item: Measur
     )
 
 
-async def check_greedy(report: SuiteReport, model: str) -> None:
+async def check_greedy(report: SuiteReport, model: str, **changes: Any) -> None:
     """In fp32, the tokens of a prompt alone, among 64, in chunks, with and without overlap and graphs, are the same."""
     rng = random.Random(0)
     requests = [BenchRequest([rng.randrange(1000, 100000) for _ in range(rng.randint(20, 300))], 24) for _ in range(64)]
-    base = {"dtype": "float32", "max_model_len": 1024, "kv_cache_memory": 8 << 30}
+    base = {"dtype": "float32", "max_model_len": 1024, "kv_cache_memory": 8 << 30} | changes
     variants: dict[str, dict[str, Any]] = {
         "together": {},
         "in chunks of 64": {"max_num_batched_tokens": 64, "max_num_seqs": 16},
@@ -99,8 +99,8 @@ async def check_greedy(report: SuiteReport, model: str) -> None:
     }
     async with running_engine(settings(model, **base)) as engine:
         alone = [(await tokens_of(engine, [request]))[0] for request in requests[:16]]
-    for name, changes in variants.items():
-        async with running_engine(settings(model, **base | changes)) as engine:
+    for name, variant in variants.items():
+        async with running_engine(settings(model, **base | variant)) as engine:
             batches = [requests, requests] if name == "prefix cache" else [requests]
             for batch in batches:
                 together = await tokens_of(engine, batch)
