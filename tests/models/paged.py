@@ -21,11 +21,10 @@ class PagedRun:
     """Sequences over one cache; each `step` gives some of them tokens and returns the logits of all of those."""
 
     def __init__(self, model: CausalModel, *, num_blocks: int = 128) -> None:
-        arch = model.arch
         dtype = next(model.parameters()).dtype
-        shape = (num_blocks, 2, arch.kv_heads, BLOCK_SIZE, arch.head_dim)
+        shapes = [(num_blocks, 2, state.kv_heads, BLOCK_SIZE, state.head_dim) for state in model.arch.layer_states]
         # Garbage in every slot that nothing was written to: attending to one shows.
-        self.kv_caches = [torch.full(shape, 1e4, dtype=dtype) for _ in range(arch.num_layers)]
+        self.kv_caches = [torch.full(shape, 1e4, dtype=dtype) for shape in shapes]
         self.model = model
         self._free = list(range(num_blocks))
         random.Random(0).shuffle(self._free)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from tests.models.families import SHAPE
 from tests.models.transformers_families import REFUSED, RUNS, random_model
 from tests.support.stepping import Stepper, spec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IN_EVERY_RUN = [
     "Cohere2ForCausalLM",
     "DeepseekV3ForCausalLM",
@@ -32,15 +33,6 @@ IN_EVERY_RUN = [
     "StableLmForCausalLM",
 ]
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name not in IN_EVERY_RUN]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small wait longer for threads than they take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def stepper(folder: Path, **settings: Any) -> Stepper:

@@ -14,6 +14,7 @@ from streamserve.models.arch import Arch, PagedKv
 from streamserve.models.transformers_model.classes import FAILURES, first_line, without_memory
 from streamserve.models.transformers_model.known import Known
 from streamserve.models.transformers_model.survey import AttentionCall, survey
+from streamserve.models.transformers_model.tensors import fix_rotations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,14 @@ def observe(model_class: type[PreTrainedModel], config: PretrainedConfig, dtype:
         raise ModelNotSupported(
             f"{model_class.__name__} can't be made with an attention of ours ({first_line(error)})"
         ) from error
+    reach = _reach(config)
+    fix_rotations(model, reach)
     seen = survey(model)
     return TransformersArch(
         architecture=model_class.__name__,
         dtype=dtype,
         vocab_size=seen.vocab_size,
-        max_model_len=_reach(config),
+        max_model_len=reach,
         tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         calls=seen.calls,
         model_class=model_class,
