@@ -113,7 +113,13 @@ OVERRIDES = {
     ],
     "streamserve.server.http.server:HttpServer": ["capture_signals", "on_tick", "startup"],
     "streamserve.server.ws.protocol:Handshake": ["reject"],
-    "streamserve.server.ws.protocol:SocketProtocol": ["data_received", "handle_ping", "send"],
+    "streamserve.server.ws.protocol:SocketProtocol": [
+        "connection_lost",
+        "data_received",
+        "handle_ping",
+        "send",
+        "send_receive_event_to_app",
+    ],
 }
 """Methods of ours that a third party calls in place of its own."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,6 +18,7 @@ from streamserve.frontend import Frontend
 from streamserve.server.api import Api
 from streamserve.server.app import APIS, create_app
 from streamserve.server.config import ServerConfig
+from streamserve.server.http.body_memory import BodyMemory
 from streamserve.server.http.connection_limit import ConnectionLimit
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
@@ -83,6 +85,7 @@ async def live_server(
         "pong_timeout_s": service.config.send_timeout_s + 5,
         "connection_limit": connection_limit,
         "on_buffered": service.metrics.client_buffer_bytes.set,
+        "memory": service.large_work.memory,
     }
     async with (
         service.delivery.running(),
@@ -93,19 +96,27 @@ async def live_server(
 
 @asynccontextmanager
 async def serving(
-    app: Any, *, root_path: str = "", send_buffer: int | None = None, internal_socket: str | None = None, **limits: Any
+    app: Any,
+    *,
+    root_path: str = "",
+    send_buffer: int | None = None,
+    internal_socket: str | None = None,
+    memory: BodyMemory | None = None,
+    **limits: Any,
 ) -> AsyncIterator[int]:
     """Run an ASGI app under uvicorn; yields its port.
 
     send_buffer  bytes that the kernel holds for a client that does not read; megabytes when not given
     internal_socket         the path of a further socket, for other workers
+    memory       of the messages of sockets; bounded as a server's is when not given
     limits       as in `http_server`
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         listen = Listen(log_level="error", access_log=False, root_path=root_path)
-        server = http_server(app, listen, websocket_protocol=SocketProtocol, shutdown_timeout_s=1, **limits)
+        protocol = partial(SocketProtocol, memory=memory or BodyMemory())
+        server = http_server(app, listen, websocket_protocol=protocol, shutdown_timeout_s=1, **limits)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listening])
             await server.listening.wait()

@@ -11,6 +11,8 @@ from typing import Protocol, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from streamserve.server.http.body_memory import BodyMemory
+
 T = TypeVar("T")
 
 AT_ONCE_BYTES = 16 << 10
@@ -32,9 +34,10 @@ async def at_once(call: Callable[[], T]) -> T:
 
 
 class LargeWork:
-    """The threads for large requests of one API worker."""
+    """The threads for large requests of one API worker, and the memory for their bodies."""
 
     def __init__(self) -> None:
+        self.memory = BodyMemory()
         self._limiter = CapacityLimiter(AT_A_TIME)
 
     async def run(self, call: Callable[[], T]) -> T:

@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
+from anyio import CancelScope
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from streamserve.errors import InvalidRequest, RequestAborted, invalid_value
+from streamserve.server.http.body_memory import TooManyBodies
 from streamserve.server.http.json_body import TokenIds, parse_object
 from streamserve.server.http.large_work import CallRunner, LargeWork
 
@@ -27,13 +29,22 @@ MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 _TOKEN_IDS = ("prompt", "tokens")
 
 
-async def read_body(request: Request[Any, Any, Any]) -> bytes:
-    """The whole body. Raises `RequestAborted` when the client disconnects before its end."""
-    try:
-        return await request.body()
-    except InternalServerException:
-        # The only fault that Litestar finds here.
-        raise RequestAborted("the client disconnected before its request had arrived") from None
+async def read_body(request: Request[Any, Any, Any], large_work: LargeWork) -> bytes:
+    """The whole body.
+
+    Raises `RequestAborted` when the client disconnects before its end, `TooManyBodies` when it has to make room for others.
+    """
+    with CancelScope() as scope, large_work.memory.hold(drop=scope.cancel) as held:
+        try:
+            chunks: list[bytes] = []
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                held.grow(len(chunk))
+            return b"".join(chunks)
+        except InternalServerException:
+            # The only fault that Litestar finds here.
+            raise RequestAborted("the client disconnected before its request had arrived") from None
+    raise TooManyBodies
 
 
 class Body(NamedTuple):
@@ -60,9 +71,19 @@ class Decoded(NamedTuple, Generic[T]):
 
 
 async def parse(body: bytes, large_work: LargeWork) -> Body:
-    """The body's fields. Raises `InvalidRequest` when it is not a JSON object, or holds too much."""
+    """The body's fields.
+
+    Raises `InvalidRequest` when it is not a JSON object, or holds too much, `TooManyBodies` when too many others wait.
+    """
     run = large_work.runner(len(body))
-    return Body(await run(partial(parse_object, body)), run)
+    with large_work.memory.hold() as held:
+        held.grow(len(body))
+        return Body(await run(partial(parse_object, body)), run)
+
+
+async def read(request: Request[Any, Any, Any], large_work: LargeWork) -> Body:
+    """The fields of a request's body. Raises as `read_body` and `parse`."""
+    return await parse(await read_body(request, large_work), large_work)
 
 
 async def decode(body: bytes, kind: type[T], large_work: LargeWork) -> Decoded[T]:

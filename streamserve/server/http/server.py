@@ -73,7 +73,7 @@ def http_server(
     app: Any,
     listen: Listen,
     *,
-    websocket_protocol: type[asyncio.Protocol],
+    websocket_protocol: Callable[..., asyncio.Protocol],
     shutdown_timeout_s: float,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     pong_timeout_s: float = PONG_TIMEOUT_S,
@@ -83,7 +83,7 @@ def http_server(
 ) -> HttpServer:
     """The server for `app`; `serve(sockets=[...])` runs it until `should_exit` is set.
 
-    websocket_protocol  uvicorn's protocol class for connections that are upgraded
+    websocket_protocol  makes uvicorn's protocol for connections that are upgraded
     max_message_bytes   a WebSocket that sends a larger message is closed with 1009
     pong_timeout_s      one that does not answer a ping for this long is closed with 1011: longer than its send timeout
     receive_timeout_s   read timeout of a request's head and body
@@ -99,7 +99,7 @@ def http_server(
         lifespan="off",
         backlog=BACKLOG,
         http=partial(RequestProtocol, receive_timeout_s=receive_timeout_s, connection_limit=connection_limit),  # type: ignore[arg-type]
-        ws=websocket_protocol,
+        ws=websocket_protocol,  # type: ignore[arg-type]
         ws_max_size=max_message_bytes,
         ws_ping_timeout=pong_timeout_s,
         ws_per_message_deflate=False,

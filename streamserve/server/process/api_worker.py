@@ -62,7 +62,7 @@ class ApiWorker:
         self._http = http_server(
             create_app(self.service),
             listen,
-            websocket_protocol=SocketProtocol,
+            websocket_protocol=partial(SocketProtocol, memory=self.service.large_work.memory),
             shutdown_timeout_s=FLUSH_TIMEOUT_S,
             max_message_bytes=config.max_body_bytes,
             pong_timeout_s=config.send_timeout_s + FLUSH_TIMEOUT_S,

@@ -37,9 +37,14 @@ TERMINAL = frozenset(
 
 
 async def parse(text: str, large_work: LargeWork) -> Body | None:
-    """The JSON object of a message; None when it is no JSON object. Raises `InvalidRequest` for one that holds too much."""
+    """The JSON object of a message; None when it is no JSON object.
+
+    Raises `InvalidRequest` for one that holds too much, `TooManyBodies` when too many others wait.
+    """
     run = large_work.runner(len(text))
-    fields = await run(partial(_parse, text))
+    with large_work.memory.hold() as held:
+        held.grow(len(text))
+        fields = await run(partial(_parse, text))
     return None if fields is None else Body(fields, run)
 
 

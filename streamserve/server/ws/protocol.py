@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import http
 import logging
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import PayloadTooBig
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
 from streamserve.errors import InvalidRequest
+from streamserve.server.http.body_memory import BodyMemory
 from streamserve.server.http.errors import InternalError, NotFound, error_body, send_error
 from streamserve.server.http.protocol import refusal
 
@@ -70,13 +72,26 @@ class Handshake(ServerProtocol):
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """One connection that requests a WebSocket."""
+    """One connection that requests a WebSocket.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    memory  holds its message while that arrives
+    """
+
+    def __init__(self, *arguments: Any, memory: BodyMemory, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.conn = self._frames = Handshake(max_size=self.config.ws_max_size, logger=logging.getLogger("uvicorn.error"))
         self._unread = bytearray()
         self._is_behind = False
+        self._message = memory.hold(self._drop)
+        self._new_message = partial(memory.hold, self._drop)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_message()
+        super().connection_lost(exc)
+
+    def send_receive_event_to_app(self) -> None:
+        self._end_message()
+        super().send_receive_event_to_app()
 
     def data_received(self, data: bytes) -> None:
         is_waiting = bool(self._unread)
@@ -112,8 +127,24 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         else:
             self.read_paused = True
 
+    def _end_message(self) -> None:
+        with self._message:
+            self._message = self._new_message()
+
+    def _drop(self) -> None:
+        """Close a socket whose message must make room for others."""
+        self.conn.fail(CloseCode.TRY_AGAIN_LATER, "too many large messages are arriving")
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.close()
+
     def _receive(self, data: bytes) -> None:
+        self._message.grow(len(data))
+        if self.transport.is_closing():
+            return
         super().data_received(data)
+        if not (self.frames or self.conn.reader.buffer):
+            # What came was no message: pings, say.
+            self._end_message()
         fault = self.conn.handshake_exc
         if fault is not None and not self.handshake_initiated:
             # uvicorn waits for the rest of a head that `websockets` has given up: for ever.

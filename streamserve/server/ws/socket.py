@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Receive, Send
 
-from streamserve.errors import InvalidParameter, InvalidRequest, StreamserveError
+from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.server.api import Create
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.errors import guarded
@@ -129,7 +129,7 @@ class StreamSocket:
     async def _take(self, text: str | None, streams: Streams) -> None:
         try:
             message = None if text is None else await parse(text, self._service.large_work)
-        except InvalidRequest as error:
+        except StreamserveError as error:
             self._refuse(error)
         else:
             if message is None:

@@ -24,7 +24,7 @@ from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, t
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.http.large_work import CallRunner
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Body, Decoded, convert, parse, read_body
+from streamserve.server.http.request_body import Body, Decoded, convert, read
 from streamserve.server.service import Service
 
 CHAT_PREFIX = "chatcmpl-"
@@ -34,7 +34,7 @@ CHAT_PREFIX = "chatcmpl-"
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
-    body = await parse(await read_body(request), service.large_work)
+    body = await read(request, service.large_work)
     return await answer_chat(service, body, request.headers.get("x-request-id", ""))
 
 

@@ -20,7 +20,7 @@ from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScri
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.http.json_body import TokenIds
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Body, Decoded, convert, parse, read_body
+from streamserve.server.http.request_body import Body, Decoded, convert, read
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import TextLogprob
@@ -32,7 +32,7 @@ COMPLETION_PREFIX = "cmpl-"
 @post("/v1/completions", status_code=200)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
-    body = await parse(await read_body(request), service.large_work)
+    body = await read(request, service.large_work)
     return await answer_completion(service, body, request.headers.get("x-request-id", ""))
 
 

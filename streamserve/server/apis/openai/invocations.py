@@ -11,14 +11,14 @@ from litestar.types import ASGIApp
 from streamserve.errors import InvalidRequest
 from streamserve.server.apis.openai.chat import answer_chat
 from streamserve.server.apis.openai.completions import answer_completion
-from streamserve.server.http.request_body import parse, read_body
+from streamserve.server.http.request_body import read
 from streamserve.server.service import Service
 
 
 @post("/invocations", status_code=200)
 async def invoke(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The answer to a body with `messages` as /v1/chat/completions gives it, to one with `prompt` as /v1/completions."""
-    body, request_id = await parse(await read_body(request), service.large_work), request.headers.get("x-request-id", "")
+    body, request_id = await read(request, service.large_work), request.headers.get("x-request-id", "")
     if "messages" in body.fields:
         return await answer_chat(service, body, request_id)
     if "prompt" in body.fields:

@@ -14,7 +14,7 @@ from streamserve.server.apis.openai.chat import conversation
 from streamserve.server.apis.openai.schemas import DetokenizeRequest, TokenizeRequest
 from streamserve.server.delivery.identity import warning
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import decode, read_body
+from streamserve.server.http.request_body import convert, read
 from streamserve.server.service import Service
 
 
@@ -22,7 +22,7 @@ from streamserve.server.service import Service
 async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The token ids of a prompt or of a conversation."""
     frontend = service.frontend
-    decoded = await decode(await read_body(request), TokenizeRequest, service.large_work)
+    decoded = await convert(await read(request, service.large_work), TokenizeRequest)
     body = decoded.request
     service.resolve_model(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -47,7 +47,7 @@ async def tokenize(request: Request[Any, Any, Any], service: NamedDependency[Ser
 async def detokenize(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """The text of token ids."""
     frontend = service.frontend
-    decoded = await decode(await read_body(request), DetokenizeRequest, service.large_work)
+    decoded = await convert(await read(request, service.large_work), DetokenizeRequest)
     body = decoded.request
     service.resolve_model(body.model)
     with naming_parameters({"prompt": "tokens"}):

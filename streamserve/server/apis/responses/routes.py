@@ -38,7 +38,7 @@ MAX_PAGE = 100
 @post("/v1/responses", status_code=200)
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
-    body = await read_body(request)
+    body = await read_body(request, service.large_work)
     return await _here_or_forwarded(service, body, _created(service, await decode(body, ResponseRequest, service.large_work)))
 
 
@@ -53,7 +53,7 @@ async def _created(service: Service, decoded: Decoded[ResponseRequest]) -> ASGIA
 @post("/v1/responses/compact", status_code=200)
 async def compact(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """A shorter conversation in place of a long one."""
-    body = await read_body(request)
+    body = await read_body(request, service.large_work)
     return await _here_or_forwarded(
         service, body, compact_conversation(service, await decode(body, CompactRequest, service.large_work))
     )
@@ -62,7 +62,7 @@ async def compact(request: Request[Any, Any, Any], service: NamedDependency[Serv
 @post("/v1/responses/input_tokens", status_code=200)
 async def input_tokens(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The number of tokens that a response would read, whether they fit the model's context or not."""
-    body = await read_body(request)
+    body = await read_body(request, service.large_work)
     return await _here_or_forwarded(service, body, _counted(service, await decode(body, ResponseRequest, service.large_work)))
 
 
