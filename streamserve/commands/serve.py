@@ -26,7 +26,7 @@ from streamserve.commands.vllm_command import VllmCommand, option
 from streamserve.engine.process.start import EngineStart
 from streamserve.errors import ConfigError
 from streamserve.process.limits import raise_descriptor_limit
-from streamserve.process.signals import exiting_on
+from streamserve.process.signals import MEANINGLESS, exiting_on, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
 from streamserve.server.config import CorsConfig, ServerConfig
 from streamserve.server.http.listen import Listen, bind
@@ -127,9 +127,10 @@ def serve(model: str | None, **values: Any) -> int:
     configure(options.listen.log_level)
     raise_descriptor_limit()
     shorten_switch_interval()
+    ignore(*MEANINGLESS)
     startup_log = StartupLog()
     # The port first, which may be in use. Until the server handles signals itself, one unwinds this block.
-    with bind(options.listen) as listening, exiting_on(signal.SIGTERM):
+    with bind(options.listen) as listening, exiting_on(signal.SIGTERM, signal.SIGHUP):
         start = EngineStart(options.engine)
         try:
             return _serve(options, listening, start, startup_log)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -27,6 +26,7 @@ from streamserve.process.bytecode import compile_ahead
 from streamserve.process.child import decode_with_paths
 from streamserve.process.error_stream import error_stream
 from streamserve.process.framing import ProtocolViolation, encode
+from streamserve.process.signals import ENDING, MEANINGLESS, ignore
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
 
@@ -42,8 +42,7 @@ _RECEIVE_BYTES = 1 << 16
 def main() -> None:
     """Read the launch line and run the rank until its connection is closed."""
     # A terminal or supervisor sends them to the whole group: the engine's parent handles them, and drains first.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    ignore(*ENDING, *MEANINGLESS)
     compile_ahead()
     launch = decode_with_paths(sys.stdin.buffer.readline(), RankLaunch)
     logging.basicConfig(

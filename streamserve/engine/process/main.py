@@ -12,7 +12,6 @@ import gc
 import importlib
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -33,6 +32,7 @@ from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.process.bytecode import compile_ahead
 from streamserve.process.child import decode_with_paths
 from streamserve.process.error_stream import error_stream
+from streamserve.process.signals import ENDING, MEANINGLESS, ignore
 
 STARTUP_FAILURE_LINGER_S = 30.0
 """Seconds that an engine which could not start waits for late API workers, to report why."""
@@ -48,8 +48,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Read the launch line and serve until standard input ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    ignore(*ENDING, *MEANINGLESS)
     compile_ahead()
     logging.basicConfig(level=logging.INFO, stream=error_stream(), format="%(asctime)s engine %(levelname)s %(message)s")
     launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)

@@ -1,7 +1,8 @@
 """One server from start to end: open the port, wait for the engine, serve, drain, stop every process.
 
 Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine process and the
-further workers, and it alone handles signals: the first one drains, the second ends everything at once.
+further workers, and it alone handles signals: the first one drains, the second ends everything at once. SIGHUP, which
+comes twice when a terminal closes, only ever drains.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from streamserve.engine.process.start import EngineStart
 from streamserve.engine.process.supervision import keep_running
 from streamserve.engine.remote import RemoteEngine
 from streamserve.errors import StreamserveError
+from streamserve.process.signals import heeded
 from streamserve.server.http.listen import Listen
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
 from streamserve.server.process.options import ServeOptions
@@ -199,9 +201,9 @@ class Server:
             self._loading.cancel()
 
     async def _handle_signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *heeded(signal.SIGHUP)) as signals:
             async for number in signals:
-                if self._ending.is_set():
+                if self._ending.is_set() and number != signal.SIGHUP:
                     self._abandon(128 + number)
                 self._end()
 

@@ -6,7 +6,6 @@ ignores signals: a terminal or a supervisor sends them to the whole group, and t
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 from functools import partial
@@ -19,6 +18,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.engine.remote import RemoteEngine
 from streamserve.process.child import decode_with_paths
+from streamserve.process.signals import ENDING, MEANINGLESS, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.listen import Listen, join
@@ -49,9 +49,8 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main() -> None:
-    """Read the launch line and serve; ignores SIGINT and SIGTERM."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Read the launch line and serve; ignores signals."""
+    ignore(*ENDING, *MEANINGLESS)
     launch = decode_with_paths(sys.stdin.buffer.readline(), WorkerLaunch)
     configure(launch.listen.log_level)
     shorten_switch_interval()
