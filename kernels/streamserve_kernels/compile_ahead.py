@@ -57,6 +57,10 @@ def _scaled_mm(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1], dtype=torch.bfloat16)
 
 
+def _grouped_mm(x: Tensor, y: Tensor, **_: Any) -> Tensor:
+    return x.new_empty(x.shape[0], y.shape[2])
+
+
 def _embedding(ids: Tensor, table: Tensor, *_: Any, **__: Any) -> Tensor:
     return table.new_empty(*ids.shape, table.shape[1])
 
@@ -67,6 +71,8 @@ _RESULTS: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys((Tensor.add_, Tensor.addmm_), _first),
     F.linear: _linear,
     torch.mm: _mm,
+    F.grouped_mm: _grouped_mm,
+    Tensor.cumsum: _like_first,
     F.embedding: _embedding,
     torch._scaled_mm_v2: _scaled_mm,
 }

@@ -114,3 +114,17 @@ def test_a_row_does_not_depend_on_its_batch_mates(rows: int) -> None:
         return out[:1]
 
     assert torch.equal(first_row(x), first_row(torch.cat([x[:1], random(rows - 1, 48)])))
+
+
+def test_tokens_may_be_sorted_by_expert_for_a_grouped_product_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate_up, down, residual = random(4, 32, 48), random(4, 48, 16), random(9, 48)
+    routes, _ = routed(9, 4, 48, RoutingRule(2), torch.float32)
+    expected = experts.experts_residual(residual.clone(), routes, gate_up, down, "silu")
+
+    def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        parts = torch.tensor_split(x, ends[:-1].long().cpu())
+        return torch.cat([part @ each.T for part, each in zip(parts, weight, strict=True)])
+
+    monkeypatch.setattr(products, "is_grouped", lambda *_: True)
+    monkeypatch.setattr(products, "grouped_product", grouped_product)
+    assert relative_error(experts.experts_residual(residual.clone(), routes, gate_up, down, "silu"), expected) < 1e-5

@@ -4,6 +4,7 @@
 * More: a program takes a tile of one expert's weight rows and up to BLOCK_M of its tokens (`ExpertIndex`). Experts without
   tokens are not read, the others once for every BLOCK_M tokens. What they make of a token is weighed and added up in a third
   launch.
+* So many that arithmetic counts: tokens are sorted by expert on the way, and down is torch's grouped product (CUTLASS).
 
 Tensors of one call live on one device and share one dtype (bf16, fp16 or fp32); products and sums are fp32.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton.language as tl
 from triton.language.extra import cuda
 
@@ -104,19 +106,24 @@ def _one_row_down_kernel(
 
 @kernel(do_not_specialize=["num_tokens"])
 def _product_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, num_tokens, N, num_experts,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, sorted_ptr, num_tokens, N, num_experts,
     K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, BY_TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, X_FIRST: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One expert's tile: BLOCK_N weight rows times BLOCK_M of the expert's tokens.
 
-    x_ptr    [tokens, K] with BY_TOKEN, else [tokens * TOP_K, K]
-    out_ptr  [tokens * TOP_K, N], or N / 2 columns with an activation, for which rows of gate and up alternate
+    With BY_TOKEN this is the first product after routing. Its successor may start once all of its programs have seen the
+    routes, and finds its own expert while the first still runs.
+
+    x_ptr       [tokens, K] with BY_TOKEN, else [tokens * TOP_K, K]
+    out_ptr     [tokens * TOP_K, N], or N / 2 columns with an activation, for which rows of gate and up alternate
+    sorted_ptr  int32 [tokens * TOP_K], receives the row of each place; rows are then ordered by expert. Without it, by place
     """
     if PDL:
+        if BY_TOKEN:
+            cuda.gdc_wait()
         cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
     num_tiles = tl.cdiv(N, BLOCK_N)
     tile = tl.program_id(0) % num_tiles
     block = tl.program_id(0) // num_tiles
@@ -131,6 +138,12 @@ def _product_kernel(
     present = lines < tl.sum(tl.where(experts == expert, counts, 0), axis=0)
     place = tl.load(places_ptr + expert.to(tl.int64) * num_tokens + lines, mask=present, other=0).to(tl.int64)
     x_rows = place // TOP_K if BY_TOKEN else place
+    out_rows = place
+    if sorted_ptr is not None:
+        out_rows = (tl.sum(tl.where(experts < expert, counts, 0), axis=0) + lines).to(tl.int64)
+        tl.store(sorted_ptr + place, out_rows.to(tl.int32), mask=present & (lines * 0 + tile == 0))
+    if PDL and not BY_TOKEN:
+        cuda.gdc_wait()
     columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = columns < N
     lanes = tl.arange(0, BLOCK_K)
@@ -154,22 +167,26 @@ def _product_kernel(
         sums += tl.load(bias_ptr + expert.to(tl.int64) * N + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == "none":
         mask = present[:, None] & inside[None, :]
-        tl.store(out_ptr + place[:, None] * N + columns[None, :], sums.to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + out_rows[:, None] * N + columns[None, :], sums.to(out_ptr.dtype.element_ty), mask=mask)
     else:
         half: tl.constexpr = BLOCK_N // 2
         gate, up = tl.split(tl.reshape(sums, [BLOCK_M, half, 2]))
         columns = tile * half + tl.arange(0, half)
         mask = present[:, None] & (columns < N // 2)[None, :]
         y = activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + place[:, None] * (N // 2) + columns[None, :], y, mask=mask)
+        tl.store(out_ptr + out_rows[:, None] * (N // 2) + columns[None, :], y, mask=mask)
 
 
 @kernel()
 def _sum_kernel(
-    made_ptr, ids_ptr, weights_ptr, residual_ptr, out_ptr, N, first_expert, num_experts,
-    TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    made_ptr, ids_ptr, weights_ptr, sorted_ptr, residual_ptr, out_ptr, N, first_expert, num_experts,
+    TOP_K: tl.constexpr, PARTIAL: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK columns of one row: the residual, and the weighted sum of what its experts made of it."""
+    """BLOCK columns of one row: the residual, and the weighted sum of what its experts made of it.
+
+    made_ptr  [rows * TOP_K, N], in the order of `sorted_ptr`, as `_product_kernel` writes it, or of places
+    With PARTIAL some experts are elsewhere, and their rows were not written.
+    """
     if PDL:
         cuda.gdc_launch_dependents()
         cuda.gdc_wait()
@@ -178,10 +195,15 @@ def _sum_kernel(
     inside = columns < N
     total = tl.load(residual_ptr + row * N + columns, mask=inside, other=0.0).to(tl.float32)
     for index in tl.static_range(TOP_K):
-        expert = tl.load(ids_ptr + row * TOP_K + index) - first_expert
-        here = inside & (expert + columns * 0 >= 0) & (expert + columns * 0 < num_experts)
-        made = tl.load(made_ptr + (row * TOP_K + index) * N + columns, mask=here, other=0.0)
-        total += made.to(tl.float32) * tl.load(weights_ptr + row * TOP_K + index)
+        place = row * TOP_K + index
+        weight = tl.load(weights_ptr + place)
+        here = inside
+        if PARTIAL:
+            expert = tl.load(ids_ptr + place) - first_expert
+            here = inside & (expert + columns * 0 >= 0) & (expert + columns * 0 < num_experts)
+        if sorted_ptr is not None:
+            place = tl.load(sorted_ptr + place).to(tl.int64)
+        total += tl.load(made_ptr + place * N + columns, mask=here, other=0.0).to(tl.float32) * weight
     tl.store(out_ptr + row * N + columns, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -216,18 +238,43 @@ def experts_residual(
             K=inner, TOP_K=top_k, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, **launch,
         )  # fmt: skip
         return out
-    made = x.new_empty(num_rows * top_k, hidden)
     index = routes.by_expert
     assert isinstance(index, ExpertIndex)
+    local = slice(first_expert, first_expert + num_experts)
+    held = _Held(index.counts[local], index.places[local], top_k)
     first, second = product_shapes(num_rows * top_k, num_experts, x.dtype)
-    _product(x, gate_up, gate_up_bias, gated, index, first, top_k, first_expert, by_token=True, activation=activation)
-    _product(gated, down, down_bias, made, index, second, top_k, first_expert, by_token=False, activation="none")
+    order = None
+    if down_bias is None and is_grouped(num_rows * top_k, num_experts, x.dtype):
+        order = torch.empty_like(routes.expert_ids)
+    _product(x, gate_up, gate_up_bias, gated, held, first, by_token=True, activation=activation, order=order)
+    if order is not None:
+        made = grouped_product(gated, down, held.counts.cumsum(0, dtype=torch.int32))
+    else:
+        made = x.new_empty(num_rows * top_k, hidden)
+        _product(gated, down, down_bias, made, held, second, by_token=False, activation="none")
     block = min(power_of_two(hidden), 1024)
     _sum_kernel[(num_rows, -(-hidden // block))](
-        made, routes.expert_ids, routes.weights, residual, out, hidden, first_expert, num_experts,
-        TOP_K=top_k, BLOCK=block, num_warps=max(1, block // 256), **launch,
+        made, routes.expert_ids, routes.weights, order, residual, out, hidden, first_expert, num_experts,
+        TOP_K=top_k, PARTIAL=num_experts < index.counts.shape[0], BLOCK=block, num_warps=max(1, block // 256), **launch,
     )  # fmt: skip
     return out
+
+
+class _Held(NamedTuple):
+    """An `ExpertIndex` as far as the experts of a call go."""
+
+    counts: torch.Tensor
+    places: torch.Tensor
+    top_k: int
+
+
+def grouped_product(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """x's rows times their experts' weights; x [rows, inner] is ordered by expert, and those of expert e end before ends[e].
+
+    weight   [experts, outer, inner]
+    returns  [rows, outer]
+    """
+    return F.grouped_mm(x, weight.mT, offs=ends)
 
 
 def _product(
@@ -235,26 +282,30 @@ def _product(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     out: torch.Tensor,
-    index: ExpertIndex,
+    held: _Held,
     shape: ProductShape,
-    top_k: int,
-    first_expert: int,
     *,
     by_token: bool,
     activation: str,
+    order: torch.Tensor | None = None,
 ) -> None:
     num_experts, outer, inner = weight.shape
-    num_tokens, num_places = index.places.shape[1], index.places.shape[1] * top_k
+    num_tokens, num_places = held.places.shape[1], held.places.shape[1] * held.top_k
     tiles = -(-outer // shape.block_n)
     # No more blocks than this hold the places, however they fall on the experts.
     hit = min(num_experts, num_places)
     blocks = (num_places + hit * (shape.block_m - 1)) // shape.block_m
     _product_kernel[(tiles * blocks,)](
-        x, weight, bias, out, index.counts[first_expert:], index.places[first_expert:], num_tokens, outer, num_experts,
-        K=inner, TOP_K=top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BLOCK_N=shape.block_n,
+        x, weight, bias, out, held.counts, held.places, order, num_tokens, outer, num_experts,
+        K=inner, TOP_K=held.top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BLOCK_N=shape.block_n,
         BLOCK_K=shape.block_k, BY_TOKEN=by_token, ACTIVATION=activation, X_FIRST=shape.x_first, COMPUTE=compute_dtype(x.dtype),
         num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
     )  # fmt: skip
+
+
+def is_grouped(num_places: int, num_experts: int, dtype: torch.dtype) -> bool:
+    """Whether down is torch's grouped product: for many tokens, in the dtype that it multiplies without asking the device."""
+    return dtype == torch.bfloat16 and num_places >= 384 * num_experts
 
 
 def one_row_gate_up_shape(outer: int, inner: int) -> tuple[int, int, int]:
@@ -264,7 +315,7 @@ def one_row_gate_up_shape(outer: int, inner: int) -> tuple[int, int, int]:
 
 def one_row_down_shape(outer: int, inner: int) -> tuple[int, int, int]:
     """BLOCK_N, BLOCK_K and warps."""
-    return 2, 256, 1
+    return 2, 512, 2
 
 
 def product_shapes(num_places: int, num_experts: int, dtype: torch.dtype) -> tuple[ProductShape, ProductShape]:
@@ -274,10 +325,10 @@ def product_shapes(num_places: int, num_experts: int, dtype: torch.dtype) -> tup
         shape = ProductShape(16, 64, 32, 4, 2, False) if mean <= 16 else ProductShape(64, 64, 32, 4, 2, True)
         return shape, shape
     if mean <= 6:
-        return ProductShape(16, 64, 64, 4, 6, False), ProductShape(16, 128, 128, 8, 3, False)
+        return ProductShape(16, 64, 128, 4, 3, False), ProductShape(16, 128, 128, 8, 3, False)
     if mean <= 24:
         return ProductShape(32, 64, 128, 4, 3, False), ProductShape(32, 64, 128, 4, 3, False)
     if mean <= 96:
-        return ProductShape(64, 128, 64, 4, 4, True), ProductShape(64, 128, 64, 4, 4, True)
+        return ProductShape(64, 128, 64, 4, 3, True), ProductShape(64, 128, 64, 4, 3, True)
     stages = 4 if mean <= 256 else 3
     return ProductShape(128, 256, 64, 8, stages, True), ProductShape(128, 256, 64, 8, stages, True)

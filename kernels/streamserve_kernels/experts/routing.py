@@ -238,20 +238,16 @@ def norm_route(
     x = x.contiguous()
     num_rows, inner = x.shape
     num_experts = router_weight.shape[0]
+    is_fused = num_rows <= FUSED_ROWS and inner <= FUSED_WIDTH
     ids = torch.empty(num_rows, rule.top_k, dtype=torch.int32, device=x.device)
     weights = torch.empty(num_rows, rule.top_k, dtype=torch.float32, device=x.device)
-    index = counts = places = None
-    if num_rows > 1:
-        # Where one program chooses for all, it zeroes the counts itself.
-        make = torch.empty if num_rows <= ROWS and inner <= FUSED_WIDTH else torch.zeros
-        counts = make(num_experts, dtype=torch.int32, device=x.device)
-        places = torch.empty(num_experts, num_rows, dtype=torch.int32, device=x.device)
-        index = ExpertIndex(counts, places)
+    index = _empty_index(ids, num_experts, is_zero=not is_fused or num_rows > ROWS) if num_rows > 1 else None
+    counts, places = index or (None, None)
     chosen = {
         "TOP_K": rule.top_k, "LANES": power_of_two(num_experts, least=16), "SIGMOID": rule.scoring == "sigmoid",
         "RENORMALIZE": rule.renormalizes, "INDEX": index is not None,
     }  # fmt: skip
-    if num_rows <= FUSED_ROWS and inner <= FUSED_WIDTH:
+    if is_fused:
         normed = torch.empty_like(x)
         logits = torch.empty(num_rows, num_experts, dtype=torch.float32, device=x.device)
         rows, block_e, slices, slice_k, warps = route_shape(num_rows, inner)
@@ -274,8 +270,15 @@ def norm_route(
     return Routes(normed, ids, weights, index)
 
 
+def _empty_index(ids: torch.Tensor, num_experts: int, *, is_zero: bool) -> ExpertIndex:
+    """An index to be filled; where one program chooses for all rows, it zeroes the counts itself."""
+    make = torch.zeros if is_zero else torch.empty
+    counts = make(num_experts, dtype=torch.int32, device=ids.device)
+    return ExpertIndex(counts, ids.new_empty(num_experts, ids.shape[0]))
+
+
 def route_shape(num_rows: int, inner: int) -> tuple[int, int, int, int, int]:
     """ROWS, BLOCK_E, slices (one per warp), lanes of a slice, warps."""
     if num_rows == 1:
         return 1, 4, 1, 1, 4 if inner <= 2048 else 8
-    return ROWS, 16, 8, max(16, min(128, power_of_two(inner) // 8)), 8
+    return power_of_two(min(num_rows, ROWS), least=8), 16, 8, max(16, min(128, power_of_two(inner) // 8)), 8
