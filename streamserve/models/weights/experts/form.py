@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination
@@ -19,9 +17,6 @@ class ExpertsForm(nn.Module, ABC):
 
     Made with uninitialised parameters; once every destination is filled, `finish` makes it ready to multiply.
     """
-
-    methods: ClassVar[frozenset[str]] = frozenset()
-    """Values of `quant_method` in a config.json that this form is made for."""
 
     @classmethod
     @abstractmethod

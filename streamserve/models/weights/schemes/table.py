@@ -14,6 +14,7 @@ from streamserve.models.weights.schemes.fbgemm import read_fbgemm
 from streamserve.models.weights.schemes.fp8 import read_fp8
 from streamserve.models.weights.schemes.gguf import GgufIntegers
 from streamserve.models.weights.schemes.modelopt import read_modelopt
+from streamserve.models.weights.schemes.mxfp4 import read_mxfp4
 from streamserve.models.weights.schemes.on_load import quantize_on_load
 from streamserve.models.weights.schemes.scheme import PLAIN, Reader, Scheme, Schemes
 from streamserve.models.weights.storage import WeightStorage
@@ -23,6 +24,7 @@ METHODS: dict[str, Reader] = {
     "fbgemm_fp8": read_fbgemm,
     "fp8": read_fp8,
     "modelopt": read_modelopt,
+    "mxfp4": read_mxfp4,
 }
 """By the `quant_method` of a `quantization_config`."""
 
