@@ -43,6 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     overlap                 plan step n+1 while step n runs
     enforce_eager           no CUDA graphs; on a CPU, no compiled layers
     tensor_parallel_size    ranks that share every layer, each on a GPU of its own, or on a CPU with a share of the cores
+    enable_expert_parallel  ranks hold some experts each, instead of a share of every one
     distributed_executor_backend  "uni" runs the one rank in the engine's process, "mp" starts ranks as processes of this
                             machine, "ray" has Ray place them; None takes "uni" for one rank and "mp" for several
     quantization            "auto" keeps quantized weights as they are stored where the device multiplies them, and so does the
@@ -76,6 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
     distributed_executor_backend: ExecutorBackend | None = None
 
     def __post_init__(self) -> None:

@@ -133,7 +133,7 @@ _DEVICES = {
     **_because(
         "layers are divided by --tensor-parallel-size and by nothing else",
         prefill_context_parallel_size=(1,), decode_context_parallel_size=(1,), dcp_kv_cache_interleave_size=_UNSET,
-        cp_kv_cache_interleave_size=_UNSET, dcp_comm_backend=_UNSET, enable_expert_parallel=_OFF, all2all_backend=_UNSET,
+        cp_kv_cache_interleave_size=_UNSET, dcp_comm_backend=_UNSET, all2all_backend=_UNSET,
         enable_eplb=_OFF, eplb_config=_EMPTY, num_redundant_experts=(0,), eplb_window_size=_UNSET, eplb_step_interval=_UNSET,
         eplb_log_balancedness=_OFF, expert_placement_strategy=_UNSET, enable_dbo=_OFF, ubatch_size=(0,),
         dbo_decode_token_threshold=_UNSET, dbo_prefill_token_threshold=_UNSET,
@@ -263,7 +263,6 @@ SHORT: Mapping[str, str] = {
     "-dpn": "data_parallel_rank",
     "-dpp": "data_parallel_rpc_port",
     "-dpr": "data_parallel_start_rank",
-    "-ep": "enable_expert_parallel",
     "-n": "nnodes",
     "-pcp": "prefill_context_parallel_size",
     "-r": "node_rank",

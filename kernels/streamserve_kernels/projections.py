@@ -350,6 +350,9 @@ def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int,
     """BLOCK_M, BLOCK_N, slices (one per warp), lanes of a slice; None where streaming is better."""
     if rows > 8 or inner > 3072 or outer > 16384:
         return None
+    if not gated and outer * inner > 1 << 23:
+        # Programs that hold so much fill the device more than once.
+        return None
     block_n = 16 if outer <= 2048 else 32
     return power_of_two(rows, least=8), block_n, 8, max(16, min(128, power_of_two(inner) // 8))
 
@@ -368,4 +371,8 @@ def some_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int
     splits = 1
     while tiles * splits < programs and inner // (splits * 2) >= shortest:
         splits *= 2
-    return block_m, block_n, 128, splits, 4, 5 if block_m == 64 else 6
+    stages = 5 if block_m == 64 else 6
+    if block_m == 64 and not gated and inner < 4096 and tiles > 132:
+        # More tiles than multiprocessors: with this, two share one, and none waits for a second round.
+        stages = 4
+    return block_m, block_n, 128, splits, 4, stages

@@ -102,6 +102,12 @@ _RUNNING_OPTIONS = [
     _devices("-tp", "--tensor-parallel-size", type=int, help="GPUs that share each layer."),
     _devices("-pp", "--pipeline-parallel-size", type=int, help="GPUs that share the layers."),
     _devices("-dp", "--data-parallel-size", type=int, help="Copies of the model."),
+    _devices(
+        "-ep",
+        "--enable-expert-parallel/--no-enable-expert-parallel",
+        default=None,
+        help="Divide a mixture by experts among the GPUs that share each layer.",
+    ),
     _devices("--distributed-executor-backend", type=click.Choice(get_args(ExecutorBackend)), help="How ranks are started."),
 ]
 

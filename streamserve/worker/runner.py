@@ -87,6 +87,7 @@ class Runner:
                     quantization=config.quantization,
                     max_model_len=max_model_len,
                     communicator=ranks,
+                    divides_experts=config.enable_expert_parallel,
                     on_progress=on_progress,
                 )
                 if device.compiles_layers and not config.enforce_eager:

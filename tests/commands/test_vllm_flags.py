@@ -68,7 +68,7 @@ def test_flags_for_what_happens_anyway_change_nothing(flags: list[str]) -> None:
     [
         (["--task", "embed"], "--task: not supported: models generate text"),
         (["--kv-cache-dtype=fp8"], "--kv-cache-dtype: .* dtype"),
-        (["--enable-expert-parallel"], "--enable-expert-parallel: "),
+        (["--enable-eplb"], "--enable-eplb: "),
         (["--speculative-config", '{"method": "ngram"}'], "--speculative-config: .* draft"),
         (["--speculative-config.method", "ngram"], "--speculative-config.method: .* draft"),
         (["-O3"], "-O3: .* graphs"),

@@ -139,7 +139,9 @@ def filled(way: str, numbers: Numbers, communicator: Apart, *, divides_experts: 
     )
     experts = Experts(*arch_of(tensors), PREFIX, place)
     with torch.inference_mode():
-        for destination in experts.destinations():
+        destinations = list(experts.destinations())
+        assert {destination.name for destination in destinations} == stored.keys()
+        for destination in destinations:
             content = MadeUp(destination.name, stored[destination.name])
             assert content.shape == destination.region.whole
             destination.fill(content)

@@ -27,12 +27,12 @@ ONE_KEY_HEAD = "one-key-head"
 DIVISIBLE = FAMILIES | {ONE_KEY_HEAD: ("Llama", SHAPE | {"num_key_value_heads": 1})}
 ALWAYS = (
     *("llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma3", "opt", "opt-350m"),
-    *("olmo3", "glm4", "hunyuan", "ministral3", ONE_KEY_HEAD),
+    *("olmo3", "glm4", "hunyuan", "ministral3", "qwen2-moe", ONE_KEY_HEAD),
 )
 """Those that have something of their own between ranks or between heads; the others run with the slow tests."""
 
 
-def config_of(folder: Path) -> EngineConfig:
+def config_of(folder: Path, **changes: Any) -> EngineConfig:
     return EngineConfig(
         model=str(folder),
         device="cpu",
@@ -41,6 +41,7 @@ def config_of(folder: Path) -> EngineConfig:
         max_num_batched_tokens=STEP_TOKENS,
         max_model_len=64,
         kv_cache_memory=1 << 20,
+        **changes,
     )
 
 
@@ -57,8 +58,8 @@ def stepper_of(runner: Any, info: EngineInfo, num_blocks: int) -> Stepper:
 
 
 @contextmanager
-def two_ranks(folder: Path) -> Iterator[tuple[RankThreads, EngineInfo]]:
-    with RankThreads(config_of(folder), 2) as ranks:
+def two_ranks(folder: Path, **changes: Any) -> Iterator[tuple[RankThreads, EngineInfo]]:
+    with RankThreads(config_of(folder, **changes), 2) as ranks:
         yield ranks, ranks.load()
 
 
@@ -97,15 +98,19 @@ def test_every_family_is_among_those_that_are_tried() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in DIVISIBLE]
+    ("family", "by_expert"),
+    [
+        *((name, False) if name in ALWAYS else pytest.param(name, False, marks=pytest.mark.slow) for name in DIVISIBLE),
+        ("qwen2-moe", True),
+    ],
 )
-def test_two_ranks_give_the_tokens_of_one(family: str, tmp_path: Path) -> None:
+def test_two_ranks_give_the_tokens_of_one(family: str, by_expert: bool, tmp_path: Path) -> None:
     reference_model(*DIVISIBLE[family]).save_pretrained(tmp_path)
     alone = Runner(config_of(tmp_path), resolve(str(tmp_path)))
     info = alone.load()
     num_blocks = 7 * len(info.windows)
     expected = life(stepper_of(alone, info, num_blocks))
-    with two_ranks(tmp_path) as (ranks, shared):
+    with two_ranks(tmp_path, enable_expert_parallel=by_expert) as (ranks, shared):
         assert shared.windows == info.windows
         assert life(stepper_of(ranks, shared, num_blocks)) == expected
 

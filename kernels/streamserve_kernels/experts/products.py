@@ -106,8 +106,8 @@ def _one_row_down_kernel(
 
 @kernel(do_not_specialize=["num_tokens"])
 def _product_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, sorted_ptr, num_tokens, N, num_experts,
-    K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, sorted_ptr, num_tokens, num_experts,
+    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, BY_TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, X_FIRST: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -151,7 +151,11 @@ def _product_kernel(
     x_ptrs = x_ptr + x_rows[:, None] * K + lanes[None, :]
     sums = tl.zeros([BLOCK_M, BLOCK_N] if X_FIRST else [BLOCK_N, BLOCK_M], tl.float32)
     for k in range(0, K, BLOCK_K):
-        if K % BLOCK_K == 0:
+        if X_FIRST and K % BLOCK_K == 0 and N % BLOCK_N == 0:
+            # Where arithmetic counts, masks cost more than reading a row in vain.
+            weights = tl.load(weight_ptrs + k)
+            x = tl.load(x_ptrs + k)
+        elif K % BLOCK_K == 0:
             weights = tl.load(weight_ptrs + k, mask=inside[:, None], other=0.0)
             x = tl.load(x_ptrs + k, mask=present[:, None], other=0.0)
         else:
@@ -296,8 +300,8 @@ def _product(
     hit = min(num_experts, num_places)
     blocks = (num_places + hit * (shape.block_m - 1)) // shape.block_m
     _product_kernel[(tiles * blocks,)](
-        x, weight, bias, out, held.counts, held.places, order, num_tokens, outer, num_experts,
-        K=inner, TOP_K=held.top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BLOCK_N=shape.block_n,
+        x, weight, bias, out, held.counts, held.places, order, num_tokens, num_experts,
+        N=outer, K=inner, TOP_K=held.top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BLOCK_N=shape.block_n,
         BLOCK_K=shape.block_k, BY_TOKEN=by_token, ACTIVATION=activation, X_FIRST=shape.x_first, COMPUTE=compute_dtype(x.dtype),
         num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
     )  # fmt: skip

@@ -50,14 +50,16 @@ def load_model(
     quantization: Quantization = "auto",
     max_model_len: int | None = None,
     communicator: Communicator | None = None,
+    divides_experts: bool = False,
     on_progress: Progress | None = None,
 ) -> CausalModel:
     """Build a model and fill it.
 
-    quantization   as in `EngineConfig`
-    max_model_len  positions to prepare for; None takes the model's own limit
-    communicator   the ranks among which it divides what it can, of which this one is filled; None for a rank of its own
-    on_progress    called with (bytes loaded, bytes in all), in the units of the stored form
+    quantization     as in `EngineConfig`
+    max_model_len    positions to prepare for; None takes the model's own limit
+    communicator     the ranks among which it divides what it can, of which this one is filled; None for a rank of its own
+    divides_experts  each rank holds some experts of a mixture, instead of a share of every one
+    on_progress      called with (bytes loaded, bytes in all), in the units of the stored form
 
     Raises `ConfigError` when the checkpoint lacks a tensor, has one that the architecture does not know, or of another shape,
     and when the model can't be divided.
@@ -66,7 +68,7 @@ def load_model(
     if source is not None and arch.tied_embeddings and _has_its_own_head(source):
         arch = replace(arch, tied_embeddings=False)
     storage = storage_of(checkpoint, source, quantization)
-    place = Placement(dtype, torch.device(device), communicator or Apart(), storage)
+    place = Placement(dtype, torch.device(device), communicator or Apart(), storage, divides_experts)
     _refuse_unpackable(quantization, checkpoint, place)
     model = build_model(arch, place, max_model_len or arch.max_model_len)
     _say_what_is_widened(model, place)

@@ -128,7 +128,7 @@ def _fingerprint(job: CompileJob) -> str:
     digest = hashlib.sha256()
     config = job.config
     sizes = [config.dtype, config.block_size, config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens]
-    sizes.append(config.tensor_parallel_size)
+    sizes += [config.tensor_parallel_size, config.enable_expert_parallel]
     digest.update(repr((sizes, sorted(job.checkpoint.config.items()))).encode())
     for package in ("triton", "torch"):
         spec = find_spec(package)

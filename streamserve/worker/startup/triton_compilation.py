@@ -51,7 +51,8 @@ def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
     max_model_len = resolve_max_model_len(config.max_model_len, arch)
     device = ShapeDevice()
     storage = storage_of(job.checkpoint, open_source(job.checkpoint, arch), config.quantization)
-    place = Placement(dtype, device.torch_device, Apart(0, config.tensor_parallel_size), storage)
+    ranks = Apart(0, config.tensor_parallel_size)
+    place = Placement(dtype, device.torch_device, ranks, storage, config.enable_expert_parallel)
     model = build_model(arch, place, max_model_len).eval()
     layout = lay_out(
         [state.among(config.tensor_parallel_size) for state in arch.layer_states],

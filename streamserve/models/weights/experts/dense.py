@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from streamserve.models.weights.destination import Destination, copied
+from streamserve.models.weights.destination import Destination, copied, left_out
 from streamserve.models.weights.experts.form import ExpertsForm
 from streamserve.models.weights.experts.mxfp4 import dequantized
-from streamserve.models.weights.experts.spec import ExpertsSpec
+from streamserve.models.weights.experts.spec import ExpertPart, ExpertsSpec
 from streamserve.models.weights.placement import Placement
 from streamserve_kernels import Activation, Routes, experts_residual
 
@@ -39,13 +39,10 @@ class DenseExperts(ExpertsForm):
 
     def destinations(self) -> Iterator[Destination]:
         for part in self.spec.weights(self.gate_up, self.down):
-            if self.spec.stored.mxfp4:
-                yield from dequantized(part)
-            else:
-                yield copied(part.name, part.target, part.region)
+            yield from dequantized(part) if self.spec.stored.mxfp4 else [as_stored(part)]
         if self.gate_up_bias is not None:
             for part in self.spec.biases(self.gate_up_bias, self.down_bias):
-                yield copied(part.name, part.target, part.region)
+                yield as_stored(part)
 
     def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
         return experts_residual(
@@ -58,3 +55,8 @@ class DenseExperts(ExpertsForm):
             down_bias=self.down_bias,
             first_expert=self.spec.experts.start,
         )
+
+
+def as_stored(part: ExpertPart) -> Destination:
+    """The destination of numbers that are copied as they are."""
+    return left_out(part.name, part.region) if part.target is None else copied(part.name, part.target, part.region)

@@ -35,14 +35,16 @@ def dequantized(part: ExpertPart) -> Iterator[Destination]:
     """The destinations of blocks and of their scales, which fill the part's target once both have come."""
     blocks, scales = stored_regions(part.region)
     names = part.name, part.name.removesuffix("_blocks") + "_scales"
-    arrived: dict[str, Tensor] = {}
+    target, arrived = part.target, dict[str, Tensor]()
+    # Stacked tensors hold something for every rank.
+    assert target is not None
 
     def receive(name: str, region: Region) -> Callable[[StoredTensor], None]:
         def fill(stored: StoredTensor) -> None:
             # What is stored is valid until the next tensor; the other one may come much later.
             arrived[name] = stored.values[region.slices].clone()
             if len(arrived) == 2:
-                _fill(part.target, *(arrived.pop(each) for each in names))
+                _fill(target, *(arrived.pop(each) for each in names))
 
         return fill
 

@@ -22,13 +22,13 @@ class ExpertPart:
     name     of that tensor
     region   what is taken of it
     experts  which of this rank's experts they are
-    target   the numbers' place, of the region's shape; a view
+    target   the numbers' place, of the region's shape; a view. None where another rank keeps them
     """
 
     name: str
     region: Region
     experts: range
-    target: Tensor
+    target: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,14 @@ class ExpertsSpec:
         yield from self._parts(self.stored.down, down, (hidden, self.inner), (self.hidden_size, self.inner_size))
 
     def biases(self, gate_up: Tensor, down: Tensor | None) -> Iterator[ExpertPart]:
-        """What fills biases, gate_up [experts, 2 * inner] and down [experts, hidden]."""
+        """What fills biases, gate_up [experts, 2 * inner] and down [experts, hidden], or None where another rank has that."""
         by_kind = gate_up.view(len(self.experts), len(self.inner), 2)
         if self.stored.is_fused:
             yield from self._fused(bias_of(self.stored.gate), gate_up, by_kind, ())
         else:
             for name, target in ((self.stored.gate, by_kind[:, :, 0]), (self.stored.up, by_kind[:, :, 1])):
                 yield from self._parts(bias_of(name), target, (self.inner,), (self.inner_size,))
-        if down is not None:
-            yield from self._parts(bias_of(self.stored.down), down, (range(self.hidden_size),), (self.hidden_size,))
+        yield from self._parts(bias_of(self.stored.down), down, (range(self.hidden_size),), (self.hidden_size,))
 
     def _fused(self, name: str, both: Tensor, by_kind: Tensor, columns: tuple[range, ...]) -> Iterator[ExpertPart]:
         """The parts of a tensor that holds gate and up."""
@@ -105,13 +104,17 @@ class ExpertsSpec:
             rows = range(first + self.inner.start, first + self.inner.stop)
             yield from self._parts(name, by_kind[:, :, kind], (rows, *columns), whole)
 
-    def _parts(self, name: str, target: Tensor, taken: tuple[range, ...], whole: tuple[int, ...]) -> Iterator[ExpertPart]:
+    def _parts(
+        self, name: str, target: Tensor | None, taken: tuple[range, ...], whole: tuple[int, ...]
+    ) -> Iterator[ExpertPart]:
         """The parts of a weight or bias of each expert, of which `taken` goes to `target` [experts, ...]."""
         if self.stored.transposed and len(whole) == 2:
-            taken, whole, target = taken[::-1], whole[::-1], target.mT
+            taken, whole, target = taken[::-1], whole[::-1], None if target is None else target.mT
         if self.stored.is_stacked:
             region = Region((self.num_experts, *whole), (self.experts, *taken))
             yield ExpertPart(self.prefix + name, region, range(len(self.experts)), target)
             return
-        for index, expert in enumerate(self.experts):
-            yield ExpertPart(self.prefix + name.format(expert), Region(whole, taken), range(index, index + 1), target[index])
+        for expert in range(self.num_experts):
+            index = expert - self.experts.start
+            own = target[index] if target is not None and expert in self.experts else None
+            yield ExpertPart(self.prefix + name.format(expert), Region(whole, taken), range(index, index + 1), own)
