@@ -4,6 +4,8 @@ Import from here; the modules behind are private to this package and its tests. 
 """
 
 from streamserve_kernels.dispatch import (
+    CLAMPED_SILU_ALPHA,
+    CLAMPED_SILU_LIMIT,
     FP8_BLOCK,
     INT4_FEW_ROWS,
     INT4_GROUP,
@@ -69,6 +71,8 @@ from streamserve_kernels.target import Target, target_of
 
 __all__ = [
     "BEHIND_TOKENS",
+    "CLAMPED_SILU_ALPHA",
+    "CLAMPED_SILU_LIMIT",
     "FP8_BLOCK",
     "INT4_FEW_ROWS",
     "INT4_GROUP",

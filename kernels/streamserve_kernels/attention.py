@@ -40,12 +40,13 @@ def rotary_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> torch.Tensor:
     """`reference.attention.rotary_attention`; decode rows rotate, write and attend in one launch."""
-    layer = AttentionConfig(q_heads, kv_heads, head_dim, scale, window, softcap)
+    layer = AttentionConfig(q_heads, kv_heads, head_dim, scale, window, softcap, sinks)
     out = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling)
     can_fuse = head_dim % 2 == 0 and (cos_sin is None or cos_sin.shape[-1] == head_dim)
@@ -80,6 +81,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -87,7 +89,7 @@ def paged_attention(
     """`reference.attention.paged_attention`; a sequence of length 0 (padding among the decode rows) gives zeros."""
     shared = shared or Shared()
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    layer = AttentionConfig(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap)
+    layer = AttentionConfig(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap, sinks)
     decode_rows = _DecodeRows(num_decodes, max_seq_len, block_tables, seq_lens, shared)
     flat = q.contiguous().flatten(1)
     decode_rows.attend(layer, flat, None, kv_cache, out)

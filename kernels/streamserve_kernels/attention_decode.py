@@ -37,7 +37,7 @@ ROTATED = (None, None, None, None, None, 0.0, False, False, None)
 
 
 class AttentionConfig(NamedTuple):
-    """Properties of a layer's attention."""
+    """Properties of a layer's attention; sinks [q_heads] fp32, or None."""
 
     q_heads: int
     kv_heads: int
@@ -45,6 +45,7 @@ class AttentionConfig(NamedTuple):
     scale: float
     window: int | None
     softcap: float | None
+    sinks: torch.Tensor | None
 
 
 class DecodeShape(NamedTuple):
@@ -167,7 +168,7 @@ def _combine(partial_ptr, first_split, splits, used, GROUP: tl.constexpr, LANES:
 
 @kernel(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def _decode_kernel(
-    q_ptr, positions_ptr, cos_sin_ptr, slots_ptr, q_norm_ptr, k_norm_ptr,
+    q_ptr, positions_ptr, cos_sin_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, sinks_ptr,
     cache_ptr, tables_ptr, records_ptr, out_ptr, partial_ptr, arrivals_ptr,
     scale, eps, q_stride, block_stride, table_stride, max_blocks, num_rows,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -278,6 +279,9 @@ def _decode_kernel(
         tl.store(counter_ptr, 0)
         highest, total, sums = _combine(partial_ptr, first, splits, used, GROUP, LANES)
     heads = sequence * Q_HEADS + kv_head * heads_per_group + group
+    if sinks_ptr is not None:
+        sink = tl.load(sinks_ptr + kv_head * heads_per_group + group, mask=used, other=0.0) * 1.4426950408889634
+        highest, total, sums = _merge(highest, total, sums, sink, 1.0, tl.zeros_like(sums))
     y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
     out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=used[:, None] & inside)
@@ -300,7 +304,7 @@ def decode(
     positions, cos_sin, slots, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = rotation or ROTATED
     beta, length = query_scaling or (None, None)
     _decode_kernel[(layer.kv_heads, schedule.programs)](
-        q, positions, cos_sin, slots, q_norm, k_norm,
+        q, positions, cos_sin, slots, q_norm, k_norm, layer.sinks,
         kv_cache, block_tables, schedule.records, out, partial, arrivals(q.device),
         layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1],
         schedule.num_rows,

@@ -130,7 +130,7 @@ def _attend_range(
 
 @kernel(do_not_specialize_on_alignment=["seq_lens_ptr", "query_start_ptr"])
 def _prefill_kernel(
-    q_ptr, cos_sin_ptr, q_norm_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, tiles_ptr, out_ptr,
+    q_ptr, cos_sin_ptr, q_norm_ptr, sinks_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, tiles_ptr, out_ptr,
     scale, eps, q_stride, block_stride, table_stride,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr,
@@ -195,6 +195,9 @@ def _prefill_kernel(
         q, lanes, highest, total, sums, masked_from, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
         block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True, WINDOW, SOFTCAP, COMPUTE,
     )  # fmt: skip
+    if sinks_ptr is not None:
+        to_log2 = scale * 1.4426950408889634 if SOFTCAP is None else 1.0
+        total += tl.exp2(tl.load(sinks_ptr + head) * 1.4426950408889634 - highest * to_log2)
     out_ptrs = out_ptr + (token * Q_HEADS + head)[:, None] * HEAD_DIM + lanes[None, :]
     tl.store(out_ptrs, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -233,7 +236,7 @@ def prefill(
         ),
     )
     _prefill_kernel[(tiles.shape[0], layer.kv_heads)](
-        q, cos_sin, q_norm, kv_cache, block_tables, seq_lens, query_start, tiles, out,
+        q, cos_sin, q_norm, layer.sinks, kv_cache, block_tables, seq_lens, query_start, tiles, out,
         layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0),
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=rotation is not None, NORM=q_norm is not None,

@@ -34,7 +34,7 @@ from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, can_pack, int4_linear, pack_eight_bits, pack_four_bits
 from streamserve_kernels.reference.kv_write import QueryScaling
-from streamserve_kernels.reference.norm_rope import Activation
+from streamserve_kernels.reference.norm_rope import CLAMPED_SILU_ALPHA, CLAMPED_SILU_LIMIT, Activation
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.reference.shared import Shared
 from streamserve_kernels.row_tables import RowTables
@@ -226,6 +226,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -241,6 +242,7 @@ def paged_attention(
         scale=scale,
         window=window,
         softcap=softcap,
+        sinks=sinks,
         num_decodes=num_decodes,
         max_seq_len=max_seq_len,
         shared=shared,
@@ -270,6 +272,7 @@ def rotary_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -297,6 +300,7 @@ def rotary_attention(
         scale=scale,
         window=window,
         softcap=softcap,
+        sinks=sinks,
         num_decodes=num_decodes,
         max_seq_len=max_seq_len,
         shared=shared,
@@ -347,6 +351,8 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
 
 
 __all__ = [
+    "CLAMPED_SILU_ALPHA",
+    "CLAMPED_SILU_LIMIT",
     "FP8_BLOCK",
     "INT4_FEW_ROWS",
     "INT4_GROUP",

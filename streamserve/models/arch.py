@@ -97,6 +97,7 @@ class ModelArch(Arch):
     attention_scale   factor of the attention scores
     softcap           of the attention scores, or None
     query_scaling     by which queries grow with their position, or None
+    has_sinks         every query head has a score beside those of the keys
     logit_softcap     of the logits, or None
     logit_scale       factor of the logits
     embedding_scale   factor of the embeddings
@@ -106,6 +107,7 @@ class ModelArch(Arch):
     qkv_bias, output_bias, mlp_bias  which linears have one
     tied_embeddings   the head is the embedding matrix, unless the checkpoint stores a head that differs from it
     fused_qkv, fused_gate_up  q, k and v are stored as one tensor; gate and up are
+    unread_layers     how many layers past the last a checkpoint may store, which are not run
     mixture           of experts, in the place of the MLP of some layers; None where all have one
     """
 
@@ -127,6 +129,7 @@ class ModelArch(Arch):
     attention_scale: float
     softcap: float | None = None
     query_scaling: QueryScaling | None = None
+    has_sinks: bool = False
     logit_softcap: float | None = None
     logit_scale: float = 1.0
     embedding_scale: float = 1.0
@@ -139,6 +142,7 @@ class ModelArch(Arch):
     tied_embeddings: bool = False
     fused_qkv: bool = False
     fused_gate_up: bool = False
+    unread_layers: int = 0
     mixture: Mixture | None = None
 
     @property

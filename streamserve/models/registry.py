@@ -24,7 +24,16 @@ from streamserve.models.architectures.llama import (
     read_seed_oss,
     read_smollm3,
 )
-from streamserve.models.architectures.mixtures import read_mixtral, read_qwen2_moe, read_qwen3_moe
+from streamserve.models.architectures.mixtures import (
+    read_glm4_moe,
+    read_gpt_oss,
+    read_granite_moe,
+    read_mixtral,
+    read_olmoe,
+    read_qwen2_moe,
+    read_qwen3_moe,
+    read_qwen3_vl_moe,
+)
 from streamserve.models.architectures.olmo import read_olmo2, read_olmo3
 from streamserve.models.architectures.opt import Opt, read_opt
 from streamserve.models.architectures.qwen import read_qwen2, read_qwen2_5_vl, read_qwen3, read_qwen3_vl
@@ -50,8 +59,11 @@ REGISTRY: dict[str, Family] = {
     "Gemma3ForConditionalGeneration": Family(read_gemma3, Gemma),
     "GemmaForCausalLM": Family(read_gemma, Gemma),
     "Glm4ForCausalLM": Family(read_glm4, Decoder),
+    "Glm4MoeForCausalLM": Family(read_glm4_moe, Decoder),
     "GlmForCausalLM": Family(read_glm, Decoder),
+    "GptOssForCausalLM": Family(read_gpt_oss, Decoder),
     "GraniteForCausalLM": Family(read_granite, Decoder),
+    "GraniteMoeForCausalLM": Family(read_granite_moe, Decoder),
     "HunYuanDenseV1ForCausalLM": Family(read_hunyuan, Decoder),
     "LlamaForCausalLM": Family(read_llama, Decoder),
     "Ministral3ForCausalLM": Family(read_ministral3, Decoder),
@@ -61,6 +73,7 @@ REGISTRY: dict[str, Family] = {
     "OPTForCausalLM": Family(read_opt, Opt),
     "Olmo2ForCausalLM": Family(read_olmo2, Decoder),
     "Olmo3ForCausalLM": Family(read_olmo3, Decoder),
+    "OlmoeForCausalLM": Family(read_olmoe, Decoder),
     "Phi3ForCausalLM": Family(read_phi3, Decoder),
     "Qwen2ForCausalLM": Family(read_qwen2, Decoder),
     "Qwen2MoeForCausalLM": Family(read_qwen2_moe, Decoder),
@@ -68,6 +81,7 @@ REGISTRY: dict[str, Family] = {
     "Qwen3ForCausalLM": Family(read_qwen3, Decoder),
     "Qwen3MoeForCausalLM": Family(read_qwen3_moe, Decoder),
     "Qwen3VLForConditionalGeneration": Family(read_qwen3_vl, Decoder),
+    "Qwen3VLMoeForConditionalGeneration": Family(read_qwen3_vl_moe, Decoder),
     "SeedOssForCausalLM": Family(read_seed_oss, Decoder),
     "SmolLM3ForCausalLM": Family(read_smollm3, Decoder),
 }

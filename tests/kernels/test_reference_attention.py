@@ -14,7 +14,9 @@ BLOCK_SIZE = 16
 KV_HEADS, Q_HEADS, HEAD_DIM = 2, 6, 32
 
 
-def one_query(q: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None) -> Tensor:
+def one_query(
+    q: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None, sinks: Tensor | None = None
+) -> Tensor:
     """q [q_heads, head_dim] over exactly the keys it sees, [seen, kv_heads, head_dim]; fp64."""
     out = torch.empty(q.shape, dtype=torch.float64)
     for head in range(q.shape[0]):
@@ -22,7 +24,9 @@ def one_query(q: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: fl
         scores = keys[:, shared].double() @ q[head].double() * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        out[head] = torch.softmax(scores, 0) @ values[:, shared].double()
+        weights = scores.exp()
+        total = weights.sum() if sinks is None else weights.sum() + sinks[head].double().exp()
+        out[head] = weights / total @ values[:, shared].double()
     return out
 
 
@@ -50,7 +54,14 @@ class Batch:
                 self.kv_cache[block, 0, :, : part.stop - part.start] = keys[part].transpose(0, 1)
                 self.kv_cache[block, 1, :, : part.stop - part.start] = values[part].transpose(0, 1)
 
-    def attend(self, *, window: int | None = None, softcap: float | None = None, num_decodes: int | None = None) -> Tensor:
+    def attend(
+        self,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+        num_decodes: int | None = None,
+    ) -> Tensor:
         queries = [queries for _, queries in self.shapes]
         leading = next((index for index, count in enumerate(queries) if count > 1), len(queries))
         return paged_attention(
@@ -62,18 +73,19 @@ class Batch:
             scale=HEAD_DIM**-0.5,
             window=window,
             softcap=softcap,
+            sinks=sinks,
             num_decodes=leading if num_decodes is None else num_decodes,
             max_seq_len=max(length for length, _ in self.shapes),
         )
 
-    def expected(self, *, window: int | None = None, softcap: float | None = None) -> Tensor:
+    def expected(self, *, window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None) -> Tensor:
         rows = iter(self.q)
         out = []
         for (length, queries), (keys, values) in zip(self.shapes, self.contents, strict=True):
             for position in range(length - queries, length):
                 first = 0 if window is None else max(0, position + 1 - window)
                 seen = slice(first, position + 1)
-                out.append(one_query(next(rows), keys[seen], values[seen], HEAD_DIM**-0.5, softcap))
+                out.append(one_query(next(rows), keys[seen], values[seen], HEAD_DIM**-0.5, softcap, sinks))
         return torch.stack(out)
 
 
@@ -113,6 +125,15 @@ def test_scores_are_capped_softly(mix: str) -> None:
     capped = batch.attend(softcap=0.5)
     torch.testing.assert_close(capped.double(), batch.expected(softcap=0.5), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(capped, batch.attend(), atol=1e-3)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("mix", MIXES)
+def test_sinks_take_their_share_of_the_weights(mix: str, window: int | None) -> None:
+    batch, sinks = Batch(MIXES[mix]), torch.linspace(-2, 4, Q_HEADS)
+    attended = batch.attend(window=window, sinks=sinks)
+    torch.testing.assert_close(attended.double(), batch.expected(window=window, sinks=sinks), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(attended, batch.attend(window=window), atol=1e-3)
 
 
 def test_decodes_give_the_same_whether_they_are_announced_or_not() -> None:

@@ -27,6 +27,8 @@ VARIANTS = [
     pytest.param({"window": 20}, id="window"),
     pytest.param({"softcap": 5.0}, id="softcap"),
     pytest.param({"window": 150, "softcap": 3.0}, id="both"),
+    pytest.param({"sinks": True}, id="sinks"),
+    pytest.param({"sinks": True, "window": 20, "softcap": 3.0}, id="sinks-window-softcap"),
 ]
 
 
@@ -45,6 +47,8 @@ def test_a_mixed_batch_agrees_with_the_reference(
     batch = mixed(kv_heads, head_dim, block_size, dtype)
     q = random(batch.num_tokens, q_heads, head_dim, dtype=dtype)
     options = {"scale": head_dim**-0.5, **variant, **batch.sizes}
+    if "sinks" in variant:
+        options["sinks"] = random(q_heads) * 2
     actual = attention.paged_attention(q, batch.cache, *batch.tables, **options)
     tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
     expected = reference.paged_attention(q.float(), batch.finite_cache, *tables, **options)

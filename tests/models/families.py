@@ -67,6 +67,22 @@ OPT_SHAPE = {
     "word_embed_proj_dim": 96,
 }
 
+GLM4_MOE = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "routed_scaling_factor": 1.5,
+    "use_qk_norm": True,
+    "attention_bias": True,
+    "head_dim": 32,
+}
+GPT_OSS = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "head_dim": 32,
+    "sliding_window": 20,
+    "rope_parameters": YARN | {"rope_theta": 150000.0},
+}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -86,6 +102,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20}),
     "qwen2-moe": ("Qwen2Moe", SHAPE | EXPERTS | {"shared_expert_intermediate_size": 64}),
     "qwen3-moe": ("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32, "norm_topk_prob": True}),
+    "olmoe": ("Olmoe", SHAPE | {"num_experts": 8, "num_experts_per_tok": 3}),
+    "granite-moe": ("GraniteMoe", SHAPE | GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "glm4-moe": ("Glm4Moe", SHAPE | GLM4_MOE),
+    "gpt-oss": ("GptOss", SHAPE | GPT_OSS),
     "qwen3-moe-dense-first": ("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32, "mlp_only_layers": [0]}),
     "gemma3": (
         "Gemma3",
@@ -154,8 +174,9 @@ def randomized(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     torch.manual_seed(0)
     model = make().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
+        balances = [buffer for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+        for parameter in (*model.parameters(), *balances):
+            if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:
                 parameter.mul_(4.0)

@@ -52,6 +52,8 @@ LAYERS = {
     "mixtral": MIXTURE,
     "qwen2-moe": SHARED,
     "qwen3-moe": MIXTURE,
+    "granite-moe": MIXTURE,
+    "gpt-oss": MIXTURE,
     "gemma3": POST_NORMED,
     "opt": LAYER_NORMED,
 }

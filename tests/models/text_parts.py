@@ -37,6 +37,13 @@ TEXT_PARTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         TEXT | by_sections(4, 6, 6) | {"head_dim": 32},
         QWEN | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
     ),
+    "qwen3-vl-moe": (
+        "Qwen3VLMoe",
+        TEXT
+        | by_sections(4, 6, 6)
+        | {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "norm_topk_prob": True},
+        QWEN | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+    ),
 }
 """Their names, and the configurations of both parts."""
 
@@ -69,6 +76,9 @@ def store(model: PreTrainedModel, folder: Path, *, old_names: bool = False, old_
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
         file = "text.safetensors" if name.startswith(("model.language_model.", "lm_head.")) else "vision.safetensors"
+        if ".experts." in name:
+            # Stored as [in, out], against all other weights.
+            tensor = tensor.mT
         old = next((old for old in names if name.startswith(old)), "")
         parts[file][names.get(old, "") + name.removeprefix(old)] = tensor.contiguous()
     for file, tensors in parts.items():

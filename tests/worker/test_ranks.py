@@ -27,7 +27,7 @@ ONE_KEY_HEAD = "one-key-head"
 DIVISIBLE = FAMILIES | {ONE_KEY_HEAD: ("Llama", SHAPE | {"num_key_value_heads": 1})}
 ALWAYS = (
     *("llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma3", "opt", "opt-350m"),
-    *("olmo3", "glm4", "hunyuan", "ministral3", "qwen2-moe", ONE_KEY_HEAD),
+    *("olmo3", "glm4", "hunyuan", "ministral3", "qwen2-moe", "gpt-oss", ONE_KEY_HEAD),
 )
 """Those that have something of their own between ranks or between heads; the others run with the slow tests."""
 
@@ -94,7 +94,8 @@ def life(stepper: Stepper) -> dict[str, list[int]]:
 
 def test_every_family_is_among_those_that_are_tried() -> None:
     built = {f"{name}ForCausalLM" for name, _ in DIVISIBLE.values()}
-    assert built == REGISTRY.keys()
+    # Text parts of others are the same families.
+    assert built == {name for name in REGISTRY if name.endswith("ForCausalLM")}
 
 
 @pytest.mark.parametrize(

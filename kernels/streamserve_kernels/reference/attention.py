@@ -51,6 +51,7 @@ def rotary_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -88,6 +89,7 @@ def rotary_attention(
         scale=scale,
         window=window,
         softcap=softcap,
+        sinks=sinks,
         num_decodes=num_decodes,
         max_seq_len=max_seq_len,
         shared=shared,
@@ -104,6 +106,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -120,6 +123,8 @@ def paged_attention(
     scale          factor of the scores
     window         a token sees itself and the window - 1 tokens before it (Mistral, Gemma 3); None sees all
     softcap        scores become softcap * tanh(score / softcap) (Gemma 2)
+    sinks          [q_heads] fp32: a score of each head beside those of the keys, which takes its share of the weights and adds
+                   nothing (attention sinks; gpt-oss, OpenAI, 2025, https://arxiv.org/abs/2508.10925)
     num_decodes    how many leading sequences have exactly one query
     max_seq_len    the largest of seq_lens, or a bound for it, for choosing launches
     returns        [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32, scores not coarser than the dtype of q
@@ -128,17 +133,17 @@ def paged_attention(
     lengths = shared.get("lengths", seq_lens.tolist)
     groups = shared.get(("groups", id(block_tables)), lambda: _group(lengths[:num_decodes], block_tables, seq_lens))
     if len(groups) == 1 and num_decodes == len(lengths):
-        return _decode(q, kv_cache, groups[0], scale, window, softcap, shared)
+        return _decode(q, kv_cache, groups[0], scale, window, softcap, sinks, shared)
     out = torch.empty_like(q)
     for group in groups:
         rows = list(group.sequences)
-        out[rows] = _decode(q[rows], kv_cache, group, scale, window, softcap, shared)
+        out[rows] = _decode(q[rows], kv_cache, group, scale, window, softcap, sinks, shared)
     starts = shared.get("starts", query_start.tolist)
     for sequence in range(num_decodes, len(lengths)):
         length, span = lengths[sequence], slice(starts[sequence], starts[sequence + 1])
         key, table = ("head blocks", id(block_tables), sequence), block_tables[sequence : sequence + 1]
         keys, values = _gather(kv_cache, table, length, key, shared)
-        out[span] = _prefill(q[span], keys[..., :length, :], values[..., :length, :], scale, window, softcap, shared)
+        out[span] = _prefill(q[span], keys[..., :length, :], values[..., :length, :], scale, window, softcap, sinks, shared)
     return out
 
 
@@ -173,6 +178,7 @@ def _decode(
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None,
     shared: Shared,
 ) -> Tensor:
     """One query per sequence, [sequences, q_heads, head_dim]; heads that share keys are a head's queries."""
@@ -180,17 +186,18 @@ def _decode(
     longest = group.longest
     keys, values = _gather(kv_cache, group.block_tables, longest, ("head blocks", id(group.block_tables)), shared)
     grouped = q.view(num_sequences, kv_cache.shape[2], -1, head_dim)
+    by_query = None if sinks is None else sinks.view(kv_cache.shape[2], -1)
     if num_sequences == 1:
         first = 0 if window is None else max(0, longest - window)
         keys, values = keys[..., first:longest, :], values[..., first:longest, :]
-        return _attend(grouped, keys, values, None, scale, softcap).reshape(q.shape)
+        return _attend(grouped, keys, values, None, scale, softcap, by_query).reshape(q.shape)
     key, num_keys = ("bias", group.sequences, window), keys.shape[2]
     # Unscaled scores may overflow fp16, and an infinite one is NaN under the mask.
-    if softcap is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16:
+    if softcap is None and sinks is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16:
         bias = shared.get(key, lambda: _for_every_head(_decode_bias(num_keys, group, window, q.dtype), grouped))
         return _multiply(grouped, keys, values, bias, scale).view(q.shape)
     bias = shared.get(key, lambda: _decode_bias(num_keys, group, window, q.dtype))
-    return _attend(grouped, keys, values, bias, scale, softcap).reshape(q.shape)
+    return _attend(grouped, keys, values, bias, scale, softcap, by_query).reshape(q.shape)
 
 
 def _decode_bias(num_keys: int, group: _Group, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -219,12 +226,21 @@ def _multiply(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: floa
 
 
 def _prefill(
-    q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None, shared: Shared
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    shared: Shared,
 ) -> Tensor:
     """The last tokens of one sequence, [queries, q_heads, head_dim]; a chunk of queries reads only the keys that it sees."""
     seq_len, num_queries = keys.shape[2], q.shape[0]
-    multiplies = softcap is None and q.dtype is torch.bfloat16 and num_queries >= MANY_QUERIES
-    if not multiplies and num_queries == seq_len and softcap is None and (window is None or window >= seq_len):
+    is_plain = softcap is None and sinks is None
+    by_query = None if sinks is None else sinks.unsqueeze(1)
+    multiplies = is_plain and q.dtype is torch.bfloat16 and num_queries >= MANY_QUERIES
+    if not multiplies and num_queries == seq_len and is_plain and (window is None or window >= seq_len):
         # Torch's own causal mask leaves out whole blocks of keys, and needs no tensor.
         every = q.transpose(0, 1).unsqueeze(0)
         attended = F.scaled_dot_product_attention(every, keys, values, is_causal=True, scale=scale, enable_gqa=True)
@@ -241,7 +257,7 @@ def _prefill(
         if multiplies:
             out[start:stop] = _multiply_chunk(chunk, seen_keys[0], seen_values[0], bias, scale)
         else:
-            attended = _attend(chunk.transpose(0, 1).unsqueeze(0), seen_keys, seen_values, bias, scale, softcap)
+            attended = _attend(chunk.transpose(0, 1).unsqueeze(0), seen_keys, seen_values, bias, scale, softcap, by_query)
             out[start:stop] = attended[0].transpose(0, 1)
     return out
 
@@ -286,16 +302,32 @@ def _head_block_indices(kv_cache: Tensor, tables: Tensor) -> Tensor:
     return ((tables * (2 * kv_heads)).unsqueeze(1) + by_head).flatten()
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """softmax(q k * scale + bias) v: q [..., q_heads, queries, head_dim], keys and values [..., kv_heads, keys, head_dim]."""
-    if softcap is None:
+def _attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """softmax(q k * scale + bias) v: q [..., q_heads, queries, head_dim], keys and values [..., kv_heads, keys, head_dim].
+
+    sinks  [q_heads, queries], or [q_heads, 1]
+    """
+    if softcap is None and sinks is None:
         shares_keys = q.shape[-3] != keys.shape[-3]
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=scale, enable_gqa=shares_keys)
     groups = q.shape[-3] // keys.shape[-3]
     keys, values = keys.repeat_interleave(groups, dim=-3), values.repeat_interleave(groups, dim=-3)
-    scores = torch.tanh(q.float() @ keys.float().transpose(-1, -2) * (scale / softcap)) * softcap
+    scores = q.float() @ keys.float().transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if bias is not None:
         scores = scores + bias
+    if sinks is not None:
+        beside = sinks.unsqueeze(-1).expand(*scores.shape[:-1], 1)
+        return (F.softmax(torch.cat([scores, beside], dim=-1), dim=-1)[..., :-1] @ values.float()).to(q.dtype)
     return (F.softmax(scores, dim=-1) @ values.float()).to(q.dtype)
 
 

@@ -106,7 +106,7 @@ def parts_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 def _shape_or_none(model: LayeredModel, index: int, block_size: int) -> LayerShape | None:
     layer, cos_sin = model.layers[index], model.ropes.by_layer[index]
-    if type(layer.attention) is not Attention or layer.attention.query_scaling is not None:
+    if type(layer.attention) is not Attention or layer.attention.query_scaling is not None or layer.attention.sinks is not None:
         return None
     settings: list[tuple[str, Setting]] = []
     parts: list[tuple[str, LinearShape | NormShape]] = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 
 from streamserve.models.arch import ModelArch, QkNorm
@@ -9,6 +12,7 @@ from streamserve.models.division import shared_heads
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.norm import RmsNorm
+from streamserve.models.weights.destination import Destination, Region, Stored, copied
 from streamserve.models.weights.placement import Placement
 from streamserve_kernels import head_squares, norm_all_heads_, rotary_attention
 
@@ -39,6 +43,7 @@ class Attention(nn.Module):
         norms = arch.qk_norm if arch.qk_norm is not None and arch.qk_norm.span == "head" else None
         self.q_norm = None if norms is None else head_norm(norms.q)
         self.k_norm = None if norms is None else head_norm(norms.k)
+        self.sinks = Sinks(arch, prefix, place) if arch.has_sinks else None
 
     def forward(self, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
         """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads * head_dim]; writes keys and values."""
@@ -63,11 +68,29 @@ class Attention(nn.Module):
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
+            sinks=self.sinks.weight if self.sinks is not None else None,
             num_decodes=inputs.num_decodes,
             max_seq_len=inputs.max_seq_len,
             shared=inputs.shared,
         )
         return attended.flatten(1)
+
+
+class Sinks(Stored):
+    """A score of each query head that no key has.
+
+    weight  [q_heads] fp32
+    """
+
+    def __init__(self, arch: ModelArch, prefix: str, place: Placement) -> None:
+        """prefix + "sinks" is read."""
+        super().__init__()
+        self._name = prefix + "sinks"
+        self._region = Region((arch.q_heads,), (place.share(arch.q_heads, "query heads"),))
+        self.weight = place.empty(len(self._region.ranges[0]), dtype=torch.float32)
+
+    def destinations(self) -> Iterator[Destination]:
+        yield copied(self._name, self.weight, self._region)
 
 
 class AllHeadsNorm(nn.Module):

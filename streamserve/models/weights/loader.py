@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -169,5 +169,11 @@ def _check_shape(stored: StoredTensor, destination: Destination) -> None:
 
 
 def _is_redundant(name: str, arch: Arch) -> bool:
-    """Stored by some tools though it follows from the rest, or is for a KV cache of 8-bit floats."""
-    return name.endswith(_REDUNDANT) or (arch.tied_embeddings and name == HEAD)
+    """Stored by some tools though it follows from the rest, or is for a KV cache of 8-bit floats, or for layers not run."""
+    unread = isinstance(arch, ModelArch) and name.startswith(tuple(_unread_layers(arch)))
+    return unread or name.endswith(_REDUNDANT) or (arch.tied_embeddings and name == HEAD)
+
+
+def _unread_layers(arch: ModelArch) -> Iterator[str]:
+    """What the names of their tensors begin with."""
+    return (f"model.layers.{layer}." for layer in range(arch.num_layers, arch.num_layers + arch.unread_layers))

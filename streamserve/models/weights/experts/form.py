@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination
