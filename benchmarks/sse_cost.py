@@ -32,7 +32,7 @@ from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
 from streamserve.server.service import Service
 from streamserve.server.ws.protocol import SocketProtocol
-from streamserve.text.tokenizer import load_tokenizer
+from streamserve.text.tokenizers.tokenizer import load_tokenizer
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
 TEXT = "The quick brown fox jumps over the lazy dog while many other animals watch it from the hill. "

@@ -27,10 +27,10 @@ from streamserve.executor.base import Executor
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.frontend import Frontend
 from streamserve.text.chat_template import ChatMessage
-from streamserve.text.grammar import GrammarCompiler
+from streamserve.text.grammars.grammar import GrammarCompiler
 from streamserve.text.preparation import PreparedPrompt, Prompt
 from streamserve.text.sampling_defaults import default_sampling_params
-from streamserve.text.tokenizer import Tokenizer, tokenizer_of
+from streamserve.text.tokenizers.tokenizer import Tokenizer, tokenizer_of
 from streamserve.text_stream import TextStream
 from streamserve.types import EngineInfo, EngineStats, SamplingParams, TextDelta
 

@@ -22,7 +22,7 @@ from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
 from streamserve.types import EngineInfo, SamplingParams
 

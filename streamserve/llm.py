@@ -20,7 +20,7 @@ from streamserve.offline.outputs import OutputBuilder
 from streamserve.offline.progress import Progress
 from streamserve.text.chat_template import ChatMessage
 from streamserve.text.preparation import MAX_SEED, PreparedPrompt, Prompt
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import RequestOutput, SamplingParams
 
 AnyPrompt = Prompt | Mapping[str, Any]

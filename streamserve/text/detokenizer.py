@@ -11,7 +11,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
-from streamserve.text.tokenizer import Tokenizer, strip_spaces
+from streamserve.text.tokenizers.tokenizer import Tokenizer, strip_spaces
 
 _REPLACEMENT = "\ufffd"
 _LONGEST_CHARACTER = 4

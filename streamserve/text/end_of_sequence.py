@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 
 
 def end_of_sequence_ids(configured: Sequence[int], tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:

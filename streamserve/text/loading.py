@@ -17,7 +17,7 @@ from streamserve.checkpoint.download import TokenizerFiles, download
 from streamserve.checkpoint.files import read_json
 from streamserve.checkpoint.names import DEMO, demo_path
 from streamserve.errors import ConfigError
-from streamserve.text.vocabulary import FastVocabulary, Vocabulary
+from streamserve.text.tokenizers.vocabulary import FastVocabulary, Vocabulary
 
 _TOKENIZER_FILES = [
     *("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
@@ -65,7 +65,7 @@ def locate_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -
 
 def _from_gguf(path: Path) -> TokenizerParts:
     from streamserve.checkpoint.gguf_file import open_gguf
-    from streamserve.text.gguf_tokenizer import build_tokenizer
+    from streamserve.text.tokenizers.gguf_tokenizer import build_tokenizer
 
     metadata = open_gguf(path).metadata
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
@@ -93,7 +93,7 @@ def _from_folder(path: Path) -> TokenizerParts:
 
 
 def _from_transformers(path: Path, trust_remote_code: bool) -> TokenizerParts:
-    from streamserve.text.transformers_tokenizer import load_with_transformers
+    from streamserve.text.tokenizers.transformers_tokenizer import load_with_transformers
 
     config = _object(path / "tokenizer_config.json")
     if "AutoTokenizer" in config.get("auto_map", {}) and not trust_remote_code:

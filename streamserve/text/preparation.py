@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from streamserve.errors import ContextLengthExceeded, InvalidParameter
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import Sampling, SamplingParams, SequenceSpec
 
 Prompt = str | Sequence[int]

@@ -12,7 +12,7 @@ import msgspec
 
 from streamserve.text.detokenizer import Detokenizer, detokenizer_for
 from streamserve.text.stop_strings import StopIndex, StopStrings
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import SamplingParams, SequenceSpec, TextDelta, TextLogprob, TokenDelta, TokenLogprobs
 
 

@@ -31,7 +31,7 @@ async def test_tokens_come_one_by_one_and_end_by_length() -> None:
 
 def engine_text(token_ids: list[int]) -> str:
     from streamserve.checkpoint.names import resolve
-    from streamserve.text.tokenizer import load_tokenizer
+    from streamserve.text.tokenizers.tokenizer import load_tokenizer
 
     return load_tokenizer(resolve("demo")).decode(token_ids)
 

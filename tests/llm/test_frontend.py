@@ -12,8 +12,8 @@ import pytest
 from streamserve.errors import InvalidParameter, QueueFull, UnsupportedParameter
 from streamserve.frontend import LONG_TEXT, Frontend
 from streamserve.text.loading import TokenizerParts
-from streamserve.text.token_codec import TokenCodec
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.token_codec import TokenCodec
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
 from streamserve.types import SamplingParams, TextDelta, TokenDelta
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, ByteVocabulary, byte_tokenizer

@@ -13,8 +13,8 @@ from streamserve.server.apis.openai.prepared_request import MAX_CHOICES
 from streamserve.server.apis.openai.tools import MAX_TOOLS
 from streamserve.server.http.json_body import MAX_ELEMENTS
 from streamserve.server.http.request_body import MAX_DEPTH
-from streamserve.text.digit_bound import MAX_DIGITS
-from streamserve.text.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS
+from streamserve.text.grammars.digit_bound import MAX_DIGITS
+from streamserve.text.grammars.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ERRORS.md").read_text(encoding="utf-8")
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from streamserve.text.loading import TokenizerParts
 from streamserve.text.rendered_text import RenderedText
-from streamserve.text.token_codec import TokenCodec
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.token_codec import TokenCodec
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 
 EOS = 256
 VOCAB_SIZE = 257

@@ -14,7 +14,7 @@ from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
 from streamserve.server.service import Service
-from streamserve.text.grammar import GrammarCompiler
+from streamserve.text.grammars.grammar import GrammarCompiler
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
 from tests.support.live_server import serving
 from tests.support.tiny_model import TinyLlama

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer as Backend
 
 from streamserve.checkpoint.names import resolve
 from streamserve.text.loading import TokenizerParts
-from streamserve.text.tokenizer import Tokenizer, load_tokenizer
-from streamserve.text.vocabulary import FastVocabulary
+from streamserve.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from streamserve.text.tokenizers.vocabulary import FastVocabulary
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from streamserve.text.call_grammar import AnswerForm
+from streamserve.text.grammars.call_grammar import AnswerForm
 from streamserve.text.parsing.pieces import Content, ToolCallArguments, ToolCallStart
 from streamserve.text.parsing.registry import TOOL_CALL_PARSERS
 from streamserve.text.schemas.call_schema import ANY_ARGUMENTS, Function, call_schema

@@ -9,7 +9,7 @@ import pytest
 
 from streamserve.errors import ConfigError, InvalidParameter
 from streamserve.text.chat_template import ChatTemplate, ModelTemplates
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from streamserve.errors import QueueFull
-from streamserve.text.deep_threads import DeepThreads
+from streamserve.text.grammars.deep_threads import DeepThreads
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamserve.text.detokenizer import Detokenizer, WindowDetokenizer, detokenizer_for
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.text.samples import texts
 

@@ -15,12 +15,12 @@ import pytest
 
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.text.call_grammar import AnswerForm
-from streamserve.text.digit_bound import MAX_DIGITS, DigitBound, DigitTable
-from streamserve.text.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
+from streamserve.text.grammars.call_grammar import AnswerForm
+from streamserve.text.grammars.digit_bound import MAX_DIGITS, DigitBound, DigitTable
+from streamserve.text.grammars.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
 from streamserve.text.loading import TokenizerParts
 from streamserve.text.schemas.call_schema import Function
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import StructuredOutputs
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, ByteVocabulary, byte_tokenizer
 from tests.text.schemas import random_schema

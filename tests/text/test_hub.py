@@ -11,7 +11,7 @@ from tests.checkpoint.hub import stub_hub
 
 SCRIPT = """
 from streamserve.checkpoint.names import resolve
-from streamserve.text.tokenizer import load_tokenizer
+from streamserve.text.tokenizers.tokenizer import load_tokenizer
 tokenizer = load_tokenizer(resolve("demo"), tokenizer="org/words")
 print(tokenizer.encode("b a"), tokenizer.chat_templates)
 """

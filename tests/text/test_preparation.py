@@ -13,7 +13,7 @@ from streamserve.errors import ContextLengthExceeded, InvalidParameter
 from streamserve.text.loading import TokenizerParts
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt
 from streamserve.text.sampling_defaults import default_sampling_params
-from streamserve.text.tokenizer import Tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import SamplingParams
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, ByteVocabulary, byte_tokenizer
 

@@ -18,8 +18,8 @@ from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.loading import TokenizerParts
 from streamserve.text.rendered_text import RenderedText
 from streamserve.text.templates.marks import END, MAX_CANDIDATES, START, Marks, SpecialTexts
-from streamserve.text.tokenizer import Tokenizer
-from streamserve.text.vocabulary import FastVocabulary
+from streamserve.text.tokenizers.tokenizer import Tokenizer
+from streamserve.text.tokenizers.vocabulary import FastVocabulary
 from streamserve.types import SamplingParams
 from tests.support.scripted_engine import ScriptedEngine
 from tests.text.samples import texts

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.text.grammar import GrammarCompiler
-from streamserve.text.structural_tag import structural_tag_lark
+from streamserve.text.grammars.grammar import GrammarCompiler
+from streamserve.text.grammars.structural_tag import structural_tag_lark
 from streamserve.types import StructuredOutputs
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
 from tests.text.test_grammar import allowed

@@ -19,8 +19,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.checkpoint.names import demo_path, resolve
 from streamserve.errors import ConfigError, ModelNotSupported
-from streamserve.text.gguf_tokenizer import build_tokenizer
-from streamserve.text.tokenizer import Tokenizer, load_tokenizer
+from streamserve.text.tokenizers.gguf_tokenizer import build_tokenizer
+from streamserve.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from tests.text.samples import texts
 
 GOLDEN = {
@@ -57,7 +57,7 @@ def test_loading_the_demo_tokenizer_is_quick_and_light() -> None:
     code = (
         "import sys, time; started = time.perf_counter()\n"
         "from streamserve.checkpoint.names import resolve\n"
-        "from streamserve.text.tokenizer import load_tokenizer\n"
+        "from streamserve.text.tokenizers.tokenizer import load_tokenizer\n"
         "load_tokenizer(resolve('demo'))\n"
         "print(time.perf_counter() - started, *sys.modules)"
     )
@@ -338,7 +338,8 @@ def test_trusted_code_tokenises(tmp_path: Path) -> None:
     remote_code_folder(tmp_path)
     code = (
         "import sys; from pathlib import Path; from streamserve.checkpoint.files import Checkpoint\n"
-        "from streamserve.text.detokenizer import detokenizer_for; from streamserve.text.tokenizer import load_tokenizer\n"
+        "from streamserve.text.detokenizer import detokenizer_for\n"
+        "from streamserve.text.tokenizers.tokenizer import load_tokenizer\n"
         "checkpoint = Checkpoint(source='x', path=Path(sys.argv[1]), format='dummy', config={})\n"
         "tokenizer = load_tokenizer(checkpoint, trust_remote_code=True)\n"
         "ids = tokenizer.encode('abcab'); detokenizer = detokenizer_for(tokenizer, [])\n"

@@ -15,7 +15,7 @@ from streamserve.config import EngineConfig, replace
 from streamserve.engine.process.launch import EXECUTOR, EngineProcess
 from streamserve.errors import EngineDead
 
-GRAMMARS = "streamserve.text.grammar:compiler_for"
+GRAMMARS = "streamserve.text.grammars.grammar:compiler_for"
 
 
 class Started(NamedTuple):

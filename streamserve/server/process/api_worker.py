@@ -35,7 +35,7 @@ from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.tracing import exporting_to
 from streamserve.server.ws.protocol import SocketProtocol
 from streamserve.text.preparation import MAX_SEED
-from streamserve.text.tokenizer import Tokenizer, tokenizer_of
+from streamserve.text.tokenizers.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import EngineInfo
 
 FLUSH_TIMEOUT_S = 5.0

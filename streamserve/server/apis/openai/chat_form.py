@@ -17,7 +17,7 @@ from streamserve.server.apis.openai.parameters import answer_schema, is_constrai
 from streamserve.server.apis.openai.reading import Reading, new_call_id, new_mistral_call_id
 from streamserve.server.apis.openai.schemas import ChatRequest
 from streamserve.server.apis.openai.tools import AUTO, NAMED, REQUIRED, ToolUse
-from streamserve.text.call_grammar import MARKED_DIALECTS, AnswerForm
+from streamserve.text.grammars.call_grammar import MARKED_DIALECTS, AnswerForm
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser

@@ -27,14 +27,14 @@ from streamserve.checkpoint.config_values import need
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.text.deep_threads import DeepThreads
-from streamserve.text.digit_bound import DigitBound, DigitTable
 from streamserve.text.end_of_sequence import end_of_sequence_ids
+from streamserve.text.grammars.deep_threads import DeepThreads
+from streamserve.text.grammars.digit_bound import DigitBound, DigitTable
+from streamserve.text.grammars.structural_tag import structural_tag_lark
 from streamserve.text.schemas.call_schema import JSON_STYLE
 from streamserve.text.schemas.pattern_properties import impossible_property
 from streamserve.text.schemas.references import with_local_references
-from streamserve.text.structural_tag import structural_tag_lark
-from streamserve.text.tokenizer import Tokenizer, tokenizer_of
+from streamserve.text.tokenizers.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
 
 MAX_SOURCE_CHARS = 1 << 17

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import tokenizers
 
-from streamserve.text.literal_encoder import LiteralEncoder
 from streamserve.text.rendered_text import RenderedText
-from streamserve.text.token_codec import TokenCodec, codec_for
+from streamserve.text.tokenizers.literal_encoder import LiteralEncoder
+from streamserve.text.tokenizers.token_codec import TokenCodec, codec_for
 
 
 class Vocabulary(Protocol):

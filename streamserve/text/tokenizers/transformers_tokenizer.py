@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from streamserve.errors import ConfigError
 from streamserve.text.rendered_text import RenderedText
-from streamserve.text.vocabulary import FastVocabulary, Vocabulary
+from streamserve.text.tokenizers.vocabulary import FastVocabulary, Vocabulary
 
 
 def load_with_transformers(path: Path, trust_remote_code: bool) -> tuple[Vocabulary, dict[str, str]]:

@@ -1,0 +1,1 @@
+"""Text to token ids and back: tokenizers of transformers and of GGUF files, their vocabularies and bytes."""
