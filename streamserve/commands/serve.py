@@ -13,13 +13,12 @@ import socket
 import ssl
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
 import click
 
-from streamserve.checkpoint.files import Checkpoint
+from streamserve.commands.answer_options import answer_options, answer_settings, sampling_defaults
 from streamserve.commands.api_keys import API_KEY_VARIABLES
 from streamserve.commands.engine_options import AMOUNT, engine_config, engine_options
 from streamserve.commands.vllm_command import VllmCommand, option
@@ -33,8 +32,6 @@ from streamserve.server.http.listen import Listen, bind
 from streamserve.server.process.logs import configure
 from streamserve.server.process.options import ServeOptions
 from streamserve.server.process.startup_log import StartupLog
-from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
-from streamserve.text.sampling_defaults import default_sampling_params
 
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
@@ -44,8 +41,6 @@ _LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 _server = partial(option, "Server")
-_chat = partial(option, "Chats")
-_answers = partial(option, "Answers")
 _limits = partial(option, "Limits")
 _log = partial(option, "Log")
 _browsers = partial(option, "CORS and TLS")
@@ -73,32 +68,13 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @_server("--config", expose_value=False, help="YAML file of options, as in port: 8000; the command line wins.")
 @_server("--host", help="Address to listen on; all of them by default.")
 @_server("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
-@_server("--served-model-name", multiple=True, help="Names that requests may give; the first is the one reported.")
 @_server("--api-key", multiple=True, show_default=False, help="Key to ask for; may be repeated. Also from VLLM_API_KEY.")
 @_server("--protect-metrics", is_flag=True, help="Ask for a key at /metrics, too.")
 @_server("--root-path", default="", help="Path under which a proxy shows this server.")
 @_server("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, help="API processes.")
 @_server("--max-engine-restarts", type=click.IntRange(0), default=3, help="Times in a row to restart the engine.")
 @engine_options
-@_chat("--chat-template", help="A Jinja file, or the template itself, instead of the model's own.")
-@_chat(
-    "--trust-request-chat-template",
-    is_flag=True,
-    help="Accept chat templates in requests: each runs in a process of its own, for a second at most.",
-)
-@_chat(
-    "--allow-special-tokens-in-messages",
-    is_flag=True,
-    help="Read <|im_end|> and the like in a chat's messages as the model's tokens, not as text.",
-)
-@_chat("--tool-call-parser", type=click.Choice(list(TOOL_CALL_PARSERS)), help="Reads tool calls; else by the template.")
-@_chat("--reasoning-parser", type=click.Choice(list(REASONING_PARSERS)), help="Reads reasoning; else by the template.")
-@_chat("--enable-auto-tool-choice", is_flag=True, help="Do not start when the model's tool calls can't be read.")
-@_chat("--exclude-tools-when-tool-choice-none", is_flag=True, help="Leave tools not to be called out of the prompt.")
-@_answers("--generation-config", default="auto", help='"auto": defaults from the model; "vllm": none; or a folder.')
-@_answers("--override-generation-config", default="{}", help="JSON object of defaults that replace the model's.")
-@_answers("--max-logprobs", type=click.IntRange(min=-1), default=20, help="Most alternatives per position; -1: all.")
-@_answers("--return-tokens-as-token-ids", is_flag=True, help='Write tokens as "token_id:<id>" in logprobs.')
+@answer_options
 @_limits("--shutdown-timeout", type=NOT_NEGATIVE, default=30.0, help="Seconds running streams get at the end.")
 @_limits("--keepalive", type=ABOVE_ZERO, default=15.0, help="Seconds of silence before a blank line.")
 @_limits("--receive-timeout", type=ABOVE_ZERO, default=20.0, help="Seconds a request may stall.")
@@ -158,15 +134,13 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         require_installed()
     _check_tls(values)
     engine = engine_config(model, values)
-    overrides, uses_defaults = _sampling_defaults(values)
+    overrides, uses_defaults = sampling_defaults(values)
     server = ServerConfig(
-        model_names=list(values["served_model_name"]) or [engine.model],
-        model_root=engine.model,
+        **answer_settings(values, engine),
         api_keys=_api_keys(values),
         protects_metrics=values["protect_metrics"],
         root_path=values["root_path"],
         max_body_bytes=values["max_request_bytes"],
-        max_logprobs=values["max_logprobs"],
         keepalive_s=values["keepalive"],
         receive_timeout_s=values["receive_timeout"],
         send_timeout_s=values["send_timeout"],
@@ -177,15 +151,6 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         socket_idle_s=values["socket_idle_timeout"],
         resume_s=values["resume_timeout"],
         response_ttl_s=values["response_ttl"],
-        chat_template=_template(values["chat_template"]),
-        trust_request_chat_template=values["trust_request_chat_template"],
-        allow_special_tokens_in_messages=values["allow_special_tokens_in_messages"],
-        tool_call_parser=values["tool_call_parser"],
-        reasoning_parser=values["reasoning_parser"],
-        enable_auto_tool_choice=values["enable_auto_tool_choice"],
-        exclude_tools_when_tool_choice_none=values["exclude_tools_when_tool_choice_none"],
-        priority_scheduling=engine.scheduling_policy == "priority",
-        return_tokens_as_token_ids=values["return_tokens_as_token_ids"],
         log_requests=values["enable_log_requests"],
         otlp_traces_endpoint=values["otlp_traces_endpoint"],
         seed=seed,
@@ -227,51 +192,9 @@ def _check_tls(values: dict[str, Any]) -> None:
                 )
 
 
-def _sampling_defaults(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Sampling defaults of the command line, which override the model's; and whether the model's are used at all."""
-    source = values["generation_config"]
-    defaults = {} if source in ("auto", "vllm") else _read_generation_config(Path(source))
-    defaults |= _object("--override-generation-config", values["override_generation_config"])
-    checkpoint = Checkpoint(source="", path=Path(), format="dummy", config={}, generation_config=defaults)
-    return default_sampling_params(checkpoint), source == "auto"
-
-
-def _read_generation_config(folder: Path) -> dict[str, Any]:
-    file = folder / "generation_config.json" if folder.is_dir() else folder
-    if not file.is_file():
-        raise ConfigError(f'--generation-config {folder}: no generation_config.json there; give "auto", "vllm" or a folder')
-    return _object(f"--generation-config {folder}", file.read_text())
-
-
-def _object(flag: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{flag}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{flag}: must be a JSON object")
-    return value
-
-
 def _api_keys(values: dict[str, Any]) -> list[str]:
     """Keys from the options, else from the environment, where vLLM's counts, too."""
     keys = list(values["api_key"]) or [key for name in API_KEY_VARIABLES if (key := os.environ.get(name))][:1]
     if not all(keys):
         raise ConfigError("--api-key: a key can't be empty")
     return keys
-
-
-def _template(value: str | None) -> str | None:
-    """The source of a template, which may be in a file or on the command line itself."""
-    if value is None:
-        return None
-    path = Path(value)
-    try:
-        if path.is_file():
-            return path.read_text()
-    except OSError as error:
-        if "{" not in value:
-            raise ConfigError(f"--chat-template {value}: {error.strerror}") from error
-    if "{" not in value:
-        raise ConfigError(f"--chat-template {value}: no such file, and no template either")
-    return value
