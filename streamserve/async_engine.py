@@ -131,6 +131,11 @@ class AsyncEngine:
     def tokenizer(self) -> Tokenizer:
         return self.frontend.tokenizer
 
+    @property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """What the model's generation_config.json says of sampling parameters, by name; empty before `start`."""
+        return self._defaults
+
     def default_sampling_params(self, **changes: Any) -> SamplingParams:
         """The sampling parameters of the model's generation_config.json, with `changes`."""
         return SamplingParams(**{**self._defaults, **changes})

@@ -1,4 +1,4 @@
-"""`streamserve`: serve | generate | chat | models | compile | bench, from a terminal or a script.
+"""`streamserve`: serve | generate | chat | run-batch | models | compile | collect-env | bench, from a terminal or a script.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C. An error is one line that says what to do. Commands are imported when
 called, so that `streamserve --help` loads neither torch nor a server.
@@ -22,8 +22,10 @@ _COMMANDS = {
     "serve": ("streamserve.commands.serve:serve", "Serve a model over HTTP with OpenAI's API."),
     "generate": ("streamserve.commands.generate:generate", "Continue a prompt, streaming to the terminal."),
     "chat": ("streamserve.commands.chat:chat", "Talk to a model in the terminal."),
+    "run-batch": ("streamserve.commands.run_batch:run_batch_command", "Answer a file of requests without a server."),
     "models": ("streamserve.commands.models:models", "List the families of models that run."),
     "compile": ("streamserve.commands.compile:compile_layers", "Compile a model's layers for this CPU, once."),
+    "collect-env": ("streamserve.commands.collect_env:collect_env", "Describe this machine, for a report."),
     "bench": ("streamserve.bench.commands:bench", "Measure latency, throughput and serving."),
 }
 

@@ -35,9 +35,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm": FOUNDATION | {"async_engine", "offline", "text"},
     "server": FOUNDATION | {"aio", "checkpoint", "engine", "frontend", "process", "text"},
     "demo": FOUNDATION | {"process"},
+    "batch": FOUNDATION,
     # the command line; `cli` names its commands and imports them when they are called
     "commands": FOUNDATION
-    | {"async_engine", "checkpoint", "engine", "offline", "models", "process", "server", "text", "vllm_arguments", "worker"},
+    | {
+        "async_engine",
+        "batch",
+        "checkpoint",
+        "engine",
+        "models",
+        "offline",
+        "process",
+        "server",
+        "text",
+        "vllm_arguments",
+        "worker",
+    },
     "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "process"},
     "cli": FOUNDATION | {"process"},
     "entrypoints": {"cli"},

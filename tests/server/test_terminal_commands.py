@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,38 @@ def test_help_loads_neither_torch_nor_a_server() -> None:
 def test_serve_loads_no_torch_in_its_api_process() -> None:
     program = "import sys, streamserve.commands.serve; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_batch_is_answered_from_a_file_into_a_file_and_goes_on(tmp_path: Path) -> None:
+    requests, results = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 16, "temperature": 0}
+    lines = [{"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body} for number in range(5)]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"custom_id": "bad"}]))
+    arguments = ("-i", str(requests), "-o", str(results), *SMALL[:-2])
+    done = command("run-batch", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "5 answered, 1 refused"
+    answers = {each["custom_id"]: each for each in map(json.loads, results.read_text().splitlines())}
+    assert all("Paris" in answers[str(n)]["response"]["body"]["choices"][0]["message"]["content"] for n in range(5))
+    assert answers["bad"]["error"]["param"] == "url"
+    again = command("run-batch", *arguments)
+    assert again.stderr.strip().splitlines()[-1] == "0 answered, 0 refused, 6 done before"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo"], ["--input-file"]),
+        (["demo", "-i", "/nowhere", "-o", "/nowhere"], ["--input-file /nowhere: no such file"]),
+        (["demo", "-i", __file__, "-o", __file__], ["is the input as well"]),
+        (["-i", __file__, "-o", "/nowhere"], ["name a model"]),
+    ],
+)
+def test_a_batch_that_can_not_begin_is_one_line(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run-batch", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert all(word in error for word in words), error

@@ -1,1 +1,1 @@
-"""`python -m streamserve.entrypoints.openai.api_server`."""
+"""`api_server` and `run_batch`, to run with `python -m`."""
