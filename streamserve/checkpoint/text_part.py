@@ -42,14 +42,27 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
         return config
     whole = {name: value for name, value in config.items() if name not in (TEXT, *OTHERS)}
     text = config.get(TEXT) or {}
-    kept = {name: whole[name] for name in ("architectures", "tie_word_embeddings") if name in whole}
+    kept: dict[str, Any] = {name: whole[name] for name in ("architectures", "tie_word_embeddings") if name in whole}
     model_type = text.get("model_type") or whole.get("model_type")
+    if "quantization_config" in whole:
+        kept["quantization_config"] = _renamed(whole["quantization_config"])
     return {**whole, **LEFT_OUT.get(str(model_type), {}), **text, **kept}
 
 
 def text_name(name: str) -> str | None:
     """A tensor's name in a model that reads nothing but text; None for a tensor of another part."""
-    for prefix, replacement in TEXT_PREFIXES.items():
-        if name.startswith(prefix):
-            return replacement + name.removeprefix(prefix)
-    return None if name.removeprefix("model.").startswith(OTHER_PREFIXES) else name
+    return None if name.removeprefix("model.").startswith(OTHER_PREFIXES) else _without_prefix(name)
+
+
+def _without_prefix(name: str) -> str:
+    prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "")
+    return TEXT_PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+
+
+def _renamed(value: Any) -> Any:
+    """JSON with the names of modules in it as they are where the text part stands alone."""
+    if isinstance(value, dict):
+        return {key: _renamed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner) for inner in value]
+    return _without_prefix(value) if isinstance(value, str) else value

@@ -108,7 +108,9 @@ def test_layers_can_be_compiled_when_all_that_they_are_made_of_can(family: str, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3-partial", "smollm3", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen3", "phi3-partial", "smollm3", "gemma2", "gemma3", "glm4", "hunyuan", "olmo3"]
+)
 def test_compiled_pieces_compute_what_its_layers_compute(family: str, tmp_path: Path) -> None:
     model, library = saved(family, tmp_path / "model"), tmp_path / "library"
     shapes, build = layer_shapes(model, BLOCK_SIZE), this_build()

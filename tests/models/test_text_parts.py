@@ -100,6 +100,14 @@ def test_gemma_3_is_published_with_little_more_than_its_differences_from_the_def
     assert arch.windows[:6] == (1024,) * 5 + (None,)
 
 
+def test_modules_that_stay_unquantized_are_named_as_they_are_alone() -> None:
+    named = ["lm_head", "re:.*gate$", "model.language_model.layers.3.mlp", "model.visual.blocks.0"]
+    config = text_config({"text_config": {}, "quantization_config": {"quant_method": "fp8", "modules_to_not_convert": named}})
+    kept = config["quantization_config"]
+    assert kept["modules_to_not_convert"] == ["lm_head", "re:.*gate$", "model.layers.3.mlp", "model.visual.blocks.0"]
+    assert kept["quant_method"] == "fp8"
+
+
 @pytest.mark.parametrize(
     ("stored", "name"),
     [
