@@ -207,6 +207,7 @@ _OURS: tuple[CatalogueEntry, ...] = (
 )
 
 _BY_TRANSFORMERS = {
+    "AFMoE": ("AfmoeForCausalLM", "arcee-ai/Trinity-Mini"),
     "Apertus": ("ApertusForCausalLM", "swiss-ai/Apertus-8B-Instruct-2509"),
     "Arcee": ("ArceeForCausalLM", "arcee-ai/AFM-4.5B"),
     "BitNet": ("BitNetForCausalLM", "microsoft/bitnet-b1.58-2B-4T-bf16"),
@@ -218,9 +219,7 @@ _BY_TRANSFORMERS = {
     "EXAONE 4": ("Exaone4ForCausalLM", "LGAI-EXAONE/EXAONE-4.0-1.2B"),
     "FlexOlmo": ("FlexOlmoForCausalLM", "allenai/FlexOlmo-7x7B-1T"),
     "GPT-2": ("GPT2LMHeadModel", "openai-community/gpt2"),
-    "GPT-J": ("GPTJForCausalLM", "EleutherAI/gpt-j-6b"),
     "GPT-NeoX": ("GPTNeoXForCausalLM", "EleutherAI/pythia-1.4b"),
-    "GPTBigCode": ("GPTBigCodeForCausalLM", "bigcode/starcoderbase-1b"),
     "Helium": ("HeliumForCausalLM", "kyutai/helium-1-2b"),
     "MiniCPM 3": ("MiniCPM3ForCausalLM", "openbmb/MiniCPM3-4B"),
     "Nemotron": ("NemotronForCausalLM", "nvidia/Minitron-4B-Base"),

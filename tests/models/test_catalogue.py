@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from streamserve.checkpoint.gguf_config import ARCHITECTURES
@@ -39,12 +40,13 @@ def test_the_page_shows_the_catalogue() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.support.models_page writes it"
 
 
-def test_the_command_prints_every_family_and_architecture() -> None:
-    printed = CliRunner(env={"COLUMNS": "200"}).invoke(models)
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_command_prints_every_name_whole(columns: int) -> None:
+    printed = CliRunner(env={"COLUMNS": str(columns)}).invoke(models)
     assert printed.exit_code == 0
     for entry in CATALOGUE:
-        assert entry.family in printed.output
-        assert all(name in printed.output for name in (*entry.architectures, *entry.examples))
+        names = (entry.family, *entry.architectures, *entry.gguf, *(entry.examples if columns == 200 else ()))
+        assert all(name in printed.output for name in names)
 
 
 def test_the_command_gives_programs_every_field() -> None:
