@@ -12,7 +12,7 @@ from torch import Tensor
 
 import streamserve_kernels as kernels
 from benchmarks.gpu.report import SuiteReport
-from streamserve_kernels.reference import attention, kv_write, norm_rope, projections, sampling
+from streamserve_kernels.reference import attention, experts, kv_write, norm_rope, projections, sampling
 from streamserve_kernels.row_tables import make_row_tables
 from tests.support.kernel_cases import LIMITS, paged_batch, random, relative_error
 
@@ -57,9 +57,16 @@ def _cases(dtypes: list[torch.dtype]) -> list[Case]:
             partial(_check_attention, shape=(128, 16, 8, 16), dtype=torch.bfloat16, rotates=share, turn=turn)
             for share, turn in TURNS
         ),
+        partial(_check_attention, shape=(64, 64, 8, 16), dtype=torch.bfloat16, window=128, sinks=True),
+        partial(_check_attention, shape=(64, 64, 8, 16), dtype=torch.bfloat16, batch_name="90 rows", sinks=True),
         _check_sampling,
     ]
     for dtype in dtypes:
+        cases += [
+            partial(_check_experts, rows=rows, biased=biased, dtype=dtype)
+            for rows in (1, 2, 8, 33, 64, 200, 1000, 5000)
+            for biased in (False, True)
+        ]
         cases += [partial(_check_attention, shape=shape, dtype=dtype) for shape in ATTENTION_SHAPES]
         cases += [
             partial(_check_linears, rows=rows, inner=inner, outer=outer, dtype=dtype)
@@ -86,6 +93,38 @@ def _check_linears(report: SuiteReport, *, rows: int, inner: int, outer: int, dt
     }
     for name, (actual, expected) in pairs.items():
         _check(report, actual, expected, dtype, kernel=name, rows=rows, inner=inner, outer=outer)
+
+
+def _check_experts(report: SuiteReport, *, rows: int, biased: bool, dtype: torch.dtype) -> None:
+    """Of 24 experts, some of which are chosen far more often, 4 for each token."""
+    num_experts, hidden, inner = 24, 1024, 384
+    x, norm, router = random(rows, hidden, dtype=dtype), random(hidden), random(num_experts, hidden, dtype=dtype) / hidden**0.5
+    gate_up = random(num_experts, 2 * inner, hidden, dtype=dtype) / hidden**0.5
+    down, residual = random(num_experts, hidden, inner, dtype=dtype) / inner**0.5, random(rows, hidden, dtype=dtype)
+    biases = {
+        "gate_up_bias": random(num_experts, 2 * inner, dtype=dtype),
+        "down_bias": random(num_experts, hidden, dtype=dtype),
+    }
+    activation: kernels.Activation = "clamped_silu" if biased else "silu"
+    bias = torch.linspace(-2, 2, num_experts, device="cuda", dtype=dtype)
+    routes = kernels.norm_route(x, norm, EPS, router, kernels.RoutingRule(4), bias=bias)
+    expected = experts.norm_route(x.float(), norm, EPS, router.float(), kernels.RoutingRule(4), bias=bias.float())
+    row = {"rows": rows, "biased": biased}
+    # Of near ties rounding decides.
+    same = (routes.expert_ids.sort(dim=1).values == expected.expert_ids.sort(dim=1).values).all(dim=1)
+    report.check("check", 1.0 - float(same.float().mean()), 0.1, kernel="norm_route", **row, dtype=str(dtype)[6:])
+    wide = kernels.Routes(routes.normed.float(), routes.expert_ids, routes.weights)
+    chosen = biases if biased else {}
+    summed = experts.experts_residual(
+        residual.float(),
+        wide,
+        gate_up.float(),
+        down.float(),
+        activation,
+        **{name: each.float() for name, each in chosen.items()},
+    )
+    actual = kernels.experts_residual(residual.clone(), routes, gate_up, down, activation, **chosen)
+    _check(report, actual, summed, dtype, kernel="experts_residual", **row)
 
 
 def _check_norms(report: SuiteReport, *, width: int, dtype: torch.dtype) -> None:
@@ -129,6 +168,8 @@ def _check_attention(
     heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, **(turn or {})}
     norms = {"q_norm": random(head_dim, dtype=dtype), "k_norm": random(head_dim, dtype=dtype)}
     options = {"scale": head_dim**-0.5, **batch.sizes, **variant}
+    if "sinks" in variant:
+        options["sinks"] = random(q_heads) * 2
     expected_cache = batch.cache.clone()
     q = kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, batch.slots, **heads, **norms)
     tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
