@@ -14,7 +14,7 @@ import sys
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
-from streamserve.process.cache import cache_folder
+from streamserve.process.cache import cache_folder, make_private, require_private
 from streamserve.process.child import start_module
 
 _PACKAGES = ("torch", "numpy", "triton")
@@ -23,8 +23,8 @@ _MOST_PROCESSES = 16
 
 def keep_bytecode() -> None:
     """Have this process, and those it starts, keep bytecode in the user's cache if torch's is kept nowhere."""
-    if sys.pycache_prefix is None and _is_lost("torch"):
-        sys.pycache_prefix = str(cache_folder("bytecode"))
+    if sys.pycache_prefix is None and _is_lost("torch") and _is_private(folder := cache_folder("bytecode")):
+        sys.pycache_prefix = str(folder)
         sys.dont_write_bytecode = False
 
 
@@ -51,6 +51,16 @@ def _upper_files(package: str) -> list[Path]:
 def _compile(file: Path) -> None:
     if not Path(cache_from_source(str(file))).exists():
         py_compile.compile(str(file), quiet=2)
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a folder is there, or can be made, that only this user writes to."""
+    try:
+        make_private(folder)
+        require_private(folder)
+    except OSError:
+        return False
+    return True
 
 
 def _is_lost(package: str) -> bool:

@@ -45,7 +45,7 @@ def compile_layer(
         return folder
     if "CXX" not in os.environ and not any(shutil.which(name) for name in COMPILERS):
         raise FileNotFoundError(f"no C++ compiler is on the PATH: install one of {', '.join(COMPILERS)}")
-    library.mkdir(parents=True, exist_ok=True)
+    library.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()

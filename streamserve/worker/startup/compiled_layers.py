@@ -22,7 +22,7 @@ from streamserve.models.architectures.base import CausalModel, LayeredModel
 from streamserve.models.implementation import build_model, describe
 from streamserve.models.weights.loader import load_model
 from streamserve.models.weights.placement import Placement
-from streamserve.process.cache import compiled_layers
+from streamserve.process.cache import compiled_layers, require_private
 from streamserve.worker.device.select import open_device
 from streamserve.worker.startup.resolved_settings import resolve_dtype
 
@@ -34,8 +34,10 @@ def with_compiled_layers(model: CausalModel, block_size: int) -> CausalModel:
         return model
     shapes, build = layer_shapes(model, block_size), this_build()
     try:
+        for path in (folder, *folder.rglob("*")):
+            require_private(path)
         kernels = {shape: load_layer(shape, folder, build) for shape in set(shapes)}
-    except RuntimeError as error:
+    except (RuntimeError, PermissionError) as error:
         raise ConfigError(f"compiled layers can't be loaded: delete {folder}, or add --enforce-eager ({error})") from error
     by_layer = [found for shape in shapes if (found := kernels[shape]) is not None]
     return CompiledModel(model, by_layer) if len(by_layer) == len(shapes) else model

@@ -21,6 +21,8 @@ import msgspec
 
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
+from streamserve.errors import ConfigError
+from streamserve.process.cache import require_private
 from streamserve.process.child import encode_with_paths, start_module
 
 WAIT_S = 60.0
@@ -72,9 +74,12 @@ class TritonCache:
         """Start compiling, unless the cache is complete or no NVIDIA GPU will be used.
 
         compiles  False where another rank does so for this one
+
+        Raises `ConfigError` when another user can write to the cache, which is machine code.
         """
         if self._job.config.device == "cpu" or not _DRIVER.exists() or find_spec("triton") is None:
             return
+        require_private_cache(_cache_folder())
         threading.Thread(target=prepare_triton, name="streamserve-triton", daemon=True).start()
         if self._stamp.exists() or not compiles:
             return
@@ -115,6 +120,15 @@ def prepare_triton() -> None:
 
     triton_key()
     CudaUtils()
+
+
+def require_private_cache(folder: Path) -> None:
+    """Raise `ConfigError` when another user can write to Triton's cache."""
+    try:
+        if folder.is_dir():
+            require_private(folder)
+    except PermissionError as error:
+        raise ConfigError(f"Triton's cache can't be trusted: {error}; set TRITON_CACHE_DIR to another folder") from error
 
 
 def _cache_folder() -> Path:
