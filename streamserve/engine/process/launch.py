@@ -9,11 +9,8 @@ microseconds; only `restart` and `stop` wait.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
-import tempfile
-from pathlib import Path
 
 import msgspec
 
@@ -21,6 +18,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
 from streamserve.process.child import encode_with_paths, start_module
+from streamserve.process.owned_folder import OwnedFolder
 
 EXECUTOR = "streamserve.executor.choose:executor_for"
 
@@ -53,7 +51,7 @@ class EngineProcess:
         self._checkpoint = checkpoint
         self._executor = executor
         self._compile_constraint = compile_constraint
-        self._folder: Path | None = None
+        self._folder: OwnedFolder | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,7 +59,7 @@ class EngineProcess:
         """The path of the engine socket; raises `EngineDead` unless started."""
         if self._folder is None:
             raise EngineDead("the engine process was not started, or was stopped")
-        return str(self._folder / "engine.sock")
+        return str(self._folder.path / "engine.sock")
 
     @property
     def pid(self) -> int | None:
@@ -69,7 +67,7 @@ class EngineProcess:
 
     def start(self) -> str:
         """Start the process; returns the address, which can be connected to at once."""
-        self._folder = Path(tempfile.mkdtemp(prefix="streamserve-"))
+        self._folder = OwnedFolder()
         try:
             with listening_socket(self.address) as listening:
                 self._child = self._spawn(listening.fileno())
@@ -118,12 +116,14 @@ class EngineProcess:
         assert child.stdin is not None
         child.stdin.write(encode_with_paths(launch) + b"\n")
         child.stdin.flush()
+        assert self._folder is not None
+        self._folder.name_process(child.pid)
         return child
 
     def _remove_folder(self) -> None:
         folder, self._folder = self._folder, None
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.remove()
 
 
 def listening_socket(path: str) -> socket.socket:

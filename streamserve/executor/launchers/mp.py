@@ -7,13 +7,10 @@ which has no address that anyone else could connect to.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 
 import anyio
 
@@ -22,6 +19,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.executor.messages import RankLaunch
 from streamserve.process.child import encode_with_paths, start_module
+from streamserve.process.owned_folder import OwnedFolder
 
 STOP_TIMEOUT_S = 2.0
 """Seconds that ranks get to exit once their connections are closed."""
@@ -33,7 +31,7 @@ class ProcessLauncher:
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
         self._config = config
         self._checkpoint = checkpoint
-        self._folder: Path | None = None
+        self._folder: OwnedFolder | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -42,8 +40,8 @@ class ProcessLauncher:
         return [process.pid for process in self._processes]
 
     async def launch(self) -> list[socket.socket]:
-        self._folder = Path(tempfile.mkdtemp(prefix="streamserve-"))
-        return [self._start(rank, self._folder) for rank in range(self._config.tensor_parallel_size)]
+        self._folder = folder = OwnedFolder()
+        return [self._start(rank, folder) for rank in range(self._config.tensor_parallel_size)]
 
     def fate(self, rank: int) -> str:
         process = self._processes[rank]
@@ -64,9 +62,9 @@ class ProcessLauncher:
             process.wait()
         folder, self._folder = self._folder, None
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.remove()
 
-    def _start(self, rank: int, folder: Path) -> socket.socket:
+    def _start(self, rank: int, folder: OwnedFolder) -> socket.socket:
         ours, theirs = socket.socketpair()
         with theirs:
             process = start_module("streamserve.executor.rank", pass_fds=[theirs.fileno()], variables=self._variables())
@@ -76,9 +74,10 @@ class ProcessLauncher:
                 rank=rank,
                 device_index=rank,
                 connection_fd=theirs.fileno(),
-                store=str(folder / "store"),
+                store=str(folder.path / "store"),
             )
         self._processes.append(process)
+        folder.name_process(process.pid)
         assert process.stdin is not None
         # One that has exited already is found out by its connection.
         with suppress(BrokenPipeError), process.stdin:
