@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "gemma2": ("Gemma2ForCausalLM", "gemma2"),
     "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
     "glm4": ("Glm4ForCausalLM", "glm4"),
+    "gpt-oss": ("GptOssForCausalLM", "gpt_oss"),
     "granite": ("GraniteForCausalLM", "granite"),
     "hunyuan-dense": ("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
     "llama": ("LlamaForCausalLM", "llama"),
@@ -28,6 +29,7 @@ ARCHITECTURES = {
     "phi3": ("Phi3ForCausalLM", "phi3"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2"),
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "qwen3moe": ("Qwen3MoeForCausalLM", "qwen3_moe"),
     "seed_oss": ("SeedOssForCausalLM", "seed_oss"),
     "smollm3": ("SmolLM3ForCausalLM", "smollm3"),
 }
@@ -43,6 +45,9 @@ GEMMA_27B = (46, 62)
 """Layers of the 27B models of Gemma 2 and 3."""
 
 MAY_HAVE_BIASES = ("glm4", "llama", "qwen2", "seed_oss")
+
+MIXTURES = ("gpt-oss", "qwen3moe")
+"""Of which experts are read; those of others have the name of a model without."""
 
 EMBEDDING = "token_embd.weight"
 
@@ -70,8 +75,8 @@ def config_from_gguf(file: GgufFile) -> dict[str, Any]:
     if EMBEDDING not in file.tensors:
         raise ModelNotSupported(f"{file.path}: holds no {EMBEDDING}, so it is a vocabulary or an adapter and no model")
     keys = _Keys(file, name)
-    if keys.get("expert_count", 0):
-        raise ModelNotSupported(f"{file.path}: mixture-of-experts models are not supported")
+    if keys.get("expert_count", 0) and name not in MIXTURES:
+        raise ModelNotSupported(f"{file.path}: mixtures of experts of {name!r} are not supported; {', '.join(MIXTURES)} are")
     architecture, model_type = ARCHITECTURES[name]
     config = {
         "architectures": [architecture],
@@ -228,5 +233,26 @@ def _granite(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-DIFFERENCES = {"gemma2": _gemma, "gemma3": _gemma3, "granite": _granite, "olmo2": _olmo2}
+def _experts(keys: _Keys) -> dict[str, Any]:
+    return {"num_experts": keys.need("expert_count"), "num_experts_per_tok": keys.need("expert_used_count")}
+
+
+def _qwen3moe(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    inner = keys.need("expert_feed_forward_length")
+    return _experts(keys) | {"moe_intermediate_size": inner, "norm_topk_prob": True}
+
+
+def _gpt_oss(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    rope = config["rope_parameters"] | {"truncate": False}
+    return _experts(keys) | {"intermediate_size": keys.need("expert_feed_forward_length"), "rope_parameters": rope}
+
+
+DIFFERENCES = {
+    "gemma2": _gemma,
+    "gemma3": _gemma3,
+    "gpt-oss": _gpt_oss,
+    "granite": _granite,
+    "olmo2": _olmo2,
+    "qwen3moe": _qwen3moe,
+}
 """By general.architecture: what a config.json says beyond the keys that all have."""

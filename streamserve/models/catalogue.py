@@ -84,6 +84,7 @@ _OURS: tuple[CatalogueEntry, ...] = (
         architectures=("GptOssForCausalLM",),
         layers="experts with biases, attention sinks, every other layer windowed",
         examples=("openai/gpt-oss-20b", "openai/gpt-oss-120b"),
+        gguf=("gpt-oss",),
         limits="MXFP4 experts are expanded while they are loaded: four times their size in bfloat16",
     ),
     CatalogueEntry(
@@ -188,6 +189,7 @@ _OURS: tuple[CatalogueEntry, ...] = (
         architectures=("Qwen3MoeForCausalLM", "Qwen3VLMoeForConditionalGeneration"),
         layers="experts",
         examples=("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
+        gguf=("qwen3moe",),
         limits=TEXT_ONLY,
     ),
     CatalogueEntry(

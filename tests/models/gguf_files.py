@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -25,6 +26,8 @@ ARCHITECTURES = {
     "olmo2": gguf.MODEL_ARCH.OLMO2,
     "olmo3": gguf.MODEL_ARCH.OLMO2,
     "seed_oss": gguf.MODEL_ARCH.SEED_OSS,
+    "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "phi3": gguf.MODEL_ARCH.PHI3,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
 }
@@ -38,13 +41,14 @@ def write_gguf(model: PreTrainedModel, path: Path, kind: Kind = Kind.F32, *, emb
     _write_metadata(writer, model)
     names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
     tied = config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (part for each in model.state_dict().items() for part in _apart(*each, model)):
         if tied and name == "lm_head.weight":
             continue
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name
         values = _as_llama_cpp_stores(name, tensor, model)
-        this_kind = Kind.F32 if values.ndim == 1 else embedding_kind if "embed" in name else kind
+        is_small = values.ndim == 1 or name.endswith(("bias", "gate.weight", "router.weight"))
+        this_kind = Kind.F32 if is_small else embedding_kind if "embed" in name else kind
         writer.add_tensor(stored, gguf.quantize(values, this_kind), raw_dtype=this_kind)
     if config.rope_parameters.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_divisors(config))
@@ -82,12 +86,34 @@ def _write_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:
     if config.model_type == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if experts := getattr(config, "num_local_experts", 0):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
     if window := getattr(config, "sliding_window", None):
         writer.add_sliding_window(window)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(5)
     writer.add_token_list([f"<{index}>" for index in range(config.vocab_size)])
+
+
+def _apart(name: str, tensor: torch.Tensor, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gate and up of stacked experts by themselves, weights as rows; other tensors as they are."""
+    prefix, _, part = name.partition(".experts.")
+    kind = "bias" if part.endswith("_bias") else "weight"
+    if not part:
+        yield (f"{name}.weight" if name.endswith("sinks") else name), tensor
+        return
+    takes_turns = model.config.model_type == "gpt_oss"
+    if takes_turns and kind == "weight":
+        tensor = tensor.mT
+    if part.startswith("down_proj"):
+        yield f"{prefix}.experts.down_proj.{kind}", tensor
+        return
+    gate, up = (tensor[:, ::2], tensor[:, 1::2]) if takes_turns else tensor.chunk(2, dim=1)
+    yield f"{prefix}.experts.gate_proj.{kind}", gate
+    yield f"{prefix}.experts.up_proj.{kind}", up
 
 
 def _as_llama_cpp_stores(name: str, tensor: torch.Tensor, model: PreTrainedModel) -> np.ndarray:

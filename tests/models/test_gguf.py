@@ -38,6 +38,8 @@ MODELS = {
     **{name: FAMILIES[name] for name in ("llama", "llama-tied", "llama-wide-heads", "mistral", "qwen2", "qwen3", "phi3")},
     **{name: FAMILIES[name] for name in ("gemma", "gemma2", "granite", "glm4", "ernie", "hunyuan", "olmo2", "seed-oss")},
     "gemma3": ("Gemma3", GEMMA),
+    "gpt-oss": ("GptOss", FAMILIES["gpt-oss"][1] | {"rope_parameters": YARN | {"truncate": False}}),
+    "qwen3-moe": FAMILIES["qwen3-moe"],
     "olmo3": ("Olmo3", FAMILIES["olmo3"][1] | {"num_hidden_layers": 4, "layer_types": None}),
     "phi3-partial": FAMILIES["phi3-partial"],
     "smollm3": ("SmolLM3", SHAPE | {"num_hidden_layers": 4}),

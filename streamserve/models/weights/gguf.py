@@ -41,6 +41,10 @@ LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
 }
 
 _AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
@@ -52,6 +56,11 @@ FAMILY_NAMES = {
         "post_attention_norm": "post_self_attn_layernorm",
         "ffn_up": "mlp.gate_up_proj",
         "post_ffw_norm": "post_mlp_layernorm",
+    },
+    "GptOssForCausalLM": {
+        "post_attention_norm": "post_attention_layernorm",
+        "attn_sinks": "self_attn.sinks",
+        "ffn_gate_inp": "mlp.router",
     },
     "HunYuanDenseV1ForCausalLM": {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
     "Olmo2ForCausalLM": _AFTER,
@@ -108,7 +117,9 @@ class GgufSource(WeightSource):
         names = LAYER_NAMES | FAMILY_NAMES.get(self._arch.architecture, {})
         if block != "blk" or part not in names:
             raise ModelNotSupported(f"{self._file.path}: unknown tensor {stored!r} for {self._arch.architecture}")
-        return f"model.layers.{layer}.{names[part]}.{kind}"
+        # A parameter of its own in transformers, and no module's weight.
+        ending = "" if part == "attn_sinks" else f".{kind}"
+        return f"model.layers.{layer}.{names[part]}{ending}"
 
 
 class GgufWeight(StoredTensor):
