@@ -16,6 +16,14 @@ def need(config: Mapping[str, Any], name: str) -> Any:
     return number(config, name, 0)
 
 
+def positive(config: Mapping[str, Any], name: str, default: float | None = None) -> Any:
+    """As `number`, or as `need` without a default; zero and less are refused too."""
+    value = need(config, name) if default is None else number(config, name, default)
+    if value <= 0:
+        raise ConfigError(f"config.json: {name} is {value}, it must be more than zero")
+    return value
+
+
 def number(config: Mapping[str, Any], name: str, default: float) -> Any:
     """The number at `name`, `default` when there is no such key. Raises `ConfigError`, naming the key, for anything else."""
     value = config.get(name, default)

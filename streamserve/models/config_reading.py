@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from streamserve.checkpoint.config_values import need, number
+from streamserve.checkpoint.config_values import need, number, positive
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import Activation, ModelArch
 from streamserve.models.rope import extended_length, read_rope
@@ -26,9 +26,9 @@ def read_common(config: dict[str, Any]) -> dict[str, Any]:
 
     Raises `ConfigError` naming what is missing or no number, and `ModelNotSupported` for values that are not built here.
     """
-    hidden, heads = need(config, "hidden_size"), need(config, "num_attention_heads")
-    head_dim = config.get("head_dim") or hidden // heads
-    layers = need(config, "num_hidden_layers")
+    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+    head_dim = hidden // heads if config.get("head_dim") is None else positive(config, "head_dim")
+    layers = positive(config, "num_hidden_layers")
     rope = read_rope(config, head_dim)
     return {
         "architecture": architecture_of(config),
@@ -90,7 +90,7 @@ def dtype_of(config: dict[str, Any]) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
 
 
-def activation_of(name: str) -> Activation:
-    if name not in ACTIVATIONS:
+def activation_of(name: Any) -> Activation:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ModelNotSupported(f"activation {name!r} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]

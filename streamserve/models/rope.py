@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamserve.checkpoint.config_values import need, number
+from streamserve.checkpoint.config_values import need, number, positive
 from streamserve.errors import ConfigError, ModelNotSupported
 
 DEFAULT_THETA = 10000.0
@@ -153,16 +153,16 @@ def read_rope(config: dict[str, Any], head_dim: int, layer_type: str | None = No
     """
     parameters = rope_parameters(config, layer_type)
     values = {**config, **parameters}
-    limit = config.get("max_position_embeddings") or 0
+    limit = 0 if config.get("max_position_embeddings") is None else number(config, "max_position_embeddings", 0)
     share = 1.0 if values.get("partial_rotary_factor") is None else number(values, "partial_rotary_factor", 1.0)
-    original = parameters.get("original_max_position_embeddings") or limit
+    original = _length(parameters) or limit
     kind, theta = _kind(parameters), float(number(values, "rope_theta", DEFAULT_THETA))
     rot_dim, extra = int(head_dim * share), dict[str, Any]()
     if kind == "dynamic" and parameters.get("alpha"):
         # HunYuan's: the base is stretched for good, whatever the context.
         kind, theta = "default", theta * float(parameters["alpha"]) ** (rot_dim / (rot_dim - 2))
     if kind == "longrope":
-        original = config.get("original_max_position_embeddings") or original
+        original = _length(config) or original
         parameters = {"factor": limit / original} | parameters
         extra = {name: _divisors(parameters, name, rot_dim // 2) for name in ("short_factor", "long_factor")}
     if kind != "default" and "factor" not in parameters:
@@ -184,10 +184,17 @@ def read_rope(config: dict[str, Any], head_dim: int, layer_type: str | None = No
 def _kind(parameters: dict[str, Any]) -> str:
     """One of KINDS. Raises `ModelNotSupported`."""
     name = parameters.get("rope_type", parameters.get("type", "default"))
-    kind = ALIASES.get(name, name)
+    kind = ALIASES.get(name, name) if isinstance(name, str) else None
     if kind not in KINDS:
         raise ModelNotSupported(f"RoPE type {name!r} is not supported; supported: {', '.join(KINDS)}")
     return str(kind)
+
+
+def _length(values: dict[str, Any]) -> int | None:
+    """Tokens of the context trained on, where it is stated."""
+    if values.get("original_max_position_embeddings") is None:
+        return None
+    return int(positive(values, "original_max_position_embeddings"))
 
 
 def _divisors(parameters: dict[str, Any], name: str, pairs: int) -> tuple[float, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from streamserve.errors import ModelNotSupported
+from streamserve.errors import ModelNotSupported, StreamserveError
 from streamserve.models.arch import PagedKv
 from streamserve.models.registry import read_arch
 from streamserve.models.rope import Rope
@@ -206,3 +207,26 @@ def test_longrope_serves_the_context_trained_on_unless_more_is_asked_for(kind: s
     assert (rope.kind, rope.factor, arch.max_model_len, arch.default_model_len) == ("longrope", 32.0, 131072, 4096)
     assert torch.equal(rope.table(4096)[1], rope.table(100)[1])
     assert not torch.equal(rope.table(4097)[1], rope.table(4096)[1])
+
+
+def changed(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each key, or one within it, missing or with a value that it can't have."""
+    for key, value in config.items():
+        yield f"without {key}", {name: other for name, other in config.items() if name != key}
+        for wrong in (None, "x", [], {}, 0):
+            yield f"{key} {wrong!r}", config | {key: wrong}
+        if isinstance(value, dict):
+            yield from ((f"{key}: {what}", config | {key: inner}) for what, inner in changed(value))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_key_that_is_missing_or_wrong_ends_in_a_traceback(family: str) -> None:
+    prefix, settings = FAMILIES[family]
+    full = config_class(prefix)(**settings).to_dict()
+    for what, config in changed(full | {"dtype": "bfloat16", "architectures": [f"{prefix}ForCausalLM"]}):
+        try:
+            read_arch(config)
+        except StreamserveError:
+            """It was refused by name."""
+        except Exception as error:
+            raise AssertionError(what) from error

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from streamserve.checkpoint.config_values import need, number
+from streamserve.checkpoint.config_values import need, positive
 from streamserve.errors import ModelNotSupported
 from streamserve.models.arch import BlockNorms, ModelArch, QkNorm
 from streamserve.models.architectures.decoder import Decoder
@@ -49,7 +49,7 @@ def read_gemma3(config: dict[str, Any]) -> ModelArch:
     config = {"sliding_window": 4096} | config
     types = _types(config, config.get("sliding_window_pattern") or PATTERN_3)
     windows = layer_windows(config, types)
-    everywhere, local = _ropes({"head_dim": HEAD_DIM} | config)
+    everywhere, local = _ropes(config, positive({"head_dim": HEAD_DIM} | config, "head_dim"))
     return ModelArch(
         **_common(config)
         | _capped(config)
@@ -81,7 +81,7 @@ def _common(config: dict[str, Any]) -> dict[str, Any]:
 
 def _capped(config: dict[str, Any]) -> dict[str, Any]:
     return {
-        "attention_scale": number(config, "query_pre_attn_scalar", 256) ** -0.5,
+        "attention_scale": positive(config, "query_pre_attn_scalar", 256) ** -0.5,
         "softcap": config.get("attn_logit_softcapping"),
         "logit_softcap": config.get("final_logit_softcapping"),
     }
@@ -92,9 +92,8 @@ def _types(config: dict[str, Any], pattern: int) -> list[str]:
     return ["sliding_attention" if layer % pattern else "full_attention" for layer in layers]
 
 
-def _ropes(config: dict[str, Any]) -> tuple[Rope, Rope]:
+def _ropes(config: dict[str, Any], head_dim: int) -> tuple[Rope, Rope]:
     """The rotations of full and of windowed layers."""
-    head_dim = config["head_dim"]
     everywhere = read_rope({"rope_theta": GLOBAL_THETA, **config}, head_dim, "full_attention")
     if "sliding_attention" in (config.get("rope_parameters") or {}):
         # What is scaled is what the full layers see.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from streamserve.checkpoint.config_values import need, number
+from streamserve.checkpoint.config_values import need, number, positive
+from streamserve.errors import ConfigError
 from streamserve.models.arch import ModelArch, QkNorm
 from streamserve.models.config_reading import interleaved, one_window, optional_windows, read_common
 from streamserve.models.rope import rope_parameters
@@ -33,13 +34,13 @@ def read_granite(config: dict[str, Any]) -> ModelArch:
     What blocks add to the hidden state is multiplied by `residual_multiplier`. Here the hidden state is kept divided by it, so
     that blocks add what they compute: RMS norms give the same, with eps divided twice, and so does the head behind one.
     """
-    residual = number(config, "residual_multiplier", 1.0)
+    residual = positive(config, "residual_multiplier", 1.0)
     llama = read_llama(config)
     return replace(
         llama,
         attention_scale=number(config, "attention_multiplier", 1.0),
         embedding_scale=number(config, "embedding_multiplier", 1.0) / residual,
-        logit_scale=1 / number(config, "logits_scaling", 1.0),
+        logit_scale=1 / positive(config, "logits_scaling", 1.0),
         norm_eps=llama.norm_eps / residual**2,
     )
 
@@ -96,9 +97,11 @@ def read_smollm3(config: dict[str, Any]) -> ModelArch:
     """A Llama of which some layers rotate nothing and may be windowed (Yang et al., 2025, https://arxiv.org/abs/2501.18795)."""
     config = {"rope_theta": 2_000_000.0, "tie_word_embeddings": True} | config
     llama = read_llama(config)
-    interval = config.get("no_rope_layer_interval", 4)
+    interval = positive(config, "no_rope_layer_interval", 4)
     # Against its name, it lists the layers that rotate.
     rotates = config.get("no_rope_layers") or [(layer + 1) % interval for layer in range(llama.num_layers)]
+    if len(rotates) != llama.num_layers:
+        raise ConfigError(f"config.json: no_rope_layers must have an entry for each of {llama.num_layers} layers")
     return replace(
         llama,
         ropes=tuple(rope if rotated else None for rope, rotated in zip(llama.ropes, rotates, strict=True)),

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from streamserve.checkpoint.config_values import need, number
-from streamserve.errors import ModelNotSupported
+from streamserve.checkpoint.config_values import need, number, positive
+from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.arch import ModelArch, QkNorm
 from streamserve.models.architectures.llama import read_granite, read_llama, read_mistral
 from streamserve.models.architectures.qwen import read_qwen2, read_qwen3
@@ -44,7 +44,7 @@ def read_qwen3_vl_moe(config: dict[str, Any]) -> ModelArch:
 def read_qwen2_moe(config: dict[str, Any]) -> ModelArch:
     config = {"num_experts_per_tok": 4, "moe_intermediate_size": 1408} | config
     shared = SharedExpert(config.get("shared_expert_intermediate_size", 5632), "shared_expert", "shared_expert_gate")
-    last = config.get("max_window_layers", 28)
+    last = number(config, "max_window_layers", 28)
     types = [
         "full_attention" if layer % 2 or layer >= last else "sliding_attention"
         for layer in range(need(config, "num_hidden_layers"))
@@ -91,7 +91,7 @@ def read_glm4_moe(config: dict[str, Any]) -> ModelArch:
         )
     defaults = {"num_experts_per_tok": 8, "moe_intermediate_size": 1408, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5}
     config = defaults | config
-    inner, first = config["moe_intermediate_size"], config.get("first_k_dense_replace", 1)
+    inner, first = need(config, "moe_intermediate_size"), number(config, "first_k_dense_replace", 1)
     mixture = _mixture(config, inner, (PER_EXPERT, STACKED, APART))
     rule = RoutingRule(
         mixture.rule.top_k,
@@ -109,7 +109,7 @@ def read_glm4_moe(config: dict[str, Any]) -> ModelArch:
             rule=rule,
             layers=tuple(layer >= first for layer in range(arch.num_layers)),
             choice_bias="gate.e_score_correction_bias",
-            shared=SharedExpert(inner * config.get("n_shared_experts", 1), "shared_experts"),
+            shared=SharedExpert(inner * number(config, "n_shared_experts", 1), "shared_experts"),
         ),
         unread_layers=config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0,
     )
@@ -163,7 +163,9 @@ def _num_experts(config: dict[str, Any]) -> int:
 def _qwen_mixture(config: dict[str, Any]) -> Mixture:
     """Some layers may have an MLP after all: those listed, and those between every so many."""
     mixture = _mixture(config, need(config, "moe_intermediate_size"), (PER_EXPERT, STACKED, APART))
-    step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+    step, dense = positive(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ConfigError("config.json: mlp_only_layers must be a list of layers")
     return replace(
         mixture,
         rule=mixture.rule._replace(renormalizes=bool(config.get("norm_topk_prob", False))),

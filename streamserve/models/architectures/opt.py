@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve.checkpoint.config_values import need
+from streamserve.checkpoint.config_values import need, positive
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.arch import ModelArch
 from streamserve.models.architectures.base import Layer, LayeredModel
@@ -110,7 +110,8 @@ class Opt(LayeredModel):
 def read_opt(config: dict[str, Any]) -> OptArch:
     if not config.get("layer_norm_elementwise_affine", True):
         raise ModelNotSupported("OPT without layer norm weights (layer_norm_elementwise_affine false) is not supported")
-    hidden, heads, layers = need(config, "hidden_size"), need(config, "num_attention_heads"), need(config, "num_hidden_layers")
+    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+    layers = positive(config, "num_hidden_layers")
     norm_first, bias = config.get("do_layer_norm_before", True), config.get("enable_bias", True)
     return OptArch(
         architecture=architecture_of(config),

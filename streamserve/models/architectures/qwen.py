@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from streamserve.checkpoint.config_values import number
 from streamserve.models.arch import ModelArch, QkNorm
 from streamserve.models.config_reading import optional_windows, read_common
 
@@ -30,6 +31,6 @@ def read_qwen3_vl(config: dict[str, Any]) -> ModelArch:
 
 
 def _qwen_windows(config: dict[str, Any]) -> dict[str, Any]:
-    layers, first = config["num_hidden_layers"], config.get("max_window_layers", 28)
+    layers, first = config["num_hidden_layers"], number(config, "max_window_layers", 28)
     types = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
     return {"windows": optional_windows(config, types)}
