@@ -58,6 +58,9 @@ class ServeProcess:
         """Its exit status."""
         return self._process.wait(timeout_s)
 
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        self._until(lambda: condition() or None)
+
     def _until(self, look: Callable[[], T | None], timeout_s: float = 90.0) -> T:
         deadline = time.monotonic() + timeout_s
         while (found := look()) is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from contextlib import suppress
 
 import msgspec
 
@@ -83,7 +84,6 @@ class EngineProcess:
             assert child.stdin is not None
             child.stdin.close()
             child.wait()
-        os.unlink(address)
         with listening_socket(address) as listening:
             self._child = self._spawn(listening.fileno())
 
@@ -127,9 +127,11 @@ class EngineProcess:
 
 
 def listening_socket(path: str) -> socket.socket:
-    """A listening AF_UNIX socket at a new path, for this user only (mode 0600)."""
+    """A listening AF_UNIX socket for this user only (mode 0600), in the place of one that was left there."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
         listening.bind(path)
         os.chmod(path, 0o600)
         listening.listen(128)

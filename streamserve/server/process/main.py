@@ -30,7 +30,8 @@ from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, rem
 from streamserve.server.process.options import ServeOptions
 from streamserve.server.process.startup_log import StartupLog
 from streamserve.server.process.worker_process import WorkerLaunch
-from streamserve.server.process.workers import END_TIMEOUT_S, WorkerProcess, call_each
+from streamserve.server.process.worker_supervision import WorkerSupervision, launches_of
+from streamserve.server.process.workers import END_TIMEOUT_S
 from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings, internal_socket_path
 from streamserve.server.telemetry.metrics import Metrics
@@ -56,7 +57,7 @@ class Server:
         self._log = startup_log
         self._process: EngineProcess | None = None
         self._engine: RemoteEngine | None = None
-        self._workers: list[WorkerProcess] = []
+        self._workers: WorkerSupervision | None = None
         self._loading = anyio.CancelScope()
         self._ending = anyio.Event()
         self._failure: str | None = None
@@ -78,15 +79,18 @@ class Server:
             self._listening.close()
             os.close(memory_fd)
             await self._stop_engine()
-            for worker in self._workers:
-                worker.kill()
+            if self._workers is not None:
+                self._workers.kill()
         return 0 if self._failure is None else EXIT_FAILED
 
     def _first_worker(self, listen: Listen, memory_fd: int) -> ApiWorker:
         config, workers = self._options.server, self._options.workers
         metrics = Metrics(config.model_names[0], memory_fd=memory_fd, workers=workers)
-        siblings = Siblings(partial(call_each, self._workers), self._internal_socket) if workers > 1 else None
+        siblings = Siblings(self._call_workers, self._internal_socket) if workers > 1 else None
         return ApiWorker(config, listen, metrics=metrics, siblings=siblings)
+
+    async def _call_workers(self, method: Method, id: str) -> int | None:
+        return None if self._workers is None else await self._workers.call(method, id)
 
     def _internal_socket(self, worker: int) -> str:
         assert self._process is not None, "no response is kept before there is an engine"
@@ -135,16 +139,11 @@ class Server:
         )
 
     def _start_workers(self, launch: WorkerLaunch, first: ApiWorker, watching: TaskGroup) -> None:
-        for number in range(1, self._options.workers):
-
-            async def on_call(method: Method, id: str, number: int = number) -> int | None:
-                if first.service.on_call(method, id):
-                    return 0
-                return await call_each([worker for worker in self._workers if worker.worker != number], method, id)
-
-            worker = WorkerProcess(msgspec.structs.replace(launch, worker=number), on_call=on_call)
-            self._workers.append(worker)
-            watching.start_soon(self._watch_worker, worker)
+        if launch.workers > 1:
+            self._workers = WorkerSupervision(
+                launches_of(launch), on_call=first.service.on_call, on_restart=self._log_worker_restart
+            )
+            watching.start_soon(self._watch_workers, self._workers)
 
     async def _connect(self, first: ApiWorker, launch: WorkerLaunch, watching: TaskGroup) -> None:
         tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
@@ -159,10 +158,9 @@ class Server:
                 f"warning: every chat will be refused: the chat template writes {token!r}, a token that this model has no "
                 "embedding of; --chat-template replaces it"
             )
-        if self._workers:
+        if self._workers is not None:
             await first.open_internal_socket(internal_socket_path(launch.engine_address, launch.worker))
-        for worker in self._workers:
-            await worker.ready.wait()
+            await self._workers.wait_ready()
 
     def _log_engine(self, info: EngineInfo) -> None:
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup_s.items())
@@ -186,12 +184,12 @@ class Server:
         if running:
             timeout_s = self._options.server.shutdown_timeout_s
             self._log.note(f"Stopping: {_requests(running)} {timeout_s:g} s to finish; a second signal ends them now")
-        for worker in self._workers:
-            worker.drain()
+        if self._workers is not None:
+            self._workers.drain()
         await first.drain()
-        with anyio.move_on_after(self._options.server.shutdown_timeout_s + END_TIMEOUT_S):
-            for worker in self._workers:
-                await worker.ended.wait()
+        if self._workers is not None:
+            with anyio.move_on_after(self._options.server.shutdown_timeout_s + END_TIMEOUT_S):
+                await self._workers.wait_ended()
 
     def _end(self, failure: str | None = None) -> None:
         """Begin to shut down; the first reason is reported."""
@@ -209,8 +207,8 @@ class Server:
 
     def _abandon(self, status: int) -> NoReturn:
         """Kill the other processes and exit at once."""
-        for worker in self._workers:
-            worker.kill()
+        if self._workers is not None:
+            self._workers.kill()
         if self._process is not None:
             self._process.stop(timeout_s=0)
         os._exit(status)
@@ -230,9 +228,13 @@ class Server:
             "open streams wait for it"
         )
 
-    async def _watch_worker(self, worker: WorkerProcess) -> None:
-        status = await worker.run()
-        self._end(f"API worker {worker.worker} ended with status {status}; its log says why")
+    async def _watch_workers(self, workers: WorkerSupervision) -> None:
+        failed = await workers.run()
+        if failed is not None:
+            self._end(f"API worker {failed} ends whenever it is started; its log says why")
+
+    def _log_worker_restart(self, worker: int, status: int) -> None:
+        self._log.note(f"API worker {worker} ended with status {status}; starting it again: its streams are lost, no others")
 
     async def _stop_engine(self) -> None:
         with anyio.CancelScope(shield=True):

@@ -62,6 +62,8 @@ async def serve(launch: WorkerLaunch) -> None:
     metrics = Metrics(
         launch.server_config.model_names[0], memory_fd=launch.metrics_fd, worker=launch.worker, workers=launch.workers
     )
+    # Those of an earlier process that was this worker have ended with it.
+    metrics.reset_gauges()
     drain = anyio.Event()
 
     async def on_call(method: Method, id: str) -> int | None:
@@ -74,6 +76,7 @@ async def serve(launch: WorkerLaunch) -> None:
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_run_control, control, launch.control_fd, tasks.cancel_scope)
+            tasks.start_soon(control.beat)
             tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
             await worker.connect(engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
             tasks.start_soon(_end_with_engine, engine, worker)

@@ -20,12 +20,19 @@ from streamserve.aio.calls import PendingCalls
 
 logger = logging.getLogger("streamserve.server")
 
+BEAT_INTERVAL_S = 1.0
+"""Seconds between two signs of life of a further worker."""
+
 CALL_TIMEOUT_S = 3.0
 """Seconds that a worker has to answer a call: far more than a busy one takes, and no client waits for a stopped one."""
 
 
 class WorkerReady(msgspec.Struct, tag="ready", frozen=True):
     """This worker takes requests."""
+
+
+class Beat(msgspec.Struct, tag="beat", frozen=True):
+    """This worker's event loop runs."""
 
 
 class Drain(msgspec.Struct, tag="drain", frozen=True):
@@ -54,7 +61,7 @@ class MethodResult(msgspec.Struct, tag="result", frozen=True):
     worker: int | None
 
 
-ControlMessage = WorkerReady | Drain | MethodCall | MethodResult
+ControlMessage = WorkerReady | Beat | Drain | MethodCall | MethodResult
 _DECODER: msgspec.json.Decoder[ControlMessage] = msgspec.json.Decoder(ControlMessage)
 _ENCODER = msgspec.json.Encoder()
 
@@ -66,6 +73,8 @@ class Control:
     on_ready        called when the other end takes requests
     on_drain        called when the other end wants this one to drain
     call_timeout_s  seconds that the other end has to answer a call
+
+    num_received  messages of the other end so far
     """
 
     def __init__(
@@ -83,6 +92,7 @@ class Control:
         self._calls: PendingCalls[int | None] = PendingCalls()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[bytes] = []
+        self.num_received = 0
 
     async def run(self, end: socket.socket) -> None:
         """Handle the other end's messages until it closes the connection."""
@@ -116,6 +126,12 @@ class Control:
         except ConnectionResetError:
             return None
 
+    async def beat(self) -> None:
+        """Send a sign of life every `BEAT_INTERVAL_S`, until cancelled."""
+        while True:
+            self.send(Beat())
+            await anyio.sleep(BEAT_INTERVAL_S)
+
     async def _answer(self, number: int, method: Method, id: str) -> None:
         try:
             worker = await self._on_call(method, id)
@@ -128,6 +144,7 @@ class Control:
         self.send(MethodResult(number, worker))
 
     def _handle(self, message: ControlMessage, tasks: TaskGroup) -> None:
+        self.num_received += 1
         match message:
             case WorkerReady():
                 if self._on_ready is not None:

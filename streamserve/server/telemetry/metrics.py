@@ -81,6 +81,11 @@ class Metrics:
         """Create the counters of `workers` workers; returns the descriptor to pass to each as `memory_fd`."""
         return CounterMemory.create_shared(Metrics("").memory.size, workers)
 
+    def reset_gauges(self) -> None:
+        """Nothing is open in this worker, whatever its share says."""
+        for gauge in (self.client_buffer_bytes, self.requests, self.ws_connections, self.ws_streams):
+            gauge.set(0)
+
     def reject(self, error: StreamserveError) -> None:
         """Count a request that was refused."""
         self.rejected.add(1, _REASONS.get(error.status, "invalid" if error.status < 500 else "internal"))

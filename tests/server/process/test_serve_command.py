@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -260,6 +261,8 @@ def test_workers_share_the_port_outlive_an_engine_and_die_with_the_last() -> Non
         restarts = 'streamserve:engine_restarts_total{engine="0",model_name="demo"} 1.0'
         assert restarts in httpx.get(f"{base_url}/metrics").text
         assert complete(base_url, max_tokens=1)
+        assert_a_killed_worker_is_replaced(server)
+        children = server.children
         endings = endings_when_the_engine_is_killed(server)
         assert all('"engine_dead"' in error and done == "data: [DONE]" for error, done in endings)
         assert server.wait() == 1
@@ -280,12 +283,35 @@ def endings_when_the_engine_is_killed(server: ServeProcess) -> list[list[str]]:
         return [stream.result(timeout=120)[-2:] for stream in streams]
 
 
+def assert_a_killed_worker_is_replaced(server: ServeProcess) -> None:
+    """Kills one of two API workers under streams: those of the other one end well, and soon there are two again."""
+    before = server.children
+    with ThreadPoolExecutor() as threads:
+        streams = [threads.submit(read_stream, server.base_url, max_tokens=60) for _ in range(6)]
+        wait_running(server.base_url, 6)
+        worker = next(pid for pid in before if pid != engine_of(before))
+        os.kill(worker, signal.SIGKILL)
+        server.wait_for_log("API worker 1 ended with status -9; starting it again")
+        errors = [stream.exception(timeout=60) for stream in streams]
+    assert all(error is None or isinstance(error, httpx.TransportError) for error in errors)
+    assert None in errors, "the other worker's streams go on"
+    wait_running(server.base_url, 0)
+    server.wait_for(lambda: running(server.children, "worker_process") not in ([], [worker]))
+    assert engine_of(server.children) == engine_of(before)
+
+
 def engine_of(children: list[int]) -> int:
+    return running(children, "streamserve.engine.process.main")[0]
+
+
+def running(children: list[int], module: str) -> list[int]:
+    """Those that run a module; others may end meanwhile."""
+    found = []
     for pid in children:
-        with open(f"/proc/{pid}/cmdline", "rb") as command:
-            if b"streamserve.engine.process.main" in command.read():
-                return pid
-    raise AssertionError("no engine process")
+        with suppress(FileNotFoundError), open(f"/proc/{pid}/cmdline", "rb") as command:
+            if module.encode() in command.read():
+                found.append(pid)
+    return found
 
 
 def read_stream(base_url: str, **fields: Any) -> list[str]:
@@ -296,7 +322,7 @@ def read_stream(base_url: str, **fields: Any) -> list[str]:
 
 def wait_running(base_url: str, count: int) -> None:
     with httpx.Client(base_url=base_url) as client:
-        while client.get("/load").json()["num_requests_running"] < count:
+        while (running := client.get("/load").json()["num_requests_running"]) < count or (running and not count):
             continue
 
 
@@ -309,6 +335,21 @@ def cancel_from_anywhere(base_url: str, request_id: str) -> str:
         assert httpx.post(f"{base_url}/v1/requests/{request_id}/cancel").status_code == 200
         last = [line for line in lines if line][-2]
     return str(json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"])
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced_and_the_others_go_on() -> None:
+    with serve_process(*SMALL, "--api-server-count", "2") as server:
+        server.wait_ready()
+        children = server.children
+        worker = next(pid for pid in children if pid != engine_of(children))
+        os.kill(worker, signal.SIGSTOP)
+        server.wait_for_log("API worker 1 ended with status -9; starting it again")
+        for _ in range(6):
+            assert complete(server.base_url, max_tokens=1)
+        assert engine_of(server.children) == engine_of(children)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
 
 
 def test_a_second_signal_ends_everything_at_once() -> None:
