@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
-_STANDARD_DESCRIPTORS = (0, 1, 2)
+_INPUT, _OUTPUT, _ERROR = 0, 1, 2
 
 
 def error_stream() -> TextIO:
     """Text that is written to standard error at once, or dropped; writing never raises `OSError`."""
     # By number, not through sys.stderr: lines that it could not write stay in its buffer, and fail again at exit.
-    descriptor = sys.stderr.fileno() if sys.stderr is not None else 2
-    return io.TextIOWrapper(_LossyDescriptor(descriptor), encoding="utf-8", errors="backslashreplace", write_through=True)  # type: ignore[type-var]
+    return io.TextIOWrapper(_LossyDescriptor(_ERROR), encoding="utf-8", errors="backslashreplace", write_through=True)  # type: ignore[type-var]
 
 
 class _LossyDescriptor(io.RawIOBase):
@@ -51,7 +49,7 @@ def open_standard_descriptors() -> None:
 
     Else the next socket or file gets its number, and whatever is printed goes there. Call before anything is opened.
     """
-    for descriptor in _STANDARD_DESCRIPTORS:
+    for descriptor in (_INPUT, _OUTPUT, _ERROR):
         try:
             os.fstat(descriptor)
         except OSError:
