@@ -38,7 +38,7 @@ def main() -> int:
                 timings.time_steps(report, model, [(1, 384), (8, 384), (64, 256), (256, 256)])
             elif stage == "engine":
                 options = {"repeats": arguments.repeats, "outputs": arguments.outputs, "only": arguments.only}
-                settings = ("block_size", "max_num_batched_tokens", "quantization", "model_impl")
+                settings = ("block_size", "max_num_batched_tokens", "quantization", "model_impl", "tensor_parallel_size")
                 changes = {name: getattr(arguments, name) for name in settings}
                 asyncio.run(engine.measure_engine(report, model, **options, **changes))
             elif stage == "greedy" and model == arguments.model[0]:
@@ -61,6 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--max-num-batched-tokens", type=int, default=16384)
     parser.add_argument("--quantization", default="auto", help="of engine rows, such as fp8")
+    parser.add_argument("-tp", "--tensor-parallel-size", type=int, default=1, help="GPUs of the engine rows")
     parser.add_argument("--json", type=Path, help="where to write all rows")
     return parser.parse_args()
 

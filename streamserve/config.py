@@ -46,6 +46,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_expert_parallel  ranks hold some experts each, instead of a share of every one
     distributed_executor_backend  "uni" runs the one rank in the engine's process, "mp" starts ranks as processes of this
                             machine, "ray" has Ray place them; None takes "uni" for one rank and "mp" for several
+    disable_custom_all_reduce  GPUs exchange over NCCL alone, and map none of each other's memory
     quantization            "auto" keeps quantized weights as they are stored where the device multiplies them, and so does the
                             name of the checkpoint's method; "none" expands them; "fp8" rounds others to 8-bit floats while they
                             are loaded; "int4" is refused where 4-bit GGUF weights don't stay packed
@@ -79,6 +80,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     data_parallel_size: int = 1
     enable_expert_parallel: bool = False
     distributed_executor_backend: ExecutorBackend | None = None
+    disable_custom_all_reduce: bool = False
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -123,8 +125,8 @@ def _check_parallel(config: EngineConfig) -> None:
         raise ConfigError(f"--tensor-parallel-size {config.tensor_parallel_size}: must be at least 1")
     if config.pipeline_parallel_size != 1:
         raise ConfigError(
-            f"--pipeline-parallel-size {config.pipeline_parallel_size}: only 1 is supported; "
-            "give the GPUs to --tensor-parallel-size instead"
+            f"--pipeline-parallel-size {config.pipeline_parallel_size}: only 1 is supported, since every GPU takes "
+            "a share of each layer: use --tensor-parallel-size"
         )
     if config.data_parallel_size != 1:
         raise ConfigError(f"--data-parallel-size {config.data_parallel_size}: only 1 is supported by this version")

@@ -139,7 +139,6 @@ _DEVICES = {
         dbo_decode_token_threshold=_UNSET, dbo_prefill_token_threshold=_UNSET,
         disable_nccl_for_dp_synchronization=_EITHER, enable_elastic_ep=_OFF,
     ),
-    **_because("ranks add up with NCCL, or Gloo on a CPU", disable_custom_all_reduce=_EITHER),
     **_because("each rank reads its own share of the weights", max_parallel_loading_workers=_any),
 }  # fmt: skip
 

@@ -44,12 +44,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-LEFT_OUT_BY_DEFAULT = ("gpu", "slow")
+LEFT_OUT_BY_DEFAULT = ("gpu", "ray", "slow")
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without -m of its own, a run takes neither GPU tests nor slow ones; the summary says how many that leaves out."""
+    """Without -m of its own, a run takes no tests that are slow or need a GPU or Ray; the summary counts those left out."""
     if config.option.markexpr:
         return
     left_out = [item for item in items if _reason_to_leave_out(item)]

@@ -45,6 +45,8 @@ from streamserve_kernels.dispatch import (
     pack_eight_bits,
     pack_four_bits,
     paged_attention,
+    peer_gather,
+    peer_sum,
     preload,
     quantize_fp8_rows,
     rms_norm,
@@ -55,6 +57,7 @@ from streamserve_kernels.dispatch import (
     scatter_sampled,
     token_logprobs,
 )
+from streamserve_kernels.peer_slots import PeerSlots, clear_slots, slot_bytes
 from streamserve_kernels.row_tables import BEHIND_TOKENS, RowLayout, RowTables, make_row_tables
 from streamserve_kernels.sampling_tensors import (
     NO_TOKEN,
@@ -87,6 +90,7 @@ __all__ = [
     "LogitEdits",
     "LogprobRequest",
     "Logprobs",
+    "PeerSlots",
     "Penalties",
     "QueryScaling",
     "Routes",
@@ -106,6 +110,7 @@ __all__ = [
     "can_block",
     "can_keep_fp8",
     "can_pack",
+    "clear_slots",
     "dequantize_fp8",
     "experts_residual",
     "fp8_scale_columns",
@@ -125,6 +130,8 @@ __all__ = [
     "pack_eight_bits",
     "pack_four_bits",
     "paged_attention",
+    "peer_gather",
+    "peer_sum",
     "preload",
     "quantize_fp8_rows",
     "rms_norm",
@@ -133,6 +140,7 @@ __all__ = [
     "rotary_write",
     "sample",
     "scatter_sampled",
+    "slot_bytes",
     "target_of",
     "token_logprobs",
 ]

@@ -65,10 +65,13 @@ def _embedding(ids: Tensor, table: Tensor, *_: Any, **__: Any) -> Tensor:
     return table.new_empty(*ids.shape, table.shape[1])
 
 
-_ELEMENTWISE = (Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, torch.tanh, torch.sigmoid, torch.empty_like, torch.zeros_like)
+_ELEMENTWISE = (
+    Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.lt, Tensor.ge, Tensor.__or__, Tensor.masked_fill,
+    torch.tanh, torch.sigmoid, torch.empty_like, torch.zeros_like,
+)  # fmt: skip
 _RESULTS: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys(_ELEMENTWISE, _like_first),
-    **dict.fromkeys((Tensor.add_, Tensor.addmm_), _first),
+    **dict.fromkeys((Tensor.add_, Tensor.addmm_, Tensor.masked_fill_), _first),
     F.linear: _linear,
     torch.mm: _mm,
     F.grouped_mm: _grouped_mm,

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from streamserve_kernels.peer_slots import PeerSlots
 from streamserve_kernels.reference import attention as _attention
 from streamserve_kernels.reference import experts as _experts
 from streamserve_kernels.reference import fp8 as _fp8
@@ -51,7 +52,10 @@ def _triton(area: str) -> ModuleType:
 
 def preload() -> None:
     """Import the Triton kernels. Call it before several threads launch: concurrent first calls find Triton partly imported."""
-    for area in ("attention", "experts", "fp8_projections", "kv_write", "norm_rope", "projections", "rows", "sampling"):
+    areas = (
+        "attention", "experts", "fp8_projections", "kv_write", "norm_rope", "peer_memory", "projections", "rows", "sampling"
+    )  # fmt: skip
+    for area in areas:
         _triton(area)
 
 
@@ -343,6 +347,21 @@ def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
     return sampled
 
 
+def peer_sum(x: Tensor, slots: PeerSlots, residual: Tensor | None = None) -> Tensor:
+    """The ranks' x [rows, n] added up in fp32, in the order of ranks, onto a residual that all have alike.
+
+    Every rank gets the same bits. -0.0 counts as 0.0. Only for GPUs, which map each other's memory; see `peer_memory`.
+    """
+    total: Tensor = _triton("peer_memory").peer_sum(x, slots, residual)
+    return total
+
+
+def peer_gather(x: Tensor, slots: PeerSlots) -> Tensor:
+    """The ranks' x [rows, n] side by side, in the order of ranks: [rows, world_size * n]; otherwise as `peer_sum`."""
+    gathered: Tensor = _triton("peer_memory").peer_gather(x, slots)
+    return gathered
+
+
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
     """Log-probabilities of one token per line, and the likeliest tokens; see `reference.sampling`."""
     area = _sampling if logits.is_cpu else _triton("sampling")
@@ -392,6 +411,8 @@ __all__ = [
     "pack_eight_bits",
     "pack_four_bits",
     "paged_attention",
+    "peer_gather",
+    "peer_sum",
     "preload",
     "quantize_fp8_rows",
     "rms_norm",

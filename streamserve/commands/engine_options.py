@@ -99,8 +99,8 @@ _RUNNING_OPTIONS = [
         help="Plan a step while the last one runs.",
     ),
     _devices("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs; on a CPU, no compiled layers."),
-    _devices("-tp", "--tensor-parallel-size", type=int, help="GPUs that share each layer."),
-    _devices("-pp", "--pipeline-parallel-size", type=int, help="GPUs that share the layers."),
+    _devices("-tp", "--tensor-parallel-size", type=int, help="GPUs that share each layer, a process each."),
+    _devices("-pp", "--pipeline-parallel-size", type=int, help="1: all GPUs share every layer."),
     _devices("-dp", "--data-parallel-size", type=int, help="Copies of the model."),
     _devices(
         "-ep",
@@ -108,7 +108,12 @@ _RUNNING_OPTIONS = [
         default=None,
         help="Divide a mixture by experts among the GPUs that share each layer.",
     ),
-    _devices("--distributed-executor-backend", type=click.Choice(get_args(ExecutorBackend)), help="How ranks are started."),
+    _devices(
+        "--distributed-executor-backend",
+        type=click.Choice(get_args(ExecutorBackend)),
+        help="Who starts the processes: mp this program, ray a cluster; uni has one rank in the engine's.",
+    ),
+    _devices("--disable-custom-all-reduce", is_flag=True, default=None, help="GPUs exchange over NCCL alone."),
 ]
 
 

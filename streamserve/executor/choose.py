@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
-from streamserve.errors import ConfigError
 from streamserve.executor.base import Executor
 from streamserve.executor.group import GroupExecutor
 from streamserve.executor.launchers.mp import ProcessLauncher
@@ -19,4 +18,7 @@ def executor_for(config: EngineConfig, checkpoint: Checkpoint) -> Executor:
         case "mp":
             return GroupExecutor(ProcessLauncher(config, checkpoint))
         case "ray":
-            raise ConfigError("--distributed-executor-backend ray")
+            # Here and not at the top: few engines need it.
+            from streamserve.executor.launchers.ray import RayLauncher
+
+            return GroupExecutor(RayLauncher(config, checkpoint))

@@ -18,16 +18,18 @@ from streamserve.types import EngineInfo
 class RankLaunch(msgspec.Struct, frozen=True, kw_only=True):
     """What a rank is started with.
 
-    device_index   the GPU to take, among those that its process sees
-    connection_fd  an inherited socket, its connection to the engine
+    device_index   the GPU to take, among those that its process sees; None takes torch's current one
+    connection_fd  an inherited socket, its connection to the engine; -1 where it connects by itself
     store          the file in which the ranks of a machine find each other, or "host:port" of a TCP store
+    store_fd       the socket that the TCP store listens on, for the rank that keeps it; -1 for all others
     """
 
     config: EngineConfig
     checkpoint: Checkpoint
     rank: int
-    device_index: int
-    store: str
+    device_index: int | None = None
+    store: str = ""
+    store_fd: int = -1
     connection_fd: int = -1
 
     @property

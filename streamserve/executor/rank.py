@@ -1,4 +1,4 @@
-"""A rank in a process of its own: `python -m streamserve.executor.rank`, started by `launchers.mp`.
+"""A rank in a process of its own: `python -m streamserve.executor.rank`, started by `launchers.mp`, or an actor of Ray's.
 
 The main thread is the launch thread: it loads the model and launches steps. One thread receives plans, another waits for
 steps and sends what they produced. The process exits when its connection is closed, whatever it is doing: a rank in the
@@ -102,7 +102,13 @@ class _Rank:
             from streamserve.worker.runner import Runner
 
             imports_s = time.perf_counter() - began
-            join = join_at(launch.store, launch.rank, launch.world_size)
+            join = join_at(
+                launch.store,
+                launch.rank,
+                launch.world_size,
+                store_fd=launch.store_fd,
+                maps_memory=not launch.config.disable_custom_all_reduce,
+            )
             runner = Runner(launch.config, launch.checkpoint, triton_cache, device_index=launch.device_index, join=join)
             info = runner.load()
         return runner, msgspec.structs.replace(info, startup_s={"imports": imports_s} | info.startup_s)

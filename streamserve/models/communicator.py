@@ -6,10 +6,14 @@ because all get the same plans. Knows no processes and no devices: `worker.commu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+Product = Callable[[Tensor, Tensor | None], Tensor]
+"""What a linear makes of x [rows, k], added to a residual [rows, n] if there is one, whose memory the result may take."""
 
 
 class Communicator(Protocol):
@@ -28,8 +32,14 @@ class Communicator(Protocol):
         """The sum over ranks of their x [rows, n]; `x` is not to be used afterwards."""
         ...
 
-    def sum_onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + sum(x), with a residual [rows, n] that all ranks have alike; neither is to be used afterwards."""
+    def sum_products(self, product: Product, x: Tensor, residual: Tensor | None, width: int) -> Tensor:
+        """residual + the sum over ranks of product(x): [rows, width].
+
+        x         [rows, k]
+        residual  [rows, width] that all ranks have alike, not to be used afterwards; None is zero
+
+        Rows may be multiplied in pieces, so that some are exchanged while others are multiplied.
+        """
         ...
 
     def gather(self, x: Tensor) -> Tensor:
@@ -47,8 +57,8 @@ class Apart:
     def sum(self, x: Tensor) -> Tensor:
         return x
 
-    def sum_onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        return residual.add_(x)
+    def sum_products(self, product: Product, x: Tensor, residual: Tensor | None, width: int) -> Tensor:
+        return product(x, residual)
 
     def gather(self, x: Tensor) -> Tensor:
         return x if self.world_size == 1 else x.new_zeros(x.shape[0], x.shape[1] * self.world_size)

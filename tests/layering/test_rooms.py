@@ -129,7 +129,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "rows": {"device"},
         "sampling": {"device", "rows"},
         "graphs": {"device", "rows"},
-        "startup": {"device", "kv_layout", "kv_cache", "rows", "graphs"},
+        "startup": {"communication", "device", "kv_layout", "kv_cache", "rows", "graphs"},
         "step": {"device", "rows", "sampling", "graphs"},
         "runner": {"communication", "device", "kv_layout", "kv_cache", "rows", "startup", "step"},
     },

@@ -25,6 +25,8 @@ NAMES = {
     "triton.runtime": ["driver", "JITFunction"],
     "triton.runtime.cache": ["triton_key"],
     "triton.runtime.driver": ["DriverConfig.set_active"],
+    # worker/communication/peers.py
+    "torch.distributed": ["_symmetric_memory.empty", "_symmetric_memory.rendezvous"],
     # models/transformers_model
     "transformers.conversion_mapping": ["get_model_conversion_mapping"],
     "transformers.core_model_loading": ["WeightConverter.add_tensor", "WeightConverter.convert", "rename_source_key"],

@@ -126,7 +126,10 @@ class SparseMlp(nn.Module):
         """hidden + forward(hidden); `hidden` is not to be used afterwards."""
         if self.communicator is None:
             return self._add_to(hidden, hidden)
-        return self.communicator.sum_onto(hidden, self._add_to(torch.zeros_like(hidden), hidden))
+        return self.communicator.sum_products(self._product, hidden, hidden, hidden.shape[1])
+
+    def _product(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        return self._add_to(torch.zeros_like(hidden) if residual is None else residual, hidden)
 
     def _add_to(self, total: Tensor, hidden: Tensor) -> Tensor:
         routes = self.router(hidden, self.norm)

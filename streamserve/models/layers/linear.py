@@ -68,8 +68,9 @@ class Linear(Stored):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [rows, in_features] -> [rows, out_features]"""
-        product = self.form.multiply(x, self.bias)
-        return product if self.communicator is None else self.communicator.sum(product)
+        if self.communicator is not None:
+            return self.communicator.sum_products(self._product, x, None, self.form.out_features)
+        return self.form.multiply(x, self.bias)
 
     def after_norm(self, x: Tensor, norm: RmsNorm | None) -> Tensor:
         """forward(norm(x)); forward(x) without a norm"""
@@ -87,8 +88,11 @@ class Linear(Stored):
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual [rows, out_features] + forward(x); the residual is not to be used afterwards."""
         if self.communicator is not None:
-            return self.communicator.sum_onto(residual, self.form.multiply(x, self.bias))
+            return self.communicator.sum_products(self._product, x, residual, self.form.out_features)
         return self.form.onto(residual, x, self.bias)
+
+    def _product(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return self.form.multiply(x, self.bias) if residual is None else self.form.onto(residual, x, self.bias)
 
     def finish(self) -> None:
         """Bring the weight, now filled, into the layout that its kernels want."""

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from streamserve.models.communicator import Product
 from streamserve.worker.communication.base import COLLECTIVE_TIMEOUT_S
 from streamserve.worker.communication.stores import Store
 
@@ -35,8 +36,9 @@ class GlooGroup:
             self._group.allreduce([x]).wait()
         return x
 
-    def sum_onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        return self.sum(x).add_(residual)
+    def sum_products(self, product: Product, x: Tensor, residual: Tensor | None, width: int) -> Tensor:
+        total = self.sum(product(x, None))
+        return total if residual is None else total.add_(residual)
 
     def gather(self, x: Tensor) -> Tensor:
         parts = x.new_empty(self.world_size, *x.shape)

@@ -20,6 +20,7 @@ from streamserve.models.communicator import Apart
 from streamserve.models.implementation import build_model, describe
 from streamserve.models.weights.loader import open_source, storage_of
 from streamserve.models.weights.placement import Placement
+from streamserve.worker.communication.peers import exchange_launches
 from streamserve.worker.device.cpu import ShapeDevice
 from streamserve.worker.kv_layout import lay_out
 from streamserve.worker.rows.rows import RankLimits, Rows
@@ -62,7 +63,8 @@ def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
         dtype=dtype,
     )
     limits = RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size, layout.group_of)
-    return kernel_steps(device, model, Rows(device, limits), layout, config.max_num_batched_tokens)
+    steps = kernel_steps(device, model, Rows(device, limits), layout, config.max_num_batched_tokens)
+    return [*steps, *exchange_launches(config.tensor_parallel_size, dtype, device.torch_device)]
 
 
 def compile_all(steps: Sequence[WarmupStep], target: Target, num_processes: int) -> int:
