@@ -80,12 +80,14 @@ def _mask_kernel(logits_ptr, lines_ptr, bits_ptr, vocab, num_words, CHUNK: tl.co
     tl.store(logits_ptr + line * vocab + tokens, tl.full([CHUNK], float("-inf"), tl.float32), mask=banned & (tokens < vocab))
 
 
-@kernel(do_not_specialize=["count"], do_not_specialize_on_alignment=["lines_ptr", "ids_ptr", "values_ptr"])
-def _edit_kernel(logits_ptr, lines_ptr, ids_ptr, values_ptr, count, vocab, CHUNK: tl.constexpr):
-    """Add values to single logits; atomically, since a token may have several edits."""
-    edits = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    inside = edits < count
-    line = tl.load(lines_ptr + edits, mask=inside, other=0).to(tl.int64)
+@kernel(do_not_specialize_on_alignment=["lines_ptr", "firsts_ptr", "counts_ptr", "ids_ptr", "values_ptr"])
+def _edit_kernel(logits_ptr, lines_ptr, firsts_ptr, counts_ptr, ids_ptr, values_ptr, vocab, CHUNK: tl.constexpr):
+    """Add values to single logits of a line; atomically, since a token may have several edits."""
+    use = tl.program_id(0)
+    place = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    inside = place < tl.load(counts_ptr + use)
+    edits = tl.load(firsts_ptr + use) + place
+    line = tl.load(lines_ptr + use).to(tl.int64)
     token = tl.load(ids_ptr + edits, mask=inside, other=0)
     tl.atomic_add(logits_ptr + line * vocab + token, tl.load(values_ptr + edits, mask=inside, other=0.0), mask=inside)
 
@@ -155,9 +157,9 @@ def _edit(logits: torch.Tensor, p: SamplingTensors) -> torch.Tensor:
             edited, p.masks.lines, p.masks.bits, vocab, num_words, CHUNK=_CHUNK
         )
     if p.edits is not None:
-        count = p.edits.lines.shape[0]
-        _edit_kernel[(triton.cdiv(count, 256),)](
-            edited, p.edits.lines, p.edits.token_ids, p.edits.values, count, vocab, CHUNK=256
+        edits = p.edits
+        _edit_kernel[(edits.lines.shape[0], triton.cdiv(edits.max_count, 256))](
+            edited, edits.lines, edits.firsts, edits.counts, edits.token_ids, edits.values, vocab, CHUNK=256
         )
     if p.bad_words is not None:
         _ban(edited, p.bad_words, p)

@@ -21,13 +21,20 @@ NO_TOKEN = -1
 class LogitEdits:
     """Values to add to single logits; -inf bans a token. Made from `logit_bias`, one-token `bad_words` and `min_tokens`.
 
-    lines, token_ids  [edits]  int32
-    values            [edits]  fp32
+    Each use applies a range of the edits to one line; a line may have several, and several lines may share a range.
+
+    lines, firsts, counts  [uses]   int32: the line, and where its range begins and how long it is
+    token_ids              [edits]  int32
+    values                 [edits]  fp32
+    max_count              the longest range
     """
 
     lines: Tensor
+    firsts: Tensor
+    counts: Tensor
     token_ids: Tensor
     values: Tensor
+    max_count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def test_masks_leave_only_their_tokens() -> None:
 
 def test_biases_add_up_and_bans_win() -> None:
     logits = random_logits(2)
-    edits = LogitEdits(int32(0, 1, 1), int32(5, 5, 5), torch.tensor([2.5, 7.0, -math.inf]))
+    edits = LogitEdits(int32(0, 1), int32(0, 1), int32(1, 2), int32(5, 5, 5), torch.tensor([2.5, 7.0, -math.inf]), 2)
     edited = edit_logits(logits, SamplingTensors(make_tables(2), int32(0, 1), int32(1, 1), edits=edits))
     assert edited[0, 5] == logits[0, 5] + 2.5
     assert edited[1, 5] == -math.inf

@@ -83,7 +83,14 @@ def test_edited_lines_take_the_references_tokens(tables: RowTables) -> None:
     last = int(tables.token_ids[0, int(p.positions[0]) - 1])
     p = parameters(
         tables,
-        edits=LogitEdits(ints(0, 1, 1, 3), ints(5, 6, 6, 9), torch.tensor([9.0, 1.0, 2.0, -torch.inf], device=DEVICE)),
+        edits=LogitEdits(
+            ints(0, 1, 3, 4),
+            ints(0, 1, 3, 1),
+            ints(1, 2, 1, 2),
+            ints(5, 6, 6, 9),
+            torch.tensor([9.0, 1.0, 2.0, -torch.inf], device=DEVICE),
+            2,
+        ),
         masks=TokenMasks(ints(2, 5), torch.randint(-(2**31), 2**31 - 1, (2, -(-VOCAB // 32)), dtype=torch.int32).to(DEVICE)),
         bad_words=BadWords(ints(0, 3), ints(-1, last, 3, 4).view(2, 2), ints(int(values[0].argmax()), 8)),
         penalties=Penalties(ints(1, 4), 50),

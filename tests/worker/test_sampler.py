@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -67,7 +68,7 @@ def test_lists_go_up_for_their_lines_only() -> None:
     assert p.bad_words is not None
     assert p.penalties is not None
     assert p.logprobs is not None
-    assert p.edits.lines.tolist() == [0, 0, 0, 2]
+    assert (p.edits.lines.tolist(), p.edits.firsts.tolist(), p.edits.counts.tolist()) == ([0, 2], [0, 3], [3, 1])
     assert p.edits.token_ids.tolist() == [3, 4, 9, 7]
     assert p.edits.values.tolist() == [0.5, -1.0, -np.inf, -np.inf]
     assert p.bad_words.lines.tolist() == [0, 3]
@@ -75,6 +76,15 @@ def test_lists_go_up_for_their_lines_only() -> None:
     assert p.bad_words.last.tolist() == [3, 6]
     assert (p.penalties.lines.tolist(), p.penalties.max_tokens) == ([3], 6)
     assert (p.logprobs.lines.tolist(), p.logprobs.num_top) == ([3], 2)
+
+
+def test_what_the_sequences_of_a_request_share_goes_up_once() -> None:
+    """49 000 biases of sixty sequences went up sixty times a step."""
+    shared = Sampling(seed=1, logit_bias={3: 0.5, 4: -1.0}, allowed_token_ids=[3, 4])
+    p = parameters_of(shared, msgspec.structs.replace(shared, seed=2), Sampling(seed=1, logit_bias={3: 0.5}))
+    assert p.edits is not None
+    assert (p.edits.lines.tolist(), p.edits.firsts.tolist(), p.edits.counts.tolist()) == ([0, 1, 2], [0, 0, 2], [2, 2, 1])
+    assert (p.edits.token_ids.tolist(), p.edits.max_count) == ([3, 4, 3], 2)
 
 
 @pytest.mark.parametrize(("start", "banned"), [(4, True), (5, True), (6, False)])

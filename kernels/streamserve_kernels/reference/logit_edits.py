@@ -36,7 +36,8 @@ def _apply_masks(logits: Tensor, masks: TokenMasks) -> None:
 
 
 def _apply_edits(logits: Tensor, edits: LogitEdits) -> None:
-    logits.index_put_((edits.lines.long(), edits.token_ids.long()), edits.values, accumulate=True)
+    for line, first, count in zip(edits.lines.tolist(), edits.firsts.tolist(), edits.counts.tolist(), strict=True):
+        logits[line].index_add_(0, edits.token_ids[first : first + count], edits.values[first : first + count])
 
 
 def _ban_bad_words(logits: Tensor, words: BadWords, tables: RowTables, rows: Tensor, positions: Tensor) -> None:

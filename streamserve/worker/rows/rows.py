@@ -62,6 +62,7 @@ class Rows:
         self.scored: set[int] = set()
         self._ring = StagingRing(device, _START_WORDS)
         self._traits: list[Traits | None] = [None] * limits.max_num_seqs
+        self._last_read: tuple[Sampling, Traits] | None = None
         self._traits.append(read_traits(Sampling(seed=0, temperature=0.0), 0, limits.vocab_size))
 
     def traits(self, row: int) -> Traits:
@@ -87,7 +88,8 @@ class Rows:
         deltas.send(self._ring, self.tables)
 
     def _remember(self, start: RowStart) -> None:
-        self._traits[start.row] = read_traits(start.sampling, start.num_prompt_tokens, self.limits.vocab_size)
+        traits = read_traits(start.sampling, start.num_prompt_tokens, self.limits.vocab_size, like=self._last_read)
+        self._traits[start.row], self._last_read = traits, (start.sampling, traits)
         if start.sampling.prompt_logprobs is None:
             self.scored.discard(start.row)
         else:

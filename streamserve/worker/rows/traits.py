@@ -59,14 +59,23 @@ class Traits:
         return not self.has_extras and self.allowed is None and self.choice is not Choice.RESTRICTED
 
 
-def read_traits(sampling: Sampling, num_prompt_tokens: int, vocab_size: int) -> Traits:
-    """Sort a row's parameters out. Token ids outside the vocabulary can't be sampled, so lists that name them lose nothing."""
-    biases = _biases(sampling, vocab_size)
+def read_traits(
+    sampling: Sampling, num_prompt_tokens: int, vocab_size: int, *, like: tuple[Sampling, Traits] | None = None
+) -> Traits:
+    """Sort a row's parameters out. Token ids outside the vocabulary can't be sampled, so lists that name them lose nothing.
+
+    like  another row's parameters and what they made: what is made of lists that both have is the same
+    """
+    shared = like[1] if like is not None and _have_same_lists(like[0], sampling) else None
+    biases = _biases(sampling, vocab_size) if shared is None else shared.biases
     bad_words = [word for word in sampling.bad_words_token_ids if len(word) > 1 and 0 <= word[-1] < vocab_size]
     stop_ids = _known(sampling.stop_token_ids, vocab_size) if sampling.min_tokens else []
     is_penalised = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
     allowed_ids = sampling.allowed_token_ids
-    allowed = None if allowed_ids is None else make_mask(_known(allowed_ids, vocab_size), vocab_size)
+    if shared is not None or allowed_ids is None:
+        allowed = None if shared is None else shared.allowed
+    else:
+        allowed = make_mask(_known(allowed_ids, vocab_size), vocab_size)
     has_lists = bool(len(biases[0]) or bad_words or stop_ids) or allowed is not None
     top_k = effective_top_k(sampling.top_k, vocab_size)
     return Traits(
@@ -119,6 +128,15 @@ def _biases(sampling: Sampling, vocab_size: int) -> Biases:
     values = [sampling.logit_bias[token_id] for token_id in ids]
     banned = _known(sampling.banned_token_ids, vocab_size)
     return np.array(ids + banned, dtype=np.int32), np.array(values + [-np.inf] * len(banned), dtype=np.float32)
+
+
+def _have_same_lists(one: Sampling, other: Sampling) -> bool:
+    """Whether biases, bad words and allowed tokens are the same objects, as in the sequences of one request."""
+    return (
+        one.logit_bias is other.logit_bias
+        and one.bad_words_token_ids is other.bad_words_token_ids
+        and one.allowed_token_ids is other.allowed_token_ids
+    )
 
 
 def _known(token_ids: Iterable[int], vocab_size: int) -> list[int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from streamserve.worker.device.staging import Packing, floats
@@ -50,30 +49,37 @@ class RestrictedLines(Lines):
 
 
 class EditCollector:
-    """Numbers to add to single logits."""
+    """Numbers to add to single logits. Those that lines share, as the sequences of one request do, go up once."""
 
     def __init__(self) -> None:
-        self._lines: list[int] = []
-        self._token_ids: list[npt.NDArray[np.int32]] = []
-        self._values: list[npt.NDArray[np.float32]] = []
+        self._uses: list[tuple[int, int]] = []
+        self._places: dict[int, int] = {}
+        self._sets: list[Biases] = []
 
     def add(self, line: int, biases: Biases) -> None:
-        token_ids, values = biases
-        if len(token_ids):
-            self._lines.append(line)
-            self._token_ids.append(token_ids)
-            self._values.append(values)
+        if len(biases[0]):
+            place = self._places.setdefault(id(biases), len(self._sets))
+            if place == len(self._sets):
+                self._sets.append(biases)
+            self._uses.append((line, place))
 
     def ban(self, line: int, token_ids: list[int]) -> None:
         self.add(line, (np.array(token_ids, dtype=np.int32), np.full(len(token_ids), _BAN, dtype=np.float32)))
 
     def pack(self, packing: Packing) -> Callable[[Tensor], LogitEdits | None]:
-        if not self._lines:
+        if not self._uses:
             return _absent
-        counts = [len(token_ids) for token_ids in self._token_ids]
-        lines = packing.put(np.repeat(np.array(self._lines, dtype=np.int32), counts))
-        token_ids, values = packing.put(np.concatenate(self._token_ids)), packing.put(np.concatenate(self._values))
-        return lambda words: LogitEdits(words[lines], words[token_ids], floats(words[values]))
+        sizes = np.array([len(token_ids) for token_ids, _ in self._sets], dtype=np.int32)
+        starts = np.cumsum(sizes, dtype=np.int32) - sizes
+        places = [place for _, place in self._uses]
+        lines = packing.put([line for line, _ in self._uses])
+        firsts, counts = packing.put(starts[places]), packing.put(sizes[places])
+        token_ids = packing.put(np.concatenate([token_ids for token_ids, _ in self._sets]))
+        values = packing.put(np.concatenate([values for _, values in self._sets]))
+        longest = int(sizes.max())
+        return lambda words: LogitEdits(
+            words[lines], words[firsts], words[counts], words[token_ids], floats(words[values]), longest
+        )
 
 
 class BadWordCollector:
