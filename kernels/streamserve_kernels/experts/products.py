@@ -24,6 +24,9 @@ from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
 from streamserve_kernels.norm_rope import activate
 from streamserve_kernels.reference.experts import Routes
 
+GROUPED_MEAN = 384
+"""Tokens of an expert on average from which torch's grouped product is faster."""
+
 
 class ProductShape(NamedTuple):
     """How a grouped product is launched.
@@ -222,44 +225,68 @@ def experts_residual(
     down_bias: torch.Tensor | None = None,
     first_expert: int = 0,
 ) -> torch.Tensor:
-    """`reference.experts.experts_residual`; routes come from `norm_route` and serve one call."""
-    x = routes.normed
-    num_rows, hidden = x.shape
-    num_experts, outer, _ = gate_up.shape
+    """`reference.experts.experts_residual`, for routes that `norm_route` made."""
+    arguments = residual, routes, gate_up, down, activation, gate_up_bias, down_bias, first_expert
+    return _one_row(*arguments) if len(routes.normed) == 1 else _many_rows(*arguments)
+
+
+def _one_row(
+    residual: torch.Tensor,
+    routes: Routes,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: str,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    first_expert: int,
+) -> torch.Tensor:
+    x, (num_experts, outer, hidden) = routes.normed, gate_up.shape
     inner, top_k = outer // 2, routes.expert_ids.shape[1]
-    gated = x.new_empty(num_rows * top_k, inner)
-    out = torch.empty_like(residual, memory_format=torch.contiguous_format)
-    launch = dependent_launch(x.device)
-    if num_rows == 1:
-        block_n, block_k, warps = one_row_gate_up_shape(outer, hidden)
-        _one_row_gate_up_kernel[(-(-outer // block_n), top_k)](
-            x, gate_up, gate_up_bias, routes.expert_ids, gated, outer, first_expert, num_experts,
-            K=hidden, BLOCK_N=block_n, BLOCK_K=block_k, ACTIVATION=activation, num_warps=warps, **launch,
-        )  # fmt: skip
-        block_n, block_k, warps = one_row_down_shape(hidden, inner)
-        _one_row_down_kernel[(-(-hidden // block_n),)](
-            gated, down, down_bias, routes.expert_ids, routes.weights, residual, out, hidden, first_expert, num_experts,
-            K=inner, TOP_K=top_k, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, **launch,
-        )  # fmt: skip
-        return out
-    index = routes.by_expert
+    gated, out = x.new_empty(top_k, inner), torch.empty_like(residual, memory_format=torch.contiguous_format)
+    block_n, block_k, warps = one_row_gate_up_shape(outer, hidden)
+    _one_row_gate_up_kernel[(-(-outer // block_n), top_k)](
+        x, gate_up, gate_up_bias, routes.expert_ids, gated, outer, first_expert, num_experts,
+        K=hidden, BLOCK_N=block_n, BLOCK_K=block_k, ACTIVATION=activation, num_warps=warps, **dependent_launch(x.device),
+    )  # fmt: skip
+    block_n, block_k, warps = one_row_down_shape(hidden, inner)
+    _one_row_down_kernel[(-(-hidden // block_n),)](
+        gated, down, down_bias, routes.expert_ids, routes.weights, residual, out, hidden, first_expert, num_experts,
+        K=inner, TOP_K=top_k, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, **dependent_launch(x.device),
+    )  # fmt: skip
+    return out
+
+
+def _many_rows(
+    residual: torch.Tensor,
+    routes: Routes,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: str,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    first_expert: int,
+) -> torch.Tensor:
+    x, (num_experts, outer, hidden) = routes.normed, gate_up.shape
+    num_rows, top_k = routes.expert_ids.shape
+    num_places, index = num_rows * top_k, routes.by_expert
     assert isinstance(index, ExpertIndex)
     local = slice(first_expert, first_expert + num_experts)
     held = _Held(index.counts[local], index.places[local], top_k)
-    first, second = product_shapes(num_rows * top_k, num_experts, x.dtype)
-    order = None
-    if down_bias is None and is_grouped(num_rows * top_k, num_experts, x.dtype):
-        order = torch.empty_like(routes.expert_ids)
+    first, second = product_shapes(num_places, num_experts, x.dtype)
+    gated = x.new_empty(num_places, outer // 2)
+    is_sorted = down_bias is None and is_grouped(num_places, num_experts, x.dtype)
+    order = torch.empty_like(routes.expert_ids) if is_sorted else None
     _product(x, gate_up, gate_up_bias, gated, held, first, by_token=True, activation=activation, order=order)
-    if order is not None:
+    if is_sorted:
         made = grouped_product(gated, down, held.counts.cumsum(0, dtype=torch.int32))
     else:
-        made = x.new_empty(num_rows * top_k, hidden)
+        made = x.new_empty(num_places, hidden)
         _product(gated, down, down_bias, made, held, second, by_token=False, activation="none")
-    block = min(power_of_two(hidden), 1024)
+    out, block = torch.empty_like(residual, memory_format=torch.contiguous_format), min(power_of_two(hidden), 1024)
     _sum_kernel[(num_rows, -(-hidden // block))](
         made, routes.expert_ids, routes.weights, order, residual, out, hidden, first_expert, num_experts,
-        TOP_K=top_k, PARTIAL=num_experts < index.counts.shape[0], BLOCK=block, num_warps=max(1, block // 256), **launch,
+        TOP_K=top_k, PARTIAL=num_experts < index.counts.shape[0], BLOCK=block, num_warps=max(1, block // 256),
+        **dependent_launch(x.device),
     )  # fmt: skip
     return out
 
@@ -309,7 +336,7 @@ def _product(
 
 def is_grouped(num_places: int, num_experts: int, dtype: torch.dtype) -> bool:
     """Whether down is torch's grouped product: for many tokens, in the dtype that it multiplies without asking the device."""
-    return dtype == torch.bfloat16 and num_places >= 384 * num_experts
+    return dtype == torch.bfloat16 and num_places >= GROUPED_MEAN * num_experts
 
 
 def one_row_gate_up_shape(outer: int, inner: int) -> tuple[int, int, int]:
@@ -334,5 +361,5 @@ def product_shapes(num_places: int, num_experts: int, dtype: torch.dtype) -> tup
         return ProductShape(32, 64, 128, 4, 3, False), ProductShape(32, 64, 128, 4, 3, False)
     if mean <= 96:
         return ProductShape(64, 128, 64, 4, 3, True), ProductShape(64, 128, 64, 4, 3, True)
-    stages = 4 if mean <= 256 else 3
+    stages = 3 if mean >= GROUPED_MEAN else 4
     return ProductShape(128, 256, 64, 8, stages, True), ProductShape(128, 256, 64, 8, stages, True)

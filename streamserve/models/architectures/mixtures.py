@@ -32,12 +32,13 @@ BLOCKS = ExpertTensors(
 def read_qwen3_moe(config: dict[str, Any]) -> ModelArch:
     config = {"num_experts_per_tok": 8, "moe_intermediate_size": 768, "head_dim": None} | config
     # Unlike Qwen3 it has windows in all layers or in none.
-    return replace(read_qwen3(config | {"max_window_layers": 0}), mixture=_qwen_mixture(config))
+    return replace(read_qwen3(config | {"max_window_layers": 0}), mixture=_qwen_mixture(config, 128))
 
 
 def read_qwen3_vl_moe(config: dict[str, Any]) -> ModelArch:
     arch = read_qwen3_moe(config)
-    mixture = _qwen_mixture({"num_experts_per_tok": 8, "moe_intermediate_size": 1408, "norm_topk_prob": True} | config)
+    defaults = {"num_experts_per_tok": 4, "moe_intermediate_size": 1408, "norm_topk_prob": True}
+    mixture = _qwen_mixture(defaults | config, 60)
     return replace(arch, mixture=replace(mixture, tensors=(TRANSPOSED, PER_EXPERT)))
 
 
@@ -52,15 +53,16 @@ def read_qwen2_moe(config: dict[str, Any]) -> ModelArch:
     return replace(
         read_qwen2(config),
         windows=optional_windows(config, types),
-        mixture=replace(_qwen_mixture(config), shared=shared),
+        mixture=replace(_qwen_mixture(config, 60), shared=shared),
         qkv_bias=bool(config.get("qkv_bias", True)),
     )
 
 
 def read_mixtral(config: dict[str, Any]) -> ModelArch:
     """Mixtral (Jiang et al., 2024, https://arxiv.org/abs/2401.04088)."""
-    config = {"num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0} | config
-    mixture = _mixture(config, need(config, "intermediate_size"), (NUMBERED, STACKED, APART))
+    defaults = {"num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0, "sliding_window": None}
+    config = defaults | config
+    mixture = _mixture(config, 8, need(config, "intermediate_size"), (NUMBERED, STACKED, APART))
     return replace(read_mistral(config), mixture=replace(mixture, name="block_sparse_moe."))
 
 
@@ -69,14 +71,14 @@ def read_olmoe(config: dict[str, Any]) -> ModelArch:
     if config.get("clip_qkv") is not None:
         raise ModelNotSupported("OLMoE with clipped queries, keys and values (clip_qkv) is not supported")
     config = {"num_experts_per_tok": 8, "rms_norm_eps": 1e-5} | config
-    mixture = _mixture(config, need(config, "intermediate_size"), (PER_EXPERT, STACKED, APART))
+    mixture = _mixture(config, 64, need(config, "intermediate_size"), (PER_EXPERT, STACKED, APART))
     rule = mixture.rule._replace(renormalizes=bool(config.get("norm_topk_prob", False)))
     return replace(read_llama(config), qk_norm=QkNorm(span="all"), mixture=replace(mixture, rule=rule))
 
 
 def read_granite_moe(config: dict[str, Any]) -> ModelArch:
-    config = {"num_experts_per_tok": 2, "num_local_experts": 8} | config
-    mixture = _mixture(config, need(config, "intermediate_size"), (LINEARS,))
+    config = {"num_experts_per_tok": 2} | config
+    mixture = _mixture(config, 8, need(config, "intermediate_size"), (LINEARS,))
     return replace(read_granite(config), mixture=replace(mixture, name="block_sparse_moe.", router="router.layer"))
 
 
@@ -92,7 +94,7 @@ def read_glm4_moe(config: dict[str, Any]) -> ModelArch:
     defaults = {"num_experts_per_tok": 8, "moe_intermediate_size": 1408, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5}
     config = defaults | config
     inner, first = need(config, "moe_intermediate_size"), number(config, "first_k_dense_replace", 1)
-    mixture = _mixture(config, inner, (PER_EXPERT, STACKED, APART))
+    mixture = _mixture(config, 128, inner, (PER_EXPERT, STACKED, APART))
     rule = RoutingRule(
         mixture.rule.top_k,
         "sigmoid",
@@ -111,7 +113,7 @@ def read_glm4_moe(config: dict[str, Any]) -> ModelArch:
             choice_bias="gate.e_score_correction_bias",
             shared=SharedExpert(inner * number(config, "n_shared_experts", 1), "shared_experts"),
         ),
-        unread_layers=config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0,
+        unread_layers=number(config, "num_nextn_predict_layers", number(config, "num_mtp_layers", 1)),
     )
 
 
@@ -132,7 +134,7 @@ def read_gpt_oss(config: dict[str, Any]) -> ModelArch:
     } | config
     types = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(need(config, "num_hidden_layers"))]
     bias = bool(config.get("attention_bias", True))
-    mixture = _mixture(config, need(config, "intermediate_size"), (BLOCKS, IN_TURNS, APART))
+    mixture = _mixture(config, 128, need(config, "intermediate_size"), (BLOCKS, IN_TURNS, APART))
     return ModelArch(
         **read_common(config)
         | {"windows": layer_windows(config, types), "max_model_len": need(config, "max_position_embeddings")},
@@ -143,10 +145,13 @@ def read_gpt_oss(config: dict[str, Any]) -> ModelArch:
     )
 
 
-def _mixture(config: dict[str, Any], inner_size: int, tensors: tuple[ExpertTensors, ...]) -> Mixture:
-    """Experts in every layer, of whose scores those of the chosen make up one."""
+def _mixture(config: dict[str, Any], num_experts: int, inner_size: int, tensors: tuple[ExpertTensors, ...]) -> Mixture:
+    """Experts in every layer, of whose scores those of the chosen make up one; `num_experts` unless the config has another."""
+    # Each of these names has been written for any of the families.
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    stated = next((name for name in names if config.get(name) is not None), None)
     return Mixture(
-        num_experts=_num_experts(config),
+        num_experts=num_experts if stated is None else need(config, stated),
         inner_size=inner_size,
         rule=RoutingRule(need(config, "num_experts_per_tok")),
         layers=(True,) * need(config, "num_hidden_layers"),
@@ -154,15 +159,9 @@ def _mixture(config: dict[str, Any], inner_size: int, tensors: tuple[ExpertTenso
     )
 
 
-def _num_experts(config: dict[str, Any]) -> int:
-    """Under any of the names that it has had in transformers. Raises `ConfigError` when it is missing."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    return int(need(config, next((name for name in names if config.get(name) is not None), names[0])))
-
-
-def _qwen_mixture(config: dict[str, Any]) -> Mixture:
+def _qwen_mixture(config: dict[str, Any], num_experts: int) -> Mixture:
     """Some layers may have an MLP after all: those listed, and those between every so many."""
-    mixture = _mixture(config, need(config, "moe_intermediate_size"), (PER_EXPERT, STACKED, APART))
+    mixture = _mixture(config, num_experts, need(config, "moe_intermediate_size"), (PER_EXPERT, STACKED, APART))
     step, dense = positive(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise ConfigError("config.json: mlp_only_layers must be a list of layers")

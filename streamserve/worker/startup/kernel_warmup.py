@@ -25,7 +25,7 @@ from streamserve_kernels import SamplingTensors, gather_inputs, sample, scatter_
 WarmupStep = Callable[[], object]
 
 _DECODES = (1, 2, 8, 16, 32, 64, 128)
-_PREFILLS = (100, 1000)
+_PREFILLS = (100, 1000, 2000)
 
 
 def run_at_once(device: Device, steps: Sequence[WarmupStep]) -> None:

@@ -21,13 +21,11 @@ class ExpertPart:
 
     name     of that tensor
     region   what is taken of it
-    experts  which of this rank's experts they are
     target   the numbers' place, of the region's shape; a view. None where another rank keeps them
     """
 
     name: str
     region: Region
-    experts: range
     target: Tensor | None
 
 
@@ -112,9 +110,8 @@ class ExpertsSpec:
             taken, whole, target = taken[::-1], whole[::-1], None if target is None else target.mT
         if self.stored.is_stacked:
             region = Region((self.num_experts, *whole), (self.experts, *taken))
-            yield ExpertPart(self.prefix + name, region, range(len(self.experts)), target)
+            yield ExpertPart(self.prefix + name, region, target)
             return
         for expert in range(self.num_experts):
-            index = expert - self.experts.start
-            own = target[index] if target is not None and expert in self.experts else None
-            yield ExpertPart(self.prefix + name.format(expert), Region(whole, taken), range(index, index + 1), own)
+            own = target[expert - self.experts.start] if target is not None and expert in self.experts else None
+            yield ExpertPart(self.prefix + name.format(expert), Region(whole, taken), own)

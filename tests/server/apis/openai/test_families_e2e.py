@@ -22,7 +22,7 @@ from tests.support.tiny_server import checkpoint_server
 pytestmark = pytest.mark.anyio
 
 SERVED = [*FAMILIES, *(f"{name}, its text part" for name in TEXT_PARTS)]
-ALWAYS = ("olmo3", "qwen3-vl, its text part")
+ALWAYS = ("gpt-oss", "olmo3", "qwen3-vl, its text part")
 KV_CACHE_BYTES = 1 << 18
 """Not enough for all of a crowd: some wait, and some are preempted."""
 
