@@ -19,7 +19,9 @@ Device = Literal["auto", "cuda", "cpu"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 ExecutorBackend = Literal["mp", "ray", "uni"]
 ModelImpl = Literal["auto", "streamserve", "vllm", "transformers"]
-Quantization = Literal["auto", "none", "int4", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"]
+Quantization = Literal[
+    "auto", "none", "int4", "fp8", "awq", "awq_marlin", "compressed-tensors", "fbgemm_fp8", "gptq", "gptq_marlin", "modelopt"
+]
 
 BLOCK_SIZES = (16, 32, 64)
 

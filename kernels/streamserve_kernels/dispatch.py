@@ -18,6 +18,7 @@ from streamserve_kernels.peer_slots import PeerSlots
 from streamserve_kernels.reference import attention as _attention
 from streamserve_kernels.reference import experts as _experts
 from streamserve_kernels.reference import fp8 as _fp8
+from streamserve_kernels.reference import grouped as _grouped
 from streamserve_kernels.reference import kv_write as _kv_write
 from streamserve_kernels.reference import norm_rope as _norm_rope
 from streamserve_kernels.reference import projections as _projections
@@ -30,6 +31,12 @@ from streamserve_kernels.reference.fp8 import Fp8Weight, can_keep_fp8
 from streamserve_kernels.reference.fp8 import dequantize as dequantize_fp8
 from streamserve_kernels.reference.fp8 import quantize_rows as quantize_fp8_rows
 from streamserve_kernels.reference.fp8 import scale_columns as fp8_scale_columns
+from streamserve_kernels.reference.grouped import COLUMNS as GROUPED_COLUMNS
+from streamserve_kernels.reference.grouped import GROUPS as GROUPED_GROUPS
+from streamserve_kernels.reference.grouped import ROWS as GROUPED_ROWS
+from streamserve_kernels.reference.grouped import GroupedWeight, can_keep_grouped
+from streamserve_kernels.reference.grouped import dequantize as dequantize_grouped
+from streamserve_kernels.reference.grouped import pack as pack_grouped
 from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
 from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
@@ -41,8 +48,21 @@ from streamserve_kernels.reference.shared import Shared
 from streamserve_kernels.row_tables import RowTables
 from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
 
-LinearWeight: TypeAlias = Tensor | Fp8Weight
+LinearWeight: TypeAlias = Tensor | Fp8Weight | GroupedWeight
 """What a linear layer multiplies with."""
+
+
+_AREAS = (
+    "attention",
+    "experts",
+    "fp8_projections",
+    "grouped_projections",
+    "kv_write",
+    "norm_rope",
+    "projections",
+    "rows",
+    "sampling",
+)
 
 
 @cache
@@ -53,7 +73,8 @@ def _triton(area: str) -> ModuleType:
 def preload() -> None:
     """Import the Triton kernels. Call it before several threads launch: concurrent first calls find Triton partly imported."""
     areas = (
-        "attention", "experts", "fp8_projections", "kv_write", "norm_rope", "peer_memory", "projections", "rows", "sampling"
+        "attention", "experts", "fp8_projections", "grouped_projections", "kv_write", "norm_rope", "peer_memory", "projections",
+        "rows", "sampling",
     )  # fmt: skip
     for area in areas:
         _triton(area)
@@ -105,6 +126,8 @@ def gated_activation(x: Tensor, activation: Activation) -> Tensor:
 def _products(x: Tensor, weight: LinearWeight) -> ModuleType:
     if isinstance(weight, Fp8Weight):
         return _fp8 if x.is_cpu else _triton("fp8_projections")
+    if isinstance(weight, GroupedWeight):
+        return _grouped if x.is_cpu else _triton("grouped_projections")
     return _projections if x.is_cpu else _triton("projections")
 
 
@@ -373,12 +396,16 @@ __all__ = [
     "CLAMPED_SILU_ALPHA",
     "CLAMPED_SILU_LIMIT",
     "FP8_BLOCK",
+    "GROUPED_COLUMNS",
+    "GROUPED_GROUPS",
+    "GROUPED_ROWS",
     "INT4_FEW_ROWS",
     "INT4_GROUP",
     "INT4_ROW_MULTIPLE",
     "Activation",
     "Fp8Weight",
     "GatheredInputs",
+    "GroupedWeight",
     "Int4Weight",
     "LinearWeight",
     "QueryScaling",
@@ -392,8 +419,10 @@ __all__ = [
     "blocked_linear_residual",
     "can_block",
     "can_keep_fp8",
+    "can_keep_grouped",
     "can_pack",
     "dequantize_fp8",
+    "dequantize_grouped",
     "experts_residual",
     "fp8_scale_columns",
     "gated_activation",
@@ -410,6 +439,7 @@ __all__ = [
     "norm_route",
     "pack_eight_bits",
     "pack_four_bits",
+    "pack_grouped",
     "paged_attention",
     "peer_gather",
     "peer_sum",

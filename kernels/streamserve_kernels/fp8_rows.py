@@ -12,6 +12,7 @@ Scales of rows are applied to sums, at the end; those of blocks to each 128 colu
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
@@ -25,6 +26,18 @@ from .reference.fp8 import BLOCK, Fp8Weight
 MOST_ROWS = 64
 
 _BLOCK = tl.constexpr(BLOCK)
+
+
+@triton.jit
+def _scales(scale_ptr, k, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Scales of BLOCK_K columns from k on, [BLOCK_N, BLOCK_K], the same in every row.
+
+    A thread that has 16 columns of a tile reads one number for them.
+    """
+    columns = k + tl.arange(0, BLOCK_K // 16) * 16
+    alike = tl.zeros([BLOCK_N, 1], tl.int32)
+    scales = tl.load(scale_ptr + alike + (columns // _BLOCK)[None, :], mask=alike + columns[None, :] < K, other=0.0)
+    return tl.reshape(tl.broadcast_to(scales[:, :, None], [BLOCK_N, BLOCK_K // 16, 16]), [BLOCK_N, BLOCK_K])
 
 
 @kernel()
@@ -72,10 +85,9 @@ def _one_row_kernel(
         x_up = x
         if SCALES > 1:
             # The rows of a program are in one block.
-            blocks = scale_ptr + offsets // _BLOCK
             if gated:
-                x_up = x * tl.load(blocks + (N + first) // _BLOCK * SCALES, mask=known, other=0.0)
-            x = x * tl.load(blocks + first // _BLOCK * SCALES, mask=known, other=0.0)
+                x_up = x * _scales(scale_ptr + (N + first) // _BLOCK * SCALES, k, K, BLOCK_N, BLOCK_K)
+            x = x * _scales(scale_ptr + first // _BLOCK * SCALES, k, K, BLOCK_N, BLOCK_K)
         sums += widen(tiles[k // BLOCK_K], BITS, tl.float32) * x
         if gated:
             up_sums += widen(up_tiles[k // BLOCK_K], BITS, tl.float32) * x_up
@@ -215,7 +227,7 @@ def one_row(
     inner = x.shape[1]
     outer = weight.values.shape[0] // (2 if after.gated else 1)
     out = x.new_empty(1, outer)
-    block_n, block_k, ahead, warps = shape or one_row_shape(outer, inner, after.gated)
+    block_n, block_k, ahead, warps = shape or one_row_shape(outer, inner)
     _one_row_kernel[(-(-outer // block_n),)](
         x, _bytes(weight, bits), weight.scale, norm_weight, after.bias, after.residual, out, outer, eps,
         K=inner, BLOCK_N=block_n, BLOCK_K=block_k, AHEAD=ahead, SCALES=weight.scale.shape[1], BITS=bits,
@@ -268,13 +280,9 @@ def _bytes(weight: Fp8Weight, bits: bool) -> torch.Tensor:
     return weight.values.view(torch.uint8) if bits else weight.values
 
 
-def one_row_shape(outer: int, inner: int, gated: bool) -> tuple[int, int, int, int]:
+def one_row_shape(outer: int, inner: int) -> tuple[int, int, int, int]:
     """BLOCK_N, BLOCK_K, AHEAD, warps: measured on an H200 for the linears of an 8B model."""
-    if gated:
-        return 4, min(power_of_two(inner), 2048), 2, 4
-    if inner > 8192:
-        return 4, 512, 4, 4
-    return (8, 512, 2, 8) if outer <= 4096 else (8, min(power_of_two(inner), 1024), 2, 4)
+    return 4 if inner <= 4096 < outer <= 8192 else 2, min(power_of_two(inner), 2048), 2, 4
 
 
 def has_much_shared_memory(device: torch.device) -> bool:
@@ -290,6 +298,7 @@ def some_rows_shape(
     block_k = BLOCK if narrow or not deep else 2 * BLOCK
     tiles = -(-outer // (block_n // 2 if gated else block_n))
     splits = 1
-    while tiles * splits < 96 and inner // (splits * 2) >= 1024:
+    # A product of 128 columns is waited for before its scale is applied: more programs hide that.
+    while tiles * splits < (192 if narrow else 96) and inner // (splits * 2) >= 1024:
         splits *= 2
     return block_m, block_n, block_k, splits, 3 if tiles * splits > 300 or not deep else 5

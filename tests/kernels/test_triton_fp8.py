@@ -30,7 +30,7 @@ def weight_of(kind: str, outer: int, inner: int) -> Fp8Weight:
     values, scale = quantize_rows(random(outer, inner) / inner**0.5)
     if kind == "blocks":
         scale = (torch.rand(-(-outer // 128), scale_columns(inner), device=DEVICE) + 0.5) / 128 / inner**0.5
-    return Fp8Weight(values, scale, torch.tensor([0.01], device=DEVICE) if kind == "static" else None)
+    return Fp8Weight(values, scale, torch.tensor([0.03], device=DEVICE) if kind == "static" else None)
 
 
 def wide(weight: Fp8Weight, x: Tensor) -> tuple[Fp8Weight, Tensor]:

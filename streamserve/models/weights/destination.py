@@ -7,7 +7,7 @@ range of the rows or columns of each: loading is a copy into place, and nothing 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -77,6 +77,23 @@ def copied(name: str, target: Tensor, region: Region | None = None, *, offset: f
             target.mul_(scale)
 
     return Destination(name, taken, fill)
+
+
+def gathered(wanted: Mapping[str, Region], use: Callable[[Mapping[str, Tensor]], None]) -> Iterator[Destination]:
+    """The destinations of tensors that are worth something together: `use` is called with these parts of all of them."""
+    arrived: dict[str, Tensor] = {}
+
+    def receive(name: str, region: Region) -> Callable[[StoredTensor], None]:
+        def fill(stored: StoredTensor) -> None:
+            # What is stored is valid until the next tensor.
+            arrived[name] = stored.values.reshape(region.whole)[region.slices].clone()
+            if len(arrived) == len(wanted):
+                use({each: arrived.pop(each) for each in wanted})
+
+        return fill
+
+    for name, region in wanted.items():
+        yield Destination(name, region, receive(name, region))
 
 
 def left_out(name: str, region: Region) -> Destination:

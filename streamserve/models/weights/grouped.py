@@ -44,3 +44,47 @@ def join_rows(parts: Sequence[GroupedIntegers]) -> GroupedIntegers:
         torch.cat([part.scale for part in parts]),
         torch.cat(zeros) if zeros else None,
     )
+
+
+@dataclass(frozen=True)
+class FourBits:
+    """The matrix scale * (quants - zero) of 4-bit integers in groups of columns.
+
+    quants  [rows, columns]  uint8 with values 0..15
+    scale   [rows, groups]   of any float dtype
+    zero    [rows, groups]   uint8; None where all are 8
+    order   [columns]        int64: which column of the model's weight each one here is, those of a group side by side; None for
+                             columns that lie as in the model
+    """
+
+    quants: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+    order: Tensor | None = None
+
+    @classmethod
+    def of_groups(cls, quants: Tensor, scale: Tensor, zero: Tensor | None, group_of: Tensor | None) -> FourBits:
+        """group_of  [columns] of the model's weight: their groups, in any order; None where they follow each other"""
+        if group_of is None:
+            return cls(quants, scale, zero)
+        order = torch.argsort(group_of, stable=True)
+        return cls(quants[:, order], scale, zero, order)
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.quants.shape[1] // self.scale.shape[1]
+
+    def numbers(self) -> Tensor:
+        """The matrix, in fp32, with columns as in the model."""
+        zero = 8.0 if self.zero is None else self.zero.float().repeat_interleave(self.group, 1)
+        numbers = (self.quants.float() - zero) * self.scale.float().repeat_interleave(self.group, 1)
+        return numbers if self.order is None else torch.empty_like(numbers).index_copy_(1, self.order, numbers)
+
+    def in_groups_of_32(self) -> GroupedIntegers:
+        """The same, as the kernel of a CPU takes it; columns must lie as in the model."""
+        scale = self.scale.float().repeat_interleave(self.group // INT4_GROUP, 1)
+        if self.zero is None:
+            return GroupedIntegers(self.quants, scale, torch.zeros_like(scale))
+        zero = self.zero.float().repeat_interleave(self.group // INT4_GROUP, 1)
+        return GroupedIntegers(self.quants, scale, (8 - zero) * scale)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.forms.form import Form, WeightSpec
 from streamserve.models.weights.forms.plain import plain_form
 from streamserve.models.weights.grouped import GroupedIntegers, join_rows
+from streamserve.models.weights.noise import STD, tile
 from streamserve.models.weights.placement import Placement
 from streamserve_kernels import INT4_FEW_ROWS, INT4_GROUP, INT4_ROW_MULTIPLE, Int4Weight, can_pack, int4_linear
 
@@ -54,6 +56,13 @@ class Int4Form(Form):
             # At once, since the kernel's order of rows depends on how many there are.
             parts = [self._arrived.pop(index) for index in range(len(self.spec.parts))]
             self.packed = join_rows(parts).pack(self._dense)
+
+    def randomize(self, noise: Tensor) -> None:
+        tile(self._dense, noise)
+        for index, (_, rows) in enumerate(self.spec.split(self._dense)):
+            scale = torch.full((len(rows), self.in_features // INT4_GROUP), STD / 4)
+            quants = (rows.float() / (STD / 4)).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
+            self.receive(index, GroupedIntegers(quants, scale, torch.zeros_like(scale)))
 
     def finish(self) -> Form:
         del self._dense

@@ -11,6 +11,7 @@ from typing import Any
 from streamserve.errors import ModelNotSupported
 from streamserve.models.weights.schemes.fp8 import StoredFp8
 from streamserve.models.weights.schemes.names import is_listed
+from streamserve.models.weights.schemes.packed import read_pack_quantized
 from streamserve.models.weights.schemes.scheme import PLAIN, Scheme, Schemes
 from streamserve_kernels import FP8_BLOCK
 
@@ -40,9 +41,12 @@ def _scheme(group: Mapping[str, Any], config: Mapping[str, Any]) -> Scheme:
     kind, bits = weights.get("type"), weights.get("num_bits")
     if (kind, bits) == ("float", 8):
         return _fp8(weights, group.get("input_activations"))
+    stored = group.get("format") or config.get("format")
+    if kind == "int" and stored == "pack-quantized" and not group.get("input_activations"):
+        return read_pack_quantized(weights)
     raise ModelNotSupported(
-        f"compressed-tensors {group.get('format') or config.get('format')!r} with {bits}-bit {kind} weights is not supported; "
-        "supported: float-quantized with 8 bits"
+        f"compressed-tensors {stored!r} with {bits}-bit {kind} weights is not supported; "
+        "supported: float-quantized with 8 bits, pack-quantized with 4 and activations as they are"
     )
 
 

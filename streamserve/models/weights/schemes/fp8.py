@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.weights.destination import Destination, Region, copied
-from streamserve.models.weights.forms.expanded import ExpandedForm
+from streamserve.models.weights.forms.expanded import ExpandedAtLast
 from streamserve.models.weights.forms.form import Form, WeightPart, WeightSpec
 from streamserve.models.weights.forms.fp8 import Fp8Form
 from streamserve.models.weights.placement import Placement
@@ -40,7 +40,7 @@ class StoredFp8(Scheme):
         if self.per == "block":
             _refuse_cut_blocks(spec)
         stored = Fp8Form(spec, place, self._fill, has_blocks=self.per == "block", has_input_scale=self.input_scale)
-        return stored if keeps_fp8(spec, place) else ExpandedForm(stored, spec, place)
+        return stored if keeps_fp8(spec, place) else ExpandedAtLast(stored, spec, place)
 
     def __str__(self) -> str:
         return f"8-bit floats with a scale per {self.per}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from streamserve.models.weights.destination import Destination
-from streamserve.models.weights.forms.expanded import ExpandedForm
+from streamserve.models.weights.forms.expanded import ExpandedAtLast
 from streamserve.models.weights.forms.form import Form, WeightPart, WeightSpec
 from streamserve.models.weights.forms.fp8 import Fp8Form
 from streamserve.models.weights.placement import Placement
@@ -32,7 +32,7 @@ class Fp8OnLoad(Scheme):
         if spec.table is not None:
             return PLAIN.form(spec, place)
         narrow = Fp8Form(spec, place, _fill)
-        return narrow if keeps_fp8(spec, place) else ExpandedForm(narrow, spec, place)
+        return narrow if keeps_fp8(spec, place) else ExpandedAtLast(narrow, spec, place)
 
 
 def quantize_on_load(name: str) -> Scheme:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamserve.errors import ConfigError, ModelNotSupported
-from streamserve.models.weights.forms.expanded import ExpandedForm, QuantizedForm
+from streamserve.models.weights.forms.expanded import ExpandedAtLast, QuantizedForm
 from streamserve.models.weights.forms.form import Form, WeightSpec
 from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.schemes.awq import read_awq
 from streamserve.models.weights.schemes.compressed_tensors import read_compressed_tensors
 from streamserve.models.weights.schemes.fbgemm import read_fbgemm
 from streamserve.models.weights.schemes.fp8 import read_fp8
 from streamserve.models.weights.schemes.gguf import GgufIntegers
+from streamserve.models.weights.schemes.gptq import read_gptq
 from streamserve.models.weights.schemes.modelopt import read_modelopt
 from streamserve.models.weights.schemes.mxfp4 import read_mxfp4
 from streamserve.models.weights.schemes.on_load import quantize_on_load
@@ -20,9 +22,11 @@ from streamserve.models.weights.schemes.scheme import PLAIN, Reader, Scheme, Sch
 from streamserve.models.weights.storage import WeightStorage
 
 METHODS: dict[str, Reader] = {
+    "awq": read_awq,
     "compressed-tensors": read_compressed_tensors,
     "fbgemm_fp8": read_fbgemm,
     "fp8": read_fp8,
+    "gptq": read_gptq,
     "modelopt": read_modelopt,
     "mxfp4": read_mxfp4,
 }
@@ -40,7 +44,7 @@ def make_form(spec: WeightSpec, place: Placement) -> Form:
     """
     form = _scheme_of(spec, schemes_of(place.storage)).form(spec, place)
     if place.storage.quantization == "none" and isinstance(form, QuantizedForm):
-        return ExpandedForm(form, spec, place)
+        return ExpandedAtLast(form, spec, place)
     return form
 
 
