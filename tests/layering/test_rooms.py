@@ -78,7 +78,9 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "weights.destination": {"weights.source"},
         "weights.placement": {"communicator", "division", "weights.storage"},
         "weights.forms": {"weights.destination", "weights.grouped", "weights.noise", "weights.placement"},
-        "weights.schemes": {"weights.destination", "weights.forms", "weights.placement", "weights.source", "weights.storage"},
+        "weights.schemes": {
+            "weights.destination", "weights.forms", "weights.grouped", "weights.placement", "weights.source", "weights.storage",
+        },
         "weights.experts": {"mixture", "weights.destination", "weights.placement", "weights.schemes", "weights.source"},
         "layers": {
             "arch", "communicator", "division", "inputs", "mixture", "weights.destination", "weights.experts", "weights.forms",

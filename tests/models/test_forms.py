@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from streamserve.errors import ConfigError
+from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.aot.weights import linear_shape, traced_weight, weight_tensors
 from streamserve.models.communicator import Apart
 from streamserve.models.layers.linear import Division, Linear
 from streamserve.models.layers.norm import RmsNorm
+from streamserve.models.weights.destination import Region
 from streamserve.models.weights.forms.blocked import BlockedForm
 from streamserve.models.weights.forms.dense import DenseForm
-from streamserve.models.weights.forms.expanded import ExpandedForm
-from streamserve.models.weights.forms.form import Form
+from streamserve.models.weights.forms.expanded import ExpandedAtLast, ExpandedFourBits
+from streamserve.models.weights.forms.form import Form, WeightPart, WeightSpec
+from streamserve.models.weights.forms.four_bits import FourBitForm
 from streamserve.models.weights.forms.fp8 import Fp8Form
 from streamserve.models.weights.forms.int4 import Int4Form, is_few
 from streamserve.models.weights.grouped import GroupedIntegers
 from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.schemes.awq import Awq
+from streamserve.models.weights.schemes.gptq import Gptq
+from streamserve.models.weights.schemes.packed import PackQuantized
 from streamserve.models.weights.storage import WeightStorage
 from streamserve_kernels import Activation, can_block
-from tests.models.stored import eight_bits, fill, four_bits, numbers
+from tests.models.four_bit_tensors import awq, gptq, pack_quantized
+from tests.models.stored import MadeUp, eight_bits, fill, four_bits, numbers
 
 CPU = torch.device("cpu")
 PARTS = {"gate": 64, "up": 32}
@@ -78,6 +85,12 @@ def grouped(integers: Callable[[int, int], GroupedIntegers]) -> Callable[[int, i
     return store
 
 
+def packed_config(**weights: Any) -> dict[str, Any]:
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32} | weights
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+
+
 CASES = {
     "dense": Case(floats, torch.float32),
     "blocked": Case(floats, torch.bfloat16),
@@ -88,7 +101,25 @@ CASES = {
     "four bits": Case(grouped(four_bits), torch.bfloat16, digits=1),
     "eight bits": Case(grouped(eight_bits), torch.bfloat16, digits=2),
 }
+CASES |= {
+    name: Case(store, dtype, config=config)
+    for name, store, dtype, config in (
+        ("GPTQ", gptq, torch.bfloat16, {"quant_method": "gptq", "sym": True}),
+        ("GPTQ with zero points", partial(gptq, sym=False), torch.float32, {"quant_method": "gptq", "sym": False}),
+        ("GPTQ in act-order", partial(gptq, act_order=True), torch.float32, {"quant_method": "gptq", "desc_act": True}),
+        ("AWQ", awq, torch.bfloat16, {"quant_method": "awq"}),
+    )
+    for config in [{"bits": 4, "group_size": 32} | config]
+}
+CASES["pack-quantized"] = Case(pack_quantized, torch.bfloat16, config=packed_config(symmetric=True))
+CASES["pack-quantized with zero points"] = Case(
+    partial(pack_quantized, symmetric=False), torch.float32, config=packed_config(symmetric=False)
+)
 TRACED = [name for name, case in CASES.items() if case.traced]
+
+
+COLUMNS_STAY = {"GPTQ in act-order"}
+"""Cases that can't be divided by columns."""
 
 
 def stored_as(case: Case) -> tuple[dict[str, Content], dict[str, Tensor]]:
@@ -169,6 +200,10 @@ def test_what_is_compiled_multiplies_as_the_form_does(case: str, bias: bool, row
 @pytest.mark.parametrize("divided", ["rows", "columns"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_shares_of_two_ranks_multiply_as_the_whole_does(case: str, divided: Division) -> None:
+    if divided == "columns" and case in COLUMNS_STAY:
+        with pytest.raises(ConfigError, match="orders its inputs"):
+            Linear("", PARTS, IN, Placement(torch.float32, CPU, Apart(0, 2), CASES[case].storage(PARTS)), divided=divided)
+        return
     contents, weights = stored_as(CASES[case])
     storage, dtype = CASES[case].storage(PARTS), CASES[case].dtype
     places = [Placement(dtype, CPU, Apart(rank, 2), storage) for rank in range(2)]
@@ -217,7 +252,7 @@ def test_8_bit_floats_act_as_the_numbers_that_they_are_expanded_to() -> None:
     contents, _ = stored_as(CASES["8-bit floats, scaled by tensor"])
     storage = CASES["8-bit floats, scaled by tensor"].storage(PARTS)
     linear = Linear("", PARTS, IN, Placement(torch.float32, CPU, storage=storage))
-    assert isinstance(linear.form, ExpandedForm)
+    assert isinstance(linear.form, ExpandedAtLast)
     stored = linear.form.stored
     fill(linear, contents)
     x, norm, bias, residual = torch.randn(3, IN), torch.rand(IN), torch.randn(OUT), torch.randn(3, OUT)
@@ -239,9 +274,9 @@ def test_8_bit_floats_stay_so_where_they_are_multiplied() -> None:
         return type(Linear("layers.1.", {"up": 32}, columns, place).form)
 
     assert form_in(torch.bfloat16) is form_in(torch.float16) is Fp8Form
-    assert form_in(torch.float32) is form_in(torch.bfloat16, "cpu") is ExpandedForm
-    assert form_in(torch.bfloat16, quantization="none") is ExpandedForm
-    assert form_in(torch.bfloat16, columns=40) is ExpandedForm, "the kernels read 16 numbers at a time"
+    assert form_in(torch.float32) is form_in(torch.bfloat16, "cpu") is ExpandedAtLast
+    assert form_in(torch.bfloat16, quantization="none") is ExpandedAtLast
+    assert form_in(torch.bfloat16, columns=40) is ExpandedAtLast, "the kernels read 16 numbers at a time"
 
 
 def block_linear(rank: int, ranks: int, divided: Division, parts: dict[str, int], columns: int) -> Linear:
@@ -280,6 +315,62 @@ def test_the_last_blocks_may_be_smaller_and_others_may_not_be_cut() -> None:
         block_linear(1, 2, "columns", {"up": 200}, 128)
     with pytest.raises(ConfigError, match=r"rows 0 to 200, .* of gate cut"):
         block_linear(0, 1, "rows", {"gate": 200, "up": 200}, 128)
+
+
+FOUR_BITS = {
+    "GPTQ": (Gptq(32, has_zero=False, has_order=False), gptq),
+    "GPTQ with zero points": (Gptq(64, has_zero=True, has_order=False), partial(gptq, group=64, sym=False)),
+    "GPTQ in act-order": (Gptq(32, has_zero=False, has_order=True), partial(gptq, act_order=True)),
+    "AWQ": (Awq(128, has_zero=True, has_order=False), partial(awq, group=128)),
+    "pack-quantized": (PackQuantized(32, has_zero=False, has_order=False), pack_quantized),
+    "pack-quantized in act-order": (
+        PackQuantized(32, has_zero=True, has_order=True),
+        partial(pack_quantized, symmetric=False, act_order=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOUR_BITS)
+def test_four_bits_are_kept_as_a_gpu_multiplies_them(case: str) -> None:
+    """The form that a GPU has, filled here."""
+    scheme, store = FOUR_BITS[case]
+    parts = {name: store(rows, 256) for name, rows in PARTS.items()}
+    spec = WeightSpec(tuple(WeightPart(name, Region.of(rows, 256)) for name, rows in PARTS.items()))
+    kept = {"group": scheme.group, "has_zero": scheme.has_zero, "has_order": scheme.has_order}
+    form = FourBitForm(spec, Placement(torch.float32, CPU), scheme._fill, **kept)
+    for destination in form.destinations():
+        name, _, end = destination.name.partition(".")
+        content = MadeUp(destination.name, parts[name][0][end])
+        assert destination.region.is_of(content.shape)
+        destination.fill(content)
+    weight, target = torch.cat([numbers for _, numbers in parts.values()]), torch.empty(OUT, 256)
+    form.write_numbers(target)
+    close(target, weight)
+    x, residual = torch.randn(3, 256), torch.randn(3, OUT)
+    close(form.multiply(x, None), x.double() @ weight.T)
+    close(form.onto(residual.clone(), x, None), residual.double() + x.double() @ weight.T)
+
+
+def test_parts_that_order_their_inputs_differently_are_refused() -> None:
+    scheme, store = FOUR_BITS["GPTQ in act-order"]
+    spec = WeightSpec(tuple(WeightPart(name, Region.of(64, 256)) for name in ("gate", "up")))
+    form = FourBitForm(spec, Placement(torch.float32, CPU), scheme._fill, group=32, has_zero=False, has_order=True)
+    with pytest.raises(ModelNotSupported, match="gate, up are multiplied together and order their inputs differently"):
+        for destination in form.destinations():
+            name, _, end = destination.name.partition(".")
+            tensor = store(64, 256)[0][end]
+            destination.fill(MadeUp(destination.name, tensor.flip(0) if (name, end) == ("up", "g_idx") else tensor))
+
+
+def test_four_bits_stay_so_where_they_are_multiplied() -> None:
+    def form_in(dtype: torch.dtype, device: str, config: dict[str, Any], rows: int = 64, columns: int = 128) -> type[Form]:
+        storage = WeightStorage({}, {"bits": 4, "group_size": 32, "quant_method": "gptq"} | config)
+        return type(Linear("layers.1.", {"up": rows}, columns, Placement(dtype, torch.device(device), storage=storage)).form)
+
+    assert form_in(torch.bfloat16, "meta", {}) is form_in(torch.float16, "meta", {"desc_act": True}) is FourBitForm
+    assert form_in(torch.bfloat16, "cpu", {}) is Int4Form
+    assert form_in(torch.bfloat16, "cpu", {"desc_act": True}) is form_in(torch.float32, "meta", {}) is ExpandedFourBits
+    assert form_in(torch.bfloat16, "meta", {}, rows=40) is form_in(torch.bfloat16, "meta", {}, columns=96) is ExpandedFourBits
 
 
 def test_weights_of_another_type_than_the_config_says_are_refused() -> None:

@@ -10,8 +10,12 @@ import torch
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.layers.linear import Linear
 from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.schemes.awq import Awq
+from streamserve.models.weights.schemes.four_bits import StoredFourBits
 from streamserve.models.weights.schemes.fp8 import StoredFp8
+from streamserve.models.weights.schemes.gptq import Gptq
 from streamserve.models.weights.schemes.on_load import Fp8OnLoad
+from streamserve.models.weights.schemes.packed import PackQuantized
 from streamserve.models.weights.schemes.scheme import PLAIN, Scheme
 from streamserve.models.weights.schemes.table import METHODS, read_schemes, schemes_of
 from streamserve.models.weights.storage import WeightStorage
@@ -27,12 +31,22 @@ def tensors_group(**weights: Any) -> dict[str, Any]:
 
 FLOATS = {"num_bits": 8, "type": "float"}
 
+PACKED = tensors_group(num_bits=4, type="int", strategy="group", group_size=128) | {"format": "pack-quantized"}
+PACKED["config_groups"]["group_0"]["input_activations"] = None
+
 SAID: list[tuple[dict[str, Any], Scheme]] = [
     ({"quant_method": "fp8", "weight_block_size": [128, 128]}, StoredFp8("weight_scale_inv", "block")),
     ({"quant_method": "fp8", "activation_scheme": "dynamic"}, StoredFp8("weight_scale", "tensor")),
     ({"quant_method": "fp8", "activation_scheme": "static"}, StoredFp8("weight_scale", "tensor", input_scale=True)),
     ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, StoredFp8("weight_scale", "row")),
     ({"quant_method": "modelopt", "quant_algo": "FP8"}, StoredFp8("weight_scale", "tensor", input_scale=True)),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 128}, Gptq(128, has_zero=False, has_order=False)),
+    (
+        {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True, "sym": False, "checkpoint_format": "gptq_v2"},
+        Gptq(64, has_zero=True, has_order=True, zero_offset=0),
+    ),
+    ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}, Awq(128, has_zero=True, has_order=False)),
+    (PACKED, PackQuantized(128, has_zero=False, has_order=False)),
     (tensors_group(**FLOATS, strategy="channel"), StoredFp8("weight_scale", "row")),
     (tensors_group(**FLOATS, strategy="block", block_structure=[128, 128]), StoredFp8("weight_scale", "block")),
 ]
@@ -50,16 +64,19 @@ def test_every_linear_is_stored_as_the_config_says(config: dict[str, Any], schem
     [
         ("fp8", "modules_to_not_convert", ["model.layers.0.mlp.down_proj", "lm_head"]),
         ("fbgemm_fp8", "modules_to_not_convert", ["down_proj"]),
+        ("awq", "modules_to_not_convert", ["down_proj"]),
+        ("gptq", "dynamic", {"-:.*down_proj": {}}),
         ("modelopt", "exclude_modules", ["lm_head", "model.layers.0*"]),
         ("compressed-tensors", "ignore", ["lm_head", "re:.*down_proj$"]),
         ("compressed-tensors", "ignore", ["lm_head", "model.layers.0"]),
     ],
 )
-def test_modules_that_are_listed_stay_as_they_are(method: str, field: str, entries: list[str]) -> None:
+def test_modules_that_are_listed_stay_as_they_are(method: str, field: str, entries: Any) -> None:
     base = tensors_group(**FLOATS, strategy="channel") if method == "compressed-tensors" else {"quant_algo": "FP8"}
+    base |= {"bits": 4, "group_size": 128} if method in ("awq", "gptq") else {}
     schemes = read_schemes({**base, "quant_method": method, field: entries})
     assert schemes(DOWN) == schemes("lm_head") == PLAIN
-    assert isinstance(schemes(Q), StoredFp8)
+    assert isinstance(schemes(Q), StoredFp8 | StoredFourBits)
 
 
 def test_groups_of_linears_have_schemes_of_their_own() -> None:
@@ -80,6 +97,11 @@ def test_groups_of_linears_have_schemes_of_their_own() -> None:
         ({"quant_method": "bitnet"}, r"method 'bitnet' is not supported; supported: .*compressed-tensors.* and .gguf files"),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, r"blocks of \[64, 64\] .* supported: \[128, 128\]"),
         ({"quant_method": "fp8", "activation_scheme": "odd"}, "'odd' is not supported; supported: dynamic, static"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq weights of 8 bits are not supported; supported: 4"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, "gptq groups of -1 are not supported; supported: 32, 64, 128"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {"+:.*": {}}}, "settings of their own for"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}, "awq version 'gemv' .*; supported: gemm"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": False}, "awq weights without zero points"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo 'NVFP4' is not supported; supported: FP8"),
         (tensors_group(num_bits=8, type="int"), "'float-quantized' with 8-bit int weights is not supported; supported: float"),
         (tensors_group(**FLOATS, strategy="group"), "strategy 'group' of 8-bit weights is not supported; supported: channel"),

@@ -51,9 +51,9 @@ def can_keep_grouped(dtype: torch.dtype, device: torch.device) -> bool:
 def pack(quants: Tensor) -> Tensor:
     """Words of integers [out, in], 0..15; out a multiple of 16 and in one of 64.
 
-    Of each 16 columns a lane holds rows g and g + 8 and columns 4t to 4t + 3, with g = lane / 4 and t = lane % 4: as many numbers as
-    the first operand of `mma.m16n8k16` (PTX ISA) has in a lane. What that calls the columns is no matter, as long as it calls
-    those of the other operand so too. The eight are a word, those of even columns in its lower half.
+    Of each 16 columns a lane holds rows g and g + 8 and columns 4t to 4t + 3, with g = lane / 4 and t = lane % 4: as many as
+    the first operand of `mma.m16n8k16` (PTX ISA) has in a lane. What that calls the columns is no matter, as long as it
+    calls those of the other operand so too. The eight are a word, those of even columns in its lower half.
     """
     out, columns = quants.shape
     # [tile, half of rows, g, tile, word, t, half of four, even or odd]
