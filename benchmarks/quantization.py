@@ -1,0 +1,137 @@
+"""What quantized weights change in the demo model's next tokens, on a CPU in fp32: `python -m benchmarks.quantization`.
+
+For each scheme: against the same model with the numbers that its weights stand for, which is what rounding activations costs;
+and that against the weights as they were, which is what rounding weights costs. Tokens of the readme are given, so that no
+difference adds up; the share of equal first choices, and the KL divergence, mean and largest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamserve.checkpoint.names import resolve
+from streamserve.models.architectures.base import CausalModel
+from streamserve.models.layers.linear import VocabularyLinear
+from streamserve.models.registry import read_arch
+from streamserve.models.weights.forms.form import Form
+from streamserve.models.weights.loader import load_model
+from streamserve.text.tokenizers.tokenizer import load_tokenizer
+from streamserve_kernels import Fp8Weight, dequantize_fp8, fp8_scale_columns, quantize_fp8_rows
+from tests.models.paged import PagedRun
+
+LARGEST = 448.0
+Round = Callable[[Tensor], Tensor]
+
+
+class Simulated(Form):
+    """Multiplies numbers in fp32, with inputs that are rounded as a GPU's kernels round them."""
+
+    def __init__(self, form: Form, weight: Tensor, rounded: Round) -> None:
+        torch.nn.Module.__init__(self)
+        self.out_features, self.in_features, self.dtype = form.out_features, form.in_features, form.dtype
+        self.weight, self.rounded = weight, rounded
+
+    def destinations(self):  # type: ignore[no-untyped-def]
+        return iter(())
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(self.rounded(x), self.weight, bias)
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def by_token(x: Tensor) -> Tensor:
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / LARGEST
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def by_group(x: Tensor) -> Tensor:
+    padded = F.pad(x, (0, -x.shape[-1] % 128))
+    return by_token(padded.unflatten(-1, (-1, 128))).flatten(-2)[..., : x.shape[-1]]
+
+
+def fp8_rows(weight: Tensor) -> Tensor:
+    return dequantize_fp8(Fp8Weight(*quantize_fp8_rows(weight)))
+
+
+def fp8_tensor(weight: Tensor) -> Tensor:
+    scale = weight.abs().amax() / LARGEST
+    return (weight / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def fp8_blocks(weight: Tensor) -> Tensor:
+    rows, columns = weight.shape
+    blocks = F.pad(weight, (0, -columns % 128, 0, -rows % 128)).unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
+    largest = blocks.abs().amax((1, 3)).clamp(min=1e-12) / LARGEST
+    scale = F.pad(largest, (0, fp8_scale_columns(columns) - largest.shape[1]))
+    wide = largest.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+    return dequantize_fp8(Fp8Weight((weight / wide).to(torch.float8_e4m3fn), scale))
+
+
+def four_bits(group: int, *, sym: bool) -> Callable[[Tensor], Tensor]:
+    """Rounded to the nearest, without the search that GPTQ and AWQ make."""
+
+    def quantize(weight: Tensor) -> Tensor:
+        groups = weight.unflatten(1, (-1, group))
+        if sym:
+            scale = (groups.abs().amax(-1, keepdim=True) / 7).clamp(min=1e-12)
+            return ((groups / scale).round().clamp(-8, 7) * scale).flatten(1)
+        low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+        scale = ((high - low) / 15).clamp(min=1e-12)
+        zero = (-low / scale).round()
+        return (((groups / scale).round() + zero).clamp(0, 15) - zero).mul(scale).flatten(1)
+
+    return quantize
+
+
+SCHEMES: dict[str, tuple[Callable[[Tensor], Tensor], Round]] = {
+    "fp8, a scale a row": (fp8_rows, by_token),
+    "fp8, a scale a tensor": (fp8_tensor, by_token),
+    "fp8, blocks of 128 x 128": (fp8_blocks, by_group),
+    "4 bits, groups of 32": (four_bits(32, sym=True), as_it_is),
+    "4 bits, groups of 64": (four_bits(64, sym=True), as_it_is),
+    "4 bits, groups of 64, zero points": (four_bits(64, sym=False), as_it_is),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=512)
+    arguments = parser.parse_args()
+    checkpoint = resolve("demo")
+    model = load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu", quantization="none")
+    tokens = load_tokenizer(checkpoint).encode(Path("README.md").read_text(encoding="utf-8"))[: arguments.tokens]
+    # Heads stay as they are.
+    forms = {linear: linear.form for linear in model.linears() if not isinstance(linear, VocabularyLinear)}
+    plain = log_probs(model, tokens)
+    for name, (quantize, rounded) in SCHEMES.items():
+        weights = {linear: quantize(form.get_parameter("weight").float()) for linear, form in forms.items()}
+        for linear, weight in weights.items():
+            linear.form = Simulated(forms[linear], weight, as_it_is)
+        exact = log_probs(model, tokens)
+        for linear, weight in weights.items():
+            linear.form = Simulated(forms[linear], weight, rounded)
+        print(f"{name:36} {compare(log_probs(model, tokens), exact)}   {compare(exact, plain)}", flush=True)
+
+
+@torch.inference_mode()
+def log_probs(model: CausalModel, tokens: list[int]) -> Tensor:
+    return PagedRun(model).step({"a": tokens})["a"].float().log_softmax(-1)
+
+
+def compare(actual: Tensor, expected: Tensor) -> str:
+    divergence = (expected.exp() * (expected - actual)).sum(-1)
+    same = (actual.argmax(-1) == expected.argmax(-1)).float().mean()
+    return f"same {same:.4f}  KL {divergence.mean():.2e} / {divergence.max():.2e}"
+
+
+if __name__ == "__main__":
+    main()
