@@ -52,19 +52,6 @@ LinearWeight: TypeAlias = Tensor | Fp8Weight | GroupedWeight
 """What a linear layer multiplies with."""
 
 
-_AREAS = (
-    "attention",
-    "experts",
-    "fp8_projections",
-    "grouped_projections",
-    "kv_write",
-    "norm_rope",
-    "projections",
-    "rows",
-    "sampling",
-)
-
-
 @cache
 def _triton(area: str) -> ModuleType:
     return import_module(f"streamserve_kernels.{area}")
