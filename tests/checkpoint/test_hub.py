@@ -90,6 +90,19 @@ def test_only_the_files_of_the_index_are_downloaded(hub: StubHub, tmp_path: Path
     assert {name for name in hub.downloads() if name.endswith(".safetensors")} == {"a.safetensors"}
 
 
+def test_what_reads_images_is_not_downloaded(hub: StubHub, tmp_path: Path) -> None:
+    folder = hub.repositories / "org/tiny"
+    config = {"architectures": ["Qwen3VLForConditionalGeneration"], "text_config": {"model_type": "qwen3_vl_text"}}
+    (folder / "config.json").write_text(json.dumps(config | {"vision_config": {}}))
+    files = {"model.language_model.norm.weight": "a.safetensors", "model.visual.merger.norm.weight": "b.safetensors"}
+    for file in files.values():
+        (folder / file).write_bytes(b"weights")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    found = resolve_elsewhere(hub, tmp_path, "org/tiny")
+    assert (found["format"], found["type"]) == ("safetensors", "qwen3_vl_text")
+    assert {name for name in hub.downloads() if name.endswith(".safetensors")} == {"a.safetensors"}
+
+
 def test_a_repository_of_pickles_is_refused_before_any_is_downloaded(hub: StubHub, tmp_path: Path) -> None:
     error = str(resolve_elsewhere(hub, tmp_path, "org/old")["error"])
     assert "its weights are pickles (pytorch_model.bin)" in error

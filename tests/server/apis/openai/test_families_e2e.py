@@ -85,14 +85,14 @@ async def test_it_is_served_as_transformers_would_answer(name: str, tmp_path: Pa
         answers: dict[int, list[int]] = {}
 
         async def ask(number: int) -> None:
-            prompt = f"{number} of a crowd, " * 2
+            prompt = f"{number} of a crowd, " * 3
             answered = (await post("completions", prompt=prompt, max_tokens=40, return_token_ids=True)).json()
             answers[number] = answered["choices"][0]["token_ids"]
 
         async with anyio.create_task_group() as crowd:
             for number in range(8):
                 crowd.start_soon(ask, number)
-        assert answers[5] == greedy(reference, "5 of a crowd, " * 2, 40)
+        assert answers[5] == greedy(reference, "5 of a crowd, " * 3, 40)
         assert all(len(tokens) == 40 for tokens in answers.values())
 
         constrained = await post("completions", prompt=PROMPT, max_tokens=20, structured_outputs={"regex": "[a-z]{3}-[0-9]{2}"})
