@@ -21,10 +21,7 @@ from streamserve.models.weights.loader import load_model
 from tests.models.families import FAMILIES, load, reference_model
 from tests.models.paged import BLOCK_SIZE, PagedRun
 
-UNCOMPILED = ("OPT", "Ministral3")
-DECODERS = [
-    name for name, (prefix, settings) in FAMILIES.items() if prefix not in UNCOMPILED and "num_experts_per_tok" not in settings
-]
+DECODERS = [name for name, (prefix, settings) in FAMILIES.items() if prefix != "OPT" and "num_experts_per_tok" not in settings]
 
 
 def saved(family: str, folder: Path) -> CausalModel:
@@ -109,7 +106,7 @@ def test_layers_can_be_compiled_when_all_that_they_are_made_of_can(family: str, 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "family", ["llama", "qwen3", "phi3-partial", "smollm3", "gemma2", "gemma3", "glm4", "hunyuan", "olmo3"]
+    "family", ["llama", "qwen3", "phi3-partial", "smollm3", "gemma2", "gemma3", "glm4", "hunyuan", "ministral3", "olmo3"]
 )
 def test_compiled_pieces_compute_what_its_layers_compute(family: str, tmp_path: Path) -> None:
     model, library = saved(family, tmp_path / "model"), tmp_path / "library"

@@ -42,7 +42,8 @@ class TracedAttention(nn.Module):
 
     def forward(self, qkv: Tensor, inputs: DecodeStep, rotations: Tensor, kv_cache: Tensor) -> Tensor:
         """qkv     [rows, (q_heads + 2 * kv_heads) * head_dim]
-        rotations  [rows, 2, rot_dim]  fp32, factors of a head, and of a head with the partners of each pair exchanged
+        rotations  [rows, planes, rot_dim]  fp32, factors of a head, and of a head with the partners of each pair exchanged;
+                   then that of its queries
         kv_cache   [blocks, 2, kv_heads, block_size, head_dim], changed in place; every slot holds finite numbers
         returns    [rows, q_heads * head_dim]
         """
@@ -62,6 +63,8 @@ class TracedAttention(nn.Module):
         q, k = _rotate(q, rotations, shape), _rotate(k, rotations, shape)
         if self.q_norm is not None and self.k_norm is not None and shape.norm_rotated:
             q, k = self.q_norm(q), self.k_norm(k)
+        if shape.scales_queries:
+            q = (q.float() * rotations[:, 2:, :1]).to(q.dtype)
         heads_of_block = torch.arange(2 * shape.kv_heads, device=slots.device) * shape.block_size
         blocks, offsets = slots // shape.block_size, slots % shape.block_size
         places = (blocks * (2 * shape.kv_heads * shape.block_size) + offsets).unsqueeze(1) + heads_of_block
@@ -113,5 +116,5 @@ def _rotate(x: Tensor, rotations: Tensor, shape: AttentionShape) -> Tensor:
     else:
         left, right = wide.chunk(2, dim=-1)
         exchanged = torch.cat([right, left], dim=-1)
-    turned = (wide * rotations[:, :1] + exchanged * rotations[:, 1:]).to(x.dtype)
+    turned = (wide * rotations[:, :1] + exchanged * rotations[:, 1:2]).to(x.dtype)
     return turned if rot_dim == x.shape[-1] else torch.cat([turned, x[..., rot_dim:]], dim=-1)

@@ -54,7 +54,7 @@ def _arguments(name: str, shape: LayerShape, num_rows: int) -> tuple[tuple[Tenso
     kv_cache = _random(shape, num_blocks, 2, attention.kv_heads, attention.block_size, attention.head_dim)
     tables = torch.arange(num_blocks, dtype=torch.int32).view(num_rows, -1)
     slots = tables[:, -1].long() * attention.block_size + (TOKENS - 1) % attention.block_size
-    arguments = (hidden, kv_cache, torch.rand(num_rows, 2, attention.rot_dim), slots)
+    arguments = (hidden, kv_cache, torch.rand(num_rows, attention.planes, attention.rot_dim), slots)
     sizes = ({0: rows}, {0: Dim("blocks")}, {0: rows}, {0: rows})
     if name == "before":
         return arguments, sizes

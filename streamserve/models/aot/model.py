@@ -15,6 +15,7 @@ from streamserve.models.aot.store import LayerKernels
 from streamserve.models.aot.units import Units, attention_units
 from streamserve.models.architectures.base import Layer, LayeredModel
 from streamserve.models.inputs import StepInputs
+from streamserve.models.layers.attention import Attention
 from streamserve.models.weights.forms.int4 import is_few
 from streamserve_kernels import paged_attention
 
@@ -30,7 +31,7 @@ class CompiledModel(LayeredModel):
         self._model = model
         # Layers with the same rotation share a table.
         ropes = zip(model.ropes.by_layer, model.layers, strict=True)
-        tables = {id(cos_sin): _rotations(cos_sin, layer.attention.interleaved) for cos_sin, layer in ropes}
+        tables = {id(cos_sin): _rotations(cos_sin, layer.attention) for cos_sin, layer in ropes}
         parts = zip(model.layers, model.ropes.by_layer, kernels, strict=True)
         self._compiled = [_CompiledLayer(layer, tables[id(cos_sin)], pieces) for layer, cos_sin, pieces in parts]
 
@@ -96,18 +97,23 @@ class _CompiledLayer:
         return self._kernels.after((hidden, attended.flatten(1)), self._tensors)
 
     def _step_rotations(self, inputs: StepInputs) -> Tensor:
-        """[tokens, 2, rot_dim]"""
+        """[tokens, planes, rot_dim]"""
         rotations = self._rotations
         if rotations is None:
             return torch.empty(len(inputs.positions), 2, 0)
         return inputs.shared.get(("rotations", id(rotations)), lambda: rotations.index_select(0, inputs.positions))
 
 
-def _rotations(cos_sin: Tensor | None, interleaved: bool) -> Tensor | None:
-    """cos_sin [positions, rot_dim], cosines and sines -> [positions, 2, rot_dim], as the pieces multiply whole heads."""
+def _rotations(cos_sin: Tensor | None, attention: Attention) -> Tensor | None:
+    """cos_sin [positions, rot_dim], cosines and sines -> [positions, planes, rot_dim], as the pieces multiply whole heads."""
     if cos_sin is None:
         return None
     cos, sin = cos_sin.chunk(2, dim=-1)
-    if interleaved:
-        return torch.stack([cos.repeat_interleave(2, -1), torch.stack([-sin, sin], dim=-1).flatten(-2)], dim=1)
-    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=1)
+    if attention.interleaved:
+        planes = [cos.repeat_interleave(2, -1), torch.stack([-sin, sin], dim=-1).flatten(-2)]
+    else:
+        planes = [torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]
+    if attention.query_scaling is not None:
+        factors = attention.query_scaling.factors(torch.arange(len(cos_sin), device=cos_sin.device))
+        planes.append(factors.unsqueeze(1).expand_as(cos_sin))
+    return torch.stack(planes, dim=1)

@@ -40,6 +40,7 @@ class AttentionShape:
     softcap     of the attention scores, or None
     qk_norm     query and key heads are normed: before they are rotated, or, with norm_rotated, after that
     interleaved neighbouring dimensions are rotated together
+    scales_queries  rotated queries are multiplied by a number of their position
     """
 
     q_heads: int
@@ -53,6 +54,12 @@ class AttentionShape:
     qk_norm: bool
     norm_rotated: bool
     interleaved: bool
+    scales_queries: bool
+
+    @property
+    def planes(self) -> int:
+        """Of a token's rotations: two factors of a head, and what queries are multiplied by."""
+        return 3 if self.scales_queries else 2
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,9 @@ def parts_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 def _shape_or_none(model: LayeredModel, index: int, block_size: int) -> LayerShape | None:
     layer, cos_sin = model.layers[index], model.ropes.by_layer[index]
-    if type(layer.attention) is not Attention or layer.attention.query_scaling is not None or layer.attention.sinks is not None:
+    if type(layer.attention) is not Attention or layer.attention.sinks is not None:
+        return None
+    if layer.attention.query_scaling is not None and cos_sin is None:
         return None
     settings: list[tuple[str, Setting]] = []
     parts: list[tuple[str, LinearShape | NormShape]] = []
@@ -137,6 +146,7 @@ def _attention_shape(attention: Attention, rot_dim: int, block_size: int) -> Att
         qk_norm=attention.q_norm is not None,
         norm_rotated=attention.norm_rotated,
         interleaved=attention.interleaved,
+        scales_queries=attention.query_scaling is not None,
     )
 
 
