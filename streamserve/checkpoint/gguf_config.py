@@ -25,6 +25,7 @@ ARCHITECTURES = {
     "granite": ("GraniteForCausalLM", "granite"),
     "hunyuan-dense": ("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
     "llama": ("LlamaForCausalLM", "llama"),
+    "mistral3": ("Ministral3ForCausalLM", "ministral3"),
     "olmo2": ("Olmo2ForCausalLM", "olmo2"),
     "phi3": ("Phi3ForCausalLM", "phi3"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2"),
@@ -154,7 +155,7 @@ def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     if rotated != config["head_dim"]:
         rope["partial_rotary_factor"] = rotated / config["head_dim"]
     if "rope_factors_long.weight" in keys.file.tensors:
-        raise ModelNotSupported(f"{keys.file.path}: RoPE type 'longrope' is not supported")
+        return rope | _longrope(keys)
     if "rope_freqs.weight" in keys.file.tensors:
         return rope | _llama3_scaling(keys.file, rope["rope_theta"], rotated)
     kind = keys.get("rope.scaling.type", "none")
@@ -168,6 +169,28 @@ def _rope(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
         original = keys.get("rope.scaling.original_context_length", config["max_position_embeddings"])
         rope["original_max_position_embeddings"] = original
     return rope
+
+
+def _longrope(keys: _Keys) -> dict[str, Any]:
+    """Divisors of the frequencies, which are tensors there."""
+    divisors = {
+        f"{name}_factor": keys.file.raw(f"rope_factors_{name}.weight").view(np.float32).ravel().tolist()
+        for name in ("short", "long")
+    }
+    return {"rope_type": "longrope", "attention_factor": keys.get("rope.scaling.attn_factor"), **divisors}
+
+
+def _phi3(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    if config["rope_parameters"]["rope_type"] != "longrope":
+        return {}
+    return {"original_max_position_embeddings": keys.need("rope.scaling.original_context_length")}
+
+
+def _mistral3(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
+    rope = dict(config["rope_parameters"])
+    if multiplier := keys.get("rope.scaling.yarn_log_multiplier"):
+        rope |= {"mscale": multiplier, "mscale_all_dim": multiplier}
+    return {"rope_parameters": rope | {"llama_4_scaling_beta": keys.get("attention.temperature_scale", 0.0)}}
 
 
 def _llama3_scaling(file: GgufFile, theta: float, rotated: int) -> dict[str, Any]:
@@ -252,7 +275,9 @@ DIFFERENCES = {
     "gemma3": _gemma3,
     "gpt-oss": _gpt_oss,
     "granite": _granite,
+    "mistral3": _mistral3,
     "olmo2": _olmo2,
+    "phi3": _phi3,
     "qwen3moe": _qwen3moe,
 }
 """By general.architecture: what a config.json says beyond the keys that all have."""

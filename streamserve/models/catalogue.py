@@ -118,6 +118,7 @@ _OURS: tuple[CatalogueEntry, ...] = (
         architectures=("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
         layers="queries grow with their position",
         examples=("mistralai/Ministral-3-8B-Instruct-2512-BF16",),
+        gguf=("mistral3",),
         limits=TEXT_ONLY,
     ),
     CatalogueEntry(

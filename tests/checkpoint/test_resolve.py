@@ -195,7 +195,7 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, damage: object, said: str) ->
     ("architecture", "values", "said"),
     [
         ("mamba", {}, "'mamba' is not supported; supported: .*llama, .*qwen3"),
-        ("llama", {"llama__expert_count": 8}, "mixture-of-experts"),
+        ("llama", {"llama__expert_count": 8}, "mixtures of experts of .llama. are not supported"),
         ("llama", {"split__count": 2}, "split GGUF"),
         ("llama", {"general__alignment": 0}, "damaged or unknown"),
     ],

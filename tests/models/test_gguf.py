@@ -41,6 +41,8 @@ MODELS = {
     "gpt-oss": ("GptOss", FAMILIES["gpt-oss"][1] | {"rope_parameters": YARN | {"truncate": False}}),
     "qwen3-moe": FAMILIES["qwen3-moe"],
     "olmo3": ("Olmo3", FAMILIES["olmo3"][1] | {"num_hidden_layers": 4, "layer_types": None}),
+    "ministral3": FAMILIES["ministral3"],
+    "phi3-long": FAMILIES["phi3-long"],
     "phi3-partial": FAMILIES["phi3-partial"],
     "smollm3": ("SmolLM3", SHAPE | {"num_hidden_layers": 4}),
     "llama3": ("Llama", SHAPE | {"rope_parameters": LLAMA3, "max_position_embeddings": 131072}),

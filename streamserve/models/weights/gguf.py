@@ -69,10 +69,16 @@ FAMILY_NAMES = {
     "SeedOssForCausalLM": {"post_attention_norm": "post_attention_layernorm"},
 }
 
-DERIVED = {"rope_freqs.weight"}
+DERIVED = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 """Tensors that repeat what the configuration says."""
 
-PERMUTED = {"GraniteForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "SmolLM3ForCausalLM"}
+PERMUTED = {
+    "GraniteForCausalLM",
+    "LlamaForCausalLM",
+    "Ministral3ForCausalLM",
+    "MistralForCausalLM",
+    "SmolLM3ForCausalLM",
+}
 
 BLOCK = 32
 """Weights that share a scale in the Q4_0, Q4_1 and Q8_0 forms."""
