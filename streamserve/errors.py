@@ -14,6 +14,7 @@
     │   └── EngineDead                    503 engine_dead
     ├── StreamFailed                      500 stream_failed              a stream that had started ended badly
     │   ├── SlowConsumer                  ... slow_consumer
+    │   ├── EndsEngines           ... ends_engines               engines end under it; not to be retried
     │   ├── NoTokenPossible               ... no_token_possible          logits that are no numbers, or all tokens excluded
     │   └── RequestAborted                499 aborted                    cancelled before it had begun; not to be retried
     └── ConfigError                       ---                            the server can't start like this: one line, what to do
@@ -156,6 +157,12 @@ class SlowConsumer(StreamFailed):
     """The reader took nothing for the stall timeout."""
 
     code = "slow_consumer"
+
+
+class EndsEngines(StreamFailed):
+    """Engines have ended under this request; it was given up, and is not to be sent again."""
+
+    code = "ends_engines"
 
 
 class NoTokenPossible(StreamFailed):

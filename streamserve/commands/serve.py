@@ -72,7 +72,8 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @_server("--protect-metrics", is_flag=True, help="Ask for a key at /metrics, too.")
 @_server("--root-path", default="", help="Path under which a proxy shows this server.")
 @_server("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, help="API processes.")
-@_server("--max-engine-restarts", type=click.IntRange(0), default=3, help="Times in a row to restart the engine.")
+@_server("--max-engine-restarts", type=click.IntRange(0), default=3, help="Times within ten minutes to restart the engine.")
+@_server("--engine-hang-timeout", type=ABOVE_ZERO, default=300.0, help="Seconds a step may take; then the engine is restarted.")
 @engine_options
 @answer_options
 @_limits("--shutdown-timeout", type=NOT_NEGATIVE, default=30.0, help="Seconds running streams get at the end.")
@@ -146,6 +147,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         send_timeout_s=values["send_timeout"],
         shutdown_timeout_s=values["shutdown_timeout"],
         max_engine_restarts=values["max_engine_restarts"],
+        engine_hang_timeout_s=values["engine_hang_timeout"],
         max_sockets=values["max_sockets"],
         max_streams_per_socket=values["max_streams_per_socket"],
         socket_idle_s=values["socket_idle_timeout"],

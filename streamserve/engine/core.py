@@ -18,6 +18,7 @@ import anyio.lowlevel
 from streamserve.config import EngineConfig
 from streamserve.engine.constraints import CompileConstraint, compile_constraints
 from streamserve.engine.error_info import describe
+from streamserve.engine.given_up import GivenUp
 from streamserve.engine.stats import LoopStats
 from streamserve.errors import EngineDead, StreamserveError, Unavailable
 from streamserve.executor.base import Executor, StepHandle
@@ -72,6 +73,7 @@ class EngineCore:
         self._stats = LoopStats()
         self._sinks: dict[str, DeltaSink] = {}
         self._running: tuple[EngineInfo, Scheduler] | None = None
+        self._given_up = GivenUp(clock)
         self._refusal: Unavailable | None = Unavailable("the engine is starting: try again in a few seconds")
         self._wakeup = anyio.Event()
 
@@ -108,10 +110,11 @@ class EngineCore:
     def admit(self, specs: list[SequenceSpec], constraints: list[Constraint | None], sink: DeltaSink) -> None:
         """Queue sequences, all or none; their tokens go to `sink`, beginning with a later iteration of the loop.
 
-        Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter` or `Unavailable`.
+        Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter`, `EndsEngines` or `Unavailable`.
         """
         if self._refusal is not None:
             raise self._refusal
+        self._given_up.check(specs)
         scheduler, now = self._started[1], self._clock()
         admitted: list[str] = []
         try:
@@ -124,6 +127,10 @@ class EngineCore:
                 self._release(sequence_id)
             raise
         self._wakeup.set()
+
+    def refuse(self, fingerprints: list[bytes]) -> None:
+        """Admit no sequences of these requests for some minutes: they were given up since engines ended under them."""
+        self._given_up.add(fingerprints)
 
     def abort(self, sequence_id: str, *, left_at: float | None = None) -> None:
         """Remove a sequence and free all it holds; nothing more is delivered for it. Unknown ones are ignored.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -18,6 +18,7 @@ import anyio.to_thread
 import msgspec
 
 from streamserve.engine.base import SequenceStream
+from streamserve.engine.given_up import GivenUp
 from streamserve.engine.ipc.connection import EngineConnection
 from streamserve.engine.ipc.link import LinkLimits
 from streamserve.engine.process.launch import EngineProcess
@@ -44,6 +45,7 @@ class RemoteEngine:
     engine      the path of the engine socket, or the process that this side starts, connects to and stops
     reconnects  the engine is restarted elsewhere when it ends, at the same path, for as long as the path exists: meanwhile new
                 sequences are `Unavailable` and open ones wait
+    on_given_up called with the number of engines that ended under a sequence when it is given up for that
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class RemoteEngine:
         engine: str | EngineProcess,
         *,
         reconnects: bool = False,
+        on_given_up: Callable[[int], None] = lambda num_ends: None,
         stream_limits: StreamLimits | None = None,
         link_limits: LinkLimits | None = None,
     ) -> None:
@@ -60,6 +63,11 @@ class RemoteEngine:
         self._streams = StreamTable(self._connection, stream_limits or StreamLimits())
         self._info: EngineInfo | None = None
         self._is_lost = False
+        self._lost = anyio.Event()
+        self._on_given_up = on_given_up
+        self._given_up = GivenUp()
+        self._no_suspects = anyio.Event()
+        self._no_suspects.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = anyio.Event()
 
@@ -83,6 +91,8 @@ class RemoteEngine:
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences, all or none; see `Engine.open`."""
         self._require_connection()
+        # A new sequence that ends the engine would make a suspect guilty.
+        await self._no_suspects.wait()
         await self._connection.drained()
         self._require_connection()
         # Added before the reply: the first tokens may come in the same burst of frames.
@@ -133,6 +143,15 @@ class RemoteEngine:
         """Return once the engine has ended and will not be restarted; its streams have ended by then."""
         await self._ended.wait()
 
+    async def wait_lost(self) -> None:
+        """Return once the engine has ended, whether another is awaited or not."""
+        await self._lost.wait()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the engine has ended and another is awaited."""
+        return self._is_lost
+
     @property
     def _address(self) -> str:
         return self._engine.address if isinstance(self._engine, EngineProcess) else self._engine
@@ -150,12 +169,15 @@ class RemoteEngine:
             self._give_up(reason)
         elif not self._is_lost:
             self._is_lost = True
+            self._lost.set()
             for task in self._tasks:
                 task.cancel()
             self._spawn(self._reconnect(reason))
 
     def _give_up(self, reason: StreamserveError) -> None:
         self._reconnects = self._is_lost = False
+        self._no_suspects.set()
+        self._lost.set()
         self._connection.end(reason)
         self._streams.end_all(reason)
         self._ended.set()
@@ -173,39 +195,68 @@ class RemoteEngine:
                 if not self._may_restart():
                     self._give_up(reason)
             else:
-                self._is_lost = False
-                self._resume_all(reason)
+                self._is_lost, self._lost = False, anyio.Event()
+                self._resume_all()
 
     def _may_restart(self) -> bool:
         return os.path.exists(self._address)
 
-    def _resume_all(self, reason: StreamserveError) -> None:
+    def _resume_all(self) -> None:
         """Have the new engine continue the sequences of the one that was lost."""
-        streams = self._streams.engine_lost(reason)
+        given_up = self._streams.engine_lost()
+        for state in given_up:
+            logger.error("gave up a sequence: %d engines have ended under it", state.num_losses)
+            self._on_given_up(state.num_losses)
+        self._given_up.add(state.fingerprint for state in given_up)
+        self._connection.refuse(self._given_up.fingerprints)
+        streams = self._streams.streams()
         logger.warning("reconnected to the engine: resuming %d sequences", len(streams))
-        for stream in streams:
-            if not stream.resume_state.is_suspect:
-                self._spawn(self._resume(stream))
-        self._spawn(self._resume_one_by_one([stream for stream in streams if stream.resume_state.is_suspect]))
+        others = [stream for stream in streams if not stream.resume_state.is_suspect]
+        for stream in others:
+            self._spawn(self._resume(stream))
+        suspects = [stream for stream in streams if stream.resume_state.is_suspect]
+        if suspects:
+            # The event that callers wait on already, if there is one.
+            if self._no_suspects.is_set():
+                self._no_suspects = anyio.Event()
+            self._spawn(self._resume_suspects(suspects, others))
+        else:
+            self._no_suspects.set()
 
-    async def _resume_one_by_one(self, suspects: list[ChannelStream]) -> None:
-        """Resume a suspect once the one before has a token, so that the sequence that ends engines is known by it."""
-        for stream in suspects:
-            await self._resume(stream)
-            for _ in range(round(SUSPECT_TIMEOUT_S / RECONNECT_INTERVAL_S)):
-                has_ended = stream.sequence_id not in self._streams
-                if has_ended or stream.resume_state.has_progressed or stream.is_paused:
-                    break
-                await asyncio.sleep(RECONNECT_INTERVAL_S)
+    async def _resume_suspects(self, suspects: list[ChannelStream], others: list[ChannelStream]) -> None:
+        """Resume suspects once all others have a token, one by one and then more at a time, so that the guilty one is found.
 
-    async def _resume(self, stream: ChannelStream) -> None:
-        """Continue one sequence in the new engine, unless its reader has left."""
+        Of many, most were waiting in the queue when the engine ended: what has run longest comes first.
+        """
+        await self._progress(others)
+        suspects.sort(key=lambda stream: -stream.resume_state.num_losses)
+        first = 0
+        while first < len(suspects):
+            group = suspects[first : first + max(1, first // 2)]
+            for stream in group:
+                await self._resume(stream, is_alone=len(group) == 1)
+            await self._progress(group)
+            first += len(group)
+        self._no_suspects.set()
+
+    async def _progress(self, streams: list[ChannelStream]) -> None:
+        """Return once each of them has a token of this engine, has ended or is paused, or after `SUSPECT_TIMEOUT_S`."""
+        for _ in range(round(SUSPECT_TIMEOUT_S / RECONNECT_INTERVAL_S)):
+            if all(self._has_progressed(stream) for stream in streams):
+                return
+            await asyncio.sleep(RECONNECT_INTERVAL_S)
+
+    def _has_progressed(self, stream: ChannelStream) -> bool:
+        return stream.sequence_id not in self._streams or stream.resume_state.has_progressed or stream.is_paused
+
+    async def _resume(self, stream: ChannelStream, *, is_alone: bool = False) -> None:
+        """Continue one sequence in the new engine, unless its reader has left; `is_alone` as in `ResumeState.hand_over`."""
         while True:
             await self._connection.drained()
             if stream.sequence_id not in self._streams:
                 return
             try:
-                await self._connection.open([stream.resume_state.hand_over()])
+                await self._connection.open([stream.resume_state.hand_over(is_alone=is_alone)])
             except QueueFull as full:
                 await asyncio.sleep(min(full.retry_after_s, 1.0))
             except EngineDead:

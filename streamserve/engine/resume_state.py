@@ -12,20 +12,22 @@ from time import monotonic
 
 import msgspec
 
+from streamserve.engine.given_up import fingerprint
 from streamserve.types import SequenceSpec, TokenDelta
-
-MAX_LOSSES = 3
-"""Engines in a row that may be lost under a sequence before it gets another token; then the sequence is taken for the cause."""
 
 
 class ResumeState:
     """One sequence as another engine can continue it.
 
-    token_ids   all that were delivered; four bytes each, since there may be many and few are ever needed
-    num_losses  engines in a row that were lost under it; after the first, only those that generated no token count
+    token_ids    all that were delivered; four bytes each, since there may be many and few are ever needed
+    num_losses   engines in a row that were lost under it; after the first, only those that generated no token count
+    is_suspect   the last engine was lost before it had generated a token of it: the sequence may be the cause
+    is_given_up  the last engine was lost, too, while it was the only suspect that it had: the sequence is taken for the cause
     """
 
-    __slots__ = ("_admitted_at", "_clock", "_handed_over", "_spec", "num_losses", "token_ids")
+    __slots__ = (
+        "_admitted_at", "_clock", "_handed_over", "_is_alone", "_spec", "is_given_up", "is_suspect", "num_losses", "token_ids",
+    )  # fmt: skip
 
     def __init__(self, spec: SequenceSpec, clock: Callable[[], float] = monotonic) -> None:
         self._spec = spec
@@ -33,6 +35,7 @@ class ResumeState:
         self._admitted_at = clock()
         self.token_ids = array("I", spec.generated_token_ids)
         self.num_losses = 0
+        self.is_suspect = self.is_given_up = self._is_alone = False
         # Tokens there were when the engine got it; None while no engine has it.
         self._handed_over: int | None = len(self.token_ids)
 
@@ -52,18 +55,25 @@ class ResumeState:
         return self._handed_over is not None and len(self.token_ids) > self._handed_over
 
     @property
-    def is_suspect(self) -> bool:
-        """Whether it may be the cause of its engines' ends."""
-        return self.num_losses > 1
+    def fingerprint(self) -> bytes:
+        """What its request's copies share."""
+        return fingerprint(self._spec)
 
     def engine_lost(self) -> None:
         """Count a loss, unless no engine had the sequence."""
         if self._handed_over is not None:
-            self.num_losses = 1 if self.has_progressed else self.num_losses + 1
+            has_progressed = self.has_progressed
+            self.num_losses = 1 if has_progressed else self.num_losses + 1
+            self.is_given_up = self.is_suspect and self._is_alone and not has_progressed
+            self.is_suspect = not has_progressed
             self._handed_over = None
 
-    def hand_over(self) -> SequenceSpec:
-        """The `continuation`, from now on in another engine."""
+    def hand_over(self, *, is_alone: bool = False) -> SequenceSpec:
+        """The `continuation`, from now on in another engine.
+
+        is_alone  no other suspect is handed over before this one has a token
+        """
+        self._is_alone = is_alone
         self._handed_over = len(self.token_ids)
         return self.continuation()
 

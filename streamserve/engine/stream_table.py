@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streamserve.engine.error_info import describe
-from streamserve.engine.resume_state import MAX_LOSSES
+from streamserve.engine.resume_state import ResumeState
 from streamserve.engine.stream import ChannelStream, SequenceControl, StreamLimits
-from streamserve.errors import InvalidParameter, StreamserveError
+from streamserve.errors import EndsEngines, InvalidParameter, StreamserveError
 from streamserve.types import SequenceSpec, TokenDelta
 
 
@@ -63,15 +63,23 @@ class StreamTable:
         stream.abort()
         return True
 
-    def engine_lost(self, reason: StreamserveError) -> list[ChannelStream]:
-        """End the streams that can't be resumed, with this error or out of time; returns the others."""
+    def engine_lost(self) -> list[ResumeState]:
+        """End the streams that can't be resumed: those out of time, and those that engines end under, which it returns."""
+        given_up: list[ResumeState] = []
         for stream in list(self._streams.values()):
-            stream.resume_state.engine_lost()
-            if stream.resume_state.num_losses >= MAX_LOSSES:
-                self.fail(stream.sequence_id, reason)
-            elif stream.resume_state.is_out_of_time:
+            state = stream.resume_state
+            state.engine_lost()
+            if state.is_given_up:
+                given_up.append(state)
+                ended = f"the engine has ended {state.num_losses} times under this request; it is given up"
+                self.fail(stream.sequence_id, EndsEngines(ended))
+            elif state.is_out_of_time:
                 del self._streams[stream.sequence_id]
                 stream.end("time")
+        return given_up
+
+    def streams(self) -> list[ChannelStream]:
+        """Those that are open."""
         return list(self._streams.values())
 
     def engine_resumed(self, sequence_id: str) -> None:

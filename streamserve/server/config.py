@@ -36,7 +36,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     receive_timeout_s       read timeout of a request's head and body
     send_timeout_s          a client that reads nothing for this long is disconnected
     shutdown_timeout_s      how long running streams may go on after a signal to stop
-    max_engine_restarts     how many times in a row an engine process that ended is started again; its streams go on then
+    max_engine_restarts     how often within ten minutes an engine process that ended is started again; its streams go on then
+    engine_hang_timeout_s   how long a step may take; an engine that hangs is killed, and started again
     chat_template           a template text that replaces the model's own
     trust_request_chat_template     whether requests may carry a template of their own
     allow_special_tokens_in_messages    as of `Frontend`
@@ -69,6 +70,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     send_timeout_s: float = 60.0
     shutdown_timeout_s: float = 30.0
     max_engine_restarts: int = 3
+    engine_hang_timeout_s: float = 300.0
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     allow_special_tokens_in_messages: bool = False

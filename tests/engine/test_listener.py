@@ -278,7 +278,7 @@ async def test_large_requests_wait_for_their_turn_instead_of_filling_the_connect
         streams: list[SequenceStream] = []
 
         async def open_many(number: int) -> None:
-            allowed = [number] * (1 << 20)
+            allowed = [number] * (1 << 19)
             streams.extend(await remote.open([make_spec(allowed_token_ids=allowed) for _ in range(128)]))
 
         async with anyio.create_task_group() as tasks:

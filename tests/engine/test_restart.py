@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ import anyio
 import pytest
 
 from streamserve.engine.process.launch import EngineProcess
-from streamserve.engine.process.supervision import keep_running, wait_ended
+from streamserve.engine.process.supervision import WINDOW_S, RestartBudget, keep_running, wait_ended
 from streamserve.engine.remote import RemoteEngine
-from streamserve.engine.resume_state import MAX_LOSSES, ResumeState
+from streamserve.engine.resume_state import ResumeState
 from streamserve.engine.stream import StreamLimits
-from streamserve.errors import EngineDead, Unavailable
+from streamserve.engine.watchdog import kill_when_hung
+from streamserve.errors import EndsEngines, EngineDead, Unavailable
 from streamserve.types import TokenDelta
 from tests.engine.conftest import MakeSpec
 from tests.engine.test_process import num_alive, scripted_process, until
@@ -44,9 +45,9 @@ def process() -> Iterator[EngineProcess]:
 
 
 @asynccontextmanager
-async def engine_at(address: str) -> AsyncIterator[RemoteEngine]:
+async def engine_at(address: str, on_given_up: Callable[[int], None] = lambda _: None) -> AsyncIterator[RemoteEngine]:
     """An engine that is restarted when it ends; its streams are paused soon, so that they last."""
-    engine = RemoteEngine(address, reconnects=True, stream_limits=PAUSING_SOON)
+    engine = RemoteEngine(address, reconnects=True, on_given_up=on_given_up, stream_limits=PAUSING_SOON)
     await engine.start()
     try:
         yield engine
@@ -145,24 +146,37 @@ async def test_streams_end_when_the_engine_has_ended_once_too_often(process: Eng
 
 
 async def test_a_sequence_that_ends_every_engine_is_failed_and_the_others_continue(make_spec: MakeSpec) -> None:
+    """A client that sends it again must not end the server either: its ends don't count, and copies of it are refused."""
     process = scripted_process("choking")
     process.start()
-    deaths: list[int] = []
+    deaths: list[tuple[int, int]] = []
+    explained: list[int] = []
     try:
-        async with engine_at(process.address) as engine, anyio.create_task_group() as supervising:
-            supervise = partial(keep_running, process, max_restarts=9, on_restart=lambda status, _: deaths.append(status))
+        async with engine_at(process.address, explained.append) as engine, anyio.create_task_group() as supervising:
+            supervise = partial(
+                keep_running,
+                process,
+                max_restarts=2,
+                on_restart=lambda *what: deaths.append(what),
+                num_explained=lambda: sum(explained),
+            )
             supervising.start_soon(supervise)
             good = [make_spec(max_tokens=900) for _ in range(3)]
             poison = make_spec([POISON, 1, 2])
             with anyio.fail_after(60):
                 *wholes, given_up = await read_together(await engine.open([*good, poison]))
+            with pytest.raises(EndsEngines):
+                await engine.open([make_spec([POISON, 1, 2], seed=77)])
+            with anyio.fail_after(60):
+                [other] = await read_together(await engine.open([make_spec([POISON, 3])]))
             supervising.cancel_scope.cancel()
     finally:
         process.stop()
     assert [whole.token_ids for whole in wholes] == [continuation(spec.prompt_token_ids, 900) for spec in good]
     assert given_up.error is not None
-    assert given_up.error.code == "engine_dead"
-    assert deaths == [1] * MAX_LOSSES
+    assert given_up.error.code == other.error.code == "ends_engines"
+    assert deaths == [(1, 1), (1, 2), (1, 1), (1, 2)]
+    assert explained == [2, 2]
 
 
 async def test_stopping_while_the_engine_is_lost_ends_the_streams(process: EngineProcess, make_spec: MakeSpec) -> None:
@@ -197,14 +211,53 @@ def test_a_resumed_sequence_keeps_its_limits_and_repeats_nothing_to_its_reader(m
 def test_a_sequence_is_suspect_when_engines_go_before_it_has_another_token(make_spec: MakeSpec) -> None:
     state = ResumeState(make_spec())
     state.engine_lost()
-    assert not state.is_suspect, "the first engine proves nothing"
+    assert state.is_suspect
     state.engine_lost()
     assert state.num_losses == 1, "no engine had it since"
-    state.hand_over()
-    state.engine_lost()
-    assert state.is_suspect
     state.hand_over()
     state.token_ids.append(7)
     assert state.has_progressed
     state.engine_lost()
-    assert state.num_losses == 1
+    assert (state.num_losses, state.is_suspect) == (1, False)
+
+
+def test_a_suspect_is_given_up_when_an_engine_goes_that_had_no_other(make_spec: MakeSpec) -> None:
+    state = ResumeState(make_spec())
+    state.engine_lost()
+    state.hand_over()
+    state.engine_lost()
+    assert not state.is_given_up, "it may have been another one"
+    state.hand_over(is_alone=True)
+    state.engine_lost()
+    assert (state.is_given_up, state.num_losses) == (True, 3)
+
+
+def test_restarts_come_back_with_time_and_with_what_explains_them() -> None:
+    budget = RestartBudget(2)
+    assert [budget.take(now, 0) for now in (0.0, 1.0, 2.0)] == [True, True, False]
+    assert budget.take(3.0, 1), "one end is explained"
+    assert not budget.take(4.0, 1)
+    assert budget.take(1.0 + WINDOW_S, 1)
+    assert budget.num_counted == 2
+
+
+async def test_an_engine_that_was_stopped_is_killed_and_its_streams_continue(
+    process: EngineProcess, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamserve.engine.remote.STATS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("streamserve.engine.watchdog.POLL_INTERVAL_S", 0.05)
+    reasons: list[str] = []
+    async with engine_at(process.address) as engine, anyio.create_task_group() as tasks:
+        spec = make_spec(max_tokens=900)
+        [stream] = await engine.open([spec])
+        await until(engine, lambda stats: stats.num_requests_paused == 1)
+        tasks.start_soon(partial(keep_running, process, max_restarts=1, on_restart=lambda *_: None))
+        tasks.start_soon(partial(kill_when_hung, engine, process, step_timeout_s=1.0, on_kill=reasons.append))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        with anyio.fail_after(30):
+            whole = await read_all(stream)
+        tasks.cancel_scope.cancel()
+    assert whole.token_ids == continuation(spec.prompt_token_ids, 900)
+    assert len(reasons) == 1
+    assert "not answered" in reasons[0]

@@ -112,16 +112,18 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "constraints": set(),
         "error_info": set(),
         "stats": set(),
+        "given_up": set(),
         # tokens on their way to a reader
-        "resume_state": set(),
+        "resume_state": {"given_up"},
         "stream": {"error_info", "resume_state"},
         "stream_table": {"error_info", "resume_state", "stream"},
         # the step loop, in the caller's process or behind a socket
-        "core": {"constraints", "error_info", "stats"},
+        "core": {"constraints", "error_info", "given_up", "stats"},
         "ipc": {"constraints", "core", "error_info"},
         "process": {"core", "ipc"},
         "inline": {"base", "constraints", "core", "stream", "stream_table"},
-        "remote": {"base", "ipc", "process", "stream", "stream_table"},
+        "remote": {"base", "given_up", "ipc", "process", "stream", "stream_table"},
+        "watchdog": {"process", "remote"},
     },
     "worker": {
         "device": set(),

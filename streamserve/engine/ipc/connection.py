@@ -82,6 +82,10 @@ class EngineConnection:
         assert isinstance(result, frames.Stats)
         return result.stats
 
+    def refuse(self, fingerprints: list[bytes]) -> None:
+        """Have the engine admit no more sequences of these requests."""
+        self._send(frames.RefuseRequests(fingerprints))
+
     def pause(self, sequence_id: str) -> None:
         self._send(frames.PauseSequence(sequence_id))
 

@@ -44,7 +44,13 @@ class ReadStats(msgspec.Struct, frozen=True, array_like=True, tag=5):
     call: int
 
 
-Command = OpenSequences | AbortSequence | PauseSequence | ResumeSequence | ReadStats
+class RefuseRequests(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Admit no more sequences of these requests for some minutes; no reply."""
+
+    fingerprints: list[bytes]
+
+
+Command = OpenSequences | AbortSequence | PauseSequence | ResumeSequence | ReadStats | RefuseRequests
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=1):

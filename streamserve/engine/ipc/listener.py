@@ -124,6 +124,8 @@ class WorkerConnection:
                 self._core.resume(sequence_id)
             case frames.ReadStats(call):
                 self._send_stats(call)
+            case frames.RefuseRequests(fingerprints):
+                self._core.refuse(fingerprints)
 
     def _open(self, call: int, sequences: PackedSequences) -> None:
         try:

@@ -91,6 +91,11 @@ class EngineProcess:
         """The exit status, None while it runs."""
         return None if self._child is None else self._child.poll()
 
+    def kill(self) -> None:
+        """End the process at once; whoever waits for its end may restart it."""
+        if self._child is not None:
+            self._child.kill()
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the process, by force after `timeout_s`. Blocks; idempotent."""
         child, self._child = self._child, None

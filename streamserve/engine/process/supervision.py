@@ -15,28 +15,55 @@ import anyio.to_thread
 
 from streamserve.engine.process.launch import EngineProcess
 
-STEADY_S = 600.0
-"""An engine that ran for this many seconds begins a new series of restarts."""
+WINDOW_S = 600.0
+"""Seconds after which a restart no longer counts."""
 
 
-async def keep_running(process: EngineProcess, *, max_restarts: int, on_restart: Callable[[int, int], None]) -> int:
+async def keep_running(
+    process: EngineProcess,
+    *,
+    max_restarts: int,
+    on_restart: Callable[[int, int], None],
+    num_explained: Callable[[], int] = lambda: 0,
+) -> int:
     """Restart the process whenever it ends; return its exit status once that is one time too many, its address removed.
 
-    max_restarts  in a row
-    on_restart    called with the exit status and the number of this restart in the series
+    max_restarts   within `WINDOW_S`
+    on_restart     called with the exit status and the number of restarts that count, this one included
+    num_explained  how many ends so far had a cause that is removed: a request that was given up; they don't count
     """
-    restarts = 0
+    budget = RestartBudget(max_restarts)
     while True:
-        started_at = monotonic()
         status = await wait_ended(process)
-        if monotonic() - started_at >= STEADY_S:
-            restarts = 0
-        if restarts == max_restarts:
+        if not budget.take(monotonic(), num_explained()):
             await anyio.to_thread.run_sync(process.stop)
             return status
-        restarts += 1
-        on_restart(status, restarts)
+        on_restart(status, budget.num_counted)
         await anyio.to_thread.run_sync(process.restart)
+
+
+class RestartBudget:
+    """How many restarts are left; times are arguments."""
+
+    def __init__(self, max_restarts: int) -> None:
+        self._max_restarts = max_restarts
+        self._restarted_at: list[float] = []
+        self._num_explained = 0
+
+    @property
+    def num_counted(self) -> int:
+        """Restarts that count, as of the last `take`."""
+        return len(self._restarted_at)
+
+    def take(self, now: float, num_explained: int) -> bool:
+        """Count a restart, unless there are too many; returns whether there is to be one."""
+        del self._restarted_at[: num_explained - self._num_explained]
+        self._num_explained = num_explained
+        self._restarted_at = [at for at in self._restarted_at if now - at < WINDOW_S]
+        if self.num_counted >= self._max_restarts:
+            return False
+        self._restarted_at.append(now)
+        return True
 
 
 async def wait_ended(process: EngineProcess) -> int:

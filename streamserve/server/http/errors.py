@@ -16,6 +16,7 @@ import orjson
 from litestar.exceptions import HTTPException
 
 from streamserve.errors import (
+    EndsEngines,
     EngineDead,
     InvalidRequest,
     QueueFull,
@@ -95,6 +96,8 @@ def error_headers(error: StreamserveError) -> list[tuple[bytes, bytes]]:
             (b"retry-after-ms", str(int(retry_after_s * 1000)).encode()),
             (b"x-should-retry", b"true"),
         ]
+    if isinstance(error, EndsEngines):
+        headers.append((b"x-should-retry", b"false"))
     return headers
 
 

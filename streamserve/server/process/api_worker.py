@@ -126,11 +126,12 @@ def _connection_limit(root_path: str) -> ConnectionLimit:
     return ConnectionLimit(connections_for(descriptor_limit()), always=always)
 
 
-def remote_engine(address: str, config: EngineConfig, server: ServerConfig) -> RemoteEngine:
+def remote_engine(address: str, config: EngineConfig, server: ServerConfig, metrics: Metrics) -> RemoteEngine:
     """This worker's side of the engine at `address`."""
     return RemoteEngine(
         address,
         reconnects=server.max_engine_restarts > 0,
+        on_given_up=metrics.give_up,
         stream_limits=StreamLimits(stall_timeout_s=config.stall_timeout_s),
     )
 

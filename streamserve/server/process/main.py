@@ -23,6 +23,7 @@ from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.process.start import EngineStart
 from streamserve.engine.process.supervision import keep_running
 from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.watchdog import kill_when_hung
 from streamserve.errors import StreamserveError
 from streamserve.process.signals import heeded
 from streamserve.server.http.listen import Listen
@@ -148,10 +149,11 @@ class Server:
     async def _connect(self, first: ApiWorker, launch: WorkerLaunch, watching: TaskGroup) -> None:
         tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
         self._log.step("tokenizer", f"{tokenizer.vocab_size} tokens")
-        self._engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config)
+        self._engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config, first.service.metrics)
         info = await first.connect(self._engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
         assert self._process is not None
         watching.start_soon(self._watch_engine, self._engine, self._process, first.service.metrics)
+        watching.start_soon(self._watch_for_hangs, self._engine, self._process)
         self._log_engine(info)
         if (token := first.service.frontend.unembedded_template_token()) is not None:
             self._log.note(
@@ -215,16 +217,28 @@ class Server:
 
     async def _watch_engine(self, engine: RemoteEngine, process: EngineProcess, metrics: Metrics) -> None:
         restarts = self._options.server.max_engine_restarts
-        status = await keep_running(process, max_restarts=restarts, on_restart=partial(self._log_restart, metrics))
+        status = await keep_running(
+            process,
+            max_restarts=restarts,
+            on_restart=partial(self._log_restart, metrics),
+            num_explained=lambda: metrics.num_engine_ends_explained,
+        )
         # Its streams have their endings by then.
         await engine.wait_ended()
         self._end(f"the engine process ended with status {status}; its log says why, and the server must be started again")
+
+    async def _watch_for_hangs(self, engine: RemoteEngine, process: EngineProcess) -> None:
+        timeout_s = self._options.server.engine_hang_timeout_s
+        await kill_when_hung(engine, process, step_timeout_s=timeout_s, on_kill=self._log_hang)
+
+    def _log_hang(self, reason: str) -> None:
+        self._log.note(f"The engine process hangs: {reason}; killing it")
 
     def _log_restart(self, metrics: Metrics, status: int, restarts: int) -> None:
         most = self._options.server.max_engine_restarts
         metrics.engine_restarts.add()
         self._log.note(
-            f"The engine process ended with status {status}; starting it again ({restarts} of {most} times in a row): "
+            f"The engine process ended with status {status}; starting it again ({restarts} of {most} times in ten minutes): "
             "open streams wait for it"
         )
 

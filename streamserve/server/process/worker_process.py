@@ -72,7 +72,7 @@ async def serve(launch: WorkerLaunch) -> None:
     control = Control(on_call=on_call, on_drain=drain.set)
     siblings = Siblings(control.call, partial(internal_socket_path, launch.engine_address))
     worker = ApiWorker(launch.server_config, launch.listen, metrics=metrics, siblings=siblings)
-    engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config)
+    engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config, metrics)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_run_control, control, launch.control_fd, tasks.cancel_scope)

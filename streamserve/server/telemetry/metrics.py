@@ -65,6 +65,8 @@ class Metrics:
         self.admission_rejections = Counter(layout, ADMISSION_REASONS)
         self.slow_client_closes = Counter(layout)
         self.engine_restarts = Counter(layout)
+        self.requests_given_up = Counter(layout)
+        self.engine_ends_explained = Counter(layout)
         self.client_buffer_bytes = Counter(layout)
         self.requests = Counter(layout)
         self.ws_connections = Counter(layout)
@@ -91,6 +93,16 @@ class Metrics:
         self.rejected.add(1, _REASONS.get(error.status, "invalid" if error.status < 500 else "internal"))
         if error.code == QueueFull.code:
             self.admission_rejections.add(1, ADMISSION_REASONS[0])
+
+    def give_up(self, num_ends: int) -> None:
+        """Count a request that was given up since `num_ends` engines had ended under it."""
+        self.requests_given_up.add()
+        self.engine_ends_explained.add(num_ends)
+
+    @property
+    def num_engine_ends_explained(self) -> int:
+        """Ends of engines that requests explain which were given up, over all workers."""
+        return round(self._one(self.engine_ends_explained))
 
     def count(self, cost: RequestCost) -> None:
         """Count a request that has ended, in whatever way."""
@@ -175,6 +187,11 @@ class Metrics:
     def _stream_families(self) -> Iterator[Metric]:
         yield self._counter(
             "streamserve:engine_restarts", "Engines started in place of one that ended.", self._one(self.engine_restarts)
+        )
+        yield self._counter(
+            "streamserve:requests_given_up",
+            "Requests given up since engines ended under them.",
+            self._one(self.requests_given_up),
         )
         yield self._counters("streamserve:stream_disconnects", "Clients that left before the end.", "phase", self.disconnects)
         yield self._counters("streamserve:rejected", "Requests refused.", "reason", self.rejected)

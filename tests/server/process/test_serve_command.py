@@ -257,7 +257,7 @@ def test_workers_share_the_port_outlive_an_engine_and_die_with_the_last() -> Non
         assert [cancel_from_anywhere(base_url, f"job-{number}") for number in range(6)] == ["abort"] * 6
         endings = endings_when_the_engine_is_killed(server)
         assert all('"finish_reason":"length"' in last and done == "data: [DONE]" for last, done in endings)
-        assert "starting it again (1 of 1 times in a row)" in server.log
+        assert "starting it again (1 of 1 times in ten minutes)" in server.log
         restarts = 'streamserve:engine_restarts_total{engine="0",model_name="demo"} 1.0'
         assert restarts in httpx.get(f"{base_url}/metrics").text
         assert complete(base_url, max_tokens=1)
@@ -335,6 +335,23 @@ def cancel_from_anywhere(base_url: str, request_id: str) -> str:
         assert httpx.post(f"{base_url}/v1/requests/{request_id}/cancel").status_code == 200
         last = [line for line in lines if line][-2]
     return str(json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"])
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_is_replaced_and_a_signal_ends_a_server_whose_engine_hangs() -> None:
+    with serve_process(*SMALL, "--engine-hang-timeout", "6", "--shutdown-timeout", "1") as server:
+        server.wait_ready()
+        with ThreadPoolExecutor() as threads:
+            stream = threads.submit(read_stream, server.base_url, max_tokens=200)
+            wait_running(server.base_url, 1)
+            os.kill(engine_of(server.children), signal.SIGSTOP)
+            server.wait_for_log("The engine process hangs: it has not answered for")
+            last, done = stream.result(timeout=60)[-2:]
+        assert '"finish_reason":"length"' in last
+        assert done == "data: [DONE]"
+        os.kill(engine_of(server.children), signal.SIGSTOP)
+        server.signal(signal.SIGTERM)
+        assert server.wait(30) == 0
 
 
 @pytest.mark.slow
