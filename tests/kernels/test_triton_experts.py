@@ -116,6 +116,19 @@ def test_a_row_does_not_depend_on_its_batch_mates(rows: int) -> None:
     assert torch.equal(first_row(x), first_row(torch.cat([x[:1], random(rows - 1, 48)])))
 
 
+@pytest.mark.gpu
+def test_many_tokens_of_an_expert_agree_with_the_reference() -> None:
+    """As many as down takes a grouped product of torch for, which multiplies bf16."""
+    dtype = torch.bfloat16
+    gate_up, down, residual = random(3, 512, 256, dtype=dtype) / 16, random(3, 256, 256, dtype=dtype) / 16, random(1500, 256)
+    routes, _ = routed(1500, 3, 256, RoutingRule(2), dtype)
+    assert products.is_grouped(3000, down) == (torch.cuda.get_device_capability() >= (9, 0))
+    wide = Routes(routes.normed.float(), routes.expert_ids, routes.weights)
+    expected = reference.experts_residual(residual.clone(), wide, gate_up.float(), down.float(), "silu")
+    actual = experts.experts_residual(residual.to(dtype), routes, gate_up, down, "silu")
+    assert relative_error(actual, expected) < LIMITS[dtype]
+
+
 def test_tokens_may_be_sorted_by_expert_for_a_grouped_product_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     gate_up, down, residual = random(4, 32, 48), random(4, 48, 16), random(9, 48)
     routes, _ = routed(9, 4, 48, RoutingRule(2), torch.float32)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from streamserve.errors import ConfigError
+from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.arch import ModelArch
 from streamserve.models.communicator import Apart
 from streamserve.models.layers.experts import Experts
@@ -18,8 +22,10 @@ from streamserve.models.registry import read_arch
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.storage import WeightStorage
 from streamserve_kernels import Routes, RoutingRule
-from tests.models.families import EXPERTS, SHAPE
+from tests.models.families import EXPERTS, GLM4_MOE, GPT_OSS, SHAPE, load, reference_model
+from tests.models.paged import PagedRun
 from tests.models.stored import MadeUp
+from tests.models.test_families import TOLERANCE, prompt_of
 
 COUNT, HIDDEN, INNER = 4, 64, 96
 PREFIX = "mlp."
@@ -172,6 +178,49 @@ def test_experts_are_the_same_however_they_are_stored_and_divided(way: str, rank
             experts = filled(way, numbers, Apart(rank, world_size), divides_experts=ranks == "some each")
             total = experts.add_to(total, Routes(hidden, ids, weights))
     torch.testing.assert_close(total.double(), expected_of(numbers, hidden, ids, weights), atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_in_blocks_is_the_model_that_its_numbers_make(tmp_path: Path) -> None:
+    """As published: experts in blocks of MXFP4, all else in numbers, and config.json says so."""
+    reference = reference_model("GptOss", SHAPE | GPT_OSS)
+    stored = dict(reference.state_dict())
+    for name in [name for name in stored if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+        rows = values[torch.randint(8, stored[name].mT.shape)] / 16
+        stored[name].copy_(rows.mT)
+        del stored[name]
+        stored[f"{name}_blocks"], stored[f"{name}_scales"] = packed(rows)
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, tmp_path / "model.safetensors")
+    config = reference.config.to_dict() | {
+        "architectures": ["GptOssForCausalLM"],
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    prompt = prompt_of(30)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0]
+    torch.testing.assert_close(PagedRun(load(tmp_path)).step({"a": prompt})["a"], expected, atol=TOLERANCE, rtol=0)
+
+
+def test_experts_quantized_otherwise_are_refused_by_name(tmp_path: Path) -> None:
+    reference_model("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32}).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    fp8 = {"quant_method": "fbgemm_fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": fp8}))
+    with pytest.raises(ModelNotSupported, match=r"experts that are quantized are not supported.*mlp.experts.0.gate_proj"):
+        load(tmp_path)
+
+
+def test_a_layer_past_the_last_is_not_read(tmp_path: Path) -> None:
+    reference = reference_model("Glm4Moe", SHAPE | GLM4_MOE)
+    reference.save_pretrained(tmp_path)
+    save_file({"model.layers.2.eh_proj.weight": torch.zeros(4, 4)}, tmp_path / "model-00002-of-00002.safetensors")
+    first = (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with safe_open(first, "pt") as opened:
+        names = dict.fromkeys(opened.keys(), first.name)
+    index = {"weight_map": names | {"model.layers.2.eh_proj.weight": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load(tmp_path).arch.num_layers == 2
 
 
 def test_experts_that_can_not_be_divided_are_refused_by_name() -> None:

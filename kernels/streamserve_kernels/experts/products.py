@@ -20,7 +20,7 @@ from triton.language.extra import cuda
 
 from streamserve_kernels.attention_tiles import compute_dtype
 from streamserve_kernels.experts.routing import ExpertIndex
-from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
+from streamserve_kernels.launch import capability, dependent_launch, kernel, power_of_two
 from streamserve_kernels.norm_rope import activate
 from streamserve_kernels.reference.experts import Routes
 
@@ -274,7 +274,7 @@ def _many_rows(
     held = _Held(index.counts[local], index.places[local], top_k)
     first, second = product_shapes(num_places, num_experts, x.dtype)
     gated = x.new_empty(num_places, outer // 2)
-    is_sorted = down_bias is None and is_grouped(num_places, num_experts, x.dtype)
+    is_sorted = down_bias is None and is_grouped(num_places, down)
     order = torch.empty_like(routes.expert_ids) if is_sorted else None
     _product(x, gate_up, gate_up_bias, gated, held, first, by_token=True, activation=activation, order=order)
     if is_sorted:
@@ -334,9 +334,12 @@ def _product(
     )  # fmt: skip
 
 
-def is_grouped(num_places: int, num_experts: int, dtype: torch.dtype) -> bool:
-    """Whether down is torch's grouped product: for many tokens, in the dtype that it multiplies without asking the device."""
-    return dtype == torch.bfloat16 and num_places >= GROUPED_MEAN * num_experts
+def is_grouped(num_places: int, weight: torch.Tensor) -> bool:
+    """Whether down is torch's grouped product: for many tokens, where that needs no number from the device."""
+    num_experts, outer, inner = weight.shape
+    if weight.dtype != torch.bfloat16 or outer % 8 or inner % 8:
+        return False
+    return num_places >= GROUPED_MEAN * num_experts and capability(weight.device) >= (9, 0)
 
 
 def one_row_gate_up_shape(outer: int, inner: int) -> tuple[int, int, int]:
