@@ -81,7 +81,9 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "weights.schemes": {
             "weights.destination", "weights.forms", "weights.grouped", "weights.placement", "weights.source", "weights.storage",
         },
-        "weights.experts": {"mixture", "weights.destination", "weights.placement", "weights.schemes", "weights.source"},
+        "weights.experts": {
+            "mixture", "weights.destination", "weights.forms", "weights.placement", "weights.schemes", "weights.source",
+        },
         "layers": {
             "arch", "communicator", "division", "inputs", "mixture", "weights.destination", "weights.experts", "weights.forms",
             "weights.placement", "weights.schemes",
@@ -102,8 +104,9 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "weights.gguf": {"arch", "weights.grouped", "weights.source"},
         "weights.dummy": {"architectures", "layers", "weights.noise"},
         "weights.loader": {
-            "arch", "architectures", "communicator", "implementation", "weights.destination", "weights.dummy", "weights.forms",
-            "weights.gguf", "weights.placement", "weights.safetensors", "weights.source", "weights.storage",
+            "arch", "architectures", "communicator", "implementation", "weights.destination", "weights.dummy",
+            "weights.experts", "weights.forms", "weights.gguf", "weights.placement", "weights.safetensors", "weights.source",
+            "weights.storage",
         },
         "aot": {"architectures", "inputs", "layers", "weights.forms"},
     },

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamserve.errors import ConfigError, ModelNotSupported
+from streamserve.checkpoint.names import resolve
+from streamserve.errors import ConfigError
 from streamserve.models.arch import ModelArch
 from streamserve.models.communicator import Apart
 from streamserve.models.layers.experts import Experts
 from streamserve.models.mixture import ExpertTensors, Mixture
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.experts.dense import DenseExperts
+from streamserve.models.weights.loader import load_model
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.storage import WeightStorage
 from streamserve_kernels import Routes, RoutingRule
@@ -202,13 +205,45 @@ def test_a_checkpoint_in_blocks_is_the_model_that_its_numbers_make(tmp_path: Pat
     torch.testing.assert_close(PagedRun(load(tmp_path)).step({"a": prompt})["a"], expected, atol=TOLERANCE, rtol=0)
 
 
-def test_experts_quantized_otherwise_are_refused_by_name(tmp_path: Path) -> None:
-    reference_model("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32}).save_pretrained(tmp_path)
+def test_experts_of_8_bit_floats_are_expanded_as_they_come(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reference = reference_model("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32})
+    for layer in reference.model.layers:
+        for weights in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
+            weights.data.copy_(weights.data.mul(16).to(torch.float8_e4m3fn).float() / 16)
+    reference.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    stored = load_file(file)
+    for name in [name for name in stored if ".experts." in name]:
+        stored[f"{name}_scale"] = torch.full((len(stored[name]), 1), 1 / 16)
+        stored[name] = (stored[name] * 16).to(torch.float8_e4m3fn)
+    save_file(stored, file)
     config = json.loads((tmp_path / "config.json").read_text())
-    fp8 = {"quant_method": "fbgemm_fp8"}
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": fp8}))
-    with pytest.raises(ModelNotSupported, match=r"experts that are quantized are not supported.*mlp.experts.0.gate_proj"):
-        load(tmp_path)
+    config["quantization_config"] = {"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["self_attn"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    prompt = prompt_of(30)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0]
+    torch.testing.assert_close(PagedRun(load(tmp_path)).step({"a": prompt})["a"], expected, atol=TOLERANCE, rtol=0)
+    assert "quantized weights are expanded" in caplog.text
+    shares = [down_of(tmp_path, rank, 2) for rank in range(2)]
+    assert torch.equal(torch.cat(shares, dim=2), down_of(tmp_path, 0, 1))
+
+
+def down_of(folder: Path, rank: int, world_size: int) -> Tensor:
+    """What a rank has of down in the first layer."""
+    checkpoint = resolve(str(folder))
+    ranks = Apart(rank, world_size)
+    model = load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu", communicator=ranks)
+    form = next(module for module in model.modules() if isinstance(module, Experts)).form
+    assert isinstance(form, DenseExperts)
+    return form.down
+
+
+def test_experts_are_not_rounded_while_they_are_loaded(tmp_path: Path) -> None:
+    reference_model("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32}).save_pretrained(tmp_path)
+    checkpoint = resolve(str(tmp_path))
+    with pytest.raises(ConfigError, match="--quantization fp8 leaves out experts"):
+        load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu", quantization="fp8")
 
 
 def test_a_layer_past_the_last_is_not_read(tmp_path: Path) -> None:

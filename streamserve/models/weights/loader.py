@@ -22,6 +22,7 @@ from streamserve.models.communicator import Apart, Communicator
 from streamserve.models.implementation import build_model
 from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.dummy import randomize
+from streamserve.models.weights.experts.form import ExpertsForm
 from streamserve.models.weights.forms.expanded import ExpandedForm
 from streamserve.models.weights.forms.fp8 import Fp8Form
 from streamserve.models.weights.gguf import GgufSource
@@ -134,7 +135,8 @@ def _refuse_unpackable(quantization: Quantization, checkpoint: Checkpoint, place
 
 def _say_what_is_widened(model: CausalModel, place: Placement) -> None:
     forms = [linear.form for linear in model.linears()]
-    if any(isinstance(form, ExpandedForm) for form in forms):
+    experts = [module for module in model.modules() if isinstance(module, ExpertsForm)]
+    if any(isinstance(form, ExpandedForm) for form in forms) or any(form.is_expanded for form in experts):
         dtype = str(place.dtype).removeprefix("torch.")
         logger.warning("quantized weights are expanded to %s: they are not multiplied as they are on this device", dtype)
     if any(isinstance(form, Fp8Form) for form in forms) and not has_fp8_products(place.device):

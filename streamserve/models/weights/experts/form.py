@@ -35,6 +35,11 @@ class ExpertsForm(nn.Module, ABC):
     def finish(self) -> None:
         """Bring the parameters, now filled, into the layout that the kernels want; called once."""
 
+    @property
+    @abstractmethod
+    def is_expanded(self) -> bool:
+        """Whether the checkpoint stores the experts in fewer bits than they have here."""
+
     @abstractmethod
     def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
         """residual [tokens, hidden] + the weighted sum of what each token's experts make of it.

@@ -5,14 +5,13 @@ A block is 32 numbers of four bits, two in a byte, the first in its lower half; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from streamserve.models.weights.destination import Destination, Region
+from streamserve.models.weights.destination import Destination, Region, gathered
 from streamserve.models.weights.experts.spec import ExpertPart
-from streamserve.models.weights.source import StoredTensor
 
 BLOCK = 32
 EXPONENT_BIAS = 127
@@ -34,22 +33,16 @@ def expand(blocks: Tensor, scales: Tensor) -> Tensor:
 def dequantized(part: ExpertPart) -> Iterator[Destination]:
     """The destinations of blocks and of their scales, which fill the part's target once both have come."""
     blocks, scales = stored_regions(part.region)
-    names = part.name, part.name.removesuffix("_blocks") + "_scales"
-    target, arrived = part.target, dict[str, Tensor]()
+    names, target = (part.name, part.name.removesuffix("_blocks") + "_scales"), part.target
     # Stacked tensors hold something for every rank.
     assert target is not None
 
-    def receive(name: str, region: Region) -> Callable[[StoredTensor], None]:
-        def fill(stored: StoredTensor) -> None:
-            # What is stored is valid until the next tensor; the other one may come much later.
-            arrived[name] = stored.values[region.slices].clone()
-            if len(arrived) == 2:
-                _fill(target, *(arrived.pop(each) for each in names))
+    def fill(stored: Mapping[str, Tensor]) -> None:
+        # One expert at a time: all of a layer's take gigabytes in fp32.
+        for number, of_expert in enumerate(target):
+            of_expert.copy_(expand(*(stored[name][number] for name in names)))
 
-        return fill
-
-    for name, region in zip(names, (blocks, scales), strict=True):
-        yield Destination(name, region, receive(name, region))
+    return gathered(dict(zip(names, (blocks, scales), strict=True)), fill)
 
 
 def stored_regions(region: Region) -> tuple[Region, Region]:
@@ -59,9 +52,3 @@ def stored_regions(region: Region) -> tuple[Region, Region]:
     groups = range(taken.start // BLOCK, taken.stop // BLOCK)
     scales = Region((*whole, columns // BLOCK), (*ranges, groups))
     return Region((*scales.whole, BLOCK // 2), (*scales.ranges, range(BLOCK // 2))), scales
-
-
-def _fill(target: Tensor, blocks: Tensor, scales: Tensor) -> None:
-    # One expert at a time: all of a layer's take gigabytes in fp32.
-    for expert in range(len(target)):
-        target[expert].copy_(expand(blocks[expert], scales[expert]))
