@@ -230,7 +230,9 @@ class Frontend:
 
 
 def _size(prompts: Sequence[Prompt], params: SamplingParams) -> int:
-    """Roughly what it takes to prepare prompts, in characters."""
+    """Roughly what it takes to prepare prompts, in characters; nothing for what is refused at once."""
+    if not isinstance(params, SamplingParams):
+        return 0
     lists = (params.allowed_token_ids, params.stop_token_ids, params.logit_bias, params.bad_words)
     in_lists = sum(len(each) for each in lists if isinstance(each, Sized))
     return sum(map(len, prompts)) + in_lists + CHARS_PER_CHOICE * len(prompts) * params.n

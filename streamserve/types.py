@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -319,7 +320,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     text: str
     token_ids: list[int] = []
     logprobs: list[TextLogprob] | None = None
-    prompt_logprobs: list[TextLogprob | None] | None = None
+    prompt_logprobs: Sequence[TextLogprob | None] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     cached_tokens: int = 0

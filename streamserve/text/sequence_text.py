@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from streamserve.text.detokenizer import Detokenizer, detokenizer_for
+from streamserve.text.prompt_logprobs import PromptLogprobs
 from streamserve.text.stop_strings import StopIndex, StopStrings
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import SamplingParams, SequenceSpec, TextDelta, TextLogprob, TokenDelta, TokenLogprobs
@@ -125,7 +126,7 @@ class SequenceText:
             text=text,
             token_ids=delta.token_ids,
             logprobs=None if delta.logprobs is None else [self._logprob(entry) for entry in delta.logprobs],
-            prompt_logprobs=self._prompt_logprobs(delta.prompt_logprobs),
+            prompt_logprobs=None if delta.prompt_logprobs is None else PromptLogprobs(delta.prompt_logprobs, self._logprob),
             finish_reason=delta.finish_reason,
             stop_reason=stop_id if stop is None else stop,
             cached_tokens=delta.cached_tokens,
@@ -133,11 +134,6 @@ class SequenceText:
             index=self.index,
             queue_s=delta.queue_s,
         )
-
-    def _prompt_logprobs(self, entries: list[TokenLogprobs | None] | None) -> list[TextLogprob | None] | None:
-        if entries is None:
-            return None
-        return [None if entry is None else self._logprob(entry) for entry in entries]
 
     def _logprob(self, entry: TokenLogprobs) -> TextLogprob:
         top = [self._one(token_id, logprob) for token_id, logprob in entry.top]

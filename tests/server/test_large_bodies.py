@@ -16,6 +16,7 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from streamserve.process.switch_interval import shorten_switch_interval
+from streamserve.types import SequenceSpec, TokenDelta, TokenLogprobs
 from tests.support.body_sender import LargeBody
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
@@ -56,6 +57,8 @@ BODIES = {
     "prompts of ids": body(COMPLETIONS, '{"max_tokens":1,"echo":true,"prompt":[', f"[{','.join(['97'] * 4000)}]", 250, "]}"),
     "prompts": body(COMPLETIONS, '{"max_tokens":1,"echo":true,"prompt":[', '"a"', 1024, "]}"),
     "choices": body(COMPLETIONS, '{"max_tokens":1,"n":128,"logit_bias":{"97":1},"prompt":[', '"a"', 8, "]}"),
+    "scored prompt": body(COMPLETIONS, '{"max_tokens":1,"prompt_logprobs":20,"prompt":[', "97", 4000, "]}"),
+    "scored echo": body(COMPLETIONS, '{"max_tokens":1,"echo":true,"logprobs":20,"prompt":[', "97", 4000, "]}"),
     "input items": body(RESPONSES, '{"max_output_tokens":1,"input":[', MESSAGE, 8192, "]}"),
     "one input": body(RESPONSES, '{"max_output_tokens":1,"input":"', "a, b", 1_500_000, '"}'),
     "/tokenize": body("/tokenize", '{"prompt":"', "7777777", 900_000, '"}'),
@@ -65,6 +68,18 @@ BODIES = {
     "a socket's halves": body("/v1/ws", f'{{{CREATE},"prompt":"', "\\ud800", 900_000, '"}'),
     "a socket's text": body("/v1/ws", f'{{{CREATE},"max_tokens":1,"prompt":"', "é \\n\U0001f600", 600_000, '"}'),
 }
+
+
+SCORED = [TokenLogprobs(97, -1.0, 1, [(token_id, -1.0) for token_id in range(20)])] * 3999
+
+
+def reply(spec: SequenceSpec) -> list[TokenDelta]:
+    """A token and the end; with the first what is asked for the prompt."""
+    unscored = msgspec.structs.replace(spec.sampling, prompt_logprobs=None)
+    first, *rest = text_reply("a")(msgspec.structs.replace(spec, sampling=unscored))
+    if spec.sampling.prompt_logprobs is not None:
+        first = TokenDelta(first.token_ids, first.logprobs, [None, *SCORED])
+    return [first, *rest]
 
 
 @pytest.fixture
@@ -118,7 +133,7 @@ async def longest_hold_s(process: Process, large: LargeBody) -> tuple[float, int
 async def test_no_body_holds_up_other_streams_for_more_than_20_ms(worker_process: None) -> None:
     """500 000 messages held every stream of a worker for 11 s, five million ids for 0.7, an unknown field of `[]` for 1.5."""
     holds: dict[str, float] = {}
-    engine = ScriptedEngine(reply=text_reply("a"), max_model_len=200_000)
+    engine = ScriptedEngine(reply=reply, max_model_len=200_000)
     async with live_server(engine) as server, sender(server.port) as process:
         for name, large in BODIES.items():
             # What the machine adds is not there each time.

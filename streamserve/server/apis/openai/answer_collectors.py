@@ -35,7 +35,7 @@ class _CollectedChoice:
         self.texts: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[TextLogprob] = []
-        self.prompt_logprobs: list[TextLogprob | None] | None = None
+        self.prompt_logprobs: Sequence[TextLogprob | None] | None = None
         self.last: TextDelta | None = None
 
     def add(self, delta: TextDelta) -> None:
@@ -142,8 +142,7 @@ class CompletionCollector(AnswerCollector):
         logprobs = LogprobArrays(self._format.names, self._format.logprobs, hidden_ids=self._format.hidden_ids)
         parts: list[Iterable[dict[str, Any]]] = []
         if choice.preamble.first_token is not None and choice.prompt_logprobs is not None:
-            rest = [entry for entry in choice.prompt_logprobs[1:] if entry is not None]
-            parts += [[logprobs.of_first(choice.preamble.first_token)], map(logprobs.of, slices(rest))]
+            parts += [[logprobs.of_first(choice.preamble.first_token)], map(logprobs.of_rest, slices(choice.prompt_logprobs))]
         return encoded(chain(*parts, map(logprobs.of, slices(choice.logprobs))))
 
 

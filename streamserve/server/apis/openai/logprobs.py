@@ -66,6 +66,10 @@ class LogprobArrays:
         arrays["top_logprobs"][0] = None
         return arrays
 
+    def of_rest(self, tokens: Sequence[TextLogprob | None]) -> dict[str, Any]:
+        """As `of`, for a prompt's tokens; its first, which is None among them, comes before with `of_first`."""
+        return self.of([token for token in tokens if token is not None])
+
     def _advance(self, token: TextLogprob) -> int:
         offset = self._offset
         if token.token_id not in self._hidden_ids:

@@ -195,8 +195,7 @@ class CompletionScript(ChunkScript):
 def _completion_logprobs(logprobs: LogprobArrays, preamble: ChoicePreamble | None, delta: TextDelta) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     if preamble is not None and preamble.first_token is not None and delta.prompt_logprobs is not None:
-        rest = [entry for entry in delta.prompt_logprobs[1:] if entry is not None]
-        parts += [logprobs.of_first(preamble.first_token), *map(logprobs.of, slices(rest))]
+        parts += [logprobs.of_first(preamble.first_token), *map(logprobs.of_rest, slices(delta.prompt_logprobs))]
     return encoded([*parts, logprobs.of(delta.logprobs or ())])
 
 
