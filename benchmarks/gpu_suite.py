@@ -34,7 +34,7 @@ def main() -> int:
         for model in arguments.model:
             if stage == "checks" and model == arguments.model[0]:
                 checks.check_kernels(report, thorough=arguments.thorough)
-            elif stage == "timings":
+            elif stage == "timings" and model in timings.SHAPES:
                 timings.time_steps(report, model, [(1, 384), (8, 384), (64, 256), (256, 256)])
             elif stage == "engine":
                 options = {"repeats": arguments.repeats, "outputs": arguments.outputs, "only": arguments.only}

@@ -38,11 +38,13 @@ def fp8_blocks(rows: int, columns: int) -> tuple[dict[str, Tensor], Tensor]:
     return {"weight": weight, "weight_scale_inv": scale}, weight.double() * wide.double()
 
 
-def save_quantized(folder: Path, store: Store, config: dict[str, Any]) -> tuple[Path, Path]:
+def save_quantized(
+    folder: Path, store: Store, config: dict[str, Any], model: tuple[str, dict[str, Any]] = ("Llama", WIDE)
+) -> tuple[Path, Path]:
     """A checkpoint whose linears are stored so, and one of the numbers that they stand for."""
     quantized, expanded = folder / "quantized", folder / "expanded"
     for each in (quantized, expanded):
-        reference_model("Llama", WIDE).save_pretrained(each)
+        reference_model(*model).save_pretrained(each)
     tensors, plain = load_file(quantized / "model.safetensors"), load_file(expanded / "model.safetensors")
     for name in [name.removesuffix(".weight") for name in tensors if name.endswith("proj.weight")]:
         stored, numbers = store(*tensors.pop(f"{name}.weight").shape)
@@ -67,6 +69,13 @@ WAYS: dict[str, tuple[Store, dict[str, Any]]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_quantized_checkpoint_says_what_its_numbers_say(way: str, tmp_path: Path) -> None:
     quantized, expanded = save_quantized(tmp_path, *WAYS[way])
+    torch.testing.assert_close(logits(load(quantized)), logits(load(expanded)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_quantized_experts_say_what_their_numbers_say(way: str, tmp_path: Path) -> None:
+    mixture = WIDE | {"head_dim": 32, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+    quantized, expanded = save_quantized(tmp_path, *WAYS[way], ("Qwen3Moe", mixture))
     torch.testing.assert_close(logits(load(quantized)), logits(load(expanded)), atol=1e-4, rtol=1e-4)
 
 
