@@ -26,7 +26,7 @@ NAMES = {
     "triton.runtime.cache": ["triton_key"],
     "triton.runtime.driver": ["DriverConfig.set_active"],
     # worker/communication/peers.py
-    "torch.distributed": ["_symmetric_memory.empty", "_symmetric_memory.rendezvous"],
+    "torch.distributed._symmetric_memory": ["empty", "rendezvous"],
     # models/transformers_model
     "transformers.conversion_mapping": ["get_model_conversion_mapping"],
     "transformers.core_model_loading": ["WeightConverter.add_tensor", "WeightConverter.convert", "rename_source_key"],
