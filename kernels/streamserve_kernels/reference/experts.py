@@ -98,19 +98,26 @@ def experts_residual(
     first_expert  the number of the first of these experts; what goes to others is left out
     returns       [tokens, hidden]            dtype of the tokens; the sum is fp32
     """
-    top_k = routes.expert_ids.shape[1]
+    total = residual.float()
+
+    def make(expert: int, x: Tensor) -> Tensor:
+        inner = F.linear(x, gate_up[expert], None if gate_up_bias is None else gate_up_bias[expert])
+        gate, up = inner.view(len(x), -1, 2).unbind(2)
+        gated = gate_up_activation(gate, up, activation)
+        return F.linear(gated, down[expert], None if down_bias is None else down_bias[expert]).float()
+
+    if len(total) == 1:
+        # Few calls: for a single token each counts.
+        for expert, weight in zip(routes.expert_ids[0].tolist(), routes.weights[0].tolist(), strict=True):
+            if 0 <= expert - first_expert < gate_up.shape[0]:
+                total.add_(make(expert - first_expert, routes.normed), alpha=weight)
+        return total.to(residual.dtype)
+    top_k, weights = routes.expert_ids.shape[1], routes.weights.view(-1, 1)
     flat = routes.expert_ids.flatten() - first_expert
     order = flat.argsort(stable=True)
     experts, counts = torch.unique(flat, return_counts=True)
-    total = residual.float() if residual.dtype is not torch.float32 else residual
     for expert, places in zip(experts.tolist(), torch.split(order, counts.tolist()), strict=True):
-        if not 0 <= expert < gate_up.shape[0]:
-            continue
-        tokens = places // top_k
-        inner = F.linear(routes.normed[tokens], gate_up[expert], None if gate_up_bias is None else gate_up_bias[expert])
-        gate, up = inner.view(len(tokens), -1, 2).unbind(2)
-        made = F.linear(
-            gate_up_activation(gate, up, activation), down[expert], None if down_bias is None else down_bias[expert]
-        )
-        total.index_add_(0, tokens, made.float() * routes.weights.flatten()[places].unsqueeze(1))
+        if 0 <= expert < gate_up.shape[0]:
+            tokens = places // top_k
+            total.index_add_(0, tokens, make(expert, routes.normed[tokens]).mul_(weights[places]))
     return total.to(residual.dtype)
