@@ -41,7 +41,7 @@ def _scales(scale_ptr, k, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.co
 
 
 @kernel()
-def _one_row_kernel(
+def _fp8_one_row_kernel(
     x_ptr, values_ptr, scale_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, N, eps,
     K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, SCALES: tl.constexpr,
     BITS: tl.constexpr, NORM: tl.constexpr,
@@ -120,7 +120,7 @@ def _one_row_kernel(
 
 
 @kernel(do_not_specialize=["M", "room"])
-def _some_rows_kernel(
+def _fp8_some_rows_kernel(
     x_ptr, x_scale_ptr, values_ptr, scale_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N, room,
     K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
     PREFETCH: tl.constexpr, SCALES: tl.constexpr, BITS: tl.constexpr, COMPUTE: tl.constexpr,
@@ -228,7 +228,7 @@ def one_row(
     outer = weight.values.shape[0] // (2 if after.gated else 1)
     out = x.new_empty(1, outer)
     block_n, block_k, ahead, warps = shape or one_row_shape(outer, inner)
-    _one_row_kernel[(-(-outer // block_n),)](
+    _fp8_one_row_kernel[(-(-outer // block_n),)](
         x, _bytes(weight, bits), weight.scale, norm_weight, after.bias, after.residual, out, outer, eps,
         K=inner, BLOCK_N=block_n, BLOCK_K=block_k, AHEAD=ahead, SCALES=weight.scale.shape[1], BITS=bits,
         NORM=norm_weight is not None, **after.constants(), num_warps=warps, **dependent_launch(x.device),
@@ -266,7 +266,7 @@ def some_rows(
         partial = x.new_empty(tiles * row_tiles * splits * block_n * block_m, dtype=torch.float32)
     room = rows if x_scale is None else x_scale.shape[-1]
     compute = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype] if is_wide else None
-    _some_rows_kernel[(tiles, splits, row_tiles)](
+    _fp8_some_rows_kernel[(tiles, splits, row_tiles)](
         x, x_scale, _bytes(weight, bits), weight.scale, after.bias, after.residual, out, partial, arrivals(x.device),
         rows, outer, room,
         K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits,

@@ -47,7 +47,7 @@ def widen(values, BITS: tl.constexpr, TO: tl.constexpr):
 
 
 @kernel()
-def _expand_kernel(
+def _fp8_expand_kernel(
     values_ptr, scale_ptr, out_ptr, N, K,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SCALES: tl.constexpr, BITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +73,7 @@ def expand(weight: Fp8Weight, dtype: torch.dtype, *, bits: bool) -> torch.Tensor
     outer, inner = weight.values.shape
     out = weight.values.new_empty(outer, inner, dtype=dtype)
     values = weight.values.view(torch.uint8) if bits else weight.values
-    _expand_kernel[(triton.cdiv(outer, 16), triton.cdiv(inner, 256))](
+    _fp8_expand_kernel[(triton.cdiv(outer, 16), triton.cdiv(inner, 256))](
         values, weight.scale, out, outer, inner,
         BLOCK_N=16, BLOCK_K=256, SCALES=weight.scale.shape[1], BITS=bits, num_warps=4, **dependent_launch(out.device),
     )  # fmt: skip

@@ -147,7 +147,7 @@ def _scaled(weights, x, scale_ptr, rows, chunk, total, known, GROUP: tl.constexp
 
 
 @kernel(do_not_specialize=["M"])
-def _few_rows_kernel(
+def _grouped_few_rows_kernel(
     x_ptr, words_ptr, scale_ptr, zero_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, M, N, eps,
     K: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr, AHEAD: tl.constexpr,
     ZERO: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, COMPUTE: tl.constexpr, NORM: tl.constexpr,
@@ -241,7 +241,7 @@ def _few_rows_kernel(
 
 
 @kernel(do_not_specialize=["M"])
-def _some_rows_kernel(
+def _grouped_some_rows_kernel(
     x_ptr, words_ptr, scale_ptr, zero_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
     K: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
     ZERO: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, COMPUTE: tl.constexpr,
@@ -322,7 +322,7 @@ def _some_rows_kernel(
 
 
 @kernel()
-def _expand_kernel(
+def _grouped_expand_kernel(
     words_ptr, scale_ptr, zero_ptr, out_ptr, N,
     K: tl.constexpr, GROUP: tl.constexpr, TILES: tl.constexpr, ZERO: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
@@ -367,7 +367,7 @@ def few_rows(
     outer = weight.shape[0] // (2 if after.gated else 1)
     out = x.new_empty(rows, outer)
     slices, ahead = shape or few_rows_shape(inner)
-    _few_rows_kernel[(outer // ROWS,)](
+    _grouped_few_rows_kernel[(outer // ROWS,)](
         x, weight.words, weight.scale, weight.zero, norm_weight, after.bias, after.residual, out, rows, outer, eps,
         K=inner, GROUP=weight.group, SLICES=slices, AHEAD=ahead,
         ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=_IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
@@ -391,7 +391,7 @@ def some_rows(
     block_m, splits, stages = shape or some_rows_shape(rows, tiles, inner)
     row_tiles = -(-rows // block_m)
     partial = x.new_empty(tiles * row_tiles * splits * 64 * block_m, dtype=torch.float32) if splits > 1 else None
-    _some_rows_kernel[(tiles, splits, row_tiles)](
+    _grouped_some_rows_kernel[(tiles, splits, row_tiles)](
         x, weight.words, weight.scale, weight.zero, after.bias, after.residual, out, partial, arrivals(x.device), rows, outer,
         K=inner, GROUP=weight.group, BLOCK_M=block_m, SPLITS=splits,
         ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=_IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
@@ -404,7 +404,7 @@ def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
     """What a weight stands for, [out, in] bf16 or fp16, with columns in its order."""
     outer, inner = weight.shape
     out = weight.words.new_empty(outer, inner, dtype=dtype)
-    _expand_kernel[(outer // ROWS, -(-inner // (4 * COLUMNS)))](
+    _grouped_expand_kernel[(outer // ROWS, -(-inner // (4 * COLUMNS)))](
         weight.words, weight.scale, weight.zero, out, outer,
         K=inner, GROUP=weight.group, TILES=4, ZERO=weight.zero is not None, PACKED=out.device.type != "cpu",
         COMPUTE=_COMPUTE[dtype], num_warps=4, **dependent_launch(out.device),
@@ -421,9 +421,9 @@ def few_rows_shape(inner: int) -> tuple[int, int]:
 
 
 def some_rows_shape(rows: int, tiles: int, inner: int) -> tuple[int, int, int]:
-    """BLOCK_M, SPLITS, stages."""
+    """BLOCK_M, SPLITS, stages; alike for all that have several tiles of rows, so that a start compiles what they need."""
     block_m = min(power_of_two(rows, least=16), 128)
     splits = 1
-    while tiles * splits * -(-rows // block_m) < 192 and inner // (splits * 2) >= 1024:
+    while tiles * splits < 12288 // block_m and tiles * splits < 192 and inner // (splits * 2) >= 1024:
         splits *= 2
     return block_m, splits, 4

@@ -78,6 +78,10 @@ def _from_folder(source: str, folder: Path, load_format: str) -> Checkpoint:
     config = read_json(folder / "config.json")
     if config is None:
         raise _no_config(source, folder)
+    quantization = read_json(folder / "hf_quant_config.json")
+    if quantization is not None and "quantization_config" not in config:
+        # NVIDIA's Model Optimizer writes what others write into config.json.
+        config["quantization_config"] = {"quant_method": "modelopt"} | quantization.get("quantization", {})
     generation = read_json(folder / "generation_config.json") or {}
     return Checkpoint(
         source=source,

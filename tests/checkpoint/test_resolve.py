@@ -66,6 +66,16 @@ def test_a_folder_tells_its_format(tmp_path: Path, files: list[str], load_format
     assert found.config == CONFIG
 
 
+def test_what_model_optimizer_says_in_a_file_of_its_own_is_part_of_the_config(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "model", "model.safetensors")
+    said = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
+    (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": said}))
+    assert resolve(str(folder)).config["quantization_config"] == {"quant_method": "modelopt", **said}
+    own = {"quant_method": "modelopt", "quant_algo": "FP8"}
+    folder_with(tmp_path / "model", config=CONFIG | {"quantization_config": own})
+    assert resolve(str(folder)).config["quantization_config"] == own
+
+
 def test_a_config_file_stands_for_its_folder(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model")
     assert resolve(str(folder / "config.json"), load_format="dummy").path == folder
