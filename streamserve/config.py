@@ -132,7 +132,7 @@ def _check_parallel(config: EngineConfig) -> None:
         )
     if config.data_parallel_size != 1:
         raise ConfigError(f"--data-parallel-size {config.data_parallel_size}: only 1 is supported by this version")
-    if config.distributed_executor_backend == "ray" and find_spec("ray") is None:
+    if config.distributed_executor_backend == "ray" and not _has_ray():
         raise ConfigError(
             "--distributed-executor-backend ray: Ray is not installed; pip install 'streamserve[ray]', or leave the flag out"
         )
@@ -141,6 +141,12 @@ def _check_parallel(config: EngineConfig) -> None:
             f"--distributed-executor-backend uni runs one rank, and --tensor-parallel-size is {config.tensor_parallel_size}: "
             "take mp or ray, or leave it out"
         )
+
+
+def _has_ray() -> bool:
+    found = find_spec("ray")
+    # A folder of that name in the working folder is found too, and comes from no file.
+    return found is not None and found.origin is not None
 
 
 def replace(config: EngineConfig, **changes: Any) -> EngineConfig:

@@ -71,10 +71,16 @@ def test_a_wrong_command_line_is_one_line_and_exit_status_2(
 
 
 def test_ray_is_refused_by_name_where_it_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    refused = ["serve", "demo", "-tp", "2", "--distributed-executor-backend", "ray"]
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert run(["serve", "demo", "-tp", "2", "--distributed-executor-backend", "ray"]) == 2
+    assert run(refused) == 2
+    assert "pip install 'streamserve[ray]'" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "ray")
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(folder for folder in sys.path if not (Path(folder) / "ray").is_dir())])
+    assert run(refused) == 2
     assert "pip install 'streamserve[ray]'" in capsys.readouterr().err
 
 
