@@ -77,7 +77,10 @@ class _Cluster:
 
         if not ray.is_initialized():
             self._is_ours = True
-            ray.init(logging_level=logging.WARNING, log_to_driver=True)
+            try:
+                ray.init(logging_level=logging.WARNING, log_to_driver=True)
+            except ConnectionError as error:
+                raise ConfigError(f"{error}: check RAY_ADDRESS, and that `ray status` works from here") from error
         resources = self._resources(ray.cluster_resources())
         self._place(resources)
         secret = secrets.token_bytes(32)
