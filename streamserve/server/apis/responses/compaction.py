@@ -59,11 +59,10 @@ async def compact_conversation(service: Service, decoded: Decoded[CompactRequest
     )
     if not conversation.messages:
         raise InvalidParameter("input", "there is nothing to compact")
-    asked = await decoded.run(partial(_summary_request, request, conversation.messages))
+    run = conversation.runner(decoded.run, service.large_work)
+    asked = await run(partial(_summary_request, request, conversation.messages))
     with naming_parameters({"max_output_tokens": "input"}):
-        response, _ = await prepare_response(
-            service, Decoded(asked, decoded.ignored, decoded.run), most_tokens=MAX_SUMMARY_TOKENS
-        )
+        response, _ = await prepare_response(service, Decoded(asked, decoded.ignored, run), most_tokens=MAX_SUMMARY_TOKENS)
     kept = [message for message in conversation.messages if message["role"] in _KEPT_ROLES]
     headers = answer_headers(response.id, decoded.ignored)
     return WholeResponse(service.delivery, response, headers, as_object=partial(_compacted, kept))

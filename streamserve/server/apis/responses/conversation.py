@@ -22,7 +22,7 @@ from streamserve.server.apis.responses.items import (
 )
 from streamserve.server.apis.responses.stored_response import IN_PROGRESS, ResponseState, StoredResponse
 from streamserve.server.delivery.retention import Expiring, TtlStore
-from streamserve.server.http.large_work import CallRunner
+from streamserve.server.http.large_work import CallRunner, LargeWork
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
 
@@ -48,6 +48,10 @@ class KeptApart(InvalidRequest):
     code = "previous_response_not_found"
 
 
+MANY_MESSAGES = 256
+"""From which a conversation is worked on off the event loop, however few of them this turn brought."""
+
+
 class Conversation(NamedTuple):
     """What a model reads.
 
@@ -57,6 +61,10 @@ class Conversation(NamedTuple):
 
     items: list[Item]
     messages: list[ChatMessage]
+
+    def runner(self, run: CallRunner, large_work: LargeWork) -> CallRunner:
+        """What runs work on all messages, where `run` does on those of this turn."""
+        return large_work.run if len(self.messages) >= MANY_MESSAGES else run
 
 
 def finder(service: Service, kept: TtlStore[Expiring] | None = None) -> Find:

@@ -61,7 +61,9 @@ async def prepare_response(
     names = response_names({})
     with naming_parameters(names):
         prepared = await prepare_chat(
-            service, Decoded(chat, [*decoded.ignored, *without_effect(request)], decoded.run), Identity(id, id)
+            service,
+            Decoded(chat, [*decoded.ignored, *without_effect(request)], read.runner(decoded.run, service.large_work)),
+            Identity(id, id),
         )
     prepared = msgspec.structs.replace(prepared, names=response_names(prepared.names))
     if not request.generates:
@@ -105,7 +107,8 @@ async def count_input(service: Service, decoded: Decoded[ResponseRequest]) -> in
     service.resolve_model(request.model)
     chat = as_chat(request, read.messages)
     with naming_parameters(response_names({"prompt": "input"})):
-        text = await conversation(service, Decoded(chat, decoded.ignored, decoded.run))
+        run = read.runner(decoded.run, service.large_work)
+        text = await conversation(service, Decoded(chat, decoded.ignored, run))
         return len(await service.frontend.encode(text, add_special_tokens=False))
 
 
