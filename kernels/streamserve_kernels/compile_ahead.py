@@ -74,7 +74,7 @@ _RESULTS: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys((Tensor.add_, Tensor.addmm_, Tensor.masked_fill_), _first),
     F.linear: _linear,
     torch.mm: _mm,
-    F.grouped_mm: _grouped_mm,
+    torch._grouped_mm: _grouped_mm,
     Tensor.cumsum: _like_first,
     F.embedding: _embedding,
     torch._scaled_mm_v2: _scaled_mm,

@@ -47,6 +47,7 @@ NAMES = {
     "torch": [
         "_C._aoti.AOTIModelPackageLoader",
         "_convert_weight_to_int4pack_for_cpu",
+        "_grouped_mm",
         "_scaled_mm_v2",
         "_weight_int4pack_mm_for_cpu",
     ],
