@@ -20,7 +20,18 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 ExecutorBackend = Literal["mp", "ray", "uni"]
 ModelImpl = Literal["auto", "streamserve", "vllm", "transformers"]
 Quantization = Literal[
-    "auto", "none", "int4", "fp8", "awq", "awq_marlin", "compressed-tensors", "fbgemm_fp8", "gptq", "gptq_marlin", "modelopt"
+    "auto",
+    "none",
+    "int4",
+    "fp8",
+    "awq",
+    "awq_marlin",
+    "compressed-tensors",
+    "fbgemm_fp8",
+    "gptq",
+    "gptq_marlin",
+    "modelopt",
+    "mxfp4",
 ]
 
 BLOCK_SIZES = (16, 32, 64)

@@ -118,7 +118,7 @@ def test_random_weights_take_the_scheme_of_the_config(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["channel", "tensor", "group", "group with zero points"])
 def test_checkpoints_of_compressed_tensors_are_read(strategy: str, tmp_path: Path) -> None:
-    """Written by that package: `pip install compressed-tensors`."""
+    """Written by that package, the extra `quantized`."""
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import (
         QuantizationArgs,

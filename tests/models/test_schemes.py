@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from streamserve.config import Quantization
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.layers.linear import Linear
 from streamserve.models.weights.placement import Placement
@@ -122,6 +123,10 @@ def test_a_method_that_is_asked_for_must_be_the_checkpoints() -> None:
     for method in METHODS.keys() - {"fp8"}:
         with pytest.raises(ConfigError, match="the checkpoint is not quantized; leave it out, or use fp8"):
             schemes_of(WeightStorage({}, {}, method))
+
+
+def test_every_method_can_be_asked_for() -> None:
+    assert METHODS.keys() <= set(get_args(Quantization))
 
 
 def test_rounding_while_loading_leaves_heads_and_routers_alone() -> None:
