@@ -333,6 +333,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of a loaded engine, which its API side gets once it is ready.
 
     max_model_len   tokens of prompt and output together
+    model_limit     what the model reaches, where it serves less unless more is requested; else None
     num_blocks      KV blocks in total, of `block_size` tokens each
     model_impl      whose layers run: "streamserve" or "transformers"
     windows         of the model's layer groups, as in `KvGroups`
@@ -351,6 +352,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int
     windows: tuple[int | None, ...] = (None,)
     compiled: bool | None = None
+    model_limit: int | None = None
     startup_s: dict[str, float] = {}
 
     @property

@@ -20,6 +20,7 @@ from streamserve.worker.runner import Runner
 from streamserve.worker.startup.phases import Phases, explain_out_of_memory
 from streamserve.worker.startup.progress import weights_bar
 from streamserve.worker.startup.resolved_settings import resolve_dtype
+from tests.models.families import FAMILIES, reference_model
 from tests.support.sampling import log_softmax
 from tests.support.tiny_model import VOCAB, TinyLlama
 
@@ -62,6 +63,16 @@ def test_a_context_beyond_the_models_positions_is_refused(tiny: TinyLlama) -> No
     config = EngineConfig(model=tiny.path, device="cpu", max_model_len=257)
     with pytest.raises(ConfigError, match=r"--max-model-len 257: the model reaches 256 tokens"):
         Runner(config, resolve(tiny.path)).load()
+
+
+def test_a_rank_says_how_far_a_model_reaches_that_serves_the_context_trained_on(tmp_path: Path) -> None:
+    reference_model(*FAMILIES["phi3-long"]).save_pretrained(tmp_path)
+    checkpoint = resolve(str(tmp_path))
+    found = [
+        Runner(EngineConfig(model=str(tmp_path), device="cpu", max_model_len=length), checkpoint).load()
+        for length in (None, 128)
+    ]
+    assert [(info.max_model_len, info.model_limit) for info in found] == [(32, 128), (128, None)]
 
 
 def test_a_rank_steps_only_after_it_has_loaded(tiny: TinyLlama) -> None:

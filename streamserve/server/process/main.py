@@ -174,6 +174,9 @@ class Server:
             f"{info.kv_capacity_tokens} tokens in {info.num_blocks} blocks; "
             f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
         )
+        if info.model_limit is not None:
+            reaches = f"The model reaches {info.model_limit} tokens (--max-model-len {info.model_limit})"
+            self._log.note(f"{reaches}, at some cost in short texts: above {info.max_model_len} it rotates all otherwise")
         if info.compiled is False and not self._options.engine.enforce_eager:
             self._log.note(f"To write faster on this CPU, run once: streamserve compile {info.model}")
 
