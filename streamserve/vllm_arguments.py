@@ -47,11 +47,6 @@ def _any(value: Any) -> bool:
     return True
 
 
-def _no_items(value: Any) -> bool:
-    """Whether nothing but text may be in a prompt."""
-    return isinstance(value, Mapping) and not any(value.values())
-
-
 def _our_backend(value: Any) -> bool:
     """Whether structured outputs are llguidance's, and laid out as they are here."""
     return (
@@ -102,15 +97,22 @@ _MODEL = {
     **_because("weights are loaded once", weight_transfer_config=_UNSET, enable_sleep_mode=_OFF),
 }  # fmt: skip
 
-_TEXT_ONLY = _because(
-    "prompts are text",
-    limit_mm_per_prompt=_no_items, language_model_only=_EITHER, skip_mm_profiling=_EITHER, allowed_local_media_path=("",),
-    allowed_media_domains=_UNSET, media_io_kwargs=_EMPTY, mm_processor_kwargs=_EMPTY, mm_processor_cache_gb=(0,),
-    mm_processor_cache_type=_UNSET, mm_shm_cache_max_object_size_mb=_UNSET, mm_encoder_only=_OFF, mm_encoder_tp_mode=_UNSET,
-    mm_encoder_attn_backend=_UNSET, mm_tensor_ipc=_UNSET, interleave_mm_strings=_OFF, enable_mm_embeds=_OFF,
-    enable_mm_processor_stats=_OFF, disable_mm_preprocessor_cache=_EITHER, disable_chunked_mm_input=_EITHER,
-    enable_multimodal_encoder_data_parallel=_OFF, video_pruning_rate=(0,), io_processor_plugin=_UNSET,
-)  # fmt: skip
+_TEXT_ONLY = {
+    **_because(
+        "prompts are text",
+        omni=_OFF, language_model_only=_EITHER, allowed_local_media_path=("",), allowed_media_domains=_UNSET,
+        media_io_kwargs=_EMPTY, mm_processor_kwargs=_EMPTY, interleave_mm_strings=_OFF, enable_mm_embeds=_OFF,
+        mm_encoder_only=_OFF, video_pruning_rate=(0,), io_processor_plugin=_UNSET,
+    ),
+    **_because("prompts are text, so that there are no more images, sounds and videos than any limit", limit_mm_per_prompt=_any),
+    **_because(
+        "prompts are text, so that there is no encoder to divide, profile or keep the results of",
+        mm_encoder_tp_mode=_any, mm_encoder_attn_backend=_any, mm_processor_cache_gb=_any, mm_processor_cache_type=_any,
+        mm_shm_cache_max_object_size_mb=_any, mm_tensor_ipc=_any, skip_mm_profiling=_EITHER, disable_chunked_mm_input=_EITHER,
+        disable_mm_preprocessor_cache=_EITHER, enable_mm_processor_stats=_EITHER,
+        enable_multimodal_encoder_data_parallel=_EITHER,
+    ),
+}  # fmt: skip
 
 _ADAPTERS = _because(
     "one set of weights is served, without adapters",
@@ -137,7 +139,7 @@ _DEVICES = {
         enable_eplb=_OFF, eplb_config=_EMPTY, num_redundant_experts=(0,), eplb_window_size=_UNSET, eplb_step_interval=_UNSET,
         eplb_log_balancedness=_OFF, expert_placement_strategy=_UNSET, enable_dbo=_OFF, ubatch_size=(0,),
         dbo_decode_token_threshold=_UNSET, dbo_prefill_token_threshold=_UNSET,
-        disable_nccl_for_dp_synchronization=_EITHER, enable_elastic_ep=_OFF,
+        disable_nccl_for_dp_synchronization=_EITHER, enable_elastic_ep=_OFF, enable_ep_weight_filter=_OFF,
     ),
     **_because("each rank reads its own share of the weights", max_parallel_loading_workers=_any),
 }  # fmt: skip
@@ -158,7 +160,8 @@ _MEMORY = {
     **_because("layers with a sliding window keep what is in it, and no more", disable_sliding_window=_OFF,
                disable_hybrid_kv_cache_manager=_OFF),
     **_because("no model that is supported has state-space layers", mamba_cache_dtype=("auto",), mamba_block_size=_UNSET,
-               mamba_ssm_cache_dtype=("auto",), mamba_cache_mode=("none",)),
+               mamba_ssm_cache_dtype=("auto",), mamba_cache_mode=("none",), mamba_backend=_UNSET, mamba_ssu_algorithm=_UNSET,
+               mamba_cache_philox_rounds=_UNSET, enable_mamba_cache_stochastic_rounding=_OFF),
     **_because("there is one kind of block manager", use_v2_block_manager=_EITHER, block_allocator=_UNSET),
 }  # fmt: skip
 
@@ -172,7 +175,7 @@ _KERNELS = {
                max_context_len_to_capture=_any),
     **_because(
         "kernels are chosen by the device",
-        attention_backend=_UNSET, attention_config=_EMPTY, kernel_config=_EMPTY, moe_backend=("auto",),
+        attention_backend=_UNSET, attention_config=_EMPTY, kernel_config=_EMPTY, moe_backend=("auto",), linear_backend=("auto",),
         enable_flashinfer_autotune=_OFF,
     ),
     **_because("there is no cascade attention", disable_cascade_attn=_EITHER),

@@ -46,7 +46,8 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ["--distributed-executor-backend", "uni", "-tp=1"],
         ["--quantization", "None", "--max-model-len=None"],
         ["--kv-cache-dtype", "auto", "--nnodes", "1", "-n", "1", "--node-rank=0"],
-        ["--limit-mm-per-prompt", '{"image": 0, "video": 0}', "--language-model-only"],
+        ["--limit-mm-per-prompt", '{"image": 0, "video": 1}', "--language-model-only", "--mm-encoder-tp-mode", "data"],
+        ["--limit-mm-per-prompt.image", "2"],
         ["--structured-outputs-config.backend", "guidance"],
         ["--structured-outputs-config", '{"backend": "auto"}'],
         ["--enable-reasoning", "--reasoning-parser", "qwen3"],
@@ -74,7 +75,7 @@ def test_flags_for_what_happens_anyway_change_nothing(flags: list[str]) -> None:
         (["-O3"], "-O3: .* graphs"),
         (["-dpn", "1"], "-dpn: "),
         (["--no-disable-log-requests"], "--no-disable-log-requests: .* never their prompts"),
-        (["--limit-mm-per-prompt", '{"image": 2}'], "--limit-mm-per-prompt: .* text"),
+        (["--omni"], "--omni: .* text"),
         (["--structured-outputs-config.backend", "xgrammar"], "llguidance"),
         (["--cpu-offload-gb", "8"], "--cpu-offload-gb: .* device"),
     ],
@@ -88,11 +89,7 @@ def held(argument: Argument) -> list[Any]:
     """Values of an argument that describe what happens anyway."""
     if isinstance(argument.holds, tuple):
         return list(argument.holds)
-    return (
-        [{"backend": "auto"}]
-        if argument.accepts({"backend": "auto"}) and not argument.accepts(7)
-        else ([7, "text"] if argument.accepts(7) else [{"image": 0}])
-    )
+    return [7, "text", {"key": 1}] if argument.accepts(7) else [{"backend": "auto"}]
 
 
 def on_command_line(name: str, value: Any) -> list[str]:

@@ -54,6 +54,9 @@ before anything starts, for the reason in the third. `LLM(...)` accepts and refu
 """
 
 
+_BACKEND = {"backend": "auto"}
+
+
 def page() -> str:
     """The text of docs/FLAGS.md."""
     return "\n".join([_INTRODUCTION, "## Options", "", *_options(), _VLLM + "\n".join(map(_argument, ARGUMENTS)), ""])
@@ -80,15 +83,10 @@ def _argument(name: str) -> str:
 
 def _accepted(argument: Argument) -> str:
     if callable(argument.holds):
-        return "any value" if argument.accepts("anything") else f"objects such as `{_example(argument)}`"
+        return "any value" if argument.accepts("anything") else f"objects such as `{json.dumps(_BACKEND)}`"
     if argument.is_flag:
         return {(True,): "yes", (False,): "`--no-…`", (True, False): "yes, `--no-…`"}[argument.holds]
     return ", ".join(f"`{value if isinstance(value, str) and value else json.dumps(value)}`" for value in argument.holds)
-
-
-def _example(argument: Argument) -> str:
-    examples = ({"backend": "auto"}, {"image": 0})
-    return json.dumps(next(example for example in examples if argument.accepts(example)))
 
 
 def _cell(text: str) -> str:
