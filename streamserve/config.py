@@ -43,6 +43,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model                   Hugging Face id, local folder, .gguf file, or "demo"
     model_impl              whose layers run the model: "auto" takes ours where the architecture has some, else transformers';
                             "vllm", vLLM's word for its own, means ours
+    tokenizer_revision      of the tokenizer's repository, or of the model's where that has the tokenizer; None takes `revision`
+    download_dir            where downloads from the Hub are kept; None for huggingface_hub's cache
     dtype                   of weights and activations; "auto" takes the checkpoint's
     max_model_len           tokens of prompt and output together; None takes the model's own limit, with LongRoPE the context
                             trained on
@@ -68,6 +70,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: str
     tokenizer: str | None = None
     revision: str | None = None
+    tokenizer_revision: str | None = None
+    download_dir: str | None = None
     trust_remote_code: bool = False
     load_format: LoadFormat = "auto"
     model_impl: ModelImpl = "auto"

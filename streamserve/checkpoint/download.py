@@ -16,20 +16,25 @@ from streamserve.process.child import start_module
 
 
 class ModelFiles(msgspec.Struct, frozen=True, tag=True):
-    """A model's configuration, tokenizer and, unless `load_format` is "dummy", weights."""
+    """A model's configuration, tokenizer and, unless `load_format` is "dummy", weights.
+
+    download_dir  where they are kept; None for huggingface_hub's cache
+    """
 
     repository: str
     revision: str | None
     load_format: str
     trust_remote_code: bool
+    download_dir: str | None = None
 
 
 class TokenizerFiles(msgspec.Struct, frozen=True, tag=True):
-    """A tokenizer's files alone, by their patterns."""
+    """A tokenizer's files alone, by their patterns; `download_dir` as of a model's."""
 
     repository: str
     revision: str | None
     patterns: list[str]
+    download_dir: str | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):

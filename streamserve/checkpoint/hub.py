@@ -46,26 +46,25 @@ def _fetch(files: ModelFiles | TokenizerFiles) -> Outcome:
     try:
         if isinstance(files, ModelFiles):
             return Outcome(folder=str(download_model(files)))
-        return Outcome(folder=str(snapshot(files.repository, files.revision, files.patterns, ignored=[])))
+        return Outcome(folder=str(snapshot(files, files.patterns, ignored=[])))
     except ConfigError as error:
         return Outcome(problem=error.message)
 
 
 def download_model(files: ModelFiles) -> Path:
     """The local snapshot of a model's repository. Raises `ConfigError`."""
-    model, revision = files.repository, files.revision
-    folder = snapshot(model, revision, CONFIG_PATTERNS + (["*.py"] if files.trust_remote_code else []))
-    snapshot(model, revision, TEMPLATE_PATTERNS, ignored=[])
+    folder = snapshot(files, CONFIG_PATTERNS + (["*.py"] if files.trust_remote_code else []))
+    snapshot(files, TEMPLATE_PATTERNS, ignored=[])
     if files.load_format != "dummy":
         text_only = has_other_parts(read_json(folder / "config.json") or {})
         indexed = [file.name for file in weight_files(folder, text_only=text_only)] if (folder / INDEX).is_file() else None
-        folder = snapshot(model, revision, indexed or WEIGHT_PATTERNS)
+        folder = snapshot(files, indexed or WEIGHT_PATTERNS)
         if not weight_files(folder, text_only=text_only):
-            refuse_pickles(model, _files_on_the_hub(model, revision))
+            refuse_pickles(files.repository, _files_on_the_hub(files.repository, files.revision))
     return folder
 
 
-def snapshot(model: str, revision: str | None, patterns: list[str], ignored: list[str] = IGNORED_PATTERNS) -> Path:
+def snapshot(files: ModelFiles | TokenizerFiles, patterns: list[str], ignored: list[str] = IGNORED_PATTERNS) -> Path:
     """Download a repository's files that match `patterns` and none of `ignored`.
 
     Raises `ConfigError` with what to do when they can't be had.
@@ -73,8 +72,13 @@ def snapshot(model: str, revision: str | None, patterns: list[str], ignored: lis
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    model = files.repository
+    kept_in = None if files.download_dir is None else Path(files.download_dir).expanduser()
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
+        found = snapshot_download(
+            model, revision=files.revision, cache_dir=kept_in, allow_patterns=patterns, ignore_patterns=ignored
+        )
+        return Path(found)
     except GatedRepoError as error:
         raise ConfigError(f"{model}: gated on the Hub; accept its terms there and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:

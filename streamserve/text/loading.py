@@ -49,14 +49,14 @@ def load_parts(path: Path, trust_remote_code: bool) -> TokenizerParts:
     return _from_transformers(path, trust_remote_code)
 
 
-def locate_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> Path:
+def locate_tokenizer(name: str, revision: str | None, trust_remote_code: bool, download_dir: str | None) -> Path:
     """The path of a local tokenizer, or of a repository's, of which only the tokenizer's files are downloaded."""
     path = demo_path() if name == DEMO else Path(name).expanduser()
     if path.exists():
         return path
     patterns = [*_TOKENIZER_FILES, "*.py"] if trust_remote_code else _TOKENIZER_FILES
     try:
-        return download(TokenizerFiles(name, revision, patterns))
+        return download(TokenizerFiles(name, revision, patterns, download_dir))
     except ConfigError as error:
         raise ConfigError(
             f"--tokenizer {name}: neither a local path nor a repository that can be fetched ({error.message})"

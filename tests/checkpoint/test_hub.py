@@ -63,6 +63,14 @@ def resolve_elsewhere(hub: StubHub, home: Path, model: str, *, offline: bool = F
     return result
 
 
+def test_downloads_are_kept_where_the_operator_says(hub: StubHub, tmp_path: Path) -> None:
+    kept = tmp_path / "models"
+    found = resolve_elsewhere(hub, tmp_path / "home", "org/tiny", download_dir=str(kept))
+    assert Path(str(found["path"])).is_relative_to(kept)
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    assert resolve_elsewhere(hub, tmp_path / "home", "org/tiny", offline=True, download_dir=str(kept)) == found
+
+
 def test_a_hub_id_is_downloaded_once_and_found_again_offline(hub: StubHub, tmp_path: Path) -> None:
     found = resolve_elsewhere(hub, tmp_path, "org/tiny")
     assert found["format"] == "safetensors"

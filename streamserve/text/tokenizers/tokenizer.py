@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from streamserve.checkpoint.files import Checkpoint
+from streamserve.checkpoint.names import DEMO
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.text.chat_template import ChatMessage, ModelTemplates
@@ -19,24 +21,40 @@ from streamserve.text.rendered_text import RenderedText
 
 
 def load_tokenizer(
-    checkpoint: Checkpoint, *, tokenizer: str | None = None, revision: str | None = None, trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    *,
+    tokenizer: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    download_dir: str | None = None,
 ) -> Tokenizer:
     """The checkpoint's tokenizer, or the one that `tokenizer` names: a folder, a .gguf or tokenizer.json file, a Hub id.
 
     Raises `ConfigError` when there is none or it needs code that is not trusted, `ModelNotSupported` for a GGUF vocabulary
     that is not supported.
     """
-    path = checkpoint.path if tokenizer is None else locate_tokenizer(tokenizer, revision, trust_remote_code)
+    path = checkpoint.path
+    if tokenizer is not None:
+        path = locate_tokenizer(tokenizer, revision, trust_remote_code, download_dir)
     return Tokenizer(load_parts(path, trust_remote_code))
 
 
 def tokenizer_of(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of a configuration; as `load_tokenizer`."""
+    """The tokenizer of a configuration; as `load_tokenizer`. Another revision of the model's own is downloaded by itself."""
+    name = config.tokenizer
+    if config.tokenizer_revision is not None:
+        name = name or config.model
+        if name == DEMO or Path(name).expanduser().exists():
+            raise ConfigError(
+                f"--tokenizer-revision {config.tokenizer_revision}: only repositories on the Hub have any, "
+                f"{name} is on this disk"
+            )
     return load_tokenizer(
         checkpoint,
-        tokenizer=config.tokenizer,
-        revision=config.revision,
+        tokenizer=name,
+        revision=config.tokenizer_revision or config.revision,
         trust_remote_code=config.trust_remote_code,
+        download_dir=config.download_dir,
     )
 
 
