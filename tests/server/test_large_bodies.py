@@ -106,9 +106,12 @@ async def sender(port: int) -> AsyncIterator[Process]:
 def allowed_s() -> float:
     """20 ms, and more on machines where decoding the largest text alone takes most of that."""
     text = msgspec.json.encode("é \n\U0001f600" * 700_000)
-    started_at = time.process_time()
-    msgspec.json.decode(text)
-    return max(MAX_HELD_S, 2 * (time.process_time() - started_at))
+    tries = []
+    for _ in range(ATTEMPTS):
+        started_at = time.process_time()
+        msgspec.json.decode(text)
+        tries.append(time.process_time() - started_at)
+    return max(MAX_HELD_S, 2 * min(tries))
 
 
 async def longest_hold_s(process: Process, large: LargeBody) -> tuple[float, int]:
