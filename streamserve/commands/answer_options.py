@@ -13,7 +13,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.commands.vllm_command import CommandT, option
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.text.parsing.registry import REASONING_PARSERS, TOOL_CALL_PARSERS
+from streamserve.text.parsing.dialects import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.sampling_defaults import default_sampling_params
 
 _chat = partial(option, "Chats")
@@ -31,8 +31,8 @@ _OPTIONS = [
         is_flag=True,
         help="Read <|im_end|> and the like in a chat's messages as the model's tokens, not as text.",
     ),
-    _chat("--tool-call-parser", type=click.Choice(list(TOOL_CALL_PARSERS)), help="Reads tool calls; else by the template."),
-    _chat("--reasoning-parser", type=click.Choice(list(REASONING_PARSERS)), help="Reads reasoning; else by the template."),
+    _chat("--tool-call-parser", type=click.Choice(TOOL_CALL_PARSERS), help="Reads tool calls; else by the template."),
+    _chat("--reasoning-parser", type=click.Choice(REASONING_PARSERS), help="Reads reasoning; else by the template."),
     _chat("--enable-auto-tool-choice", is_flag=True, help="Do not start when the model's tool calls can't be read."),
     _chat("--exclude-tools-when-tool-choice-none", is_flag=True, help="Leave tools not to be called out of the prompt."),
     _answers("--generation-config", default="auto", help='"auto": defaults from the model; "vllm": none; or a folder.'),

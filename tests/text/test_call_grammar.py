@@ -9,10 +9,12 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from streamserve.text.grammars.call_grammar import AnswerForm
+from streamserve.text.parsing.answer import AnswerParser
+from streamserve.text.parsing.dialects import CALL_FORMATS, REASONING_FORMATS
 from streamserve.text.parsing.pieces import Content, ToolCallArguments, ToolCallStart
-from streamserve.text.parsing.registry import TOOL_CALL_PARSERS
 from streamserve.text.schemas.call_schema import ANY_ARGUMENTS, Function, call_schema
 
+QWEN3, HERMES = REASONING_FORMATS["qwen3"], CALL_FORMATS["hermes"]
 BYTES = LLTokenizer("byte")
 STRICT = {"type": "object", "properties": {"x": {"$ref": "#/$defs/n"}}, "required": ["x"], "additionalProperties": False}
 FUNCTIONS = [Function("a", {**STRICT, "$defs": {"n": {"type": "integer"}}}), Function("b", ANY_ARGUMENTS)]
@@ -52,18 +54,17 @@ WAYS = [("hermes", tagged), ("llama3_json", bare), ("mistral", array), ("mistral
 
 @pytest.mark.parametrize(("dialect", "write"), WAYS, ids=["hermes", "llama3", "array", "named"])
 def test_free_text_is_free_and_calls_keep_to_their_schemas(dialect: str, write: Any) -> None:
-    form = AnswerForm(dialect=dialect, functions=FUNCTIONS)
+    form = AnswerForm(calls=CALL_FORMATS[dialect], functions=FUNCTIONS)
     for text in ("", "Hello, 1 < 2 [and] {so} on.\n", write(A), write(B), write(A, B, A)):
         assert is_allowed(form, text), text
     for text in (write(WRONG), write(A, WRONG), write({**A, "name": "c"}), write(A)[:-3]):
         assert not is_allowed(form, text), text
-    assert not is_allowed(AnswerForm(dialect=dialect, functions=FUNCTIONS, parallel=False), write(A, B))
+    assert not is_allowed(AnswerForm(calls=CALL_FORMATS[dialect], functions=FUNCTIONS, parallel=False), write(A, B))
 
 
 @pytest.mark.parametrize(("dialect", "write"), WAYS, ids=["hermes", "llama3", "array", "named"])
 def test_what_is_allowed_is_what_the_parser_reads(dialect: str, write: Any) -> None:
-    new_parser, _ = TOOL_CALL_PARSERS[dialect]
-    parser = new_parser([function.name for function in FUNCTIONS])
+    parser = AnswerParser.of_calls(CALL_FORMATS[dialect], {function.name: function.arguments for function in FUNCTIONS})
     pieces = [*parser.push(write(A, B)), *parser.finish()]
     assert [piece.name for piece in pieces if isinstance(piece, ToolCallStart)] == ["a", "b"]
     texts = [
@@ -75,12 +76,12 @@ def test_what_is_allowed_is_what_the_parser_reads(dialect: str, write: Any) -> N
 
 def test_text_may_stand_before_marked_calls() -> None:
     for dialect, write in (("hermes", tagged), ("mistral", array)):
-        assert is_allowed(AnswerForm(dialect=dialect, functions=FUNCTIONS), "Let me see.\n" + write(A))
+        assert is_allowed(AnswerForm(calls=CALL_FORMATS[dialect], functions=FUNCTIONS), "Let me see.\n" + write(A))
 
 
 @pytest.mark.parametrize("write", [tagged, array])
 def test_an_answer_is_json_or_calls(write: Any) -> None:
-    form = AnswerForm(dialect="hermes" if write is tagged else "mistral", functions=FUNCTIONS, answer=ANSWER)
+    form = AnswerForm(calls=CALL_FORMATS["hermes" if write is tagged else "mistral"], functions=FUNCTIONS, answer=ANSWER)
     for text in ('{"y": true}', write(A), write(A, B)):
         assert is_allowed(form, text), text
     for text in ("Hello", '{"y": 1}', write(WRONG), '{"y": true} ' + write(A)):
@@ -89,7 +90,7 @@ def test_an_answer_is_json_or_calls(write: Any) -> None:
 
 def test_reasoning_may_come_before_json_must_have_ended_or_can_not_come() -> None:
     thought = "hm, {\n</think>\n\n"
-    may, has_begun, cannot = (AnswerForm(dialect=None, answer=ANSWER, thinks=thinks) for thinks in (False, True, None))
+    may, has_begun, cannot = (AnswerForm(reasoning=QWEN3, answer=ANSWER, thinks=thinks) for thinks in (False, True, None))
     assert is_allowed(may, "<think>\n" + thought + '{"y": true}')
     assert is_allowed(may, '{"y": true}')
     assert not is_allowed(may, thought + '{"y": true}')
@@ -101,10 +102,16 @@ def test_reasoning_may_come_before_json_must_have_ended_or_can_not_come() -> Non
 
 @pytest.mark.parametrize("dialect", ["hermes", "llama3_json", "mistral"])
 def test_marks_that_are_special_tokens_are_named_by_their_ids(dialect: str) -> None:
-    _, marks = TOOL_CALL_PARSERS[dialect]
-    special = dict.fromkeys((*marks, "<think>", "</think>"), 7)
+    special = dict.fromkeys((*CALL_FORMATS[dialect].marks, "<think>", "</think>"), 7)
     for answer in (None, ANSWER):
-        source = AnswerForm(dialect=dialect, functions=FUNCTIONS, answer=answer, thinks=False, special=special).lark()
+        source = AnswerForm(
+            calls=CALL_FORMATS[dialect],
+            functions=FUNCTIONS,
+            answer=answer,
+            thinks=False,
+            special=special,
+            reasoning=QWEN3,
+        ).lark()
         assert not any(mark in source for mark in special)
         assert "<[7]>" in source
 
@@ -165,7 +172,7 @@ def test_tools_that_name_their_parts_alike_keep_them_apart() -> None:
             "$defs": {"p": {"$id": "part", "$ref": "#/$defs/q", "$defs": {"q": {"$anchor": "inner", "type": kind}}}},
         }
 
-    form = AnswerForm(dialect="hermes", functions=[Function("a", arguments("string")), Function("b", arguments("integer"))])
+    form = AnswerForm(calls=HERMES, functions=[Function("a", arguments("string")), Function("b", arguments("integer"))])
     for name, value in (("a", "x"), ("b", 1)):
         other = 1 if value == "x" else "x"
         for key in ("part", "again"):
@@ -176,8 +183,8 @@ def test_tools_that_name_their_parts_alike_keep_them_apart() -> None:
 @pytest.mark.parametrize(("dialect", "write"), WAYS, ids=["hermes", "llama3", "array", "named"])
 def test_names_that_are_no_ascii_are_found(dialect: str, write: Any) -> None:
     schema = {**ANSWER, "properties": {"y": {"$ref": "#/$defs/对"}}, "$defs": {"对": {"type": "boolean"}}}
-    form = AnswerForm(dialect=dialect, functions=[Function("a", schema)])
+    form = AnswerForm(calls=CALL_FORMATS[dialect], functions=[Function("a", schema)])
     assert is_allowed(form, write({"name": "a", "arguments": {"y": True}}))
     assert not is_allowed(form, write({"name": "a", "arguments": {"y": 1}}))
     if dialect != "llama3_json":
-        assert is_allowed(AnswerForm(dialect=dialect, functions=FUNCTIONS, answer=schema), '{"y": true}')
+        assert is_allowed(AnswerForm(calls=CALL_FORMATS[dialect], functions=FUNCTIONS, answer=schema), '{"y": true}')

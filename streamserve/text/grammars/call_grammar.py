@@ -1,164 +1,176 @@
 """Grammars of chat answers: text or a JSON value, after reasoning or not, or tool calls whose arguments follow their schemas.
 
-Pure text, in Lark as llguidance reads it (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md). Each dialect's
-grammar generates the calls that its parser reads.
+Pure text, in Lark as llguidance reads it (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md), written from
+the data that the parsers of a dialect follow: what a grammar generates is what they read.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamserve.text.parsing import bare, mistral, reasoning, tagged
-from streamserve.text.schemas.call_schema import JSON_STYLE, Function, call_schema
-from streamserve.text.schemas.references import with_local_references
-
-MARKED_DIALECTS = ("hermes", "mistral")
-"""Dialects whose calls can't be mistaken for a JSON answer."""
-
-_SPACE = r"SPACE: /[ \t\n\r]{0,8}/"
+from streamserve.text.grammars.argument_rules import argument_rules
+from streamserve.text.grammars.lark_rules import LarkRules, json_rule, pattern_of
+from streamserve.text.parsing.formats import CallFormat, CallList, ChannelFormat, NamedCall, ObjectCall, ReasoningFormat
+from streamserve.text.schemas.call_schema import Function, call_schema
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerForm:
     """The forms that an answer may take.
 
-    dialect    name of the parser of calls, None without calls
-    functions  what may be called
-    parallel   whether several times
-    answer     JSON schema of an answer that is no call; free text when None
-    thinks     whether reasoning precedes a JSON answer: True when it has begun, False when it may begin, None when it can't
-    special    ids of the marks that are special tokens of the vocabulary
+    calls        how calls are written, None without calls
+    channels     in place of that, for answers that are messages of channels
+    reasoning    how reasoning is written
+    functions    what may be called
+    parallel     whether several times
+    is_required  whether the answer is calls, and nothing else but reasoning
+    answer       JSON schema of an answer that is no call; free text when None
+    thinks       whether reasoning precedes JSON or required calls: True when it has begun, False when it may begin, else None
+    special      ids of the marks that are special tokens of the vocabulary
     """
 
-    dialect: str | None
+    calls: CallFormat | None = None
+    channels: ChannelFormat | None = None
+    reasoning: ReasoningFormat | None = None
     functions: Sequence[Function] = ()
     parallel: bool = True
+    is_required: bool = False
     answer: Mapping[str, Any] | None = None
     thinks: bool | None = None
     special: Mapping[str, int] = field(default_factory=dict)
 
     def lark(self) -> str:
         """The grammar's source."""
-        if self.answer is not None:
-            return "\n".join([*self._before_json(), f"answer: {_json(self.answer)}", _SPACE, *self._call_rules()])
-        return "\n".join([*_FREE[self.dialect or ""](self), _SPACE, *self._call_rules()])
-
-    def mark(self, text: str) -> str:
-        """A mark as a term of a rule."""
-        return f"<[{self.special[text]}]>" if text in self.special else json.dumps(text)
-
-    def up_to(self, name: str, mark: str) -> str:
-        """Rule `name`: anything that ends with its first `mark`."""
-        if mark in self.special:
-            return f"{name}: {name.upper()} {self.mark(mark)}\n{name.upper()}: /(?s:.*)/"
-        pattern = _pattern(mark)
-        return f"{name}: {name.upper()}\n{name.upper()}: /(?s:.*){pattern}/ & ~/(?s:.*){pattern}(?s:.+)/"
-
-    def text_without(self, mark: str) -> str:
-        """Rule TEXT: anything without `mark`."""
-        return "TEXT: /(?s:.*)/" if mark in self.special else f"TEXT: /(?s:.*)/ & ~/(?s:.*){_pattern(mark)}(?s:.*)/"
-
-    def _before_json(self) -> list[str]:
-        body = "(answer | calls)" if self.functions else "answer"
-        if self.thinks is None:
-            return [f"start: {body}"]
-        begin = "" if self.thinks else f"{self.mark(reasoning.START)} "
-        thought = f"{begin}thought SPACE"
-        return [
-            f"start: {thought} {body}" if self.thinks else f"start: ({thought})? {body}",
-            self.up_to("thought", reasoning.END),
-        ]
-
-    def _call_rules(self) -> list[str]:
-        if not self.functions or self.dialect is None:
-            return []
-        return _CALLS[self.dialect](self)
-
-    def object(self, arguments_key: str) -> str:
-        """Rule `object`: a call as a JSON object."""
-        schema, definitions = call_schema(self.functions, arguments_key)
-        return f"object: {_json({**schema, '$defs': definitions})}"
-
-    def repeated(self, separator: str, rule: str) -> str:
-        """`rule`, once or, where calls may be parallel, any number of times."""
-        return f"{rule} ({separator} {rule})*" if self.parallel else rule
+        rules = LarkRules(self.special)
+        if self.channels is not None:
+            start = _in_channels(self, self.channels, rules)
+        elif self.answer is not None or self.is_required:
+            start = _after_reasoning(self, _whole_answer(self, rules), rules)
+        elif self.calls is not None and self.functions:
+            start = _free(self, self.calls, rules)
+        else:
+            start = rules.anything
+        return rules.source(start)
 
 
-def _free_hermes(form: AnswerForm) -> list[str]:
-    turns = "*" if form.parallel else "?"
-    return [
-        f"start: (to_call call_end){turns} TEXT",
-        form.up_to("to_call", tagged.START),
-        form.text_without(tagged.START),
-    ]
+def _whole_answer(form: AnswerForm, rules: LarkRules) -> str:
+    """A JSON value, or calls where there may be some."""
+    forms = [] if form.answer is None else [rules.rule(json_rule(form.answer))]
+    if form.calls is not None and form.functions:
+        forms.append(_calls(form, form.calls, rules))
+    return forms[0] if len(forms) == 1 else rules.rule(" | ".join(forms))
 
 
-def _hermes_calls(form: AnswerForm) -> list[str]:
-    return [
-        f"calls: {form.repeated('SPACE', 'call')}",
-        f"call: {form.mark(tagged.START)} call_end",
-        f"call_end: SPACE object SPACE {form.mark(tagged.END)}",
-        form.object("arguments"),
-    ]
+def _after_reasoning(form: AnswerForm, body: str, rules: LarkRules) -> str:
+    if form.thinks is None or form.reasoning is None:
+        return body
+    begin = "" if form.thinks else f"{rules.one_of(form.reasoning.opens)} "
+    thought = f"{begin}{rules.up_to(form.reasoning.closes)} {rules.space}"
+    return f"{thought} {body}" if form.thinks else f"({thought})? {body}"
 
 
-def _free_bare(form: AnswerForm) -> list[str]:
-    begin = r"[ \t\n\r]*\{(?s:.*)"
-    if bare.PYTHON_TAG not in form.special:
-        begin = rf"[ \t\n\r]*(\{{|{_pattern(bare.PYTHON_TAG)})(?s:.*)"
-    return ["start: TEXT | calls", f"TEXT: /(?s:.*)/ & ~/{begin}/"]
+def _free(form: AnswerForm, calls: CallFormat, rules: LarkRules) -> str:
+    """Text in which calls may stand; only instead of it where no mark begins them."""
+    if not calls.openings:
+        return f"{rules.terminal(_without_beginnings(calls, rules))} | {_calls(form, calls, rules)}"
+    marks = calls.openings.marks
+    begun = [f"{rules.up_to((mark,), marks)} {_rest(form, calls, mark, rules)}" for mark in _opens(calls)]
+    one = rules.rule(" | ".join(begun))
+    return f"{one}{'*' if form.parallel else '?'} {rules.text_without(marks)}"
 
 
-def _bare_calls(form: AnswerForm) -> list[str]:
-    return [
-        f"calls: {form.mark(bare.PYTHON_TAG)}? SPACE {form.repeated('SEPARATOR', 'object')}",
-        r"SEPARATOR: /[ \n]{0,4};[ \n]{0,4}/",
-        form.object("parameters"),
-    ]
+def _without_beginnings(calls: CallFormat, rules: LarkRules) -> str:
+    """The expression of a text that does not begin as calls do."""
+    first = "".join(sorted({each.opens or "{" for each in calls.lists}))
+    begins = [f"[{re.escape(first)}]", *(pattern_of(lead) for lead in calls.leads if lead not in rules.special)]
+    return rf"/(?s:.*)/ & ~/[ \t\n\r]*({'|'.join(begins)})(?s:.*)/"
 
 
-def _free_mistral(form: AnswerForm) -> list[str]:
-    return [
-        "start: TEXT | to_calls calls_end",
-        form.up_to("to_calls", mistral.MARKER),
-        form.text_without(mistral.MARKER),
-    ]
+def _opens(calls: CallFormat) -> Sequence[str]:
+    """The marks that calls are begun with: those of a call alone only where it has no others."""
+    return calls.opens or calls.openings.marks
 
 
-def _mistral_calls(form: AnswerForm) -> list[str]:
-    marker = form.mark(mistral.MARKER)
-    named = [
-        f"{json.dumps(function.name)} {form.mark(mistral.ARGS)}? {_json(function.arguments)}" for function in form.functions
-    ]
-    separator = '"," SPACE'
-    return [
-        f"calls: {marker} calls_end",
-        f"calls_end: SPACE (array | {form.repeated(marker, 'named')})",
-        f'array: "[" {form.repeated(separator, "object")} "]"',
-        f"named: {' | '.join(named)}",
-        form.object("arguments"),
-    ]
+def _calls(form: AnswerForm, calls: CallFormat, rules: LarkRules) -> str:
+    """Calls from their first mark on."""
+    if not calls.openings:
+        lead = f"({rules.one_of(calls.leads)})? " if calls.leads else ""
+        return rules.rule(f"{lead}{_rest(form, calls, '', rules)}")
+    begun = [f"{rules.one_of((mark,))} {_rest(form, calls, mark, rules)}" for mark in _opens(calls)]
+    one = rules.rule(" | ".join(begun))
+    return rules.rule(f"{one} ({rules.space} {one})*" if form.parallel else one)
 
 
-_FREE: Mapping[str, Callable[[AnswerForm], list[str]]] = {
-    "hermes": _free_hermes,
-    "llama3_json": _free_bare,
-    "mistral": _free_mistral,
-}
-_CALLS: Mapping[str, Callable[[AnswerForm], list[str]]] = {
-    "hermes": _hermes_calls,
-    "llama3_json": _bare_calls,
-    "mistral": _mistral_calls,
-}
+def _rest(form: AnswerForm, calls: CallFormat, mark: str, rules: LarkRules) -> str:
+    """What follows the mark that begins calls, up to their end."""
+    lists = [_list(form, each, calls, mark, rules) for each in calls.lists]
+    closes = ""
+    if calls.closes and calls.openings:
+        # A list with brackets of its own shows where it ends: some models write no mark after it.
+        is_optional = all(each.closes for each in calls.lists)
+        closes = f" ({rules.space} {rules.one_of(calls.closes[:1])}){'?' if is_optional else ''}"
+    return rules.rule(f"{rules.space} ({' | '.join(lists)}){closes}")
 
 
-def _json(schema: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({**with_local_references(schema), 'x-guidance': JSON_STYLE})}"
+def _list(form: AnswerForm, calls: CallList, format: CallFormat, mark: str, rules: LarkRules) -> str:
+    first = _call(form, calls, rules, is_begun=mark not in format.opens and bool(mark))
+    if calls.separator is None or not form.parallel or not (calls.separator or format.opens):
+        several = first
+    else:
+        separator = f"{rules.one_of((calls.separator,))} {rules.space}" if calls.separator else ""
+        several = f"{first} ({rules.space} {separator} {_call(form, calls, rules)})*"
+    if not calls.opens:
+        return rules.rule(several)
+    return rules.rule(f'"{calls.opens}" {rules.space} {several} {rules.space} "{calls.closes}"')
 
 
-def _pattern(text: str) -> str:
-    return re.escape(text).replace("/", r"\/")
+def _call(form: AnswerForm, calls: CallList, rules: LarkRules, *, is_begun: bool = False) -> str:
+    """One call of any of the functions; `is_begun` after its first mark."""
+    if isinstance(calls.call, ObjectCall):
+        schema, definitions = call_schema(form.functions, calls.call.arguments_key)
+        return rules.rule(json_rule({**schema, "$defs": definitions}))
+    return rules.rule(" | ".join(_named(calls.call, function, rules, is_begun=is_begun) for function in form.functions))
+
+
+def _named(call: NamedCall, function: Function, rules: LarkRules, *, is_begun: bool) -> str:
+    before = [rules.one_of(mark.texts) for mark in call.before[1 if is_begun else 0 :]]
+    name = [rules.literal(call.prefix + function.name)]
+    if call.name_is_id:
+        name += ['":"', rules.terminal("/[0-9]{1,4}/")]
+    between = [f"{rules.one_of(mark.texts)}{'?' if mark.optional else ''}" for mark in call.between]
+    after = [rules.one_of(mark.texts) for mark in call.after]
+    arguments = argument_rules(call.arguments, function, rules)
+    if call.arguments_stand_apart:
+        between, after = [rules.space, *between, rules.space], [rules.space, *_spaced(after, rules)]
+    return rules.rule(" ".join([*before, *name, *between, arguments, *after]))
+
+
+def _spaced(terms: Sequence[str], rules: LarkRules) -> list[str]:
+    return [each for term in terms for each in (term, rules.space)][:-1]
+
+
+def _in_channels(form: AnswerForm, channels: ChannelFormat, rules: LarkRules) -> str:
+    """Reasoning in its channel, then the answer in the last one, or calls; after a prompt that ends with the first role."""
+
+    def message(channel: str) -> str:
+        return f"{rules.one_of((channels.channel,))} {rules.literal(channel)} {rules.one_of((channels.body,))}"
+
+    again = f"{rules.one_of((channels.begins,))} {rules.literal(channels.role)}"
+    thought = f"({message(channels.reasoning)} {rules.up_to(channels.ends[:1])} {again})?"
+    text = rules.anything if form.answer is None else rules.rule(json_rule(form.answer))
+    forms = [] if form.is_required else [f"{message(channels.final)} {text}"]
+    if form.functions:
+        forms.append(_channel_calls(form, channels, again, rules))
+    return f"{thought} ({' | '.join(forms)})"
+
+
+def _channel_calls(form: AnswerForm, channels: ChannelFormat, again: str, rules: LarkRules) -> str:
+    header = f"{rules.one_of((channels.channel,))} {rules.literal(f'{channels.calls} {channels.recipient}{channels.prefix}')}"
+    kind = f'" " {rules.one_of((channels.constraint,))} "json" {rules.one_of((channels.body,))}'
+    calls = [f"{rules.literal(each.name)} {kind} {rules.rule(json_rule(each.arguments))}" for each in form.functions]
+    one = rules.rule(f"{header} ({' | '.join(calls)})")
+    ended = rules.one_of(channels.ends[1:2])
+    return rules.rule(f"{one} ({ended} {again} {one})*" if form.parallel else one)

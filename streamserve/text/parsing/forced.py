@@ -1,9 +1,14 @@
-"""Required tool calls: a grammar makes the whole answer the arguments of one function, or an array of calls."""
+"""Required tool calls without a dialect: a grammar makes all of the answer one function's arguments, or an array of calls."""
 
 from __future__ import annotations
 
-from streamserve.text.parsing.mistral import ArrayParser
+from streamserve.text.parsing.answer import AnswerParser
+from streamserve.text.parsing.formats import CallFormat, CallList, ObjectCall
 from streamserve.text.parsing.pieces import Content, Piece, ToolCallArguments, ToolCallStart
+
+_ARRAY = CallFormat(
+    is_bare=True, lists=(CallList(call=ObjectCall(arguments_key="parameters"), opens="[", separator=",", closes="]"),)
+)
 
 
 class ForcedCallParser:
@@ -26,8 +31,20 @@ class ForcedCallParser:
         return []
 
 
-class RequiredCallsParser(ArrayParser):
+class RequiredCallsParser:
     """An array of calls and nothing else: a call cut short before its name is dropped."""
 
+    passes_through = False
+
+    def __init__(self) -> None:
+        self._parser = AnswerParser.of_calls(_ARRAY)
+
+    def push(self, text: str) -> list[Piece]:
+        return _without_content(self._parser.push(text))
+
     def finish(self, *, is_cut: bool = False) -> list[Piece]:
-        return [piece for piece in super().finish(is_cut=is_cut) if not isinstance(piece, Content)]
+        return _without_content(self._parser.finish(is_cut=is_cut))
+
+
+def _without_content(pieces: list[Piece]) -> list[Piece]:
+    return [piece for piece in pieces if not isinstance(piece, Content)]

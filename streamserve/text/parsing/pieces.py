@@ -18,10 +18,14 @@ class Reasoning(NamedTuple):
 
 
 class ToolCallStart(NamedTuple):
-    """The model calls tool `name`; `call` counts the calls of one answer from 0."""
+    """The model calls tool `name`; `call` counts the calls of one answer from 0.
+
+    id  by which the model refers to the call, where its dialect writes one
+    """
 
     call: int
     name: str
+    id: str | None = None
 
 
 class ToolCallArguments(NamedTuple):

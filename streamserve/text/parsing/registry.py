@@ -1,65 +1,80 @@
-"""The parsers by vLLM's names, chosen by a flag or by the marks in the chat template."""
+"""A model's dialect: by vLLM's names of parsers, or by the marks that its chat template writes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 
 from streamserve.errors import ConfigError
-from streamserve.text.parsing.bare import PYTHON_TAG, BareCallParser
 from streamserve.text.parsing.dialect import Dialect
-from streamserve.text.parsing.mistral import ARGS as MISTRAL_ARGS
-from streamserve.text.parsing.mistral import MARKER as MISTRAL_MARKER
-from streamserve.text.parsing.mistral import MistralParser
-from streamserve.text.parsing.pieces import Parser
-from streamserve.text.parsing.reasoning import END as END_OF_REASONING
-from streamserve.text.parsing.reasoning import START as START_OF_REASONING
-from streamserve.text.parsing.tagged import END as END_OF_CALL
-from streamserve.text.parsing.tagged import START as START_OF_CALL
-from streamserve.text.parsing.tagged import TaggedCallParser
+from streamserve.text.parsing.dialects import (
+    CALL_FORMATS,
+    CHANNEL_CALLS,
+    CHANNEL_REASONING,
+    CHANNELS,
+    REASONING_FORMATS,
+    REASONING_PARSERS,
+    TOOL_CALL_PARSERS,
+)
 
-TOOL_CALL_PARSERS: Mapping[str, tuple[Callable[[Collection[str]], Parser], tuple[str, ...]]] = {
-    "hermes": (lambda _: TaggedCallParser(), (START_OF_CALL, END_OF_CALL)),
-    "llama3_json": (BareCallParser, (PYTHON_TAG,)),
-    "mistral": (lambda _: MistralParser(), (MISTRAL_MARKER, MISTRAL_ARGS)),
-}
-"""By name: what makes a parser for functions of these names, and the marks it looks for. Marked calls may name any function."""
+_CALLS_BY_TEXT = (
+    ("<|channel|>", "<|message|>", CHANNEL_CALLS),
+    ("<|tool_calls_section_begin|>", "", "kimi_k2"),
+    ("<minimax:tool_call>", "", "minimax_m2"),
+    ("<seed:tool_call>", "", "seed_oss"),
+    ("<longcat_tool_call>", "", "longcat"),
+    ("<arg_key>", "<tool_call>", "glm45"),
+    ("<function=", "<tool_call>", "qwen3_coder"),
+    ("<｜tool▁calls▁begin｜>", "```json", "deepseek_v3"),
+    ("<｜tool▁calls▁begin｜>", "", "deepseek_v31"),
+    ("<start_function_call>", "", "functiongemma"),
+    ("<|tool_call>", "", "gemma4"),
+    ("<|tool_call_start|>", "", "lfm2"),
+    ("<tool_calls>", "", "jamba"),
+    ("<function_calls>", "", "olmo3"),
+    ("<tool_call>", "", "hermes"),
+    ("[TOOL_CALLS]", "", "mistral"),
+    ("<|/tool_call|>", "", "phi4_mini_json"),
+    ("functools[", "", "phi4_mini_json"),
+    ("<|tool_call|>", "", "granite"),
+    ("<function_call>", "", "granite-20b-fc"),
+    ("<|python_start|>", "", "llama4_pythonic"),
+    ("<|python_tag|>", "", "llama3_json"),
+    ('"parameters": ', "", "llama3_json"),
+)
+"""Two texts that a template holds, and the name of the parser for it; the first that fits."""
 
-REASONING_PARSERS: Mapping[str, bool] = {"deepseek_r1": True, "qwen3": False}
-"""By name: whether an answer begins with reasoning even without an opening mark."""
+_REASONING_BY_TEXT = (
+    ("<|channel|>", "<|message|>", CHANNEL_REASONING),
+    ("[/THINK]", "", "mistral"),
+    ("</seed:think>", "", "seed_oss"),
+    ("<channel|>", "", "gemma4"),
+    ("</think>", "<|tool_calls_section_begin|>", "kimi_k2"),
+    ("</think>", "", "qwen3"),
+    ("Here is my thought process:", "Here is my response:", "granite"),
+)
 
 
 def dialect_of(chat_template: str, *, tool_call_parser: str | None = None, reasoning_parser: str | None = None) -> Dialect:
     """A model's dialect: by the flags, else by its chat template.
 
-    Raises `ConfigError` for a name that is not in the registry.
+    Raises `ConfigError` for a name that is not known.
     """
-    calls = _known("--tool-call-parser", tool_call_parser, TOOL_CALL_PARSERS) or _calls_in(chat_template)
-    reasoning = _known("--reasoning-parser", reasoning_parser, REASONING_PARSERS)
-    if reasoning is None and END_OF_REASONING in chat_template:
-        reasoning = "qwen3"
-    new_call_parser, marks = TOOL_CALL_PARSERS[calls] if calls is not None else (None, ())
+    calls = _known("--tool-call-parser", tool_call_parser, TOOL_CALL_PARSERS) or _by_text(chat_template, _CALLS_BY_TEXT)
+    reasoning = _known("--reasoning-parser", reasoning_parser, REASONING_PARSERS) or _by_text(chat_template, _REASONING_BY_TEXT)
+    has_channels = calls == CHANNEL_CALLS or reasoning == CHANNEL_REASONING
     return Dialect(
         tool_calls=calls,
-        new_call_parser=new_call_parser,
-        call_marks=marks,
-        reasons=reasoning is not None,
-        always_reasons=reasoning is not None and REASONING_PARSERS[reasoning],
-        reasoning_marks=(START_OF_REASONING, END_OF_REASONING) if reasoning is not None else (),
+        calls=None if has_channels or calls is None else CALL_FORMATS[calls],
+        reasoning=None if has_channels or reasoning is None else REASONING_FORMATS[reasoning],
+        channels=CHANNELS if has_channels else None,
     )
 
 
-def _known(flag: str, name: str | None, parsers: Mapping[str, object]) -> str | None:
+def _known(flag: str, name: str | None, parsers: Collection[str]) -> str | None:
     if name is not None and name not in parsers:
         raise ConfigError(f"{flag} {name}: choose one of {', '.join(parsers)}")
     return name
 
 
-def _calls_in(chat_template: str) -> str | None:
-    """The parser whose marks a template writes."""
-    if START_OF_CALL in chat_template:
-        return "hermes"
-    if MISTRAL_MARKER in chat_template:
-        return "mistral"
-    if PYTHON_TAG in chat_template or '"parameters": ' in chat_template:
-        return "llama3_json"
-    return None
+def _by_text(chat_template: str, table: tuple[tuple[str, str, str], ...]) -> str | None:
+    return next((name for one, other, name in table if one in chat_template and other in chat_template), None)

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamserve.errors import ConfigError
-from streamserve.text.parsing.bare import BareCallParser
-from streamserve.text.parsing.content import ContentParser
+from streamserve.text.parsing.answer import NO_CALLS, AnswerParser
+from streamserve.text.parsing.dialects import CALL_FORMATS, REASONING_FORMATS
 from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
-from streamserve.text.parsing.mistral import ArrayParser, MistralParser
 from streamserve.text.parsing.pieces import Content, Parser, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from streamserve.text.parsing.reasoning import ReasoningParser
 from streamserve.text.parsing.registry import dialect_of
-from streamserve.text.parsing.tagged import TaggedCallParser
 
 Read = tuple[str, str, list[tuple[str, str]]]
 
 
-def read(parser: Parser, parts: list[str]) -> Read:
+def of_calls(name: str, functions: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[[], Parser]:
+    return partial(AnswerParser.of_calls, CALL_FORMATS[name], functions)
+
+
+TaggedCallParser, BareCallParser, MistralParser = of_calls("hermes"), of_calls("llama3_json"), of_calls("mistral")
+ThinkingTagged = partial(AnswerParser.of_calls, CALL_FORMATS["hermes"], None, REASONING_FORMATS["qwen3"])
+Thinking = partial(AnswerParser.of_calls, NO_CALLS, None, REASONING_FORMATS["qwen3"])
+
+
+def read(parser: Parser, parts: list[str], *, is_cut: bool = False) -> Read:
     """(reasoning, content, [(name, arguments)])"""
     pieces: list[Piece] = []
     for part in parts:
         pieces += parser.push(part)
-    pieces += parser.finish()
+    pieces += parser.finish(is_cut=is_cut)
     reasoning, content, calls = "", "", []
     for piece in pieces:
         match piece:
@@ -36,7 +44,7 @@ def read(parser: Parser, parts: list[str]) -> Read:
                 reasoning += text
             case Content(text):
                 content += text
-            case ToolCallStart(index, name):
+            case ToolCallStart(index, name, _):
                 assert index == len(calls)
                 calls.append((name, ""))
             case ToolCallArguments(index, text):
@@ -86,15 +94,15 @@ CASES: list[tuple[Callable[[], Parser], str, Read]] = [
         'Sure. [TOOL_CALLS]a[ARGS]{"x": {}}[TOOL_CALLS]b{"y": "}"}',
         ("", "Sure. ", [("a", '{"x": {}}'), ("b", '{"y": "}"}')]),
     ),
-    (ArrayParser, '[{"name": "a", "parameters": {"x": 1}}]', ("", "", [("a", '{"x": 1}')])),
+    (RequiredCallsParser, '[{"name": "a", "parameters": {"x": 1}}]', ("", "", [("a", '{"x": 1}')])),
     (RequiredCallsParser, '[{"name": "a", "parameters": {"x": 1}}, {"na', ("", "", [("a", '{"x": 1}')])),
     (lambda: ForcedCallParser("a"), '{"x": 1}', ("", "", [("a", '{"x": 1}')])),
-    (lambda: ReasoningParser(ContentParser()), "<think>\nhm, 1 < 2\n</think>\n\nyes", ("hm, 1 < 2", "yes", [])),
-    (lambda: ReasoningParser(ContentParser(), is_thinking=True), "\nhm\n</think>\n\nyes", ("hm", "yes", [])),
-    (lambda: ReasoningParser(ContentParser()), "<thing> is no thought", ("", "<thing> is no thought", [])),
-    (lambda: ReasoningParser(ContentParser()), "<think>never ends", ("never ends", "", [])),
+    (lambda: Thinking(), "<think>\nhm, 1 < 2\n</think>\n\nyes", ("hm, 1 < 2", "yes", [])),
+    (lambda: Thinking(is_thinking=True), "\nhm\n</think>\n\nyes", ("hm", "yes", [])),
+    (lambda: Thinking(), "<thing> is no thought", ("", "<thing> is no thought", [])),
+    (lambda: Thinking(), "<think>never ends", ("never ends", "", [])),
     (
-        lambda: ReasoningParser(TaggedCallParser()),
+        ThinkingTagged,
         '<think>\nhm\n</think>\n\n<tool_call>{"name": "a", "arguments": {}}</tool_call>',
         ("hm", "", [("a", "{}")]),
     ),
@@ -122,15 +130,15 @@ AWKWARD: list[tuple[Callable[[], Parser], str, Read]] = [
     (MistralParser, 'The [TOOL_CALLS] mark [TOOL_CALLS]a{"x": 1}', ("", "The [TOOL_CALLS] mark ", CALLED)),
     (BareCallParser, '\n {"a": 1}', ("", '\n {"a": 1}', [])),
     # JSON that names no function that was offered is an answer
-    (lambda: BareCallParser(["a"]), '{"name": "Bob", "age": 3} ', ("", '{"name": "Bob", "age": 3} ', [])),
-    (lambda: BareCallParser(["a"]), '{"name": "a", "parameters": {"x": 1}}', ("", "", CALLED)),
+    (lambda: of_calls("llama3_json", {"a": {}})(), '{"name": "Bob", "age": 3} ', ("", '{"name": "Bob", "age": 3} ', [])),
+    (lambda: of_calls("llama3_json", {"a": {}})(), '{"name": "a", "parameters": {"x": 1}}', ("", "", CALLED)),
     # calls without arguments have an empty object of them
     (TaggedCallParser, '<tool_call>{"name": "a"}</tool_call>', ("", "", [("a", "{}")])),
     (TaggedCallParser, '<tool_call>{"name": "a", "arguments": null}</tool_call>', ("", "", [("a", "{}")])),
     (TaggedCallParser, '<tool_call>{"arguments": "", "name": "a"}</tool_call>', ("", "", [("a", "{}")])),
     (TaggedCallParser, '<tool_call>{"name": "a", "arguments": "null"}</tool_call>', ("", "", [("a", "{}")])),
     (BareCallParser, '{"name": "a"}', ("", "", [("a", "{}")])),
-    (ArrayParser, '[{"name": "a"}, {"name": "b", "arguments": null}]', ("", "", [("a", "{}"), ("b", "{}")])),
+    (RequiredCallsParser, '[{"name": "a"}, {"name": "b", "arguments": null}]', ("", "", [("a", "{}"), ("b", "{}")])),
     # only one object of arguments counts
     (BareCallParser, '{"name": "a", "parameters": {"x": 1}, "arguments": {}}', ("", "", CALLED)),
     # brackets left out are put there
@@ -140,9 +148,9 @@ AWKWARD: list[tuple[Callable[[], Parser], str, Read]] = [
     (BareCallParser, '{"name": "a", "parameters": {"x": {"y": 1}', ("", "", [("a", '{"x": {"y": 1}}')])),
     (MistralParser, '[TOOL_CALLS]a{"x": {"y": 1}', ("", "", [("a", '{"x": {"y": 1}}')])),
     # the mark of reasoning that has begun already
-    (lambda: ReasoningParser(ContentParser(), is_thinking=True), "<think>\nhm</think>\n\nyes", ("hm", "yes", [])),
-    (lambda: ReasoningParser(ContentParser(), is_thinking=True), "\n<think>hm</think>yes", ("hm", "yes", [])),
-    (lambda: ReasoningParser(ContentParser(), is_thinking=True), "<thin air</think>yes", ("<thin air", "yes", [])),
+    (lambda: Thinking(is_thinking=True), "<think>\nhm</think>\n\nyes", ("hm", "yes", [])),
+    (lambda: Thinking(is_thinking=True), "\n<think>hm</think>yes", ("hm", "yes", [])),
+    (lambda: Thinking(is_thinking=True), "<thin air</think>yes", ("<thin air", "yes", [])),
 ]
 
 
@@ -190,7 +198,7 @@ def test_any_arguments_come_through_unchanged(arguments: dict[str, object], name
 @given(text=st.text(alphabet='<tool_call>{}"name: ,\n/k[]A', max_size=60), size=st.integers(1, 5))
 def test_arbitrary_text_breaks_no_parser(text: str, size: int) -> None:
     parts = [text[at : at + size] for at in range(0, len(text), size)]
-    for make in (TaggedCallParser, BareCallParser, MistralParser, ArrayParser, lambda: ReasoningParser(TaggedCallParser())):
+    for make in (TaggedCallParser, BareCallParser, MistralParser, RequiredCallsParser, ThinkingTagged):
         read(make(), parts)
 
 
@@ -213,8 +221,8 @@ def test_the_template_tells_which_parser_reads_it() -> None:
     assert dialect_of("{{- '\"parameters\": ' }}").tool_calls == "llama3_json"
     assert dialect_of("plain").tool_calls is None
     assert dialect_of("…<tool_call>…", tool_call_parser="llama3_json").tool_calls == "llama3_json"
-    assert dialect_of("…</think>…").reasons
-    assert not dialect_of("plain").reasons
+    assert dialect_of("…</think>…").reasoning is not None
+    assert dialect_of("plain").reasoning is None
     with pytest.raises(ConfigError, match="hermes"):
         dialect_of("", tool_call_parser="nonesuch")
     with pytest.raises(ConfigError, match="qwen3"):
@@ -231,7 +239,7 @@ def test_the_template_tells_which_parser_reads_it() -> None:
     ],
 )
 def test_the_prompts_end_tells_where_an_answer_begins(prompt: str, continued: str | None, answer: str, expected: Read) -> None:
-    new_parser = dialect_of("</think>").parser_factory(prompt, functions=(), continued=continued)
+    new_parser = dialect_of("</think>").parser_factory(prompt, functions={}, continued=continued)
     assert new_parser is not None
     assert read(new_parser(), list(answer)) == expected
 
@@ -240,25 +248,25 @@ def test_the_prompts_end_tells_where_an_answer_begins(prompt: str, continued: st
     ("prompt", "continued"), [("<think>\n\n</think>\n\n", None), ("well", "well"), ("a</think>b", "a</think>b")]
 )
 def test_nothing_is_read_where_no_reasoning_can_come(prompt: str, continued: str | None) -> None:
-    assert dialect_of("</think>").parser_factory(prompt, functions=(), continued=continued) is None
-    assert dialect_of("plain").parser_factory("assistant", functions=("f",)) is None
+    assert dialect_of("</think>").parser_factory(prompt, functions={}, continued=continued) is None
+    assert dialect_of("plain").parser_factory("assistant", functions={"f": {}}) is None
 
 
 def test_deepseek_r1_reasons_without_a_mark() -> None:
-    new_parser = dialect_of("", reasoning_parser="deepseek_r1").parser_factory("Assistant:", functions=())
+    new_parser = dialect_of("", reasoning_parser="deepseek_r1").parser_factory("Assistant:", functions={})
     assert new_parser is not None
     assert read(new_parser(), ["hm</think>\n\nyes"]) == ("hm", "yes", [])
 
 
 def test_a_parser_says_when_all_else_is_content() -> None:
-    parser = ReasoningParser(ContentParser())
+    parser = Thinking()
     for part, passes_through in (("<think>a", False), ("</think>", False), ("\n\n", False), ("b", True)):
         parser.push(part)
         assert parser.passes_through is passes_through
-    assert not ReasoningParser(TaggedCallParser()).passes_through
+    assert not ThinkingTagged().passes_through
     assert not TaggedCallParser().passes_through
 
 
 def test_only_the_first_of_parallel_calls_is_passed_on() -> None:
-    parser = FirstCallParser(ArrayParser())
+    parser = FirstCallParser(RequiredCallsParser())
     assert read(parser, ['[{"name": "a", "parameters": {}}, {"name": "b", "parameters": {}}]']) == ("", "", [("a", "{}")])

@@ -16,8 +16,8 @@ from streamserve.server.apis.openai.messages import text_of
 from streamserve.server.apis.openai.parameters import answer_schema, is_constrained
 from streamserve.server.apis.openai.reading import Reading, new_call_id, new_mistral_call_id
 from streamserve.server.apis.openai.schemas import ChatRequest
-from streamserve.server.apis.openai.tools import AUTO, NAMED, REQUIRED, ToolUse
-from streamserve.text.grammars.call_grammar import MARKED_DIALECTS, AnswerForm
+from streamserve.server.apis.openai.tools import AUTO, NAMED, ToolUse
+from streamserve.text.grammars.call_grammar import AnswerForm
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
@@ -40,45 +40,51 @@ class ChatForm(msgspec.Struct, frozen=True, kw_only=True):
 
 def chat_form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: ToolUse, prompt: str) -> ChatForm:
     """The form of answers to `prompt`. Raises `UnsupportedParameter` when calls can not be distinguished from content."""
-    call_id = new_mistral_call_id if dialect.tool_calls == "mistral" else new_call_id
-    if tools.choice == NAMED:
-        return ChatForm(reading=Reading(new_parser=partial(ForcedCallParser, tools.name), new_call_id=call_id, is_named=True))
-    if tools.choice == REQUIRED:
-        return ChatForm(reading=Reading(new_parser=RequiredCallsParser, new_call_id=call_id))
-    if tools.choice == AUTO and dialect.tool_calls is None:
+    if tools.is_forced and not dialect.can_call:
+        return _forced_form(tools)
+    if tools.choice == AUTO and not dialect.can_call:
         reason = 'this model is not known to call any; name a --tool-call-parser or use tool_choice "required"'
         raise UnsupportedParameter("tools", reason)
     if is_constrained(request) and answer_schema(request) is None:
         # The client's own grammar defines the whole answer.
         return ChatForm()
-    return _free_form(frontend, dialect, request, tools, prompt, call_id)
+    return _form(frontend, dialect, request, tools, prompt)
 
 
-def _free_form(
-    frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: ToolUse, prompt: str, call_id: Callable[[], str]
-) -> ChatForm:
-    """The form of an answer that may reason, then call tools or hold content."""
-    schema = answer_schema(request)
-    calls = tools.choice == AUTO and (schema is None or dialect.tool_calls in MARKED_DIALECTS)
+def _forced_form(tools: ToolUse) -> ChatForm:
+    """Required calls of a model that is not known to call: JSON, whose grammar is the request's own."""
+    if tools.choice == NAMED:
+        return ChatForm(reading=Reading(new_parser=partial(ForcedCallParser, tools.name), is_named=True))
+    return ChatForm(reading=Reading(new_parser=RequiredCallsParser))
+
+
+def _form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: ToolUse, prompt: str) -> ChatForm:
+    """The form of an answer that may reason, then call tools or hold content, or must call."""
+    schema = None if tools.is_forced else answer_schema(request)
+    calls = tools.is_forced or (tools.choice == AUTO and (schema is None or dialect.marks_calls))
     continued = text_of(request.messages[-1]) if request.continue_final_message else None
-    functions = tools.functions() if calls else []
-    new_parser = dialect.parser_factory(prompt, functions=[function.name for function in functions], continued=continued)
+    offered = {function.name: function.arguments for function in tools.functions(every=True)} if calls else {}
+    new_parser = dialect.parser_factory(prompt, functions=offered, continued=continued)
     if new_parser is None:
         return ChatForm()
     special = frontend.special_ids_of(dialect.marks)
     form = AnswerForm(
-        dialect=dialect.tool_calls if calls else None,
-        functions=functions,
-        parallel=tools.parallel,
+        calls=dialect.calls if calls else None,
+        channels=dialect.channels,
+        reasoning=dialect.reasoning,
+        functions=tools.functions(every=tools.is_forced) if calls else [],
+        parallel=tools.parallel and tools.choice != NAMED,
+        is_required=tools.is_forced,
         answer=schema,
         thinks=dialect.thinks(prompt, continued),
         special=special,
     )
-    is_confined = schema is not None or (calls and tools.is_confined)
+    is_confined = schema is not None or (calls and (tools.is_forced or tools.is_confined))
     return ChatForm(
         reading=Reading(
             new_parser=new_parser if tools.parallel else partial(_first_call, new_parser),
-            new_call_id=call_id,
+            new_call_id=new_mistral_call_id if dialect.tool_calls == "mistral" else new_call_id,
+            is_named=tools.choice == NAMED,
             shows_reasoning=request.include_reasoning is not False,
         ),
         grammar=StructuredOutputs(grammar=form.lark()) if is_confined else None,

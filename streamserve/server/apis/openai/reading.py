@@ -91,11 +91,13 @@ class MessageReader:
             case Reasoning(text):
                 # vLLM renamed the field; clients of its earlier versions and of DeepSeek read the older name.
                 return {"reasoning": text, "reasoning_content": text}
-            case ToolCallStart(call, name):
+            case ToolCallStart(call, name, id):
                 self._has_calls = True
                 self._arguments = []
                 function = {"name": name, "arguments": ""}
-                return {"tool_calls": [{"index": call, "id": self._new_call_id(), "type": "function", "function": function}]}
+                return {
+                    "tool_calls": [{"index": call, "id": id or self._new_call_id(), "type": "function", "function": function}]
+                }
             case _:
                 self._arguments.append(piece.json)
                 return {"tool_calls": [{"index": piece.call, "function": {"arguments": piece.json}}]}

@@ -54,7 +54,7 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
         return self.choice in (REQUIRED, NAMED)
 
     def grammar(self) -> StructuredOutputs:
-        """The language of a forced answer: the arguments of the named function, or an array of name and parameters."""
+        """The language of a forced answer without a dialect: the arguments of the named function, or an array of calls."""
         functions = self.functions(every=True)
         if self.choice == NAMED:
             return StructuredOutputs(json=next(dict(one.arguments) for one in functions if one.name == self.name))
@@ -63,14 +63,14 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
         return StructuredOutputs(json={"type": "array", **bounds, "items": call, "$defs": definitions})
 
     def functions(self, *, every: bool = False) -> list[Function]:
-        """What may be called, with the schemas that arguments must keep to: those of all tools, or only of strict ones."""
+        """What may or must be called, with the schemas that arguments must keep to: those of all tools, or of strict ones."""
         return [
             Function(
                 _name(tool),
                 arguments_schema(tool["function"]["parameters"]) if every or _name(tool) in self.strict else ANY_ARGUMENTS,
             )
             for tool in self.tools
-            if self.allowed is None or _name(tool) in self.allowed
+            if (self.allowed is None or _name(tool) in self.allowed) and (self.choice != NAMED or _name(tool) == self.name)
         ]
 
 

@@ -118,11 +118,11 @@ class ResponseScript:
             case Reasoning(text):
                 self._logprobs.clear()
                 events.append(self._reasoning(events).add(text))
-            case ToolCallStart(_, name):
+            case ToolCallStart(_, name, call_id):
                 assert self._reading is not None
                 self._logprobs.clear()
                 id, index = self._state.id, len(self._state.output)
-                self._switch(FunctionCallItem(id, index, name=name, call_id=self._reading.new_call_id()), events)
+                self._switch(FunctionCallItem(id, index, name=name, call_id=call_id or self._reading.new_call_id()), events)
             case _:
                 assert isinstance(self._item, FunctionCallItem), "arguments follow the start of their call"
                 self._logprobs.clear()
