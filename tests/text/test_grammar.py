@@ -19,6 +19,7 @@ from streamserve.text.grammars.call_grammar import AnswerForm
 from streamserve.text.grammars.digit_bound import MAX_DIGITS, DigitBound, DigitTable
 from streamserve.text.grammars.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
 from streamserve.text.loading import TokenizerParts
+from streamserve.text.parsing.dialects import CALL_FORMATS
 from streamserve.text.schemas.call_schema import Function
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import StructuredOutputs
@@ -247,7 +248,7 @@ async def test_so_it_is_in_the_arguments_of_a_strict_tool(compiler: GrammarCompi
         "patternProperties": {"^f": {"type": "string"}},
         "$defs": {"x": {"$anchor": "n", "type": "integer"}},
     }
-    form = AnswerForm(dialect=dialect, functions=[Function("a", {"type": "object"}), Function("b", arguments)])
+    form = AnswerForm(calls=CALL_FORMATS[dialect], functions=[Function("a", {"type": "object"}), Function("b", arguments)])
     with pytest.raises(InvalidParameter, match="'foo' contradicts"):
         await compiler.compile(StructuredOutputs(grammar=form.lark()))
     arguments["patternProperties"] = {"^f": {"minimum": 3}}
