@@ -18,6 +18,7 @@ from litestar.types import ControllerRouterHandler, Middleware
 
 from streamserve.server import status_routes
 from streamserve.server.api import Api, error_body_at
+from streamserve.server.apis.anthropic.api import ANTHROPIC
 from streamserve.server.apis.openai.api import OPENAI
 from streamserve.server.apis.responses.api import RESPONSES
 from streamserve.server.config import CorsConfig
@@ -34,7 +35,7 @@ from streamserve.server.ws.upgrade import websocket_routes
 
 logger = logging.getLogger("streamserve.server")
 
-APIS = (OPENAI, RESPONSES)
+APIS = (OPENAI, RESPONSES, ANTHROPIC)
 """The APIs that are served: to add one, list it here."""
 
 SOCKET_PATHS = ["/v1/ws", "/v1/responses"]

@@ -25,7 +25,7 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 
 
 class MessagesRequest(msgspec.Struct, kw_only=True):
-    """POST /v1/messages."""
+    """POST /v2/messages."""
 
     messages: list[dict[str, Any]]
     max_tokens: int
@@ -101,11 +101,11 @@ def _error(error: StreamserveError) -> dict[str, str]:
     return {"type": error.type, "message": error.message}
 
 
-@post("/v1/messages", status_code=200)
+@post("/v2/messages", status_code=200)
 async def create_message(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     body, ignored, _ = await decode(await request.body(), MessagesRequest, service.large_work)
     model = service.resolve_model(body.model)
-    names = identify("msg_", None, request.headers.get("x-request-id", ""), taken=service.delivery.active_requests)
+    names = identify("memo_", None, request.headers.get("x-request-id", ""), taken=service.delivery.active_requests)
     id = names.answer_id
     params = SamplingParams(**service.limits.with_defaults({"max_tokens": body.max_tokens}))
     text = service.frontend.render_chat(body.messages, add_generation_prompt=True)
@@ -117,4 +117,4 @@ async def create_message(request: Request[Any, Any, Any], service: NamedDependen
     return service.delivery.whole_answer(run, Message(id), error_body, headers)
 
 
-MESSAGES = Api(routes=[create_message], paths=["/v1/messages"], id_prefixes=["msg_"], error_body=error_body)
+MESSAGES = Api(routes=[create_message], paths=["/v2/messages"], id_prefixes=["memo_"], error_body=error_body)

@@ -39,7 +39,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._is_protected(scope) and not self._has_key(scope):
-            error = AuthenticationFailed("missing or wrong API key: send it as `Authorization: Bearer <key>`")
+            error = AuthenticationFailed("missing or wrong API key: send it as `Authorization: Bearer <key>` or `x-api-key`")
             if scope["type"] == ScopeType.HTTP:
                 raise error
             self._metrics.reject(error)
@@ -64,6 +64,8 @@ def _offered_keys(scope: Scope) -> Iterable[bytes]:
     for name, value in scope["headers"]:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             yield value[7:].strip()
+        elif name == b"x-api-key":
+            yield value.strip()
     protocols: Iterable[str] = scope.get("subprotocols", ())  # type: ignore[assignment]
     for protocol in protocols:
         if protocol.startswith(_KEY_PROTOCOL):

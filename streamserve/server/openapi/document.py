@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 import streamserve
+from streamserve.server.apis.anthropic.response_schemas import AnthropicError, AnthropicMessage, MessageStreamEvent, TokenCount
+from streamserve.server.apis.anthropic.schema import CountRequest, MessagesRequest
 from streamserve.server.apis.openai.response_schemas import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -49,11 +51,15 @@ REQUESTS: list[Body] = [
     ChatRequest,
     CompactRequest,
     CompletionRequest,
+    CountRequest,
     DetokenizeRequest,
+    MessagesRequest,
     ResponseRequest,
     TokenizeRequest,
 ]
 RESPONSES: list[Body] = [
+    AnthropicError,
+    AnthropicMessage,
     ChatCompletion,
     ChatCompletionChunk,
     CompactedResponse,
@@ -62,7 +68,7 @@ RESPONSES: list[Body] = [
     Error,
     InputItems,
     InputTokens,
-    ServerLoad,
+    MessageStreamEvent,
     Model,
     ModelList,
     ReadyStatus,
@@ -71,7 +77,9 @@ RESPONSES: list[Body] = [
     ResponseCancelled,
     ResponseDeleted,
     ResponseStreamEvent,
+    ServerLoad,
     Text,
+    TokenCount,
     Tokens,
     Version,
 ]
@@ -132,6 +140,10 @@ _CHATS = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": _CITY}},
     },
 }
+_MESSAGES = {
+    "whole": {"model": "demo", "messages": _QUESTION, "max_tokens": 16},
+    "streamed": {"model": "demo", "messages": _QUESTION, "max_tokens": 16, "stream": True},
+}
 _RESPONSES = {
     "whole": {"model": "demo", "input": "Hello!", "max_output_tokens": 16},
     "streamed": {"model": "demo", "input": _QUESTION, "instructions": "Answer in one word.", "stream": True},
@@ -145,7 +157,7 @@ def document(root_path: str = "") -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "streamserve", "version": streamserve.__version__, "description": DESCRIPTION},
         "servers": [{"url": root_path or "/"}],
-        "paths": _with_heads({**_generation(), **_responses(), **_tokenizer(), **_state(), **_page()}),
+        "paths": _with_heads({**_generation(), **_messages(), **_responses(), **_tokenizer(), **_state(), **_page()}),
         "components": {
             "schemas": schemas,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
@@ -199,6 +211,21 @@ def _generation() -> dict[str, dict[str, Operation]]:
             )
         },
     }
+
+
+def _messages() -> dict[str, dict[str, Operation]]:
+    answer = _operation(
+        "createMessage", "The next message, in Anthropic's API.", _streamed(AnthropicMessage, MessageStreamEvent)
+    )
+    count = _operation("countTokens", "The number of tokens that a message would read.", _json(TokenCount))
+    counted = {"whole": {"model": "demo", "messages": _QUESTION}}
+    return _with_errors(
+        {
+            "/v1/messages": {"post": _with_body(answer, MessagesRequest, _MESSAGES)},
+            "/v1/messages/count_tokens": {"post": _with_body(count, CountRequest, counted)},
+        },
+        AnthropicError,
+    )
 
 
 def _responses() -> dict[str, dict[str, Operation]]:
@@ -342,6 +369,15 @@ def _with_body(operation: Operation, body: Body, examples: dict[str, Any]) -> Op
 
 def _error(status: str) -> Schema:
     return {"description": _STATUS_TEXT[status], "content": _json(Error)}
+
+
+def _with_errors(paths: dict[str, dict[str, Operation]], error: Body) -> dict[str, dict[str, Operation]]:
+    """The paths of an API whose errors have a shape of their own."""
+    for operations in paths.values():
+        for operation in operations.values():
+            answers = operation["responses"]
+            answers |= {status: {**answers[status], "content": _json(error)} for status in answers if status >= "400"}
+    return paths
 
 
 def _path(name: str, example: str) -> Schema:

@@ -39,14 +39,14 @@ def parsed(body: bytes) -> list[dict[str, Any]]:
     return events
 
 
-async def post(server: LiveServer, body: Any, path: str = "/v1/messages", method: str = "POST") -> tuple[int, dict[str, Any]]:
+async def post(server: LiveServer, body: Any, path: str = "/v2/messages", method: str = "POST") -> tuple[int, dict[str, Any]]:
     async with request(server.port, method, path, body) as response:
         return response.status, json.loads(await response.body())
 
 
 async def test_its_own_events_leave_from_the_announcement_to_the_ending() -> None:
     async with serving(ScriptedEngine(reply=text_reply("né!"))) as server:
-        async with request(server.port, "POST", "/v1/messages", STREAMED) as response:
+        async with request(server.port, "POST", "/v2/messages", STREAMED) as response:
             assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
             events = parsed(await response.body())
     assert [event["type"] for event in events] == [
@@ -61,7 +61,7 @@ async def test_its_own_events_leave_from_the_announcement_to_the_ending() -> Non
 
 async def test_the_announcement_does_not_wait_for_the_first_token() -> None:
     engine = ScriptedEngine()
-    async with serving(engine) as server, request(server.port, "POST", "/v1/messages", STREAMED) as response:
+    async with serving(engine) as server, request(server.port, "POST", "/v2/messages", STREAMED) as response:
         assert [event["type"] for event in parsed(await response.chunk() or b"")] == ["message_start"]
         engine.finish((await engine.sequences())[0])
         assert parsed(await response.body())[-1]["type"] == "message_stop"
@@ -83,7 +83,7 @@ async def test_a_failure_after_admission_has_its_shape(stream: bool) -> None:
 
     async with serving(engine) as server, anyio.create_task_group() as tasks:
         tasks.start_soon(die)
-        async with request(server.port, "POST", "/v1/messages", {**BODY, "stream": stream}) as response:
+        async with request(server.port, "POST", "/v2/messages", {**BODY, "stream": stream}) as response:
             body = await response.body()
     error = parsed(body)[-1] if stream else json.loads(body)
     assert response.status == (200 if stream else 503)
@@ -93,11 +93,11 @@ async def test_a_failure_after_admission_has_its_shape(stream: bool) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
-        ("POST", "/v1/messages", {"messages": "no list", "max_tokens": 1}, 400),
-        ("POST", "/v1/messages", {**BODY, "model": "other"}, 404),
-        ("POST", "/v1/messages", {**BODY, "max_tokens": 10**6}, 400),
-        ("POST", "/v1/messages/nothing", BODY, 404),
-        ("GET", "/v1/messages", None, 405),
+        ("POST", "/v2/messages", {"messages": "no list", "max_tokens": 1}, 400),
+        ("POST", "/v2/messages", {**BODY, "model": "other"}, 404),
+        ("POST", "/v2/messages", {**BODY, "max_tokens": 10**6}, 400),
+        ("POST", "/v2/messages/nothing", BODY, 404),
+        ("GET", "/v2/messages", None, 405),
     ],
     ids=["type", "model", "length", "path", "method"],
 )
@@ -124,7 +124,7 @@ async def test_a_missing_key_has_the_shape_of_the_api_it_is_missed_at() -> None:
 
 async def test_other_paths_keep_their_shape() -> None:
     async with serving(ScriptedEngine()) as server:
-        for path in ("/v1/completions", "/v1/messagesand", "/nothing"):
+        for path in ("/v1/completions", "/v2/messagesand", "/nothing"):
             status, error = await post(server, {}, path)
             assert status in (400, 404)
             assert set(error["error"]) == {"message", "type", "param", "code"}
@@ -133,14 +133,14 @@ async def test_other_paths_keep_their_shape() -> None:
 async def test_its_readers_that_leave_free_their_sequences_and_its_requests_are_cancelled_by_id() -> None:
     engine = ScriptedEngine()
     async with serving(engine) as server:
-        async with request(server.port, "POST", "/v1/messages", STREAMED) as response:
+        async with request(server.port, "POST", "/v2/messages", STREAMED) as response:
             [sequence] = await engine.sequences()
             await response.leave()
         assert await engine.aborts() == [sequence]
-        async with request(server.port, "POST", "/v1/messages", STREAMED) as response:
+        async with request(server.port, "POST", "/v2/messages", STREAMED) as response:
             await engine.sequences(2)
             id = parsed(await response.chunk() or b"")[0]["message"]["id"]
-            name = id.removeprefix("msg_")
+            name = id.removeprefix("memo_")
             async with request(server.port, "POST", f"/v1/requests/{name}/cancel") as cancelled:
                 assert cancelled.status == 200
             assert parsed(await response.body())[-1]["type"] == "message_stop"
@@ -156,6 +156,6 @@ async def test_what_its_requests_leave_out_is_the_models_recommendation() -> Non
 
 async def test_its_answers_are_named_after_the_clients_request_id() -> None:
     async with serving(ScriptedEngine(reply=text_reply("a"))) as server:
-        async with request(server.port, "POST", "/v1/messages", BODY, headers={"x-request-id": "mine"}) as response:
-            assert json.loads(await response.body())["id"] == "msg_mine"
+        async with request(server.port, "POST", "/v2/messages", BODY, headers={"x-request-id": "mine"}) as response:
+            assert json.loads(await response.body())["id"] == "memo_mine"
         assert response.headers["x-request-id"] == "mine"
