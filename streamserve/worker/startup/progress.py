@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from streamserve.process.error_stream import error_stream
-
 
 @contextmanager
 def weights_bar(name: str) -> Iterator[Callable[[int, int], None] | None]:
@@ -19,6 +17,6 @@ def weights_bar(name: str) -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(file=error_stream()), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"loading {name}", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
