@@ -170,8 +170,8 @@ async def test_the_beginning_of_an_answer_is_continued() -> None:
 
 
 async def test_a_tool_can_be_demanded() -> None:
-    message, engine = await whole('{"city": "Rome"}', tools=TOOLS, tool_choice={"type": "tool", "name": "weather"})
-    assert parts(message) == [{"type": "tool_use", "name": "weather", "input": {"city": "Rome"}}]
+    message, engine = await whole(ONE_CALL, tools=TOOLS, tool_choice={"type": "tool", "name": "weather"})
+    assert parts(message) == [{"type": "tool_use", "name": "weather", "input": {"city": "北京"}}]
     assert message.stop_reason == "tool_use"
     [spec] = engine.specs.values()
     assert spec.structured_outputs is not None
