@@ -14,13 +14,16 @@ from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
 from streamserve.errors import ModelNotSupported
 from streamserve.models.implementation import describe
+from streamserve.models.transformers_model.arch import TransformersArch
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.worker.runner import Runner
-from tests.models.families import SHAPE
-from tests.models.transformers_families import REFUSED, RUNS, random_model
+from tests.models.transformers_families import REFUSED, RUNS, config_of, random_model
 from tests.support.stepping import Stepper, spec
+from tests.support.transformers_page import PAGE, row_of_a_model_that_is_refused, row_of_a_model_that_runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+STALE = "docs/TRANSFORMERS_MODELS.md says something else: run python -m tests.support.transformers_page"
 
 IN_EVERY_RUN = [
     "Cohere2ForCausalLM",
@@ -77,6 +80,9 @@ def assert_greedy(model: PreTrainedModel, prompt: list[int], tokens: list[int]) 
 def test_tokens_are_those_of_transformers_alone_in_a_crowd_in_chunks_and_on_a_prefix_hit(name: str, tmp_path: Path) -> None:
     model = random_model(name)
     model.save_pretrained(tmp_path)
+    arch = describe(resolve(str(tmp_path)).config, "transformers")
+    assert isinstance(arch, TransformersArch)
+    assert row_of_a_model_that_runs(arch, name) in PAGE.read_text(encoding="utf-8").splitlines(), STALE
     playing = stepper(tmp_path)
     alone, again = prompt_of(60), [*prompt_of(60), 7, 8, 9]
 
@@ -92,6 +98,6 @@ def test_tokens_are_those_of_transformers_alone_in_a_crowd_in_chunks_and_on_a_pr
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_keeps_other_state_or_attends_in_its_own_way_is_refused_by_name(name: str) -> None:
-    config = SHAPE | REFUSED[name] | {"architectures": [name], "n_layer": 2, "n_layers": 2, "d_model": 96}
-    with pytest.raises(ModelNotSupported, match=name):
-        describe(config, "transformers")
+    with pytest.raises(ModelNotSupported, match=name) as refused:
+        describe(config_of(name), "transformers")
+    assert row_of_a_model_that_is_refused(refused.value, name) in PAGE.read_text(encoding="utf-8").splitlines(), STALE

@@ -100,8 +100,9 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 """Classes, and what their configurations have beside `SHAPE`."""
 
+SMALL: dict[str, Any] = {"n_layer": 2, "n_layers": 2, "d_model": 96}
 REFUSED: dict[str, dict[str, Any]] = {
-    "BloomForCausalLM": {},
+    "BloomForCausalLM": SMALL,
     "DiffLlamaForCausalLM": {},
     "DogeForCausalLM": {},
     "FalconForCausalLM": {},
@@ -111,7 +112,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"]},
     "Llama4ForCausalLM": {"head_dim": 16},
     "MambaForCausalLM": {},
-    "MptForCausalLM": {},
+    "MptForCausalLM": SMALL,
     "Qwen3NextForCausalLM": {},
     "RobertaForCausalLM": {},
     "RwkvForCausalLM": {},
@@ -120,13 +121,18 @@ REFUSED: dict[str, dict[str, Any]] = {
 """Classes that keep other state than keys and values, or attend in a way that is theirs alone."""
 
 
+def config_of(name: str) -> dict[str, Any]:
+    """The config.json of a class in `RUNS` or `REFUSED`."""
+    changes = RUNS[name] if name in RUNS else REFUSED[name]
+    shape = {} if "n_embd" in changes else SHAPE
+    return shape | {"tie_word_embeddings": False, "architectures": [name]} | changes
+
+
 def random_model(name: str) -> PreTrainedModel:
     """A random fp32 model of a class in `RUNS`; every parameter is random, so that a misplaced bias or norm shows."""
     model_class = getattr(transformers, name)
-    shape = {} if "n_embd" in RUNS[name] else SHAPE
-    settings = shape | {"tie_word_embeddings": False} | RUNS[name]
     torch.manual_seed(0)
-    model = model_class(model_class.config_class(**settings)).eval()
+    model = model_class(model_class.config_class(**config_of(name))).eval()
     # Other implementations leave out what they can't do: soft caps.
     model.set_attn_implementation("eager")
     with torch.no_grad():

@@ -11,9 +11,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.arch import Arch, PagedKv
+from streamserve.models.transformers_model.attention_function import NAME
 from streamserve.models.transformers_model.classes import FAILURES, first_line, without_memory
 from streamserve.models.transformers_model.known import Known
-from streamserve.models.transformers_model.survey import AttentionCall, survey
+from streamserve.models.transformers_model.survey import NO_INTERFACE, AttentionCall, survey
 from streamserve.models.transformers_model.tensors import fix_rotations
 
 
@@ -54,6 +55,9 @@ def observe(model_class: type[PreTrainedModel], config: PretrainedConfig, dtype:
     try:
         model = without_memory(model_class, deepcopy(config), torch.float32)
     except FAILURES as error:
+        if error.args == (NAME,):
+            # Looked up among attentions of its own.
+            raise ModelNotSupported(f"{model_class.__name__} {NO_INTERFACE}") from error
         raise ModelNotSupported(
             f"{model_class.__name__} can't be made with an attention of ours ({first_line(error)})"
         ) from error

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from streamserve.errors import ModelNotSupported
@@ -23,7 +23,7 @@ from streamserve.models.transformers_model.classes import FAILURES, first_line, 
 from streamserve.models.transformers_model.conversion import Made
 from streamserve.models.transformers_model.known import known_modules
 from streamserve.models.transformers_model.model import TransformersModel
-from streamserve.models.transformers_model.replacement import WeightWanted
+from streamserve.models.transformers_model.replacement import BatchLayer, WeightWanted
 from streamserve.models.transformers_model.small_config import VOCABULARY, small_configs
 from streamserve.models.transformers_model.tensors import fix_rotations, named_tensors
 from streamserve.models.weights.placement import Placement
@@ -94,7 +94,9 @@ def _with_replacements(
     """The shape, without the linears whose weights others want; None where replacing changes what is computed."""
     for _ in range(_MOST_KEPT):
         try:
-            return arch if _agrees(_paged(_small(arch, reference), sequences), expected) else None
+            model = _small(arch, reference)
+            _spoil_what_was_used(model)
+            return arch if _agrees(_paged(model, sequences), expected) else None
         except WeightWanted as wanted:
             arch = replace(arch, kept=arch.kept | {wanted.linear})
         except FAILURES as error:
@@ -162,6 +164,18 @@ def _alone(name: str, reference: PreTrainedModel, sequence: _Sequence) -> Tensor
     if (logits[-1] - changed[-1]).abs().max() < 10 * TOLERANCE * logits.abs().max():
         raise ModelNotSupported(f"{name} can't be checked: its logits hardly depend on what came before")
     return logits
+
+
+def _spoil_what_was_used(model: TransformersModel) -> None:
+    """Have our layers leave nothing of the states they were given, which kernels may write to: who reads them again shows."""
+
+    def spoil(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], result: Tensor) -> None:
+        states = arguments[0] if arguments else options["hidden_states"]
+        states.fill_(float("nan"))
+
+    for module in model.modules():
+        if isinstance(module, BatchLayer):
+            module.register_forward_hook(spoil, with_kwargs=True)
 
 
 @torch.inference_mode()

@@ -7,9 +7,9 @@ classes: all of a class's modules, in a small model that has every kind of layer
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,18 +30,29 @@ GATES: tuple[Activation, ...] = ("silu", "gelu_tanh")
 _CLOSE = 1e-4
 
 
+class LayerParts(NamedTuple):
+    """The names of a layer's parts: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    attention_norm: str
+    attention: str
+    mlp_norm: str
+    mlp: str
+
+
 @dataclass(frozen=True)
 class Known:
     """Classes of modules that we have.
 
     norms       RMS norms, and what each adds to its weight
     mlps        gated MLPs, and their activation
+    layers      what does nothing but add an attention of its norm, and an MLP of its norm; each of them known
     attentions  what makes queries, keys and values of one state by linears, norms of heads (maybe) and a rotation of halves
     """
 
     norms: Mapping[type, float] = field(default_factory=dict)
     mlps: Mapping[type, Activation] = field(default_factory=dict)
     attentions: frozenset[type] = frozenset()
+    layers: Mapping[type, LayerParts] = field(default_factory=dict)
 
     def __and__(self, other: Known) -> Known:
         """What both say."""
@@ -49,6 +60,7 @@ class Known:
             dict(self.norms.items() & other.norms.items()),
             dict(self.mlps.items() & other.mlps.items()),
             self.attentions & other.attentions,
+            dict(self.layers.items() & other.layers.items()),
         )
 
 
@@ -75,7 +87,8 @@ def known_modules(model: nn.Module, run: Callable[[], object]) -> Known:
     norms: dict[type, float] = dict(_agreed(calls, _norm_offset))
     mlps: dict[type, Activation] = dict(_agreed(calls, _gate))
     attentions = dict(_agreed(calls, lambda module, call: _is_attention(module, call, norms) or None))
-    return Known(norms, mlps, frozenset(attentions))
+    known = Known(norms, mlps, frozenset(attentions))
+    return replace(known, layers=dict(_agreed(calls, lambda module, call: _layer_parts(module, call, calls, known))))
 
 
 def linears(module: nn.Module, *names: str) -> list[nn.Linear] | None:
@@ -115,7 +128,8 @@ def _observed(model: nn.Module) -> Iterator[dict[nn.Module, Call]]:
     attended: dict[nn.Module, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def note(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
-        calls[module] = Call(_copied(arguments), options, _copied(result), attended.get(module))
+        copies = {name: _copied(value) for name, value in options.items()}
+        calls[module] = Call(_copied(arguments), copies, _copied(result), attended.get(module))
 
     def through(attending: Attending) -> Attending:
         def attend(
@@ -218,6 +232,40 @@ def _attends_alike(
     )  # fmt: skip
     alike = _close(q, query[0].transpose(0, 1)) and _close(cache[0, 0], key[0]) and _close(cache[0, 1], value[0])
     return alike and isinstance(call.result, tuple) and _close(output(attended[0].flatten(1)), call.result[0][0])
+
+
+def _layer_parts(module: nn.Module, call: Call, calls: Mapping[nn.Module, Call], known: Known) -> LayerParts | None:
+    """By what went in and out of its parts: which was given the layer's state, which that one's result, and so on."""
+    parts = {name: child for name, child in module.named_children() if child in calls}
+    x = _states(call)
+
+    def given(states: Tensor | None, kinds: Collection[type]) -> tuple[str, Tensor] | None:
+        """The part of these kinds that was given these states, and what it made of them."""
+        for name, part in parts.items():
+            if type(part) in kinds and states is not None and _same(_states(calls[part]), states):
+                result = calls[part].result
+                return name, result[0] if isinstance(result, tuple) else result
+        return None
+
+    if (attention_norm := given(x, known.norms)) is None or (attention := given(attention_norm[1], known.attentions)) is None:
+        return None
+    assert x is not None
+    between = x + attention[1]
+    if (mlp_norm := given(between, known.norms)) is None or (mlp := given(mlp_norm[1], known.mlps)) is None:
+        return None
+    if not _same(call.result, between + mlp[1]) or not _has_only(module, list(parts.values())):
+        return None
+    return LayerParts(attention_norm[0], attention[0], mlp_norm[0], mlp[0])
+
+
+def _states(call: Call) -> Tensor | None:
+    """The states that a module was given; None where it was given something else."""
+    states = call.arguments[0] if call.arguments else call.options.get("hidden_states")
+    return states if isinstance(states, Tensor) else None
+
+
+def _same(found: object, expected: Tensor) -> bool:
+    return isinstance(found, Tensor) and _close(expected, found)
 
 
 def _has_only(module: nn.Module, parts: list[Any]) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from streamserve.models.layers.linear import Linear, VocabularyLinear
 from streamserve.models.layers.norm import RmsNorm
-from streamserve.models.transformers_model.attention_function import PagedLayer
+from streamserve.models.transformers_model.attention_function import PagedLayer, PagedStep
 from streamserve.models.transformers_model.classes import as_untyped
 from streamserve.models.transformers_model.known import (
     GATE_UP,
@@ -68,6 +68,10 @@ class BatchMlp(nn.Module):
         made: Tensor = self.down(gated_activation(self.gate_up(x.reshape(-1, x.shape[-1])), self.activation))
         return made.view(x.shape)
 
+    def onto(self, hidden: Tensor, norm: RmsNorm) -> Tensor:
+        """hidden [tokens, hidden] + forward(norm(hidden)); `hidden` is not to be used afterwards."""
+        return self.down.onto(hidden, self.gate_up.gated_after_norm(hidden, norm, self.activation))
+
 
 class BatchAttention(nn.Module):
     """Self-attention between its two projections, queries, keys and values in one product, rotated where they are used."""
@@ -95,25 +99,48 @@ class BatchAttention(nn.Module):
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **options: Any
     ) -> tuple[Tensor, None]:
         """hidden_states [1, tokens, hidden]; position_embeddings  cosines and sines, [1, tokens, rot_dim] each"""
+        output: Tensor = self.output(self.attended(self.qkv(hidden_states[0]), position_embeddings, options))
+        return output[None], None
+
+    def onto(
+        self, hidden: Tensor, norm: RmsNorm, position_embeddings: tuple[Tensor, Tensor] | None, options: dict[str, Any]
+    ) -> Tensor:
+        """hidden [tokens, hidden] + forward(norm(hidden)); `hidden` is not to be used afterwards."""
+        attended = self.attended(self.qkv.after_norm(hidden, norm), position_embeddings, options)
+        return self.output.onto(hidden, attended)
+
+    def attended(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, options: dict[str, Any]) -> Tensor:
+        """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads * head_dim]"""
         step = self._layer.step(options)
         norms: dict[str, Any] = {}
         if self.q_norm is not None and self.k_norm is not None:
             norms = {"q_norm": self.q_norm.weight, "k_norm": self.k_norm.weight, "eps": self.q_norm.eps}
-        attended = self._layer.attend(
-            self.qkv(hidden_states[0]), step, self._angles(step, position_embeddings), **self._heads, **norms
-        )
-        output: Tensor = self.output(attended.flatten(1))
-        return output[None], None
+        return self._layer.attend(qkv, step, _angles(step, rotation), **self._heads, **norms).flatten(1)
 
-    @staticmethod
-    def _angles(step: Any, rotation: tuple[Tensor, Tensor] | None) -> Tensor | None:
-        """The step's angles, made once for all layers with this rotation."""
-        if rotation is None:
-            return None
-        key = "angles", id(rotation[0])
-        # With the cosines kept beside them: another layer's could else be made in their place.
-        kept: tuple[Tensor, Tensor] = step.inputs.shared.get(key, lambda: (rotation[0], angles_of(*rotation)))
-        return kept[1]
+
+class BatchLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), in the launches of a layer of ours."""
+
+    def __init__(self, attention_norm: RmsNorm, attention: BatchAttention, mlp_norm: RmsNorm, mlp: BatchMlp) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = attention_norm, attention
+        self.mlp_norm, self.mlp = mlp_norm, mlp
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **options: Any
+    ) -> Tensor:
+        """hidden_states [1, tokens, hidden], not to be used afterwards -> the same shape"""
+        hidden = self.attention.onto(hidden_states[0], self.attention_norm, position_embeddings, options)
+        return self.mlp.onto(hidden, self.mlp_norm)[None]
+
+
+def _angles(step: PagedStep, rotation: tuple[Tensor, Tensor] | None) -> Tensor | None:
+    """The step's angles, made once for all layers with this rotation."""
+    if rotation is None:
+        return None
+    # The cosines are kept beside them: others could else be made in their place, with their `id`.
+    kept = step.inputs.shared.get(("angles", id(rotation[0])), lambda: (rotation[0], angles_of(*rotation)))
+    return kept[1]
 
 
 def replace_modules(
@@ -130,6 +157,7 @@ def replace_modules(
     """
     tied = _tied_head(model, place)
     makers: list[Callable[[str, nn.Module], nn.Module | None]] = [
+        lambda name, module: _layer(name, module, place, known, layers),
         lambda name, module: _attention(name, module, place, known, layers),
         lambda name, module: _mlp(name, module, place, known),
         lambda name, module: _norm(name, module, place, known),
@@ -146,6 +174,20 @@ def _replace_in(parent: nn.Module, prefix: str, makers: list[Callable[[str, nn.M
             setattr(parent, name, ours)
         else:
             _replace_in(child, f"{path}.", makers)
+
+
+def _layer(
+    name: str, module: nn.Module, place: Placement, known: Known, layers: dict[str, tuple[AttentionCall, PagedLayer]]
+) -> BatchLayer | None:
+    names = known.layers.get(type(module))
+    if names is None:
+        return None
+    parts = {part: (f"{name}.{part}", module.get_submodule(part)) for part in names}
+    attention_norm, mlp_norm = (_norm(*parts[part], place, known) for part in (names.attention_norm, names.mlp_norm))
+    attention, mlp = _attention(*parts[names.attention], place, known, layers), _mlp(*parts[names.mlp], place, known)
+    if attention_norm is None or mlp_norm is None or attention is None or mlp is None:
+        return None
+    return BatchLayer(attention_norm, attention, mlp_norm, mlp)
 
 
 def _attention(

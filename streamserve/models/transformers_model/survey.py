@@ -18,6 +18,8 @@ from streamserve.errors import ModelNotSupported
 from streamserve.models.transformers_model.attention_function import STEP, bind, scale_of
 from streamserve.models.transformers_model.classes import silence
 
+NO_INTERFACE = "does not attend through transformers' attention interface, which is not supported"
+
 _TOKENS = 4
 
 
@@ -107,7 +109,7 @@ def survey(model: PreTrainedModel) -> Survey:
 
 def _check_count(name: str, num_layers: int, calls: list[AttentionCall]) -> None:
     if not calls:
-        raise ModelNotSupported(f"{name} does not attend through transformers' attention interface, which is not supported")
+        raise ModelNotSupported(f"{name} {NO_INTERFACE}")
     module, times = Counter(call.module for call in calls).most_common(1)[0]
     if times > 1:
         raise ModelNotSupported(f"{name} attends {times} times in {module}, which is not supported")
