@@ -1,4 +1,4 @@
-"""Writes docs/TRANSFORMERS_MODELS.md: `python -m tests.support.transformers_page`. Tests hold each row to what the checks find."""
+"""Writes docs/TRANSFORMERS_MODELS.md: `python -m tests.support.transformers_page`. Tests compare rows with what the checks find."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "TRANSFORMERS_MODELS.md"
 _INTRODUCTION = """\
 # Models that run by transformers' layers
 
-`--model-impl transformers` (vLLM's flag, and `LLM(model, model_impl="transformers")`) runs a model by transformers' own modules:
-in the same step as every other, over the same cache, replayed from CUDA graphs. `auto`, the default, does so for architectures
-that have no layers here. The server's log names whose layers run, and so does `EngineInfo.model_impl`.
+`--model-impl transformers` (vLLM's flag, and `LLM(model, model_impl="transformers")`) runs a model by transformers' own
+modules: in the same step as every other, over the same cache, replayed from CUDA graphs. `auto`, the default, does so for
+architectures that have no layers here. The server's log names whose layers run, and so does `EngineInfo.model_impl`.
 
 Any decoder of the installed transformers runs that attends through its attention interface and keeps nothing of a sequence but
 keys and values. Windows, soft caps, the scale of scores, and values smaller than keys (latent attention, expanded) are as the
