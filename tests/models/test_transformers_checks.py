@@ -19,6 +19,7 @@ from streamserve.models.weights.loader import load_model
 from tests.models.families import ROPES, SHAPE
 from tests.models.paged import PagedRun
 from tests.models.test_families import prompt_of
+from tests.models.test_launches import FUSED, launches
 from tests.models.test_loader import edit_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,6 +84,12 @@ def test_state_that_a_class_does_not_declare_is_found_by_its_logits() -> None:
 
 def test_a_norm_an_mlp_and_an_attention_are_known_by_what_they_compute() -> None:
     assert known(LlamaForCausalLM, LlamaConfig(**SHAPE)) == {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention"}
+
+
+def test_a_layer_of_known_parts_takes_the_launches_of_a_layer_of_ours(tmp_path: Path) -> None:
+    saved(tmp_path)
+    run = PagedRun(load(tmp_path))
+    assert launches(lambda: run.step({"a": [7]})) == [*FUSED, *FUSED, "rms_norm", "linear"]
 
 
 def test_what_begins_at_late_positions_is_seen() -> None:

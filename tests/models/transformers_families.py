@@ -65,6 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "use_qk_norm": True,
     },
+    "GptOssForCausalLM": WINDOWED | {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 16},
     "GraniteForCausalLM": {"logits_scaling": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.7},
     "GraniteMoeForCausalLM": {"num_local_experts": 8, "num_experts_per_tok": 2, "attention_multiplier": 0.2},
     "HeliumForCausalLM": {"head_dim": 16},

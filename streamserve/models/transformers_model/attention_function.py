@@ -91,6 +91,7 @@ class PagedLayer:
     ) -> Tensor:
         head_dim, value_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
         qkv = torch.cat([_rows(part, head_dim) for part in (query, key, value)], dim=-1)
+        sinks: Tensor | None = options.get("s_aux")
         attended = self.attend(
             qkv,
             self.step(options),
@@ -101,6 +102,7 @@ class PagedLayer:
             scale=scale_of(query, options),
             window=options.get("sliding_window") or None,
             softcap=options.get("softcap") or None,
+            sinks=None if sinks is None else sinks.float(),
         )
         return attended[None, ..., :value_dim].to(query.dtype)
 

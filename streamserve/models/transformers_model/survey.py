@@ -66,8 +66,6 @@ class _Observer:
     ) -> Tensor:
         if mask is not None:
             raise ModelNotSupported(f"{self._model} attends with a mask of its own, which is not supported")
-        if options.get("s_aux") is not None:
-            raise ModelNotSupported(f"{self._model} has attention sinks, which are not supported")
         if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == value.shape[2] == _TOKENS:
             raise ModelNotSupported(f"{self._model} attends to other keys than its tokens', which is not supported")
         call = AttentionCall(
