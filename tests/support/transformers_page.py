@@ -20,8 +20,8 @@ modules: in the same step as every other, over the same cache, replayed from CUD
 architectures that have no layers here. The server's log names whose layers run, and so does `EngineInfo.model_impl`.
 
 Any decoder of the installed transformers runs that attends through its attention interface and keeps nothing of a sequence but
-keys and values. Windows, soft caps, sinks, scales of scores, and values smaller than keys (latent attention, expanded) are as the
-model asks. All have prefix caching, chunked prompts, preemption, drafts, log-probabilities and structured output.
+keys and values. Windows, soft caps, sinks, scales of scores and values smaller than keys (latent attention, expanded) are as
+the model asks. All have prefix caching, chunked prompts, preemption, drafts, log-probabilities and structured output.
 
 ## What is checked at a start
 
