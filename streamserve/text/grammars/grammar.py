@@ -34,6 +34,7 @@ from streamserve.text.grammars.structural_tag import structural_tag_lark
 from streamserve.text.schemas.call_schema import JSON_STYLE
 from streamserve.text.schemas.pattern_properties import impossible_property
 from streamserve.text.schemas.references import with_local_references
+from streamserve.text.schemas.weakening import without_annotations
 from streamserve.text.tokenizers.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import StructuredOutputs
 
@@ -272,7 +273,7 @@ def _schemas(source: str) -> Iterator[Mapping[str, Any]]:
 def _schema(schema: Any) -> Any:
     """A schema that may come as text, with references that lead to the same places wherever it stands."""
     schema = json.loads(schema) if isinstance(schema, str) else schema
-    return with_local_references(schema) if isinstance(schema, Mapping) else schema
+    return with_local_references(without_annotations(schema)) if isinstance(schema, Mapping) else schema
 
 
 def _source(outputs: StructuredOutputs, special: Mapping[str, int]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from streamserve.text.schemas.call_schema import JSON_STYLE
 from streamserve.text.schemas.references import with_local_references
+from streamserve.text.schemas.weakening import without_annotations
 
 
 class LarkRules:
@@ -71,7 +72,7 @@ class LarkRules:
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """The body of a rule for JSON that follows a schema."""
-    return f"%json {json.dumps({**with_local_references(schema), 'x-guidance': JSON_STYLE})}"
+    return f"%json {json.dumps({**with_local_references(without_annotations(schema)), 'x-guidance': JSON_STYLE})}"
 
 
 def pattern_of(text: str) -> str:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streamserve.errors import UnsupportedParameter
-from streamserve.text.schemas.call_schema import JSON_STYLE
-from streamserve.text.schemas.references import with_local_references
+from streamserve.text.grammars.lark_rules import json_rule
 
 Format = Mapping[str, Any]
 
@@ -77,7 +76,7 @@ class _Grammar:
             schema = {}
         if not isinstance(schema, dict):
             raise ValueError("json_schema must be an object")
-        return self._rule(f"%json {json.dumps({**with_local_references(schema), 'x-guidance': JSON_STYLE})}")
+        return self._rule(json_rule(schema))
 
     def _regex(self, format: Format, is_last: bool) -> str:
         pattern = _field(format, "pattern", str).replace("/", r"\/")

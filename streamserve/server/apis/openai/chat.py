@@ -80,7 +80,7 @@ async def _prepare(
         identity=identity,
         model=model,
         request=request,
-        ignored=[*decoded.ignored, *_without_effect(service, request, shown)],
+        ignored=[*decoded.ignored, *_without_effect(service, request, shown), *tools.not_enforced()],
         params=params,
         prompts=[prompt],
         preambles=[ChoicePreamble(prompt_token_ids=prompt.prompt_token_ids)],

@@ -14,6 +14,7 @@ import msgspec
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.server.apis.openai.schemas import ChatRequest
 from streamserve.text.schemas.call_schema import ANY_ARGUMENTS, Function, arguments_schema, call_schema
+from streamserve.text.schemas.weakening import weakened
 from streamserve.types import StructuredOutputs
 
 NONE, AUTO, REQUIRED, NAMED = "none", "auto", "required", "named"
@@ -67,11 +68,16 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
         return [
             Function(
                 _name(tool),
-                arguments_schema(tool["function"]["parameters"]) if every or _name(tool) in self.strict else ANY_ARGUMENTS,
+                weakened(_arguments(tool))[0] if every or _name(tool) in self.strict else ANY_ARGUMENTS,
             )
             for tool in self.tools
             if (self.allowed is None or _name(tool) in self.allowed) and (self.choice != NAMED or _name(tool) == self.name)
         ]
+
+    def not_enforced(self) -> list[str]:
+        """What of the schemas that arguments must keep to is beyond grammars: `tools.NAME.KEYWORD`."""
+        enforced = [tool for tool in self.tools if self.is_forced or _name(tool) in self.strict]
+        return [f"tools.{_name(tool)}.{keyword}" for tool in enforced for keyword in sorted(weakened(_arguments(tool))[1])]
 
 
 def tool_use(request: ChatRequest) -> ToolUse:
@@ -180,6 +186,10 @@ def _named(where: str, value: Mapping[str, Any], tools: Sequence[Mapping[str, An
     if not any(_name(tool) == name for tool in tools):
         raise InvalidParameter(f"{where}.function.name", f"{name!r} is not among the tools")
     return name
+
+
+def _arguments(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return arguments_schema(tool["function"]["parameters"])
 
 
 def _name(tool: Mapping[str, Any]) -> str:

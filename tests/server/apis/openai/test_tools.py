@@ -449,3 +449,17 @@ async def test_json_that_names_no_offered_function_is_the_answer() -> None:
     choice, _ = await ask(text, WITH_TOOLS, tool_call_parser="llama3_json")
     assert choice["message"]["content"] == text
     assert choice["finish_reason"] == "stop"
+
+
+async def test_what_of_a_strict_tool_is_beyond_grammars_is_named_in_a_warning() -> None:
+    parameters = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}, "required": ["tags"]}
+    strict = {"type": "function", "function": {"name": "tag", "parameters": parameters, "strict": True}}
+    engine = ScriptedEngine(reply=text_reply("a"))
+    async with live_server(engine, chat_template=TEMPLATE) as server:
+        async with request(server.port, "POST", "/v1/chat/completions", {**CHAT, "tools": [strict]}) as response:
+            await response.body()
+            assert response.status == 200
+            assert "tools.tag.uniqueItems" in dict(response.headers)["warning"]
+    [spec] = engine.specs.values()
+    assert spec.structured_outputs is not None
+    assert "uniqueItems" not in (spec.structured_outputs.grammar or "")
