@@ -63,6 +63,12 @@ class AnswerParser:
             return [Content(text)] if text else []
         if not text:
             return []
+        quiet = self._output.quiet
+        if quiet is not None:
+            pattern, kind = quiet
+            if pattern.search(text) is None:
+                return [kind(text)]
+            self._output.quiet = None
         self._source.add(text)
         self._resume()
         return self._output.take()

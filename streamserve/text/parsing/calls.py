@@ -16,6 +16,7 @@ from streamserve.text.parsing.literals import LiteralsReader
 from streamserve.text.parsing.object_call import ObjectCallReader
 from streamserve.text.parsing.output import NotACall, Output
 from streamserve.text.parsing.parameters import ParametersReader
+from streamserve.text.parsing.pieces import Content
 from streamserve.text.parsing.source import BLANKS, MarkSet, Reading, Source
 
 Functions = Mapping[str, Mapping[str, Any]]
@@ -98,6 +99,8 @@ class CallsReader:
             held += text
             if mark:
                 return held, mark
+            if not held and not self._is_after_call and self._source.is_read:
+                self._output.quiet = self._format.openings.beginning_or_newline, Content
             if not (yield from self._source.more()):
                 self._output.content("" if self._is_after_call else held)
                 return "", ""

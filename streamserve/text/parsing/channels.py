@@ -12,6 +12,7 @@ import re
 from streamserve.text.parsing.formats import ChannelFormat
 from streamserve.text.parsing.json_text import read_arguments
 from streamserve.text.parsing.output import Output
+from streamserve.text.parsing.pieces import Content, Reasoning
 from streamserve.text.parsing.source import MarkSet, Reading, Source
 
 _WORD = re.compile(r"[^\s<]*")
@@ -100,5 +101,7 @@ class ChannelsReader:
                 blanks = ""
             if mark and mark not in self._format.ends:
                 self._source.unread(mark)
+            if not mark and not blanks and self._source.is_read:
+                self._output.quiet = self._ends.beginning_or_newline, Reasoning if is_reasoning else Content
             if mark or not (yield from self._source.more()):
                 return

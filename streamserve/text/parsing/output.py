@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from streamserve.text.parsing.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 
@@ -14,9 +15,13 @@ class NotACall(Exception):
 
 
 class Output:
-    """Collects the pieces of one answer; neighbours of one kind become one piece."""
+    """Collects the pieces of one answer; neighbours of one kind become one piece.
+
+    quiet  set while nothing is held back: text in which this doesn't match is of the kind named, whole, and need not be read
+    """
 
     def __init__(self) -> None:
+        self.quiet: tuple[re.Pattern[str], type[Content | Reasoning]] | None = None
         self._pieces: list[Piece] = []
         self._kind: type[Content | Reasoning | ToolCallArguments] = Content
         self._texts: list[str] = []

@@ -6,6 +6,7 @@ import re
 
 from streamserve.text.parsing.formats import ReasoningFormat
 from streamserve.text.parsing.output import Output
+from streamserve.text.parsing.pieces import Reasoning
 from streamserve.text.parsing.source import Reading, Source
 
 _NEWLINES = re.compile(r"\n*")
@@ -43,5 +44,7 @@ def _thought(source: Source, output: Output, format: ReasoningFormat) -> Reading
             source.unread(mark)
         if mark:
             return True
+        if not held and source.is_read:
+            output.quiet = format.ending.beginning_or_newline, Reasoning
         if not (yield from source.more()):
             return False

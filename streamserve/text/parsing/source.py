@@ -39,6 +39,11 @@ class MarkSet:
         return frozenset(mark[:end] for mark in self.marks for end in range(1, len(mark)))
 
     @cached_property
+    def beginning_or_newline(self) -> re.Pattern[str]:
+        """Matches a character that could begin one, and a newline."""
+        return re.compile("[\n" + "".join({re.escape(mark[0]) for mark in self.marks}) + "]")
+
+    @cached_property
     def _first(self) -> re.Pattern[str]:
         return re.compile("[" + "".join({re.escape(mark[0]) for mark in self.marks}) + "]")
 
@@ -65,6 +70,11 @@ class Source:
         self._text = ""
         self._at = 0
         self._record: list[str] | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all that has come has been read."""
+        return self._at == len(self._text)
 
     def add(self, text: str) -> None:
         self._text = self._text[self._at :] + text
