@@ -31,7 +31,6 @@ from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.server.telemetry.request_log import log_request
 from streamserve.server.telemetry.tracing import Tracer
-from streamserve.text.chat_template import ChatTemplate
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.preparation import PreparedPrompt
@@ -96,7 +95,7 @@ class Service:
 
         Raises `ConfigError` when the configuration requires what this model can't do.
         """
-        self._require_parsers(frontend.tool_template)
+        self._require_parsers(frontend)
         self._frontend = frontend
         self._limits = RequestLimits(
             defaults=defaults,
@@ -108,16 +107,21 @@ class Service:
         self.lifecycle.serve()
 
     def dialect(self, template: str) -> Dialect:
-        """The dialect of answers to prompts of a chat template, by the template's source. Raises `ConfigError`."""
+        """The dialect of answers to prompts of a chat template, by its source. Raises as `frontend`, or `ConfigError`."""
+        return self._dialect(self.frontend, template)
+
+    def _dialect(self, frontend: Frontend, template: str) -> Dialect:
         return dialect_of(
             template,
+            response_template=frontend.tokenizer.response_template,
             tool_call_parser=self.config.tool_call_parser,
             reasoning_parser=self.config.reasoning_parser,
         )
 
-    def _require_parsers(self, template: ChatTemplate | None) -> None:
+    def _require_parsers(self, frontend: Frontend) -> None:
+        template = frontend.tool_template
         source = "" if template is None else template.source
-        if self.dialect(source).tool_calls is None and self.config.enable_auto_tool_choice:
+        if self._dialect(frontend, source).tool_calls is None and self.config.enable_auto_tool_choice:
             raise ConfigError("--enable-auto-tool-choice: this model's chat template knows no tools; say --tool-call-parser")
 
     def new_run(self, id: str, model: str, prompts: Sequence[PreparedPrompt], *, admit: Admit | None = None) -> Run:

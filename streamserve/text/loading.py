@@ -31,11 +31,13 @@ class TokenizerParts:
 
     special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `image_token`, …
     chat_templates  Jinja sources by name; the usual one is "default"
+    response_template  how answers are written, as transformers documents it; None where a model doesn't say
     """
 
     vocabulary: Vocabulary
     special_tokens: dict[str, str] = field(default_factory=dict)
     chat_templates: dict[str, str] = field(default_factory=dict)
+    response_template: Any = None
 
 
 def load_parts(path: Path, trust_remote_code: bool) -> TokenizerParts:
@@ -89,7 +91,7 @@ def _from_folder(path: Path) -> TokenizerParts:
     special = _special_tokens(_object(path / "special_tokens_map.json") | config)
     _add_missing_tokens(backend, config)
     _apply_bos_and_eos(backend, config, special)
-    return TokenizerParts(FastVocabulary(backend), special, _chat_templates(path, config))
+    return TokenizerParts(FastVocabulary(backend), special, _chat_templates(path, config), config.get("response_template"))
 
 
 def _from_transformers(path: Path, trust_remote_code: bool) -> TokenizerParts:
@@ -99,7 +101,7 @@ def _from_transformers(path: Path, trust_remote_code: bool) -> TokenizerParts:
     if "AutoTokenizer" in config.get("auto_map", {}) and not trust_remote_code:
         raise ConfigError(f"{path}: its tokenizer is code of its own; if you trust it, allow it with --trust-remote-code")
     vocabulary, special = load_with_transformers(path, trust_remote_code)
-    return TokenizerParts(vocabulary, special, _chat_templates(path, config))
+    return TokenizerParts(vocabulary, special, _chat_templates(path, config), config.get("response_template"))
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:

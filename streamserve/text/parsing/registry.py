@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from streamserve.errors import ConfigError
 from streamserve.text.parsing.dialect import Dialect
@@ -15,6 +16,10 @@ from streamserve.text.parsing.dialects import (
     REASONING_PARSERS,
     TOOL_CALL_PARSERS,
 )
+from streamserve.text.parsing.response_template import formats_of
+
+RESPONSE_TEMPLATE = "response_template"
+"""The name of a dialect that a checkpoint describes itself."""
 
 _CALLS_BY_TEXT = (
     ("<|channel|>", "<|message|>", CHANNEL_CALLS),
@@ -54,18 +59,29 @@ _REASONING_BY_TEXT = (
 )
 
 
-def dialect_of(chat_template: str, *, tool_call_parser: str | None = None, reasoning_parser: str | None = None) -> Dialect:
-    """A model's dialect: by the flags, else by its chat template.
+def dialect_of(
+    chat_template: str,
+    *,
+    tool_call_parser: str | None = None,
+    reasoning_parser: str | None = None,
+    response_template: Any = None,
+) -> Dialect:
+    """A model's dialect: by the flags, else by its response template, else by its chat template.
 
     Raises `ConfigError` for a name that is not known.
     """
+    own_calls, own_reasoning = formats_of(response_template)
     calls = _known("--tool-call-parser", tool_call_parser, TOOL_CALL_PARSERS) or _by_text(chat_template, _CALLS_BY_TEXT)
     reasoning = _known("--reasoning-parser", reasoning_parser, REASONING_PARSERS) or _by_text(chat_template, _REASONING_BY_TEXT)
+    if own_calls is not None and tool_call_parser is None:
+        calls = RESPONSE_TEMPLATE
+    if own_reasoning is not None and reasoning_parser is None:
+        reasoning = RESPONSE_TEMPLATE
     has_channels = calls == CHANNEL_CALLS or reasoning == CHANNEL_REASONING
     return Dialect(
         tool_calls=calls,
-        calls=None if has_channels or calls is None else CALL_FORMATS[calls],
-        reasoning=None if has_channels or reasoning is None else REASONING_FORMATS[reasoning],
+        calls=None if has_channels else {**CALL_FORMATS, RESPONSE_TEMPLATE: own_calls}.get(calls or ""),
+        reasoning=None if has_channels else {**REASONING_FORMATS, RESPONSE_TEMPLATE: own_reasoning}.get(reasoning or ""),
         channels=CHANNELS if has_channels else None,
     )
 

@@ -31,20 +31,25 @@ def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return dict(parameters) if has_type else {"type": "object", **parameters}
 
 
-def call_schema(functions: Sequence[Function], arguments_key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def call_schema(
+    functions: Sequence[Function], arguments_key: str, name_key: str = "name"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The schema of one call, and the `$defs` it refers to: each function's arguments, whose own references move along."""
-    calls = [_one_call(function.name, arguments_key, f"#/$defs/{place}") for place, function in enumerate(functions)]
+    calls = [
+        _one_call({name_key: {"const": function.name}}, arguments_key, f"#/$defs/{place}")
+        for place, function in enumerate(functions)
+    ]
     definitions = {
         str(place): with_local_references(function.arguments, f"#/$defs/{place}") for place, function in enumerate(functions)
     }
     return {"anyOf": calls}, definitions
 
 
-def _one_call(name: str, arguments_key: str, reference: str) -> dict[str, Any]:
+def _one_call(name: dict[str, Any], arguments_key: str, reference: str) -> dict[str, Any]:
     # The name comes first, so that a client gets it before the arguments.
     return {
         "type": "object",
-        "properties": {"name": {"const": name}, arguments_key: {"$ref": reference}},
-        "required": ["name", arguments_key],
+        "properties": {**name, arguments_key: {"$ref": reference}},
+        "required": [*name, arguments_key],
         "additionalProperties": False,
     }

@@ -63,12 +63,14 @@ class Tokenizer:
 
     special_tokens  by role, as templates name them: `bos_token`, `eos_token`, `image_token`, …
     chat_templates  Jinja sources by name; the usual one is "default"
+    response_template  how the model's answers are written, where its files say so
     """
 
     def __init__(self, parts: TokenizerParts) -> None:
         self.vocabulary = parts.vocabulary
         self.special_tokens = parts.special_tokens
         self.chat_templates = parts.chat_templates
+        self.response_template = parts.response_template
         self.special_ids = parts.vocabulary.special_ids
         self._codec = parts.vocabulary.codec
         self._bytes: dict[int, bytes] = {}
