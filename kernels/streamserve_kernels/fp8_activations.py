@@ -77,9 +77,9 @@ def _quantize_kernel(
     tl.store(out_ptr + offsets, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@kernel(do_not_specialize=["num_rows"])
+@kernel()
 def _finish_kernel(
-    product_ptr, x_scale_ptr, scale_ptr, bias_ptr, residual_ptr, out_ptr, num_rows, width,
+    product_ptr, x_scale_ptr, scale_ptr, bias_ptr, residual_ptr, out_ptr, width,
     BLOCK: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -160,7 +160,7 @@ def finish(
     x_scale, scale = scales or (None, None)
     block = min(power_of_two(width), 2048)
     _finish_kernel[(rows, -(-width // block))](
-        product, x_scale, scale, after.bias, after.residual, out, rows, width,
+        product, x_scale, scale, after.bias, after.residual, out, width,
         BLOCK=block, SCALED=scales is not None, **after.constants(),
         num_warps=max(1, block // 512), **dependent_launch(product.device),
     )  # fmt: skip

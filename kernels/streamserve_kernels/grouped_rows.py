@@ -356,20 +356,17 @@ def few_rows(
     *,
     norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
-    shape: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """x' @ weight.T and what follows, with x' = x or rms_norm(x), up to `FEW_ROWS` rows; columns in the weight's order.
 
-    x      [rows, in]  bf16|fp16
-    shape  in place of `few_rows_shape`'s
+    x  [rows, in]  bf16|fp16
     """
     rows, inner = x.shape
     outer = weight.shape[0] // (2 if after.gated else 1)
-    out = x.new_empty(rows, outer)
-    slices, ahead = shape or few_rows_shape(inner)
+    out, slices = x.new_empty(rows, outer), 8
     _grouped_few_rows_kernel[(outer // ROWS,)](
         x, weight.words, weight.scale, weight.zero, norm_weight, after.bias, after.residual, out, rows, outer, eps,
-        K=inner, GROUP=weight.group, SLICES=slices, AHEAD=ahead,
+        K=inner, GROUP=weight.group, SLICES=slices, AHEAD=4,
         ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=_IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
         NORM=norm_weight is not None, **after.constants(), num_warps=slices, num_stages=1, **dependent_launch(x.device),
     )  # fmt: skip
@@ -413,11 +410,6 @@ def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
 
 
 _COMPUTE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-def few_rows_shape(inner: int) -> tuple[int, int]:
-    """SLICES, AHEAD."""
-    return 8, 4
 
 
 def some_rows_shape(rows: int, tiles: int, inner: int) -> tuple[int, int, int]:

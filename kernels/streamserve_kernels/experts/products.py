@@ -243,12 +243,12 @@ def _one_row(
     x, (num_experts, outer, hidden) = routes.normed, gate_up.shape
     inner, top_k = outer // 2, routes.expert_ids.shape[1]
     gated, out = x.new_empty(top_k, inner), torch.empty_like(residual, memory_format=torch.contiguous_format)
-    block_n, block_k, warps = one_row_gate_up_shape(outer, hidden)
+    block_n, block_k, warps = one_row_gate_up_shape(hidden)
     _one_row_gate_up_kernel[(-(-outer // block_n), top_k)](
         x, gate_up, gate_up_bias, routes.expert_ids, gated, outer, first_expert, num_experts,
         K=hidden, BLOCK_N=block_n, BLOCK_K=block_k, ACTIVATION=activation, num_warps=warps, **dependent_launch(x.device),
     )  # fmt: skip
-    block_n, block_k, warps = one_row_down_shape(hidden, inner)
+    block_n, block_k, warps = 2, 512, 2
     _one_row_down_kernel[(-(-hidden // block_n),)](
         gated, down, down_bias, routes.expert_ids, routes.weights, residual, out, hidden, first_expert, num_experts,
         K=inner, TOP_K=top_k, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, **dependent_launch(x.device),
@@ -342,14 +342,9 @@ def is_grouped(num_places: int, weight: torch.Tensor) -> bool:
     return num_places >= GROUPED_MEAN * num_experts and capability(weight.device) >= (9, 0)
 
 
-def one_row_gate_up_shape(outer: int, inner: int) -> tuple[int, int, int]:
+def one_row_gate_up_shape(hidden: int) -> tuple[int, int, int]:
     """BLOCK_N, BLOCK_K and warps."""
-    return 8, min(power_of_two(inner), 2048), 4
-
-
-def one_row_down_shape(outer: int, inner: int) -> tuple[int, int, int]:
-    """BLOCK_N, BLOCK_K and warps."""
-    return 2, 512, 2
+    return 8, min(power_of_two(hidden), 2048), 4
 
 
 def product_shapes(num_places: int, num_experts: int, dtype: torch.dtype) -> tuple[ProductShape, ProductShape]:

@@ -7,14 +7,14 @@ from streamserve.models.layers.norm import LayerNorm, RmsNorm
 from streamserve.models.weights.noise import draw, tile
 
 
-def randomize(model: CausalModel, seed: int = 0) -> None:
-    """Fill every weight with normal noise of standard deviation 0.02, norms with one, in place; the same for the same seed."""
+def randomize(model: CausalModel) -> None:
+    """Fill every weight with normal noise of standard deviation 0.02, norms with one, in place; the same each time."""
     norms = [module for module in model.modules() if isinstance(module, RmsNorm | LayerNorm)]
     for norm in norms:
         norm.weight.fill_(1.0)
     forms = [linear.form for linear in model.linears()]
     # All weights share a place, and those of linears the model's dtype.
-    noise = draw(seed).to(next(forms[0].parameters()).device, forms[0].dtype)
+    noise = draw().to(next(forms[0].parameters()).device, forms[0].dtype)
     for form in forms:
         form.randomize(noise)
     done = {id(parameter) for module in (*norms, *forms) for parameter in module.parameters()}

@@ -111,13 +111,11 @@ def take_resumable(body: dict[str, Any]) -> bool:
     return is_resumable
 
 
-def error_message(error: StreamserveError, stream_id: str | None = None, *, sequence_number: int | None = None) -> str:
+def error_message(error: StreamserveError, stream_id: str | None = None) -> str:
     """An `error` message; without `stream_id` it concerns a message that named no stream."""
     message: dict[str, Any] = {"type": "error"}
     if stream_id is not None:
         message["stream_id"] = stream_id
-    if sequence_number is not None:
-        message["sequence_number"] = sequence_number
     return orjson.dumps({**message, "status": error.status, **error_object(error)}).decode()
 
 

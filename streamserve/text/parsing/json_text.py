@@ -128,3 +128,12 @@ def _decoded(text: str) -> str:
     except ValueError:
         return text
     return "" if decoded.strip() == "null" else decoded
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one whole JSON value; control characters inside its strings are forgiven."""
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True

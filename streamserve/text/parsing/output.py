@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 
+from streamserve.text.parsing.json_text import is_json
 from streamserve.text.parsing.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 
 _NO_ARGUMENTS = "{}"
@@ -59,7 +59,7 @@ class Output:
         """
         if not self._arguments:
             self.arguments(_NO_ARGUMENTS)
-        elif missing and _is_json("".join(self._arguments) + missing):
+        elif missing and is_json("".join(self._arguments) + missing):
             self.arguments(missing)
 
     def _add(self, kind: type[Content | Reasoning | ToolCallArguments], text: str) -> None:
@@ -78,11 +78,3 @@ class Output:
             self._pieces.append(ToolCallArguments(self._count - 1, text))
         else:
             self._pieces.append(Content(text) if self._kind is Content else Reasoning(text))
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return False
-    return True

@@ -6,7 +6,6 @@ only.
 
 from __future__ import annotations
 
-import json
 import secrets
 import string
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from streamserve.text.parsing.json_text import is_json
 from streamserve.text.parsing.pieces import Content, Parser, Piece, Reasoning, ToolCallStart
 from streamserve.types import TextDelta, TextLogprob
 
@@ -82,7 +82,7 @@ class MessageReader:
         """The finish reason of the message, from that of its text: "tool_calls" only when the last call is whole."""
         if reason != "stop" or not self._has_calls or self._is_named:
             return reason
-        return "tool_calls" if _is_json("".join(self._arguments)) else reason
+        return "tool_calls" if is_json("".join(self._arguments)) else reason
 
     def _field(self, piece: Piece) -> dict[str, Any]:
         match piece:
@@ -146,14 +146,6 @@ def message_object(
         "reasoning_content": reasoning,
     }
     return {**message, "tool_calls": tool_calls} if tool_calls else message
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
