@@ -168,6 +168,12 @@ def test_a_truncated_file_is_refused(folder: Path) -> None:
         load(folder)
 
 
+def test_a_model_without_experts_is_not_divided_by_experts(folder: Path) -> None:
+    checkpoint = resolve(str(folder))
+    with pytest.raises(ConfigError, match="--enable-expert-parallel: LlamaForCausalLM has no experts"):
+        load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu", divides_experts=True)
+
+
 def test_int4_needs_a_gguf_file(folder: Path) -> None:
     checkpoint = resolve(str(folder))
     with pytest.raises(ConfigError, match=r"4-bit \.gguf"):

@@ -63,7 +63,7 @@ def load_model(
     on_progress      called with (bytes loaded, bytes in all), in the units of the stored form
 
     Raises `ConfigError` when the checkpoint lacks a tensor, has one that the architecture does not know, or of another shape,
-    and when the model can't be divided.
+    and when the model can't be divided; when it has no experts to divide, too.
     """
     source = open_source(checkpoint, arch)
     if source is not None and arch.tied_embeddings and _has_its_own_head(source):
@@ -72,6 +72,8 @@ def load_model(
     place = Placement(dtype, torch.device(device), communicator or Apart(), storage, divides_experts)
     _refuse_unpackable(quantization, checkpoint, place)
     model = build_model(arch, place, max_model_len or arch.max_model_len)
+    if divides_experts and not any(isinstance(module, ExpertsForm) for module in model.modules()):
+        raise ConfigError(f"--enable-expert-parallel: {arch.architecture} has no experts to divide; leave it out")
     _say_what_is_widened(model, place)
     with torch.inference_mode():
         if source is None:
