@@ -20,7 +20,7 @@ from .fp8_activations import Epilogue
 from .fp8_widen import widen
 from .launch import arrivals, capability, dependent_launch, kernel, power_of_two, prefetch
 from .norm_rope import activate
-from .projections import _finish
+from .projections import finish_products
 from .reference.fp8 import BLOCK, Fp8Weight
 
 MOST_ROWS = 64
@@ -202,7 +202,7 @@ def _fp8_some_rows_kernel(
         sums *= tl.load(scale_ptr + weight_rows, mask=inside, other=0.0)[:, None]
         if COMPUTE is None:
             sums *= tl.load(x_scale_ptr + rows, mask=rows < M, other=0.0)[None, :]
-    _finish(
+    finish_products(
         sums, sums, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, 0.0,
         K, BLOCK_M, False, BIAS, RESIDUAL, ACTIVATION,
     )  # fmt: skip

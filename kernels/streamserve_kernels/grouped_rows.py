@@ -18,7 +18,7 @@ from triton.language.extra import cuda
 from .fp8_activations import Epilogue
 from .launch import arrivals, dependent_launch, kernel, power_of_two
 from .norm_rope import activate
-from .projections import _finish
+from .projections import finish_products
 from .reference.grouped import COLUMNS, ROWS, GroupedWeight
 
 FEW_ROWS = 8
@@ -315,7 +315,7 @@ def _grouped_some_rows_kernel(
         for part in tl.static_range(SPLITS):
             part_ptr = partial_ptr + (place * SPLITS + part).to(tl.int64) * (64 * BLOCK_M)
             sums += tl.load(part_ptr + places, cache_modifier=".cg")
-    _finish(
+    finish_products(
         sums, sums, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, 0.0,
         K, BLOCK_M, False, BIAS, RESIDUAL, ACTIVATION,
     )  # fmt: skip

@@ -86,7 +86,7 @@ def _one_row_kernel(
 
 
 @triton.jit
-def _finish(
+def finish_products(
     sums, squares, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, eps,
     K: tl.constexpr, BLOCK_M: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -153,7 +153,7 @@ def _few_rows_kernel(
             x = (wide * norm[:, None, :]).to(x_ptr.dtype.element_ty)
         x = tl.permute(x.to(COMPUTE), (0, 2, 1))
         sums = tl.dot(tiles[k // BLOCK_K].to(COMPUTE), x, sums, input_precision="ieee")
-    _finish(
+    finish_products(
         tl.sum(sums, axis=0), tl.sum(squares, axis=0), columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, eps,
         K, BLOCK_M, NORM, BIAS, RESIDUAL, ACTIVATION,
     )  # fmt: skip
@@ -234,7 +234,7 @@ def _some_rows_kernel(
         for part in tl.static_range(SPLITS):
             part_ptr = partial_ptr + (place * SPLITS + part).to(tl.int64) * (BLOCK_N * BLOCK_M)
             sums += tl.load(part_ptr + places, cache_modifier=".cg")
-    _finish(
+    finish_products(
         sums, sums, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, 0.0,
         K, BLOCK_M, False, BIAS, RESIDUAL, ACTIVATION,
     )  # fmt: skip

@@ -91,7 +91,7 @@ class RemoteEngine:
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences, all or none; see `Engine.open`."""
         self._require_connection()
-        # A new sequence that ends the engine would make a suspect guilty.
+        # A new sequence that ends the engine would have its end charged to a suspect.
         await self._no_suspects.wait()
         await self._connection.drained()
         self._require_connection()
@@ -224,7 +224,7 @@ class RemoteEngine:
             self._no_suspects.set()
 
     async def _resume_suspects(self, suspects: list[ChannelStream], others: list[ChannelStream]) -> None:
-        """Resume suspects once all others have a token, one by one and then more at a time, so that the guilty one is found.
+        """Resume suspects once all others have a token, one by one and then more at a time, to find the one that ends engines.
 
         Of many, most were waiting in the queue when the engine ended: what has run longest comes first.
         """

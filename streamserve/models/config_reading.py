@@ -53,7 +53,10 @@ def read_common(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def layer_windows(config: dict[str, Any], default_types: list[str]) -> tuple[int | None, ...]:
-    """Windows by `layer_types` ("sliding_attention" | "full_attention"), or by a family's own rule when the config has none."""
+    """Windows by `layer_types` ("sliding_attention" | "full_attention"), or by a family's own rule when the config has none.
+
+    Raises `ModelNotSupported` for any other type.
+    """
     types = config.get("layer_types") or default_types
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown:

@@ -218,7 +218,10 @@ def extended_length(config: dict[str, Any], rope: Rope) -> int:
 
 
 def rope_parameters(config: dict[str, Any], layer_type: str | None = None) -> dict[str, Any]:
-    """What is given under the new name and under the old one, which wins where both are given, as in transformers."""
+    """What is given under the new name and under the old one, which wins where both are given, as in transformers.
+
+    Raises `ConfigError` where one of them is no object.
+    """
     new, old = (config.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
     if isinstance(new, dict) and layer_type in new:
         new = new[layer_type]

@@ -52,7 +52,10 @@ def load_parts(path: Path, trust_remote_code: bool) -> TokenizerParts:
 
 
 def locate_tokenizer(name: str, revision: str | None, trust_remote_code: bool, download_dir: str | None) -> Path:
-    """The path of a local tokenizer, or of a repository's, of which only the tokenizer's files are downloaded."""
+    """The path of a local tokenizer, or of a repository's, of which only the tokenizer's files are downloaded.
+
+    Raises `ConfigError` when it is neither.
+    """
     path = demo_path() if name == DEMO else Path(name).expanduser()
     if path.exists():
         return path

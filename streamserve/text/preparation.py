@@ -27,6 +27,7 @@ _VERY_LONG_TEXT = 1 << 18
 
 
 def random_seed() -> int:
+    """A seed in [0, MAX_SEED), from the system's source of randomness."""
     return secrets.randbelow(MAX_SEED)
 
 

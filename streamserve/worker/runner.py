@@ -16,7 +16,7 @@ from streamserve.models.implementation import describe
 from streamserve.models.weights.loader import load_model
 from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
-from streamserve.worker.communication.base import Join, alone
+from streamserve.worker.communication.base import Join, RankGroup, alone
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.select import open_device
 from streamserve.worker.kv_cache import allocate, count_blocks
@@ -95,16 +95,7 @@ class Runner:
             limits = RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size, layout.group_of)
             rows = Rows(device, limits)
             if device.captures:
-                with phases.measure("compile"):
-                    preload()
-                    device.load_libraries()
-                    steps = kernel_steps(device, model, rows, layout, config.max_num_batched_tokens)
-                    self._triton_cache.wait()
-                    # Of ranks on one machine the first compiles for all.
-                    ranks.smallest(0)
-                with phases.measure("kernels"), ranks.silenced():
-                    run_at_once(device, steps)
-                    self._triton_cache.mark_complete()
+                self._load_kernels(device, model, rows, layout, ranks, phases)
             with phases.measure("kv_cache"):
                 num_blocks = ranks.smallest(_size_cache(config, device, model, rows, layout, max_model_len, ranks.world_size))
                 self._steps = StepRunner(device, model, rows, allocate(layout, num_blocks, device))
@@ -129,6 +120,21 @@ class Runner:
             compiled=is_compiled(model) if device.compiles_layers else None,
             startup_s=phases.seconds,
         )
+
+    def _load_kernels(
+        self, device: Device, model: CausalModel, rows: Rows, layout: KvLayout, ranks: RankGroup, phases: Phases
+    ) -> None:
+        """Load the libraries and kernels that steps launch, compiling what the cache lacks."""
+        with phases.measure("compile"):
+            preload()
+            device.load_libraries()
+            steps = kernel_steps(device, model, rows, layout, self._config.max_num_batched_tokens)
+            self._triton_cache.wait()
+            # Of ranks on one machine the first compiles for all.
+            ranks.smallest(0)
+        with phases.measure("kernels"), ranks.silenced():
+            run_at_once(device, steps)
+            self._triton_cache.mark_complete()
 
     def step(self, plan: Plan) -> PendingStep:
         """Launch one step; steps run in the order launched. Wait for the result on another thread."""

@@ -94,7 +94,10 @@ def read_phi3(config: dict[str, Any]) -> ModelArch:
 
 
 def read_smollm3(config: dict[str, Any]) -> ModelArch:
-    """A Llama of which some layers rotate nothing and may be windowed (Yang et al., 2025, https://arxiv.org/abs/2501.18795)."""
+    """A Llama of which some layers rotate nothing and may be windowed (Yang et al., 2025, https://arxiv.org/abs/2501.18795).
+
+    Raises `ConfigError` where `no_rope_layers` has not an entry for each layer.
+    """
     config = {"rope_theta": 2_000_000.0, "tie_word_embeddings": True} | config
     llama = read_llama(config)
     interval = positive(config, "no_rope_layer_interval", 4)

@@ -85,7 +85,10 @@ def load_model(
 
 
 def open_source(checkpoint: Checkpoint, arch: Arch) -> WeightSource | None:
-    """The files of a checkpoint; None for one that has no weights ("dummy")."""
+    """The files of a checkpoint; None for one that has no weights ("dummy").
+
+    Raises `ConfigError` for a .gguf file that transformers' layers are to run.
+    """
     if checkpoint.format == "dummy":
         return None
     if checkpoint.format == "gguf":

@@ -70,7 +70,7 @@ def keeps_fp8(spec: WeightSpec, place: Placement) -> bool:
 
 
 def read_fp8(config: Mapping[str, Any]) -> Schemes:
-    """`activation_scheme` and `weight_block_size`, as transformers writes them."""
+    """`activation_scheme` and `weight_block_size`, as transformers writes them. Raises `ModelNotSupported` for other values."""
     blocks, activations = config.get("weight_block_size"), config.get("activation_scheme", "dynamic")
     if blocks is not None and list(blocks) != [FP8_BLOCK, FP8_BLOCK]:
         raise ModelNotSupported(f"fp8 weights in blocks of {blocks} are not supported; supported: [{FP8_BLOCK}, {FP8_BLOCK}]")

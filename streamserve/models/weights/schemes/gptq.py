@@ -48,7 +48,10 @@ class Gptq(StoredFourBits):
 
 
 def read_gptq(config: Mapping[str, Any]) -> Schemes:
-    """`bits`, `group_size`, `sym`, `desc_act`; `dynamic` leaves modules out by patterns that begin with "-:"."""
+    """`bits`, `group_size`, `sym`, `desc_act`; `dynamic` leaves modules out by patterns that begin with "-:".
+
+    Raises `ModelNotSupported` for rules that give modules settings of their own.
+    """
     group = check_bits("gptq", config.get("bits"), config.get("group_size"))
     scheme = Gptq(
         group,

@@ -48,7 +48,7 @@ class PackQuantized(StoredFourBits):
 
 
 def read_pack_quantized(weights: Mapping[str, Any]) -> PackQuantized:
-    """The weights of a config group."""
+    """The weights of a config group. Raises `ModelNotSupported` for integers that are not quantized in groups."""
     if weights.get("strategy") != "group":
         strategy = weights.get("strategy")
         raise ModelNotSupported(f"compressed-tensors strategy {strategy!r} of integers is not supported; supported: group")

@@ -24,6 +24,7 @@ LOWEST = -9999.0
 
 
 def finite(logprob: float) -> float:
+    """The log-probability, at least `LOWEST`; NaN becomes it too."""
     return logprob if logprob > LOWEST else LOWEST
 
 

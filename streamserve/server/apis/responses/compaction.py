@@ -52,7 +52,7 @@ class CompactRequest(msgspec.Struct, kw_only=True):
 
 
 async def compact_conversation(service: Service, decoded: Decoded[CompactRequest]) -> WholeResponse:
-    """The app that has a summary written and sends the compacted conversation."""
+    """The app that has a summary written and sends the compacted conversation. Raises `InvalidParameter` when it is empty."""
     request = decoded.request
     conversation = await read_conversation(
         request.input, request.previous_response_id, response_id=response_id(None), find=finder(service), run=decoded.run
