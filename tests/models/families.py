@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from streamserve.checkpoint.names import resolve
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.loader import load_model
+
+TOLERANCE = 1e-4
+"""How far logits in fp32 may be from transformers'."""
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 199,
@@ -156,6 +160,11 @@ ROPES: dict[str, dict[str, Any]] = {
         "truncate": False,
     },
 }
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """Random token ids, special ones left out."""
+    return random.Random(seed).choices(range(3, SHAPE["vocab_size"]), k=length)
 
 
 def config_class(prefix: str) -> Any:

@@ -21,9 +21,8 @@ from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.scheme import PLAIN, Scheme, Schemes
 from streamserve.models.weights.schemes.table import METHODS
 from streamserve_kernels import linear
-from tests.models.families import FAMILIES, load, reference_model
+from tests.models.families import FAMILIES, load, prompt_of, reference_model
 from tests.models.paged import PagedRun
-from tests.models.test_families import prompt_of
 from tests.models.test_shards import load_rank
 
 PROMPT = prompt_of(20)

@@ -25,10 +25,9 @@ from streamserve.models.weights.loader import load_model
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.storage import WeightStorage
 from streamserve_kernels import Routes, RoutingRule
-from tests.models.families import EXPERTS, GLM4_MOE, GPT_OSS, SHAPE, load, reference_model
+from tests.models.families import EXPERTS, GLM4_MOE, GPT_OSS, SHAPE, TOLERANCE, load, prompt_of, reference_model
 from tests.models.paged import PagedRun
 from tests.models.stored import MadeUp
-from tests.models.test_families import TOLERANCE, prompt_of
 
 COUNT, HIDDEN, INNER = 4, 64, 96
 PREFIX = "mlp."

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.models.families import FAMILIES, ROPES, SHAPE, load, reference_model
+from tests.models.families import FAMILIES, ROPES, SHAPE, TOLERANCE, load, prompt_of, reference_model
 from tests.models.paged import PagedRun
-
-TOLERANCE = 1e-4
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(3, 199), k=length)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

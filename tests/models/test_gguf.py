@@ -17,10 +17,9 @@ from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.forms.int4 import Int4Form
 from streamserve.models.weights.loader import load_model
-from tests.models.families import FAMILIES, SHAPE, load, reference_model
+from tests.models.families import FAMILIES, SHAPE, TOLERANCE, load, prompt_of, reference_model
 from tests.models.gguf_files import write_gguf
 from tests.models.paged import PagedRun
-from tests.models.test_families import TOLERANCE, prompt_of
 
 GEMMA = SHAPE | {"head_dim": 32, "sliding_window": 20, "num_hidden_layers": 6, "query_pre_attn_scalar": 32}
 WIDE = SHAPE | {"vocab_size": 208, "hidden_size": 128, "intermediate_size": 160, "num_attention_heads": 4}

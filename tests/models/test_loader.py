@@ -17,9 +17,8 @@ from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import REGISTRY, read_arch
 from streamserve.models.weights.loader import load_model
-from tests.models.families import FAMILIES, SHAPE, load, reference_model
+from tests.models.families import FAMILIES, SHAPE, load, prompt_of, reference_model
 from tests.models.paged import PagedRun
-from tests.models.test_families import prompt_of
 
 PROMPT = prompt_of(20)
 

@@ -18,10 +18,9 @@ from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.forms.int4 import Int4Form
 from streamserve.models.weights.loader import load_model
-from tests.models.families import SHAPE, load, reference_model
+from tests.models.families import SHAPE, load, prompt_of, reference_model
 from tests.models.four_bit_tensors import awq, gptq
 from tests.models.paged import PagedRun
-from tests.models.test_families import prompt_of
 
 PROMPT = prompt_of(20)
 WIDE = SHAPE | {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}

@@ -13,9 +13,8 @@ from streamserve.checkpoint.text_part import text_config, text_name
 from streamserve.errors import ConfigError
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.loader import load_model, open_source
-from tests.models.families import load
+from tests.models.families import TOLERANCE, load, prompt_of
 from tests.models.paged import PagedRun
-from tests.models.test_families import TOLERANCE, prompt_of
 from tests.models.text_parts import OLD_NAMES, TEXT_PARTS, multimodal_model, store
 
 OLD = [name for name, (prefix, *_) in TEXT_PARTS.items() if prefix in OLD_NAMES]

@@ -16,9 +16,8 @@ from streamserve.models.implementation import describe
 from streamserve.models.transformers_model.arch import TransformersArch, observe
 from streamserve.models.transformers_model.check import checked
 from streamserve.models.weights.loader import load_model
-from tests.models.families import ROPES, SHAPE
+from tests.models.families import ROPES, SHAPE, prompt_of
 from tests.models.paged import PagedRun
-from tests.models.test_families import prompt_of
 from tests.models.test_launches import FUSED, launches
 from tests.models.test_loader import edit_weights
 
