@@ -18,7 +18,7 @@ from streamserve.aio.daemon_thread import DaemonThread
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, EngineDead
-from streamserve.executor.launchers.meeting import Guest, Meeting, greet, visit
+from streamserve.executor.launchers.handshake import ConnectedRank, StoreAddress, accept_rank, connect_to_engine
 from streamserve.executor.messages import RankLaunch
 from streamserve.executor.rank import run_rank
 from streamserve.process.child import decode_with_paths, encode_with_paths
@@ -87,7 +87,7 @@ class _Cluster:
         host = ray.util.get_node_ip_address()
         with socket.create_server((host, 0)) as listening:
             self._start_actors(checkpoint, resources, (host, listening.getsockname()[1]), secret)
-            return self._meet(listening, secret)
+            return self._accept_ranks(listening, secret)
 
     def fate(self, rank: int) -> str:
         import ray
@@ -153,25 +153,24 @@ class _Cluster:
             self.actors.append(actor.remote())
             self._runs.append(self.actors[-1].run.remote(encode_with_paths(launch), address, secret))
 
-    def _meet(self, listening: socket.socket, secret: bytes) -> list[socket.socket]:
+    def _accept_ranks(self, listening: socket.socket, secret: bytes) -> list[socket.socket]:
         """Wait for every rank to connect, and tell all where the first one keeps the store."""
-        guests: dict[int, Guest] = {}
+        connected: dict[int, ConnectedRank] = {}
         listening.settimeout(0.2)
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        while len(guests) < self._config.tensor_parallel_size:
+        while len(connected) < self._config.tensor_parallel_size:
             self._raise_for_ended()
             if time.monotonic() > deadline:
-                raise EngineDead(f"only {len(guests)} of {self._config.tensor_parallel_size} ranks have connected in time")
+                raise EngineDead(f"only {len(connected)} of {self._config.tensor_parallel_size} ranks have connected in time")
             try:
                 connection, _ = listening.accept()
             except TimeoutError:
                 continue
-            guest = greet(connection, secret)
-            if guest is not None:
-                guests[guest.rank] = guest
-        for guest in guests.values():
-            guest.admit(Meeting(guests[0].store))
-        return [guests[rank].connection for rank in sorted(guests)]
+            if (accepted := accept_rank(connection, secret)) is not None:
+                connected[accepted.rank] = accepted
+        for each in connected.values():
+            each.admit(StoreAddress(connected[0].store))
+        return [connected[rank].connection for rank in sorted(connected)]
 
     def _raise_for_ended(self) -> None:
         import ray
@@ -191,6 +190,6 @@ class _RankActor:
 
         launch = decode_with_paths(line, RankLaunch)
         gpus = ray.get_gpu_ids()
-        connection, store, store_fd = visit(address, secret, launch.rank, timeout_s=CONNECT_TIMEOUT_S)
+        connection, store, store_fd = connect_to_engine(address, secret, launch.rank, timeout_s=CONNECT_TIMEOUT_S)
         device_index = int(gpus[0]) if gpus else None
         run_rank(msgspec.structs.replace(launch, store=store, store_fd=store_fd, device_index=device_index), connection)

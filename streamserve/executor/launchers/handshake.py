@@ -38,30 +38,30 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     store: str
 
 
-class Meeting(msgspec.Struct, frozen=True, array_like=True):
-    """The engine's second frame: all ranks are there.
+class StoreAddress(msgspec.Struct, frozen=True, array_like=True):
+    """The engine's second frame, once all ranks have connected.
 
-    store  of the first one
+    store  "host:port" of the store, which the first rank keeps
     """
 
     store: str
 
 
-class Guest(NamedTuple):
-    """A rank that has proved itself."""
+class ConnectedRank(NamedTuple):
+    """A rank that knows the secret."""
 
     rank: int
     store: str
     connection: socket.socket
 
-    def admit(self, meeting: Meeting) -> None:
+    def admit(self, store: StoreAddress) -> None:
         """Complete the handshake."""
-        self.connection.sendall(encode(meeting))
+        self.connection.sendall(encode(store))
         self.connection.settimeout(None)
 
 
-def greet(connection: socket.socket, secret: bytes) -> Guest | None:
-    """The engine's part: the rank behind a new connection; None, and it is closed, for whoever does not know the secret."""
+def accept_rank(connection: socket.socket, secret: bytes) -> ConnectedRank | None:
+    """The engine's part: the rank behind a new connection; None, and it is closed, for one that does not know the secret."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(HANDSHAKE_TIMEOUT_S)
     nonce = secrets.token_bytes(32)
@@ -74,10 +74,12 @@ def greet(connection: socket.socket, secret: bytes) -> Guest | None:
     if not hmac.compare_digest(hello.proof, _proof(secret, nonce)):
         connection.close()
         return None
-    return Guest(hello.rank, hello.store, connection)
+    return ConnectedRank(hello.rank, hello.store, connection)
 
 
-def visit(address: tuple[str, int], secret: bytes, rank: int, *, timeout_s: float) -> tuple[socket.socket, str, int]:
+def connect_to_engine(
+    address: tuple[str, int], secret: bytes, rank: int, *, timeout_s: float
+) -> tuple[socket.socket, str, int]:
     """A rank's part: its connection, the store's address, and the descriptor of the socket that the store listens on.
 
     The first rank keeps the store; for the others the descriptor is -1.
@@ -96,12 +98,12 @@ def visit(address: tuple[str, int], secret: bytes, rank: int, *, timeout_s: floa
             store, store_fd = f"{host}:{listening.getsockname()[1]}", listening.detach()
         connection.sendall(encode(Hello(rank, _proof(secret, challenge.nonce), store)))
         connection.settimeout(timeout_s)
-        meeting = _receive(connection, Meeting)
+        found = _receive(connection, StoreAddress)
         connection.settimeout(None)
     except BaseException:
         connection.close()
         raise
-    return connection, meeting.store, store_fd
+    return connection, found.store, store_fd
 
 
 def _proof(secret: bytes, nonce: bytes) -> bytes:
