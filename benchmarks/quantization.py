@@ -8,7 +8,7 @@ difference adds up; the share of equal first choices, and the KL divergence, mea
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from streamserve.checkpoint.names import resolve
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.layers.linear import VocabularyLinear
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.forms.form import Form
 from streamserve.models.weights.loader import load_model
 from streamserve.text.tokenizers.tokenizer import load_tokenizer
@@ -37,7 +38,7 @@ class Simulated(Form):
         self.out_features, self.in_features, self.dtype = form.out_features, form.in_features, form.dtype
         self.weight, self.rounded = weight, rounded
 
-    def destinations(self):  # type: ignore[no-untyped-def]
+    def destinations(self) -> Iterator[Destination]:
         return iter(())
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.gpu.timings import microseconds
+from streamserve.models.communicator import Product
 from streamserve.worker.communication.nccl import NcclGroup
 from streamserve_kernels import linear, linear_residual
 
@@ -105,6 +106,11 @@ def check(say: Callable[..., None], group: NcclGroup) -> bool:
     return same and worst < 0.13
 
 
+def product_with(weight: Tensor) -> Product:
+    """What a linear with this weight makes of rows, added to a residual if there is one."""
+    return lambda x, onto: linear(x, weight) if onto is None else linear_residual(x, weight, onto)
+
+
 def time_few(say: Callable[..., None], group: NcclGroup, name: str) -> None:
     """Microseconds that summing adds to a product with a residual, in a graph; and those of gathering logits."""
     inner = HEADS // group.world_size
@@ -113,14 +119,11 @@ def time_few(say: Callable[..., None], group: NcclGroup, name: str) -> None:
     for rows in FEW_ROWS:
         x, residual = torch.randn(rows, inner, device="cuda", dtype=BF16), torch.randn(rows, HIDDEN, device="cuda", dtype=BF16)
 
-        def product(x: Tensor, onto: Tensor | None, weight: Tensor) -> Tensor:
-            return linear(x, weight) if onto is None else linear_residual(x, weight, onto)
-
         def summed(index: int, x: Tensor = x, residual: Tensor = residual) -> Tensor:
-            return group.sum_products(lambda x, onto: product(x, onto, weights[index % 12]), x, residual, HIDDEN)
+            return group.sum_products(product_with(weights[index % 12]), x, residual, HIDDEN)
 
         dist.barrier()
-        alone = microseconds(lambda index, x=x, residual=residual: product(x, residual, weights[index % 12]), 72)
+        alone = microseconds(lambda index, x=x, residual=residual: product_with(weights[index % 12])(x, residual), 72)
         dist.barrier()
         line.append(f"{rows}: {microseconds(summed, 72) - alone:.1f}")
     gathers = []
@@ -143,8 +146,7 @@ def time_many(say: Callable[..., None], group: NcclGroup, name: str) -> None:
                 torch.randn(rows, HIDDEN, device="cuda", dtype=BF16),
             )
 
-            def product(x: Tensor, onto: Tensor | None, weight: Tensor = weight) -> Tensor:
-                return linear(x, weight) if onto is None else linear_residual(x, weight, onto)
+            product = product_with(weight)
 
             def elapsed(work: Callable[[], object]) -> float:
                 times = []
