@@ -97,6 +97,10 @@ class EngineCore:
         """Run the step loop until cancelled; return only after a step has failed. Either way the engine has ended."""
         try:
             await self._run_steps(self._started[1])
+        except EngineDead as error:
+            # The executor's verdict on a rank, whose own log has the traceback if there is one.
+            logger.error("the engine died: %s", error.message)
+            self.end(EngineDead(f"the engine died: {error.message}; restart it"))
         except Exception as error:
             logger.exception("the engine died")
             self.end(EngineDead(f"the engine died: {describe(error).message}; restart it"))

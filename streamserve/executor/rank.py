@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from streamserve.errors import ConfigError
+from streamserve.errors import ConfigError, EngineDead, StreamserveError
 from streamserve.executor.messages import RankFailed, RankLaunch, RankLoaded, RankMessage, StepDone, plan_decoder
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.process.bytecode import compile_ahead
@@ -75,7 +75,7 @@ class _Rank:
         try:
             runner, info = self._load()
         except Exception as error:
-            if not isinstance(error, ConfigError):
+            if not isinstance(error, (ConfigError, EngineDead)):
                 logger.exception("the rank could not start")
             return self._fail(error)
         gc.collect()
@@ -87,6 +87,10 @@ class _Rank:
             plan = self._plans.get()
             try:
                 self._launched.put(runner.step(plan))
+            except EngineDead as error:
+                # Another rank ended: this one has no fault to show a traceback of.
+                logger.error("step %d failed: %s", plan.step, error.message)
+                return self._fail(error)
             except Exception as error:
                 logger.exception("step %d failed", plan.step)
                 return self._fail(error)
@@ -142,7 +146,7 @@ class _Rank:
 
     def _fail(self, error: Exception) -> int:
         is_config_error = isinstance(error, ConfigError)
-        message = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        message = error.message if isinstance(error, StreamserveError) else f"{type(error).__name__}: {error}"
         self._send(RankFailed(message, is_config_error))
         return 1
 

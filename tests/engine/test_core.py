@@ -194,6 +194,22 @@ async def test_a_stalled_reader_fails_with_slow_consumer_and_nobody_else_does(ru
     assert (stats.num_requests_paused, stats.kv_blocks_used) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("failure", "has_traceback"), [(EngineDead("rank 1 was killed by SIGKILL"), False), (RuntimeError("out of memory"), True)]
+)
+async def test_only_a_fault_of_the_engine_is_logged_with_a_traceback(
+    failure: Exception, has_traceback: bool, running: Running, make_spec: MakeSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = ScriptedExecutor()
+    executor.failure = failure
+    async with running(executor) as engine:
+        (stream,) = await engine.open([make_spec()])
+        assert (await read_all(stream)).finish_reason == "error"
+    (record,) = caplog.records
+    assert "the engine died" in record.message
+    assert bool(record.exc_info) is has_traceback
+
+
 async def test_a_failing_step_ends_every_stream_and_admits_no_more(running: Running, make_spec: MakeSpec) -> None:
     executor = ScriptedExecutor(gated=True)
     async with running(executor) as engine:

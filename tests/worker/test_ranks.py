@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
+from streamserve.errors import EngineDead
 from streamserve.models.registry import REGISTRY
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.types import EngineInfo, SequenceSpec
@@ -90,6 +94,14 @@ def life(stepper: Stepper) -> dict[str, list[int]]:
     stays = stepper.run(spec("stays", left, 12), on_step=lambda: next(steps) == 5 and stepper.scheduler.abort("leaves"))
     assert len(stays["stays"].token_ids) == 12
     return tokens | {"stays": stays["stays"].token_ids}
+
+
+def test_an_exchange_that_another_rank_leaves_out_says_so() -> None:
+    store = dist.HashStore()
+    with ThreadPoolExecutor(2) as threads:
+        group, _ = threads.map(lambda rank: GlooGroup(store, rank, 2, timeout_s=0.5), range(2))
+    with pytest.raises(EngineDead, match="an exchange with another rank failed"):
+        group.sum(torch.ones(3))
 
 
 def test_every_family_is_among_those_that_are_tried() -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from streamserve.errors import EngineDead
 from streamserve.models.communicator import Product
 from streamserve.worker.communication.base import COLLECTIVE_TIMEOUT_S
 from streamserve.worker.communication.stores import Store
@@ -23,6 +24,8 @@ class GlooGroup:
     """A group of ranks on CPUs; satisfies `RankGroup`.
 
     store  where ranks find each other; the same one, and nothing else in it, on all
+
+    Exchanges raise `EngineDead` when another rank has ended, or has not joined in within `timeout_s`.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int, *, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
@@ -33,7 +36,7 @@ class GlooGroup:
 
     def sum(self, x: Tensor) -> Tensor:
         if not self._is_silent:
-            self._group.allreduce([x]).wait()
+            _wait(self._group.allreduce([x]))
         return x
 
     def sum_products(self, product: Product, x: Tensor, residual: Tensor | None, width: int) -> Tensor:
@@ -43,12 +46,12 @@ class GlooGroup:
     def gather(self, x: Tensor) -> Tensor:
         parts = x.new_empty(self.world_size, *x.shape)
         if not self._is_silent:
-            self._group.allgather([list(parts.unbind())], [x.contiguous()]).wait()
+            _wait(self._group.allgather([list(parts.unbind())], [x.contiguous()]))
         return side_by_side(parts)
 
     def smallest(self, number: int) -> int:
         numbers = torch.tensor([number])
-        self._group.allreduce([numbers], dist.ReduceOp.MIN).wait()
+        _wait(self._group.allreduce([numbers], dist.ReduceOp.MIN))
         return int(numbers)
 
     @contextmanager
@@ -58,6 +61,13 @@ class GlooGroup:
             yield
         finally:
             self._is_silent = False
+
+
+def _wait(exchange: Any) -> None:
+    try:
+        exchange.wait()
+    except RuntimeError as error:
+        raise EngineDead(f"an exchange with another rank failed: {error}") from error
 
 
 def side_by_side(parts: Tensor) -> Tensor:
