@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from streamserve import errors, types
+from streamserve import server, types
 from streamserve.errors import ConfigError, StreamserveError
 from streamserve.server.apis.openai.messages import MAX_MESSAGES
 from streamserve.server.apis.openai.prepared_request import MAX_CHOICES
@@ -26,9 +28,14 @@ def below(error: type[StreamserveError]) -> Iterator[type[StreamserveError]]:
 
 
 def test_every_error_of_an_answer_is_in_the_table_with_its_status() -> None:
-    listed = {(code, int(status)) for code, status in re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE, re.MULTILINE)}
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d+) \|", PAGE, re.MULTILINE)
+    listed = {(code, int(status)) for codes, status in rows for code in re.findall(r"\w+", codes)}
+    for module in pkgutil.walk_packages(server.__path__, f"{server.__name__}."):
+        importlib.import_module(module.name)
     ours = [
-        error for error in below(StreamserveError) if error.__module__ == errors.__name__ and not issubclass(error, ConfigError)
+        error
+        for error in below(StreamserveError)
+        if error.__module__.startswith("streamserve.") and not issubclass(error, ConfigError)
     ]
     assert listed == {(error.code, error.status) for error in ours}
 
