@@ -75,7 +75,21 @@ def run(arguments: list[str]) -> int:
     except StreamserveError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return EXIT_USAGE if type(error) is ConfigError else EXIT_FAILED
+    except Exception as error:
+        # An import that Ctrl-C cut off fails again, and in another way, when the way out needs it.
+        if _was_interrupted(error):
+            return EXIT_INTERRUPTED
+        raise
     return result if isinstance(result, int) else 0
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether the error came up while Ctrl-C unwound the program."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 def _one_line(error: click.ClickException) -> str:

@@ -35,4 +35,5 @@ def _tree(root: type[StreamserveError]) -> Iterator[type[StreamserveError]]:
         yield from _tree(kind)
 
 
-_KINDS = {kind.code: kind for kind in _tree(StreamserveError)}
+# The general kind has the last word where a special one shares its code: which ones exist depends on what is imported.
+_KINDS = {kind.code: kind for kind in reversed(list(_tree(StreamserveError)))}

@@ -20,7 +20,10 @@ from tests.models.text_parts import OLD_NAMES, TEXT_PARTS, multimodal_model, sto
 OLD = [name for name, (prefix, *_) in TEXT_PARTS.items() if prefix in OLD_NAMES]
 
 
-@pytest.mark.parametrize(("name", "old_names"), [*((name, False) for name in TEXT_PARTS), *((name, True) for name in OLD)])
+@pytest.mark.parametrize(
+    ("name", "old_names"),
+    [*((name, False) for name in TEXT_PARTS), *(pytest.param(name, True, marks=pytest.mark.slow) for name in OLD)],
+)
 def test_it_computes_what_transformers_computes_of_a_text(name: str, old_names: bool, tmp_path: Path) -> None:
     reference = multimodal_model(name)
     store(reference, tmp_path, old_names=old_names)
