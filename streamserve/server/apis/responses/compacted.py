@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import suppress
 
 from streamserve.errors import InvalidParameter
 
@@ -21,9 +22,7 @@ def encoded(summary: str) -> str:
 
 def summary_of(where: str, content: str) -> str:
     """The text that a model reads for an `encrypted_content`. Raises `InvalidParameter` unless it was made by `encoded`."""
-    try:
+    with suppress(binascii.Error, UnicodeDecodeError):
         if content.startswith(_MARK):
             return _INTRODUCTION + base64.b64decode(content.removeprefix(_MARK), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        pass
     raise InvalidParameter(where, "was not made by this server: send the conversation itself")
