@@ -119,8 +119,9 @@ def without_effect(request: MessagesRequest, ignored: list[str]) -> list[str]:
     names = [name for name in ignored if name != "reasoning_effort"]
     if request.output_config is not None and request.output_config.effort and "reasoning_effort" in ignored:
         names.append("output_config.effort")
-    if request.thinking is not None and request.thinking.budget_tokens is not None:
-        names.append("thinking.budget_tokens")
+    if request.thinking is not None:
+        hints = ("budget_tokens", "display")
+        names += [f"thinking.{name}" for name in hints if getattr(request.thinking, name) is not None]
     if request.service_tier not in (None, "auto", "standard_only"):
         names.append("service_tier")
     return names

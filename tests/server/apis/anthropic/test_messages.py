@@ -237,11 +237,14 @@ async def test_the_key_may_come_in_the_header_that_this_api_has() -> None:
 
 
 async def test_hints_are_named_in_the_warning_and_the_request_has_a_name() -> None:
-    body = {"model": "scripted", "max_tokens": 9, "messages": USER, "thinking": THINKING, "betas": ["x"]}
+    body: dict[str, Any] = {"model": "scripted", "max_tokens": 9, "messages": USER, "betas": ["x"]}
+    body["thinking"] = {**THINKING, "display": "omitted"}
     async with live_server(ScriptedEngine(reply=text_reply("a")), chat_template=TEMPLATE) as server:
         async with request(server.port, "POST", "/v1/messages", body) as response:
             assert json.loads(await response.body())["id"] == response.headers["request-id"]
-    assert response.headers["warning"] == '299 streamserve "parameters ignored: betas, thinking.budget_tokens"'
+    assert (
+        response.headers["warning"] == '299 streamserve "parameters ignored: betas, thinking.budget_tokens, thinking.display"'
+    )
 
 
 async def test_a_stream_that_fails_ends_with_an_error_event() -> None:
