@@ -20,6 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the processes of one program, and what their event loops share
     "process": {"errors"},
     "aio": set(),
+    # which replica a request goes to
+    "routing": set(),
     # from the plan down to the device
     "scheduling": FOUNDATION | {"kv_groups"},
     "models": FOUNDATION | {"checkpoint"},
