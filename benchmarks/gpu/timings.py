@@ -14,7 +14,7 @@ import streamserve_kernels as kernels
 from benchmarks.gpu.report import SuiteReport
 from streamserve_kernels import Shared
 from streamserve_kernels.row_tables import make_row_tables
-from streamserve_kernels.sampling_tensors import SamplingTensors
+from streamserve_kernels.sampling.tensors import SamplingTensors
 from tests.support.kernel_cases import random
 
 EPS = 1e-6

@@ -64,9 +64,9 @@ from streamserve_kernels.dispatch import (
     scatter_sampled,
     token_logprobs,
 )
-from streamserve_kernels.peer_slots import PeerSlots, clear_slots, slot_bytes
+from streamserve_kernels.peers.slots import PeerSlots, clear_slots, slot_bytes
 from streamserve_kernels.row_tables import BEHIND_TOKENS, RowLayout, RowTables, make_row_tables
-from streamserve_kernels.sampling_tensors import (
+from streamserve_kernels.sampling.tensors import (
     NO_TOKEN,
     BadWords,
     LogitEdits,

@@ -53,7 +53,7 @@ def _mm(x: Tensor, y: Tensor, *_: Any, out_dtype: torch.dtype | None = None, **_
 
 
 def _scaled_mm(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
-    # All are in bf16 (fp8_projections.py).
+    # All are in bf16 (projections/fp8.py).
     return x.new_empty(x.shape[0], weight.shape[1], dtype=torch.bfloat16)
 
 

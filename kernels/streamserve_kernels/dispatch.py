@@ -14,14 +14,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from streamserve_kernels.peer_slots import PeerSlots
+from streamserve_kernels.peers.slots import PeerSlots
 from streamserve_kernels.reference import attention as _attention
 from streamserve_kernels.reference import experts as _experts
-from streamserve_kernels.reference import fp8 as _fp8
-from streamserve_kernels.reference import grouped as _grouped
 from streamserve_kernels.reference import kv_write as _kv_write
 from streamserve_kernels.reference import norm_rope as _norm_rope
 from streamserve_kernels.reference import projections as _projections
+from streamserve_kernels.reference import quantized as _quantized
 from streamserve_kernels.reference import rows as _rows
 from streamserve_kernels.reference import sampling as _sampling
 from streamserve_kernels.reference.blocked import block_weight, blocked_linear, blocked_linear_residual, can_block
@@ -43,12 +42,13 @@ from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, can_pack, int4_linear, pack_eight_bits, pack_four_bits
 from streamserve_kernels.reference.kv_write import QueryScaling
 from streamserve_kernels.reference.norm_rope import CLAMPED_SILU_ALPHA, CLAMPED_SILU_LIMIT, Activation
+from streamserve_kernels.reference.quantized import QuantizedWeight
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.reference.shared import Shared
 from streamserve_kernels.row_tables import RowTables
-from streamserve_kernels.sampling_tensors import Logprobs, SampledTokens, SamplingTensors
+from streamserve_kernels.sampling.tensors import Logprobs, SampledTokens, SamplingTensors
 
-LinearWeight: TypeAlias = Tensor | Fp8Weight | GroupedWeight
+LinearWeight: TypeAlias = Tensor | QuantizedWeight
 """What a linear layer multiplies with."""
 
 
@@ -60,8 +60,8 @@ def _triton(area: str) -> ModuleType:
 def preload() -> None:
     """Import the Triton kernels. Call it before several threads launch: concurrent first calls find Triton partly imported."""
     areas = (
-        "attention", "experts", "fp8_projections", "grouped_projections", "kv_write", "norm_rope", "peer_memory", "projections",
-        "rows", "sampling",
+        "attention", "experts", "kv_write", "norm_rope", "peers.memory", "projections.dense", "projections.quantized", "rows",
+        "sampling.choice",
     )  # fmt: skip
     for area in areas:
         _triton(area)
@@ -111,11 +111,9 @@ def gated_activation(x: Tensor, activation: Activation) -> Tensor:
 
 
 def _products(x: Tensor, weight: LinearWeight) -> ModuleType:
-    if isinstance(weight, Fp8Weight):
-        return _fp8 if x.is_cpu else _triton("fp8_projections")
-    if isinstance(weight, GroupedWeight):
-        return _grouped if x.is_cpu else _triton("grouped_projections")
-    return _projections if x.is_cpu else _triton("projections")
+    if isinstance(weight, Tensor):
+        return _projections if x.is_cpu else _triton("projections.dense")
+    return _quantized if x.is_cpu else _triton("projections.quantized")
 
 
 def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
@@ -188,7 +186,7 @@ def experts_residual(
 
 def has_fp8_products(device: torch.device) -> bool:
     """Whether a GPU multiplies 8-bit floats; if not, `Fp8Weight`s are widened on their way to the product."""
-    has: bool = _triton("fp8_projections").has_products(device)
+    has: bool = _triton("projections.fp8").has_products(device)
     return has
 
 
@@ -352,7 +350,7 @@ def accept_drafts(tables: RowTables, rows: Tensor, line_start: Tensor, token_ids
 
 def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
     """Sample one token per line; see `reference.sampling`."""
-    area = _sampling if logits.is_cpu else _triton("sampling")
+    area = _sampling if logits.is_cpu else _triton("sampling.choice")
     sampled: SampledTokens = area.sample(logits, parameters)
     return sampled
 
@@ -360,21 +358,21 @@ def sample(logits: Tensor, parameters: SamplingTensors) -> SampledTokens:
 def peer_sum(x: Tensor, slots: PeerSlots, residual: Tensor | None = None) -> Tensor:
     """The ranks' x [rows, n] added up in fp32, in the order of ranks, onto a residual that all have alike.
 
-    Every rank gets the same bits. -0.0 counts as 0.0. Only for GPUs, which map each other's memory; see `peer_memory`.
+    Every rank gets the same bits. -0.0 counts as 0.0. Only for GPUs, which map each other's memory; see `peers.memory`.
     """
-    total: Tensor = _triton("peer_memory").peer_sum(x, slots, residual)
+    total: Tensor = _triton("peers.memory").peer_sum(x, slots, residual)
     return total
 
 
 def peer_gather(x: Tensor, slots: PeerSlots) -> Tensor:
     """The ranks' x [rows, n] side by side, in the order of ranks: [rows, world_size * n]; otherwise as `peer_sum`."""
-    gathered: Tensor = _triton("peer_memory").peer_gather(x, slots)
+    gathered: Tensor = _triton("peers.memory").peer_gather(x, slots)
     return gathered
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> Logprobs:
     """Log-probabilities of one token per line, and the likeliest tokens; see `reference.sampling`."""
-    area = _sampling if logits.is_cpu else _triton("sampling")
+    area = _sampling if logits.is_cpu else _triton("sampling.choice")
     logprobs: Logprobs = area.token_logprobs(logits, token_ids, num_top)
     return logprobs
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamserve_kernels.reference import fp8 as reference
+from streamserve_kernels.reference import quantized as reference
 from streamserve_kernels.reference.fp8 import Fp8Weight, dequantize, quantize_rows, scale_columns
 from streamserve_kernels.reference.norm_rope import gated_activation, rms_norm
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
-projections = triton_area("fp8_projections")
-Epilogue = triton_area("fp8_activations").Epilogue
-rows_area, activations, widening = triton_area("fp8_rows"), triton_area("fp8_activations"), triton_area("fp8_widen")
+projections = triton_area("projections.quantized")
+epilogue = triton_area("projections.epilogue")
+Epilogue = epilogue.Epilogue
+rows_area, activations, widening = (
+    triton_area("projections.fp8_rows"),
+    triton_area("projections.fp8_activations"),
+    triton_area("projections.fp8_widen"),
+)
 EPS = 1e-6
 NARROW = 0.04 if DEVICE.type == "cuda" else 0.15
 """Relative error of a product whose activations have three bits of mantissa; Triton's interpreter loses carries in rounding."""
@@ -88,7 +93,7 @@ def test_what_follows_a_product_is_one_pass() -> None:
     product, scales = random(3, 96, dtype=torch.float16), (random(3).abs(), random(96).abs())
     bias, residual = random(96), random(3, 96)
     scaled = product.float() * scales[0][:, None] * scales[1] + bias
-    done = activations.finish(product, torch.float32, Epilogue(bias, residual), scales=scales)
+    done = epilogue.finish(product, torch.float32, Epilogue(bias, residual), scales=scales)
     assert relative_error(done, scaled + residual) < 1e-5
-    gated = activations.finish(product, torch.float32, Epilogue(bias, activation="silu"), scales=scales)
+    gated = epilogue.finish(product, torch.float32, Epilogue(bias, activation="silu"), scales=scales)
     assert relative_error(gated, gated_activation(scaled, "silu")) < 1e-5

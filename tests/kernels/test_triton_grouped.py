@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamserve_kernels.reference import grouped as reference
+from streamserve_kernels.reference import quantized as reference
 from streamserve_kernels.reference.grouped import GroupedWeight, dequantize, pack, unpack
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
-projections, kernels = triton_area("grouped_projections"), triton_area("grouped_rows")
+projections, kernels = triton_area("projections.quantized"), triton_area("projections.grouped_rows")
 EPS = 1e-6
 HALVES = [dtype for dtype in DTYPES if dtype is not torch.float32]
 GPU = pytest.mark.skipif(DEVICE.type != "cuda", reason="minutes in the interpreter")

@@ -9,7 +9,7 @@ from torch import Tensor
 from streamserve_kernels import PeerSlots, clear_slots, slot_bytes
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
-peer_memory = triton_area("peer_memory")
+peer_memory = triton_area("peers.memory")
 
 WORLD = 3
 CAPACITY = 2048

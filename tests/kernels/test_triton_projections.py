@@ -10,7 +10,7 @@ import torch
 from streamserve_kernels.reference import projections as reference
 from tests.support.kernel_cases import DTYPES, LIMITS, random, relative_error, triton_area
 
-projections = triton_area("projections")
+projections = triton_area("projections.dense")
 EPS = 1e-6
 ROWS = [1, 2, 8, 9, 17, 40]
 SHAPES = [(64, 24), (4096, 24), (48, 10)]

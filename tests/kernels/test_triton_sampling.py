@@ -8,7 +8,7 @@ from torch import Tensor
 
 from streamserve_kernels.reference import sampling as reference
 from streamserve_kernels.row_tables import RowTables, make_row_tables
-from streamserve_kernels.sampling_tensors import (
+from streamserve_kernels.sampling.tensors import (
     NO_TOKEN,
     BadWords,
     LogitEdits,
@@ -19,7 +19,7 @@ from streamserve_kernels.sampling_tensors import (
 )
 from tests.support.kernel_cases import DEVICE, DTYPES, triton_area
 
-sampling = triton_area("sampling")
+sampling = triton_area("sampling.choice")
 LINES, VOCAB = 7, 700
 GREEDY, RANDOM, RESTRICTED = [0, 6], [1], [2, 3, 4, 5]
 

@@ -10,9 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference import projections
-from streamserve_kernels.reference.norm_rope import Activation
-
 BLOCK = 128
 """Rows and columns that share a scale in a weight of blocks; columns of activations that do."""
 
@@ -67,27 +64,3 @@ def dequantize(weight: Fp8Weight) -> Tensor:
         return values * weight.scale
     rows, columns = values.shape
     return values * weight.scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
-
-
-def linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
-    """`projections.linear` with a weight of 8-bit floats."""
-    return projections.linear(x, _like(x, weight), bias)
-
-
-def linear_residual(x: Tensor, weight: Fp8Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`projections.linear_residual` with a weight of 8-bit floats."""
-    return projections.linear_residual(x, _like(x, weight), residual, bias)
-
-
-def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
-    """`projections.norm_linear` with a weight of 8-bit floats."""
-    return projections.norm_linear(x, norm_weight, eps, _like(x, weight), bias)
-
-
-def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Fp8Weight, activation: Activation) -> Tensor:
-    """`projections.norm_gated_linear` with a weight of 8-bit floats."""
-    return projections.norm_gated_linear(x, norm_weight, eps, _like(x, weight), activation)
-
-
-def _like(x: Tensor, weight: Fp8Weight) -> Tensor:
-    return dequantize(weight).to(x.dtype)

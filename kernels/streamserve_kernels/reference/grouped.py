@@ -7,9 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference import projections
-from streamserve_kernels.reference.norm_rope import Activation
-
 GROUPS = (32, 64, 128)
 """How many inputs may share a scale."""
 
@@ -84,27 +81,3 @@ def dequantize(weight: GroupedWeight) -> Tensor:
     if weight.order is None:
         return numbers
     return torch.empty_like(numbers).index_copy_(1, weight.order, numbers)
-
-
-def linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None = None) -> Tensor:
-    """`projections.linear` with a weight of 4-bit integers."""
-    return projections.linear(x, _like(x, weight), bias)
-
-
-def linear_residual(x: Tensor, weight: GroupedWeight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`projections.linear_residual` with a weight of 4-bit integers."""
-    return projections.linear_residual(x, _like(x, weight), residual, bias)
-
-
-def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: GroupedWeight, bias: Tensor | None = None) -> Tensor:
-    """`projections.norm_linear` with a weight of 4-bit integers."""
-    return projections.norm_linear(x, norm_weight, eps, _like(x, weight), bias)
-
-
-def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: GroupedWeight, activation: Activation) -> Tensor:
-    """`projections.norm_gated_linear` with a weight of 4-bit integers."""
-    return projections.norm_gated_linear(x, norm_weight, eps, _like(x, weight), activation)
-
-
-def _like(x: Tensor, weight: GroupedWeight) -> Tensor:
-    return dequantize(weight).to(x.dtype)

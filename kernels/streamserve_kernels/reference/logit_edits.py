@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from streamserve_kernels.row_tables import RowTables
-from streamserve_kernels.sampling_tensors import BadWords, LogitEdits, Penalties, SamplingTensors, TokenMasks
+from streamserve_kernels.sampling.tensors import BadWords, LogitEdits, Penalties, SamplingTensors, TokenMasks
 
 _NEVER = float("-inf")
 

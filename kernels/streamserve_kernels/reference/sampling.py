@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamserve_kernels.reference.logit_edits import edit_logits
 from streamserve_kernels.reference.noise import exponential_noise, line_keys
-from streamserve_kernels.sampling_tensors import NO_TOKEN, Logprobs, SampledTokens, SamplingTensors
+from streamserve_kernels.sampling.tensors import NO_TOKEN, Logprobs, SampledTokens, SamplingTensors
 
 _FIRST_CANDIDATES = 64
 _TIE_MARGIN = 8

@@ -1,6 +1,6 @@
 """Memory that the GPUs of one machine map from each other. torch's symmetric memory makes and maps it; multicast is not used.
 
-Up to some hundred rows are exchanged by one kernel, through slots (`streamserve_kernels.peer_memory`). Thousands of rows of two
+Up to some hundred rows are exchanged by one kernel, through slots (`streamserve_kernels.peers`). Thousands of rows of two
 ranks go through an inbox, which the other GPU's copy engine fills: copies take no multiprocessor from the products that run
 meanwhile.
 """

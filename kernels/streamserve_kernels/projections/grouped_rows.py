@@ -15,11 +15,10 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .fp8_activations import Epilogue
-from .launch import arrivals, dependent_launch, kernel, power_of_two
-from .norm_rope import activate
-from .projections import finish_products
-from .reference.grouped import COLUMNS, ROWS, GroupedWeight
+from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two
+from streamserve_kernels.norm_rope import activate
+from streamserve_kernels.projections.epilogue import Epilogue, finish_products
+from streamserve_kernels.reference.grouped import COLUMNS, ROWS, GroupedWeight
 
 FEW_ROWS = 8
 
@@ -249,7 +248,7 @@ def _grouped_some_rows_kernel(
 ):  # fmt: skip
     """64 weight rows, or 32 of a gate and of what it lets through, against BLOCK_M rows of x; 64 columns at a time.
 
-    partial_ptr, arrivals_ptr  as in projections.py
+    partial_ptr, arrivals_ptr  as in dense.py
     """
     if PDL:
         cuda.gdc_launch_dependents()

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import dependent_launch, kernel
-from .peer_slots import VECTOR, PeerSlots
+from streamserve_kernels.launch import dependent_launch, kernel
+from streamserve_kernels.peers.slots import VECTOR, PeerSlots
 
 _VECTOR: tl.constexpr = tl.constexpr(VECTOR)
 

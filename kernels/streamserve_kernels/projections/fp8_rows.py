@@ -1,7 +1,7 @@
 """Products of up to `MOST_ROWS` rows with weights of 8-bit floats, which are streamed at the speed of memory.
 
 * One row: each program multiplies a few weight rows with the whole input on plain lanes. The input keeps its precision, and its
-  norm is gathered along the way, as in projections.py.
+  norm is gathered along the way, as in dense.py.
 * More, as 8-bit floats: tiles of the weight go through shared memory to the matrix units as they are; the programs of a tile
   share out the inner dimension, and the last to finish adds up.
 * More, as bf16 or fp16, where there are no products of 8-bit floats: the same, with weights widened in registers.
@@ -16,12 +16,11 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .fp8_activations import Epilogue
-from .fp8_widen import widen
-from .launch import arrivals, capability, dependent_launch, kernel, power_of_two, prefetch
-from .norm_rope import activate
-from .projections import finish_products
-from .reference.fp8 import BLOCK, Fp8Weight
+from streamserve_kernels.launch import arrivals, capability, dependent_launch, kernel, power_of_two, prefetch
+from streamserve_kernels.norm_rope import activate
+from streamserve_kernels.projections.epilogue import Epilogue, finish_products
+from streamserve_kernels.projections.fp8_widen import widen
+from streamserve_kernels.reference.fp8 import BLOCK, Fp8Weight
 
 MOST_ROWS = 64
 
@@ -126,7 +125,7 @@ def _fp8_some_rows_kernel(
     PREFETCH: tl.constexpr, SCALES: tl.constexpr, BITS: tl.constexpr, COMPUTE: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_N weight rows against BLOCK_M rows of x, or a part of the inner dimension, as in projections.py.
+    """A tile of BLOCK_N weight rows against BLOCK_M rows of x, or a part of the inner dimension, as in dense.py.
 
     COMPUTE  the type that weights are widened to, which is x's; None for an x of 8-bit floats
     SCALES   columns of the weight's scale; with more than one, x's is [ceil(K / 128), room], else [M]

@@ -1,8 +1,8 @@
-"""Linear layers whose weights are 8-bit floats: which product, and what is fused with it. `reference/fp8.py` specifies them.
+"""Products with weights of 8-bit floats: which kernel multiplies, and what is fused with it.
 
 * One row: its own kernel (fp8_rows.py), everything fused, activations as they are.
 * Up to `MOST_ROWS`: activations are rounded to 8 bits, in the pass that norms them; bias, activation and residual are fused.
-* More: cuBLAS multiplies 8-bit floats, and one pass after that does the rest (fp8_activations.py).
+* More: cuBLAS multiplies 8-bit floats, and one pass after that does the rest (epilogue.py).
 
 Devices without products of 8-bit floats (compute capability below 8.9) multiply as wide as activations are: few rows with
 weights that are widened in registers, many with all of the weight widened in memory.
@@ -14,36 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType, scaled_mm
 
-from . import projections
-from .fp8_activations import Epilogue, finish, quantize
-from .fp8_rows import MOST_ROWS, one_row, some_rows
-from .fp8_widen import expand
-from .launch import capability
-from .norm_rope import rms_norm
-from .reference.fp8 import Fp8Weight
+from streamserve_kernels.launch import capability
+from streamserve_kernels.norm_rope import rms_norm
+from streamserve_kernels.projections import dense
+from streamserve_kernels.projections.epilogue import Epilogue, finish
+from streamserve_kernels.projections.fp8_activations import quantize
+from streamserve_kernels.projections.fp8_rows import MOST_ROWS, one_row, some_rows
+from streamserve_kernels.projections.fp8_widen import expand
+from streamserve_kernels.reference.fp8 import Fp8Weight
 
 MANY_ROWS = 1024
 """From here a product that scales rows and columns itself is faster than one that leaves it to a pass of its own."""
-
-
-def linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
-    """`reference.fp8.linear`."""
-    return _multiply(x, weight, Epilogue(bias))
-
-
-def linear_residual(x: Tensor, weight: Fp8Weight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`reference.fp8.linear_residual`."""
-    return _multiply(x, weight, Epilogue(bias, residual.contiguous()))
-
-
-def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
-    """`reference.fp8.norm_linear`."""
-    return _multiply(x, weight, Epilogue(bias), norm_weight, eps)
-
-
-def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Fp8Weight, activation: str) -> Tensor:
-    """`reference.fp8.norm_gated_linear`."""
-    return _multiply(x, weight, Epilogue(activation=activation), norm_weight, eps)
 
 
 def has_products(device: torch.device) -> bool:
@@ -51,7 +32,8 @@ def has_products(device: torch.device) -> bool:
     return device.type == "cpu" or capability(device) >= (8, 9)
 
 
-def _multiply(x: Tensor, weight: Fp8Weight, after: Epilogue, norm_weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
+def multiply(x: Tensor, weight: Fp8Weight, after: Epilogue, norm_weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
+    """x' @ weight.T and what follows, with x' = x or rms_norm(x)."""
     x, rows, dtype = x.contiguous(), x.shape[0], x.dtype
     is_narrow = has_products(x.device)
     if rows == 1:
@@ -60,7 +42,7 @@ def _multiply(x: Tensor, weight: Fp8Weight, after: Epilogue, norm_weight: Tensor
         x = x if norm_weight is None else rms_norm(x, norm_weight, eps)
         if rows <= MOST_ROWS:
             return some_rows(x, None, weight, dtype, after, bits=True)
-        return finish(projections.linear(x, expand(weight, dtype, bits=True)), dtype, after)
+        return finish(dense.linear(x, expand(weight, dtype, bits=True)), dtype, after)
     narrow, scale = quantize(x, norm_weight=norm_weight, eps=eps, input_scale=weight.input_scale, in_groups=weight.has_blocks)
     if rows <= MOST_ROWS:
         return some_rows(narrow[:rows], scale, weight, dtype, after, bits=False)

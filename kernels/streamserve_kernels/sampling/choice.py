@@ -1,7 +1,7 @@
 """Sampling of the next token in Triton, without sorting the vocabulary and without synchronising with the device.
 
 The specification is `reference/sampling.py`. The choice of a line is an argmax of its logits, or of probabilities divided by
-noise where its row has a temperature. Restricted lines have their own kernel (sampling_restricted.py).
+noise where its row has a temperature. Restricted lines have their own kernel (restricted.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import triton.language as tl
 from triton.language.extra import cuda
 from triton.language.extra.cuda import libdevice
 
-from .launch import dependent_launch, kernel
-from .reference.logit_edits import penalise
-from .reference.sampling import token_logprobs
-from .sampling_noise import exponential, line_keys
-from .sampling_restricted import choose_restricted
-from .sampling_tensors import BadWords, SampledTokens, SamplingTensors
+from streamserve_kernels.launch import dependent_launch, kernel
+from streamserve_kernels.reference.logit_edits import penalise
+from streamserve_kernels.reference.sampling import token_logprobs
+from streamserve_kernels.sampling.noise import exponential, line_keys
+from streamserve_kernels.sampling.restricted import choose_restricted
+from streamserve_kernels.sampling.tensors import BadWords, SampledTokens, SamplingTensors
 
 __all__ = ["sample", "token_logprobs"]
 

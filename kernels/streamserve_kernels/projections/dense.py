@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
-from .norm_rope import activate, gated_activation, rms_norm
+from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
+from streamserve_kernels.norm_rope import activate, gated_activation, rms_norm
+from streamserve_kernels.projections.epilogue import finish_products
 
 SKINNY_ROWS = 64
 """Rows up to which the tensor-core kernel is used instead of cuBLAS."""
@@ -83,31 +83,6 @@ def _one_row_kernel(
     if RESIDUAL:
         result += tl.load(residual_ptr + rows, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + rows, result.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def finish_products(
-    sums, squares, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, eps,
-    K: tl.constexpr, BLOCK_M: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
-):  # fmt: skip
-    """Scale, bias, activation and residual of products [columns, BLOCK_M]; gated ones hold the gate's columns, then up's."""
-    if NORM:
-        sums = sums * tl.rsqrt(squares / K + eps)[None, :]
-    if ACTIVATION != "none":
-        half: tl.constexpr = columns.shape[0]
-        gate, up = tl.split(tl.permute(tl.reshape(sums, [2, half, BLOCK_M]), (1, 2, 0)))
-        if BIAS:
-            gate += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[:, None]
-            up += tl.load(bias_ptr + N + columns, mask=columns < N, other=0.0).to(tl.float32)[:, None]
-        sums = activate(gate, up, ACTIVATION)
-    elif BIAS:
-        sums += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[:, None]
-    mask = (columns < N)[:, None] & (rows < M)[None, :]
-    offsets = rows.to(tl.int64)[None, :] * N + columns[:, None]
-    if RESIDUAL:
-        sums += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + offsets, sums.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @kernel(do_not_specialize=["M"])

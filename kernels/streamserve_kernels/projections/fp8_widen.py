@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import dependent_launch, kernel
-from .reference.fp8 import BLOCK, Fp8Weight
+from streamserve_kernels.launch import dependent_launch, kernel
+from streamserve_kernels.reference.fp8 import BLOCK, Fp8Weight
 
 _BLOCK = tl.constexpr(BLOCK)
 

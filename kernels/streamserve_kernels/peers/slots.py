@@ -1,4 +1,4 @@
-"""The memory through which ranks exchange numbers, as one of them sees it; `peer_memory` says how."""
+"""The memory through which ranks exchange numbers, as one of them sees it; `memory` says how."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import kernel
-from .sampling_noise import exponential, line_keys
-from .sampling_tensors import SamplingTensors
+from streamserve_kernels.launch import kernel
+from streamserve_kernels.sampling.noise import exponential, line_keys
+from streamserve_kernels.sampling.tensors import SamplingTensors
 
 _CHUNK = 4096
 _GROUP = 32
