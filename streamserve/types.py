@@ -191,6 +191,19 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return [word[0] for word in self.bad_words_token_ids if len(word) == 1]
 
 
+class Tenant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whom requests and what they leave behind belong to: everyone who sends the same API key.
+
+    name  of the key, unique on a server; empty where it asks for none
+    """
+
+    name: str = ""
+
+
+ANYONE = Tenant()
+"""Who sends requests to a server without keys."""
+
+
 class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence as the engine admits it: tokens only, every default resolved.
 

@@ -69,6 +69,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @_server("--host", help="Address to listen on; all of them by default.")
 @_server("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
 @_server("--api-key", multiple=True, show_default=False, help="Key to ask for; may be repeated. Also from VLLM_API_KEY.")
+@_server("--prefix-cache-per-key", is_flag=True, help="Share cached prefixes only among requests of one key.")
 @_server("--protect-metrics", is_flag=True, help="Ask for a key at /metrics, too.")
 @_server("--root-path", default="", help="Path under which a proxy shows this server.")
 @_server("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, help="API processes.")
@@ -139,6 +140,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
     server = ServerConfig(
         **answer_settings(values, engine),
         api_keys=_api_keys(values),
+        prefix_cache_per_key=values["prefix_cache_per_key"],
         protects_metrics=values["protect_metrics"],
         root_path=values["root_path"],
         max_body_bytes=values["max_request_bytes"],

@@ -17,19 +17,22 @@ from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.http.errors import ErrorBody, error_body
 from streamserve.server.http.request_body import Body
 from streamserve.server.service import Service
+from streamserve.types import Tenant
 
 
 class CreateMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message of a socket that creates a stream.
 
+    tenant        who sends it
     body          as of the API's POST
     is_resumable  whether the stream goes on for a while without its socket
     kept          answers by id for as long as the socket is open: what creates of the same socket may continue
     """
 
+    tenant: Tenant
     body: Body
     is_resumable: bool
-    kept: TtlStore[Expiring]
+    kept: TtlStore[str, Expiring]
 
 
 Create = Callable[[Service, CreateMessage], Awaitable[LoggedRun[SocketEvent]]]

@@ -57,11 +57,11 @@ def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
     middleware: list[Middleware] = []
     if service.tracer is not None:
         middleware.append(DefineMiddleware(TraceContext, tracer=service.tracer))
-    if config.api_keys:
+    if service.api_keys:
         middleware.append(
             DefineMiddleware(
                 Authentication,
-                api_keys=config.api_keys,
+                api_keys=service.api_keys,
                 metrics=service.metrics,
                 protects_metrics=config.protects_metrics,
             )

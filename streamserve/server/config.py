@@ -29,6 +29,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_names             names that requests may give; the first is the one reported
     model_root              what the model was loaded from, as /v1/models reports it
     api_keys                bearer tokens that open all but probes and the chat page; none means open to all
+    prefix_cache_per_key    whether requests share cached prefixes only with those of the same key, so that neither their
+                            time nor their `cached_tokens` tells what others have sent
     protects_metrics        whether /metrics needs a key, too
     max_body_bytes          larger request bodies are refused with 413
     max_logprobs            the most alternatives per position that a request may have; -1 for no limit
@@ -61,6 +63,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_names: list[str]
     model_root: str = ""
     api_keys: list[str] = []
+    prefix_cache_per_key: bool = False
     protects_metrics: bool = False
     root_path: str = ""
     max_body_bytes: int = 16 * MEBIBYTE

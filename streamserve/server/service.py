@@ -18,10 +18,13 @@ from streamserve.server.config import RequestLimits, ServerConfig
 from streamserve.server.delivery.asgi import Timeouts
 from streamserve.server.delivery.delivery import Delivery
 from streamserve.server.delivery.events import SocketEvent
+from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.delivery.run import Admit, Run
+from streamserve.server.http.api_keys import ApiKeys, numbered
 from streamserve.server.http.large_work import LargeWork
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.open_sockets import DRAINING, FAILED, OpenSockets
 from streamserve.server.request_templates import RequestTemplates
@@ -70,6 +73,7 @@ class Service:
     ) -> None:
         self.config = config
         self.lifecycle = Lifecycle()
+        self.api_keys = ApiKeys(numbered(config.api_keys))
         self.metrics = metrics or Metrics(config.model_names[0])
         self.delivery = Delivery(
             self.metrics,
@@ -80,7 +84,7 @@ class Service:
         self.started_at = int(time.time())
         self.sockets = OpenSockets()
         self.request_templates = RequestTemplates()
-        self.stored: TtlStore[StoredAnswer] = TtlStore(
+        self.stored: TtlStore[OwnedId, StoredAnswer] = TtlStore(
             ttl_s=config.response_ttl_s, max_items=MAX_STORED, max_bytes=MAX_STORED_BYTES
         )
         self.siblings = siblings
@@ -124,13 +128,13 @@ class Service:
         if self._dialect(frontend, source).tool_calls is None and self.config.enable_auto_tool_choice:
             raise ConfigError("--enable-auto-tool-choice: this model's chat template knows no tools; say --tool-call-parser")
 
-    def new_run(self, id: str, model: str, prompts: Sequence[PreparedPrompt], *, admit: Admit | None = None) -> Run:
+    def new_run(self, identity: Identity, model: str, prompts: Sequence[PreparedPrompt], *, admit: Admit | None = None) -> Run:
         """The run of prompts that all have the same parameters; its request counts in the metrics from now on.
 
-        id     of the answer
         model  the served name that the request means
         admit  admits the prompts, where that takes more than `Frontend.open`
         """
+        id = identity.answer_id
         params, max_tokens = prompts[0].params, [prompt.specs[0].max_tokens for prompt in prompts]
         self.metrics.request_n.observe(params.n)
         for limit in max_tokens:
@@ -140,9 +144,13 @@ class Service:
         if self.config.log_requests:
             log_request(id, params, num_prompts=len(prompts), num_prompt_tokens=usage.prompt_tokens, max_tokens=max_tokens[0])
         admit = admit or partial(self.frontend.open, prompts)
-        return self.delivery.new_run(id, admit, usage, num_prompts=len(prompts), n=params.n, trace=trace)
+        return self.delivery.new_run(identity, admit, usage, num_prompts=len(prompts), n=params.n, trace=trace)
 
-    def find(self, id: str) -> LoggedRun[SocketEvent] | None:
+    def cache_salt(self, owner: str, salt: str | None) -> str:
+        """What a request's cached prefixes are kept under, given its own `cache_salt`."""
+        return f"{owner}/{salt or ''}" if self.config.prefix_cache_per_key else salt or ""
+
+    def find(self, id: OwnedId) -> LoggedRun[SocketEvent] | None:
         """The run whose events are kept here, by its answer's id or its request's own."""
         for answer_id in self.delivery.answer_ids(id):
             if (logged := self.delivery.resumable.get(answer_id)) is not None:
@@ -199,21 +207,21 @@ class Service:
         if stats.heartbeat_s > HEARTBEAT_LIMIT_S:
             raise Unavailable(f"the engine's step loop has not run for {stats.heartbeat_s:.0f} s")
 
-    async def cancel(self, request_id: str) -> bool:
+    async def cancel(self, request_id: OwnedId) -> bool:
         """Cancel a request, whichever worker answers it; False when it is not running."""
         if self.delivery.abort(request_id):
             return True
         return self.siblings is not None and await self.siblings.cancel(request_id)
 
-    async def find_sibling(self, response_id: str) -> str | None:
+    async def find_sibling(self, response_id: OwnedId) -> str | None:
         """The internal socket of another API worker that keeps a response or the events of a stream; None when none does."""
         return None if self.siblings is None else await self.siblings.find(response_id)
 
-    async def find_elsewhere(self, response_id: str) -> str | None:
+    async def find_elsewhere(self, response_id: OwnedId) -> str | None:
         """As `find_sibling`; None for a response that this worker keeps, too."""
         return None if self.stored.get(response_id) else await self.find_sibling(response_id)
 
-    def on_call(self, method: Method, id: str) -> bool:
+    def on_call(self, method: Method, id: OwnedId) -> bool:
         """Execute a call of a sibling on this worker; False when it does not have the request."""
         return self.delivery.abort(id) if method == "cancel" else self.find(id) is not None
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from litestar import HttpMethod, Response, get, post, route
+from litestar import HttpMethod, Request, Response, get, post, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 import streamserve
 from streamserve.server.http.errors import NotFound
+from streamserve.server.http.owned_id import owned_id
 from streamserve.server.openapi.document import document
 from streamserve.server.service import Service
 
@@ -60,9 +61,11 @@ def _permission(service: Service, name: str) -> dict[str, Any]:
 
 
 @post("/v1/requests/{request_id:str}/cancel", status_code=200)
-async def cancel_request(service: NamedDependency[Service], request_id: FromPath[str]) -> dict[str, Any]:
+async def cancel_request(
+    request: Request[Any, Any, Any], service: NamedDependency[Service], request_id: FromPath[str]
+) -> dict[str, Any]:
     """End a running request; its stream ends with finish_reason "abort" and keeps its text."""
-    if not await service.cancel(request_id):
+    if not await service.cancel(owned_id(request.scope, request_id)):
         raise NotFound("no such request is running")
     return {"id": request_id, "object": "request.cancelled", "cancelled": True}
 

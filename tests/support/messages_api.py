@@ -17,6 +17,7 @@ from streamserve.errors import StreamserveError
 from streamserve.server.api import Api
 from streamserve.server.delivery.events import members
 from streamserve.server.delivery.identity import answer_headers, identify
+from streamserve.server.http.auth import tenant_of
 from streamserve.server.http.request_body import decode
 from streamserve.server.service import Service
 from streamserve.types import SamplingParams, TextDelta
@@ -105,13 +106,14 @@ def _error(error: StreamserveError) -> dict[str, str]:
 async def create_message(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     body, ignored, _ = await decode(await request.body(), MessagesRequest, service.large_work)
     model = service.resolve_model(body.model)
-    names = identify("memo_", None, request.headers.get("x-request-id", ""), taken=service.delivery.active_requests)
-    id = names.answer_id
+    tenant, header = tenant_of(request.scope), request.headers.get("x-request-id", "")
+    identity = identify("memo_", None, header, tenant=tenant, taken=service.delivery.active_requests)
+    id = identity.answer_id
     params = SamplingParams(**service.limits.with_defaults({"max_tokens": body.max_tokens}))
     text = service.frontend.render_chat(body.messages, add_generation_prompt=True)
-    prompt = await service.frontend.prepare(text, params, request_id=f"{id}-0", add_special_tokens=False)
-    run = service.new_run(id, model, [prompt])
-    headers = answer_headers(names.header_id, ignored)
+    prompt = await service.frontend.prepare(text, params, request_id=f"{identity.engine_id}-0", add_special_tokens=False)
+    run = service.new_run(identity, model, [prompt])
+    headers = answer_headers(identity.header_id, ignored)
     if body.stream:
         return service.delivery.event_stream(run, MessageScript(id), headers)
     return service.delivery.whole_answer(run, Message(id), error_body, headers)

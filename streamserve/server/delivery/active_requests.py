@@ -12,6 +12,7 @@ from typing import Protocol
 import anyio
 
 from streamserve.errors import InvalidParameter, StreamserveError
+from streamserve.server.http.owned_id import OwnedId
 
 
 class Abortable(Protocol):
@@ -34,7 +35,7 @@ class ActiveRequests:
 
     def __init__(self, on_count: Callable[[int], None]) -> None:
         self._on_count = on_count
-        self._requests: dict[str, Abortable] = {}
+        self._requests: dict[OwnedId, Abortable] = {}
         self._idle = anyio.Event()
         self._idle.set()
 
@@ -45,8 +46,8 @@ class ActiveRequests:
         return id in self._requests
 
     @contextmanager
-    def registered(self, id: str, request: Abortable) -> Iterator[None]:
-        """Keep `request` findable while the block runs; raises `InvalidParameter` when its id is taken."""
+    def registered(self, id: OwnedId, request: Abortable) -> Iterator[None]:
+        """Keep `request` findable while the block runs; raises `InvalidParameter` when its owner has one with this id."""
         if id in self._requests:
             raise InvalidParameter("request_id", "another request with this id is running")
         self._requests[id] = request
@@ -61,7 +62,7 @@ class ActiveRequests:
             if not self._requests:
                 self._idle.set()
 
-    def abort(self, ids: Iterable[str]) -> bool:
+    def abort(self, ids: Iterable[OwnedId]) -> bool:
         """Cancel the first request that has one of `ids`; False when none is running here."""
         for id in ids:
             request = self._requests.get(id)

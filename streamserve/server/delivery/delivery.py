@@ -17,12 +17,14 @@ from streamserve.server.delivery.asgi import Headers, Timeouts
 from streamserve.server.delivery.event_stream import EventStream
 from streamserve.server.delivery.events import Collector, SocketEvent, StreamScript
 from streamserve.server.delivery.flusher import Flusher
+from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import TtlStore
 from streamserve.server.delivery.run import Admit, Run
 from streamserve.server.delivery.whole_answer import WholeAnswer
 from streamserve.server.http.errors import ErrorBody
 from streamserve.server.http.large_work import LargeWork
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.telemetry.accounting import Account, Trace
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.request_cost import TokenCounts
@@ -46,7 +48,7 @@ class Delivery:
         self.resume_s = resume_s
         self.id_prefixes: tuple[str, ...] = ()
         self.active_requests = ActiveRequests(metrics.requests.set)
-        self.resumable: TtlStore[LoggedRun[SocketEvent]] = TtlStore(
+        self.resumable: TtlStore[OwnedId, LoggedRun[SocketEvent]] = TtlStore(
             ttl_s=resume_s, max_items=MAX_RESUMABLE, max_bytes=MAX_RESUMABLE_BYTES
         )
         self._flusher = Flusher()
@@ -54,11 +56,11 @@ class Delivery:
         self._tasks: TaskGroup | None = None
 
     def new_run(
-        self, id: str, admit: Admit, usage: TokenCounts, *, num_prompts: int, n: int, trace: Trace | None = None
+        self, identity: Identity, admit: Admit, usage: TokenCounts, *, num_prompts: int, n: int, trace: Trace | None = None
     ) -> Run:
         """A run that has not been admitted; arguments as of `Run` and `Account`."""
         account = Account(usage, self.metrics, num_prompts=num_prompts, n=n, trace=trace)
-        return Run(id, admit, account, active_requests=self.active_requests, metrics=self.metrics)
+        return Run(identity, admit, account, active_requests=self.active_requests, metrics=self.metrics)
 
     def event_stream(self, run: Run, script: StreamScript, headers: Headers) -> EventStream:
         """The ASGI app that admits a run and streams it."""
@@ -68,11 +70,11 @@ class Delivery:
         """The ASGI app that admits a run and sends what is collected of it."""
         return WholeAnswer(run, collector, error_body=error_body, headers=headers, large_work=self._large_answers)
 
-    def answer_ids(self, id: str) -> list[str]:
+    def answer_ids(self, id: OwnedId) -> list[OwnedId]:
         """The ids of answers that a client may mean by an answer's id, or by its request's own."""
-        return [id, *(prefix + id for prefix in self.id_prefixes)]
+        return [id, *(OwnedId(id.owner, prefix + id.id) for prefix in self.id_prefixes)]
 
-    def abort(self, id: str) -> bool:
+    def abort(self, id: OwnedId) -> bool:
         """Cancel a request that is answered here, by its answer's id or its own; False when it is not."""
         return self.active_requests.abort(self.answer_ids(id))
 
@@ -90,7 +92,7 @@ class Delivery:
             raise Unavailable("the server is starting")
         await self._tasks.start(logged.write)
         if logged.is_resumable:
-            self.resumable.put(logged.id, logged)
+            self.resumable.put(logged.run.identity.owned_id, logged)
 
     async def drain(self, timeout_s: float) -> None:
         """Let runs finish, and fail the rest after `timeout_s`; a stream without a reader is aborted at once."""

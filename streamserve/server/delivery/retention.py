@@ -6,7 +6,8 @@ Lives on one API worker's event loop. Nothing runs in the background: expired it
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from operator import itemgetter
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
@@ -25,10 +26,11 @@ class Expiring(Protocol):
     def num_bytes(self) -> int: ...
 
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T", bound=Expiring)
 
 
-class TtlStore(Generic[T]):
+class TtlStore(Generic[K, T]):
     """Keeps every item that runs; drops the oldest of those that have ended when they expire or exceed the bounds.
 
     ttl_s      how long an item is kept after its end
@@ -41,14 +43,14 @@ class TtlStore(Generic[T]):
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._clock = clock
-        self._running: dict[str, T] = {}
-        self._ended: OrderedDict[str, tuple[float, int, T]] = OrderedDict()
+        self._running: dict[K, T] = {}
+        self._ended: OrderedDict[K, tuple[float, int, T]] = OrderedDict()
         self._num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._running) + len(self._ended)
 
-    def put(self, id: str, item: T) -> None:
+    def put(self, id: K, item: T) -> None:
         """Keep `item` while it runs and `ttl_s` longer."""
         self._sweep()
         self._running[id] = item
@@ -57,7 +59,7 @@ class TtlStore(Generic[T]):
         """The items that have not ended."""
         return [item for item in self._running.values() if item.ended_at is None]
 
-    def get(self, id: str) -> T | None:
+    def get(self, id: K) -> T | None:
         """An item; None when it is not kept, or no longer."""
         self._sweep()
         if id in self._running:
@@ -65,7 +67,7 @@ class TtlStore(Generic[T]):
         found = self._ended.get(id)
         return None if found is None else found[2]
 
-    def remove(self, id: str) -> T | None:
+    def remove(self, id: K) -> T | None:
         """Drop an item and return it; None when there was none."""
         self._sweep()
         if id in self._running:
@@ -79,7 +81,7 @@ class TtlStore(Generic[T]):
     def _sweep(self) -> None:
         now = self._clock()
         ended = [(item.ended_at, id) for id, item in self._running.items() if item.ended_at is not None]
-        for ended_at, id in sorted(ended):
+        for ended_at, id in sorted(ended, key=itemgetter(0)):
             item = self._running.pop(id)
             _, replaced_bytes, _ = self._ended.pop(id, (0.0, 0, None))
             self._ended[id] = (ended_at + self._ttl_s, item.num_bytes, item)

@@ -19,6 +19,7 @@ import msgspec
 from streamserve.engine.error_info import restore
 from streamserve.errors import RequestAborted, StreamFailed, StreamserveError
 from streamserve.server.delivery.active_requests import ActiveRequests
+from streamserve.server.delivery.identity import Identity
 from streamserve.server.http.errors import guarded
 from streamserve.server.telemetry.accounting import Account
 from streamserve.server.telemetry.metrics import Metrics
@@ -58,7 +59,8 @@ Admit = Callable[[], Awaitable[DeltaSource]]
 class Run:
     """One request on its way to its client; enter it once, to admit it.
 
-    id          of the answer; unique among active requests
+    identity    unique among active requests
+    id          of the answer
     admit       called on entering; its errors are raised from there, before anything has been written
     account     records every delta, and is closed at the end
     error       why the answer can't be finished; None while it can
@@ -66,8 +68,11 @@ class Run:
     is_stopped  whether the run has failed, was left, or is over: a writer reads no more of it
     """
 
-    def __init__(self, id: str, admit: Admit, account: Account, *, active_requests: ActiveRequests, metrics: Metrics) -> None:
-        self.id = id
+    def __init__(
+        self, identity: Identity, admit: Admit, account: Account, *, active_requests: ActiveRequests, metrics: Metrics
+    ) -> None:
+        self.identity = identity
+        self.id = identity.answer_id
         self.account = account
         self.metrics = metrics
         self.error: StreamserveError | None = None
@@ -92,7 +97,7 @@ class Run:
         admit, self._admit = self._admit, None
         with ExitStack() as leaving:
             leaving.callback(self._stop)
-            leaving.enter_context(self._active_requests.registered(self.id, self))
+            leaving.enter_context(self._active_requests.registered(self.identity.owned_id, self))
             generation = leaving.enter_context(await admit())
             if self.error is not None:
                 raise self.error

@@ -27,6 +27,7 @@ from streamserve.engine.watchdog import kill_when_hung
 from streamserve.errors import StreamserveError
 from streamserve.process.signals import heeded
 from streamserve.server.http.listen import Listen
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
 from streamserve.server.process.options import ServeOptions
 from streamserve.server.process.startup_log import StartupLog
@@ -90,7 +91,7 @@ class Server:
         siblings = Siblings(self._call_workers, self._internal_socket) if workers > 1 else None
         return ApiWorker(config, listen, metrics=metrics, siblings=siblings)
 
-    async def _call_workers(self, method: Method, id: str) -> int | None:
+    async def _call_workers(self, method: Method, id: OwnedId) -> int | None:
         return None if self._workers is None else await self._workers.call(method, id)
 
     def _internal_socket(self, worker: int) -> str:

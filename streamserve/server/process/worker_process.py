@@ -22,6 +22,7 @@ from streamserve.process.signals import ENDING, MEANINGLESS, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.listen import Listen, join
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
 from streamserve.server.process.logs import configure
 from streamserve.server.siblings.control import Control, Method, WorkerReady
@@ -66,7 +67,7 @@ async def serve(launch: WorkerLaunch) -> None:
     metrics.reset_gauges()
     drain = anyio.Event()
 
-    async def on_call(method: Method, id: str) -> int | None:
+    async def on_call(method: Method, id: OwnedId) -> int | None:
         return launch.worker if worker.service.on_call(method, id) else None
 
     control = Control(on_call=on_call, on_drain=drain.set)

@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.worker_process import WorkerLaunch
 from streamserve.server.process.workers import WorkerProcess, call_each
 from streamserve.server.siblings.control import BEAT_INTERVAL_S, Method
@@ -38,7 +39,7 @@ class WorkerSupervision:
         self,
         launches: Sequence[WorkerLaunch],
         *,
-        on_call: Callable[[Method, str], bool],
+        on_call: Callable[[Method, OwnedId], bool],
         on_restart: Callable[[int, int], None],
     ) -> None:
         self._launches = {launch.worker: launch for launch in launches}
@@ -67,7 +68,7 @@ class WorkerSupervision:
         for ready in self._ready.values():
             await ready.wait()
 
-    async def call(self, method: Method, id: str, *, caller: int = 0) -> int | None:
+    async def call(self, method: Method, id: OwnedId, *, caller: int = 0) -> int | None:
         """Call a method on all of them but the caller; returns and raises as `call_each`."""
         return await call_each([worker for number, worker in self._workers.items() if number != caller], method, id)
 
@@ -119,7 +120,7 @@ class WorkerSupervision:
     def _start(self, number: int) -> WorkerProcess:
         return WorkerProcess(self._launches[number], on_call=partial(self._answer, number))
 
-    async def _answer(self, caller: int, method: Method, id: str) -> int | None:
+    async def _answer(self, caller: int, method: Method, id: OwnedId) -> int | None:
         return 0 if self._on_call(method, id) else await self.call(method, id, caller=caller)
 
 

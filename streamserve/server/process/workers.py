@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from streamserve.process.child import encode_with_paths, start_module
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.worker_process import WorkerLaunch
 from streamserve.server.siblings.control import CallSiblings, Control, Drain, Method
 
@@ -58,7 +59,7 @@ class WorkerProcess:
         self._child.wait()
 
 
-async def call_each(workers: Sequence[WorkerProcess], method: Method, id: str) -> int | None:
+async def call_each(workers: Sequence[WorkerProcess], method: Method, id: OwnedId) -> int | None:
     """Call a method on all workers at once; returns the one that has the request, None when none has.
 
     Raises `TimeoutError` when none has and one does not answer.

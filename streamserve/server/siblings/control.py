@@ -17,6 +17,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from streamserve.aio.calls import PendingCalls
+from streamserve.server.http.owned_id import OwnedId
 
 logger = logging.getLogger("streamserve.server")
 
@@ -42,7 +43,7 @@ class Drain(msgspec.Struct, tag="drain", frozen=True):
 Method = Literal["cancel", "find"]
 """cancel: end the running request with this id; find: look up what is kept of a request with this id."""
 
-CallSiblings = Callable[[Method, str], Awaitable[int | None]]
+CallSiblings = Callable[[Method, OwnedId], Awaitable[int | None]]
 """Calls a method on some workers, with a request's id; returns the number of the worker that has the request, or None."""
 
 
@@ -51,7 +52,7 @@ class MethodCall(msgspec.Struct, tag="call", frozen=True):
 
     number: int
     method: Method
-    id: str
+    id: OwnedId
 
 
 class MethodResult(msgspec.Struct, tag="result", frozen=True):
@@ -115,7 +116,7 @@ class Control:
         elif not self._calls.is_closed:
             self._writer.write(line)
 
-    async def call(self, method: Method, id: str) -> int | None:
+    async def call(self, method: Method, id: OwnedId) -> int | None:
         """Call a method on the other side; returns the worker that has the request, None when none has or that side is gone.
 
         Raises `TimeoutError` when no answer comes in time.
@@ -132,7 +133,7 @@ class Control:
             self.send(Beat())
             await anyio.sleep(BEAT_INTERVAL_S)
 
-    async def _answer(self, number: int, method: Method, id: str) -> None:
+    async def _answer(self, number: int, method: Method, id: OwnedId) -> None:
         try:
             worker = await self._on_call(method, id)
         except TimeoutError:

@@ -16,6 +16,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.errors import Unavailable
 from streamserve.server.http.errors import send_error
+from streamserve.server.http.owned_id import OwnedId, owned_id
 
 if TYPE_CHECKING:
     from httpx import Response
@@ -31,7 +32,7 @@ class ForwardingByPath:
     find_elsewhere  the internal socket of another worker that keeps a response; None for one that is to be answered here
     """
 
-    def __init__(self, app: ASGIApp, find_elsewhere: Callable[[str], Awaitable[str | None]]) -> None:
+    def __init__(self, app: ASGIApp, find_elsewhere: Callable[[OwnedId], Awaitable[str | None]]) -> None:
         self._app = app
         self._find_elsewhere = find_elsewhere
 
@@ -44,7 +45,7 @@ class ForwardingByPath:
         if scope["type"] != ScopeType.HTTP or not scope["path"].startswith(_PREFIX):
             return None
         response_id = scope["path"].removeprefix(_PREFIX).partition("/")[0]
-        return None if response_id in _NOT_IDS else await self._find_elsewhere(response_id)
+        return None if response_id in _NOT_IDS else await self._find_elsewhere(owned_id(scope, response_id))
 
 
 class Forwarded:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamserve.errors import InvalidRequest, Unavailable
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.siblings.control import CallSiblings, Method
 
 MAX_ID = 256
@@ -40,17 +41,17 @@ class Siblings:
         self._call = call
         self._internal_socket = internal_socket
 
-    async def cancel(self, request_id: str) -> bool:
+    async def cancel(self, request_id: OwnedId) -> bool:
         """Cancel a request that another worker answers; False when none does."""
         return await self._find("cancel", request_id) is not None
 
-    async def find(self, response_id: str) -> str | None:
+    async def find(self, response_id: OwnedId) -> str | None:
         """The internal socket of the worker that keeps a response, or the events of a stream; None when none does."""
         worker = await self._find("find", response_id)
         return None if worker is None else self._internal_socket(worker)
 
-    async def _find(self, method: Method, id: str) -> int | None:
-        if len(id) > MAX_ID:
+    async def _find(self, method: Method, id: OwnedId) -> int | None:
+        if len(id.id) > MAX_ID:
             return None
         try:
             return await self._call(method, id)

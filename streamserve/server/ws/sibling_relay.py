@@ -8,7 +8,7 @@ are kept here, and the connection between the workers does the rest.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -31,14 +31,16 @@ class SiblingRelay:
     """One stream that a sibling makes.
 
     internal_socket  of the worker that keeps the response
-    api_keys         of the server; the client has shown one of them already
+    authorization    shows the key of the client, whose response it is
     """
 
-    def __init__(self, writer: SocketWriter, stream_id: str | None, internal_socket: str, api_keys: Sequence[str]) -> None:
+    def __init__(
+        self, writer: SocketWriter, stream_id: str | None, internal_socket: str, authorization: Mapping[str, str]
+    ) -> None:
         self._writer = writer
         self._name = {} if stream_id is None else {"stream_id": stream_id}
         self._internal_socket = internal_socket
-        self._headers = {"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
+        self._headers = authorization
         self._messages: deque[str] = deque()
         self._is_queued = False
         self._room = Wakeup()

@@ -14,11 +14,12 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 from litestar.exceptions import WebSocketDisconnect
-from litestar.types import Receive, Send
+from litestar.types import Receive, Scope, Send
 
 from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.server.api import Create
 from streamserve.server.config import ServerConfig
+from streamserve.server.http.auth import authorization_of, tenant_of
 from streamserve.server.http.errors import guarded
 from streamserve.server.http.request_body import Body
 from streamserve.server.open_sockets import Closing
@@ -45,11 +46,14 @@ class StreamSocket:
     """Serves one accepted socket.
 
     creates  by message type
+    scope    of the upgrade, which says whose the socket is
     """
 
-    def __init__(self, service: Service, creates: Mapping[str, Create], receive: Receive, send: Send) -> None:
+    def __init__(self, service: Service, creates: Mapping[str, Create], scope: Scope, receive: Receive, send: Send) -> None:
         self._service = service
         self._creates = creates
+        self._tenant = tenant_of(scope)
+        self._authorization = authorization_of(scope)
         self._receive = receive
         self._send = send
         self._writer = SocketWriter(send)
@@ -87,6 +91,8 @@ class StreamSocket:
                     self._service,
                     self._writer,
                     tasks,
+                    tenant=self._tenant,
+                    authorization=self._authorization,
                     max_streams=self._service.config.max_streams_per_socket,
                     on_idle=self._close_when_idle,
                 )

@@ -22,12 +22,14 @@ from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.http.errors import NotFound, guarded
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.http.request_body import Body
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
 from streamserve.server.ws.messages import error_message, take_resumable
 from streamserve.server.ws.sibling_relay import SiblingRelay
 from streamserve.server.ws.writer import Relay, SocketWriter
+from streamserve.types import Tenant
 
 WAITING_PER_STREAM = 4
 """Creates that may wait behind others, per stream that a socket may have."""
@@ -63,7 +65,9 @@ class _Lane:
 class Streams:
     """The streams of one socket.
 
-    on_idle  called when the last stream has ended
+    tenant         whose socket it is
+    authorization  shows the tenant's key to other API workers
+    on_idle        called when the last stream has ended
     """
 
     def __init__(
@@ -72,16 +76,20 @@ class Streams:
         writer: SocketWriter,
         tasks: TaskGroup,
         *,
+        tenant: Tenant,
+        authorization: Mapping[str, str],
         max_streams: int,
         on_idle: Callable[[], None],
     ) -> None:
         self._service = service
         self._writer = writer
         self._tasks = tasks
+        self._tenant = tenant
+        self._authorization = authorization
         self._max_streams = max_streams
         self._on_idle = on_idle
         self._lanes: dict[str | None, _Lane] = {}
-        self._kept: TtlStore[Expiring] = TtlStore(
+        self._kept: TtlStore[str, Expiring] = TtlStore(
             ttl_s=service.config.response_ttl_s, max_items=KEPT_ANSWERS, max_bytes=KEPT_BYTES
         )
 
@@ -144,7 +152,9 @@ class Streams:
         request = dict(body.fields)
         is_resumable = take_resumable(request)
         try:
-            message = CreateMessage(body=Body(request, body.run), is_resumable=is_resumable, kept=self._kept)
+            message = CreateMessage(
+                tenant=self._tenant, body=Body(request, body.run), is_resumable=is_resumable, kept=self._kept
+            )
             logged = await create(self._service, message)
         except NotKeptHere as missing:
             await self._relay_from_sibling(lane, missing.response_id, {"type": kind, **body.fields}, missing)
@@ -156,7 +166,7 @@ class Streams:
             await relay.wait_sent()
 
     async def _resume(self, lane: _Lane, response_id: str, number: int) -> None:
-        logged = self._service.find(response_id)
+        logged = self._service.find(self._owned(response_id))
         if logged is None:
             message = {"type": "response.resume", "response_id": response_id, "starting_after": number - 1}
             await self._relay_from_sibling(lane, response_id, message, ResumeGap("no events of this response are kept"))
@@ -168,12 +178,12 @@ class Streams:
         self, lane: _Lane, response_id: str, message: Mapping[str, Any], missing: StreamserveError
     ) -> None:
         """Have the API worker that keeps a response make this stream. Raises `missing` when none does."""
-        internal_socket = await self._service.find_sibling(response_id)
+        internal_socket = await self._service.find_sibling(self._owned(response_id))
         if internal_socket is None:
             raise missing
         if lane.is_cancelled:
             raise RequestAborted("the request was cancelled")
-        relay = SiblingRelay(self._writer, lane.stream_id, internal_socket, self._service.config.api_keys)
+        relay = SiblingRelay(self._writer, lane.stream_id, internal_socket, self._authorization)
 
         def abort() -> None:
             self._tasks.start_soon(relay.cancel)
@@ -200,6 +210,9 @@ class Streams:
             lane.abort = None
             self._service.metrics.ws_streams.add(-1)
 
+    def _owned(self, response_id: str) -> OwnedId:
+        return OwnedId(self._tenant.name, response_id)
+
     async def _cancel_response(self, response_id: str) -> None:
-        if not await self._service.cancel(response_id):
+        if not await self._service.cancel(self._owned(response_id)):
             self._writer.reply(error_message(NotFound("no such response is running")))

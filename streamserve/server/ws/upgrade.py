@@ -54,7 +54,7 @@ def websocket_routes(paths: list[str], creates: Mapping[str, Create]) -> Websock
         offered = socket.scope.get("subprotocols") or []
         subprotocol = PROTOCOL if PROTOCOL in offered else None
         await socket.send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
-        await StreamSocket(service, creates, socket.receive, socket.send).run()
+        await StreamSocket(service, creates, socket.scope, socket.receive, socket.send).run()
 
     return stream_socket
 

@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def kept(clock: Clock, *, max_items: int = 100, max_bytes: int = 1000) -> TtlStore[Thing]:
+def kept(clock: Clock, *, max_items: int = 100, max_bytes: int = 1000) -> TtlStore[str, Thing]:
     return TtlStore(ttl_s=10.0, max_items=max_items, max_bytes=max_bytes, clock=clock)
 
 

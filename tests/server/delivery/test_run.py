@@ -11,8 +11,10 @@ from streamserve.server.apis.openai.logprobs import TokenNames
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript, StreamFormat
 from streamserve.server.config import ServerConfig
 from streamserve.server.delivery.event_log import LogLimits
+from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.run import Run
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.service import Service
 from streamserve.types import SamplingParams, TokenDelta
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
@@ -25,7 +27,7 @@ async def new_run(engine: ScriptedEngine, service: Service | None = None, *, sto
     service = service or Service(ServerConfig(model_names=["scripted"]))
     service.attach(Frontend(engine, byte_tokenizer(), eos_token_ids=[EOS]), {})
     prompt = await service.frontend.prepare("say", SamplingParams(max_tokens=100, stop=stop), request_id="id-0")
-    return service.new_run("id", "scripted", [prompt])
+    return service.new_run(Identity("id", "id"), "scripted", [prompt])
 
 
 class Written:
@@ -120,9 +122,9 @@ async def test_leaving_the_block_aborts_what_runs_and_frees_the_id() -> None:
     engine = ScriptedEngine()
     service = Service(ServerConfig(model_names=["scripted"]))
     async with await new_run(engine, service):
-        assert "id" in service.delivery.active_requests
+        assert OwnedId("", "id") in service.delivery.active_requests
     assert engine.aborted == list(engine.specs)
-    assert "id" not in service.delivery.active_requests
+    assert OwnedId("", "id") not in service.delivery.active_requests
 
 
 async def test_a_run_that_is_over_can_not_be_ended_again() -> None:

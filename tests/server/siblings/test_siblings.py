@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +10,13 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from streamserve.server.siblings.control import Control, Method
-from streamserve.server.siblings.siblings import Siblings
+from streamserve.server.http.owned_id import OwnedId
 from tests.server.apis.responses.client import openai_client
 from tests.server.ws.session import numbers, session
-from tests.support.live_server import LiveServer, live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
+from tests.support.two_workers import two_workers
 
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def two_workers(engine: ScriptedEngine, folder: Path, **config: Any) -> AsyncIterator[tuple[LiveServer, LiveServer]]:
-    """Two workers with internal sockets and a control connection."""
-    internal_sockets = [str(folder / f"{worker}.sock") for worker in range(2)]
-    workers: list[LiveServer] = []
-
-    def control_of(worker: int) -> Control:
-        async def on_call(method: Method, id: str) -> int | None:
-            return worker if workers[worker].service.on_call(method, id) else None
-
-        return Control(on_call=on_call)
-
-    def started(worker: int) -> Any:
-        siblings = Siblings(controls[worker].call, internal_sockets.__getitem__)
-        return live_server(engine, siblings=siblings, internal_socket=internal_sockets[worker], **config)
-
-    controls = [control_of(worker) for worker in range(2)]
-    async with started(0) as one, started(1) as other, anyio.create_task_group() as tasks:
-        workers += [one, other]
-        for control, end in zip(controls, socket.socketpair(), strict=True):
-            tasks.start_soon(control.run, end)
-        yield one, other
-        tasks.cancel_scope.cancel()
 
 
 async def test_a_response_is_read_listed_cancelled_and_deleted_through_any_worker(tmp_path: Path) -> None:
@@ -89,7 +60,7 @@ async def test_a_client_that_leaves_a_response_sent_on_leaves_nothing(tmp_path: 
         async with httpx.AsyncClient() as here:
             async with here.stream("GET", f"{other.base_url}/v1/responses/{made.id}?stream=true") as answer:
                 assert answer.headers["content-type"].startswith("text/event-stream")
-            log = one.service.stored.get(made.id).logged.log  # type: ignore[union-attr]
+            log = one.service.stored.get(OwnedId("", made.id)).logged.log  # type: ignore[union-attr]
             with anyio.fail_after(5):
                 while log.is_read:
                     await anyio.lowlevel.checkpoint()
@@ -125,7 +96,7 @@ async def test_items_are_found_where_their_response_is_kept_and_nowhere_when_no_
             [reference, local] = [{"type": "item_reference", "id": each.output[0].id} for each in (kept_there, kept_here)]
             again: Any = {"role": "user", "content": "third"}
             answer = await here.responses.create(model="scripted", input=[reference, again])  # type: ignore[list-item]
-            assert one.service.stored.get(answer.id) is not None
+            assert one.service.stored.get(OwnedId("", answer.id)) is not None
             assert bytes(list(engine.specs.values())[-1].prompt_token_ids) == b"<assistant>hello\n<user>third\n<assistant>"
             with pytest.raises(Exception, match="no API worker keeps all"):
                 await here.responses.create(model="scripted", input=[reference, local, again])  # type: ignore[list-item]
@@ -197,4 +168,4 @@ async def test_an_id_of_any_length_costs_its_own_request_alone(tmp_path: Path) -
             await socket.send({"type": "response.resume", "response_id": long, "stream_id": "s"})
             assert (await socket.ending("s"))["error"]["code"] == "resume_gap"
         for worker in (one, other):
-            assert await worker.service.find_sibling("nobody's") is None
+            assert await worker.service.find_sibling(OwnedId("", "nobody's")) is None

@@ -15,6 +15,7 @@ from streamserve.server.apis.anthropic.script import MessageCollector, MessageFo
 from streamserve.server.apis.openai.chat import conversation, prepare_chat
 from streamserve.server.apis.openai.prepared_request import at_most, new_run
 from streamserve.server.delivery.identity import answer_headers, identify
+from streamserve.server.http.auth import tenant_of
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Decoded, decode, read_body
 from streamserve.server.service import Service
@@ -32,7 +33,8 @@ async def create_message(request: Request[Any, Any, Any], service: NamedDependen
     decoded = await decode(await read_body(request, service.large_work), MessagesRequest, service.large_work)
     body = decoded.request
     header = request.headers.get("x-request-id", "")
-    identity = identify(MESSAGE_PREFIX, None, header, taken=service.delivery.active_requests)
+    tenant = tenant_of(request.scope)
+    identity = identify(MESSAGE_PREFIX, None, header, tenant=tenant, taken=service.delivery.active_requests)
     with naming_parameters(_NAMES):
         chat = await decoded.run(partial(as_chat, body))
         prepared = await prepare_chat(service, Decoded(chat, decoded.ignored, decoded.run), identity)

@@ -22,6 +22,7 @@ from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.delivery.identity import Identity
+from streamserve.server.http.auth import tenant_of
 from streamserve.server.http.large_work import CallRunner
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Body, Decoded, convert, read
@@ -35,13 +36,15 @@ CHAT_PREFIX = "chatcmpl-"
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
     body = await read(request, service.large_work)
-    return await answer_chat(service, body, request.headers.get("x-request-id", ""))
+    return await answer_chat(service, body, request)
 
 
-async def answer_chat(service: Service, body: Body, request_id: str) -> ASGIApp:
-    """The answer to a body; `request_id` is the header's."""
+async def answer_chat(service: Service, body: Body, request: Request[Any, Any, Any]) -> ASGIApp:
+    """The answer to the body of a request."""
     decoded = await convert(body, ChatRequest)
-    identity = identity_of(service, decoded.request, CHAT_PREFIX, request_id)
+    identity = identity_of(
+        service, decoded.request, CHAT_PREFIX, tenant_of(request.scope), request.headers.get("x-request-id", "")
+    )
     return answer(service, await prepare_chat(service, decoded, identity), ChatScript, ChatCollector)
 
 
@@ -69,11 +72,11 @@ async def _prepare(
     prompt = await frontend.prepare(
         text,
         params,
-        request_id=f"{identity.answer_id}-0",
+        request_id=f"{identity.engine_id}-0",
         # Templates write the special tokens themselves.
         add_special_tokens=bool(request.add_special_tokens),
         priority=request.priority or 0,
-        cache_salt=request.cache_salt or "",
+        cache_salt=service.cache_salt(identity.owner, request.cache_salt),
         shown_special_ids=form.shown_special_ids,
     )
     return PreparedRequest(

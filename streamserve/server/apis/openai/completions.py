@@ -18,6 +18,7 @@ from streamserve.server.apis.openai.prepared_request import PreparedRequest, ans
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
 from streamserve.server.delivery.identity import Identity
+from streamserve.server.http.auth import tenant_of
 from streamserve.server.http.json_body import TokenIds
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Body, Decoded, convert, read
@@ -33,13 +34,15 @@ COMPLETION_PREFIX = "cmpl-"
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
     body = await read(request, service.large_work)
-    return await answer_completion(service, body, request.headers.get("x-request-id", ""))
+    return await answer_completion(service, body, request)
 
 
-async def answer_completion(service: Service, body: Body, request_id: str) -> ASGIApp:
-    """The answer to a body; `request_id` is the header's."""
+async def answer_completion(service: Service, body: Body, request: Request[Any, Any, Any]) -> ASGIApp:
+    """The answer to the body of a request."""
     decoded = await convert(body, CompletionRequest)
-    identity = identity_of(service, decoded.request, COMPLETION_PREFIX, request_id)
+    identity = identity_of(
+        service, decoded.request, COMPLETION_PREFIX, tenant_of(request.scope), request.headers.get("x-request-id", "")
+    )
     prepared = await prepare_completion(service, decoded, identity)
     return answer(service, prepared, CompletionScript, CompletionCollector)
 
@@ -56,10 +59,10 @@ async def prepare_completion(service: Service, decoded: Decoded[CompletionReques
         prepared = await frontend.prepare_all(
             prompts,
             params,
-            request_ids=[f"{identity.answer_id}-{index}" for index in range(len(prompts))],
+            request_ids=[f"{identity.engine_id}-{index}" for index in range(len(prompts))],
             add_special_tokens=request.add_special_tokens is not False,
             priority=request.priority or 0,
-            cache_salt=request.cache_salt or "",
+            cache_salt=service.cache_salt(identity.owner, request.cache_salt),
             clamp_max_tokens=request.max_tokens is None,
         )
     return PreparedRequest(

@@ -18,9 +18,9 @@ from streamserve.server.service import Service
 @post("/invocations", status_code=200)
 async def invoke(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The answer to a body with `messages` as /v1/chat/completions gives it, to one with `prompt` as /v1/completions."""
-    body, request_id = await read(request, service.large_work), request.headers.get("x-request-id", "")
+    body = await read(request, service.large_work)
     if "messages" in body.fields:
-        return await answer_chat(service, body, request_id)
+        return await answer_chat(service, body, request)
     if "prompt" in body.fields:
-        return await answer_completion(service, body, request_id)
+        return await answer_completion(service, body, request)
     raise InvalidRequest("give messages, as for /v1/chat/completions, or a prompt, as for /v1/completions")

@@ -28,7 +28,7 @@ from streamserve.server.http.errors import error_body
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
-from streamserve.types import SamplingParams, TextDelta
+from streamserve.types import SamplingParams, Tenant, TextDelta
 
 MAX_CHOICES = 1024
 """Prompts times n of one request: they are admitted together, which takes the event loop some ten microseconds each."""
@@ -114,7 +114,7 @@ def new_run(service: Service, prepared: PreparedRequest) -> Run:
             generation: DeltaSource = await frontend.open(prepared.prompts)
         return PromptOnly(generation) if prepared.is_score_only else generation
 
-    return service.new_run(prepared.identity.answer_id, prepared.model, prepared.prompts, admit=admit)
+    return service.new_run(prepared.identity, prepared.model, prepared.prompts, admit=admit)
 
 
 def stream_format(service: Service, prepared: PreparedRequest) -> StreamFormat:
@@ -139,9 +139,9 @@ def stream_format(service: Service, prepared: PreparedRequest) -> StreamFormat:
     )
 
 
-def identity_of(service: Service, request: GenerationRequest, prefix: str, header: str = "") -> Identity:
-    """What the request is called; `header` is the client's X-Request-Id."""
-    return identify(prefix, request.request_id, header, taken=service.delivery.active_requests)
+def identity_of(service: Service, request: GenerationRequest, prefix: str, tenant: Tenant, header: str = "") -> Identity:
+    """What a tenant's request is called; `header` is the client's X-Request-Id."""
+    return identify(prefix, request.request_id, header, tenant=tenant, taken=service.delivery.active_requests)
 
 
 def require_choices(num_prompts: int, n: int) -> None:

@@ -17,12 +17,14 @@ from streamserve.server.service import Service
 async def create_chat(service: Service, message: CreateMessage) -> LoggedRun[SocketEvent]:
     """`chat.completion.create`, with the body of POST /v1/chat/completions."""
     decoded = await convert(message.body, ChatRequest)
-    prepared = await prepare_chat(service, decoded, identity_of(service, decoded.request, CHAT_PREFIX))
+    prepared = await prepare_chat(service, decoded, identity_of(service, decoded.request, CHAT_PREFIX, message.tenant))
     return logged(service, prepared, ChatScript, is_resumable=message.is_resumable)
 
 
 async def create_completion(service: Service, message: CreateMessage) -> LoggedRun[SocketEvent]:
     """`completion.create`, with the body of POST /v1/completions."""
     decoded = await convert(message.body, CompletionRequest)
-    prepared = await prepare_completion(service, decoded, identity_of(service, decoded.request, COMPLETION_PREFIX))
+    prepared = await prepare_completion(
+        service, decoded, identity_of(service, decoded.request, COMPLETION_PREFIX, message.tenant)
+    )
     return logged(service, prepared, CompletionScript, is_resumable=message.is_resumable)

@@ -26,6 +26,7 @@ from streamserve.server.delivery.identity import answer_headers
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Decoded
 from streamserve.server.service import Service
+from streamserve.types import Tenant
 
 MAX_SUMMARY_TOKENS = 2048
 
@@ -51,18 +52,24 @@ class CompactRequest(msgspec.Struct, kw_only=True):
     prompt_cache_key: str | None = None
 
 
-async def compact_conversation(service: Service, decoded: Decoded[CompactRequest]) -> WholeResponse:
+async def compact_conversation(service: Service, decoded: Decoded[CompactRequest], tenant: Tenant) -> WholeResponse:
     """The app that has a summary written and sends the compacted conversation. Raises `InvalidParameter` when it is empty."""
     request = decoded.request
     conversation = await read_conversation(
-        request.input, request.previous_response_id, response_id=response_id(None), find=finder(service), run=decoded.run
+        request.input,
+        request.previous_response_id,
+        response_id=response_id(None),
+        find=finder(service, tenant),
+        run=decoded.run,
     )
     if not conversation.messages:
         raise InvalidParameter("input", "there is nothing to compact")
     run = conversation.runner(decoded.run, service.large_work)
     asked = await run(partial(_summary_request, request, conversation.messages))
     with naming_parameters({"max_output_tokens": "input"}):
-        response, _ = await prepare_response(service, Decoded(asked, decoded.ignored, run), most_tokens=MAX_SUMMARY_TOKENS)
+        response, _ = await prepare_response(
+            service, Decoded(asked, decoded.ignored, run), tenant, most_tokens=MAX_SUMMARY_TOKENS
+        )
     kept = [message for message in conversation.messages if message["role"] in _KEPT_ROLES]
     headers = answer_headers(response.id, decoded.ignored)
     return WholeResponse(service.delivery, response, headers, as_object=partial(_compacted, kept))

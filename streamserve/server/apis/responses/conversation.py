@@ -23,8 +23,10 @@ from streamserve.server.apis.responses.items import (
 from streamserve.server.apis.responses.stored_response import IN_PROGRESS, ResponseState, StoredResponse
 from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.http.large_work import CallRunner, LargeWork
+from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
+from streamserve.types import Tenant
 
 Find = Callable[[str], ResponseState | None]
 
@@ -67,20 +69,20 @@ class Conversation(NamedTuple):
         return large_work.run if len(self.messages) >= MANY_MESSAGES else run
 
 
-def finder(service: Service, kept: TtlStore[Expiring] | None = None) -> Find:
-    """Finds responses by id: in the worker's store, and in what a socket has `kept`."""
+def finder(service: Service, tenant: Tenant, kept: TtlStore[str, Expiring] | None = None) -> Find:
+    """Finds responses of a tenant by id: in the worker's store, and in what a socket has `kept`."""
 
     def find(id: str) -> ResponseState | None:
         state = None if kept is None else kept.get(id)
         if isinstance(state, ResponseState):
             return state
-        stored = find_response(service, id)
+        stored = find_response(service, OwnedId(tenant.name, id))
         return None if stored is None else stored.state
 
     return find
 
 
-def find_response(service: Service, response_id: str) -> StoredResponse | None:
+def find_response(service: Service, response_id: OwnedId) -> StoredResponse | None:
     """A response that is stored here."""
     stored = service.stored.get(response_id)
     return stored if isinstance(stored, StoredResponse) else None

@@ -22,6 +22,7 @@ from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Decoded, convert
 from streamserve.server.service import Service
+from streamserve.types import Tenant
 
 
 async def create_response_over_socket(service: Service, message: CreateMessage) -> LoggedRun[ResponseEvent]:
@@ -31,7 +32,9 @@ async def create_response_over_socket(service: Service, message: CreateMessage) 
     """
     decoded = await convert(message.body, ResponseRequest)
     try:
-        response, _ = await prepare_response(service, decoded, is_resumable=message.is_resumable, kept=message.kept)
+        response, _ = await prepare_response(
+            service, decoded, message.tenant, is_resumable=message.is_resumable, kept=message.kept
+        )
     except InvalidRequest:
         message.kept.remove(decoded.request.previous_response_id or "")
         raise
@@ -41,21 +44,24 @@ async def create_response_over_socket(service: Service, message: CreateMessage) 
 async def prepare_response(
     service: Service,
     decoded: Decoded[ResponseRequest],
+    tenant: Tenant,
     *,
     is_resumable: bool = False,
-    kept: TtlStore[Expiring] | None = None,
+    kept: TtlStore[str, Expiring] | None = None,
     most_tokens: int | None = None,
 ) -> tuple[StoredResponse, list[str]]:
     """The response, and the names of ignored parameters; whatever can be refused before admission is refused here.
 
+    tenant        who sends it
     is_resumable  whether it goes on for a while without a reader; a background response always goes on to its end
     kept          what the request's socket keeps: responses that are not stored, for requests that continue them
     most_tokens   generated, where the request sets no limit
     """
     request = decoded.request
     id = response_id(request.request_id)
+    identity = Identity(id, id, tenant.name)
     read = await read_conversation(
-        request.input, request.previous_response_id, response_id=id, find=finder(service, kept), run=decoded.run
+        request.input, request.previous_response_id, response_id=id, find=finder(service, tenant, kept), run=decoded.run
     )
     chat = as_chat(request, read.messages)
     names = response_names({})
@@ -63,7 +69,7 @@ async def prepare_response(
         prepared = await prepare_chat(
             service,
             Decoded(chat, [*decoded.ignored, *without_effect(request)], read.runner(decoded.run, service.large_work)),
-            Identity(id, id),
+            identity,
         )
     prepared = msgspec.structs.replace(prepared, names=response_names(prepared.names))
     if not request.generates:
@@ -84,7 +90,7 @@ async def prepare_response(
 
     def keep() -> None:
         if request.is_stored:
-            service.stored.put(id, stored)
+            service.stored.put(identity.owned_id, stored)
         elif kept is not None:
             kept.put(id, state)
 
@@ -98,11 +104,15 @@ async def prepare_response(
     return stored, [names.get(name, name) for name in prepared.ignored]
 
 
-async def count_input(service: Service, decoded: Decoded[ResponseRequest]) -> int:
+async def count_input(service: Service, decoded: Decoded[ResponseRequest], tenant: Tenant) -> int:
     """The number of tokens that a response would read."""
     request = decoded.request
     read = await read_conversation(
-        request.input, request.previous_response_id, response_id=response_id(None), find=finder(service), run=decoded.run
+        request.input,
+        request.previous_response_id,
+        response_id=response_id(None),
+        find=finder(service, tenant),
+        run=decoded.run,
     )
     service.resolve_model(request.model)
     chat = as_chat(request, read.messages)

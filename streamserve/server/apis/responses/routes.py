@@ -26,11 +26,14 @@ from streamserve.server.apis.responses.writers import JsonObject, WholeResponse
 from streamserve.server.delivery.asgi import Headers
 from streamserve.server.delivery.identity import answer_headers, warning
 from streamserve.server.delivery.log_stream import LogStream
+from streamserve.server.http.auth import tenant_of
 from streamserve.server.http.errors import NotFound
+from streamserve.server.http.owned_id import OwnedId, owned_id
 from streamserve.server.http.request_body import Decoded, decode, read_body
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import Forwarded
 from streamserve.server.siblings.siblings import NotKeptHere
+from streamserve.types import Tenant
 
 MAX_PAGE = 100
 
@@ -39,11 +42,13 @@ MAX_PAGE = 100
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
     body = await read_body(request, service.large_work)
-    return await _here_or_forwarded(service, body, _created(service, await decode(body, ResponseRequest, service.large_work)))
+    tenant = tenant_of(request.scope)
+    decoded = await decode(body, ResponseRequest, service.large_work)
+    return await _here_or_forwarded(service, tenant, body, _created(service, tenant, decoded))
 
 
-async def _created(service: Service, decoded: Decoded[ResponseRequest]) -> ASGIApp:
-    response, ignored = await prepare_response(service, decoded)
+async def _created(service: Service, tenant: Tenant, decoded: Decoded[ResponseRequest]) -> ASGIApp:
+    response, ignored = await prepare_response(service, decoded, tenant)
     headers = answer_headers(response.id, ignored)
     if decoded.request.stream:
         return _stream(service, response, headers, start=partial(service.delivery.start, response.logged))
@@ -54,31 +59,33 @@ async def _created(service: Service, decoded: Decoded[ResponseRequest]) -> ASGIA
 async def compact(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """A shorter conversation in place of a long one."""
     body = await read_body(request, service.large_work)
-    return await _here_or_forwarded(
-        service, body, compact_conversation(service, await decode(body, CompactRequest, service.large_work))
-    )
+    tenant = tenant_of(request.scope)
+    decoded = await decode(body, CompactRequest, service.large_work)
+    return await _here_or_forwarded(service, tenant, body, compact_conversation(service, decoded, tenant))
 
 
 @post("/v1/responses/input_tokens", status_code=200)
 async def input_tokens(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The number of tokens that a response would read, whether they fit the model's context or not."""
     body = await read_body(request, service.large_work)
-    return await _here_or_forwarded(service, body, _counted(service, await decode(body, ResponseRequest, service.large_work)))
+    tenant = tenant_of(request.scope)
+    decoded = await decode(body, ResponseRequest, service.large_work)
+    return await _here_or_forwarded(service, tenant, body, _counted(service, tenant, decoded))
 
 
-async def _counted(service: Service, decoded: Decoded[ResponseRequest]) -> ASGIApp:
-    count = await count_input(service, decoded)
+async def _counted(service: Service, tenant: Tenant, decoded: Decoded[ResponseRequest]) -> ASGIApp:
+    count = await count_input(service, decoded, tenant)
     ignored = [*decoded.ignored, *without_effect(decoded.request)]
     headers = [(b"warning", warning(ignored))] if ignored else []
     return JsonObject({"object": "response.input_tokens", "input_tokens": count}, headers)
 
 
-async def _here_or_forwarded(service: Service, body: bytes, answer: Awaitable[ASGIApp]) -> ASGIApp:
+async def _here_or_forwarded(service: Service, tenant: Tenant, body: bytes, answer: Awaitable[ASGIApp]) -> ASGIApp:
     """The answer to a request, from the worker that keeps what it refers to."""
     try:
         return await answer
     except NotKeptHere as missing:
-        internal_socket = await service.find_sibling(missing.response_id)
+        internal_socket = await service.find_sibling(OwnedId(tenant.name, missing.response_id))
         if internal_socket is None:
             raise
         return Forwarded(internal_socket, body)
@@ -89,7 +96,7 @@ async def show_response(
     request: Request[Any, Any, Any], service: NamedDependency[Service], response_id: FromPath[str]
 ) -> ASGIApp:
     """A response as it stands; with ?stream=true its events after number `starting_after`, and those to come."""
-    response = _find(service, response_id)
+    response = _find(service, owned_id(request.scope, response_id))
     headers = answer_headers(response.id, [])
     if _choice(request, "stream", ("false", "true", "0", "1")) in ("false", "0"):
         return JsonObject(response.state.as_object(), headers)
@@ -97,26 +104,32 @@ async def show_response(
 
 
 @delete("/v1/responses/{response_id:str}", status_code=200)
-async def delete_response(service: NamedDependency[Service], response_id: FromPath[str]) -> dict[str, Any]:
+async def delete_response(
+    request: Request[Any, Any, Any], service: NamedDependency[Service], response_id: FromPath[str]
+) -> dict[str, Any]:
     """Forget a response; one that is being generated is cancelled."""
-    response = _find(service, response_id)
-    service.stored.remove(response_id)
+    id = owned_id(request.scope, response_id)
+    response = _find(service, id)
+    service.stored.remove(id)
     if not response.is_ended:
         response.logged.run.abort()
     return {"id": response_id, "object": "response", "deleted": True}
 
 
 @post("/v1/responses/{response_id:str}/cancel", status_code=200)
-async def cancel_response(service: NamedDependency[Service], response_id: FromPath[str]) -> dict[str, Any]:
+async def cancel_response(
+    request: Request[Any, Any, Any], service: NamedDependency[Service], response_id: FromPath[str]
+) -> dict[str, Any]:
     """End a response, keeping what was generated; one made in the background that has ended stays as it is."""
-    response = find_response(service, response_id)
+    id = owned_id(request.scope, response_id)
+    response = find_response(service, id)
     if response is not None:
         if response.is_ended and not response.state.is_background:
             raise InvalidRequest("this response has ended, and was not made in the background: there is nothing to cancel")
         response.logged.run.abort()
         await response.logged.wait_ended()
         return response.state.as_object()
-    if await service.cancel(response_id):
+    if await service.cancel(id):
         return {"id": response_id, "object": "response", "status": "cancelled", "output": []}
     raise _not_found(response_id)
 
@@ -126,7 +139,7 @@ async def list_input_items(
     request: Request[Any, Any, Any], service: NamedDependency[Service], response_id: FromPath[str]
 ) -> dict[str, Any]:
     """The input of a response, newest first unless `order=asc`, from behind the item `after`."""
-    items = list(_find(service, response_id).state.items)
+    items = list(_find(service, owned_id(request.scope, response_id)).state.items)
     if _choice(request, "order", ("desc", "asc")) == "desc":
         items.reverse()
     after = request.query_params.get("after")
@@ -158,10 +171,10 @@ def _stream(
     return LogStream(response.logged, gap_event=error_event, timeouts=timeouts, headers=headers, number=number, start=start)
 
 
-def _find(service: Service, response_id: str) -> StoredResponse:
+def _find(service: Service, response_id: OwnedId) -> StoredResponse:
     response = find_response(service, response_id)
     if response is None:
-        raise _not_found(response_id)
+        raise _not_found(response_id.id)
     return response
 
 
