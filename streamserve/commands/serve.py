@@ -66,7 +66,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @click.command(cls=VllmCommand, lists=_LISTS)
 @click.argument("model", required=False)
 @_server("--config", expose_value=False, help="YAML file of options, as in port: 8000; the command line wins.")
-@_server("--host", help="Address to listen on; all of them by default.")
+@_server("--host", shown_default="127.0.0.1; 0.0.0.0 with a key", help="Address to listen on; 0.0.0.0 is all of them.")
 @_server("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
 @_server("--api-key", multiple=True, show_default=False, help="Key to ask for; may be repeated. Also from VLLM_API_KEY.")
 @_server("--prefix-cache-per-key", is_flag=True, help="Share cached prefixes only among requests of one key.")
@@ -92,7 +92,12 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @_log("--enable-log-requests", is_flag=True, help="Log the parameters of each request; prompts are never logged.")
 @_log("--otlp-traces-endpoint", help="URL to send OpenTelemetry traces to, over OTLP/HTTP.")
 @_browsers("--allow-credentials", is_flag=True, help="CORS: allow cookies and the like.")
-@_browsers("--allowed-origins", type=JsonList(), default=("*",), help="CORS: JSON array of origins.")
+@_browsers(
+    "--allowed-origins",
+    type=JsonList(),
+    shown_default='none but its own; ["*"] with a key',
+    help="JSON array of origins whose pages may use the server.",
+)
 @_browsers("--allowed-methods", type=JsonList(), default=("*",), help="CORS: JSON array of methods.")
 @_browsers("--allowed-headers", type=JsonList(), default=("*",), help="CORS: JSON array of headers.")
 @_browsers("--ssl-keyfile", help="TLS private key.")
@@ -137,9 +142,11 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
     _check_tls(values)
     engine = engine_config(model, values)
     overrides, uses_defaults = sampling_defaults(values)
+    api_keys = _api_keys(values)
+    origins = values["allowed_origins"]
     server = ServerConfig(
         **answer_settings(values, engine),
-        api_keys=_api_keys(values),
+        api_keys=api_keys,
         prefix_cache_per_key=values["prefix_cache_per_key"],
         protects_metrics=values["protect_metrics"],
         root_path=values["root_path"],
@@ -159,14 +166,15 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         otlp_traces_endpoint=values["otlp_traces_endpoint"],
         seed=seed,
         cors=CorsConfig(
-            origins=values["allowed_origins"],
+            # Whoever has no key is kept out by where a request comes from.
+            origins=origins if origins is not None else ("*",) if api_keys else (),
             methods=values["allowed_methods"],
             headers=values["allowed_headers"],
             allow_credentials=values["allow_credentials"],
         ),
     )
     listen = Listen(
-        host=values["host"],
+        host=values["host"] or ("0.0.0.0" if api_keys else "127.0.0.1"),
         port=values["port"],
         root_path=values["root_path"],
         log_level=values["uvicorn_log_level"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Sequence
+from functools import partial
 from typing import Any
 
 from litestar import Litestar, Request, Response
@@ -26,6 +27,7 @@ from streamserve.server.delivery.identity import is_safe_id
 from streamserve.server.http.auth import Authentication
 from streamserve.server.http.errors import ErrorBody, InternalError, NotFound, error_headers, from_exception
 from streamserve.server.http.head_requests import HeadAsGet
+from streamserve.server.http.origins import OriginCheck
 from streamserve.server.http.page import page_router
 from streamserve.server.http.preflight import Preflights
 from streamserve.server.service import Service
@@ -79,7 +81,16 @@ def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
         openapi_config=None,
         logging_config=None,
     )
-    app.asgi_handler = HeadAsGet(Preflights(app.asgi_handler, on_refused=service.metrics.reject))
+    app.asgi_handler = Preflights(app.asgi_handler, on_refused=service.metrics.reject)
+    if config.cors is not None:
+        app.asgi_handler = OriginCheck(
+            app.asgi_handler,
+            config.cors.origins,
+            has_keys=bool(service.api_keys),
+            error_body=partial(error_body_at, apis),
+            on_refused=service.metrics.reject,
+        )
+    app.asgi_handler = HeadAsGet(app.asgi_handler)
     return app
 
 

@@ -15,9 +15,12 @@ MEBIBYTE = 1 << 20
 
 
 class CorsConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Cross-origin rules: vLLM's --allowed-origins, --allowed-methods, --allowed-headers and --allow-credentials."""
+    """Cross-origin rules: vLLM's --allowed-origins, --allowed-methods, --allowed-headers and --allow-credentials.
 
-    origins: tuple[str, ...] = ("*",)
+    origins  whose pages may use the server, beside its own; "*" for all
+    """
+
+    origins: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("*",)
     headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
@@ -57,6 +60,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     resume_s                how long a resumable stream goes on unread, and how long its events are kept after its end
     response_ttl_s          how long a stored response is kept after its end
     otlp_traces_endpoint    where to send OpenTelemetry traces, over OTLP/HTTP; None for no traces
+    cors                    rules for web pages; None for an app that no browser reaches
     seed                    makes the seeds of requests without one reproducible; None for random ones
     """
 

@@ -205,7 +205,7 @@ async def test_load_balancers_may_ask_for_the_head_alone(path: str) -> None:
 
 
 async def test_browsers_of_allowed_origins_may_read_answers_and_errors() -> None:
-    async with live_server(ScriptedEngine(), api_keys=["one"]) as server:
+    async with live_server(ScriptedEngine(), api_keys=["one"], cors=CorsConfig(origins=("*",))) as server:
         headers = {"Origin": "http://page.test"}
         async with request(server.port, "GET", "/v1/models", headers=headers) as response:
             assert response.status == 401

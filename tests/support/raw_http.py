@@ -93,8 +93,8 @@ async def request(
     receive_buffer  bytes the kernel may hold for this client, for one that is slow to read
     """
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    lines = [f"{method} {path} HTTP/1.1", "Host: test", f"Content-Length: {len(data)}"]
-    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    sent = {"Host": "test", "Content-Length": len(data), **(headers or {})}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
     async with await _connect(port, receive_buffer) as stream:
         await stream.send("\r\n".join([*lines, "", ""]).encode() + data)
         response = RawResponse(stream)

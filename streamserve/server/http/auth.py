@@ -13,7 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.errors import AuthenticationFailed
 from streamserve.server.http.api_keys import ApiKeys
-from streamserve.server.http.errors import send_error
+from streamserve.server.http.errors import refuse_upgrade
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.types import ANYONE, Tenant
 
@@ -45,7 +45,7 @@ class Authentication:
             if scope["type"] == ScopeType.HTTP:
                 raise error
             self._metrics.reject(error)
-            await _refuse_upgrade(scope, receive, send, error)
+            await refuse_upgrade(scope, receive, send, error)
         else:
             await self._app(scope, receive, send)
 
@@ -87,12 +87,3 @@ def _offered_keys(scope: Scope) -> Iterable[bytes]:
     for protocol in protocols:
         if protocol.startswith(_KEY_PROTOCOL):
             yield protocol.removeprefix(_KEY_PROTOCOL).encode()
-
-
-async def _refuse_upgrade(scope: Scope, receive: Receive, send: Send, error: AuthenticationFailed) -> None:
-    """Refuse an upgrade with an HTTP status and body where the server can, else by closing before accepting."""
-    await receive()
-    if "websocket.http.response" in (scope.get("extensions") or {}):
-        await send_error(send, error, prefix="websocket.http")
-    else:
-        await send({"type": "websocket.close", "code": 4401, "reason": error.code})

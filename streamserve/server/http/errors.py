@@ -153,3 +153,12 @@ async def send_error(send: Any, error: StreamserveError, *, prefix: str = "http"
     headers = [*error_headers(error), (b"content-length", str(len(body)).encode())]
     await send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
     await send({"type": f"{prefix}.response.body", "body": body, "more_body": False})
+
+
+async def refuse_upgrade(scope: Any, receive: Any, send: Any, error: StreamserveError) -> None:
+    """Refuse a WebSocket with an HTTP status and body where the server can, else by closing before accepting."""
+    await receive()
+    if "websocket.http.response" in (scope.get("extensions") or {}):
+        await send_error(send, error, prefix="websocket.http")
+    else:
+        await send({"type": "websocket.close", "code": 4000 + error.status, "reason": error.code})

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from contextlib import suppress
+from ipaddress import ip_address
 
 import msgspec
 
@@ -20,7 +22,7 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
     shares_port  several processes bind the same port and the kernel spreads the connections over them
     """
 
-    host: str | None = None
+    host: str = "127.0.0.1"
     port: int = 8000
     root_path: str = ""
     log_level: str = "info"
@@ -34,30 +36,36 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """The base URL for clients on this machine."""
-        host = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        if host is not None and ":" in host and not host.startswith("["):
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        if ":" in host and not host.startswith("["):
             host = f"[{host}]"
         return f"{'https' if self.ssl_certfile else 'http'}://{host}:{self.port}{self.root_path}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether programs of this machine alone can connect."""
+        if self.host == "localhost":
+            return True
+        with suppress(ValueError):
+            return ip_address(self.host).is_loopback
+        return False
 
 
 def bind(listen: Listen) -> socket.socket:
     """Bind a socket for `listen`. Raises `ConfigError` when the address can't be had."""
-    host = listen.host or "0.0.0.0"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if listen.shares_port and listen.port:
         # Two servers that share ports would share each other's: only processes of one server may.
-        _bound(family, host, listen.port, shares_port=False).close()
-    return _bound(family, host, listen.port, shares_port=listen.shares_port)
+        _bound(listen.host, listen.port, shares_port=False).close()
+    return _bound(listen.host, listen.port, shares_port=listen.shares_port)
 
 
 def join(listen: Listen) -> socket.socket:
     """Bind a further socket to a port that this server already shares."""
-    host = listen.host or "0.0.0.0"
-    return _bound(socket.AF_INET6 if ":" in host else socket.AF_INET, host, listen.port, shares_port=True)
+    return _bound(listen.host, listen.port, shares_port=True)
 
 
-def _bound(family: socket.AddressFamily, host: str, port: int, *, shares_port: bool) -> socket.socket:
-    listening = socket.socket(family, socket.SOCK_STREAM)
+def _bound(host: str, port: int, *, shares_port: bool) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shares_port:

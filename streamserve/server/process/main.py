@@ -102,11 +102,17 @@ class Server:
         async with anyio.create_task_group() as http:
             http.start_soon(first.serve, self._listening)
             await first.wait_started()
-            self._log.step("port", f"{listen.url} answers /live")
+            self._log_port(listen)
             await self._load(first, listen, memory_fd, watching)
             await self._ending.wait()
             await self._shut_down(first)
             first.close()
+
+    def _log_port(self, listen: Listen) -> None:
+        reach = ", to this machine only: --api-key or --host 0.0.0.0 opens it to others" if listen.is_local else ""
+        self._log.step("port", f"{listen.url} answers /live{reach}")
+        if not listen.is_local and not self._options.server.api_keys:
+            self._log.note(f"warning: whoever can reach {listen.host}:{listen.port} may use this server: it has no --api-key")
 
     async def _load(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
         """Start everything behind the open port; a failure ends the server."""

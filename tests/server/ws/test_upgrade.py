@@ -10,7 +10,6 @@ import anyio
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from streamserve.server.config import CorsConfig
 from tests.server.ws.session import session
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
@@ -61,18 +60,6 @@ async def test_a_path_without_sockets_is_a_404_that_names_those_there_are(path: 
         status, error, _ = await refusal(server.port, path=path)
     assert (status, error["code"]) == (404, "not_found")
     assert "/v1/ws" in error["message"]
-
-
-async def test_a_page_of_another_site_is_refused_unless_it_is_allowed() -> None:
-    allowed = CorsConfig(origins=("https://friend.example",))
-    async with live_server(ScriptedEngine(), cors=allowed) as server:
-        for origin in ("https://stranger.example", "null", "http://[", f"http://127.0.0.1.stranger.example:{server.port}"):
-            status, error, _ = await refusal(server.port, origin=origin)
-            assert (status, error["code"]) == (403, "origin_forbidden")
-        for welcome in ("https://friend.example", f"http://127.0.0.1:{server.port}", None):
-            async with session(server.port, origin=welcome) as client:
-                await client.send({"type": "ping"})
-                assert (await client.receive())["type"] == "pong"
 
 
 async def test_a_server_without_room_says_429_and_when_to_come_back() -> None:
