@@ -17,7 +17,7 @@ from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.middleware import DefineMiddleware
 from litestar.types import ControllerRouterHandler, Middleware
 
-from streamserve.server import status_routes
+from streamserve.server import resumption, status_routes
 from streamserve.server.api import Api, error_body_at
 from streamserve.server.apis.anthropic.api import ANTHROPIC
 from streamserve.server.apis.openai.api import OPENAI
@@ -71,7 +71,7 @@ def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
     if service.siblings is not None:
         middleware.append(DefineMiddleware(ForwardingByPath, find_elsewhere=service.find_elsewhere))
     app = Litestar(
-        route_handlers=[*_routes(apis), *status_routes.ROUTES, page_router()],
+        route_handlers=[*_routes(apis), resumption.continue_stream, *status_routes.ROUTES, page_router()],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         signature_namespace={"Service": Service},
         exception_handlers={Exception: to_response},
@@ -125,5 +125,5 @@ def _cors(cors: CorsConfig | None) -> CORSConfig | None:
         allow_methods=list(cors.methods),  # type: ignore[arg-type]
         allow_headers=list(cors.headers),
         allow_credentials=cors.allow_credentials,
-        expose_headers=["X-Request-Id", "Warning", "Retry-After"],
+        expose_headers=["X-Request-Id", "X-Stream-Id", "Warning", "Retry-After"],
     )

@@ -97,6 +97,27 @@ async def test_anothers_stream_can_be_neither_resumed_nor_cancelled_over_a_socke
     assert engine.aborted == []
 
 
+async def test_anothers_stream_can_not_be_continued_over_sse(
+    engine: ScriptedEngine, workers: tuple[LiveServer, LiveServer]
+) -> None:
+    await make_mine(workers[0], engine)
+    asked: list[tuple[str, str, dict[str, str]]] = [
+        ("GET", "/v1/streams/{}", {}),
+        ("GET", "/v1/streams/chatcmpl-{}", {"Last-Event-ID": "chatcmpl-{}:0"}),
+        ("POST", "/v1/chat/completions", {"Last-Event-ID": "chatcmpl-{}:0"}),
+    ]
+    for worker in workers:
+        async with httpx.AsyncClient(base_url=worker.base_url) as client:
+            for method, path, header in asked:
+                named = {name: value.format("mine") for name, value in header.items()}
+                theirs = await client.request(method, path.format("mine"), headers=BOB | named)
+                assert (theirs.status_code, theirs.json()["error"]["code"]) == (410, "resume_gap")
+                assert "mine" not in theirs.text
+                async with client.stream(method, path.format("mine"), headers=ALICE | named) as own:
+                    assert own.status_code == 200
+    assert engine.aborted == []
+
+
 async def test_owners_find_what_is_theirs_through_either_worker(
     engine: ScriptedEngine, workers: tuple[LiveServer, LiveServer]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from litestar.types import Receive, Send
+from litestar.types import Receive, Scope, Send
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -39,6 +39,14 @@ async def send_json(send: Send, body: bytes, headers: Headers) -> None:
     sized = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": sized})
     await send(body_part(body, more_body=False))
+
+
+class NoContent:
+    """An ASGI app that has nothing to say: status 204."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send(body_part(b"", more_body=False))
 
 
 async def wait_disconnected(receive: Receive) -> None:

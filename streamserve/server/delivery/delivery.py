@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -14,10 +15,12 @@ from anyio.abc import TaskGroup
 from streamserve.errors import Unavailable
 from streamserve.server.delivery.active_requests import ActiveRequests
 from streamserve.server.delivery.asgi import Headers, Timeouts
+from streamserve.server.delivery.event_ids import STREAM_ID
 from streamserve.server.delivery.event_stream import EventStream
 from streamserve.server.delivery.events import Collector, SocketEvent, StreamScript
 from streamserve.server.delivery.flusher import Flusher
 from streamserve.server.delivery.identity import Identity
+from streamserve.server.delivery.log_stream import LogStream
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import TtlStore
 from streamserve.server.delivery.run import Admit, Run
@@ -65,6 +68,22 @@ class Delivery:
     def event_stream(self, run: Run, script: StreamScript, headers: Headers) -> EventStream:
         """The ASGI app that admits a run and streams it."""
         return EventStream(run, script, flusher=self._flusher, timeouts=self.timeouts, headers=headers)
+
+    def log_stream(
+        self, logged: LoggedRun[SocketEvent], headers: Headers, *, number: int = 0, is_new: bool = False
+    ) -> LogStream[SocketEvent]:
+        """The ASGI app that streams the events of a log from `number` on, each with its id.
+
+        is_new  whether the run has not been started yet
+        """
+        return LogStream(
+            logged,
+            timeouts=self.timeouts,
+            headers=[*headers, (STREAM_ID, logged.id.encode())],
+            number=number,
+            has_ids=True,
+            start=partial(self.start, logged) if is_new else None,
+        )
 
     def whole_answer(self, run: Run, collector: Collector, error_body: ErrorBody, headers: Headers) -> WholeAnswer:
         """The ASGI app that admits a run and sends what is collected of it."""

@@ -36,12 +36,12 @@ class NumberedEvent(LoggedEvent, Protocol):
     """An event that is read from a log over SSE."""
 
     def server_sent(self, number: int) -> bytes:
-        """As of `StreamedEvent`, with the event's number in its log."""
+        """As of `StreamedEvent`; `number` is the event's in its log, for an API whose events carry it."""
         ...
 
 
-class SocketEvent(LoggedEvent, Protocol):
-    """An event that is read from a log over a WebSocket."""
+class SocketEvent(NumberedEvent, Protocol):
+    """An event that is read from a log over a WebSocket, or over SSE."""
 
     def message(self, number: int, stream_id: bytes | None) -> str:
         """The event as one text message.

@@ -14,6 +14,7 @@ from litestar.types import Receive, Scope, Send
 
 from streamserve.aio.wakeup import Wakeup
 from streamserve.server.delivery.asgi import KEEPALIVE, Headers, Timeouts, body_part, start_events, wait_disconnected
+from streamserve.server.delivery.event_ids import event_id
 from streamserve.server.delivery.event_log import Cursor, ResumeGap
 from streamserve.server.delivery.events import NumberedEvent
 from streamserve.server.delivery.logged_run import LoggedRun
@@ -27,25 +28,25 @@ E = TypeVar("E", bound=NumberedEvent)
 class LogStream(Generic[E]):
     """An ASGI app that sends the events of a run from `number` on, as they come, until its end.
 
-    gap_event  the event for a reader that has fallen out of the log
-    start      starts the run, when it does not run yet
+    has_ids  whether each event carries its id, by which a client goes on after it
+    start    starts the run, when it does not run yet
     """
 
     def __init__(
         self,
         logged: LoggedRun[E],
         *,
-        gap_event: Callable[[ResumeGap], E],
         timeouts: Timeouts,
         headers: Headers,
         number: int = 0,
+        has_ids: bool = False,
         start: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._logged = logged
-        self._gap_event = gap_event
         self._timeouts = timeouts
         self._headers = headers
         self._number = number
+        self._has_ids = has_ids
         self._start = start
         self._wakeup = Wakeup()
         self._is_sending = False
@@ -80,9 +81,11 @@ class LogStream(Generic[E]):
         try:
             while len(body) < MAX_WRITE and (taken := cursor.take()) is not None:
                 number, event = taken
+                if self._has_ids:
+                    body += event_id(self._logged.id, number)
                 body += event.server_sent(number)
         except ResumeGap as gap:
-            return body + self._gap_event(gap).server_sent(cursor.number), True
+            return body + self._logged.gap_event(gap).server_sent(cursor.number), True
         return body, cursor.is_at_end
 
     async def _send(self, send: Send, body: bytes, *, more_body: bool) -> bool:

@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from streamserve.errors import StreamserveError
-from streamserve.server.delivery.event_log import EventLog, LogLimits
+from streamserve.server.delivery.event_log import EventLog, LogLimits, ResumeGap
 from streamserve.server.delivery.events import LoggedEvent, Script
 from streamserve.server.delivery.run import Run
 
@@ -29,6 +29,7 @@ E_co = TypeVar("E_co", bound=LoggedEvent, covariant=True)
 class LoggedRun(Generic[E_co]):
     """One run on its way into `log`.
 
+    gap_event    makes the last event of a reader that has fallen out of the log, whose run goes on
     unread_s     how long it goes on without a reader, once it has had one
     on_admitted  called once the sequences have been admitted
     limits       of the log
@@ -40,11 +41,13 @@ class LoggedRun(Generic[E_co]):
         run: Run,
         script: Script[E_co],
         *,
+        gap_event: Callable[[ResumeGap], E_co],
         unread_s: float = 0.0,
         on_admitted: Callable[[], None] | None = None,
         limits: LogLimits | None = None,
     ) -> None:
         self.run = run
+        self.gap_event = gap_event
         self.log: EventLog[E_co] = EventLog(limits, on_read=self._keep_on, on_unread=self._abandon)
         self.is_resumable = unread_s > 0
         self.ended_at: float | None = None

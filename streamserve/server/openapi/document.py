@@ -90,6 +90,8 @@ An OpenAI-compatible server that streams open-weight language models.
 With `"stream": true` an answer is `text/event-stream`: each event is `data: ` and one JSON object, the last one `data: [DONE]`;
 those of `/v1/responses` also carry an `event:` line and end with their terminal event. A blank line says that the server is
 still at it. An error after the 200 is an event `{"error": …}`. Fields that no one here knows are named in a `Warning` header.
+With `X-Stream-Resume: 1` or `"resumable": true` the events of a completion or chat have ids: send the last one seen as
+`Last-Event-ID`, to the same path or to `/v1/streams/{stream_id}`, to go on after a dropped connection.
 
 `/v1/ws` and `/v1/responses` also take WebSocket upgrades. One socket carries many streams: send
 `{"type": "chat.completion.create" | "completion.create" | "response.create", "stream_id": …}` with the fields of the POST body;
@@ -150,6 +152,13 @@ _RESPONSES = {
 }
 
 
+_LAST_EVENT_ID: Schema = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}}
+_RESUMING: tuple[Schema, ...] = (
+    {"name": "X-Stream-Resume", "in": "header", "schema": {"type": "string", "enum": ["0", "1"]}},
+    _LAST_EVENT_ID,
+)
+
+
 def document(root_path: str = "") -> dict[str, Any]:
     """The OpenAPI 3.1 description of this server."""
     _, schemas = msgspec.json.schema_components([*REQUESTS, *RESPONSES], ref_template="#/components/schemas/{name}")
@@ -173,7 +182,12 @@ def _generation() -> dict[str, dict[str, Operation]]:
         },
         "/v1/completions": {
             "post": _with_body(
-                _operation("createCompletion", "Continue one or several prompts.", _streamed(Completion, CompletionChunk)),
+                _operation(
+                    "createCompletion",
+                    "Continue one or several prompts.",
+                    _streamed(Completion, CompletionChunk),
+                    *_RESUMING,
+                ),
                 CompletionRequest,
                 _COMPLETIONS,
             )
@@ -184,6 +198,7 @@ def _generation() -> dict[str, dict[str, Operation]]:
                     "createChatCompletion",
                     "The next message of a conversation.",
                     _streamed(ChatCompletion, ChatCompletionChunk),
+                    *_RESUMING,
                 ),
                 ChatRequest,
                 _CHATS,
@@ -200,6 +215,7 @@ def _generation() -> dict[str, dict[str, Operation]]:
                 {"whole": _CHATS["whole"], "streamed": _CHATS["streamed"]},
             )
         },
+        "/v1/streams/{stream_id}": {"get": _continued()},
         "/v1/requests/{request_id}/cancel": {
             "post": _secured(
                 _operation(
@@ -211,6 +227,18 @@ def _generation() -> dict[str, dict[str, Operation]]:
             )
         },
     }
+
+
+def _continued() -> Operation:
+    operation = _operation(
+        "continueStream",
+        "The events of a stream behind the one that `Last-Event-ID` names, or from the first, and those to come.",
+        _events(CompletionChunk, ChatCompletionChunk, ResponseStreamEvent),
+        _path("stream_id", "chatcmpl-1"),
+        _LAST_EVENT_ID,
+    )
+    everything_read = {"204": {"description": "That event was the last."}}
+    return _secured({**operation, "responses": {**operation["responses"], **everything_read}})
 
 
 def _messages() -> dict[str, dict[str, Operation]]:
@@ -400,12 +428,18 @@ def _json(*bodies: Body) -> Schema:
 
 def _streamed(whole: Body, event: Body) -> Schema:
     """One object, or server-sent events whose data are objects of their own kind."""
+    return {**_json(whole), **_events(event)}
+
+
+def _events(*kinds: Body) -> Schema:
+    """Server-sent events whose data are objects of these kinds."""
+    refs = [_ref(kind) for kind in kinds]
     # OpenAPI 3.1 has no word for the items of a stream; by custom the schema describes each event.
     described = {
         "type": "object",
-        "description": f"Server-sent events, each with a {event.__name__} as its data.",
+        "description": f"Server-sent events, each with a {' or '.join(kind.__name__ for kind in kinds)} as its data.",
         "required": ["data"],
-        "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
-        "x-event": _ref(event),
+        "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
+        "x-event": refs[0] if len(refs) == 1 else {"anyOf": refs},
     }
-    return {**_json(whole), "text/event-stream": {"schema": described}}
+    return {"text/event-stream": {"schema": described}}

@@ -7,6 +7,7 @@ import pytest
 
 from streamserve.errors import StreamFailed, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
+from streamserve.server.apis.openai.events import Failure
 from streamserve.server.apis.openai.logprobs import TokenNames
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript, StreamFormat
 from streamserve.server.config import ServerConfig
@@ -141,7 +142,7 @@ async def test_a_logged_run_ends_without_waiting_for_its_reader() -> None:
     run = await new_run(engine)
     usage = run.account.usage
     script = CompletionScript(StreamFormat(id="id", created=1, model="m", names=TokenNames()), [ChoicePreamble()], usage)
-    logged = LoggedRun(run, script, limits=LogLimits(window=1))
+    logged = LoggedRun(run, script, gap_event=Failure, limits=LogLimits(window=1))
     with logged.log.read(0, lambda: None):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(logged.write)

@@ -180,6 +180,15 @@ async def test_cancelling_answers_as_it_says() -> None:
     assert missing["error"]["code"] == "not_found"
 
 
+async def test_a_stream_is_continued_as_it_says() -> None:
+    async with live_server(ScriptedEngine(reply=text_reply("abc"))) as server:
+        body = {"prompt": "a", "stream": True, "request_id": "one", "resumable": True}
+        events = await ask(server, "/v1/completions", "post", body)
+        assert await ask(server, "/v1/streams/{stream_id}", stream_id="one") == events
+        gone = await ask(server, "/v1/streams/{stream_id}", stream_id="two")
+    assert gone["error"]["code"] == "resume_gap"
+
+
 @pytest.mark.parametrize(("path", "method", "allow"), [("/v1/models", "post", {"GET"}), ("/v1/responses", "get", {"POST"})])
 async def test_a_wrong_method_is_told_the_right_ones(path: str, method: str, allow: set[str]) -> None:
     async with live_server(ScriptedEngine()) as server, request(server.port, method.upper(), path, {}) as response:

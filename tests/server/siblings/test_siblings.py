@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import httpx
 import pytest
 
 from streamserve.server.http.owned_id import OwnedId
+from streamserve_client import SSEDecoder
 from tests.server.apis.responses.client import openai_client
 from tests.server.ws.session import numbers, session
+from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 from tests.support.two_workers import two_workers
 
@@ -129,6 +132,27 @@ async def test_a_dropped_stream_is_resumed_through_another_worker(tmp_path: Path
             ending = await client.ending("again")
             assert (ending["type"], ending["status"]) == ("chat.completion.done", "cancelled")
             assert numbers([*seen, *client.of("again")]) == list(range(len(seen) + len(client.of("again"))))
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_a_dropped_sse_stream_goes_on_through_another_worker(tmp_path: Path, method: str) -> None:
+    engine = ScriptedEngine()
+    body = {"prompt": "say", "stream": True}
+    async with two_workers(engine, tmp_path) as (one, other):
+        async with request(one.port, "POST", "/v1/completions", body, headers={"X-Stream-Resume": "1"}) as response:
+            [sequence] = await engine.sequences()
+            engine.say(sequence, "a")
+            [seen] = SSEDecoder().feed(await response.chunk() or b"")
+            await response.leave()
+        path = "/v1/completions" if method == "POST" else f"/v1/streams/{seen.id.rpartition(':')[0]}"
+        async with request(other.port, method, path, headers={"Last-Event-ID": seen.id}) as response:
+            assert response.headers["x-stream-id"] == seen.id.rpartition(":")[0]
+            engine.say(sequence, "b")
+            engine.finish(sequence)
+            rest = SSEDecoder().feed(await response.body())
+        assert [event.id.rpartition(":")[2] for event in rest] == ["1", "2", "3"]
+        assert [json.loads(event.data)["choices"][0]["text"] for event in rest[:-1]] == ["b", ""]
+        assert rest[-1].data == "[DONE]"
 
 
 async def test_a_socket_that_drops_lets_go_of_what_another_worker_makes_for_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from streamserve.server.apis.openai.chat_form import chat_form
 from streamserve.server.apis.openai.messages import checked
 from streamserve.server.apis.openai.parameter_names import chat_names
 from streamserve.server.apis.openai.parameters import HINTS, for_chat
-from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of
+from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of, is_resumable
 from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
@@ -26,6 +26,7 @@ from streamserve.server.http.auth import tenant_of
 from streamserve.server.http.large_work import CallRunner
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Body, Decoded, convert, read
+from streamserve.server.resumption import continuation
 from streamserve.server.service import Service
 
 CHAT_PREFIX = "chatcmpl-"
@@ -35,6 +36,8 @@ CHAT_PREFIX = "chatcmpl-"
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
+    if (continued := await continuation(request, service)) is not None:
+        return continued
     body = await read(request, service.large_work)
     return await answer_chat(service, body, request)
 
@@ -45,7 +48,9 @@ async def answer_chat(service: Service, body: Body, request: Request[Any, Any, A
     identity = identity_of(
         service, decoded.request, CHAT_PREFIX, tenant_of(request.scope), request.headers.get("x-request-id", "")
     )
-    return answer(service, await prepare_chat(service, decoded, identity), ChatScript, ChatCollector)
+    resumable = is_resumable(decoded.request, request)
+    prepared = await prepare_chat(service, decoded, identity)
+    return answer(service, prepared, ChatScript, ChatCollector, is_resumable=resumable)
 
 
 async def prepare_chat(service: Service, decoded: Decoded[ChatRequest], identity: Identity) -> PreparedRequest:

@@ -14,7 +14,13 @@ from streamserve.frontend import Frontend
 from streamserve.server.apis.openai.answer_collectors import CompletionCollector
 from streamserve.server.apis.openai.parameter_names import completion_names
 from streamserve.server.apis.openai.parameters import for_completion
-from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of, require_choices
+from streamserve.server.apis.openai.prepared_request import (
+    PreparedRequest,
+    answer,
+    identity_of,
+    is_resumable,
+    require_choices,
+)
 from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
 from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
 from streamserve.server.delivery.identity import Identity
@@ -22,6 +28,7 @@ from streamserve.server.http.auth import tenant_of
 from streamserve.server.http.json_body import TokenIds
 from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Body, Decoded, convert, read
+from streamserve.server.resumption import continuation
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import TextLogprob
@@ -33,6 +40,8 @@ COMPLETION_PREFIX = "cmpl-"
 @post("/v1/completions", status_code=200)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
+    if (continued := await continuation(request, service)) is not None:
+        return continued
     body = await read(request, service.large_work)
     return await answer_completion(service, body, request)
 
@@ -43,8 +52,9 @@ async def answer_completion(service: Service, body: Body, request: Request[Any, 
     identity = identity_of(
         service, decoded.request, COMPLETION_PREFIX, tenant_of(request.scope), request.headers.get("x-request-id", "")
     )
+    resumable = is_resumable(decoded.request, request)
     prepared = await prepare_completion(service, decoded, identity)
-    return answer(service, prepared, CompletionScript, CompletionCollector)
+    return answer(service, prepared, CompletionScript, CompletionCollector, is_resumable=resumable)
 
 
 async def prepare_completion(service: Service, decoded: Decoded[CompletionRequest], identity: Identity) -> PreparedRequest:

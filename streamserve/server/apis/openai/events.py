@@ -33,8 +33,8 @@ class Chunk(NamedTuple):
         """Roughly the memory it takes."""
         return len(self.json)
 
-    def server_sent(self) -> bytes:
-        """The event in an SSE stream."""
+    def server_sent(self, number: int = 0) -> bytes:
+        """The event in an SSE stream; its number is no part of it."""
         return DATA + self.json + BLANK_LINE
 
     def message(self, number: int, stream_id: bytes | None) -> str:
@@ -59,8 +59,8 @@ class Done(NamedTuple):
         """Roughly the memory it takes."""
         return len(self.id)
 
-    def server_sent(self) -> bytes:
-        """The event in an SSE stream."""
+    def server_sent(self, number: int = 0) -> bytes:
+        """The event in an SSE stream; its number is no part of it."""
         return DONE
 
     def message(self, number: int, stream_id: bytes | None) -> str:
@@ -78,8 +78,8 @@ class Failure(NamedTuple):
         """Roughly the memory it takes."""
         return len(self.error.message)
 
-    def server_sent(self) -> bytes:
-        """The event in an SSE stream."""
+    def server_sent(self, number: int = 0) -> bytes:
+        """The event in an SSE stream; its number is no part of it."""
         return DATA + orjson.dumps(error_object(self.error)) + BLANK_LINE + DONE
 
     def message(self, number: int, stream_id: bytes | None) -> str:

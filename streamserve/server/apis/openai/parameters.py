@@ -116,6 +116,8 @@ def _common(request: GenerationRequest, limits: RequestLimits) -> dict[str, Any]
         raise InvalidParameter("priority", "needs a server started with --scheduling-policy priority")
     if request.stream_options is not None and not request.stream:
         raise InvalidParameter("stream_options", "is only allowed with stream: true")
+    if request.resumable and not request.stream:
+        raise InvalidParameter("resumable", "is only allowed with stream: true")
     if request.prompt_logprobs is not None and request.stream:
         raise InvalidParameter("prompt_logprobs", "is not available with stream: true")
     if request.cache_salt == "":

@@ -11,16 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+from litestar import Request
 
 from streamserve.errors import InvalidParameter
 from streamserve.server.apis.openai.answer_collectors import AnswerCollector
+from streamserve.server.apis.openai.events import Event, Failure
 from streamserve.server.apis.openai.logprobs import TokenNames
 from streamserve.server.apis.openai.reading import Reading
 from streamserve.server.apis.openai.schemas import GenerationRequest
 from streamserve.server.apis.openai.script import ChoicePreamble, ChunkScript, StreamFormat
+from streamserve.server.delivery.event_ids import RESUME, asks_to_resume
 from streamserve.server.delivery.event_stream import EventStream
-from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.identity import Identity, answer_headers, identify
+from streamserve.server.delivery.log_stream import LogStream
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.run import DeltaSource, Run
 from streamserve.server.delivery.whole_answer import WholeAnswer
@@ -61,15 +64,31 @@ class PreparedRequest(msgspec.Struct, kw_only=True):
         return [preamble for preamble in self.preambles for _ in range(self.params.n)]
 
 
+def is_resumable(body: GenerationRequest, request: Request[Any, Any, Any]) -> bool:
+    """Whether the client wants to go on with the stream after a dropped connection: by a field, else by a header.
+
+    Raises `InvalidParameter`.
+    """
+    by_header = asks_to_resume(request.headers.get(RESUME, ""))
+    return by_header if body.resumable is None else body.resumable
+
+
 def answer(
-    service: Service, prepared: PreparedRequest, script: type[ChunkScript], collector_type: type[AnswerCollector]
-) -> EventStream | WholeAnswer:
+    service: Service,
+    prepared: PreparedRequest,
+    script: type[ChunkScript],
+    collector_type: type[AnswerCollector],
+    *,
+    is_resumable: bool,
+) -> EventStream | LogStream[Any] | WholeAnswer:
     """The ASGI app that admits the request and writes its answer, streamed or whole."""
+    headers = answer_headers(prepared.identity.header_id, prepared.ignored)
+    if prepared.request.stream and is_resumable:
+        return service.delivery.log_stream(logged(service, prepared, script, is_resumable=True), headers, is_new=True)
     run = new_run(service, prepared)
     usage = run.account.usage
     format = stream_format(service, prepared)
     preambles = prepared.choice_preambles()
-    headers = answer_headers(prepared.identity.header_id, prepared.ignored)
     if prepared.request.stream:
         return service.delivery.event_stream(run, script(format, preambles, usage), headers)
     has_prompt_logprobs = prepared.request.prompt_logprobs is not None
@@ -77,14 +96,13 @@ def answer(
     return service.delivery.whole_answer(run, collector, error_body, headers)
 
 
-def logged(
-    service: Service, prepared: PreparedRequest, script: type[ChunkScript], *, is_resumable: bool
-) -> LoggedRun[SocketEvent]:
+def logged(service: Service, prepared: PreparedRequest, script: type[ChunkScript], *, is_resumable: bool) -> LoggedRun[Event]:
     """The run that answers the request through a log."""
     run = new_run(service, prepared)
     return LoggedRun(
         run,
         script(stream_format(service, prepared), prepared.choice_preambles(), run.account.usage),
+        gap_event=Failure,
         unread_s=service.delivery.resume_s if is_resumable else 0.0,
     )
 

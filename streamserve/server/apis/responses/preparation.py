@@ -10,7 +10,7 @@ from streamserve.server.apis.openai.chat import conversation, prepare_chat
 from streamserve.server.apis.openai.parameter_names import response_names
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, at_most, new_run, prompt_only
 from streamserve.server.apis.responses.conversation import finder, read_conversation
-from streamserve.server.apis.responses.events import ResponseEvent
+from streamserve.server.apis.responses.events import ResponseEvent, error_event
 from streamserve.server.apis.responses.ids import response_id
 from streamserve.server.apis.responses.schema import ResponseRequest, as_chat, without_effect
 from streamserve.server.apis.responses.script import ResponseScript, WarmUpScript
@@ -97,6 +97,7 @@ async def prepare_response(
     logged = LoggedRun(
         answering,
         _script(request, state, prepared),
+        gap_event=error_event,
         unread_s=FOR_EVER if request.background else service.delivery.resume_s if is_resumable else 0.0,
         on_admitted=keep,
     )

@@ -18,7 +18,7 @@ from litestar.types import ASGIApp
 from streamserve.errors import InvalidParameter, InvalidRequest, quoted
 from streamserve.server.apis.responses.compaction import CompactRequest, compact_conversation
 from streamserve.server.apis.responses.conversation import find_response
-from streamserve.server.apis.responses.events import ResponseEvent, error_event
+from streamserve.server.apis.responses.events import ResponseEvent
 from streamserve.server.apis.responses.preparation import count_input, prepare_response
 from streamserve.server.apis.responses.schema import ResponseRequest, without_effect
 from streamserve.server.apis.responses.stored_response import StoredResponse
@@ -167,8 +167,7 @@ def _stream(
     start: Callable[[], Awaitable[None]] | None = None,
 ) -> LogStream[ResponseEvent]:
     """The events of a response from `number` on."""
-    timeouts = service.delivery.timeouts
-    return LogStream(response.logged, gap_event=error_event, timeouts=timeouts, headers=headers, number=number, start=start)
+    return LogStream(response.logged, timeouts=service.delivery.timeouts, headers=headers, number=number, start=start)
 
 
 def _find(service: Service, response_id: OwnedId) -> StoredResponse:
