@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -437,6 +437,13 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: float = 0.0
 
 
+class EngineSnapshot(NamedTuple):
+    """What is known of one engine: its facts, and its statistics unless it does not answer."""
+
+    info: EngineInfo
+    stats: EngineStats | None
+
+
 class CompletionOutput(msgspec.Struct, kw_only=True):
     """One finished (or growing) output of a request, as vLLM's `CompletionOutput`."""
 
@@ -472,6 +479,7 @@ class RequestOutput(msgspec.Struct, kw_only=True):
 __all__ = [
     "CompletionOutput",
     "EngineInfo",
+    "EngineSnapshot",
     "EngineStats",
     "ErrorInfo",
     "FinishReason",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec, TokenDelta
 
 
 class SequenceStream(Protocol):
@@ -75,6 +75,10 @@ class Engine(Protocol):
 
     async def stats(self) -> EngineStats:
         """A snapshot no older than one step; `heartbeat_s` is the age of the loop's last iteration."""
+        ...
+
+    async def snapshots(self) -> list[EngineSnapshot]:
+        """Facts and statistics of each engine that serves the model, by number; raises `Unavailable` before the start."""
         ...
 
     async def stop(self) -> None:

@@ -21,7 +21,7 @@ from streamserve.engine.stream_table import StreamTable
 from streamserve.errors import EngineDead
 from streamserve.executor.base import Executor
 from streamserve.executor.choose import executor_for
-from streamserve.types import EngineInfo, EngineStats, SequenceSpec
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec
 
 
 class InlineEngine:
@@ -67,6 +67,9 @@ class InlineEngine:
 
     async def stats(self) -> EngineStats:
         return self._core.stats()
+
+    async def snapshots(self) -> list[EngineSnapshot]:
+        return [EngineSnapshot(self.info, await self.stats())]
 
     async def stop(self) -> None:
         """End every stream with `EngineDead`, then free the ranks. Idempotent."""

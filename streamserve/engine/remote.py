@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -22,21 +22,48 @@ from streamserve.engine.given_up import GivenUp
 from streamserve.engine.ipc.connection import EngineConnection
 from streamserve.engine.ipc.link import LinkLimits
 from streamserve.engine.process.launch import EngineProcess
+from streamserve.engine.resumption import Resumption
 from streamserve.engine.stream import ChannelStream, StreamLimits
 from streamserve.engine.stream_table import StreamTable
-from streamserve.errors import EngineDead, QueueFull, StreamserveError, Unavailable
-from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
+from streamserve.errors import EngineDead, StreamserveError, Unavailable
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec, TokenDelta
 
 STATS_TIMEOUT_S = 5.0
 """Seconds after which an engine that does not reply counts as hung."""
-
-SUSPECT_TIMEOUT_S = 10.0
-"""Seconds that a resumed suspect gets to generate a token before the next one is resumed."""
 
 RECONNECT_INTERVAL_S = 0.05
 """Seconds between two attempts to reach an engine that was lost."""
 
 logger = logging.getLogger(__name__)
+
+
+class Peers(Protocol):
+    """The other engines of the same model, to which an engine that is lost turns."""
+
+    async def lost(self, engine: RemoteEngine) -> None:
+        """The engine has ended, or will not return: continue what you can of its `continuable` streams, and `release` them."""
+        ...
+
+    def returned(self, engine: RemoteEngine) -> None:
+        """The engine takes requests again."""
+        ...
+
+    def given_up(self, fingerprints: list[bytes]) -> None:
+        """Requests with these fingerprints were given up: have them refused everywhere."""
+        ...
+
+
+class NoPeers:
+    """The `Peers` of an engine that is the only one."""
+
+    async def lost(self, engine: RemoteEngine) -> None:
+        """Its streams wait for it."""
+
+    def returned(self, engine: RemoteEngine) -> None:
+        """Nothing waits for it elsewhere."""
+
+    def given_up(self, fingerprints: list[bytes]) -> None:
+        """Nobody else has to refuse them."""
 
 
 class RemoteEngine:
@@ -46,6 +73,7 @@ class RemoteEngine:
     reconnects  the engine is restarted elsewhere when it ends, at the same path, for as long as the path exists: meanwhile new
                 sequences are `Unavailable` and open ones wait
     on_given_up called with the number of engines that ended under a sequence when it is given up for that
+    peers       other engines, which may continue the sequences of this one
     """
 
     def __init__(
@@ -54,6 +82,7 @@ class RemoteEngine:
         *,
         reconnects: bool = False,
         on_given_up: Callable[[int], None] = lambda num_ends: None,
+        peers: Peers | None = None,
         stream_limits: StreamLimits | None = None,
         link_limits: LinkLimits | None = None,
     ) -> None:
@@ -61,14 +90,15 @@ class RemoteEngine:
         self._reconnects = reconnects
         self._connection = EngineConnection(link_limits or LinkLimits(), on_deltas=self._deliver, on_end=self._end)
         self._streams = StreamTable(self._connection, stream_limits or StreamLimits())
+        self._resumption = Resumption(self._connection, self._streams)
         self._info: EngineInfo | None = None
         self._is_lost = False
+        self._will_return = True
         self._lost = anyio.Event()
         self._on_given_up = on_given_up
+        self._peers: Peers = peers or NoPeers()
         self._given_up = GivenUp()
-        self._no_suspects = anyio.Event()
-        self._no_suspects.set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._reconnecting: asyncio.Task[None] | None = None
         self._ended = anyio.Event()
 
     @property
@@ -89,10 +119,10 @@ class RemoteEngine:
         return self._info
 
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
-        """Admit sequences, all or none; see `Engine.open`."""
+        """Admit sequences, all or none; see `Engine.open`. Raises `EndsEngines` for those of requests that were given up."""
+        self._given_up.check(specs)
         self._require_connection()
-        # A new sequence that ends the engine would have its end charged to a suspect.
-        await self._no_suspects.wait()
+        await self._resumption.wait_no_suspects()
         await self._connection.drained()
         self._require_connection()
         # Added before the reply: the first tokens may come in the same burst of frames.
@@ -124,15 +154,22 @@ class RemoteEngine:
         wasted = stats.tokens_wasted_after_disconnect + self._streams.late_tokens
         return msgspec.structs.replace(stats, tokens_wasted_after_disconnect=wasted)
 
+    async def snapshots(self) -> list[EngineSnapshot]:
+        """The one snapshot of this engine."""
+        try:
+            stats = await self.stats()
+        except StreamserveError:
+            return [EngineSnapshot(self.info, None)]
+        return [EngineSnapshot(self.info, stats)]
+
     async def stop(self) -> None:
         """End every stream with `EngineDead`, disconnect, and end the process if it is ours. Idempotent."""
         self._reconnects = False
         with anyio.CancelScope(shield=True):
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            if self._reconnecting is not None:
+                self._reconnecting.cancel()
+                await asyncio.wait([self._reconnecting])
+            await self._resumption.stop()
             reason = EngineDead("the engine was stopped")
             await self._connection.close(reason)
             self._give_up(reason)
@@ -153,6 +190,51 @@ class RemoteEngine:
         return self._is_lost
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the engine has ended, and none is awaited."""
+        return self._ended.is_set()
+
+    @property
+    def will_return(self) -> bool:
+        """Whether an engine is started again when this one ends, as far as is known."""
+        return self._will_return
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether new sequences wait since one of those that are resumed may end the engine."""
+        return self._resumption.has_suspects
+
+    @property
+    def num_streams(self) -> int:
+        """Sequences that are open here."""
+        return len(self._streams)
+
+    @property
+    def replicas(self) -> list[RemoteEngine]:
+        """The engines that serve the model: this one."""
+        return [self]
+
+    def continuable(self) -> list[ChannelStream]:
+        """Streams that another engine may continue: of an engine that will return, all but the suspects, which stay with it."""
+        return [stream for stream in self._streams.streams() if not (self._will_return and stream.resume_state.is_suspect)]
+
+    def release(self, stream: ChannelStream) -> bool:
+        """Give up a stream for another engine to `adopt`; False when it has ended meanwhile."""
+        return self._streams.release(stream.sequence_id) is not None
+
+    def adopt(self, stream: ChannelStream) -> None:
+        """Continue the stream of another engine, now or when this one has returned."""
+        self._streams.adopt(stream)
+        if not self._is_lost:
+            self._resumption.resume([stream])
+
+    def refuse(self, fingerprints: Iterable[bytes]) -> None:
+        """Have the engine refuse these requests, which were given up."""
+        self._given_up.add(fingerprints)
+        if not self._is_lost:
+            self._connection.refuse(self._given_up.fingerprints)
+
+    @property
     def _address(self) -> str:
         return self._engine.address if isinstance(self._engine, EngineProcess) else self._engine
 
@@ -170,13 +252,12 @@ class RemoteEngine:
         elif not self._is_lost:
             self._is_lost = True
             self._lost.set()
-            for task in self._tasks:
-                task.cancel()
-            self._spawn(self._reconnect(reason))
+            self._resumption.interrupt()
+            self._reconnecting = asyncio.create_task(self._reconnect(reason))
 
     def _give_up(self, reason: StreamserveError) -> None:
         self._reconnects = self._is_lost = False
-        self._no_suspects.set()
+        self._resumption.end()
         self._lost.set()
         self._connection.end(reason)
         self._streams.end_all(reason)
@@ -185,15 +266,21 @@ class RemoteEngine:
     async def _reconnect(self, reason: StreamserveError) -> None:
         """Try to connect until the engine is restarted, and resume its sequences; give up when its address is removed."""
         logger.warning("lost the engine: %s", reason.message)
+        # First, so that calls without a reply take their streams out of the table.
+        await asyncio.sleep(RECONNECT_INTERVAL_S)
+        self._count_loss()
+        await self._peers.lost(self)
         while self._is_lost:
-            # First, so that calls without a reply take their streams out of the table.
-            await asyncio.sleep(RECONNECT_INTERVAL_S)
             try:
                 self._info = await self._connection.connect(self._address)
             except StreamserveError:
                 # Not up yet, or unable to start: its supervisor may restart it.
                 if not self._may_restart():
+                    self._will_return = False
+                    await self._peers.lost(self)
                     self._give_up(reason)
+                else:
+                    await asyncio.sleep(RECONNECT_INTERVAL_S)
             else:
                 self._is_lost, self._lost = False, anyio.Event()
                 self._resume_all()
@@ -201,74 +288,22 @@ class RemoteEngine:
     def _may_restart(self) -> bool:
         return os.path.exists(self._address)
 
-    def _resume_all(self) -> None:
-        """Have the new engine continue the sequences of the one that was lost."""
+    def _count_loss(self) -> None:
+        """End the streams that have lost one engine too many."""
         given_up = self._streams.engine_lost()
         for state in given_up:
             logger.error("gave up a sequence: %d engines have ended under it", state.num_losses)
             self._on_given_up(state.num_losses)
-        self._given_up.add(state.fingerprint for state in given_up)
+        if given_up:
+            fingerprints = [state.fingerprint for state in given_up]
+            self._given_up.add(fingerprints)
+            self._peers.given_up(fingerprints)
+
+    def _resume_all(self) -> None:
+        """Have the new engine continue the sequences of the one that was lost."""
         self._connection.refuse(self._given_up.fingerprints)
+        self._streams.expire()
         streams = self._streams.streams()
         logger.warning("reconnected to the engine: resuming %d sequences", len(streams))
-        others = [stream for stream in streams if not stream.resume_state.is_suspect]
-        for stream in others:
-            self._spawn(self._resume(stream))
-        suspects = [stream for stream in streams if stream.resume_state.is_suspect]
-        if suspects:
-            # The event that callers wait on already, if there is one.
-            if self._no_suspects.is_set():
-                self._no_suspects = anyio.Event()
-            self._spawn(self._resume_suspects(suspects, others))
-        else:
-            self._no_suspects.set()
-
-    async def _resume_suspects(self, suspects: list[ChannelStream], others: list[ChannelStream]) -> None:
-        """Resume suspects once all others have a token, one by one and then more at a time, to find the one that ends engines.
-
-        Of many, most were waiting in the queue when the engine ended: what has run longest comes first.
-        """
-        await self._progress(others)
-        suspects.sort(key=lambda stream: -stream.resume_state.num_losses)
-        first = 0
-        while first < len(suspects):
-            group = suspects[first : first + max(1, first // 2)]
-            for stream in group:
-                await self._resume(stream, is_alone=len(group) == 1)
-            await self._progress(group)
-            first += len(group)
-        self._no_suspects.set()
-
-    async def _progress(self, streams: list[ChannelStream]) -> None:
-        """Return once each of them has a token of this engine, has ended or is paused, or after `SUSPECT_TIMEOUT_S`."""
-        for _ in range(round(SUSPECT_TIMEOUT_S / RECONNECT_INTERVAL_S)):
-            if all(self._has_progressed(stream) for stream in streams):
-                return
-            await asyncio.sleep(RECONNECT_INTERVAL_S)
-
-    def _has_progressed(self, stream: ChannelStream) -> bool:
-        return stream.sequence_id not in self._streams or stream.resume_state.has_progressed or stream.is_paused
-
-    async def _resume(self, stream: ChannelStream, *, is_alone: bool = False) -> None:
-        """Continue one sequence in the new engine, unless its reader has left; `is_alone` as in `ResumeState.hand_over`."""
-        while True:
-            await self._connection.drained()
-            if stream.sequence_id not in self._streams:
-                return
-            try:
-                await self._connection.open([stream.resume_state.hand_over(is_alone=is_alone)])
-            except QueueFull as full:
-                await asyncio.sleep(min(full.retry_after_s, 1.0))
-            except EngineDead:
-                # Lost again: the next reconnect resumes it.
-                return
-            except StreamserveError as error:
-                self._streams.fail(stream.sequence_id, error)
-            else:
-                self._streams.engine_resumed(stream.sequence_id)
-                return
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._resumption.resume(streams)
+        self._peers.returned(self)

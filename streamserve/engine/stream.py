@@ -107,6 +107,10 @@ class ChannelStream:
         """Finish the stream from this side, keeping what is unread."""
         self.push(TokenDelta([], finish_reason=reason, error=error))
 
+    def steer_by(self, control: SequenceControl) -> None:
+        """Steer the sequence through another control: it continues in another engine."""
+        self._control = control
+
     @property
     def is_paused(self) -> bool:
         """Whether its sequence is paused until the reader has caught up."""

@@ -43,6 +43,15 @@ class StreamTable:
         for stream in streams:
             self._streams.pop(stream.sequence_id, None)
 
+    def adopt(self, stream: ChannelStream) -> None:
+        """Take in the open stream of another engine, whose sequence continues here."""
+        stream.steer_by(self)
+        self._streams[stream.sequence_id] = stream
+
+    def release(self, sequence_id: str) -> ChannelStream | None:
+        """Give up an open stream for another engine to `adopt`; None when it has ended meanwhile."""
+        return self._streams.pop(sequence_id, None)
+
     def deliver(self, deltas: list[tuple[str, TokenDelta]]) -> None:
         """Push each sequence's delta into its stream. Never awaits."""
         streams = self._streams
@@ -64,7 +73,7 @@ class StreamTable:
         return True
 
     def engine_lost(self) -> list[ResumeState]:
-        """End the streams that can't be resumed: those out of time, and those that engines end under, which it returns."""
+        """Count the loss for every stream; end those that engines end under, which it returns."""
         given_up: list[ResumeState] = []
         for stream in list(self._streams.values()):
             state = stream.resume_state
@@ -73,10 +82,14 @@ class StreamTable:
                 given_up.append(state)
                 ended = f"the engine has ended {state.num_losses} times under this request; it is given up"
                 self.fail(stream.sequence_id, EndsEngines(ended))
-            elif state.is_out_of_time:
+        return given_up
+
+    def expire(self) -> None:
+        """End the streams that have run out of time while no engine had them."""
+        for stream in list(self._streams.values()):
+            if stream.resume_state.is_out_of_time:
                 del self._streams[stream.sequence_id]
                 stream.end("time")
-        return given_up
 
     def streams(self) -> list[ChannelStream]:
         """Those that are open."""

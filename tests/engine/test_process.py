@@ -18,6 +18,7 @@ import anyio.to_thread
 import pytest
 
 from streamserve.config import EngineConfig
+from streamserve.engine.base import Engine
 from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.stream import StreamLimits
@@ -65,7 +66,7 @@ async def connected(engine: str | EngineProcess, limits: StreamLimits | None = N
         await remote.stop()
 
 
-async def until(engine: RemoteEngine, holds: Callable[[EngineStats], bool]) -> EngineStats:
+async def until(engine: Engine, holds: Callable[[EngineStats], bool]) -> EngineStats:
     """Ask until it holds."""
     with anyio.fail_after(10):
         while not holds(stats := await engine.stats()):

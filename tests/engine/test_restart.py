@@ -167,6 +167,9 @@ async def test_a_sequence_that_ends_every_engine_is_failed_and_the_others_contin
                 *wholes, given_up = await read_together(await engine.open([*good, poison]))
             with pytest.raises(EndsEngines):
                 await engine.open([make_spec([POISON, 1, 2], seed=77)])
+            await reconnected(engine)
+            with pytest.raises(EndsEngines):
+                await engine.open([make_spec([POISON, 1, 2], seed=78)])
             with anyio.fail_after(60):
                 [other] = await read_together(await engine.open([make_spec([POISON, 3])]))
             supervising.cancel_scope.cancel()

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": FOUNDATION | {"checkpoint"},
     "worker": FOUNDATION | {"checkpoint", "kv_groups", "process", "models", "scheduling.plan"},
     "executor": FOUNDATION | {"aio", "checkpoint", "process", "models", "worker", "scheduling.plan"},
-    "engine": FOUNDATION | {"aio", "checkpoint", "executor", "process", "scheduling"},
+    "engine": FOUNDATION | {"aio", "checkpoint", "executor", "process", "routing", "scheduling"},
     # from tokens up to the wire
     "text": FOUNDATION | {"checkpoint"},
     "text_stream": FOUNDATION | {"aio", "engine", "text"},
@@ -127,7 +127,10 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "ipc": {"constraints", "core", "error_info"},
         "process": {"core", "ipc"},
         "inline": {"base", "constraints", "core", "stream", "stream_table"},
-        "remote": {"base", "given_up", "ipc", "process", "stream", "stream_table"},
+        "resumption": {"ipc", "stream", "stream_table"},
+        "remote": {"base", "given_up", "ipc", "process", "resumption", "stream", "stream_table"},
+        # several engines as one
+        "replicas": {"base", "constraints", "remote", "stream"},
         "watchdog": {"process", "remote"},
     },
     "worker": {

@@ -1,0 +1,310 @@
+"""Several engines that serve the same model, as one `Engine`: each request goes to the replica that the router chooses.
+
+Runs on one API worker's event loop; every worker has a set of its own, over shared memory. Streams of a replica that is
+lost continue at others; one that does not answer gets no requests until it does. Starts and ends no process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from streamserve.engine.base import SequenceStream
+from streamserve.engine.constraints import are_constrained
+from streamserve.engine.remote import RemoteEngine
+from streamserve.engine.replicas.routing_memory import RoutingMemory
+from streamserve.engine.replicas.summed_stats import summed
+from streamserve.engine.stream import ChannelStream, StreamLimits
+from streamserve.errors import QueueFull, Unavailable
+from streamserve.routing.policy import RoutingPolicy
+from streamserve.routing.prefix_keys import PrefixKeys, prefix_keys
+from streamserve.routing.router import Router
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec
+
+POLL_INTERVAL_S = 1.0
+"""Seconds between two looks at whether a replica answers."""
+
+SNAPSHOT_TIMEOUT_S = 1.0
+"""Seconds that a replica gets to send its statistics: probes and scrapes don't wait for one that was stopped."""
+
+LONG_PROMPTS = 16384
+"""Tokens of a request's prompts from which their keys are made by a thread."""
+
+PROMPTS_PER_TURN = 32
+"""Prompts that are routed before other tasks have a turn."""
+
+logger = logging.getLogger(__name__)
+
+
+class ReplicaSet:
+    """The engines at some addresses, numbered from 0; satisfies `Engine`, and is the `Peers` of each of them.
+
+    addresses    of the engine sockets; an engine that ends is awaited for as long as its address exists
+    memory       shared with the sets of the other workers
+    on_given_up  called with a replica's number, and how many engines ended under a sequence when it is given up for that
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        memory: RoutingMemory | None = None,
+        *,
+        policy: RoutingPolicy | None = None,
+        on_given_up: Callable[[int, int], None] = lambda number, num_ends: None,
+        stream_limits: StreamLimits | None = None,
+    ) -> None:
+        self._memory = memory or RoutingMemory(len(addresses))
+        self._router = Router(len(addresses), policy=policy, index=self._memory.index)
+        self._replicas = [
+            _Replica(
+                RemoteEngine(
+                    address,
+                    reconnects=True,
+                    on_given_up=partial(on_given_up, number),
+                    peers=self,
+                    stream_limits=stream_limits,
+                )
+            )
+            for number, address in enumerate(addresses)
+        ]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def replicas(self) -> list[RemoteEngine]:
+        """The engines that serve the model, by number."""
+        return [replica.engine for replica in self._replicas]
+
+    @property
+    def info(self) -> EngineInfo:
+        """The first replica's; all have the same model and settings."""
+        return self._replicas[0].engine.info
+
+    async def start(self) -> EngineInfo:
+        """Connect to every replica and wait until all have loaded; raises what kept one from it."""
+        try:
+            await asyncio.gather(*(engine.start() for engine in self.replicas))
+        except BaseException:
+            await self.stop()
+            raise
+        for replica in self._replicas:
+            self._spawn(self._watch(replica))
+        return self.info
+
+    async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
+        """Admit sequences, all or none; see `Engine.open`. Those with one prompt go to one replica."""
+        parts = await self._route(specs)
+        if len(parts) == 1:
+            [(number, part)] = parts.items()
+            return await self._open_at(number, part)
+        opened: dict[str, SequenceStream] = {}
+
+        async def open_part(number: int, part: list[SequenceSpec]) -> None:
+            opened.update((stream.sequence_id, stream) for stream in await self._open_at(number, part))
+
+        try:
+            await _together([open_part(number, part) for number, part in parts.items()])
+        except BaseException:
+            for stream in opened.values():
+                stream.close()
+            raise
+        return [opened[spec.sequence_id] for spec in specs]
+
+    def abort(self, sequence_id: str) -> bool:
+        """End a sequence with reason "abort", keeping what its reader has not read yet. False when unknown."""
+        return any(engine.abort(sequence_id) for engine in self.replicas)
+
+    async def stats(self) -> EngineStats:
+        """The sums of those that answer; raises `Unavailable` when none does."""
+        parts = [snapshot.stats for snapshot in await self.snapshots() if snapshot.stats is not None]
+        if not parts:
+            raise Unavailable("no replica answers: try again in a few seconds")
+        return summed(parts)
+
+    async def snapshots(self) -> list[EngineSnapshot]:
+        """Facts and statistics of each replica, by number."""
+        return await asyncio.gather(*(replica.snapshot() for replica in self._replicas))
+
+    async def stop(self) -> None:
+        """End every stream with `EngineDead`, and disconnect. Idempotent."""
+        with anyio.CancelScope(shield=True):
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(list(self._tasks))
+            await asyncio.gather(*(engine.stop() for engine in self.replicas))
+
+    async def wait_ended(self) -> None:
+        """Return once every replica has ended and none will be restarted."""
+        for engine in self.replicas:
+            await engine.wait_ended()
+
+    # As the peers of a replica.
+
+    async def lost(self, engine: RemoteEngine) -> None:
+        """Continue its streams elsewhere, as far as there is a place."""
+        self._router.forget(self.replicas.index(engine))
+        await self._continue_streams(engine)
+
+    def returned(self, engine: RemoteEngine) -> None:
+        """Continue here what waits for replicas that are still lost."""
+        self._spawn(self._continue_all())
+
+    def given_up(self, fingerprints: list[bytes]) -> None:
+        """Have every replica refuse these requests."""
+        for engine in self.replicas:
+            engine.refuse(fingerprints)
+
+    async def _continue_all(self) -> None:
+        for engine in self.replicas:
+            if engine.is_lost:
+                await self._continue_streams(engine)
+
+    async def _continue_streams(self, engine: RemoteEngine) -> None:
+        num_moved = 0
+        for stream in engine.continuable():
+            number = self._place_of(stream, engine)
+            if number is None:
+                break
+            if engine.release(stream):
+                self._replicas[number].engine.adopt(stream)
+                num_moved += 1
+            if num_moved % PROMPTS_PER_TURN == 0:
+                await anyio.lowlevel.checkpoint()
+        if num_moved:
+            logger.warning("continuing %d sequences of replica %d elsewhere", num_moved, self.replicas.index(engine))
+
+    def _place_of(self, stream: ChannelStream, engine: RemoteEngine) -> int | None:
+        """The replica to continue a stream of `engine`; one that is lost, too, only when `engine` itself will not return."""
+        number = self._router.route(_keys(stream.resume_state.continuation(), self.info.block_size), self._loads())
+        if number is None and not engine.will_return:
+            return next((number for number, each in enumerate(self.replicas) if each is not engine and each.is_lost), None)
+        return number
+
+    async def _route(self, specs: Sequence[SequenceSpec]) -> dict[int, list[SequenceSpec]]:
+        """The sequences by replica. Raises `Unavailable` when none takes requests."""
+        prompts: dict[int, list[SequenceSpec]] = {}
+        for spec in specs:
+            prompts.setdefault(id(spec.prompt_token_ids), []).append(spec)
+        keys = await self._keys_of([part[0] for part in prompts.values()])
+        parts: dict[int, list[SequenceSpec]] = {}
+        loads = self._loads()
+        for place, part in enumerate(prompts.values()):
+            if place % PROMPTS_PER_TURN == PROMPTS_PER_TURN - 1:
+                await anyio.lowlevel.checkpoint()
+            number = self._router.route(keys[place], loads)
+            if number is None:
+                raise Unavailable("no replica of the model takes requests now: try again in a few seconds")
+            loads[number] = (loads[number] or 0) + len(part)
+            parts.setdefault(number, []).extend(part)
+        return parts
+
+    async def _keys_of(self, specs: Sequence[SequenceSpec]) -> list[PrefixKeys]:
+        size = self.info.block_size
+        if sum(len(spec.prompt_token_ids) for spec in specs) < LONG_PROMPTS:
+            return [_keys(spec, size) for spec in specs]
+        return await anyio.to_thread.run_sync(lambda: [_keys(spec, size) for spec in specs])
+
+    async def _open_at(self, number: int, specs: list[SequenceSpec]) -> list[SequenceStream]:
+        """Admit sequences at a replica, or at another where that one is full, lost, or does not answer."""
+        refused: set[int] = set()
+        while True:
+            try:
+                return await self._replicas[number].open(specs)
+            except (QueueFull, Unavailable) as refusal:
+                # A grammar that ends the engine while it is compiled must not be tried on the next.
+                if isinstance(refusal, Unavailable) and are_constrained(specs):
+                    raise
+                refused.add(number)
+                other = self._router.route(_keys(specs[0], self.info.block_size), self._loads(refused))
+                if other is None:
+                    raise
+                number = other
+
+    def _loads(self, refused: Collection[int] = ()) -> list[int | None]:
+        """As the router takes them; replicas where suspects are being resumed take part only while there are no others."""
+        self._memory.report([engine.num_streams for engine in self.replicas])
+        loads = [
+            load if replica.takes_requests and number not in refused else None
+            for number, (replica, load) in enumerate(zip(self._replicas, self._memory.loads(), strict=True))
+        ]
+        free = [load if not engine.has_suspects else None for load, engine in zip(loads, self.replicas, strict=True)]
+        return free if any(load is not None for load in free) else loads
+
+    async def _watch(self, replica: _Replica) -> None:
+        """Find out again and again whether a replica answers, until it has ended for good."""
+        while not replica.engine.has_ended:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            self._memory.report([engine.num_streams for engine in self.replicas])
+            was_silent = replica.is_silent
+            await replica.poll()
+            if was_silent and not replica.is_silent:
+                await self._continue_all()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Replica:
+    """One engine of a set, and whether it answers."""
+
+    def __init__(self, engine: RemoteEngine) -> None:
+        self.engine = engine
+        self.is_silent = False
+        self._admissions: set[anyio.CancelScope] = set()
+
+    @property
+    def takes_requests(self) -> bool:
+        return not (self.engine.is_lost or self.engine.has_ended or self.is_silent)
+
+    async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
+        """Admit sequences; raises `Unavailable`, too, once the engine does not answer."""
+        with anyio.CancelScope() as scope:
+            self._admissions.add(scope)
+            try:
+                return await self.engine.open(specs)
+            finally:
+                self._admissions.discard(scope)
+        raise Unavailable("the replica does not answer: try again in a few seconds")
+
+    async def poll(self) -> None:
+        """Find out whether the engine answers; while it does not, nobody waits for it to admit."""
+        try:
+            await self.engine.stats()
+        except Unavailable:
+            self.is_silent = not (self.engine.is_lost or self.engine.has_ended)
+        else:
+            self.is_silent = False
+        if self.is_silent:
+            for scope in self._admissions:
+                scope.cancel()
+
+    async def snapshot(self) -> EngineSnapshot:
+        with anyio.move_on_after(SNAPSHOT_TIMEOUT_S):
+            [snapshot] = await self.engine.snapshots()
+            return snapshot
+        return EngineSnapshot(self.engine.info, None)
+
+
+def _keys(spec: SequenceSpec, block_size: int) -> PrefixKeys:
+    return prefix_keys([*spec.prompt_token_ids, *spec.generated_token_ids], block_size=block_size, salt=spec.cache_salt)
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Await calls at the same time; raise the first error after the other calls have ended, cancelled."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait(tasks)
+        raise
