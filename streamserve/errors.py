@@ -15,6 +15,7 @@
     ├── StreamFailed                      500 stream_failed              a stream that had started ended badly
     │   ├── SlowConsumer                  ... slow_consumer
     │   ├── EndsEngines           ... ends_engines               engines end under it; not to be retried
+    │   ├── OutOfMemory                   ... out_of_memory              the device lacked memory for it
     │   ├── NoTokenPossible               ... no_token_possible          logits that are no numbers, or all tokens excluded
     │   └── RequestAborted                499 aborted                    cancelled before it had begun; not to be retried
     └── ConfigError                       ---                            the server can't start like this: one line, what to do
@@ -169,6 +170,12 @@ class NoTokenPossible(StreamFailed):
     """No token can follow: the model's logits are not finite, or the request excludes every token."""
 
     code = "no_token_possible"
+
+
+class OutOfMemory(StreamFailed):
+    """The device lacked the memory for this request, even in the smallest steps."""
+
+    code = "out_of_memory"
 
 
 class RequestAborted(StreamFailed):

@@ -412,6 +412,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of the engine for /metrics, /load and logs. Counters are totals since start; names follow vLLM's metrics.
 
     step_tokens       computed per step
+    divided_steps     run in pieces, since the device lacked the memory to run them whole
     ended_preemptions per sequence that has ended
     abort_latency_s   total over `num_aborts`: seconds from a reader's departure until its sequence's blocks are free
     heartbeat_s       age of the step loop's last iteration, 0 while it is idle
@@ -428,6 +429,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     steps: int = 0
+    divided_steps: int = 0
     wasted_tokens: int = 0
     tokens_wasted_after_disconnect: int = 0
     step_tokens: Tally = msgspec.field(default_factory=step_sizes)

@@ -24,8 +24,8 @@ from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
 
 if TYPE_CHECKING:
+    from streamserve.worker.divided_steps import Pending
     from streamserve.worker.runner import Runner
-    from streamserve.worker.step import PendingStep
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class _Rank:
         self._loop = loop
         self._failure: EngineDead | None = None
         self._plans: SimpleQueue[tuple[Plan, asyncio.Future[StepResult]] | None] = SimpleQueue()
-        self._launched: SimpleQueue[tuple[PendingStep, asyncio.Future[StepResult]] | None] = SimpleQueue()
+        self._launched: SimpleQueue[tuple[Pending, asyncio.Future[StepResult]] | None] = SimpleQueue()
         self.info: asyncio.Future[EngineInfo] = quiet_future(loop)
         self._ended: asyncio.Future[None] = quiet_future(loop)
         self._stopping = False

@@ -31,8 +31,8 @@ from streamserve.scheduling.plan import Plan
 from streamserve.types import EngineInfo
 
 if TYPE_CHECKING:
+    from streamserve.worker.divided_steps import Pending
     from streamserve.worker.runner import Runner
-    from streamserve.worker.step import PendingStep
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class _Rank:
         self._launch = launch
         self._connection = connection
         self._plans: SimpleQueue[Plan] = SimpleQueue()
-        self._launched: SimpleQueue[PendingStep] = SimpleQueue()
+        self._launched: SimpleQueue[Pending] = SimpleQueue()
         self._sending = threading.Lock()
 
     def run(self) -> int:

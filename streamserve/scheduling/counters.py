@@ -22,6 +22,7 @@ class Counters:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     steps: int = 0
+    divided_steps: int = 0
     wasted_tokens: int = 0
     tokens_wasted_after_disconnect: int = 0
     step_tokens: Tally = field(default_factory=step_sizes)

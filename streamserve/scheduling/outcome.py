@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from streamserve.errors import NoTokenPossible, StructureTooComplex
+from streamserve.errors import NoTokenPossible, OutOfMemory, StructureTooComplex
 from streamserve.scheduling.plan import NO_TOKEN
 from streamserve.scheduling.sequence import Sequence
 from streamserve.types import ErrorInfo, FinishReason, TokenDelta, TokenLogprobs
@@ -16,6 +16,12 @@ _NO_TOKEN = ErrorInfo(
     NoTokenPossible.code,
     "no token could be sampled: the model's logits were not finite, or the request's bad_words, allowed_token_ids, min_tokens "
     "and structured outputs together leave none",
+)
+
+OUT_OF_MEMORY = ErrorInfo(
+    OutOfMemory.code,
+    "the device ran out of memory under this request, even in the smallest steps: try again, or start the server with a lower "
+    "--max-num-seqs or --gpu-memory-utilization",
 )
 
 
@@ -93,4 +99,4 @@ def final_delta(sequence: Sequence, error: ErrorInfo | None = None) -> TokenDelt
     return TokenDelta(token_ids=[], finish_reason=sequence.finish_reason, cached_tokens=cached_tokens, error=error)
 
 
-__all__ = ["Ending", "append_tokens", "delta_of", "final_delta"]
+__all__ = ["OUT_OF_MEMORY", "Ending", "append_tokens", "delta_of", "final_delta"]

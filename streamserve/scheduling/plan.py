@@ -99,9 +99,19 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     logprobs         parallel to token_ids, None where the row requests none; None when no row requests any
     prompt_logprobs  for rows that request them and computed prompt positions in this step: row -> one entry per position
                      p (start <= p < start + count, p + 1 < num_prompt_tokens) about the prompt token at p + 1
+    failed_rows      rows whose tokens the device lacked the memory to compute; what they got is nothing to go by, and what
+                     later steps compute for them is garbage
+    most_tokens      the tokens that fit a step, once one that computed more has run out of memory
     """
 
     step: int
     token_ids: list[list[int]]
     logprobs: list[list[TokenLogprobs] | None] | None = None
     prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None
+    failed_rows: list[int] = []
+    most_tokens: int | None = None
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the step did not fit the device's memory whole."""
+        return self.most_tokens is not None or bool(self.failed_rows)

@@ -19,7 +19,7 @@ from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.deadlines import Deadlines
 from streamserve.scheduling.limits import SchedulerLimits
-from streamserve.scheduling.outcome import append_tokens, delta_of, final_delta
+from streamserve.scheduling.outcome import OUT_OF_MEMORY, append_tokens, delta_of, final_delta
 from streamserve.scheduling.plan import RowWork, StepResult
 from streamserve.scheduling.policy import order_of
 from streamserve.scheduling.sequence import Sequence
@@ -43,6 +43,7 @@ class Scheduler:
         self._arrivals = 0
         self._next_step = 0
         self.last_committed_step = -1
+        self.step_tokens = limits.max_num_batched_tokens
 
     # Sequences come, wait, and go.
 
@@ -128,7 +129,7 @@ class Scheduler:
         Sequences whose time is up get no work; their last deltas come with the next `commit` or `expire`.
         """
         self._end_overdue(now)
-        builder = StepBuilder(self._next_step, self.limits.max_num_batched_tokens)
+        builder = StepBuilder(self._next_step, self.step_tokens)
         unfinished = self._plan_decodes(builder)
         self._plan_chunks(builder, unfinished)
         self._plan_admissions(builder, now)
@@ -148,8 +149,9 @@ class Scheduler:
                 f"expected the result of step {self.last_committed_step + 1}, got {result.step} for {step.plan.step}"
             )
         self.last_committed_step = result.step
+        deltas = self._commit_shortage(step, result) if result.is_divided else []
         self._commit_prompts(step, result)
-        deltas = self._commit_tokens(step, result)
+        deltas += self._commit_tokens(step, result)
         deltas += self.expire(now)
         return deltas
 
@@ -203,10 +205,10 @@ class Scheduler:
             sequence.num_computed = known
             sequence.num_known = known + 1
             sequence.last_step = index
-        builder.budget = self.limits.max_num_batched_tokens - len(decodes)
+        builder.budget = self.step_tokens - len(decodes)
         if builder.prefills:
             builder.budget -= sum(work.count for work in builder.prefills)
-        if builder.budget < self.limits.max_num_batched_tokens and self.limits.enable_chunked_prefill:
+        if builder.budget < self.step_tokens and self.limits.enable_chunked_prefill:
             builder.scoring_budget = self.limits.max_scored_tokens
         return unfinished
 
@@ -279,6 +281,16 @@ class Scheduler:
         while (sequence := self.deadlines.pop_overdue(now)) is not None:
             self.registry.end(sequence, "time")
             self._unreported.append((sequence.sequence_id, final_delta(sequence)))
+
+    def _commit_shortage(self, step: Step, result: StepResult) -> Deltas:
+        """Plan smaller steps, as far as each sequence still gets its token, and end what did not fit at all."""
+        self.counters.divided_steps += 1
+        if result.most_tokens is not None and self.limits.enable_chunked_prefill:
+            self.step_tokens = min(self.step_tokens, max(result.most_tokens, self.limits.max_num_seqs))
+        ended = [sequence for sequence in step.owners(result.failed_rows) if sequence.finish_reason is None]
+        for sequence in ended:
+            self.registry.end(sequence, "error")
+        return [(sequence.sequence_id, final_delta(sequence, OUT_OF_MEMORY)) for sequence in ended]
 
     def _commit_prompts(self, step: Step, result: StepResult) -> None:
         for sequence, num_tokens in step.chunks:

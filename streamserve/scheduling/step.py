@@ -5,6 +5,7 @@ Runs on the engine's event loop.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from streamserve.scheduling.plan import Plan, RowDrafts, RowGrowth, RowStart, RowWork
@@ -26,6 +27,12 @@ class Step:
     drafted: list[tuple[int, int]]
     chunks: list[tuple[Sequence, int]]
     scored: dict[int, tuple[Sequence, int]]
+
+    def owners(self, rows: Collection[int]) -> list[Sequence]:
+        """Those whose work it does in these rows; of prompts under way, those that still have their row."""
+        sampled = (sequence for work, sequence in zip(self.plan.sampled, self.sampled, strict=True) if work.row in rows)
+        # One that gave its row back can't have another before this step is committed.
+        return [*sampled, *(sequence for sequence, _ in self.chunks if sequence.row in rows)]
 
 
 class StepBuilder:

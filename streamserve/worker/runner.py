@@ -19,6 +19,7 @@ from streamserve.types import EngineInfo
 from streamserve.worker.communication.base import Join, RankGroup, alone
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.select import open_device
+from streamserve.worker.divided_steps import Pending, StepDivider, launch_whole
 from streamserve.worker.kv_cache import allocate, count_blocks
 from streamserve.worker.kv_layout import KvLayout, lay_out
 from streamserve.worker.rows.rows import RankLimits, Rows
@@ -29,7 +30,7 @@ from streamserve.worker.startup.phases import Phases, explain_out_of_memory
 from streamserve.worker.startup.progress import weights_bar
 from streamserve.worker.startup.resolved_settings import resolve_dtype, resolve_max_model_len
 from streamserve.worker.startup.triton_cache import CompileTarget, TritonCache
-from streamserve.worker.step import PendingStep, StepRunner
+from streamserve.worker.step import StepRunner
 from streamserve_kernels import preload
 
 
@@ -98,7 +99,8 @@ class Runner:
                 self._load_kernels(device, model, rows, layout, ranks, phases)
             with phases.measure("kv_cache"):
                 num_blocks = ranks.smallest(_size_cache(config, device, model, rows, layout, max_model_len, ranks.world_size))
-                self._steps = StepRunner(device, model, rows, allocate(layout, num_blocks, device))
+                launch_step = StepDivider().launch if ranks.world_size == 1 else launch_whole
+                self._steps = StepRunner(device, model, rows, allocate(layout, num_blocks, device), launch_step)
             if device.captures and not config.enforce_eager:
                 with phases.measure("graphs"):
                     self._steps.capture(config.max_num_batched_tokens)
@@ -136,7 +138,7 @@ class Runner:
             run_at_once(device, steps)
             self._triton_cache.mark_complete()
 
-    def step(self, plan: Plan) -> PendingStep:
+    def step(self, plan: Plan) -> Pending:
         """Launch one step; steps run in the order launched. Wait for the result on another thread."""
         if self._steps is None:
             raise RuntimeError("a rank steps only after it has loaded")

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from streamserve.fail_points import fail_point
 from streamserve.models.architectures.base import CausalModel
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
 from streamserve.worker.device.base import Device, Event
+from streamserve.worker.divided_steps import LaunchStep, Pending, launch_whole
 from streamserve.worker.graphs.decode_graphs import Capture, DecodeGraphs
 from streamserve.worker.graphs.prompt_graphs import MAX_PROMPTS, PromptGraphs
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather
@@ -24,6 +26,9 @@ from streamserve.worker.sampling.logprobs import PromptLogprobs, download, promp
 from streamserve.worker.sampling.results import DraftedCounts, HostSample
 from streamserve.worker.sampling.sampler import SamplingUploader
 from streamserve_kernels import accept_drafts, sample, scatter_sampled
+
+OUT_OF_MEMORY = "out_of_memory"
+"""The fail point of a step's launch; its size is the tokens computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,16 @@ class PendingStep:
 class StepRunner:
     """Runs plans on a loaded model and an allocated cache."""
 
-    def __init__(self, device: Device, model: CausalModel, rows: Rows, kv_caches: list[Tensor]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        model: CausalModel,
+        rows: Rows,
+        kv_caches: list[Tensor],
+        launch_step: LaunchStep = launch_whole,
+    ) -> None:
+        """launch_step  launches a plan's work once its rows are up to date, whole or in pieces"""
+        self._launch_step = launch_step
         self._device = device
         self._model = model
         self._rows = rows
@@ -66,28 +80,35 @@ class StepRunner:
             self._prompt_graphs.capture(max_num_batched_tokens)
             self._graphs.capture()
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Run steps that touch no sequence, a mixed one and a decode, so that the first real ones find all initialised."""
         decode, chunk = (
             RowWork(self._rows.tables.padding_row, 0, count, num_sampled) for count, num_sampled in ((1, 1), (2, 0))
         )
-        for work in ([decode, chunk], [decode]):
-            self.step(Plan(0, [], [], work)).wait()
+        with self._device.stream():
+            for work in ([decode, chunk], [decode]):
+                self._launch(Plan(0, [], [], work)).wait()
 
     @torch.inference_mode()
-    def step(self, plan: Plan) -> PendingStep:
+    def step(self, plan: Plan) -> Pending:
         """Launch one step; steps run in the order launched."""
         with self._device.stream():
             self._rows.apply(plan)
-            token_ids = self._graphs.replay_again(plan)
-            if token_ids is not None:
-                return self._replayed(plan, token_ids)
-            capture = self._graphs.find(plan.work)
-            if capture is not None:
-                return self._replay(plan, capture)
-            work, hidden = self._prompt_graphs.run(plan.work) or self._run(plan.work)
-            prompts = self._prompt_logprobs(work.items, hidden)
-            return self._sample(plan, work, hidden, prompts)
+            return self._launch_step(plan, self._launch)
+
+    def _launch(self, plan: Plan) -> PendingStep:
+        """Launch the work of a plan that was applied. Allocates nothing once rows have their tokens."""
+        fail_point(OUT_OF_MEMORY, torch.OutOfMemoryError, size=plan.num_tokens)
+        token_ids = self._graphs.replay_again(plan)
+        if token_ids is not None:
+            return self._replayed(plan, token_ids)
+        capture = self._graphs.find(plan.work)
+        if capture is not None:
+            return self._replay(plan, capture)
+        work, hidden = self._prompt_graphs.run(plan.work) or self._run(plan.work)
+        prompts = self._prompt_logprobs(work.items, hidden)
+        return self._sample(plan, work, hidden, prompts)
 
     def _run(self, items: list[RowWork]) -> tuple[StepWork, Tensor]:
         work = self._work.send(items)
@@ -118,12 +139,12 @@ class StepRunner:
         logits = self._model.logits(lines)
         parameters = self._sampling.send(sampled, work.sample_rows, places)
         tokens = sample(logits, parameters)
-        drafted = self._append(sampled, work, places, tokens.token_ids)
         logprobs, requests = None, []
         if parameters.logprobs is not None and tokens.logprobs is not None:
             requests = [self._rows.traits(item.row).logprobs for item in sampled]
             logprobs = download(self._device, tokens.token_ids[parameters.logprobs.lines], tokens.logprobs)
         token_ids = self._device.download(tokens.token_ids)
+        drafted = self._append(sampled, work, places, tokens.token_ids)
         return PendingStep(plan.step, self._device.record(), HostSample(token_ids, drafted, requests, logprobs), prompts)
 
     def _append(self, sampled: list[RowWork], work: StepWork, places: Tensor, token_ids: Tensor) -> DraftedCounts | None:

@@ -12,6 +12,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what every room may know
     "errors": set(),
     "kv_groups": set(),
+    "fail_points": set(),
     "types": {"errors", "kv_groups"},
     "config": {"errors"},
     "vllm_arguments": set(),
@@ -25,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # from the plan down to the device
     "scheduling": FOUNDATION | {"kv_groups"},
     "models": FOUNDATION | {"checkpoint"},
-    "worker": FOUNDATION | {"checkpoint", "kv_groups", "process", "models", "scheduling.plan"},
+    "worker": FOUNDATION | {"checkpoint", "fail_points", "kv_groups", "process", "models", "scheduling.plan"},
     "executor": FOUNDATION | {"aio", "checkpoint", "process", "models", "worker", "scheduling.plan"},
     "engine": FOUNDATION | {"aio", "checkpoint", "executor", "process", "routing", "scheduling"},
     # from tokens up to the wire
@@ -142,8 +143,9 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "sampling": {"device", "rows"},
         "graphs": {"device", "rows"},
         "startup": {"communication", "device", "kv_layout", "kv_cache", "rows", "graphs"},
-        "step": {"device", "rows", "sampling", "graphs"},
-        "runner": {"communication", "device", "kv_layout", "kv_cache", "rows", "startup", "step"},
+        "divided_steps": set(),
+        "step": {"device", "divided_steps", "rows", "sampling", "graphs"},
+        "runner": {"communication", "device", "divided_steps", "kv_layout", "kv_cache", "rows", "startup", "step"},
     },
     "server": {
         "config": set(),

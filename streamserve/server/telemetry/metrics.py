@@ -148,6 +148,7 @@ class Metrics:
         yield self._counter("vllm:generation_tokens", "Tokens generated.", stats.generation_tokens)
         yield self._gauge("streamserve:num_requests_paused", "Sequences whose readers lag.", stats.num_requests_paused)
         yield self._counter("streamserve:steps", "Steps run.", stats.steps)
+        yield self._counter("streamserve:divided_steps", "Steps run in pieces for lack of memory.", stats.divided_steps)
         yield self._counter("streamserve:wasted_tokens", "Tokens computed and thrown away.", stats.wasted_tokens)
         yield self._counter(
             "streamserve:tokens_wasted_after_disconnect",

@@ -219,6 +219,7 @@ async def test_the_engines_totals_appear_under_their_names() -> None:
         num_requests_waiting=3,
         num_requests_paused=4,
         num_preemptions=5,
+        divided_steps=2,
         wasted_tokens=6,
         tokens_wasted_after_disconnect=7,
         num_aborts=8,
@@ -232,6 +233,7 @@ async def test_the_engines_totals_appear_under_their_names() -> None:
     assert (buckets, samples["vllm:iteration_tokens_total_sum"]) == ([2, 3, 3], 7)
     assert samples["streamserve:num_requests_paused"] == 4
     assert samples["vllm:num_preemptions_total"] == 5
+    assert samples["streamserve:divided_steps_total"] == 2
     assert samples["streamserve:wasted_tokens_total"] == 6
     assert samples["streamserve:tokens_wasted_after_disconnect_total"] == 7
     assert samples["streamserve:abort_latency_seconds_count"] == 8

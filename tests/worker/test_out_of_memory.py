@@ -1,0 +1,117 @@
+"""A step that the device lacks the memory for runs in pieces, to the same tokens; only what fits in no piece is lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamserve.fail_points import VARIABLE, arm, disarm
+from streamserve.scheduling.plan import RowWork
+from streamserve.types import SequenceSpec
+from streamserve.worker.divided_steps import halves
+from streamserve.worker.step import OUT_OF_MEMORY
+from tests.support.stepping import Stepper, spec
+from tests.support.tiny_model import TinyLlama
+from tests.worker.test_step import prompt_of
+
+MakeStepper = Callable[..., Stepper]
+
+
+@pytest.fixture
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "faults"
+    monkeypatch.setenv(VARIABLE, str(folder))
+    return folder
+
+
+def crowd(**settings: Any) -> list[SequenceSpec]:
+    return [spec(f"s{length}", prompt_of(length, length), 10, **settings) for length in (1, 5, 33, 60, 90)]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.0, "logprobs": 2, "prompt_logprobs": 1}], ids=["greedy", "logprobs"]
+)
+def test_steps_that_run_out_of_memory_are_divided_and_give_the_same_tokens(
+    stepper: MakeStepper, faults: Path, settings: dict[str, Any], in_flight: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = stepper(in_flight=in_flight).run(*crowd(**settings))
+    arm(faults, OUT_OF_MEMORY, times=20, at_least=40)
+    playing = stepper(in_flight=in_flight)
+    with caplog.at_level(logging.WARNING):
+        disturbed = playing.run(*crowd(**settings))
+    for name, delta in undisturbed.items():
+        assert disturbed[name].token_ids == delta.token_ids
+        assert disturbed[name].finish_reason == "length"
+        for ours, theirs in (
+            (disturbed[name].logprobs, delta.logprobs),
+            (disturbed[name].prompt_logprobs, delta.prompt_logprobs),
+        ):
+            assert [each and each.token_id for each in ours or []] == [each and each.token_id for each in theirs or []]
+    scheduler = playing.scheduler
+    assert 8 <= scheduler.step_tokens < 40, "later steps are planned as large as before"
+    assert 1 <= scheduler.stats().divided_steps <= 1 + in_flight, "and run out of memory again"
+    assert disarm(faults, OUT_OF_MEMORY) > 15
+    assert len(caplog.records) == 1
+
+
+def test_drafts_are_checked_in_pieces_too(stepper: MakeStepper, tiny: TinyLlama, faults: Path) -> None:
+    prompts = {f"s{seed}": prompt_of(3, seed) for seed in range(1, 6)}
+    tokens = {name: tiny.greedy(prompt, 12) for name, prompt in prompts.items()}
+    playing = stepper()
+    playing.propose = lambda sequence: tokens[sequence.sequence_id][len(sequence.token_ids) - 3 + sequence.num_in_flight :][:4]
+    arm(faults, OUT_OF_MEMORY, times=99, at_least=8)
+    got = playing.run(*(spec(name, prompt) for name, prompt in prompts.items()))
+    assert {name: delta.token_ids for name, delta in got.items()} == tokens
+    assert playing.num_steps < 12, "no draft was accepted"
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_what_fits_in_no_piece_ends_alone(stepper: MakeStepper, tiny: TinyLlama, faults: Path, in_flight: int) -> None:
+    prompts = {"one": prompt_of(5, 1), "long": prompt_of(90, 2), "two": prompt_of(7, 3)}
+    arm(faults, OUT_OF_MEMORY, times=60, at_least=10)
+    playing = stepper(in_flight=in_flight)
+    got = playing.run(*(spec(name, prompt) for name, prompt in prompts.items()))
+    for name in ("one", "two"):
+        assert got[name].token_ids == tiny.greedy(prompts[name], 12)
+    assert (got["long"].finish_reason, got["long"].token_ids) == ("error", [])
+    assert got["long"].error is not None
+    assert got["long"].error.code == "out_of_memory"
+    disarm(faults, OUT_OF_MEMORY)
+    again = playing.run(spec("again", prompts["long"]))
+    assert again["again"].token_ids == tiny.greedy(prompts["long"], 12), "its blocks hold what was never computed"
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        [(1, 1, 1), (2, 1, 1)],
+        [(1, 1, 1), (2, 90, 0)],
+        [(1, 90, 1)],
+        [(1, 33, 1)],
+        [(1, 5, 5), (2, 5, 5), (3, 40, 1)],
+        [(1, 1, 1), (2, 1, 0), (3, 17, 0), (4, 300, 0), (5, 20, 1)],
+    ],
+)
+def test_halves_are_the_whole_in_order(work: list[tuple[int, int, int]]) -> None:
+    items = [RowWork(row, 100 * row, count, num_sampled) for row, count, num_sampled in work]
+    parts = halves(items)
+    assert parts is not None
+    assert all(parts)
+    positions = [(item.row, item.start + place) for part in parts for item in part for place in range(item.count)]
+    assert positions == [(item.row, item.start + place) for item in items for place in range(item.count)]
+    assert [(item.row, item.num_sampled) for part in parts for item in part if item.num_sampled] == [
+        (item.row, item.num_sampled) for item in items if item.num_sampled
+    ]
+    for part in parts:
+        counts = [item.count for item in part]
+        assert counts == [1] * counts.count(1) + [count for count in counts if count > 1]
+
+
+@pytest.mark.parametrize("work", [(1, 1), (31, 1), (5, 5), (40, 40)])
+def test_a_row_of_few_tokens_or_with_drafts_is_not_divided(work: tuple[int, int]) -> None:
+    assert halves([RowWork(3, 0, *work)]) is None
