@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -12,8 +13,9 @@ import httpx
 from streamserve_client import calls
 from streamserve_client.calls import DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Call
 from streamserve_client.errors import ClientError, from_response
+from streamserve_client.resumption import CANCEL_TIMEOUT_S, NOT_KEPT, Resumption, after_lost_answer, cancel_path, continuable
 from streamserve_client.retries import RetryPolicy
-from streamserve_client.streams import AsyncStream
+from streamserve_client.streams import AsyncStream, ChunkT
 from streamserve_client.types import (
     ChatCompletion,
     ChatOptions,
@@ -42,7 +44,7 @@ class AsyncClient:
     base_url   the server's root, with or without `/v1`
     api_key    sent as a bearer token; None for that of STREAMSERVE_API_KEY or VLLM_API_KEY, "" for none
     timeout    seconds, or an `httpx.Timeout`; reading times out on silence, however long the stream
-    retry      when to send a request again that failed; never once its stream has begun
+    retry      when to send a failed request again, and when to continue a stream whose connection was lost, where a server can
     headers    added to every request
     transport  an httpx transport to use instead of the network
 
@@ -91,8 +93,7 @@ class AsyncClient:
         self, prompt: Prompt, *, model: str | None = None, **options: Unpack[CompletionOptions]
     ) -> AsyncStream[Completion]:
         """Complete a prompt (or several), chunk by chunk. Returns once the server has accepted the request."""
-        call = calls.completion_call(prompt, await self._model(model), options, stream=True)
-        return AsyncStream(await self._send(call), call)
+        return await self._stream(calls.completion_call(prompt, await self._model(model), options, stream=True))
 
     async def chat(
         self, messages: Iterable[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
@@ -104,8 +105,7 @@ class AsyncClient:
         self, messages: Iterable[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
     ) -> AsyncStream[ChatCompletion]:
         """Answer a conversation, chunk by chunk. Returns once the server has accepted the request."""
-        call = calls.chat_call(messages, await self._model(model), options, stream=True)
-        return AsyncStream(await self._send(call), call)
+        return await self._stream(calls.chat_call(messages, await self._model(model), options, stream=True))
 
     async def models(self) -> list[Model]:
         """The models the server serves."""
@@ -134,6 +134,16 @@ class AsyncClient:
             self._default_model = calls.first_model(await self.models())
         return self._default_model
 
+    async def _stream(self, call: Call[ChunkT]) -> AsyncStream[ChunkT]:
+        if self._retry.max_retries:
+            call = continuable(call)
+        return AsyncStream(await self._send(call), call, Resumption(self._retry), send=self._send, cancel=self._cancel)
+
+    async def _cancel(self, stream_id: str) -> None:
+        """Have the server end a stream; one that can't be reached ends it by itself after a while."""
+        with suppress(httpx.TransportError):
+            await self._http.post(cancel_path(stream_id), timeout=CANCEL_TIMEOUT_S)
+
     async def _fetch(self, call: Call[T]) -> T:
         response = await self._send(call)
         try:
@@ -146,19 +156,24 @@ class AsyncClient:
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
         """An open, successful response whose body is unread."""
-        attempt = 0
+        attempt, wanted = 0, call
         while True:
             failure: ClientError
-            request = self._http.build_request(call.method, call.path, json=call.body)
+            request = self._http.build_request(call.method, call.path, json=call.body, headers=call.headers)
             try:
                 response = await self._http.send(request, stream=True)
             except httpx.TransportError as error:
                 failure = calls.transport_failure(error, str(request.url))
                 failure.__cause__ = error
                 wait_s = self._retry.after_failure(attempt) if calls.may_repeat(error) else None
+                call = after_lost_answer(call, error)
             else:
                 if response.is_success:
                     return response
+                if call is not wanted and response.status_code in NOT_KEPT:
+                    await response.aclose()
+                    call = wanted
+                    continue
                 failure = from_response(response.status_code, response.headers, await _rest_of(response))
                 wait_s = self._retry.after_response(attempt, response.status_code, response.headers)
             if wait_s is None:

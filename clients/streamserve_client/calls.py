@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -27,15 +27,21 @@ class Call(Generic[T]):
     """One request.
 
     response_type  of the whole response, or of each chunk of its stream
+    headers        beside those of every request
     """
 
     path: str
     response_type: type[T]
     body: dict[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
         return "GET" if self.body is None else "POST"
+
+    def with_headers(self, headers: Mapping[str, str]) -> Call[T]:
+        """The same call, with these headers too."""
+        return replace(self, headers={**self.headers, **headers})
 
 
 def completion_call(prompt: Prompt, model: str, options: Mapping[str, Any], *, stream: bool) -> Call[Completion]:

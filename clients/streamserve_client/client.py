@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -12,8 +13,9 @@ import httpx
 from streamserve_client import calls
 from streamserve_client.calls import DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Call
 from streamserve_client.errors import ClientError, from_response
+from streamserve_client.resumption import CANCEL_TIMEOUT_S, NOT_KEPT, Resumption, after_lost_answer, cancel_path, continuable
 from streamserve_client.retries import RetryPolicy
-from streamserve_client.streams import Stream
+from streamserve_client.streams import ChunkT, Stream
 from streamserve_client.types import (
     ChatCompletion,
     ChatOptions,
@@ -38,7 +40,7 @@ class Client:
     base_url   the server's root, with or without `/v1`
     api_key    sent as a bearer token; None for that of STREAMSERVE_API_KEY or VLLM_API_KEY, "" for none
     timeout    seconds, or an `httpx.Timeout`; reading times out on silence, however long the stream
-    retry      when to send a request again that failed; never once its stream has begun
+    retry      when to send a failed request again, and when to continue a stream whose connection was lost, where a server can
     headers    added to every request
     transport  an httpx transport to use instead of the network
 
@@ -83,8 +85,7 @@ class Client:
         self, prompt: Prompt, *, model: str | None = None, **options: Unpack[CompletionOptions]
     ) -> Stream[Completion]:
         """Complete a prompt (or several), chunk by chunk. Returns once the server has accepted the request."""
-        call = calls.completion_call(prompt, self._model(model), options, stream=True)
-        return Stream(self._send(call), call)
+        return self._stream(calls.completion_call(prompt, self._model(model), options, stream=True))
 
     def chat(self, messages: Iterable[Message], *, model: str | None = None, **options: Unpack[ChatOptions]) -> ChatCompletion:
         """Answer a conversation and wait for the whole answer."""
@@ -94,8 +95,7 @@ class Client:
         self, messages: Iterable[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
     ) -> Stream[ChatCompletion]:
         """Answer a conversation, chunk by chunk. Returns once the server has accepted the request."""
-        call = calls.chat_call(messages, self._model(model), options, stream=True)
-        return Stream(self._send(call), call)
+        return self._stream(calls.chat_call(messages, self._model(model), options, stream=True))
 
     def models(self) -> list[Model]:
         """The models the server serves."""
@@ -116,6 +116,16 @@ class Client:
             self._default_model = calls.first_model(self.models())
         return self._default_model
 
+    def _stream(self, call: Call[ChunkT]) -> Stream[ChunkT]:
+        if self._retry.max_retries:
+            call = continuable(call)
+        return Stream(self._send(call), call, Resumption(self._retry), send=self._send, cancel=self._cancel)
+
+    def _cancel(self, stream_id: str) -> None:
+        """Have the server end a stream; one that can't be reached ends it by itself after a while."""
+        with suppress(httpx.TransportError):
+            self._http.post(cancel_path(stream_id), timeout=CANCEL_TIMEOUT_S)
+
     def _fetch(self, call: Call[T]) -> T:
         response = self._send(call)
         try:
@@ -128,19 +138,24 @@ class Client:
 
     def _send(self, call: Call[Any]) -> httpx.Response:
         """An open, successful response whose body is unread."""
-        attempt = 0
+        attempt, wanted = 0, call
         while True:
             failure: ClientError
-            request = self._http.build_request(call.method, call.path, json=call.body)
+            request = self._http.build_request(call.method, call.path, json=call.body, headers=call.headers)
             try:
                 response = self._http.send(request, stream=True)
             except httpx.TransportError as error:
                 failure = calls.transport_failure(error, str(request.url))
                 failure.__cause__ = error
                 wait_s = self._retry.after_failure(attempt) if calls.may_repeat(error) else None
+                call = after_lost_answer(call, error)
             else:
                 if response.is_success:
                     return response
+                if call is not wanted and response.status_code in NOT_KEPT:
+                    response.close()
+                    call = wanted
+                    continue
                 failure = from_response(response.status_code, response.headers, _rest_of(response))
                 wait_s = self._retry.after_response(attempt, response.status_code, response.headers)
             if wait_s is None:
