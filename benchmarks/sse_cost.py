@@ -33,7 +33,7 @@ from streamserve.server.http.server import http_server
 from streamserve.server.service import Service
 from streamserve.server.ws.protocol import SocketProtocol
 from streamserve.text.tokenizers.tokenizer import load_tokenizer
-from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec, TokenDelta
 
 TEXT = "The quick brown fox jumps over the lazy dog while many other animals watch it from the hill. "
 BODY = json.dumps({"prompt": "a", "stream": True, "max_tokens": 4000}).encode()
@@ -64,6 +64,9 @@ class StepEngine:
 
     async def stats(self) -> EngineStats:
         return EngineStats()
+
+    async def snapshots(self) -> list[EngineSnapshot]:
+        return [EngineSnapshot(self.info, await self.stats())]
 
     async def stop(self) -> None:
         self._sequence_ids.clear()

@@ -21,7 +21,7 @@ from streamserve.checkpoint.config_values import need
 from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig, replace
 from streamserve.engine.error_info import restore
-from streamserve.engine.inline import InlineEngine
+from streamserve.engine.inline import InlineEngine, require_one_engine
 from streamserve.errors import ConfigError, InvalidParameter, Unavailable, UnsupportedParameter
 from streamserve.executor.base import Executor
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
@@ -49,7 +49,7 @@ class AsyncEngine:
                    kernel; how long a thread may hold the interpreter (0.5 ms instead of 5: the first token of a short prompt
                    after 15 to 32 ms instead of 36 to 43). Off by default: the process stays as it is
 
-    Raises `ConfigError` for settings that are unknown or don't fit together.
+    Raises `ConfigError` for settings that are unknown or don't fit together, and for a `data_parallel_size` above 1.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class AsyncEngine:
         **settings: Any,
     ) -> None:
         self.config = config_of(model, config, settings)
+        require_one_engine(self.config)
         self._executor = executor
         self._tune_process = tune_process
         self._options: dict[str, Any] = {

@@ -38,7 +38,7 @@ BLOCK_SIZES = (16, 32, 64)
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything an engine needs to start.
+    """Everything an engine needs to start. `replica` is no flag: a server sets it for each of its engines.
 
     model                   Hugging Face id, local folder, .gguf file, or "demo"
     model_impl              whose layers run the model: "auto" takes ours where the architecture has some, else transformers';
@@ -58,6 +58,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     overlap                 plan step n+1 while step n runs
     enforce_eager           no CUDA graphs; on a CPU, no compiled layers
     tensor_parallel_size    ranks that share every layer, each on a GPU of its own, or on a CPU with a share of the cores
+    data_parallel_size      engines that each have the whole model, on GPUs of their own
+    data_parallel_size_local  how many of them this machine runs: all; None says nothing else
+    replica                 which of them an engine is
     enable_expert_parallel  ranks hold some experts each, instead of a share of every one
     distributed_executor_backend  "uni" runs the one rank in the engine's process, "mp" starts ranks as processes of this
                             machine, "ray" has Ray place them; None takes "uni" for one rank and "mp" for several
@@ -95,6 +98,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    data_parallel_size_local: int | None = None
+    replica: int = 0
     enable_expert_parallel: bool = False
     distributed_executor_backend: ExecutorBackend | None = None
     disable_custom_all_reduce: bool = False
@@ -112,6 +117,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def executor_backend(self) -> ExecutorBackend:
         """How ranks are started, once the default is filled in."""
         return self.distributed_executor_backend or ("uni" if self.tensor_parallel_size == 1 else "mp")
+
+    def device_index(self, rank: int) -> int | None:
+        """The GPU of a rank, among those of this machine; None where nothing is divided, for whichever comes first."""
+        if self.tensor_parallel_size == self.data_parallel_size == 1:
+            return None
+        return self.replica * self.tensor_parallel_size + rank
+
+    @property
+    def num_local_ranks(self) -> int:
+        """Ranks of all engines together, which share a machine's cores and memory where they run on CPUs."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
 
 def _check_numbers(config: EngineConfig) -> None:
@@ -145,8 +161,20 @@ def _check_parallel(config: EngineConfig) -> None:
             f"--pipeline-parallel-size {config.pipeline_parallel_size}: only 1 is supported, since every GPU takes "
             "a share of each layer: use --tensor-parallel-size"
         )
-    if config.data_parallel_size != 1:
-        raise ConfigError(f"--data-parallel-size {config.data_parallel_size}: only 1 is supported by this version")
+    if config.data_parallel_size < 1:
+        raise ConfigError(f"--data-parallel-size {config.data_parallel_size}: must be at least 1")
+    if config.data_parallel_size_local not in (None, config.data_parallel_size):
+        raise ConfigError(
+            f"--data-parallel-size-local {config.data_parallel_size_local}: this machine runs all engines of its server, "
+            f"{config.data_parallel_size}; for others start a server there, and put a load balancer in front"
+        )
+    if not 0 <= config.replica < config.data_parallel_size:
+        raise ConfigError(f"replica {config.replica}: a server numbers its engines itself, from 0")
+    if config.enable_expert_parallel and config.data_parallel_size > 1:
+        raise ConfigError(
+            f"--enable-expert-parallel with --data-parallel-size {config.data_parallel_size}: each engine has the whole "
+            "model, and shares experts with no other: leave one of the two out"
+        )
     if config.distributed_executor_backend == "ray" and not _has_ray():
         raise ConfigError(
             "--distributed-executor-backend ray: Ray is not installed; pip install 'streamserve[ray]', or leave the flag out"

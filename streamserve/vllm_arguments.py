@@ -123,13 +123,17 @@ _ADAPTERS = _because(
 
 _DEVICES = {
     **_because(
-        "one server on this machine runs one copy of the model",
+        "a server runs its engines on its own machine, each in a process of its own",
         nnodes=(1,), node_rank=(0,), master_addr=_UNSET, master_port=_UNSET, headless=_OFF, worker_use_ray=_OFF,
-        engine_use_ray=_OFF, ray_workers_use_nsight=_OFF, data_parallel_rank=_UNSET, data_parallel_start_rank=_UNSET,
-        data_parallel_size_local=(1,), data_parallel_address=_UNSET, data_parallel_rpc_port=_UNSET,
-        data_parallel_backend=("mp",), data_parallel_hybrid_lb=_OFF, data_parallel_external_lb=_OFF,
-        data_parallel_multi_port_external_lb=_OFF, data_parallel_supervisor_port=_UNSET, worker_cls=("auto",),
-        worker_extension_cls=("",), disable_frontend_multiprocessing=_OFF, grpc=_OFF,
+        engine_use_ray=_OFF, ray_workers_use_nsight=_OFF, worker_cls=("auto",), worker_extension_cls=("",),
+        disable_frontend_multiprocessing=_OFF, grpc=_OFF,
+    ),
+    **_because(
+        "all engines of --data-parallel-size are on this machine and behind one endpoint, whose router they have; for more "
+        "machines start a server on each",
+        data_parallel_rank=_UNSET, data_parallel_start_rank=(0,), data_parallel_address=_UNSET,
+        data_parallel_rpc_port=_UNSET, data_parallel_backend=("mp",), data_parallel_hybrid_lb=_OFF,
+        data_parallel_external_lb=_OFF, data_parallel_multi_port_external_lb=_OFF, data_parallel_supervisor_port=_UNSET,
     ),
     **_because(
         "layers are divided by --tensor-parallel-size and by nothing else",
@@ -260,7 +264,6 @@ SHORT: Mapping[str, str] = {
     "-dpb": "data_parallel_backend",
     "-dpe": "data_parallel_external_lb",
     "-dph": "data_parallel_hybrid_lb",
-    "-dpl": "data_parallel_size_local",
     "-dpn": "data_parallel_rank",
     "-dpp": "data_parallel_rpc_port",
     "-dpr": "data_parallel_start_rank",

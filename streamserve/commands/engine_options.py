@@ -103,7 +103,8 @@ _RUNNING_OPTIONS = [
     _devices("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs; on a CPU, no compiled layers."),
     _devices("-tp", "--tensor-parallel-size", type=int, help="GPUs that share each layer, a process each."),
     _devices("-pp", "--pipeline-parallel-size", type=int, help="1: all GPUs share every layer."),
-    _devices("-dp", "--data-parallel-size", type=int, help="Copies of the model."),
+    _devices("-dp", "--data-parallel-size", type=int, help="Engines with the whole model each, behind one endpoint."),
+    _devices("-dpl", "--data-parallel-size-local", type=int, help="Engines on this machine: all of them."),
     _devices(
         "-ep",
         "--enable-expert-parallel/--no-enable-expert-parallel",

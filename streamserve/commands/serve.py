@@ -35,6 +35,7 @@ from streamserve.server.process.startup_log import StartupLog
 
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
+MAX_WORKERS = 64
 
 _LISTS = ("--served-model-name", "--api-key")
 _LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -72,7 +73,13 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @_server("--prefix-cache-per-key", is_flag=True, help="Share cached prefixes only among requests of one key.")
 @_server("--protect-metrics", is_flag=True, help="Ask for a key at /metrics, too.")
 @_server("--root-path", default="", help="Path under which a proxy shows this server.")
-@_server("-asc", "--api-server-count", type=click.IntRange(1, 64), default=1, help="API processes.")
+@_server(
+    "-asc",
+    "--api-server-count",
+    type=click.IntRange(1, MAX_WORKERS),
+    shown_default="--data-parallel-size",
+    help="API processes.",
+)
 @_server("--max-engine-restarts", type=click.IntRange(0), default=3, help="Times within ten minutes to restart the engine.")
 @_server("--engine-hang-timeout", type=ABOVE_ZERO, default=300.0, help="Seconds a step may take; then the engine is restarted.")
 @engine_options
@@ -141,6 +148,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         require_installed()
     _check_tls(values)
     engine = engine_config(model, values)
+    workers = values["api_server_count"] or min(engine.data_parallel_size, MAX_WORKERS)
     overrides, uses_defaults = sampling_defaults(values)
     api_keys = _api_keys(values)
     origins = values["allowed_origins"]
@@ -179,7 +187,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         root_path=values["root_path"],
         log_level=values["uvicorn_log_level"],
         access_log=not values["disable_uvicorn_access_log"],
-        shares_port=values["api_server_count"] > 1,
+        shares_port=workers > 1,
         ssl_keyfile=values["ssl_keyfile"],
         ssl_certfile=values["ssl_certfile"],
         ssl_ca_certs=values["ssl_ca_certs"],
@@ -189,7 +197,7 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         engine=engine,
         server=server,
         listen=listen,
-        workers=values["api_server_count"],
+        workers=workers,
         uses_model_defaults=uses_defaults,
         sampling_overrides=overrides,
     )

@@ -18,7 +18,7 @@ from streamserve.engine.constraints import CompileConstraint
 from streamserve.engine.core import EngineCore
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable
-from streamserve.errors import EngineDead
+from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.base import Executor
 from streamserve.executor.choose import executor_for
 from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec
@@ -40,6 +40,7 @@ class InlineEngine:
         compile_constraint: CompileConstraint | None = None,
         stream_limits: StreamLimits | None = None,
     ) -> None:
+        require_one_engine(config)
         self._executor: Executor = executor or executor_for(config, checkpoint)
         self._core = EngineCore(config, self._executor, compile_constraint=compile_constraint)
         self._streams = StreamTable(self._core, stream_limits or StreamLimits(stall_timeout_s=config.stall_timeout_s))
@@ -69,7 +70,7 @@ class InlineEngine:
         return self._core.stats()
 
     async def snapshots(self) -> list[EngineSnapshot]:
-        return [EngineSnapshot(self.info, await self.stats())]
+        return [EngineSnapshot(self.info, None if self._core.failure is not None else self._core.stats())]
 
     async def stop(self) -> None:
         """End every stream with `EngineDead`, then free the ranks. Idempotent."""
@@ -80,3 +81,12 @@ class InlineEngine:
                 await asyncio.wait([task])
             self._core.end(EngineDead("the engine was stopped"))
             await self._executor.stop()
+
+
+def require_one_engine(config: EngineConfig) -> None:
+    """Raise `ConfigError` when several engines are configured: only a server has a process for each."""
+    if config.data_parallel_size > 1:
+        raise ConfigError(
+            f"--data-parallel-size {config.data_parallel_size}: a process has one engine, and only streamserve serve starts "
+            "several: start a server, or a process for each share of the prompts"
+        )

@@ -120,7 +120,7 @@ class _Rank:
                 from streamserve.worker.runner import Runner
 
                 imports_s = time.perf_counter() - began
-                runner = Runner(config, checkpoint, triton_cache)
+                runner = Runner(config, checkpoint, triton_cache, device_index=config.device_index(0))
                 info = runner.load()
         except Exception as error:
             self._fail(self.info, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 
@@ -20,3 +21,8 @@ def raise_descriptor_limit() -> None:
     except (OSError, ValueError):
         # macOS reports no hard limit, and accepts less.
         return
+
+
+def share_of_cores(num_shares: int) -> int:
+    """The cores that this process may use, divided; at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // num_shares)

@@ -37,7 +37,7 @@ from streamserve.server.telemetry.tracing import Tracer
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.preparation import PreparedPrompt
-from streamserve.types import EngineInfo, EngineStats
+from streamserve.types import EngineSnapshot, EngineStats
 
 MAX_STORED = 4096
 MAX_STORED_BYTES = 256 << 20
@@ -184,10 +184,9 @@ class Service:
             raise ModelNotFound(f"the model {quoted(name)} does not exist here; /v1/models lists what is served", param="model")
         return name
 
-    @property
-    def engine_info(self) -> EngineInfo | None:
-        """The loaded engine's facts; None while there is none."""
-        return None if self._frontend is None else self._frontend.info
+    async def engine_snapshots(self) -> list[EngineSnapshot]:
+        """What is known of each engine, by number; nothing while the model is loading."""
+        return [] if self._frontend is None else await self._frontend.engine.snapshots()
 
     async def engine_stats(self) -> EngineStats | None:
         """The engine's statistics; None while no engine answers."""

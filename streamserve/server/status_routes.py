@@ -122,7 +122,7 @@ async def load(service: NamedDependency[Service]) -> dict[str, Any]:
 @get("/metrics")
 async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
     """Prometheus' text format."""
-    return Response(service.metrics.page(await service.engine_stats(), service.engine_info), media_type=METRICS_TYPE)
+    return Response(service.metrics.page(await service.engine_snapshots()), media_type=METRICS_TYPE)
 
 
 @get("/openapi.json")

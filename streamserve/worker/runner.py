@@ -98,7 +98,7 @@ class Runner:
             if device.captures:
                 self._load_kernels(device, model, rows, layout, ranks, phases)
             with phases.measure("kv_cache"):
-                num_blocks = ranks.smallest(_size_cache(config, device, model, rows, layout, max_model_len, ranks.world_size))
+                num_blocks = ranks.smallest(_size_cache(config, device, model, rows, layout, max_model_len))
                 launch_step = StepDivider().launch if ranks.world_size == 1 else launch_whole
                 self._steps = StepRunner(device, model, rows, allocate(layout, num_blocks, device), launch_step)
             if device.captures and not config.enforce_eager:
@@ -152,11 +152,10 @@ def _size_cache(
     rows: Rows,
     layout: KvLayout,
     max_model_len: int,
-    world_size: int,
 ) -> int:
     activation_bytes = measure_activations(device, model, rows, layout, config.max_num_batched_tokens, config.max_num_seqs)
     memory = device.memory()
     if memory.is_host:
-        # Ranks on CPUs take it from each other.
-        memory = replace(memory, free=memory.free // world_size)
+        # Ranks on CPUs take it from each other, those of other engines too.
+        memory = replace(memory, free=memory.free // config.num_local_ranks)
     return count_blocks(config, layout, max_model_len, memory, activation_bytes, device.kv_cache_cap)

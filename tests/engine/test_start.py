@@ -29,14 +29,14 @@ async def test_what_was_found_and_started_serves(monkeypatch: pytest.MonkeyPatch
     try:
         started = begun.result()
         assert (started.config.model, started.checkpoint.format) == (str(started.checkpoint.path), "dummy")
-        remote = RemoteEngine(started.process.address)
+        remote = RemoteEngine(started.processes[0].address)
         await remote.start()
         (stream,) = await remote.open([make_spec(max_tokens=3)])
         assert len((await read_all(stream)).token_ids) == 3
         await remote.stop()
     finally:
         begun.stop()
-    assert started.process.pid is None
+    assert started.processes[0].pid is None
 
 
 async def test_a_model_that_is_not_there_is_told_to_who_waits() -> None:
@@ -54,5 +54,5 @@ async def test_nothing_runs_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> Non
         # Either the start came first and was ended, or it found itself stopped.
         error = begun._outcome.exception()
         if error is None:
-            assert begun.result().process.pid is None
+            assert begun.result().processes[0].pid is None
         begun.stop()

@@ -14,7 +14,16 @@ from streamserve.engine.base import SequenceStream
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable
 from streamserve.errors import EngineDead, StreamserveError
-from streamserve.types import EngineInfo, EngineStats, ErrorInfo, FinishReason, SequenceSpec, TokenDelta, TokenLogprobs
+from streamserve.types import (
+    EngineInfo,
+    EngineSnapshot,
+    EngineStats,
+    ErrorInfo,
+    FinishReason,
+    SequenceSpec,
+    TokenDelta,
+    TokenLogprobs,
+)
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE
 
 Reply = Callable[[SequenceSpec], Sequence[TokenDelta]]
@@ -80,6 +89,9 @@ class ScriptedEngine:
         return EngineStats(
             num_requests_running=len(self._streams), kv_blocks_total=1024, kv_blocks_used=16, heartbeat_s=self.heartbeat_s
         )
+
+    async def snapshots(self) -> list[EngineSnapshot]:
+        return [EngineSnapshot(self.info, await self.stats())]
 
     async def stop(self) -> None:
         self.die()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -103,6 +104,48 @@ def test_a_process_that_fails_leaves_everything_to_the_rank(monkeypatch: pytest.
         cache.start()
         cache.send_target(CompileTarget(capability=(9, 0), multiprocessors=132, dtype="bfloat16"))
         cache.wait()
+
+
+def test_of_several_engines_that_start_together_one_compiles_and_the_others_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton_cache, "_DRIVER", tmp_path)
+    monkeypatch.setattr(triton_cache, "prepare_triton", lambda: None)
+    started: list[str] = []
+
+    def start(module: str, **_: object) -> subprocess.Popen[bytes]:
+        started.append(module)
+        return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(triton_cache, "start_module", start)
+    checkpoint = checkpoint_of(CONFIG)
+    with ThreadPoolExecutor(1) as other, TritonCache(CONFIG, checkpoint) as first:
+        first.start()
+        with TritonCache(CONFIG, checkpoint) as second:
+            second.start()
+            waiting = other.submit(second.wait)
+            assert not waiting.done()
+            first.mark_complete()
+            waiting.result(timeout=10)
+    assert len(started) == 1
+
+
+def test_who_waits_goes_on_when_the_one_that_compiles_ends_before_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton_cache, "_DRIVER", tmp_path)
+    monkeypatch.setattr(triton_cache, "prepare_triton", lambda: None)
+    monkeypatch.setattr(
+        triton_cache, "start_module", lambda *_, **__: subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE)
+    )
+    checkpoint = checkpoint_of(CONFIG)
+    with TritonCache(CONFIG, checkpoint) as second:
+        with TritonCache(CONFIG, checkpoint) as first:
+            first.start()
+            second.start()
+        second.wait()
 
 
 def test_what_was_compiled_is_remembered_for_this_model_and_these_sizes_with_the_cache(

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -19,9 +20,13 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
 from streamserve.process.child import encode_with_paths, start_module
+from streamserve.process.limits import share_of_cores
 from streamserve.process.owned_folder import OwnedFolder
 
 EXECUTOR = "streamserve.executor.choose:executor_for"
+
+STOP_TIMEOUT_S = 10.0
+"""Seconds that a process gets to end."""
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,15 +48,23 @@ class EngineProcess:
     """An engine process and its socket.
 
     executor, compile_constraint  as in `Launch`
+    folder  where its socket is to be; by default a folder of its own, which is removed with the process
     """
 
     def __init__(
-        self, config: EngineConfig, checkpoint: Checkpoint, *, executor: str = EXECUTOR, compile_constraint: str | None = None
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        *,
+        executor: str = EXECUTOR,
+        compile_constraint: str | None = None,
+        folder: OwnedFolder | None = None,
     ) -> None:
         self._config = config
         self._checkpoint = checkpoint
         self._executor = executor
         self._compile_constraint = compile_constraint
+        self._shared_folder = folder
         self._folder: OwnedFolder | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -60,7 +73,7 @@ class EngineProcess:
         """The path of the engine socket; raises `EngineDead` unless started."""
         if self._folder is None:
             raise EngineDead("the engine process was not started, or was stopped")
-        return str(self._folder.path / "engine.sock")
+        return str(self._folder.path / f"engine-{self._config.replica}.sock")
 
     @property
     def pid(self) -> int | None:
@@ -68,12 +81,12 @@ class EngineProcess:
 
     def start(self) -> str:
         """Start the process; returns the address, which can be connected to at once."""
-        self._folder = OwnedFolder()
+        self._folder = self._shared_folder or OwnedFolder()
         try:
             with listening_socket(self.address) as listening:
                 self._child = self._spawn(listening.fileno())
         except BaseException:
-            self._remove_folder()
+            self._remove_address()
             raise
         return self.address
 
@@ -96,7 +109,13 @@ class EngineProcess:
         if self._child is not None:
             self._child.kill()
 
-    def stop(self, timeout_s: float = 10.0) -> None:
+    def request_end(self) -> None:
+        """Have the process end, without waiting for it; `stop` does."""
+        if self._child is not None:
+            assert self._child.stdin is not None
+            self._child.stdin.close()
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End the process, by force after `timeout_s`. Blocks; idempotent."""
         child, self._child = self._child, None
         if child is not None:
@@ -107,7 +126,7 @@ class EngineProcess:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-        self._remove_folder()
+        self._remove_address()
 
     def _spawn(self, listen_fd: int) -> subprocess.Popen[bytes]:
         launch = Launch(
@@ -117,7 +136,7 @@ class EngineProcess:
             executor=self._executor,
             compile_constraint=self._compile_constraint,
         )
-        child = start_module("streamserve.engine.process.main", pass_fds=[listen_fd])
+        child = start_module("streamserve.engine.process.main", pass_fds=[listen_fd], variables=self._variables())
         assert child.stdin is not None
         child.stdin.write(encode_with_paths(launch) + b"\n")
         child.stdin.flush()
@@ -125,9 +144,19 @@ class EngineProcess:
         self._folder.name_process(child.pid)
         return child
 
-    def _remove_folder(self) -> None:
+    def _variables(self) -> dict[str, str]:
+        """A share of the cores where engines run their one rank themselves, unless the environment says otherwise."""
+        config = self._config
+        if config.data_parallel_size == 1 or config.executor_backend != "uni" or "OMP_NUM_THREADS" in os.environ:
+            return {}
+        return {"OMP_NUM_THREADS": str(share_of_cores(config.num_local_ranks))}
+
+    def _remove_address(self) -> None:
+        if self._folder is None:
+            return
+        Path(self.address).unlink(missing_ok=True)
         folder, self._folder = self._folder, None
-        if folder is not None:
+        if folder is not self._shared_folder:
             folder.remove()
 
 

@@ -27,6 +27,8 @@ class RoutingMemory:
         num_loads = num_replicas * workers
         self._loads = words[:num_loads]
         self._own = self._loads[worker * num_replicas : (worker + 1) * num_replicas]
+        # Those of an earlier process that was this worker have ended with it.
+        self.report([0] * num_replicas)
         self.index = PrefixIndex(num_replicas, words=words[num_loads:])
 
     @staticmethod

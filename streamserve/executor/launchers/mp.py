@@ -19,6 +19,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.executor.messages import RankLaunch
 from streamserve.process.child import encode_with_paths, start_module
+from streamserve.process.limits import share_of_cores
 from streamserve.process.owned_folder import OwnedFolder
 
 STOP_TIMEOUT_S = 2.0
@@ -72,7 +73,7 @@ class ProcessLauncher:
                 config=self._config,
                 checkpoint=self._checkpoint,
                 rank=rank,
-                device_index=rank,
+                device_index=self._config.device_index(rank) or 0,
                 connection_fd=theirs.fileno(),
                 store=str(folder.path / "store"),
             )
@@ -86,6 +87,5 @@ class ProcessLauncher:
 
     def _variables(self) -> dict[str, str]:
         """Cores divided among the ranks, and gloo kept on this machine, unless the environment says otherwise."""
-        cores = max(1, len(os.sched_getaffinity(0)) // self._config.tensor_parallel_size)
-        ours = {"OMP_NUM_THREADS": str(cores), "GLOO_SOCKET_IFNAME": "lo"}
+        ours = {"OMP_NUM_THREADS": str(share_of_cores(self._config.num_local_ranks)), "GLOO_SOCKET_IFNAME": "lo"}
         return {name: value for name, value in ours.items() if name not in os.environ}

@@ -19,8 +19,7 @@ import anyio.to_thread
 from streamserve.aio.daemon_thread import run_in_daemon_thread
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
-from streamserve.engine.remote import RemoteEngine
-from streamserve.engine.stream import StreamLimits
+from streamserve.engine.base import Engine
 from streamserve.frontend import Frontend
 from streamserve.process.limits import descriptor_limit
 from streamserve.server.app import create_app
@@ -87,7 +86,7 @@ class ApiWorker:
         await self._http.open_internal_socket(path)
 
     async def connect(
-        self, engine: RemoteEngine, tokenizer: Tokenizer, eos_token_ids: Sequence[int], defaults: Mapping[str, Any]
+        self, engine: Engine, tokenizer: Tokenizer, eos_token_ids: Sequence[int], defaults: Mapping[str, Any]
     ) -> EngineInfo:
         """Wait for the engine, then take requests; `defaults` as in `Service.attach`. Raises the error of its start."""
         info = await engine.start()
@@ -124,16 +123,6 @@ def _connection_limit(root_path: str) -> ConnectionLimit:
     prefix = root_path.rstrip("/")
     always = {f"{start}{path}" for start in ("", prefix) for path in PROBES}
     return ConnectionLimit(connections_for(descriptor_limit()), always=always)
-
-
-def remote_engine(address: str, config: EngineConfig, server: ServerConfig, metrics: Metrics) -> RemoteEngine:
-    """This worker's side of the engine at `address`."""
-    return RemoteEngine(
-        address,
-        reconnects=server.max_engine_restarts > 0,
-        on_given_up=metrics.give_up,
-        stream_limits=StreamLimits(stall_timeout_s=config.stall_timeout_s),
-    )
 
 
 async def read_tokenizer(config: EngineConfig, checkpoint: Checkpoint) -> Tokenizer:

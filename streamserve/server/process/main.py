@@ -1,7 +1,7 @@
 """One server from start to end: open the port, wait for the engine, serve, drain, stop every process.
 
-Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine process and the
-further workers, and it alone handles signals: the first one drains, the second ends everything at once. SIGHUP, which
+Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine processes and
+the further workers, and it alone handles signals: the first one drains, the second ends everything at once. SIGHUP, which
 comes twice when a terminal closes, only ever drains.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from functools import partial
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 import anyio
 import anyio.to_thread
@@ -20,22 +20,21 @@ from anyio.abc import TaskGroup
 
 from streamserve.aio.daemon_thread import run_in_daemon_thread
 from streamserve.engine.process.launch import EngineProcess
-from streamserve.engine.process.start import EngineStart
-from streamserve.engine.process.supervision import keep_running
-from streamserve.engine.remote import RemoteEngine
-from streamserve.engine.watchdog import kill_when_hung
+from streamserve.engine.process.start import EngineStart, Started
+from streamserve.engine.replicas.routing_memory import RoutingMemory
 from streamserve.errors import StreamserveError
 from streamserve.process.signals import heeded
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.owned_id import OwnedId
-from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
+from streamserve.server.process.api_worker import ApiWorker, read_tokenizer
+from streamserve.server.process.engine_supervision import EngineSupervision
 from streamserve.server.process.options import ServeOptions
 from streamserve.server.process.startup_log import StartupLog
-from streamserve.server.process.worker_process import WorkerLaunch
+from streamserve.server.process.worker_launch import ServedEngine, WorkerLaunch
 from streamserve.server.process.worker_supervision import WorkerSupervision, launches_of
 from streamserve.server.process.workers import END_TIMEOUT_S
 from streamserve.server.siblings.control import Method
-from streamserve.server.siblings.siblings import Siblings, internal_socket_path
+from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.text.sampling_defaults import default_sampling_params
 from streamserve.types import EngineInfo
@@ -57,8 +56,8 @@ class Server:
         self._listening = listening
         self._start = start
         self._log = startup_log
-        self._process: EngineProcess | None = None
-        self._engine: RemoteEngine | None = None
+        self._launch: WorkerLaunch | None = None
+        self._engine: ServedEngine | None = None
         self._workers: WorkerSupervision | None = None
         self._loading = anyio.CancelScope()
         self._ending = anyio.Event()
@@ -69,25 +68,25 @@ class Server:
 
         Raises `ConfigError` for unusable TLS files.
         """
-        memory_fd = Metrics.shared_memory(self._options.workers)
+        memory = _SharedMemory.create(self._options)
         try:
             listen = msgspec.structs.replace(self._options.listen, port=self._listening.getsockname()[1])
-            first = self._first_worker(listen, memory_fd)
+            first = self._first_worker(listen, memory)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._handle_signals)
-                await self._serve(first, listen, memory_fd, watching)
+                await self._serve(first, listen, memory, watching)
                 watching.cancel_scope.cancel()
         finally:
             self._listening.close()
-            os.close(memory_fd)
+            memory.close()
             await self._stop_engine()
             if self._workers is not None:
                 self._workers.kill()
         return 0 if self._failure is None else EXIT_FAILED
 
-    def _first_worker(self, listen: Listen, memory_fd: int) -> ApiWorker:
-        config, workers = self._options.server, self._options.workers
-        metrics = Metrics(config.model_names[0], memory_fd=memory_fd, workers=workers)
+    def _first_worker(self, listen: Listen, memory: _SharedMemory) -> ApiWorker:
+        config, workers, engines = self._options.server, self._options.workers, self._options.engine.data_parallel_size
+        metrics = Metrics(config.model_names[0], memory_fd=memory.metrics_fd, workers=workers, engines=engines)
         siblings = Siblings(self._call_workers, self._internal_socket) if workers > 1 else None
         return ApiWorker(config, listen, metrics=metrics, siblings=siblings)
 
@@ -95,15 +94,15 @@ class Server:
         return None if self._workers is None else await self._workers.call(method, id)
 
     def _internal_socket(self, worker: int) -> str:
-        assert self._process is not None, "no response is kept before there is an engine"
-        return internal_socket_path(self._process.address, worker)
+        assert self._launch is not None, "no response is kept before there is an engine"
+        return self._launch.internal_socket(worker)
 
-    async def _serve(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
+    async def _serve(self, first: ApiWorker, listen: Listen, memory: _SharedMemory, watching: TaskGroup) -> None:
         async with anyio.create_task_group() as http:
             http.start_soon(first.serve, self._listening)
             await first.wait_started()
             self._log_port(listen)
-            await self._load(first, listen, memory_fd, watching)
+            await self._load(first, listen, memory, watching)
             await self._ending.wait()
             await self._shut_down(first)
             first.close()
@@ -114,32 +113,32 @@ class Server:
         if not listen.is_local and not self._options.server.api_keys:
             self._log.note(f"warning: whoever can reach {listen.host}:{listen.port} may use this server: it has no --api-key")
 
-    async def _load(self, first: ApiWorker, listen: Listen, memory_fd: int, watching: TaskGroup) -> None:
+    async def _load(self, first: ApiWorker, listen: Listen, memory: _SharedMemory, watching: TaskGroup) -> None:
         """Start everything behind the open port; a failure ends the server."""
         with self._loading:
             try:
-                launch = await self._find_engine(listen, memory_fd)
+                started = await run_in_daemon_thread(self._start.result)
+                self._launch = launch = self._launch_of(started, listen, memory)
                 self._start_workers(launch, first, watching)
-                await self._connect(first, launch, watching)
+                await self._connect(first, launch, started.processes, watching)
             except StreamserveError as error:
                 self._end(error.message)
                 return
             self._log.ready(listen.url)
 
-    async def _find_engine(self, listen: Listen, memory_fd: int) -> WorkerLaunch:
-        """Wait until the model is found and the engine process runs; returns the launch parameters of further workers."""
-        options = self._options
-        checkpoint, config, process = await run_in_daemon_thread(self._start.result)
-        self._process = process
+    def _launch_of(self, started: Started, listen: Listen, memory: _SharedMemory) -> WorkerLaunch:
+        """The launch parameters of the first worker; those of further ones differ in what is theirs."""
+        options, checkpoint = self._options, started.checkpoint
         self._log.step("model", f"{checkpoint.source} ({checkpoint.format}, {checkpoint.path})")
         defaults = default_sampling_params(checkpoint) if options.uses_model_defaults else {}
         return WorkerLaunch(
             worker=0,
             workers=options.workers,
             control_fd=-1,
-            metrics_fd=memory_fd,
-            engine_address=process.address,
-            engine_config=config,
+            metrics_fd=memory.metrics_fd,
+            routing_fd=memory.routing_fd,
+            engine_addresses=[process.address for process in started.processes],
+            engine_config=started.config,
             checkpoint=checkpoint,
             server_config=options.server,
             sampling_defaults={**defaults, **options.sampling_overrides},
@@ -153,34 +152,40 @@ class Server:
             )
             watching.start_soon(self._watch_workers, self._workers)
 
-    async def _connect(self, first: ApiWorker, launch: WorkerLaunch, watching: TaskGroup) -> None:
+    async def _connect(
+        self, first: ApiWorker, launch: WorkerLaunch, processes: Sequence[EngineProcess], watching: TaskGroup
+    ) -> None:
         tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
         self._log.step("tokenizer", f"{tokenizer.vocab_size} tokens")
-        self._engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config, first.service.metrics)
-        info = await first.connect(self._engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
-        assert self._process is not None
-        watching.start_soon(self._watch_engine, self._engine, self._process, first.service.metrics)
-        watching.start_soon(self._watch_for_hangs, self._engine, self._process)
-        self._log_engine(info)
+        self._engine = engine = launch.engine(first.service.metrics)
+        await first.connect(engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
+        supervision = EngineSupervision(
+            processes, engine.replicas, config=launch.server_config, metrics=first.service.metrics, log=self._log
+        )
+        watching.start_soon(self._watch_engines, supervision)
+        self._log_engines([replica.info for replica in engine.replicas])
         if (token := first.service.frontend.unembedded_template_token()) is not None:
             self._log.note(
                 f"warning: every chat will be refused: the chat template writes {token!r}, a token that this model has no "
                 "embedding of; --chat-template replaces it"
             )
         if self._workers is not None:
-            await first.open_internal_socket(internal_socket_path(launch.engine_address, launch.worker))
+            await first.open_internal_socket(launch.internal_socket(launch.worker))
             await self._workers.wait_ready()
 
-    def _log_engine(self, info: EngineInfo) -> None:
-        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup_s.items())
-        layers = " by transformers' layers" if info.model_impl == "transformers" else ", compiled" if info.compiled else ""
-        engine = f"{info.architecture}{layers}, {info.dtype} on {info.device}"
-        self._log.step("engine", f"{engine} ({parts})" if parts else engine)
-        self._log.step(
-            "KV cache",
-            f"{info.kv_capacity_tokens} tokens in {info.num_blocks} blocks; "
-            f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
-        )
+    def _log_engines(self, infos: Sequence[EngineInfo]) -> None:
+        for number, info in enumerate(infos):
+            suffix = f" {number}" if len(infos) > 1 else ""
+            parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in info.startup_s.items())
+            layers = " by transformers' layers" if info.model_impl == "transformers" else ", compiled" if info.compiled else ""
+            engine = f"{info.architecture}{layers}, {info.dtype} on {info.device}"
+            self._log.step(f"engine{suffix}", f"{engine} ({parts})" if parts else engine)
+            self._log.step(
+                "KV cache",
+                f"{info.kv_capacity_tokens} tokens in {info.num_blocks} blocks; "
+                f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
+            )
+        info = infos[0]
         if info.model_limit is not None:
             reaches = f"The model reaches {info.model_limit} tokens (--max-model-len {info.model_limit})"
             self._log.note(f"{reaches}, at some cost in short texts: above {info.max_model_len} it rotates all otherwise")
@@ -221,36 +226,11 @@ class Server:
         """Kill the other processes and exit at once."""
         if self._workers is not None:
             self._workers.kill()
-        if self._process is not None:
-            self._process.stop(timeout_s=0)
+        self._start.stop(timeout_s=0)
         os._exit(status)
 
-    async def _watch_engine(self, engine: RemoteEngine, process: EngineProcess, metrics: Metrics) -> None:
-        restarts = self._options.server.max_engine_restarts
-        status = await keep_running(
-            process,
-            max_restarts=restarts,
-            on_restart=partial(self._log_restart, metrics),
-            num_explained=lambda: metrics.num_engine_ends_explained,
-        )
-        # Its streams have their endings by then.
-        await engine.wait_ended()
-        self._end(f"the engine process ended with status {status}; its log says why, and the server must be started again")
-
-    async def _watch_for_hangs(self, engine: RemoteEngine, process: EngineProcess) -> None:
-        timeout_s = self._options.server.engine_hang_timeout_s
-        await kill_when_hung(engine, process, step_timeout_s=timeout_s, on_kill=self._log_hang)
-
-    def _log_hang(self, reason: str) -> None:
-        self._log.note(f"The engine process hangs: {reason}; killing it")
-
-    def _log_restart(self, metrics: Metrics, status: int, restarts: int) -> None:
-        most = self._options.server.max_engine_restarts
-        metrics.engine_restarts.add()
-        self._log.note(
-            f"The engine process ended with status {status}; starting it again ({restarts} of {most} times in ten minutes): "
-            "open streams wait for it"
-        )
+    async def _watch_engines(self, supervision: EngineSupervision) -> None:
+        self._end(await supervision.run())
 
     async def _watch_workers(self, workers: WorkerSupervision) -> None:
         failed = await workers.run()
@@ -266,6 +246,22 @@ class Server:
                 with anyio.move_on_after(END_TIMEOUT_S):
                     await self._engine.stop()
             await anyio.to_thread.run_sync(self._start.stop)
+
+
+class _SharedMemory(NamedTuple):
+    """Descriptors of the memory that all API workers share."""
+
+    metrics_fd: int
+    routing_fd: int
+
+    @classmethod
+    def create(cls, options: ServeOptions) -> _SharedMemory:
+        workers, engines = options.workers, options.engine.data_parallel_size
+        return cls(Metrics.shared_memory(workers, engines), RoutingMemory.create_shared(engines, workers))
+
+    def close(self) -> None:
+        os.close(self.metrics_fd)
+        os.close(self.routing_fd)
 
 
 def _requests(count: int) -> str:

@@ -8,45 +8,19 @@ from __future__ import annotations
 
 import socket
 import sys
-from functools import partial
-from typing import Any
 
 import anyio
-import msgspec
 
-from streamserve.checkpoint.files import Checkpoint
-from streamserve.config import EngineConfig
-from streamserve.engine.remote import RemoteEngine
 from streamserve.process.child import decode_with_paths
 from streamserve.process.signals import ENDING, MEANINGLESS, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
-from streamserve.server.config import ServerConfig
-from streamserve.server.http.listen import Listen, join
+from streamserve.server.http.listen import join
 from streamserve.server.http.owned_id import OwnedId
-from streamserve.server.process.api_worker import ApiWorker, read_tokenizer, remote_engine
+from streamserve.server.process.api_worker import ApiWorker, read_tokenizer
 from streamserve.server.process.logs import configure
+from streamserve.server.process.worker_launch import ServedEngine, WorkerLaunch
 from streamserve.server.siblings.control import Control, Method, WorkerReady
-from streamserve.server.siblings.siblings import Siblings, internal_socket_path
-from streamserve.server.telemetry.metrics import Metrics
-
-
-class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
-    """Launch parameters of a further worker: one line of JSON on its stdin (keys must not show in a process list).
-
-    control_fd  the inherited end of the control connection
-    metrics_fd  the inherited shared memory of the counters
-    """
-
-    worker: int
-    workers: int
-    control_fd: int
-    metrics_fd: int
-    engine_address: str
-    engine_config: EngineConfig
-    checkpoint: Checkpoint
-    server_config: ServerConfig
-    sampling_defaults: dict[str, Any]
-    listen: Listen
+from streamserve.server.siblings.siblings import Siblings
 
 
 def main() -> None:
@@ -60,9 +34,7 @@ def main() -> None:
 
 async def serve(launch: WorkerLaunch) -> None:
     """Serve until the parent drains this worker, or the parent or the engine is gone."""
-    metrics = Metrics(
-        launch.server_config.model_names[0], memory_fd=launch.metrics_fd, worker=launch.worker, workers=launch.workers
-    )
+    metrics = launch.metrics()
     # Those of an earlier process that was this worker have ended with it.
     metrics.reset_gauges()
     drain = anyio.Event()
@@ -71,9 +43,9 @@ async def serve(launch: WorkerLaunch) -> None:
         return launch.worker if worker.service.on_call(method, id) else None
 
     control = Control(on_call=on_call, on_drain=drain.set)
-    siblings = Siblings(control.call, partial(internal_socket_path, launch.engine_address))
+    siblings = Siblings(control.call, launch.internal_socket)
     worker = ApiWorker(launch.server_config, launch.listen, metrics=metrics, siblings=siblings)
-    engine = remote_engine(launch.engine_address, launch.engine_config, launch.server_config, metrics)
+    engine = launch.engine(metrics)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_run_control, control, launch.control_fd, tasks.cancel_scope)
@@ -82,7 +54,7 @@ async def serve(launch: WorkerLaunch) -> None:
             await worker.connect(engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
             tasks.start_soon(_end_with_engine, engine, worker)
             tasks.start_soon(_drain_on_request, drain, worker)
-            tasks.start_soon(_report_ready, control, worker, internal_socket_path(launch.engine_address, launch.worker))
+            tasks.start_soon(_report_ready, control, worker, launch.internal_socket(launch.worker))
             await worker.serve(join(launch.listen))
             tasks.cancel_scope.cancel()
     finally:
@@ -106,7 +78,7 @@ async def _drain_on_request(drain: anyio.Event, worker: ApiWorker) -> None:
     worker.close()
 
 
-async def _end_with_engine(engine: RemoteEngine, worker: ApiWorker) -> None:
+async def _end_with_engine(engine: ServedEngine, worker: ApiWorker) -> None:
     await engine.wait_ended()
     await worker.fail()
     worker.close()

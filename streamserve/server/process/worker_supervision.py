@@ -14,7 +14,7 @@ import anyio.to_thread
 import msgspec
 
 from streamserve.server.http.owned_id import OwnedId
-from streamserve.server.process.worker_process import WorkerLaunch
+from streamserve.server.process.worker_launch import WorkerLaunch
 from streamserve.server.process.workers import WorkerProcess, call_each
 from streamserve.server.siblings.control import BEAT_INTERVAL_S, Method
 

@@ -13,7 +13,7 @@ import msgspec
 
 from streamserve.process.child import encode_with_paths, start_module
 from streamserve.server.http.owned_id import OwnedId
-from streamserve.server.process.worker_process import WorkerLaunch
+from streamserve.server.process.worker_launch import WorkerLaunch
 from streamserve.server.siblings.control import CallSiblings, Control, Drain, Method
 
 END_TIMEOUT_S = 5.0
@@ -35,7 +35,7 @@ class WorkerProcess:
         self._end = ours
         with theirs:
             self._child = start_module(
-                "streamserve.server.process.worker_process", pass_fds=[theirs.fileno(), launch.metrics_fd]
+                "streamserve.server.process.worker_process", pass_fds=[theirs.fileno(), launch.metrics_fd, launch.routing_fd]
             )
             launch = msgspec.structs.replace(launch, control_fd=theirs.fileno())
         assert self._child.stdin is not None

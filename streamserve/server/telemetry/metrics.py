@@ -7,16 +7,16 @@ scrape. prometheus-client renders the page. Lives on one API worker's event loop
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 from prometheus_client import generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from streamserve.errors import QueueFull, StreamserveError
+from streamserve.server.telemetry.engine_metrics import engine_families
 from streamserve.server.telemetry.request_cost import RequestCost
 from streamserve.server.telemetry.shared_counters import Counter, CounterLayout, CounterMemory, Histogram
-from streamserve.types import EngineInfo, EngineStats, Tally
+from streamserve.types import EngineSnapshot
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "time")
 ADMISSION_REASONS = ("max_num_queued_reqs",)
@@ -42,9 +42,12 @@ class Metrics:
     """One API worker's counters, and the page over all workers.
 
     memory_fd  from `shared_memory`, for workers that count together; without it the counters are this worker's own
+    engines    replicas of the model; figures of each have its number as a label, those of requests the label "all" with several
     """
 
-    def __init__(self, model_name: str, *, memory_fd: int | None = None, worker: int = 0, workers: int = 1) -> None:
+    def __init__(
+        self, model_name: str, *, memory_fd: int | None = None, worker: int = 0, workers: int = 1, engines: int = 1
+    ) -> None:
         layout = CounterLayout()
         self.ttft_s = Histogram(layout, _SECONDS)
         self.inter_token_s = Histogram(layout, _SECONDS)
@@ -66,7 +69,7 @@ class Metrics:
         self.slow_client_closes = Counter(layout)
         self.engine_restarts = Counter(layout)
         self.requests_given_up = Counter(layout)
-        self.engine_ends_explained = Counter(layout)
+        self.engine_ends_explained = Counter(layout, [str(number) for number in range(engines)])
         self.client_buffer_bytes = Counter(layout)
         self.requests = Counter(layout)
         self.ws_connections = Counter(layout)
@@ -76,12 +79,12 @@ class Metrics:
         for metric in vars(self).values():
             if isinstance(metric, Counter | Histogram):
                 metric.bind(values)
-        self._labels = {"model_name": model_name, "engine": "0"}
+        self._labels = {"model_name": model_name, "engine": "0" if engines == 1 else "all"}
 
     @staticmethod
-    def shared_memory(workers: int) -> int:
+    def shared_memory(workers: int, engines: int = 1) -> int:
         """Create the counters of `workers` workers; returns the descriptor to pass to each as `memory_fd`."""
-        return CounterMemory.create_shared(Metrics("").memory.size, workers)
+        return CounterMemory.create_shared(Metrics("", engines=engines).memory.size, workers)
 
     def reset_gauges(self) -> None:
         """Nothing is open in this worker, whatever its share says."""
@@ -94,15 +97,14 @@ class Metrics:
         if error.code == QueueFull.code:
             self.admission_rejections.add(1, ADMISSION_REASONS[0])
 
-    def give_up(self, num_ends: int) -> None:
-        """Count a request that was given up since `num_ends` engines had ended under it."""
+    def give_up(self, engine: int, num_ends: int) -> None:
+        """Count a request that was given up at a replica since engines had ended under it, `num_ends` times."""
         self.requests_given_up.add()
-        self.engine_ends_explained.add(num_ends)
+        self.engine_ends_explained.add(num_ends, str(engine))
 
-    @property
-    def num_engine_ends_explained(self) -> int:
-        """Ends of engines that requests explain which were given up, over all workers."""
-        return round(self._one(self.engine_ends_explained))
+    def num_engine_ends_explained(self, engine: int) -> int:
+        """Ends of a replica that requests explain which were given up, over all workers."""
+        return round(self.engine_ends_explained.totals(self.memory)[str(engine)])
 
     def count(self, cost: RequestCost) -> None:
         """Count a request that has ended, in whatever way."""
@@ -120,43 +122,17 @@ class Metrics:
         if cost.completion_tokens > 1:
             self.per_output_token_s.observe(decode_s / (cost.completion_tokens - 1))
 
-    def page(self, stats: EngineStats | None, info: EngineInfo | None = None) -> bytes:
-        """The text exposition; without the engine's part while there is no engine."""
-        return generate_latest(_Page(self, stats, info))
+    def page(self, engines: Sequence[EngineSnapshot] = ()) -> bytes:
+        """The text exposition.
 
-    def families(self, stats: EngineStats | None, info: EngineInfo | None) -> Iterator[Metric]:
-        if info is not None:
-            yield self._cache_config(info)
-        if stats is not None:
-            yield from self._engine_families(stats)
+        engines  by number; none while the model is loading
+        """
+        return generate_latest(_Page(self, engines))
+
+    def families(self, engines: Sequence[EngineSnapshot]) -> Iterator[Metric]:
+        yield from engine_families(self._labels["model_name"], engines)
         yield from self._request_families()
         yield from self._stream_families()
-
-    def _engine_families(self, stats: EngineStats) -> Iterator[Metric]:
-        yield self._gauge("vllm:num_requests_running", "Sequences being generated.", stats.num_requests_running)
-        yield self._gauge("vllm:num_requests_waiting", "Sequences waiting for a row.", stats.num_requests_waiting)
-        yield self._waiting_by_reason(stats)
-        usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
-        yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 1 is all.", usage)
-        yield self._gauge("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc.", usage)
-        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.", stats.prefix_cache_queries)
-        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits)
-        yield self._counter("vllm:num_preemptions", "Sequences that had to give their blocks back.", stats.num_preemptions)
-        yield self._tally("vllm:request_num_preemptions", "Preemptions of a sequence that has ended.", stats.ended_preemptions)
-        yield self._tally("vllm:iteration_tokens_total", "Tokens computed by a step.", stats.step_tokens)
-        yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
-        yield self._counter("vllm:generation_tokens", "Tokens generated.", stats.generation_tokens)
-        yield self._gauge("streamserve:num_requests_paused", "Sequences whose readers lag.", stats.num_requests_paused)
-        yield self._counter("streamserve:steps", "Steps run.", stats.steps)
-        yield self._counter("streamserve:divided_steps", "Steps run in pieces for lack of memory.", stats.divided_steps)
-        yield self._counter("streamserve:wasted_tokens", "Tokens computed and thrown away.", stats.wasted_tokens)
-        yield self._counter(
-            "streamserve:tokens_wasted_after_disconnect",
-            "Tokens computed for clients that had left.",
-            stats.tokens_wasted_after_disconnect,
-        )
-        yield self._abort_latency(stats)
-        yield self._gauge("streamserve:engine_heartbeat_seconds", "Age of the engine loop's last turn.", stats.heartbeat_s)
 
     def _request_families(self) -> Iterator[Metric]:
         yield self._histogram("vllm:time_to_first_token_seconds", "From request to first text.", self.ttft_s)
@@ -209,32 +185,6 @@ class Metrics:
             "streamserve:client_buffer_bytes", "Bytes waiting for clients to read them.", self._one(self.client_buffer_bytes)
         )
 
-    def _waiting_by_reason(self, stats: EngineStats) -> Metric:
-        family = GaugeMetricFamily(
-            "vllm:num_requests_waiting_by_reason", "Sequences waiting for a row, by reason.", labels=[*self._labels, "reason"]
-        )
-        # Nothing waits here for what vLLM defers requests for: adapters, or KV from elsewhere.
-        for reason, count in (("capacity", stats.num_requests_waiting), ("deferred", 0)):
-            family.add_metric([*self._labels.values(), reason], count)
-        return family
-
-    def _cache_config(self, info: EngineInfo) -> Metric:
-        shape = {"block_size": str(info.block_size), "num_gpu_blocks": str(info.num_blocks)}
-        family = GaugeMetricFamily(
-            "vllm:cache_config_info", "The shape of the KV cache, as labels.", labels=[*self._labels, *shape]
-        )
-        family.add_metric([*self._labels.values(), *shape.values()], 1)
-        return family
-
-    def _abort_latency(self, stats: EngineStats) -> Metric:
-        family = SummaryMetricFamily(
-            "streamserve:abort_latency_seconds",
-            "From a reader's leaving to its sequence's blocks being free.",
-            labels=list(self._labels),
-        )
-        family.add_metric(list(self._labels.values()), count_value=stats.num_aborts, sum_value=stats.abort_latency_s)
-        return family
-
     @property
     def num_requests(self) -> int:
         """Requests that the workers are answering, all of them together."""
@@ -261,13 +211,6 @@ class Metrics:
 
     def _histogram(self, name: str, help: str, histogram: Histogram) -> Metric:
         buckets, total = histogram.cumulative(self.memory)
-        return self._buckets(name, help, buckets, total)
-
-    def _tally(self, name: str, help: str, tally: Tally) -> Metric:
-        bounds = [*(str(float(bound)) for bound in tally.bounds), "+Inf"]
-        return self._buckets(name, help, list(zip(bounds, accumulate(tally.counts), strict=True)), tally.total)
-
-    def _buckets(self, name: str, help: str, buckets: Sequence[tuple[str, float]], total: float) -> Metric:
         family = HistogramMetricFamily(name, help, labels=list(self._labels))
         family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=total)
         return family
@@ -276,10 +219,9 @@ class Metrics:
 class _Page:
     """prometheus-client's registry: yields the families of one scrape."""
 
-    def __init__(self, metrics: Metrics, stats: EngineStats | None, info: EngineInfo | None) -> None:
+    def __init__(self, metrics: Metrics, engines: Sequence[EngineSnapshot]) -> None:
         self._metrics = metrics
-        self._stats = stats
-        self._info = info
+        self._engines = engines
 
     def collect(self) -> Iterator[Any]:
-        return self._metrics.families(self._stats, self._info)
+        return self._metrics.families(self._engines)

@@ -25,7 +25,8 @@ def open_device(name: DeviceName, index: int | None = None) -> Device:
     num_gpus = torch.cuda.device_count()
     if index >= num_gpus:
         raise ConfigError(
-            f"--tensor-parallel-size needs {index + 1} GPUs or more, and torch sees {num_gpus}: lower it to {num_gpus}"
+            f"--tensor-parallel-size times --data-parallel-size is {index + 1} or more, and torch sees {num_gpus} "
+            f"{'GPU' if num_gpus == 1 else 'GPUs'}: lower one of them"
         )
     torch.cuda.set_device(index)
     return CudaDevice(torch.device("cuda", index))

@@ -6,10 +6,12 @@ torch for itself. It is an optimisation only: kernels missing from the cache are
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
@@ -27,6 +29,9 @@ from streamserve.process.child import encode_with_paths, start_module
 
 WAIT_S = 60.0
 """After that the rank compiles what is missing itself."""
+
+POLL_INTERVAL_S = 0.05
+"""Seconds between two looks at whether another engine has compiled."""
 
 _DRIVER = Path("/dev/nvidiactl")
 
@@ -56,6 +61,8 @@ class TritonCache:
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
         self._job = CompileJob(config=config, checkpoint=checkpoint)
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+        self._waits = False
 
     @cached_property
     def _stamp(self) -> Path:
@@ -69,9 +76,10 @@ class TritonCache:
         if process is not None:
             process.kill()
             process.communicate()
+        self._unlock()
 
     def start(self, *, compiles: bool = True) -> None:
-        """Start compiling, unless the cache is complete or no NVIDIA GPU will be used.
+        """Start compiling, unless the cache is complete, another engine has started to, or no NVIDIA GPU will be used.
 
         compiles  False where another rank does so for this one
 
@@ -83,6 +91,9 @@ class TritonCache:
         threading.Thread(target=prepare_triton, name="streamserve-triton", daemon=True).start()
         if self._stamp.exists() or not compiles:
             return
+        if not self._take_lock():
+            self._waits = True
+            return
         # Threads of OpenBLAS would be lost in the processes that this one forks.
         self._process = start_module("streamserve.worker.startup.triton_process", variables={"OPENBLAS_NUM_THREADS": "1"})
         self._send(self._job)
@@ -92,7 +103,10 @@ class TritonCache:
         self._send(target)
 
     def wait(self) -> None:
-        """Wait for the process to end, for `WAIT_S` at most; one that takes longer is killed."""
+        """Wait until the kernels are compiled, for `WAIT_S` at most; a process of ours that takes longer is killed."""
+        deadline = time.monotonic() + WAIT_S
+        while self._waits and not self._stamp.exists() and not self._take_lock() and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_S)
         if self._process is not None:
             try:
                 self._process.wait(WAIT_S)
@@ -103,6 +117,28 @@ class TritonCache:
         """Leave a stamp in the cache that says it has every kernel of this model; it goes when the cache is deleted."""
         if not self._stamp.exists() and self._stamp.parent.is_dir():
             self._stamp.touch()
+        self._unlock()
+
+    def _take_lock(self) -> bool:
+        """Whether nobody else compiles for this model and these sizes; the lock goes with its holder's process."""
+        try:
+            self._stamp.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._stamp.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError:
+            # A folder that can't be written to: what it lacks everyone compiles.
+            return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        self._lock = lock
+        return True
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _send(self, line: msgspec.Struct) -> None:
         if self._process is not None:

@@ -87,9 +87,8 @@ async def test_a_client_that_leaves_in_mid_body_is_no_fault_of_the_server(caplog
             await client.send(POST + b"\r\n{")
             await anyio.wait_all_tasks_blocked()
         with anyio.fail_after(5):
-            while b'rejected_total{engine="0",model_name="scripted",reason="aborted"} 1.0' not in server.service.metrics.page(
-                None
-            ):
+            aborted = b'rejected_total{engine="0",model_name="scripted",reason="aborted"} 1.0'
+            while aborted not in server.service.metrics.page():
                 await anyio.lowlevel.checkpoint()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 

@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from streamserve.errors import QueueFull
 from streamserve.server.telemetry.metrics import Metrics
-from streamserve.types import EngineStats, Tally, TokenDelta
+from streamserve.types import EngineSnapshot, EngineStats, Tally, TokenDelta
 from tests.server.ws.session import session
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
@@ -227,7 +227,7 @@ async def test_the_engines_totals_appear_under_their_names() -> None:
         heartbeat_s=9.0,
         step_tokens=Tally(bounds=(1, 8), counts=[2, 1, 0], total=7),
     )
-    samples = parse(Metrics("m").page(stats))
+    samples = parse(Metrics("m").page([EngineSnapshot(INFO, stats)]))
     assert samples["vllm:num_requests_waiting"] == 3
     buckets = [samples[f"vllm:iteration_tokens_total_bucket{{le={bound}}}"] for bound in ("1.0", "8.0", "+Inf")]
     assert (buckets, samples["vllm:iteration_tokens_total_sum"]) == ([2, 3, 3], 7)
@@ -245,15 +245,33 @@ def names(page: bytes) -> set[str]:
     return {sample.name for family in text_string_to_metric_families(page.decode()) for sample in family.samples}
 
 
+def test_each_engine_has_samples_of_its_own_and_requests_are_counted_together() -> None:
+    engines = [
+        EngineSnapshot(INFO, EngineStats(steps=3)),
+        EngineSnapshot(INFO, None),
+        EngineSnapshot(INFO, EngineStats(steps=4)),
+    ]
+    metrics = Metrics("m", engines=3)
+    metrics.give_up(2, 2)
+    page = metrics.page(engines).decode()
+    assert re.findall(r'streamserve:steps_total{engine="(\d)",model_name="m"} (\S+)', page) == [("0", "3.0"), ("2", "4.0")]
+    assert re.findall(r'streamserve:engine_up{engine="(\d)",model_name="m"} (\S+)', page) == [
+        ("0", "1.0"), ("1", "0.0"), ("2", "1.0"),
+    ]  # fmt: skip
+    assert 'streamserve:requests_given_up_total{engine="all",model_name="m"} 1.0' in page
+    assert [metrics.num_engine_ends_explained(number) for number in range(3)] == [0, 0, 2]
+
+
 async def test_the_dashboard_asks_for_what_there_is() -> None:
     dashboard = (ROOT / "docs" / "grafana" / "streamserve.json").read_text()
     queried = set(re.findall(r"(?:vllm|streamserve):\w+", dashboard))
     assert len(queried) > 25
-    assert queried <= names(Metrics("m").page(EngineStats()))
+    assert queried <= names(Metrics("m").page([EngineSnapshot(INFO, EngineStats())]))
 
 
 async def test_the_documentation_names_what_there_is() -> None:
-    page = (ROOT / "docs" / "METRICS.md").read_text()
-    documented = set(re.findall(r"^\| `((?:vllm|streamserve):\w+)", page, re.MULTILINE))
-    families = {family.name for family in text_string_to_metric_families(Metrics("m").page(EngineStats(), INFO).decode())}
+    text = (ROOT / "docs" / "METRICS.md").read_text()
+    documented = set(re.findall(r"^\| `((?:vllm|streamserve):\w+)", text, re.MULTILINE))
+    page = Metrics("m").page([EngineSnapshot(INFO, EngineStats())])
+    families = {family.name for family in text_string_to_metric_families(page.decode())}
     assert documented == families

@@ -6,7 +6,8 @@ import os
 
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.shared_counters import Counter, CounterLayout, CounterMemory, Histogram
-from streamserve.types import EngineStats
+from streamserve.types import EngineSnapshot, EngineStats
+from tests.support.scripted_engine import ScriptedEngine
 
 
 def test_workers_count_apart_and_are_read_together() -> None:
@@ -30,7 +31,8 @@ def test_workers_count_apart_and_are_read_together() -> None:
 
 def test_a_page_needs_no_engine_and_tells_of_it_when_there_is_one() -> None:
     metrics = Metrics("m")
-    assert b"vllm:kv_cache_usage_perc" not in metrics.page(None)
-    page = metrics.page(EngineStats(kv_blocks_total=4, kv_blocks_used=1, prompt_tokens=9))
+    assert b"vllm:kv_cache_usage_perc" not in metrics.page()
+    stats = EngineStats(kv_blocks_total=4, kv_blocks_used=1, prompt_tokens=9)
+    page = metrics.page([EngineSnapshot(ScriptedEngine().info, stats)])
     assert b'vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25' in page
     assert b'vllm:prompt_tokens_total{engine="0",model_name="m"} 9.0' in page
