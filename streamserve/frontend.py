@@ -19,12 +19,13 @@ from streamserve.engine.base import Engine
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.text.chat_template import ChatMessage, ChatTemplate, ModelTemplates
 from streamserve.text.end_of_sequence import end_of_sequence_ids
+from streamserve.text.mark_tokens import MarkTokens
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
-from streamserve.types import EngineInfo, SamplingParams
+from streamserve.types import EngineInfo, ReasoningMarks, SamplingParams
 
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ class Frontend:
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
+        self.mark_tokens = MarkTokens(tokenizer)
         self.kept_out: frozenset[str] = frozenset() if allow_special_tokens_in_messages else tokenizer.vocabulary.special_texts
         self._templates = ModelTemplates(tokenizer.chat_templates, tokenizer.special_tokens, chat_template, self.kept_out)
         self._long_texts = CapacityLimiter(LONG_TEXTS_AT_A_TIME)
@@ -112,6 +114,7 @@ class Frontend:
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
+        reasoning: ReasoningMarks | None = None,
     ) -> PreparedPrompt:
         """Tokenise and check a prompt; arguments and errors as `Preparation.prepare`. Nothing is admitted yet.
 
@@ -126,6 +129,7 @@ class Frontend:
             cache_salt=cache_salt,
             clamp_max_tokens=clamp_max_tokens,
             shown_special_ids=shown_special_ids,
+            reasoning=reasoning,
         )
         return prepared
 

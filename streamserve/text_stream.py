@@ -45,6 +45,11 @@ class TextStream:
         for sequence_id in self.sequence_ids:
             self._engine.abort(sequence_id)
 
+    def end_reasoning(self) -> None:
+        """Have every choice end its reasoning, within one step, and go on with the answer. Never blocks."""
+        for stream in self._streams.values():
+            stream.end_reasoning()
+
     def close(self) -> None:
         """Abort what still runs and end the iteration. Idempotent, never blocks."""
         streams, self._streams = self._streams, {}

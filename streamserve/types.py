@@ -15,6 +15,7 @@ import msgspec
 
 from streamserve.errors import InvalidParameter, invalid_value
 from streamserve.kv_groups import KvGroups
+from streamserve.reasoning_marks import ReasoningMarks
 
 FinishReason = Literal["stop", "length", "abort", "error", "time"]
 
@@ -77,6 +78,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: list[int] | None = None
     structured_outputs: StructuredOutputs | None = None
     max_time: float | None = None
+    thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -141,6 +143,7 @@ def _check_ranges(params: SamplingParams) -> None:
         ("logprobs", -1, math.inf),
         ("prompt_logprobs", -1, math.inf),
         ("truncate_prompt_tokens", 1, math.inf),
+        ("thinking_token_budget", 0, math.inf),
     ):
         value = getattr(params, name)
         if value is not None and not low <= value <= high:
@@ -215,6 +218,8 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     priority             lower runs first, under the priority policy
     cache_salt           sequences share cached prefixes only with the same salt
     max_time_s           seconds from admission after which the sequence ends with reason "time"
+    reasoning            how its reasoning is told and ended; None where it has none, or can't be told
+    reasoning_budget     tokens after which reasoning is ended; None for no limit
     """
 
     sequence_id: str
@@ -226,6 +231,8 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     priority: int = 0
     cache_salt: str = ""
     max_time_s: float | None = None
+    reasoning: ReasoningMarks | None = None
+    reasoning_budget: int | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -486,6 +493,7 @@ __all__ = [
     "ErrorInfo",
     "FinishReason",
     "Logprob",
+    "ReasoningMarks",
     "RequestOutput",
     "Sampling",
     "SamplingParams",

@@ -216,7 +216,6 @@ _ANSWERS = {
     **_because("tools are run by the client", tool_server=_UNSET),
     **_because("answers are the assistant's", response_role=("assistant",)),
     **_because("templates that loop over parts of content get parts, others get text", chat_template_content_format=("auto",)),
-    **_because("a request brings its own chat_template_kwargs", default_chat_template_kwargs=_EMPTY),
     **_because("usage always says how many prompt tokens were in the cache", enable_prompt_tokens_details=_EITHER),
     **_because("a stream ends with usage where its request has stream_options.include_usage", enable_force_include_usage=_OFF),
     **_because("/metrics has the figures of all requests", enable_per_request_metrics=_OFF),

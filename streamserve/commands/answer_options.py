@@ -33,6 +33,9 @@ _OPTIONS = [
     ),
     _chat("--tool-call-parser", type=click.Choice(TOOL_CALL_PARSERS), help="Reads tool calls; else by the template."),
     _chat("--reasoning-parser", type=click.Choice(REASONING_PARSERS), help="Reads reasoning; else by the template."),
+    _chat(
+        "--default-chat-template-kwargs", default="{}", help="JSON object of chat_template_kwargs; a request's own count more."
+    ),
     _chat("--enable-auto-tool-choice", is_flag=True, help="Do not start when the model's tool calls can't be read."),
     _chat("--exclude-tools-when-tool-choice-none", is_flag=True, help="Leave tools not to be called out of the prompt."),
     _answers("--generation-config", default="auto", help='"auto": defaults from the model; "vllm": none; or a folder.'),
@@ -66,6 +69,7 @@ def answer_settings(values: dict[str, Any], engine: EngineConfig) -> dict[str, A
         **{name: values[name] for name in names},
         "model_names": list(values["served_model_name"]) or [engine.model],
         "model_root": engine.model,
+        "default_chat_template_kwargs": _object("--default-chat-template-kwargs", values["default_chat_template_kwargs"]),
         "chat_template": _template(values["chat_template"]),
         "priority_scheduling": engine.scheduling_policy == "priority",
     }

@@ -46,6 +46,13 @@ class SequenceStream(Protocol):
         """The next delta, or None when none is waiting."""
         ...
 
+    def end_reasoning(self) -> None:
+        """Have the sequence end its reasoning, within one step, and go on with the answer; nothing where it has none.
+
+        Idempotent, never blocks.
+        """
+        ...
+
     def close(self) -> None:
         """Abort the sequence unless it has finished. Idempotent, never blocks."""
         ...

@@ -164,6 +164,11 @@ class EngineCore:
             self._started[1].resume(sequence_id)
             self._wakeup.set()
 
+    def end_reasoning(self, sequence_id: str) -> None:
+        """Have a sequence end its reasoning and go on with the answer; unknown ones are ignored."""
+        if sequence_id in self._sinks:
+            self._started[1].end_reasoning(sequence_id)
+
     def end(self, reason: EngineDead) -> None:
         """End every sequence with this error and admit no more; the first reason stays. Idempotent."""
         if self.failure is None:

@@ -68,6 +68,10 @@ class ResumeState:
             self.is_suspect = not has_progressed
             self._handed_over = None
 
+    def end_reasoning(self) -> None:
+        """Its reasoning has been ended, so that another engine must not begin it again."""
+        self._spec = msgspec.structs.replace(self._spec, reasoning_budget=0)
+
     def hand_over(self, *, is_alone: bool = False) -> SequenceSpec:
         """The `continuation`, from now on in another engine.
 

@@ -28,6 +28,8 @@ class SequenceControl(Protocol):
 
     def resume(self, sequence_id: str) -> None: ...
 
+    def end_reasoning(self, sequence_id: str) -> None: ...
+
     def abort(self, sequence_id: str) -> None: ...
 
 
@@ -121,6 +123,12 @@ class ChannelStream:
         if not self._ended:
             self.end("abort")
             self._control.abort(self.sequence_id)
+
+    def end_reasoning(self) -> None:
+        """Have the sequence end its reasoning, in an engine that it is resumed in, too. Never blocks."""
+        if not self._ended:
+            self.resume_state.end_reasoning()
+            self._control.end_reasoning(self.sequence_id)
 
     def close(self) -> None:
         """Abort the sequence unless it has finished, and discard what is unread. Idempotent, never blocks."""

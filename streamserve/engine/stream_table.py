@@ -122,6 +122,9 @@ class StreamTable:
     def resume(self, sequence_id: str) -> None:
         self._control.resume(sequence_id)
 
+    def end_reasoning(self, sequence_id: str) -> None:
+        self._control.end_reasoning(sequence_id)
+
     def abort(self, sequence_id: str) -> None:
         self._streams.pop(sequence_id, None)
         self._control.abort(sequence_id)

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from streamserve.errors import ContextLengthExceeded, InvalidParameter, PromptTooLarge
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.scheduling.token_masks import bits
 from streamserve.types import SequenceSpec
 
 
@@ -80,21 +81,13 @@ def require_choice(constraint: Constraint, spec: SequenceSpec) -> None:
         return
     possible = int.from_bytes(constraint.bitmask(), "little")
     if sampling.allowed_token_ids is not None:
-        possible &= _bits(sampling.allowed_token_ids)
-    possible &= ~_bits(sampling.banned_token_ids)
+        possible &= bits(sampling.allowed_token_ids)
+    possible &= ~bits(sampling.banned_token_ids)
     if excluding["min_tokens"]:
-        possible &= ~_bits(sampling.stop_token_ids)
+        possible &= ~bits(sampling.stop_token_ids)
     if not possible:
         others = " and ".join(name for name, excludes in excluding.items() if excludes)
         raise InvalidParameter("structured_outputs", f"allow only tokens that {others} exclude")
-
-
-def _bits(token_ids: list[int]) -> int:
-    """The integer with these bits set."""
-    mask = bytearray(max(token_ids, default=0) // 8 + 1)
-    for token_id in token_ids:
-        mask[token_id // 8] |= 1 << token_id % 8
-    return int.from_bytes(mask, "little")
 
 
 def _check_counts(spec: SequenceSpec) -> None:

@@ -50,6 +50,8 @@ def _ending_of(sequence: Sequence, token_id: int) -> Ending | None:
     """How `token_id`, just appended, ends the sequence."""
     if token_id == NO_TOKEN:
         return Ending("error", error=_NO_TOKEN)
+    if sequence.reasoning is not None:
+        sequence.follow_reasoning(token_id)
     length = len(sequence.token_ids)
     if token_id in sequence.ending_ids and length >= sequence.min_length:
         return Ending("stop", token_id)
@@ -75,7 +77,8 @@ def delta_of(
     A token that ends the sequence in an error is no part of its output.
     """
     is_first, sequence.has_reported = not sequence.has_reported, True
-    sequence.only_reports_ids = ending is None and sequence.constraint is None and sequence.spec.sampling.logprobs is None
+    is_free = sequence.constraint is None and sequence.reasoning is None
+    sequence.only_reports_ids = ending is None and is_free and sequence.spec.sampling.logprobs is None
     reason, stop_reason, error = ending or (None, None, None)
     if error is not None:
         token_ids = token_ids[:-1]

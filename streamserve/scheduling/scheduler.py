@@ -99,6 +99,17 @@ class Scheduler:
         self.registry.resume(sequence)
         return True
 
+    def end_reasoning(self, sequence_id: str) -> bool:
+        """End the reasoning of a sequence: no token but its closing mark follows those in flight. False when unknown.
+
+        Once it is over, or where the sequence has none, nothing changes.
+        """
+        sequence = self.registry.sequences.get(sequence_id)
+        if sequence is None:
+            return False
+        sequence.end_reasoning()
+        return True
+
     def offer_drafts(self, sequence_id: str, token_ids: list[int]) -> bool:
         """Have the next step of a sequence check these guesses for the tokens that follow. False when unknown.
 
@@ -213,7 +224,7 @@ class Scheduler:
         return unfinished
 
     def _plan_special(self, builder: StepBuilder, sequence: Sequence) -> None:
-        """The next token of a sequence with a constraint, with drafts or with drafts in flight."""
+        """The next token of a sequence with a constraint or limited reasoning, with drafts or with drafts in flight."""
         if sequence.awaits_commit:
             return
         if sequence.num_computed == sequence.reach and not self._grow(builder, sequence):

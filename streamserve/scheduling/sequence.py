@@ -12,6 +12,8 @@ from streamserve.scheduling.blocks import BlockTable
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.plan import NO_TOKEN
 from streamserve.scheduling.prefix_cache import PrefixBlock
+from streamserve.scheduling.reasoning import ReasoningLimit
+from streamserve.scheduling.token_masks import only
 from streamserve.types import FinishReason, Sampling, SequenceSpec, TokenLogprobs
 
 NO_ROW = -1
@@ -35,7 +37,8 @@ class Sequence:
     num_drafted    drafts in flight, some of which may be rejected
     drafts         guesses for the tokens behind those known, for the next step to check
     only_reports_ids  whether it runs, and the delta of its next token is nothing but its id unless that ends it
-    is_special     its decodes need a closer look: it has a constraint, drafts, or drafts in flight
+    reasoning      ends its reasoning at a budget; None without one, and once no reasoning can follow
+    is_special     its decodes need a closer look: it has a constraint, limited reasoning, drafts, or drafts in flight
     row            the row it owns, or NO_ROW
     tables         the blocks it holds, in a table for each layer group; none without a row
     reach          tokens that it has blocks for in every table
@@ -70,6 +73,7 @@ class Sequence:
         "prompt_logprobs",
         "queue_s",
         "reach",
+        "reasoning",
         "row",
         "sequence_id",
         "spec",
@@ -101,6 +105,7 @@ class Sequence:
         self.num_computed = 0
         self.num_drafted = 0
         self.drafts: list[int] = []
+        self.reasoning: ReasoningLimit | None = None
         self.is_special = constraint is not None
         self.row = NO_ROW
         self.tables: list[BlockTable] = []
@@ -115,6 +120,8 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None if spec.sampling.prompt_logprobs is None else [None]
         self.has_reported = False
         self.only_reports_ids = False
+        if spec.reasoning_budget is not None:
+            self._limit_reasoning(spec.reasoning_budget)
 
     def finish(self, reason: FinishReason) -> None:
         """End it; tokens in flight are dropped."""
@@ -136,11 +143,44 @@ class Sequence:
         """Whether its next step must wait for a commit, which tells what its constraint allows or its exact length."""
         if self.constraint is not None:
             return self.num_in_flight > 0
+        if self.reasoning is not None and self.reasoning.awaits_commit(self.num_in_flight):
+            return True
         return self.num_drafted > 0 and len(self.token_ids) < self.min_length
 
+    def bitmask(self) -> bytes | None:
+        """The tokens that the step being planned may sample; None when it may sample all."""
+        mask = None if self.constraint is None else self.constraint.bitmask()
+        forced = None if self.reasoning is None else self.reasoning.plan()
+        return mask if forced is None else only(forced, mask)
+
+    def follow_reasoning(self, token_id: int) -> None:
+        """Take in a committed token of a sequence whose reasoning is limited."""
+        assert self.reasoning is not None
+        self.reasoning.accept(token_id)
+        self._drop_spent_limit()
+
+    def end_reasoning(self) -> None:
+        """End its reasoning with the next token; nothing where it has none, or none left."""
+        if self.reasoning is not None:
+            self.reasoning.end()
+        else:
+            self._limit_reasoning(0)
+
+    def _limit_reasoning(self, budget: int) -> None:
+        if self.spec.reasoning is not None:
+            self.reasoning = ReasoningLimit(self.spec.reasoning, budget, self.token_ids[self.num_prompt_tokens :])
+            self.drafts = []
+            self.only_reports_ids = False
+            self._drop_spent_limit()
+
+    def _drop_spent_limit(self) -> None:
+        if self.reasoning is not None and self.reasoning.is_over:
+            self.reasoning = None
+        self._update_special()
+
     def offer_drafts(self, token_ids: list[int]) -> None:
-        """Have the next step check these guesses; ignored with a constraint, which allows one token at a time."""
-        if self.constraint is None:
+        """Have the next step check these guesses; ignored with a constraint or a limit, which allow one token at a time."""
+        if self.constraint is None and self.reasoning is None:
             self.drafts = token_ids
             self._update_special()
 
@@ -167,7 +207,8 @@ class Sequence:
         self._update_special()
 
     def _update_special(self) -> None:
-        self.is_special = self.constraint is not None or self.num_drafted > 0 or bool(self.drafts)
+        has_limits = self.constraint is not None or self.reasoning is not None
+        self.is_special = has_limits or self.num_drafted > 0 or bool(self.drafts)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

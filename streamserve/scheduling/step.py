@@ -102,7 +102,7 @@ class StepBuilder:
         start = sequence.num_computed
         end = start + count
         samples = end == sequence.num_known
-        bitmask = sequence.constraint.bitmask() if samples and sequence.constraint is not None else None
+        bitmask = sequence.bitmask() if samples and sequence.is_special else None
         works, owners = (self.decodes, self.decoding) if count == 1 else (self.prefills, self.prefilling)
         works.append(RowWork(sequence.row, start, count, int(samples), bitmask))
         if sequence.wants_prompt_logprobs:

@@ -44,6 +44,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_engine_restarts     how often within ten minutes an engine process that ended is started again; its streams go on then
     engine_hang_timeout_s   how long a step may take; an engine that hangs is killed, and started again
     chat_template           a template text that replaces the model's own
+    default_chat_template_kwargs    template variables of chats that don't set them themselves
     trust_request_chat_template     whether requests may carry a template of their own
     allow_special_tokens_in_messages    as of `Frontend`
     tool_call_parser        reads tool calls; chosen by the chat template when None
@@ -79,6 +80,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_engine_restarts: int = 3
     engine_hang_timeout_s: float = 300.0
     chat_template: str | None = None
+    default_chat_template_kwargs: dict[str, Any] = {}
     trust_request_chat_template: bool = False
     allow_special_tokens_in_messages: bool = False
     tool_call_parser: str | None = None

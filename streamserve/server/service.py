@@ -34,6 +34,7 @@ from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.server.telemetry.request_log import log_request
 from streamserve.server.telemetry.tracing import Tracer
+from streamserve.text.chat_template import reserved
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.preparation import PreparedPrompt
@@ -100,6 +101,8 @@ class Service:
         Raises `ConfigError` when the configuration requires what this model can't do.
         """
         self._require_parsers(frontend)
+        if taken := reserved(self.config.default_chat_template_kwargs):
+            raise ConfigError(f"--default-chat-template-kwargs: a conversation sets {', '.join(taken)} by itself")
         self._frontend = frontend
         self._limits = RequestLimits(
             defaults=defaults,
@@ -210,7 +213,13 @@ class Service:
         """Cancel a request, whichever worker answers it; False when it is not running."""
         if self.delivery.abort(request_id):
             return True
-        return self.siblings is not None and await self.siblings.cancel(request_id)
+        return self.siblings is not None and await self.siblings.command("cancel", request_id)
+
+    async def answer_now(self, request_id: OwnedId) -> bool:
+        """End the reasoning of a request, whichever worker answers it; False when it is not running."""
+        if self.delivery.answer_now(request_id):
+            return True
+        return self.siblings is not None and await self.siblings.command("answer", request_id)
 
     async def find_sibling(self, response_id: OwnedId) -> str | None:
         """The internal socket of another API worker that keeps a response or the events of a stream; None when none does."""
@@ -222,7 +231,13 @@ class Service:
 
     def on_call(self, method: Method, id: OwnedId) -> bool:
         """Execute a call of a sibling on this worker; False when it does not have the request."""
-        return self.delivery.abort(id) if method == "cancel" else self.find(id) is not None
+        match method:
+            case "cancel":
+                return self.delivery.abort(id)
+            case "answer":
+                return self.delivery.answer_now(id)
+            case "find":
+                return self.find(id) is not None
 
     async def drain(self, timeout_s: float) -> None:
         """Take no new requests, let running ones finish, and end the rest with an error event after `timeout_s`."""

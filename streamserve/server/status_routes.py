@@ -70,6 +70,16 @@ async def cancel_request(
     return {"id": request_id, "object": "request.cancelled", "cancelled": True}
 
 
+@post("/v1/requests/{request_id:str}/answer", status_code=200)
+async def answer_now(
+    request: Request[Any, Any, Any], service: NamedDependency[Service], request_id: FromPath[str]
+) -> dict[str, Any]:
+    """End the reasoning of a running request within one step; its answer goes on in the same stream."""
+    if not await service.answer_now(owned_id(request.scope, request_id)):
+        raise NotFound("no such request is running")
+    return {"id": request_id, "object": "request.answering", "answering": True}
+
+
 @get("/live")
 async def live() -> Response[bytes]:
     """200 as long as this process answers, the model loaded or not: what a liveness probe asks."""
@@ -135,6 +145,7 @@ ROUTES = [
     list_models,
     show_model,
     cancel_request,
+    answer_now,
     live,
     health,
     ping,

@@ -66,6 +66,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
         reasoning_effort: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for a conversation; a `RenderedText` when special tokens were kept out of it.
 
@@ -74,13 +75,15 @@ class ChatTemplate:
         continue_final_message  end inside the last message instead, for the model to continue it
         variables               more names for the template, as `enable_thinking`
         reasoning_effort        "none", "low", …: passed under the variable that the template has for it
+        defaults                variables that neither of the two sets
 
         Raises `InvalidParameter` for messages that the template refuses or that hold anything but text, `UnsupportedParameter`
         for an effort that it has no variable for.
         """
         if continue_final_message and add_generation_prompt:
             raise InvalidParameter("continue_final_message", "needs add_generation_prompt=false")
-        _refuse_reserved(variables or {})
+        if taken := reserved(variables or {}):
+            raise InvalidParameter("chat_template_kwargs", f"can't set {', '.join(taken)}")
         marks = None if self._kept_out is None else Marks(self._kept_out)
 
         def copied(value: Any) -> Any:
@@ -97,7 +100,7 @@ class ChatTemplate:
             tools=copied(tools) or None,
             documents=copied(documents) or None,
             add_generation_prompt=add_generation_prompt,
-            **copied({**self._effort(reasoning_effort), **(variables or {})}),
+            **copied({**(defaults or {}), **self._effort(reasoning_effort), **(variables or {})}),
         )
         if continue_final_message:
             text = _cut_at_continuation(text)
@@ -243,7 +246,6 @@ def _cut_at_continuation(text: str) -> str:
     return text[:at] if text.startswith(_CONTINUATION, at) else text[:at].rstrip()
 
 
-def _refuse_reserved(variables: Mapping[str, Any]) -> None:
-    taken = sorted(_RESERVED & variables.keys())
-    if taken:
-        raise InvalidParameter("chat_template_kwargs", f"can't set {', '.join(taken)}")
+def reserved(variables: Mapping[str, Any]) -> list[str]:
+    """Those of the variables that every conversation sets by itself."""
+    return sorted(_RESERVED & variables.keys())

@@ -15,7 +15,7 @@ import msgspec
 
 from streamserve.errors import ContextLengthExceeded, InvalidParameter
 from streamserve.text.tokenizers.tokenizer import Tokenizer
-from streamserve.types import Sampling, SamplingParams, SequenceSpec
+from streamserve.types import ReasoningMarks, Sampling, SamplingParams, SequenceSpec
 
 Prompt = str | Sequence[int]
 """A text, or token ids."""
@@ -92,6 +92,7 @@ class Preparation:
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
+        reasoning: ReasoningMarks | None = None,
         like: PreparedPrompt | None = None,
     ) -> PreparedPrompt:
         """Tokenise and resolve one prompt.
@@ -99,6 +100,7 @@ class Preparation:
         add_special_tokens  put the model's beginning-of-sequence token in front of a text
         clamp_max_tokens    shorten the output to what fits the context instead of refusing the request
         shown_special_ids   as in `PreparedPrompt`
+        reasoning           how the output's reasoning is told and ended; `thinking_token_budget` means nothing without
         like                another prompt of the request, prepared with the same `params`: their lists are shared
 
         Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
@@ -126,6 +128,8 @@ class Preparation:
             priority=priority,
             cache_salt=cache_salt,
             max_time_s=params.max_time,
+            reasoning=self._endable(reasoning, sampling, params.thinking_token_budget),
+            reasoning_budget=None if reasoning is None else params.thinking_token_budget,
         )
         text = str(prompt) if isinstance(prompt, str) else None
         specs = _outputs(common, params.n)
@@ -153,6 +157,26 @@ class Preparation:
         )
         _require_choice(sampling)
         return sampling
+
+    def _endable(self, marks: ReasoningMarks | None, sampling: Sampling, budget: int | None) -> ReasoningMarks | None:
+        """The marks, if the tokens that end reasoning can be sampled. Raises `InvalidParameter` when a budget needs them."""
+        if marks is None or all(any(self._can_sample(token_id, sampling) for token_id in ids) for ids in marks.ending):
+            return marks
+        if budget is not None:
+            raise InvalidParameter(
+                "thinking_token_budget", "needs the tokens that end reasoning, which other parameters exclude"
+            )
+        return None
+
+    def _can_sample(self, token_id: int, sampling: Sampling) -> bool:
+        """Whether a token may stand anywhere in the output."""
+        allowed = sampling.allowed_token_ids
+        return (
+            token_id < self.vocab_size
+            and (allowed is None or token_id in allowed)
+            and not any(word[-1] == token_id for word in sampling.bad_words_token_ids)
+            and not (sampling.min_tokens and token_id in sampling.stop_token_ids)
+        )
 
     def check_length(self, prompt: Prompt) -> None:
         """Refuse ids that don't fit, and a text that could not if it were made of the longest tokens.

@@ -7,10 +7,11 @@ import pytest
 from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.packing import PackedSequence, PackedSequences, pack
 from streamserve.process.framing import encode
-from streamserve.types import SequenceSpec, StructuredOutputs
+from streamserve.types import ReasoningMarks, SequenceSpec, StructuredOutputs
 from tests.engine.conftest import MakeSpec
 
 SCHEMA = StructuredOutputs(json={"type": "object", "description": "x" * 10_000})
+REASONING = ReasoningMarks(opens=[[1]], closes=[[2], [3, 4]], answers=[[2]], ending=[[3], [4, 5]], has_begun=True)
 ALLOWED = list(range(50_000))
 BIAS = dict.fromkeys(range(50000), 1.5)
 
@@ -33,6 +34,7 @@ def test_sequences_come_out_as_they_went_in(make_spec: MakeSpec) -> None:
     specs = [
         *outputs(make_spec, [1, 2, 300], 2),
         make_spec([1, 2, 300], temperature=0.5, stop_token_ids=[3], priority=-2, max_time_s=1.5, seed=2**63 - 1),
+        make_spec([1, 2, 300], reasoning=REASONING, reasoning_budget=7),
         make_spec([1, 2, 300], temperature=0.5, stop_token_ids=[4], bad_words_token_ids=[[1, 2]]),
     ]
     assert across(specs)[1] == specs
@@ -55,6 +57,6 @@ def test_ids_are_counted_as_often_as_they_cross(make_spec: MakeSpec) -> None:
 
 
 def test_a_place_that_does_not_exist_is_an_index_error() -> None:
-    sequence = PackedSequence("a", 0, 1, 0, 0, None, 5, [], 0, None)
+    sequence = PackedSequence("a", 0, 1, 0, 0, None, 5, [], 0, None, None, None)
     with pytest.raises(IndexError):
-        PackedSequences([sequence], [[1]], [], [""], []).unpack()
+        PackedSequences([sequence], [[1]], [], [""], [], []).unpack()

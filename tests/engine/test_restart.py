@@ -19,7 +19,7 @@ from streamserve.engine.resume_state import ResumeState
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.watchdog import kill_when_hung
 from streamserve.errors import EndsEngines, EngineDead, Unavailable
-from streamserve.types import TokenDelta
+from streamserve.types import ReasoningMarks, TokenDelta
 from tests.engine.conftest import MakeSpec
 from tests.engine.test_process import num_alive, scripted_process, until
 from tests.support.reading import read_all, read_together
@@ -209,6 +209,14 @@ def test_a_resumed_sequence_keeps_its_limits_and_repeats_nothing_to_its_reader(m
     assert not state.is_out_of_time
     now += 6.0
     assert state.is_out_of_time
+
+
+def test_reasoning_that_was_ended_is_not_begun_again_by_another_engine(make_spec: MakeSpec) -> None:
+    marks = ReasoningMarks(opens=[[1]], closes=[[2]], answers=[[2]], ending=[[2]], has_begun=True)
+    state = ResumeState(make_spec(reasoning=marks))
+    assert state.continuation().reasoning_budget is None
+    state.end_reasoning()
+    assert state.continuation().reasoning_budget == 0
 
 
 def test_a_sequence_is_suspect_when_engines_go_before_it_has_another_token(make_spec: MakeSpec) -> None:

@@ -13,7 +13,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "kv_groups": set(),
     "fail_points": set(),
-    "types": {"errors", "kv_groups"},
+    "reasoning_marks": set(),
+    "types": {"errors", "kv_groups", "reasoning_marks"},
     "config": {"errors"},
     "vllm_arguments": set(),
     # files on disk

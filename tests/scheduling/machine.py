@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from streamserve.errors import QueueFull
 from streamserve.kv_groups import KvGroups
 from streamserve.types import SequenceSpec, StructuredOutputs
-from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected
+from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected, marks
 from tests.scheduling.play import Play
 from tests.support.scheduler_invariants import check_invariants
 from tests.support.specs import make_spec
@@ -69,6 +69,8 @@ def sequence_specs(draw: st.DrawFn, name: str) -> SequenceSpec:
         prompt_logprobs=draw(st.sampled_from([None, None, None, 1])),
         structured_outputs=StructuredOutputs(regex="." * draw(st.integers(1, 8))) if constrained else None,
         max_time_s=draw(st.sampled_from([None, None, None, 5.0])),
+        reasoning=marks(has_begun=draw(st.booleans())),
+        reasoning_budget=None if constrained else draw(st.sampled_from([None, None, 0, 1, 2, 5])),
     )
 
 

@@ -6,10 +6,11 @@ scheduler is compared with.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from hashlib import blake2b
 
-from streamserve.types import FinishReason, Sampling, SequenceSpec, TokenLogprobs
+from streamserve.types import FinishReason, ReasoningMarks, Sampling, SequenceSpec, TokenLogprobs
 
 VOCABULARY = 24
 EOS = 0
@@ -73,6 +74,36 @@ def constraint_of(spec: SequenceSpec) -> Alternating | None:
     return Alternating(len(spec.structured_outputs.regex))
 
 
+OPEN, CLOSE, FIRST_OF_ENDING, LAST_OF_ENDING = 20, 21, 22, 23
+
+
+def marks(*, has_begun: bool) -> ReasoningMarks:
+    """Reasoning between marks, of which the one that is forced has two tokens."""
+    closes = [[CLOSE], [FIRST_OF_ENDING, LAST_OF_ENDING]]
+    ending = [[FIRST_OF_ENDING], [LAST_OF_ENDING]]
+    return ReasoningMarks(opens=[[OPEN]], closes=closes, answers=closes, ending=ending, has_begun=has_begun)
+
+
+def forced(spec: SequenceSpec, generated: list[int]) -> set[int] | None:
+    """The token that ends the reasoning, where the budget is spent; None where any may follow.
+
+    generated  all tokens, those included that the sequence came with
+    """
+    if spec.reasoning is None or spec.reasoning_budget is None:
+        return None
+    begins = 0 if spec.reasoning.has_begun else generated.index(OPEN) + 1 if OPEN in generated[:3] else None
+    if begins is None:
+        return None
+    thought = generated[begins:]
+    if CLOSE in thought or (FIRST_OF_ENDING, LAST_OF_ENDING) in itertools.pairwise(thought):
+        return None
+    spent = max(spec.reasoning_budget, len(spec.generated_token_ids) - begins)
+    if len(thought) < spent:
+        return None
+    num_spelled = int(thought[:spent][-1:] == [FIRST_OF_ENDING])
+    return {(FIRST_OF_ENDING, LAST_OF_ENDING)[num_spelled + len(thought) - spent]}
+
+
 def expected(spec: SequenceSpec) -> tuple[list[int], FinishReason]:
     """All tokens a sequence generates after those it came with, and why it ends."""
     state, constraint = b"", constraint_of(spec)
@@ -84,6 +115,8 @@ def expected(spec: SequenceSpec) -> tuple[list[int], FinishReason]:
         if num_generated == spec.max_tokens:
             return generated, "length"
         allowed = allowed_tokens(spec.sampling, num_generated)
+        if (only := forced(spec, [*spec.generated_token_ids, *generated])) is not None:
+            allowed &= only
         generated.append(draw(spec.sampling.seed, state, allowed & constraint.allowed if constraint else allowed))
         if generated[-1] in spec.sampling.stop_token_ids:
             return generated, "stop"

@@ -56,6 +56,7 @@ class ScriptedEngine:
         self.num_asked = 0
         self.specs: dict[str, SequenceSpec] = {}
         self.aborted: list[str] = []
+        self.answering: list[str] = []
         self.paused: list[str] = []
         self.resumed: list[str] = []
         self.heartbeat_s = 0.0
@@ -129,6 +130,10 @@ class ScriptedEngine:
         """Wait until `count` sequences have been aborted."""
         return await self._until(lambda: self.aborted if len(self.aborted) >= count else None)
 
+    async def answers(self, count: int = 1) -> list[str]:
+        """Wait until the reasoning of `count` sequences has been ended."""
+        return await self._until(lambda: self.answering if len(self.answering) >= count else None)
+
     async def pauses(self) -> list[str]:
         """Wait until a sequence has been paused."""
         return await self._until(lambda: self.paused or None)
@@ -160,6 +165,10 @@ class _Control:
 
     def resume(self, sequence_id: str) -> None:
         self._engine.resumed.append(sequence_id)
+        self._engine.notify_soon()
+
+    def end_reasoning(self, sequence_id: str) -> None:
+        self._engine.answering.append(sequence_id)
         self._engine.notify_soon()
 
     def abort(self, sequence_id: str) -> None:

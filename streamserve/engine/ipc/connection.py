@@ -92,6 +92,9 @@ class EngineConnection:
     def resume(self, sequence_id: str) -> None:
         self._send(frames.ResumeSequence(sequence_id))
 
+    def end_reasoning(self, sequence_id: str) -> None:
+        self._send(frames.EndReasoning(sequence_id))
+
     def abort(self, sequence_id: str) -> None:
         self._send(frames.AbortSequence(sequence_id, time.monotonic()))
 

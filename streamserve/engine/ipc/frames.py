@@ -50,7 +50,13 @@ class RefuseRequests(msgspec.Struct, frozen=True, array_like=True, tag=6):
     fingerprints: list[bytes]
 
 
-Command = OpenSequences | AbortSequence | PauseSequence | ResumeSequence | ReadStats | RefuseRequests
+class EndReasoning(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Have a sequence end its reasoning and go on with the answer; no reply."""
+
+    sequence_id: str
+
+
+Command = OpenSequences | AbortSequence | PauseSequence | ResumeSequence | ReadStats | RefuseRequests | EndReasoning
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=1):

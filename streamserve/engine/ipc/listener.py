@@ -122,6 +122,8 @@ class WorkerConnection:
                 self._core.pause(sequence_id)
             case frames.ResumeSequence(sequence_id):
                 self._core.resume(sequence_id)
+            case frames.EndReasoning(sequence_id):
+                self._core.end_reasoning(sequence_id)
             case frames.ReadStats(call):
                 self._send_stats(call)
             case frames.RefuseRequests(fingerprints):

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from streamserve.types import Sampling, SequenceSpec, StructuredOutputs
+from streamserve.types import ReasoningMarks, Sampling, SequenceSpec, StructuredOutputs
 
 T = TypeVar("T")
 
@@ -29,6 +29,8 @@ class PackedSequence(msgspec.Struct, frozen=True, array_like=True):
     generated_token_ids: list[int]
     priority: int
     max_time_s: float | None
+    reasoning: int | None
+    reasoning_budget: int | None
 
 
 class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
@@ -42,6 +44,7 @@ class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
     samplings: list[Sampling]
     cache_salts: list[str]
     structured_outputs: list[StructuredOutputs]
+    reasonings: list[ReasoningMarks]
 
     @property
     def num_ids(self) -> int:
@@ -64,6 +67,8 @@ class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
                 priority=sequence.priority,
                 cache_salt=self.cache_salts[sequence.cache_salt],
                 max_time_s=sequence.max_time_s,
+                reasoning=None if sequence.reasoning is None else self.reasonings[sequence.reasoning],
+                reasoning_budget=sequence.reasoning_budget,
             )
             for sequence in self.sequences
         ]
@@ -73,6 +78,7 @@ def pack(specs: list[SequenceSpec]) -> PackedSequences:
     """The sequences with each shared part listed once; O(1) for each of them, whatever their lists hold."""
     prompts, samplings = _Listing[list[int]](), _Listing[Sampling]()
     cache_salts, structured_outputs = _Listing[str](), _Listing[StructuredOutputs]()
+    reasonings = _Listing[ReasoningMarks]()
     sequences = [
         PackedSequence(
             sequence_id=spec.sequence_id,
@@ -87,10 +93,14 @@ def pack(specs: list[SequenceSpec]) -> PackedSequences:
             generated_token_ids=spec.generated_token_ids,
             priority=spec.priority,
             max_time_s=spec.max_time_s,
+            reasoning=None if spec.reasoning is None else reasonings.place(id(spec.reasoning), spec.reasoning),
+            reasoning_budget=spec.reasoning_budget,
         )
         for spec in specs
     ]
-    return PackedSequences(sequences, prompts.items, samplings.items, cache_salts.items, structured_outputs.items)
+    return PackedSequences(
+        sequences, prompts.items, samplings.items, cache_salts.items, structured_outputs.items, reasonings.items
+    )
 
 
 class _Listing(Generic[T]):

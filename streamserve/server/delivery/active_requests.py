@@ -15,11 +15,15 @@ from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.server.http.owned_id import OwnedId
 
 
-class Abortable(Protocol):
+class ActiveRequest(Protocol):
     """A request on its way to its client."""
 
     def abort(self) -> None:
         """Finish with reason "abort"; what was generated still goes out."""
+        ...
+
+    def answer_now(self) -> None:
+        """End its reasoning; the answer goes on."""
         ...
 
     def fail(self, error: Exception) -> None:
@@ -35,7 +39,7 @@ class ActiveRequests:
 
     def __init__(self, on_count: Callable[[int], None]) -> None:
         self._on_count = on_count
-        self._requests: dict[OwnedId, Abortable] = {}
+        self._requests: dict[OwnedId, ActiveRequest] = {}
         self._idle = anyio.Event()
         self._idle.set()
 
@@ -46,7 +50,7 @@ class ActiveRequests:
         return id in self._requests
 
     @contextmanager
-    def registered(self, id: OwnedId, request: Abortable) -> Iterator[None]:
+    def registered(self, id: OwnedId, request: ActiveRequest) -> Iterator[None]:
         """Keep `request` findable while the block runs; raises `InvalidParameter` when its owner has one with this id."""
         if id in self._requests:
             raise InvalidParameter("request_id", "another request with this id is running")
@@ -62,14 +66,9 @@ class ActiveRequests:
             if not self._requests:
                 self._idle.set()
 
-    def abort(self, ids: Iterable[OwnedId]) -> bool:
-        """Cancel the first request that has one of `ids`; False when none is running here."""
-        for id in ids:
-            request = self._requests.get(id)
-            if request is not None:
-                request.abort()
-                return True
-        return False
+    def find(self, ids: Iterable[OwnedId]) -> ActiveRequest | None:
+        """The first request that has one of `ids`; None when none is running here."""
+        return next((self._requests[id] for id in ids if id in self._requests), None)
 
     def fail_all(self, error: StreamserveError) -> None:
         """End every request with `error`."""

@@ -95,7 +95,17 @@ class Delivery:
 
     def abort(self, id: OwnedId) -> bool:
         """Cancel a request that is answered here, by its answer's id or its own; False when it is not."""
-        return self.active_requests.abort(self.answer_ids(id))
+        request = self.active_requests.find(self.answer_ids(id))
+        if request is not None:
+            request.abort()
+        return request is not None
+
+    def answer_now(self, id: OwnedId) -> bool:
+        """End the reasoning of a request that is answered here; ids and result as `abort`."""
+        request = self.active_requests.find(self.answer_ids(id))
+        if request is not None:
+            request.answer_now()
+        return request is not None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

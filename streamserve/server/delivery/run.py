@@ -51,6 +51,10 @@ class DeltaSource(Protocol):
         """Finish every choice with reason "abort"; unread deltas stay."""
         ...
 
+    def end_reasoning(self) -> None:
+        """Have every choice end its reasoning and go on with the answer."""
+        ...
+
 
 Admit = Callable[[], Awaitable[DeltaSource]]
 """Admits the sequences of a request. Raises what keeps them from being admitted."""
@@ -78,6 +82,7 @@ class Run:
         self.error: StreamserveError | None = None
         self.has_ending = False
         self.is_stopped = False
+        self._answers_now = False
         self._admit: Admit | None = admit
         self._record = account.record
         self._active_requests = active_requests
@@ -102,6 +107,8 @@ class Run:
             if self.error is not None:
                 raise self.error
             self._generation, self._take_nowait = generation, generation.take_nowait
+            if self._answers_now:
+                self.answer_now()
             self._leaving = leaving.pop_all()
         return self
 
@@ -174,6 +181,12 @@ class Run:
             self._generation.abort()
         else:
             self.fail(RequestAborted("the request was cancelled"))
+
+    def answer_now(self) -> None:
+        """End the reasoning of every choice within one step; the answer goes on. Never blocks."""
+        self._answers_now = True
+        if self._generation is not None:
+            self._generation.end_reasoning()
 
     def fail(self, error: Exception) -> None:
         """End the answer with an error; an unexpected one is logged. Only the first ending counts. Never blocks."""

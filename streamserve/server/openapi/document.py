@@ -38,6 +38,7 @@ from streamserve.server.openapi.response_schemas import (
     Model,
     ModelList,
     ReadyStatus,
+    RequestAnswering,
     RequestCancelled,
     ServerLoad,
     Version,
@@ -72,6 +73,7 @@ RESPONSES: list[Body] = [
     Model,
     ModelList,
     ReadyStatus,
+    RequestAnswering,
     RequestCancelled,
     Response,
     ResponseCancelled,
@@ -223,6 +225,16 @@ def _generation() -> dict[str, dict[str, Operation]]:
                     'End a running request; its stream ends with finish_reason "abort" and keeps its text.',
                     _json(RequestCancelled),
                     _path("request_id", "cmpl-1"),
+                )
+            )
+        },
+        "/v1/requests/{request_id}/answer": {
+            "post": _secured(
+                _operation(
+                    "answerNow",
+                    "End the reasoning of a running request within one step; its answer goes on in the same stream.",
+                    _json(RequestAnswering),
+                    _path("request_id", "chatcmpl-1"),
                 )
             )
         },

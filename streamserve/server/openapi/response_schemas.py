@@ -67,6 +67,14 @@ class RequestCancelled(Struct, kw_only=True):
     cancelled: bool
 
 
+class RequestAnswering(Struct, kw_only=True):
+    """A request whose reasoning has been ended."""
+
+    id: str
+    object: Literal["request.answering"]
+    answering: bool
+
+
 class ReadyStatus(Struct, kw_only=True):
     """A server that takes requests."""
 

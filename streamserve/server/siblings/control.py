@@ -40,8 +40,8 @@ class Drain(msgspec.Struct, tag="drain", frozen=True):
     """Finish what runs, then end."""
 
 
-Method = Literal["cancel", "find"]
-"""cancel: end the running request with this id; find: look up what is kept of a request with this id."""
+Method = Literal["answer", "cancel", "find"]
+"""answer, cancel: end the reasoning of the running request with this id, or the request; find: look up what is kept of one."""
 
 CallSiblings = Callable[[Method, OwnedId], Awaitable[int | None]]
 """Calls a method on some workers, with a request's id; returns the number of the worker that has the request, or None."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from streamserve.errors import InvalidRequest, Unavailable
 from streamserve.server.http.owned_id import OwnedId
@@ -41,9 +42,9 @@ class Siblings:
         self._call = call
         self._internal_socket = internal_socket
 
-    async def cancel(self, request_id: OwnedId) -> bool:
-        """Cancel a request that another worker answers; False when none does."""
-        return await self._find("cancel", request_id) is not None
+    async def command(self, method: Literal["answer", "cancel"], request_id: OwnedId) -> bool:
+        """Have the worker that answers a request end its reasoning, or cancel it; False when none does."""
+        return await self._find(method, request_id) is not None
 
     async def find(self, response_id: OwnedId) -> str | None:
         """The internal socket of the worker that keeps a response, or the events of a stream; None when none does."""

@@ -45,7 +45,8 @@ class SiblingRelay:
         self._is_queued = False
         self._room = Wakeup()
         self._socket: ClientConnection | None = None
-        self._is_cancelled = False
+        # Commands that came before the socket did.
+        self._waiting: list[str] = []
 
     async def run(self, message: Mapping[str, Any]) -> None:
         """Send `message` to the sibling, and return once the stream's ending has been sent to the client.
@@ -67,19 +68,27 @@ class SiblingRelay:
 
     async def cancel(self) -> None:
         """Have the stream end as cancelled; its ending is passed on."""
-        self._is_cancelled = True
-        if self._socket is not None:
-            await self._send_cancel(self._socket)
+        await self._command("response.cancel")
+
+    async def answer_now(self) -> None:
+        """Have the stream end its reasoning."""
+        await self._command("response.answer")
+
+    async def _command(self, kind: str) -> None:
+        if self._socket is None:
+            self._waiting.append(kind)
+        else:
+            await self._send_command(self._socket, kind)
 
     async def _send_request(self, socket: ClientConnection, message: Mapping[str, Any]) -> None:
         await socket.send(orjson.dumps({**message, **self._name}).decode())
         self._socket = socket
-        if self._is_cancelled:
-            await self._send_cancel(socket)
+        for kind in self._waiting:
+            await self._send_command(socket, kind)
 
-    async def _send_cancel(self, socket: ClientConnection) -> None:
+    async def _send_command(self, socket: ClientConnection, kind: str) -> None:
         with suppress(ConnectionClosed):
-            await socket.send(orjson.dumps({"type": "response.cancel", **self._name}).decode())
+            await socket.send(orjson.dumps({"type": kind, **self._name}).decode())
 
     async def _relay(self, socket: ClientConnection) -> None:
         async for text in socket:

@@ -7,7 +7,7 @@ event loop: when the client goes, all of them go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -152,11 +152,13 @@ class StreamSocket:
             elif kind == "response.resume":
                 self._resume(message, streams)
             elif kind == "response.cancel":
-                self._cancel(message, streams)
+                _command(message, streams.cancel, streams.cancel_response)
+            elif kind == "response.answer":
+                _command(message, streams.answer_now, streams.answer_response_now)
             elif kind == "ping":
                 self._writer.reply(pong_message(message))
             else:
-                known = ", ".join([*self._creates, "response.resume", "response.cancel", "ping"])
+                known = ", ".join([*self._creates, "response.resume", "response.cancel", "response.answer", "ping"])
                 raise InvalidParameter("type", f"must be one of {known}")
         except Exception as error:
             self._refuse(guarded(error, "-"))
@@ -187,13 +189,6 @@ class StreamSocket:
             self._service.metrics.reject(error)
             self._writer.reply(error_message(error, stream_id))
 
-    def _cancel(self, message: dict[str, Any], streams: Streams) -> None:
-        response_id = response_id_of(message)
-        if response_id is None:
-            streams.cancel(stream_id_of(message))
-        else:
-            streams.cancel_response(response_id)
-
     async def _watch(self, config: ServerConfig, streams: Streams) -> None:
         while True:
             now = monotonic()
@@ -207,3 +202,12 @@ class StreamSocket:
                 self._close(closing)
                 return
             await anyio.sleep(due - now)
+
+
+def _command(message: Mapping[str, Any], to_stream: Callable[[str | None], None], to_response: Callable[[str], None]) -> None:
+    """Pass a command on to the stream of this socket, or the response of any, that its message names."""
+    response_id = response_id_of(message)
+    if response_id is None:
+        to_stream(stream_id_of(message))
+    else:
+        to_response(response_id)

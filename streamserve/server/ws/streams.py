@@ -6,11 +6,11 @@ socket takes the lanes with it and leaves to each run what then becomes of it.
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -46,20 +46,34 @@ class TooManyStreams(QueueFull):
     code = "too_many_streams"
 
 
+class _Controls(NamedTuple):
+    """What a message may have done to a stream that runs."""
+
+    abort: Callable[[], object]
+    answer_now: Callable[[], object]
+
+
 class _Lane:
     """What runs under one stream id, and what waits for its turn."""
 
     def __init__(self, stream_id: str | None) -> None:
         self.stream_id = stream_id
         self.jobs: deque[Callable[[_Lane], Awaitable[None]]] = deque()
-        self.abort: Callable[[], None] | None = None
+        self.running: _Controls | None = None
         self.is_cancelled = False
+        self.answers_now = False
 
     def cancel(self) -> None:
-        if self.abort is not None:
-            self.abort()
+        if self.running is not None:
+            self.running.abort()
         else:
             self.is_cancelled = True
+
+    def answer_now(self) -> None:
+        if self.running is not None:
+            self.running.answer_now()
+        else:
+            self.answers_now = True
 
 
 class Streams:
@@ -108,11 +122,11 @@ class Streams:
         create, kind  what makes its run, and the type of message that asks for it
         body          of the request
         """
-        self._enqueue(stream_id, functools.partial(self._create, create=create, kind=kind, body=body))
+        self._enqueue(stream_id, partial(self._create, create=create, kind=kind, body=body))
 
     def resume(self, stream_id: str | None, response_id: str, starting_after: int) -> None:
         """Go on with a stream that another socket began; as `create`."""
-        self._enqueue(stream_id, functools.partial(self._resume, response_id=response_id, number=starting_after + 1))
+        self._enqueue(stream_id, partial(self._resume, response_id=response_id, number=starting_after + 1))
 
     def cancel(self, stream_id: str | None) -> None:
         """Cancel what runs under this id. Raises `NotFound` when nothing does."""
@@ -121,9 +135,20 @@ class Streams:
             raise NotFound("no such stream is running")
         lane.cancel()
 
+    def answer_now(self, stream_id: str | None) -> None:
+        """End the reasoning of what runs under this id. Raises `NotFound` when nothing does."""
+        lane = self._lanes.get(stream_id)
+        if lane is None:
+            raise NotFound("no such stream is running")
+        lane.answer_now()
+
     def cancel_response(self, response_id: str) -> None:
         """Cancel a response wherever it is made, whichever socket created it."""
-        self._tasks.start_soon(self._cancel_response, response_id)
+        self._tasks.start_soon(self._command, self._service.cancel, response_id)
+
+    def answer_response_now(self, response_id: str) -> None:
+        """End the reasoning of a response wherever it is made."""
+        self._tasks.start_soon(self._command, self._service.answer_now, response_id)
 
     def _enqueue(self, stream_id: str | None, job: Callable[[_Lane], Awaitable[None]]) -> None:
         lane = self._lanes.get(stream_id)
@@ -143,7 +168,7 @@ class Streams:
                 self._service.metrics.reject(refusal)
                 self._writer.reply(error_message(refusal, lane.stream_id))
             # Not before: a cancel that comes on the heels of its create is there before the job has begun.
-            lane.is_cancelled = False
+            lane.is_cancelled = lane.answers_now = False
         del self._lanes[lane.stream_id]
         if not self._lanes:
             self._on_idle()
@@ -185,20 +210,23 @@ class Streams:
             raise RequestAborted("the request was cancelled")
         relay = SiblingRelay(self._writer, lane.stream_id, internal_socket, self._authorization)
 
-        def abort() -> None:
-            self._tasks.start_soon(relay.cancel)
-
-        lane.abort = abort
+        lane.running = _Controls(
+            partial(self._tasks.start_soon, relay.cancel), partial(self._tasks.start_soon, relay.answer_now)
+        )
+        if lane.answers_now:
+            lane.answer_now()
         try:
             await relay.run(message)
         finally:
-            lane.abort = None
+            lane.running = None
 
     @contextmanager
     def _running(self, lane: _Lane, logged: LoggedRun[SocketEvent]) -> Iterator[None]:
-        lane.abort = logged.run.abort
+        lane.running = _Controls(logged.run.abort, logged.run.answer_now)
         if lane.is_cancelled:
             logged.run.abort()
+        if lane.answers_now:
+            logged.run.answer_now()
         self._service.metrics.ws_streams.add(1)
         try:
             yield
@@ -207,12 +235,12 @@ class Streams:
                 logged.run.count_disconnect(is_blocked=self._writer.sending_since is not None)
             raise
         finally:
-            lane.abort = None
+            lane.running = None
             self._service.metrics.ws_streams.add(-1)
 
     def _owned(self, response_id: str) -> OwnedId:
         return OwnedId(self._tenant.name, response_id)
 
-    async def _cancel_response(self, response_id: str) -> None:
-        if not await self._service.cancel(self._owned(response_id)):
+    async def _command(self, command: Callable[[OwnedId], Awaitable[bool]], response_id: str) -> None:
+        if not await command(self._owned(response_id)):
             self._writer.reply(error_message(NotFound("no such response is running")))

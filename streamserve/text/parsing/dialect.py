@@ -31,6 +31,11 @@ class Dialect:
         return self.tool_calls is not None
 
     @property
+    def can_reason(self) -> bool:
+        """Whether reasoning can be told from content."""
+        return self.reasoning is not None or self.channels is not None
+
+    @property
     def marks_calls(self) -> bool:
         """Whether calls can't be mistaken for a JSON answer."""
         return self.channels is not None or (self.calls is not None and bool(self.calls.openings))

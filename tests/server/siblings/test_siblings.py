@@ -193,3 +193,26 @@ async def test_an_id_of_any_length_costs_its_own_request_alone(tmp_path: Path) -
             assert (await socket.ending("s"))["error"]["code"] == "resume_gap"
         for worker in (one, other):
             assert await worker.service.find_sibling(OwnedId("", "nobody's")) is None
+
+
+@pytest.mark.parametrize("by", ["http", "message", "resumed stream"])
+async def test_a_request_is_told_to_answer_through_any_worker(tmp_path: Path, by: str) -> None:
+    engine = ScriptedEngine()
+    async with two_workers(engine, tmp_path) as (one, other), session(one.port) as there, session(other.port) as here:
+        await there.chat("s", resumable=True)
+        [sequence] = await engine.sequences()
+        engine.say(sequence, "a")
+        response_id = (await there.chunk("s", "a"))["data"]["id"]
+        if by == "http":
+            async with httpx.AsyncClient() as client:
+                answer = await client.post(f"{other.base_url}/v1/requests/{response_id}/answer")
+            assert answer.status_code == 200
+        elif by == "message":
+            await here.send({"type": "response.answer", "response_id": response_id})
+        else:
+            await here.send({"type": "response.resume", "stream_id": "again", "response_id": response_id, "starting_after": -1})
+            await here.chunk("again", "a")
+            await here.send({"type": "response.answer", "stream_id": "again"})
+        assert await engine.answers() == [sequence]
+        engine.finish(sequence)
+        await there.ending("s")

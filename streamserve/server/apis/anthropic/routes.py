@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from streamserve.server.apis.anthropic.errors import error_body
-from streamserve.server.apis.anthropic.schema import CountRequest, MessagesRequest, as_chat, without_effect
+from streamserve.server.apis.anthropic.schema import BUDGET, CountRequest, MessagesRequest, as_chat, without_effect
 from streamserve.server.apis.anthropic.script import MessageCollector, MessageForm, MessageScript
 from streamserve.server.apis.openai.chat import conversation, prepare_chat
 from streamserve.server.apis.openai.prepared_request import at_most, new_run
@@ -23,7 +23,12 @@ from streamserve.server.service import Service
 MESSAGE_PREFIX = "msg_"
 """What ids of messages begin with."""
 
-_NAMES = {"stop": "stop_sequences", "prompt": "messages", "response_format": "output_config.format"}
+_NAMES = {
+    "stop": "stop_sequences",
+    "prompt": "messages",
+    "response_format": "output_config.format",
+    "thinking_token_budget": BUDGET,
+}
 """What parameters of a chat are called here."""
 
 

@@ -11,9 +11,16 @@ import msgspec
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.server.apis.anthropic.conversation import as_chat_messages, ends_in_answer
-from streamserve.server.apis.openai.schemas import ChatRequest, Count, JsonSchemaFormat, ResponseFormat
+from streamserve.server.apis.openai.schemas import (
+    ChatRequest,
+    Count,
+    JsonSchemaFormat,
+    ReasoningInput,
+    ResponseFormat,
+)
 
 NO_THINKING = "none"
+BUDGET = "thinking.budget_tokens"
 
 _UNSUPPORTED = {
     "container": "this server runs no code",
@@ -103,6 +110,7 @@ def as_chat(request: CountRequest) -> ChatRequest:
         continue_final_message=continues,
         include_reasoning=request.thinks,
         reasoning_effort=effort if request.thinks else NO_THINKING,
+        reasoning=_budget(request.thinking),
         tools=None if not request.tools else [_tool(f"tools[{i}]", tool) for i, tool in enumerate(request.tools)],
         tool_choice=choice,
         parallel_tool_calls=parallel,
@@ -116,15 +124,20 @@ def without_effect(request: MessagesRequest, ignored: list[str]) -> list[str]:
 
     ignored  those of the chat
     """
-    names = [name for name in ignored if name != "reasoning_effort"]
+    names = [BUDGET if name == "thinking_token_budget" else name for name in ignored if name != "reasoning_effort"]
     if request.output_config is not None and request.output_config.effort and "reasoning_effort" in ignored:
         names.append("output_config.effort")
-    if request.thinking is not None:
-        hints = ("budget_tokens", "display")
-        names += [f"thinking.{name}" for name in hints if getattr(request.thinking, name) is not None]
+    if request.thinking is not None and request.thinking.display is not None:
+        names.append("thinking.display")
     if request.service_tier not in (None, "auto", "standard_only"):
         names.append("service_tier")
     return names
+
+
+def _budget(thinking: Thinking | None) -> ReasoningInput | None:
+    if thinking is None or thinking.type != "enabled":
+        return None
+    return ReasoningInput(max_tokens=thinking.budget_tokens)
 
 
 def _sampled(request: MessagesRequest) -> dict[str, Any]:

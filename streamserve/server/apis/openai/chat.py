@@ -16,7 +16,7 @@ from streamserve.server.apis.openai.answer_collectors import ChatCollector
 from streamserve.server.apis.openai.chat_form import chat_form
 from streamserve.server.apis.openai.messages import checked
 from streamserve.server.apis.openai.parameter_names import chat_names
-from streamserve.server.apis.openai.parameters import HINTS, for_chat
+from streamserve.server.apis.openai.parameters import HINTS, for_chat, with_reasoning
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of, is_resumable
 from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
@@ -28,6 +28,7 @@ from streamserve.server.http.parameter_names import naming_parameters
 from streamserve.server.http.request_body import Body, Decoded, convert, read
 from streamserve.server.resumption import continuation
 from streamserve.server.service import Service
+from streamserve.text.parsing.dialect import Dialect
 
 CHAT_PREFIX = "chatcmpl-"
 """What ids of chat completions begin with."""
@@ -63,13 +64,15 @@ async def prepare_chat(service: Service, decoded: Decoded[ChatRequest], identity
 async def _prepare(
     service: Service, decoded: Decoded[ChatRequest], identity: Identity, names: Mapping[str, str]
 ) -> PreparedRequest:
-    request, frontend = decoded.request, service.frontend
+    request, frontend = with_reasoning(decoded.request), service.frontend
     run = decoded.run
     model = service.resolve_model(request.model)
     tools = await run(partial(tool_use, request))
     params = await run(partial(for_chat, request, service.limits, tools))
     shown = tools.tools if _shows_tools(service, tools) else []
     dialect = service.dialect(_source(service, request, shown))
+    if decoded.request.thinking_token_budget is not None and not dialect.can_reason:
+        raise UnsupportedParameter("thinking_token_budget", "this model is not known to reason; name a --reasoning-parser")
     text = await _render(service, request, shown, run)
     form = await run(partial(chat_form, frontend, dialect, request, tools, text))
     if form.grammar is not None:
@@ -83,12 +86,13 @@ async def _prepare(
         priority=request.priority or 0,
         cache_salt=service.cache_salt(identity.owner, request.cache_salt),
         shown_special_ids=form.shown_special_ids,
+        reasoning=form.reasoning,
     )
     return PreparedRequest(
         identity=identity,
         model=model,
         request=request,
-        ignored=[*decoded.ignored, *_without_effect(service, request, shown), *tools.not_enforced()],
+        ignored=[*decoded.ignored, *_without_effect(service, request, dialect, shown), *tools.not_enforced()],
         params=params,
         prompts=[prompt],
         preambles=[ChoicePreamble(prompt_token_ids=prompt.prompt_token_ids)],
@@ -118,7 +122,9 @@ def _source(service: Service, request: ChatRequest | TokenizeRequest, tools: Seq
     return request.chat_template
 
 
-def _without_effect(service: Service, request: ChatRequest, tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _without_effect(
+    service: Service, request: ChatRequest, dialect: Dialect, tools: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
     """Names of the hints that change nothing here."""
     for name in HINTS:
         if getattr(request, name):
@@ -126,6 +132,8 @@ def _without_effect(service: Service, request: ChatRequest, tools: Sequence[Mapp
     effort = request.reasoning_effort
     if effort and request.chat_template is None and not service.frontend.template(has_tools=bool(tools)).knows_effort(effort):
         yield "reasoning_effort"
+    if request.thinking_token_budget is not None and not dialect.can_reason:
+        yield "thinking_token_budget"
 
 
 def _shows_tools(service: Service, tools: ToolUse) -> bool:
@@ -143,6 +151,7 @@ async def _render(
         "add_generation_prompt": request.add_generation_prompt if request.add_generation_prompt is not None else not continues,
         "continue_final_message": continues,
         "variables": request.chat_template_kwargs or {},
+        "defaults": service.config.default_chat_template_kwargs,
         "reasoning_effort": request.reasoning_effort if isinstance(request, ChatRequest) else None,
     }
     if request.chat_template is None:

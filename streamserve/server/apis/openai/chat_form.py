@@ -22,7 +22,7 @@ from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
 from streamserve.text.parsing.pieces import Parser
-from streamserve.types import StructuredOutputs
+from streamserve.types import ReasoningMarks, StructuredOutputs
 
 
 class ChatForm(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,11 +31,13 @@ class ChatForm(msgspec.Struct, frozen=True, kw_only=True):
     reading            None when the text is the message
     grammar            in place of the one that the request's own parameters make, None to leave that as it is
     shown_special_ids  special tokens that reading needs to see
+    reasoning          how reasoning is told by its tokens; None for answers without
     """
 
     reading: Reading | None = None
     grammar: StructuredOutputs | None = None
     shown_special_ids: frozenset[int] = frozenset()
+    reasoning: ReasoningMarks | None = None
 
 
 def chat_form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: ToolUse, prompt: str) -> ChatForm:
@@ -68,6 +70,7 @@ def _form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: Too
     if new_parser is None:
         return ChatForm()
     special = frontend.special_ids_of(dialect.marks)
+    thinks = dialect.thinks(prompt, continued)
     form = AnswerForm(
         calls=dialect.calls if calls else None,
         channels=dialect.channels,
@@ -76,7 +79,7 @@ def _form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: Too
         parallel=tools.parallel and tools.choice != NAMED,
         is_required=tools.is_forced,
         answer=schema,
-        thinks=dialect.thinks(prompt, continued),
+        thinks=thinks,
         special=special,
     )
     is_confined = schema is not None or (calls and (tools.is_forced or tools.is_confined))
@@ -89,6 +92,7 @@ def _form(frontend: Frontend, dialect: Dialect, request: ChatRequest, tools: Too
         ),
         grammar=StructuredOutputs(grammar=form.lark()) if is_confined else None,
         shown_special_ids=frozenset(special.values()),
+        reasoning=frontend.mark_tokens.reasoning(dialect, thinks, may_call=bool(offered)),
     )
 
 

@@ -29,6 +29,7 @@ def chat_names(request: ChatRequest) -> dict[str, str]:
         "prompt": "messages",
         "max_tokens": "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens",
         "structured_outputs": _constraint(request) or "tools",
+        **({} if request.thinking_token_budget is not None else {"thinking_token_budget": "reasoning.max_tokens"}),
     }
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.server.apis.openai.schemas import (
     ChatRequest,
@@ -40,7 +42,6 @@ _UNSUPPORTED = {
     "functions": "use tools",
     "function_call": "use tool_choice",
     "audio": "this server takes and gives text only",
-    "thinking_token_budget": "use max_tokens, or reasoning_effort where the model's template knows it",
     "logprob_token_ids": "ask for top logprobs",
     "whitespace_pattern": "write the whitespace into a grammar instead",
     "web_search_options": "this server does not search the web",
@@ -62,6 +63,8 @@ def for_completion(request: CompletionRequest, limits: RequestLimits) -> Samplin
     """Raises `InvalidParameter` or `UnsupportedParameter` naming the parameter."""
     if request.suffix:
         raise UnsupportedParameter("suffix", "the model completes at the end of a prompt only")
+    if request.thinking_token_budget is not None:
+        raise UnsupportedParameter("thinking_token_budget", "reasoning is told from the answers of chats")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise UnsupportedParameter("best_of", "all sampled choices are returned; ask for them with n")
     max_tokens = request.max_tokens
@@ -90,6 +93,21 @@ def for_chat(request: ChatRequest, limits: RequestLimits, tools: ToolUse) -> Sam
     elif request.top_logprobs:
         raise InvalidParameter("top_logprobs", "needs logprobs: true")
     return SamplingParams(**fields)
+
+
+def with_reasoning(request: ChatRequest) -> ChatRequest:
+    """The request with its `reasoning` in the fields that mean the same. Raises `InvalidParameter` where they contradict it."""
+    reasoning = request.reasoning
+    if reasoning is None:
+        return request
+    effort = "none" if reasoning.enabled is False else reasoning.effort
+    said = {"reasoning_effort": effort, "thinking_token_budget": reasoning.max_tokens}
+    said["include_reasoning"] = False if reasoning.exclude else None
+    changes = {name: value for name, value in said.items() if value is not None}
+    for name, value in changes.items():
+        if getattr(request, name) not in (None, value):
+            raise InvalidParameter(name, "contradicts reasoning")
+    return msgspec.structs.replace(request, reasoning=None, **changes)
 
 
 def _refuse_chat(request: ChatRequest) -> None:

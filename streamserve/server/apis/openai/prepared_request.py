@@ -197,6 +197,9 @@ class PromptOnly:
     def abort(self) -> None:
         self._generation.abort()
 
+    def end_reasoning(self) -> None:
+        self._generation.end_reasoning()
+
 
 def _without_output(delta: TextDelta) -> TextDelta:
     return msgspec.structs.replace(delta, text="", token_ids=[], logprobs=None, stop_reason=None)

@@ -58,6 +58,21 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
     schema: dict[str, Any] | None = None
 
 
+class ReasoningInput(msgspec.Struct, kw_only=True):
+    """`reasoning` of a chat, as routers of several providers have it: how much the model thinks, and whether that is shown.
+
+    effort      as `reasoning_effort`
+    max_tokens  as `thinking_token_budget`
+    exclude     leave reasoning out of the answer
+    enabled     false for no reasoning
+    """
+
+    effort: str | None = None
+    max_tokens: Count | None = None
+    exclude: bool | None = None
+    enabled: bool | None = None
+
+
 class GenerationRequest(msgspec.Struct, kw_only=True):
     """What completions and chat completions have in common; null means not given."""
 
@@ -140,6 +155,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    reasoning: ReasoningInput | None = None
     include_reasoning: bool | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None

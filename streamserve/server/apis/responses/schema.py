@@ -15,6 +15,7 @@ from streamserve.server.apis.openai.schemas import (
     Count,
     JsonSchemaFormat,
     Priority,
+    ReasoningInput,
     RequestId,
     ResponseFormat,
     Seed,
@@ -43,9 +44,10 @@ class TextConfig(msgspec.Struct, kw_only=True):
 
 
 class ReasoningConfig(msgspec.Struct, kw_only=True):
-    """`reasoning`: how much the model should think."""
+    """`reasoning`: how much the model should think; `max_tokens` as `thinking_token_budget`."""
 
     effort: str | None = None
+    max_tokens: Count | None = None
     summary: str | None = None
     generate_summary: str | None = None
 
@@ -190,6 +192,7 @@ def as_chat(request: ResponseRequest, messages: list[dict[str, Any]]) -> ChatReq
         top_logprobs=request.top_logprobs if logprobs else None,
         response_format=_response_format(request.text),
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
+        reasoning=None if request.reasoning is None else ReasoningInput(max_tokens=request.reasoning.max_tokens),
         tools=None if request.tools is None else [_chat_tool(f"tools[{i}]", tool) for i, tool in enumerate(request.tools)],
         tool_choice=_chat_choice(request.tool_choice),
         **{name: getattr(request, name) for name in _SAMPLED},

@@ -262,6 +262,22 @@ async def test_reasoning_that_is_cut_short_leaves_no_content() -> None:
     assert choice["finish_reason"] == "length"
 
 
+async def test_default_variables_of_the_template_give_way_to_those_of_a_request_and_to_its_effort() -> None:
+    config = {"default_chat_template_kwargs": {"enable_thinking": False}}
+    off = "<assistant><think>\n\n</think>\n\n"
+    for body, is_off in (
+        ({}, True),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, False),
+        ({"chat_template_kwargs": {"other": 1}}, True),
+    ):
+        _, engine = await ask("a", {**CHAT, **body}, **config)
+        assert prompt_of(engine).endswith(off) is is_off
+    _, engine = await ask("a", {**CHAT, "reasoning_effort": "none"}, default_chat_template_kwargs={"enable_thinking": True})
+    assert prompt_of(engine).endswith(off)
+    with pytest.raises(ConfigError, match="--default-chat-template-kwargs: a conversation sets tools by itself"):
+        await ask("a", CHAT, default_chat_template_kwargs={"tools": []})
+
+
 async def test_thinking_is_turned_off_in_the_template_and_the_text_is_then_content() -> None:
     for body in ({"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}):
         choice, engine = await ask("<think>is only a word", {**CHAT, **body})
