@@ -59,6 +59,7 @@ def requests_about(id: str) -> list[tuple[str, str, Any]]:
         ("DELETE", f"/v1/responses/resp_{id}", None),
         ("POST", f"/v1/requests/{id}/cancel", None),
         ("POST", f"/v1/requests/chatcmpl-{id}/cancel", None),
+        ("POST", f"/v1/requests/chatcmpl-{id}/answer", None),
         ("POST", "/v1/responses", {"input": "more", "previous_response_id": f"resp_{id}"}),
         ("POST", "/v1/responses", {"input": item}),
         ("POST", "/v1/responses/input_tokens", {"input": "more", "previous_response_id": f"resp_{id}"}),
@@ -80,7 +81,7 @@ async def test_anothers_id_is_answered_as_one_that_never_was(
                 assert mine.status_code == unknown.status_code in (400, 404), (method, path)
                 assert mine.text.replace("mine", "zork") == unknown.text
     assert [*engine.specs] == sequences
-    assert engine.aborted == []
+    assert engine.aborted == engine.answering == []
 
 
 async def test_anothers_stream_can_be_neither_resumed_nor_cancelled_over_a_socket(
@@ -92,9 +93,10 @@ async def test_anothers_stream_can_be_neither_resumed_nor_cancelled_over_a_socke
             for id in ("resp_mine", "chatcmpl-mine", "mine", "resp_zork"):
                 await socket.send({"type": "response.resume", "response_id": id, "stream_id": "again"})
                 assert (await socket.ending("again"))["error"]["code"] == "resume_gap"
-                await socket.send({"type": "response.cancel", "response_id": id})
-                assert (await socket.receive())["error"]["code"] == "not_found"
-    assert engine.aborted == []
+                for command in ("response.cancel", "response.answer"):
+                    await socket.send({"type": command, "response_id": id})
+                    assert (await socket.receive())["error"]["code"] == "not_found"
+    assert engine.aborted == engine.answering == []
 
 
 async def test_anothers_stream_can_not_be_continued_over_sse(
