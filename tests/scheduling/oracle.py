@@ -94,9 +94,10 @@ def forced(spec: SequenceSpec, generated: list[int]) -> set[int] | None:
     begins = 0 if spec.reasoning.has_begun else generated.index(OPEN) + 1 if OPEN in generated[:3] else None
     if begins is None:
         return None
-    thought = generated[begins:]
-    if CLOSE in thought or (FIRST_OF_ENDING, LAST_OF_ENDING) in itertools.pairwise(thought):
+    # A mark that closes ends the matter, also where nothing was opened.
+    if CLOSE in generated or (FIRST_OF_ENDING, LAST_OF_ENDING) in itertools.pairwise(generated):
         return None
+    thought = generated[begins:]
     spent = max(spec.reasoning_budget, len(spec.generated_token_ids) - begins)
     if len(thought) < spent:
         return None
