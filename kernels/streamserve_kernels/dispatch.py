@@ -43,6 +43,15 @@ from streamserve_kernels.reference.int4 import Int4Weight, can_pack, int4_linear
 from streamserve_kernels.reference.kv_write import QueryScaling
 from streamserve_kernels.reference.norm_rope import CLAMPED_SILU_ALPHA, CLAMPED_SILU_LIMIT, Activation
 from streamserve_kernels.reference.quantized import QuantizedWeight
+from streamserve_kernels.reference.quantized_experts import (
+    MXFP4_BLOCK,
+    ExpertsWeight,
+    Fp8ExpertsWeight,
+    Mxfp4ExpertsWeight,
+    can_keep_mxfp4,
+    mxfp4_numbers,
+)
+from streamserve_kernels.reference.quantized_experts import pack_exponents as pack_mxfp4_exponents
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.reference.shared import Shared
 from streamserve_kernels.row_tables import RowTables
@@ -161,8 +170,8 @@ def norm_route(
 def experts_residual(
     residual: Tensor,
     routes: Routes,
-    gate_up: Tensor,
-    down: Tensor,
+    gate_up: ExpertsWeight,
+    down: ExpertsWeight,
     activation: Activation,
     *,
     gate_up_bias: Tensor | None = None,
@@ -186,7 +195,7 @@ def experts_residual(
 
 def has_fp8_products(device: torch.device) -> bool:
     """Whether a GPU multiplies 8-bit floats; if not, `Fp8Weight`s are widened on their way to the product."""
-    has: bool = _triton("projections.fp8").has_products(device)
+    has: bool = _triton("projections.fp8_widen").has_products(device)
     return has
 
 
@@ -387,12 +396,16 @@ __all__ = [
     "INT4_FEW_ROWS",
     "INT4_GROUP",
     "INT4_ROW_MULTIPLE",
+    "MXFP4_BLOCK",
     "Activation",
+    "ExpertsWeight",
+    "Fp8ExpertsWeight",
     "Fp8Weight",
     "GatheredInputs",
     "GroupedWeight",
     "Int4Weight",
     "LinearWeight",
+    "Mxfp4ExpertsWeight",
     "QueryScaling",
     "Routes",
     "RoutingRule",
@@ -405,6 +418,7 @@ __all__ = [
     "can_block",
     "can_keep_fp8",
     "can_keep_grouped",
+    "can_keep_mxfp4",
     "can_pack",
     "dequantize_fp8",
     "dequantize_grouped",
@@ -418,6 +432,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_residual",
+    "mxfp4_numbers",
     "norm_all_heads_",
     "norm_gated_linear",
     "norm_linear",
@@ -425,6 +440,7 @@ __all__ = [
     "pack_eight_bits",
     "pack_four_bits",
     "pack_grouped",
+    "pack_mxfp4_exponents",
     "paged_attention",
     "peer_gather",
     "peer_sum",

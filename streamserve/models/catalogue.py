@@ -85,7 +85,7 @@ _OURS: tuple[CatalogueEntry, ...] = (
         layers="experts with biases, attention sinks, every other layer windowed",
         examples=("openai/gpt-oss-20b", "openai/gpt-oss-120b"),
         gguf=("gpt-oss",),
-        limits="MXFP4 experts are expanded while they are loaded: four times their size in bfloat16",
+        limits="on a CPU MXFP4 experts are expanded while they are loaded, to four times their size",
     ),
     CatalogueEntry(
         family="Granite 3",

@@ -21,6 +21,17 @@ def equal_share(pieces: int, rank: int, world_size: int, what: str) -> range:
     return range(rank * share, (rank + 1) * share)
 
 
+def share_of_blocks(size: int, block: int, rank: int, world_size: int, what: str) -> range:
+    """One rank's part of `size` numbers in blocks that are not cut, as many blocks on each but the last ones.
+
+    Raises `ConfigError`, naming `what`, when there are too few blocks for every rank to have one.
+    """
+    share = -(-size // (block * world_size)) * block
+    if share * (world_size - 1) >= size:
+        raise ConfigError(f"{size} {what} in blocks of {block} are too few for {world_size} ranks: use fewer")
+    return range(rank * share, min((rank + 1) * share, size))
+
+
 def shared_heads(heads: int, rank: int, world_size: int) -> range:
     """The key heads of one rank: an equal share, or where there are fewer than ranks the one that several hold alike.
 

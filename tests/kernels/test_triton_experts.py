@@ -11,7 +11,7 @@ from streamserve_kernels.reference.experts import Routes, RoutingRule
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
 experts = triton_area("experts")
-products = triton_area("experts.products")
+dense = triton_area("experts.dense")
 
 EPS = 1e-6
 ROWS = [1, 2, 19, 70]
@@ -93,8 +93,8 @@ def test_ranks_that_hold_some_experts_add_up_to_all(rows: int) -> None:
 def test_every_launch_that_a_batch_may_get_computes_the_same(mean: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launches of large batches, here for a few tokens: the interpreter would take minutes for that many."""
     dtype = torch.float16
-    shapes = products.product_shapes(mean * 4, 4, dtype)
-    monkeypatch.setattr(products, "product_shapes", lambda *_: shapes)
+    shapes = dense.product_shapes(mean * 4, 4, dtype)
+    monkeypatch.setattr(dense, "product_shapes", lambda *_: shapes)
     gate_up, down = random(2, 48, 96, dtype=dtype) / 10, random(2, 96, 24, dtype=dtype) / 5
     residual = random(5, 96, dtype=dtype)
     routes, _ = routed(5, 2, 96, RoutingRule(2), dtype)
@@ -122,7 +122,7 @@ def test_many_tokens_of_an_expert_agree_with_the_reference() -> None:
     dtype = torch.bfloat16
     gate_up, down, residual = random(3, 512, 256, dtype=dtype) / 16, random(3, 256, 256, dtype=dtype) / 16, random(1500, 256)
     routes, _ = routed(1500, 3, 256, RoutingRule(2), dtype)
-    assert products.is_grouped(3000, down) == (torch.cuda.get_device_capability() >= (9, 0))
+    assert dense.is_grouped(3000, down) == (torch.cuda.get_device_capability() >= (9, 0))
     wide = Routes(routes.normed.float(), routes.expert_ids, routes.weights)
     expected = reference.experts_residual(residual.clone(), wide, gate_up.float(), down.float(), "silu")
     actual = experts.experts_residual(residual.to(dtype), routes, gate_up, down, "silu")
@@ -138,6 +138,6 @@ def test_tokens_may_be_sorted_by_expert_for_a_grouped_product_of_torch(monkeypat
         parts = torch.tensor_split(x, ends[:-1].long().cpu())
         return torch.cat([part @ each.T for part, each in zip(parts, weight, strict=True)])
 
-    monkeypatch.setattr(products, "is_grouped", lambda *_: True)
-    monkeypatch.setattr(products, "grouped_product", grouped_product)
+    monkeypatch.setattr(dense, "is_grouped", lambda *_: True)
+    monkeypatch.setattr(dense, "grouped_product", grouped_product)
     assert relative_error(experts.experts_residual(residual.clone(), routes, gate_up, down, "silu"), expected) < 1e-5

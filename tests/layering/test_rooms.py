@@ -86,7 +86,8 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
             "weights.destination", "weights.forms", "weights.grouped", "weights.placement", "weights.source", "weights.storage",
         },
         "weights.experts": {
-            "mixture", "weights.destination", "weights.forms", "weights.placement", "weights.schemes", "weights.source",
+            "division", "mixture", "weights.destination", "weights.forms", "weights.noise", "weights.placement",
+            "weights.schemes", "weights.source", "weights.storage",
         },
         "layers": {
             "arch", "communicator", "division", "inputs", "mixture", "weights.destination", "weights.experts", "weights.forms",
@@ -106,7 +107,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         # what fills a model
         "weights.safetensors": {"weights.grouped", "weights.source"},
         "weights.gguf": {"arch", "weights.grouped", "weights.source"},
-        "weights.dummy": {"architectures", "layers", "weights.noise"},
+        "weights.dummy": {"architectures", "layers", "weights.experts", "weights.noise"},
         "weights.loader": {
             "arch", "architectures", "communicator", "implementation", "weights.destination", "weights.dummy",
             "weights.experts", "weights.forms", "weights.gguf", "weights.placement", "weights.safetensors", "weights.source",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +18,21 @@ from torch import Tensor
 from streamserve.checkpoint.names import resolve
 from streamserve.errors import ConfigError
 from streamserve.models.arch import ModelArch
+from streamserve.models.architectures.base import CausalModel
 from streamserve.models.communicator import Apart
-from streamserve.models.layers.experts import Experts
+from streamserve.models.layers.experts import Experts, Router
 from streamserve.models.mixture import ExpertTensors, Mixture
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.experts.dense import DenseExperts
+from streamserve.models.weights.experts.form import ExpertsForm
+from streamserve.models.weights.experts.fp8 import Fp8Experts
+from streamserve.models.weights.experts.mxfp4 import Mxfp4Experts
+from streamserve.models.weights.experts.spec import ExpertsSpec
 from streamserve.models.weights.loader import load_model
 from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.schemes.table import schemes_of
 from streamserve.models.weights.storage import WeightStorage
-from streamserve_kernels import Routes, RoutingRule
+from streamserve_kernels import Routes, RoutingRule, quantize_fp8_rows
 from tests.models.families import EXPERTS, GLM4_MOE, GPT_OSS, SHAPE, TOLERANCE, load, prompt_of, reference_model
 from tests.models.paged import PagedRun
 from tests.models.stored import MadeUp
@@ -37,16 +45,20 @@ Stored = dict[str, Tensor]
 class Numbers:
     """The weights and biases of some experts, as every checkpoint below stores them."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: int = INNER) -> None:
         # What four bits with a scale of two can say, so that every way to store them says the same.
         values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-        self.gate, self.up = (values[torch.randint(8, (COUNT, INNER, HIDDEN))] / 16 for _ in range(2))
-        self.down = values[torch.randint(8, (COUNT, HIDDEN, INNER))] / 16
+        self.gate, self.up = (values[torch.randint(8, (COUNT, inner, HIDDEN))] / 16 for _ in range(2))
+        self.down = values[torch.randint(8, (COUNT, HIDDEN, inner))] / 16
         self.gate_bias, self.up_bias, self.down_bias = (
-            torch.randn(COUNT, INNER),
-            torch.randn(COUNT, INNER),
+            torch.randn(COUNT, inner),
+            torch.randn(COUNT, inner),
             torch.randn(COUNT, HIDDEN),
         )
+
+    @property
+    def inner(self) -> int:
+        return self.gate.shape[1]
 
 
 def interleaved(gate: Tensor, up: Tensor) -> Tensor:
@@ -131,12 +143,117 @@ WAYS: dict[str, tuple[ExpertTensors, Callable[[Numbers], Stored]]] = {
 }
 
 
-def arch_of(tensors: ExpertTensors) -> tuple[ModelArch, Mixture]:
+def eight_bits(of: Numbers, scale_name: str, scale_of: Callable[[Tensor], Tensor]) -> Stored:
+    """Every weight as 8-bit floats, beside its scales."""
+    stored = per_expert(of)
+    for name in [name for name in stored if name.endswith("weight")]:
+        weight = stored[name]
+        scale = scale_of(weight)
+        wide = scale if len(scale) == len(weight) else scale.repeat_interleave(128, 0)[: len(weight)].repeat_interleave(128, 1)
+        stored[name] = (weight / wide[:, : weight.shape[1]]).to(torch.float8_e4m3fn)
+        stored[name.removesuffix("weight") + scale_name] = scale
+    return stored
+
+
+def of_rows(weight: Tensor) -> Tensor:
+    return torch.exp2(torch.randint(-6, -2, (len(weight), 1)).float())
+
+
+def of_blocks(weight: Tensor) -> Tensor:
+    rows, columns = (-(-size // 128) for size in weight.shape)
+    return torch.exp2(torch.randint(-6, -2, (rows, columns)).float())
+
+
+def arch_of(tensors: ExpertTensors, inner: int = INNER) -> tuple[ModelArch, Mixture]:
     arch = read_arch({"architectures": ["Qwen3MoeForCausalLM"], **SHAPE, **EXPERTS, "hidden_size": HIDDEN})
     mixture = Mixture(
-        num_experts=COUNT, inner_size=INNER, rule=RoutingRule(2), layers=(True, True), tensors=(tensors,), biased=True
+        num_experts=COUNT, inner_size=inner, rule=RoutingRule(2), layers=(True, True), tensors=(tensors,), biased=True
     )
     return replace(arch, mixture=mixture), mixture
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A form that keeps what a checkpoint stores, and experts that it takes.
+
+    inner  inner size that three ranks divide where blocks are not cut
+    """
+
+    form: type[ExpertsForm]
+    tensors: ExpertTensors
+    store: Callable[[Numbers], Stored]
+    config: dict[str, Any]
+    inner: int
+
+
+PACKED = {
+    "8-bit floats, a scale a row": Packed(
+        Fp8Experts, WAYS["a tensor each"][0], partial(eight_bits, scale_name="weight_scale", scale_of=of_rows),
+        {"quant_method": "fbgemm_fp8"}, 96,
+    ),
+    "8-bit floats in blocks": Packed(
+        Fp8Experts, WAYS["a tensor each"][0], partial(eight_bits, scale_name="weight_scale_inv", scale_of=of_blocks),
+        {"quant_method": "fp8", "weight_block_size": [128, 128]}, 384,
+    ),
+    "MXFP4": Packed(Mxfp4Experts, WAYS["in blocks"][0], blocks, {"quant_method": "mxfp4"}, 288),
+}  # fmt: skip
+
+
+def packed_form(
+    way: Packed, numbers: Numbers, communicator: Apart | None = None, *, divides_experts: bool = False
+) -> ExpertsForm:
+    """Filled, on a CPU, where a reference multiplies what it keeps."""
+    stored = {PREFIX + name: value for name, value in way.store(numbers).items()}
+    storage = WeightStorage(quantization_config=way.config, names=stored.keys())
+    ranks = communicator or Apart()
+    place = Placement(torch.float32, torch.device("cpu"), ranks, storage, divides_experts=divides_experts)
+    spec = ExpertsSpec.of(arch_of(way.tensors, way.inner)[1], HIDDEN, PREFIX, place)
+    form = way.form(spec, place, schemes_of(storage)(next(spec.names())))
+    with torch.inference_mode():
+        destinations = list(form.destinations())
+        assert {destination.name for destination in destinations} == stored.keys()
+        for destination in destinations:
+            content = MadeUp(destination.name, stored[destination.name])
+            assert destination.region.is_of(content.shape)
+            destination.fill(content)
+        form.finish()
+    return form
+
+
+@pytest.mark.parametrize("ranks", ["one", "parts of each", "some each"])
+@pytest.mark.parametrize("name", PACKED)
+def test_experts_that_stay_packed_are_what_their_numbers_say(name: str, ranks: str) -> None:
+    way = PACKED[name]
+    numbers, hidden, weights = Numbers(way.inner), torch.randn(5, HIDDEN) / 4, torch.rand(5, 2)
+    ids = torch.stack([torch.randperm(COUNT)[:2] for _ in range(5)]).int()
+    world_size = 1 if ranks == "one" else 2 if ranks == "some each" else 3
+    total = torch.zeros(5, HIDDEN)
+    with torch.inference_mode():
+        for rank in range(world_size):
+            form = packed_form(way, numbers, Apart(rank, world_size), divides_experts=ranks == "some each")
+            total = form.onto(total, Routes(hidden, ids, weights), "silu")
+    torch.testing.assert_close(total.double(), expected_of(numbers, hidden, ids, weights), atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_that_ranks_would_cut_are_refused_by_name() -> None:
+    eight, four = PACKED["8-bit floats in blocks"], PACKED["MXFP4"]
+    with pytest.raises(ConfigError, match="cut its blocks of 128"):
+        packed_form(eight, Numbers(eight.inner), Apart(0, 2))
+    # Nine blocks of 32 for two ranks: five and four.
+    shares = [packed_form(four, Numbers(four.inner), Apart(rank, 2)).spec.inner for rank in range(2)]
+    assert shares == [range(160), range(160, 288)]
+    with pytest.raises(ConfigError, match="too few for 8 ranks"):
+        packed_form(four, Numbers(four.inner), Apart(0, 8))
+
+
+def test_random_experts_take_the_form_of_the_config() -> None:
+    for way in PACKED.values():
+        form = packed_form(way, Numbers(way.inner))
+        form.randomize(torch.randn(1000) * 0.02)
+        routes = Routes(torch.randn(3, HIDDEN), torch.tensor([[0, 1]] * 3, dtype=torch.int32), torch.ones(3, 2))
+        made = form.onto(torch.zeros(3, HIDDEN), routes, "silu")
+        assert made.isfinite().all()
+        assert 1e-5 < made.std() < 1
 
 
 def filled(way: str, numbers: Numbers, communicator: Apart, *, divides_experts: bool = False) -> Experts:
@@ -238,11 +355,30 @@ def down_of(folder: Path, rank: int, world_size: int) -> Tensor:
     return form.down
 
 
-def test_experts_are_not_rounded_while_they_are_loaded(tmp_path: Path) -> None:
-    reference_model("Qwen3Moe", SHAPE | EXPERTS | {"head_dim": 32}).save_pretrained(tmp_path)
+@pytest.mark.parametrize("family", ["Qwen3Moe", "GptOss"])
+def test_rounding_while_loading_includes_experts_however_they_are_stored(family: str, tmp_path: Path) -> None:
+    """Of Qwen3 a tensor each, of gpt-oss in turns and transposed; on a CPU as numbers of the model's dtype."""
+    settings = EXPERTS | {"head_dim": 32} if family == "Qwen3Moe" else GPT_OSS
+    reference_model(family, SHAPE | settings).save_pretrained(tmp_path)
     checkpoint = resolve(str(tmp_path))
-    with pytest.raises(ConfigError, match="--quantization fp8 leaves out experts"):
-        load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu", quantization="fp8")
+    arch = read_arch(checkpoint.config)
+    rounded = load_model(checkpoint, arch, dtype=torch.float32, device="cpu", quantization="fp8")
+    plain = load_model(checkpoint, arch, dtype=torch.float32, device="cpu")
+    for ours, theirs in zip(experts_of(rounded), experts_of(plain), strict=True):
+        for mine, exact in ((ours.gate_up, theirs.gate_up), (ours.down, theirs.down)):
+            values, scale = quantize_fp8_rows(exact.flatten(0, 1))
+            assert torch.equal(mine.flatten(0, 1), values.float() * scale)
+    for ours, theirs in zip(routers_of(rounded), routers_of(plain), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def experts_of(model: CausalModel) -> list[DenseExperts]:
+    forms = [module.form for module in model.modules() if isinstance(module, Experts)]
+    return [form for form in forms if isinstance(form, DenseExperts)]
+
+
+def routers_of(model: CausalModel) -> list[Tensor]:
+    return [module.weight for module in model.modules() if isinstance(module, Router)]
 
 
 def test_a_layer_past_the_last_is_not_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from triton.language.extra import cuda
 from streamserve_kernels.launch import arrivals, capability, dependent_launch, kernel, power_of_two, prefetch
 from streamserve_kernels.norm_rope import activate
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
-from streamserve_kernels.projections.fp8_widen import widen
+from streamserve_kernels.projections.fp8_widen import bytes_of, widen
 from streamserve_kernels.reference.fp8 import BLOCK, Fp8Weight
 
 MOST_ROWS = 64
@@ -28,9 +28,10 @@ _BLOCK = tl.constexpr(BLOCK)
 
 
 @triton.jit
-def _scales(scale_ptr, k, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Scales of BLOCK_K columns from k on, [BLOCK_N, BLOCK_K], the same in every row.
+def scales_of_columns(scale_ptr, k, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Scales of BLOCK_K columns from k on, [BLOCK_N, BLOCK_K].
 
+    scale_ptr  of the block of the first column; one for all rows, or [BLOCK_N, 1]
     A thread that has 16 columns of a tile reads one number for them.
     """
     columns = k + tl.arange(0, BLOCK_K // 16) * 16
@@ -85,8 +86,8 @@ def _fp8_one_row_kernel(
         if SCALES > 1:
             # The rows of a program are in one block.
             if gated:
-                x_up = x * _scales(scale_ptr + (N + first) // _BLOCK * SCALES, k, K, BLOCK_N, BLOCK_K)
-            x = x * _scales(scale_ptr + first // _BLOCK * SCALES, k, K, BLOCK_N, BLOCK_K)
+                x_up = x * scales_of_columns(scale_ptr + (N + first) // _BLOCK * SCALES, k, K, BLOCK_N, BLOCK_K)
+            x = x * scales_of_columns(scale_ptr + first // _BLOCK * SCALES, k, K, BLOCK_N, BLOCK_K)
         sums += widen(tiles[k // BLOCK_K], BITS, tl.float32) * x
         if gated:
             up_sums += widen(up_tiles[k // BLOCK_K], BITS, tl.float32) * x_up
@@ -228,7 +229,7 @@ def one_row(
     out = x.new_empty(1, outer)
     block_n, block_k, ahead, warps = shape or one_row_shape(outer, inner)
     _fp8_one_row_kernel[(-(-outer // block_n),)](
-        x, _bytes(weight, bits), weight.scale, norm_weight, after.bias, after.residual, out, outer, eps,
+        x, bytes_of(weight.values, bits), weight.scale, norm_weight, after.bias, after.residual, out, outer, eps,
         K=inner, BLOCK_N=block_n, BLOCK_K=block_k, AHEAD=ahead, SCALES=weight.scale.shape[1], BITS=bits,
         NORM=norm_weight is not None, **after.constants(), num_warps=warps, **dependent_launch(x.device),
     )  # fmt: skip
@@ -266,17 +267,13 @@ def some_rows(
     room = rows if x_scale is None else x_scale.shape[-1]
     compute = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype] if is_wide else None
     _fp8_some_rows_kernel[(tiles, splits, row_tiles)](
-        x, x_scale, _bytes(weight, bits), weight.scale, after.bias, after.residual, out, partial, arrivals(x.device),
+        x, x_scale, bytes_of(weight.values, bits), weight.scale, after.bias, after.residual, out, partial, arrivals(x.device),
         rows, outer, room,
         K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits,
         PREFETCH=min(inner // splits // 16 * 16, 256), SCALES=weight.scale.shape[1], BITS=bits, COMPUTE=compute,
         **after.constants(), num_warps=4, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out
-
-
-def _bytes(weight: Fp8Weight, bits: bool) -> torch.Tensor:
-    return weight.values.view(torch.uint8) if bits else weight.values
 
 
 def one_row_shape(outer: int, inner: int) -> tuple[int, int, int, int]:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.launch import dependent_launch, kernel
+from streamserve_kernels.launch import capability, dependent_launch, kernel
 from streamserve_kernels.reference.fp8 import BLOCK, Fp8Weight
 
 _BLOCK = tl.constexpr(BLOCK)
@@ -68,13 +68,27 @@ def _fp8_expand_kernel(
     tl.store(out_ptr + offsets, wide.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+def has_products(device: torch.device) -> bool:
+    """Whether a device multiplies 8-bit floats; Triton's interpreter does."""
+    return device.type == "cpu" or capability(device) >= (8, 9)
+
+
+def has_conversion(device: torch.device) -> bool:
+    """Whether a device converts 8-bit floats; if not, their bits are moved."""
+    return has_products(device)
+
+
+def bytes_of(values: torch.Tensor, bits: bool) -> torch.Tensor:
+    """e4m3 numbers as a kernel takes them, which is as bytes where it widens them bit by bit."""
+    return values.view(torch.uint8) if bits else values
+
+
 def expand(weight: Fp8Weight, dtype: torch.dtype, *, bits: bool) -> torch.Tensor:
     """What a weight stands for, [out, in] of this dtype. bits: its device has no conversion of 8-bit floats."""
     outer, inner = weight.values.shape
     out = weight.values.new_empty(outer, inner, dtype=dtype)
-    values = weight.values.view(torch.uint8) if bits else weight.values
     _fp8_expand_kernel[(triton.cdiv(outer, 16), triton.cdiv(inner, 256))](
-        values, weight.scale, out, outer, inner,
+        bytes_of(weight.values, bits), weight.scale, out, outer, inner,
         BLOCK_N=16, BLOCK_K=256, SCALES=weight.scale.shape[1], BITS=bits, num_warps=4, **dependent_launch(out.device),
     )  # fmt: skip
     return out

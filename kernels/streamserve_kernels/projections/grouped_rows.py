@@ -1,8 +1,6 @@
 """Products of up to some hundred rows with weights of 4-bit integers, which are unpacked in registers.
 
-A lane reads 16 bytes of a tile, the numbers that the matrix units take from it (`reference/grouped.pack`): none of them passes
-through shared memory. An integer becomes a float as the mantissa of 128 (1024 in fp16), from which 128 and the zero point are
-subtracted, exactly; sums of a group are multiplied by its scale in fp32.
+Tiles are unpacked by `four_bit_tiles`; sums of a group are multiplied by its scale in fp32.
 
 * Up to `FEW_ROWS`: a program has 16 weight rows and its warps share out the columns; a norm is gathered along the way.
 * More: a program has 64 weight rows, a warp 16 of them, and inputs come through shared memory; programs may share out columns.
@@ -18,98 +16,12 @@ from triton.language.extra import cuda
 from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two
 from streamserve_kernels.norm_rope import activate
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
+from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, unpack_integers
 from streamserve_kernels.reference.grouped import COLUMNS, ROWS, GroupedWeight
 
 FEW_ROWS = 8
 
-# What has been joined counts as half as wide when Triton 3.6 chooses how many columns of an operand a lane holds.
-_IN_FOURS = tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 6)
-
 _COLUMNS, _ROWS = tl.constexpr(COLUMNS), tl.constexpr(ROWS)
-
-# $0 to $7: numbers of rows g and g + 8 in turn, of an even and an odd column; $8 the word, $9 and $10 the rows' zero points, as
-# 128 (1024) + zero in both halves.
-_UNPACK = """{{
-.reg .b32 a, b, c, d, one, magic;
-mov.b32 one, {one};
-mov.b32 magic, {magic};
-shr.u32 b, $8, 4;
-shr.u32 c, $8, 8;
-shr.u32 d, $8, 12;
-lop3.b32 a, $8, 0x000f000f, magic, 0xEA;
-lop3.b32 b, b, 0x000f000f, magic, 0xEA;
-lop3.b32 c, c, 0x000f000f, magic, 0xEA;
-lop3.b32 d, d, 0x000f000f, magic, 0xEA;
-fma.rn.{kind}x2 a, a, one, $9;
-fma.rn.{kind}x2 b, b, one, $10;
-fma.rn.{kind}x2 c, c, one, $9;
-fma.rn.{kind}x2 d, d, one, $10;
-mov.b32 {{$0, $1}}, a;
-mov.b32 {{$2, $3}}, b;
-mov.b32 {{$4, $5}}, c;
-mov.b32 {{$6, $7}}, d;
-}}"""
-_TO_BF16 = tl.constexpr(_UNPACK.format(kind="bf16", magic="0x43004300", one="0x3f803f80"))
-_TO_FP16 = tl.constexpr(_UNPACK.format(kind="f16", magic="0x64006400", one="0x3c003c00"))
-_CONSTRAINTS = tl.constexpr("=h,=h,=h,=h,=h,=h,=h,=h,r,r,r")
-
-
-# Negative 128 (1024) twice, below which a zero point is subtracted.
-_BASE_BF16 = tl.constexpr(0xC300C300 - (1 << 32))
-_BASE_FP16 = tl.constexpr(0xE400E400 - (1 << 32))
-
-
-@triton.jit
-def _unpack(words, zero, zero_below, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, TO: tl.constexpr):
-    """Numbers q - zero of words [tiles, 8, 4, 4], as [tiles, 16, 64].
-
-    zero, zero_below  int32, broadcastable to the words: of rows 0 to 7 and of 8 to 15
-    PACKED            by pairs, with instructions of the GPU; else one at a time
-    IN_FOURS          columns stay in order: the compiler gives a lane four side by side. Else it gives it two and two, and
-                      columns are called so that it need not move them
-    """
-    if PACKED:
-        if tl.float16 == TO:
-            q0, q1, q2, q3, q4, q5, q6, q7 = tl.inline_asm_elementwise(
-                _TO_FP16, _CONSTRAINTS, [words, _BASE_FP16 + zero * 0x00010001, _BASE_FP16 + zero_below * 0x00010001],
-                dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
-                is_pure=True, pack=1,
-            )  # fmt: skip
-        else:
-            q0, q1, q2, q3, q4, q5, q6, q7 = tl.inline_asm_elementwise(
-                _TO_BF16, _CONSTRAINTS, [words, _BASE_BF16 + zero * 0x00010001, _BASE_BF16 + zero_below * 0x00010001],
-                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-                is_pure=True, pack=1,
-            )  # fmt: skip
-    else:
-        q0 = ((words & 15) - zero).to(TO)
-        q1 = (((words >> 16) & 15) - zero).to(TO)
-        q2 = (((words >> 4) & 15) - zero_below).to(TO)
-        q3 = (((words >> 20) & 15) - zero_below).to(TO)
-        q4 = (((words >> 8) & 15) - zero).to(TO)
-        q5 = (((words >> 24) & 15) - zero).to(TO)
-        q6 = (((words >> 12) & 15) - zero_below).to(TO)
-        q7 = (((words >> 28) & 15) - zero_below).to(TO)
-    # [tiles, 8, 4, word, even or odd, half of rows, half of four]
-    numbers = tl.join(tl.join(tl.join(q0, q1), tl.join(q2, q3)), tl.join(tl.join(q4, q5), tl.join(q6, q7)))
-    if IN_FOURS:
-        numbers = tl.permute(numbers, (0, 5, 1, 3, 2, 6, 4))
-    else:
-        numbers = tl.permute(numbers, (0, 5, 1, 3, 6, 2, 4))
-    return tl.reshape(numbers, [words.shape[0], 16, 64])
-
-
-@triton.jit
-def _operand(x0, x1, x2, x3, SLICES: tl.constexpr, IN_FOURS: tl.constexpr):
-    """The second operand [tiles, 64, 8] of columns [lanes, 4], the four of a lane in each 16 columns of its tile."""
-    # [tiles, 8, 4, half of four, even or odd, word // 2, word % 2]
-    x = tl.join(tl.join(x0, x2), tl.join(x1, x3))
-    x = tl.reshape(x, [SLICES, 8, 4, 2, 2, 2, 2])
-    if IN_FOURS:
-        x = tl.permute(x, (0, 5, 6, 2, 3, 4, 1))
-    else:
-        x = tl.permute(x, (0, 5, 6, 3, 2, 4, 1))
-    return tl.reshape(x, [SLICES, 64, 8])
 
 
 @triton.jit
@@ -202,16 +114,16 @@ def _grouped_few_rows_kernel(
                 norm = tl.load(norm_ptr + columns + at, mask=is_column, other=0.0).to(tl.float32)
                 x = (wide * norm).to(x_ptr.dtype.element_ty)
             parts = parts + (x.to(COMPUTE),)  # type: ignore[assignment]
-        x = _operand(parts[0], parts[1], parts[2], parts[3], SLICES, IN_FOURS)  # type: ignore[misc]
+        x = operand(parts[0], parts[1], parts[2], parts[3], SLICES, IN_FOURS)  # type: ignore[misc]
         above = (tile * _ROWS + lines)[None, :]
         zero = _zeros(zero_ptr, above, chunk, total, known, GROUP, ZERO)
         below = _zeros(zero_ptr, above + 8, chunk, total, known, GROUP, ZERO)
-        weights = _unpack(tl.reshape(tiles[step], [SLICES, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE)
+        weights = unpack_integers(tl.reshape(tiles[step], [SLICES, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE)
         sums += _scaled(weights, x, scale_ptr, weight_rows[None, :], chunk, total, known, GROUP)
         if gated:
             zero = _zeros(zero_ptr, N + above, chunk, total, known, GROUP, ZERO)
             below = _zeros(zero_ptr, N + above + 8, chunk, total, known, GROUP, ZERO)
-            weights = _unpack(tl.reshape(up_tiles[step], [SLICES, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE)
+            weights = unpack_integers(tl.reshape(up_tiles[step], [SLICES, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE)
             up_sums += _scaled(weights, x, scale_ptr, N + weight_rows[None, :], chunk, total, known, GROUP)
         if step + AHEAD < steps:
             inside = (lane // 32 + (step + AHEAD) * SLICES < chunks)[:, None]
@@ -290,7 +202,7 @@ def _grouped_some_rows_kernel(
         same = tl.zeros([4], tl.int32) + chunk
         zero = _zeros(zero_ptr, above, same, total, is_block, GROUP, ZERO)
         below = _zeros(zero_ptr, above + 8, same, total, is_block, GROUP, ZERO)
-        weights = tl.reshape(_unpack(tl.reshape(words, [4, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE), [64, 64])
+        weights = tl.reshape(unpack_integers(tl.reshape(words, [4, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE), [64, 64])
         x = tl.trans(x.to(COMPUTE))
         scale_ptrs = scale_ptr + chunk * _COLUMNS // GROUP * total + weight_rows
         scale = tl.load(scale_ptrs, mask=inside, other=0.0).to(tl.float32)
@@ -340,7 +252,7 @@ def _grouped_expand_kernel(
     above = (tile * _ROWS + tl.arange(0, 8))[None, :]
     zero = _zeros(zero_ptr, above, chunk, N, known, GROUP, ZERO)
     below = _zeros(zero_ptr, above + 8, chunk, N, known, GROUP, ZERO)
-    numbers = _unpack(tl.reshape(words, [TILES, 8, 4, 4]), zero, below, PACKED, True, COMPUTE)
+    numbers = unpack_integers(tl.reshape(words, [TILES, 8, 4, 4]), zero, below, PACKED, True, COMPUTE)
     rows = (tile * _ROWS + tl.arange(0, _ROWS))[None, :, None]
     columns = chunk[:, None, None] * _COLUMNS + tl.arange(0, _COLUMNS)[None, None, :]
     mask = known[:, None, None] & (rows < N)
@@ -366,7 +278,7 @@ def few_rows(
     _grouped_few_rows_kernel[(outer // ROWS,)](
         x, weight.words, weight.scale, weight.zero, norm_weight, after.bias, after.residual, out, rows, outer, eps,
         K=inner, GROUP=weight.group, SLICES=slices, AHEAD=4,
-        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=_IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
+        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
         NORM=norm_weight is not None, **after.constants(), num_warps=slices, num_stages=1, **dependent_launch(x.device),
     )  # fmt: skip
     return out
@@ -390,7 +302,7 @@ def some_rows(
     _grouped_some_rows_kernel[(tiles, splits, row_tiles)](
         x, weight.words, weight.scale, weight.zero, after.bias, after.residual, out, partial, arrivals(x.device), rows, outer,
         K=inner, GROUP=weight.group, BLOCK_M=block_m, SPLITS=splits,
-        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=_IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
+        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
         **after.constants(), num_warps=4, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamserve_kernels.reference.norm_rope import Activation, gate_up_activation, rms_norm
+from streamserve_kernels.reference.quantized_experts import ExpertsWeight, numbers_of
 
 Scoring: TypeAlias = Literal["softmax", "sigmoid"]
 
@@ -81,8 +82,8 @@ def norm_route(
 def experts_residual(
     residual: Tensor,
     routes: Routes,
-    gate_up: Tensor,
-    down: Tensor,
+    gate_up: ExpertsWeight,
+    down: ExpertsWeight,
     activation: Activation,
     *,
     gate_up_bias: Tensor | None = None,
@@ -92,8 +93,8 @@ def experts_residual(
     """residual + the weighted sum of each token's experts, of which each is down(act(gate) * up).
 
     residual      [tokens, hidden]            dtype of the tokens; not to be used afterwards
-    gate_up       [experts, 2 * inner, hidden]  same dtype; rows of the gate and of up alternate
-    down          [experts, hidden, inner]      same dtype
+    gate_up       [experts, 2 * inner, hidden]  same dtype, or quantized; rows of the gate and of up alternate
+    down          [experts, hidden, inner]      same dtype, or quantized
     gate_up_bias  [experts, 2 * inner], down_bias [experts, hidden]  same dtype
     first_expert  the number of the first of these experts; what goes to others is left out
     returns       [tokens, hidden]            dtype of the tokens; the sum is fp32
@@ -101,10 +102,10 @@ def experts_residual(
     total = residual.float()
 
     def make(expert: int, x: Tensor) -> Tensor:
-        inner = F.linear(x, gate_up[expert], None if gate_up_bias is None else gate_up_bias[expert])
+        inner = F.linear(x, numbers_of(gate_up, expert).to(x.dtype), None if gate_up_bias is None else gate_up_bias[expert])
         gate, up = inner.view(len(x), -1, 2).unbind(2)
         gated = gate_up_activation(gate, up, activation)
-        return F.linear(gated, down[expert], None if down_bias is None else down_bias[expert]).float()
+        return F.linear(gated, numbers_of(down, expert).to(x.dtype), None if down_bias is None else down_bias[expert]).float()
 
     if len(total) == 1:
         # Few calls: for a single token each counts.

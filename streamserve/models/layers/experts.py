@@ -14,7 +14,7 @@ from streamserve.models.layers.mlp import GatedMlp, gate_activation
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.mixture import Mixture, SharedExpert
 from streamserve.models.weights.destination import Destination, Stored, copied
-from streamserve.models.weights.experts.choose import choose_experts_form
+from streamserve.models.weights.experts.choose import make_experts
 from streamserve.models.weights.experts.form import ExpertsForm
 from streamserve.models.weights.experts.spec import ExpertsSpec
 from streamserve.models.weights.placement import Placement
@@ -64,7 +64,7 @@ class Experts(Stored):
         super().__init__()
         spec = ExpertsSpec.of(mixture, arch.hidden_size, prefix, place)
         self.activation: Activation = gate_activation(arch) if mixture.activation is None else mixture.activation
-        self.form = choose_experts_form(spec, place)(spec, place)
+        self.form = make_experts(spec, place)
 
     def add_to(self, total: Tensor, routes: Routes) -> Tensor:
         """total [tokens, hidden_size] + this rank's part of the experts' weighted sum; `total` is not to be used afterwards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.layers.norm import LayerNorm, RmsNorm
+from streamserve.models.weights.experts.form import ExpertsForm
 from streamserve.models.weights.noise import draw, tile
 
 
@@ -17,7 +18,10 @@ def randomize(model: CausalModel) -> None:
     noise = draw().to(next(forms[0].parameters()).device, forms[0].dtype)
     for form in forms:
         form.randomize(noise)
-    done = {id(parameter) for module in (*norms, *forms) for parameter in module.parameters()}
+    experts = [module for module in model.modules() if isinstance(module, ExpertsForm)]
+    for form_of_experts in experts:
+        form_of_experts.randomize(noise)
+    done = {id(parameter) for module in (*norms, *forms, *experts) for parameter in module.parameters()}
     done -= {id(norm.bias) for norm in norms if isinstance(norm, LayerNorm)}
     for parameter in model.parameters():
         if id(parameter) not in done:

@@ -23,6 +23,7 @@ from streamserve.models.implementation import build_model
 from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.dummy import randomize
 from streamserve.models.weights.experts.form import ExpertsForm
+from streamserve.models.weights.experts.fp8 import Fp8Experts
 from streamserve.models.weights.forms.expanded import ExpandedForm
 from streamserve.models.weights.forms.fp8 import Fp8Form
 from streamserve.models.weights.gguf import GgufSource
@@ -144,7 +145,7 @@ def _say_what_is_widened(model: CausalModel, place: Placement) -> None:
     if any(isinstance(form, ExpandedForm) for form in forms) or any(form.is_expanded for form in experts):
         dtype = str(place.dtype).removeprefix("torch.")
         logger.warning("quantized weights are expanded to %s: they are not multiplied as they are on this device", dtype)
-    if any(isinstance(form, Fp8Form) for form in forms) and not has_fp8_products(place.device):
+    if any(isinstance(form, Fp8Form | Fp8Experts) for form in (*forms, *experts)) and not has_fp8_products(place.device):
         logger.warning(
             "8-bit floats are widened on their way to each product: this device (below compute capability 8.9) has none"
         )

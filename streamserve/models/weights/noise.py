@@ -20,6 +20,15 @@ def draw() -> Tensor:
     return torch.randn(_NUM_DRAWN, generator=torch.Generator().manual_seed(0)).mul_(STD)
 
 
+def random_words(like: Tensor) -> Tensor:
+    """int32 numbers of this shape and device whose four-bit digits are alike often.
+
+    A linear congruential sequence (Numerical Recipes): the bits of normal noise are not.
+    """
+    count = torch.arange(like.numel(), dtype=torch.int32, device=like.device).view_as(like)
+    return count * 1664525 + 1013904223
+
+
 def tile(target: Tensor, noise: Tensor) -> None:
     """Fill a contiguous tensor with noise [many], repeated."""
     flat, period = target.view(-1), noise.shape[0]

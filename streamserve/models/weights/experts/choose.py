@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from streamserve.errors import ConfigError, ModelNotSupported
+from streamserve.errors import ModelNotSupported
 from streamserve.models.weights.experts.dense import DenseExperts
-from streamserve.models.weights.experts.expansion import is_stored_wide
 from streamserve.models.weights.experts.form import ExpertsForm
+from streamserve.models.weights.experts.fp8 import Fp8Experts
+from streamserve.models.weights.experts.mxfp4 import Mxfp4Experts
 from streamserve.models.weights.experts.spec import ExpertsSpec
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.table import schemes_of
 
-EXPERTS_FORMS: tuple[type[ExpertsForm], ...] = (DenseExperts,)
+EXPERTS_FORMS: tuple[type[ExpertsForm], ...] = (Mxfp4Experts, Fp8Experts, DenseExperts)
 """In order of preference; the last takes all experts."""
 
 
-def choose_experts_form(spec: ExpertsSpec, place: Placement) -> type[ExpertsForm]:
-    """The first form that takes the experts.
+def make_experts(spec: ExpertsSpec, place: Placement) -> ExpertsForm:
+    """The experts in the first form that takes them, unfilled.
 
-    Raises `ModelNotSupported` for experts that are stacked and quantized otherwise than by mxfp4, and `ConfigError` when they
-    are to be quantized while they are loaded.
+    Raises `ModelNotSupported` for experts that are stacked and quantized otherwise than by mxfp4.
     """
-    name = (spec.prefix + spec.stored.gate.format(0)).removesuffix(".weight")
-    scheme = schemes_of(place.storage)(name)
-    if not is_stored_wide(scheme):
-        if scheme.has_numbers:
-            raise ConfigError(
-                f"--quantization {place.storage.quantization} leaves out experts, which this model has: leave it out"
-            )
-        if spec.stored.is_stacked:
-            raise ModelNotSupported(f"experts in one tensor that are {scheme} are not supported: {name}")
-    return next(form for form in EXPERTS_FORMS if form.takes(spec, place))
+    scheme_of = schemes_of(place.storage)
+    first, *others = {scheme_of(name) for name in spec.names()}
+    scheme = None if others else first
+    if spec.stored.is_stacked and not first.has_numbers:
+        raise ModelNotSupported(f"experts in one tensor that are {first} are not supported: {next(spec.names())}")
+    form = next(form for form in EXPERTS_FORMS if form.takes(spec, place, scheme))
+    return form(spec, place, scheme)

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from streamserve.models.weights.destination import Destination, copied, left_out
-from streamserve.models.weights.experts.expansion import expanded, is_stored_wide
+from streamserve.models.weights.destination import Destination
+from streamserve.models.weights.experts.biases import ExpertBiases, as_stored
+from streamserve.models.weights.experts.expansion import expanded, is_stored_wide, rounded
 from streamserve.models.weights.experts.form import ExpertsForm
-from streamserve.models.weights.experts.mxfp4 import dequantized
-from streamserve.models.weights.experts.spec import ExpertPart, ExpertsSpec
+from streamserve.models.weights.experts.mxfp4_blocks import dequantized
+from streamserve.models.weights.experts.spec import ExpertsSpec
 from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.schemes.scheme import Scheme
 from streamserve.models.weights.schemes.table import schemes_of
 from streamserve_kernels import Activation, Routes, experts_residual
 
@@ -21,23 +23,23 @@ class DenseExperts(ExpertsForm):
 
     gate_up  [experts, 2 * inner, hidden], where rows of gate and up take turns
     down     [experts, hidden, inner]
-    gate_up_bias, down_bias  [experts, 2 * inner], [experts, hidden], or None
     """
 
     gate_up: nn.Parameter
     down: nn.Parameter
 
-    def __init__(self, spec: ExpertsSpec, place: Placement) -> None:
-        super().__init__(spec, place)
+    def __init__(self, spec: ExpertsSpec, place: Placement, scheme: Scheme | None) -> None:
+        super().__init__(spec, place, scheme)
         self._place, self._scheme_of = place, schemes_of(place.storage)
         count, hidden, inner = len(spec.experts), spec.hidden_size, len(spec.inner)
         self.gate_up = place.empty(count, 2 * inner, hidden)
         self.down = place.empty(count, hidden, inner)
-        self.gate_up_bias = place.empty(count, 2 * inner) if spec.biased else None
-        self.down_bias = place.empty(count, hidden) if spec.adds_down_bias else None
+        self.biases = ExpertBiases(spec, place)
+        schemes = map(self._scheme_of, spec.names()) if scheme is None else (scheme,)
+        self.is_expanded = spec.is_mxfp4(place.storage) or not all(map(is_stored_wide, schemes))
 
     @classmethod
-    def takes(cls, spec: ExpertsSpec, place: Placement) -> bool:
+    def takes(cls, spec: ExpertsSpec, place: Placement, scheme: Scheme | None) -> bool:
         return True
 
     def destinations(self) -> Iterator[Destination]:
@@ -47,16 +49,11 @@ class DenseExperts(ExpertsForm):
                 yield from dequantized(part)
             elif is_stored_wide(scheme):
                 yield as_stored(part)
+            elif scheme.has_numbers:
+                yield rounded(part, transposed=self.spec.stored.transposed)
             else:
                 yield from expanded(part, scheme, self._place)
-        if self.gate_up_bias is not None:
-            for part in self.spec.biases(self.gate_up_bias, self.down_bias):
-                yield as_stored(part)
-
-    @property
-    def is_expanded(self) -> bool:
-        name = self.spec.prefix + self.spec.stored.gate.format(self.spec.experts.start)
-        return self.spec.stored.mxfp4 or not is_stored_wide(self._scheme_of(name.removesuffix(".weight")))
+        yield from self.biases.destinations()
 
     def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
         return experts_residual(
@@ -65,12 +62,6 @@ class DenseExperts(ExpertsForm):
             self.gate_up,
             self.down,
             activation,
-            gate_up_bias=self.gate_up_bias,
-            down_bias=self.down_bias,
             first_expert=self.spec.experts.start,
+            **self.biases.by_name,
         )
-
-
-def as_stored(part: ExpertPart) -> Destination:
-    """The destination of numbers that are copied as they are."""
-    return left_out(part.name, part.region) if part.target is None else copied(part.name, part.target, part.region)

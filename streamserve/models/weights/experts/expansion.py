@@ -1,4 +1,4 @@
-"""Experts that are stored quantized, a tensor each, expanded one matrix at a time while they are loaded."""
+"""Experts that stand for numbers of the model's dtype, a matrix at a time: stored quantized, or rounded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.gguf import GgufIntegers
 from streamserve.models.weights.schemes.scheme import PLAIN, Scheme
 from streamserve.models.weights.source import StoredTensor
+from streamserve_kernels import Fp8Weight, dequantize_fp8, quantize_fp8_rows
 
 
 def expanded(part: ExpertPart, scheme: Scheme, place: Placement) -> Iterator[Destination]:
@@ -25,6 +26,26 @@ def expanded(part: ExpertPart, scheme: Scheme, place: Placement) -> Iterator[Des
             yield left_out(name, destination.region)
         else:
             yield replace(destination, fill=matrix.receives(name))
+
+
+def rounded(part: ExpertPart, *, transposed: bool) -> Destination:
+    """The destination of numbers that become those which 8-bit floats stand for; of one matrix, or of several, stacked.
+
+    transposed  matrices are stored [in, out]
+    """
+    target = part.target
+    if target is None:
+        return left_out(part.name, part.region)
+
+    def fill(stored: StoredTensor) -> None:
+        numbers = stored.values[part.region.slices]
+        stacked = (numbers, target) if target.dim() == 3 else (numbers.unsqueeze(0), target.unsqueeze(0))
+        for of_expert, filled in zip(*stacked, strict=True):
+            weight = (of_expert.t() if transposed else of_expert).to(filled.device)
+            wide = dequantize_fp8(Fp8Weight(*quantize_fp8_rows(weight)))
+            filled.copy_(wide.t() if transposed else wide)
+
+    return Destination(part.name, part.region, fill)
 
 
 def is_stored_wide(scheme: Scheme) -> bool:

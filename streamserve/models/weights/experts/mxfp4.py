@@ -1,54 +1,114 @@
-"""Experts stored in blocks of MXFP4, expanded while they are loaded (OCP Microscaling Formats 1.0, 2023).
-
-A block is 32 numbers of four bits, two in a byte, the first in its lower half; its scale is a power of two.
-"""
+"""Experts of MXFP4 numbers as a GPU's kernels unpack them in registers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from streamserve.models.weights.destination import Destination, Region, gathered
-from streamserve.models.weights.experts.spec import ExpertPart
+from streamserve.errors import ModelNotSupported
+from streamserve.models.weights.destination import Destination
+from streamserve.models.weights.experts.biases import ExpertBiases
+from streamserve.models.weights.experts.form import ExpertsForm
+from streamserve.models.weights.experts.mxfp4_blocks import digits_of, in_blocks
+from streamserve.models.weights.experts.spec import ExpertsSpec
+from streamserve.models.weights.noise import random_words
+from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.schemes.scheme import Scheme
+from streamserve_kernels import (
+    GROUPED_COLUMNS,
+    GROUPED_ROWS,
+    Activation,
+    Mxfp4ExpertsWeight,
+    Routes,
+    can_keep_mxfp4,
+    experts_residual,
+    pack_grouped,
+    pack_mxfp4_exponents,
+)
 
-BLOCK = 32
-EXPONENT_BIAS = 127
-
-_VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+_RANDOM_EXPONENTS = 0x78787878
+"""Four times 2 ** -7: numbers have a standard deviation of 2.9 before it."""
 
 
-def expand(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The numbers of some blocks, in fp32.
+class Mxfp4Experts(ExpertsForm):
+    """Activations keep their precision.
 
-    blocks   [..., groups, 16]  uint8
-    scales   [..., groups]      uint8, exponents plus 127
-    returns  [..., groups * 32]
+    gate_up_words, down_words          int32, as `Mxfp4ExpertsWeight` has them, of [experts, 2 * inner, hidden], whose rows of
+                                       gate and up take turns, and [experts, hidden, inner]
+    gate_up_exponents, down_exponents  int32, as it has those
+    Tiles are whole: inner features are made a multiple of their columns by zeros.
     """
-    digits = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2)
-    return torch.ldexp(_VALUES[digits.int()], (scales.int() - EXPONENT_BIAS).unsqueeze(-1)).flatten(-2)
+
+    gate_up_words: nn.Parameter
+    gate_up_exponents: nn.Parameter
+    down_words: nn.Parameter
+    down_exponents: nn.Parameter
+    is_expanded = False
+
+    def __init__(self, spec: ExpertsSpec, place: Placement, scheme: Scheme | None) -> None:
+        super().__init__(spec, place, scheme)
+        inner = -(-len(spec.inner) // GROUPED_COLUMNS) * GROUPED_COLUMNS
+
+        def packed(outer: int, columns: int, *of_tile: int) -> nn.Parameter:
+            tiles = outer // GROUPED_ROWS, columns // GROUPED_COLUMNS
+            return place.empty(len(spec.experts), *tiles, *of_tile, dtype=torch.int32)
+
+        self.gate_up_words = packed(2 * inner, spec.hidden_size, 32, 4)
+        self.gate_up_exponents = packed(2 * inner, spec.hidden_size, 8)
+        self.down_words = packed(spec.hidden_size, inner, 32, 4)
+        self.down_exponents = packed(spec.hidden_size, inner, 8)
+        self.biases = ExpertBiases(spec, place, inner=inner)
+        self._gate_up = Mxfp4ExpertsWeight(self.gate_up_words, self.gate_up_exponents)
+        self._down = Mxfp4ExpertsWeight(self.down_words, self.down_exponents)
+
+    @classmethod
+    def takes(cls, spec: ExpertsSpec, place: Placement, scheme: Scheme | None) -> bool:
+        fits = spec.hidden_size % GROUPED_COLUMNS == 0
+        return spec.is_mxfp4(place.storage) and fits and can_keep_mxfp4(place.dtype, place.device)
+
+    def destinations(self) -> Iterator[Destination]:
+        # Only shapes count: numbers are packed on their way.
+        count, hidden, inner = len(self.spec.experts), self.spec.hidden_size, len(self.spec.inner)
+        shapes = torch.empty(count, 2 * inner, hidden, device="meta"), torch.empty(count, hidden, inner, device="meta")
+        for part, weight in zip(self.spec.weights(*shapes), (self._gate_up, self._down), strict=True):
+            yield from in_blocks(part, _packs(part.name, weight))
+        yield from self.biases.destinations()
+
+    def randomize(self, noise: Tensor) -> None:
+        for weight in (self._gate_up, self._down):
+            weight.words.copy_(random_words(weight.words))
+            weight.exponents.fill_(_RANDOM_EXPONENTS)
+        self.biases.randomize(noise)
+
+    def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
+        return experts_residual(
+            residual,
+            routes,
+            self._gate_up,
+            self._down,
+            activation,
+            first_expert=self.spec.experts.start,
+            **self.biases.by_name,
+        )
 
 
-def dequantized(part: ExpertPart) -> Iterator[Destination]:
-    """The destinations of blocks and of their scales, which fill the part's target once both have come."""
-    blocks, scales = stored_regions(part.region)
-    names, target = (part.name, part.name.removesuffix("_blocks") + "_scales"), part.target
-    # Stacked tensors hold something for every rank.
-    assert target is not None
+def _packs(name: str, weight: Mxfp4ExpertsWeight) -> Callable[[Tensor, Tensor], None]:
+    """Packs blocks and scales of all experts, one at a time; rows and columns that they lack are zeros."""
 
-    def fill(stored: Mapping[str, Tensor]) -> None:
-        # One expert at a time: all of a layer's take gigabytes in fp32.
-        for number, of_expert in enumerate(target):
-            of_expert.copy_(expand(*(stored[name][number] for name in names)))
+    def use(blocks: Tensor, scales: Tensor) -> None:
+        _, rows, columns = weight.shape
+        for words, exponents, *stored in zip(weight.words, weight.exponents, blocks, scales, strict=True):
+            of_blocks, of_scales = (each.to(words.device) for each in stored)
+            digits = digits_of(of_blocks)
+            missing = (0, columns - digits.shape[1], 0, rows - digits.shape[0])
+            words.copy_(pack_grouped(F.pad(digits, missing)))
+            missing = (0, columns // 32 - of_scales.shape[1], 0, rows - of_scales.shape[0])
+            try:
+                exponents.copy_(pack_mxfp4_exponents(F.pad(of_scales, missing)))
+            except ValueError as error:
+                raise ModelNotSupported(f"{name}: {error}") from error
 
-    return gathered(dict(zip(names, (blocks, scales), strict=True)), fill)
-
-
-def stored_regions(region: Region) -> tuple[Region, Region]:
-    """Where the blocks and the scales of a region of numbers are; its columns begin and end between blocks."""
-    *whole, columns = region.whole
-    *ranges, taken = region.ranges
-    groups = range(taken.start // BLOCK, taken.stop // BLOCK)
-    scales = Region((*whole, columns // BLOCK), (*ranges, groups))
-    return Region((*scales.whole, BLOCK // 2), (*scales.ranges, range(BLOCK // 2))), scales
+    return use

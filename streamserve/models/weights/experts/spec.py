@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from streamserve.models.division import share_of_blocks
 from streamserve.models.mixture import ExpertTensors, Mixture, bias_of
 from streamserve.models.weights.destination import Region
 from streamserve.models.weights.placement import Placement
+from streamserve.models.weights.storage import WeightStorage
+from streamserve_kernels import MXFP4_BLOCK
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,38 @@ class ExpertsSpec:
     def of(cls, mixture: Mixture, hidden_size: int, prefix: str, place: Placement) -> ExpertsSpec:
         """Raises `ConfigError` when the experts can't be divided among the ranks."""
         experts, inner, of = range(mixture.num_experts), range(mixture.inner_size), prefix.removesuffix(".")
-        if place.divides_experts:
-            experts = place.share(mixture.num_experts, f"experts of {of}")
-        else:
-            inner = place.share(mixture.inner_size, f"inner features of the experts of {of}")
         names = place.storage.names
         stored = next((each for each in mixture.tensors if each.are_in(names, prefix)), mixture.tensors[0])
+        what = f"inner features of the experts of {of}"
+        if place.divides_experts:
+            experts = place.share(mixture.num_experts, f"experts of {of}")
+        elif stored.mxfp4:
+            inner = share_of_blocks(mixture.inner_size, MXFP4_BLOCK, place.rank, place.world_size, what)
+        else:
+            inner = place.share(mixture.inner_size, what)
         adds_down_bias = mixture.biased and (place.divides_experts or place.rank == 0)
         size = mixture.inner_size
         return cls(prefix, stored, mixture.num_experts, hidden_size, size, experts, inner, mixture.biased, adds_down_bias)
+
+    def is_mxfp4(self, storage: WeightStorage) -> bool:
+        """Whether the checkpoint has blocks of MXFP4; random weights are made as config.json says."""
+        says_so = storage.quantization_config.get("quant_method") == "mxfp4"
+        return self.stored.mxfp4 and (says_so or bool(storage.names))
+
+    def names(self) -> Iterator[str]:
+        """Of the linears, as schemes call them."""
+        for name in dict.fromkeys((self.stored.gate, self.stored.up, self.stored.down)):
+            for expert in range(1 if self.stored.is_stacked else self.num_experts):
+                yield (self.prefix + name.format(expert)).removesuffix(".weight")
 
     def weights(self, gate_up: Tensor, down: Tensor) -> Iterator[ExpertPart]:
         """What fills the weights.
 
         gate_up  [experts, 2 * inner, hidden], where rows of gate and up take turns
         down     [experts, hidden, inner]
+        Either may be something else that has rows in turns, or in order, such as scales of rows; regions are those of weights.
         """
-        by_kind = gate_up.view(len(self.experts), len(self.inner), 2, self.hidden_size)
+        by_kind = gate_up.view(len(self.experts), gate_up.shape[1] // 2, 2, gate_up.shape[2])
         hidden = range(self.hidden_size)
         if self.stored.is_fused:
             yield from self._fused(self.stored.gate, gate_up, by_kind, (hidden,))

@@ -12,7 +12,7 @@ from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.forms.expanded import QuantizedForm
 from streamserve.models.weights.forms.form import WeightSpec
 from streamserve.models.weights.grouped import FourBits
-from streamserve.models.weights.noise import STD
+from streamserve.models.weights.noise import STD, random_words
 from streamserve.models.weights.placement import Placement
 from streamserve_kernels import (
     GROUPED_COLUMNS,
@@ -90,9 +90,7 @@ class FourBitForm(QuantizedForm):
         self._num_filled += 1
 
     def randomize(self, noise: Tensor) -> None:
-        # Bits of noise are no integers that are alike often: a linear congruential sequence (Numerical Recipes) is.
-        count = torch.arange(self.words.numel(), dtype=torch.int32, device=self.words.device).view_as(self.words)
-        self.words.copy_(count * 1664525 + 1013904223)
+        self.words.copy_(random_words(self.words))
         # The integers' own standard deviation is 4.6.
         self.scale.fill_(STD / 4.6)
         if self.zero is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination
 from streamserve.models.weights.forms.expanded import QuantizedForm
-from streamserve.models.weights.forms.form import WeightSpec
+from streamserve.models.weights.forms.form import WeightPart, WeightSpec
 from streamserve.models.weights.noise import STD, tile
 from streamserve.models.weights.placement import Placement
 from streamserve_kernels import (
@@ -24,7 +24,7 @@ from streamserve_kernels import (
     norm_linear,
 )
 
-_SPREAD = 64.0
+SPREAD = 64.0
 """Standard deviation of random weights, before their scales."""
 
 
@@ -63,11 +63,19 @@ class Fp8Form(QuantizedForm):
     def destinations(self) -> Iterator[Destination]:
         return self._fill(self)
 
+    def parts(self) -> Iterator[tuple[WeightPart, Tensor, Tensor]]:
+        """Each part, its rows of the values, and its rows of the scale."""
+        begin, step = 0, FP8_BLOCK if self._weight.has_blocks else 1
+        for part, values in self.spec.split(self.values):
+            end = begin + part.num_rows
+            yield part, values, self.scale[begin // step : -(-end // step)]
+            begin = end
+
     def randomize(self, noise: Tensor) -> None:
-        tile(self.values, (noise.float() * (_SPREAD / STD)).to(self.values.dtype))
-        self.scale.fill_(STD / _SPREAD)
+        tile(self.values, (noise.float() * (SPREAD / STD)).to(self.values.dtype))
+        self.scale.fill_(STD / SPREAD)
         if self.input_scale is not None:
-            self.input_scale.fill_(1 / _SPREAD)
+            self.input_scale.fill_(1 / SPREAD)
 
     def write_numbers(self, target: Tensor) -> None:
         target.copy_(dequantize_fp8(self._weight))

@@ -1,0 +1,167 @@
+"""Products of 8-bit floats with the tokens of each expert, by tiles (tiles.py).
+
+Tokens are rounded to 8 bits in a pass before each of the two products, by scales of their own, or of each 128 of their columns
+where weights have blocks. Scales of rows are applied to sums, at the end; those of blocks to each 128 columns' part of them.
+Devices without products of 8-bit floats widen weights in registers, and leave tokens as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+from triton.language.extra import cuda
+
+from streamserve_kernels.attention_tiles import compute_dtype
+from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile
+from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
+from streamserve_kernels.norm_rope import activate
+from streamserve_kernels.projections.fp8_activations import quantize
+from streamserve_kernels.projections.fp8_widen import bytes_of, has_conversion, has_products, widen
+from streamserve_kernels.reference.experts import Routes
+from streamserve_kernels.reference.fp8 import BLOCK
+from streamserve_kernels.reference.quantized_experts import Fp8ExpertsWeight
+
+_BLOCK = tl.constexpr(BLOCK)
+
+
+@kernel(do_not_specialize=["num_tokens", "room"])
+def _fp8_product_kernel(
+    x_ptr, x_scale_ptr, values_ptr, scale_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, num_tokens, room, num_experts,
+    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SCALES: tl.constexpr, BY_TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, X_FIRST: tl.constexpr,
+    BITS: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One expert's tile: BLOCK_N weight rows times BLOCK_M of the expert's tokens.
+
+    x_ptr    [tokens, K] with BY_TOKEN, else [tokens * TOP_K, K]
+    out_ptr  [tokens * TOP_K, N], or N / 2 columns with an activation, for which rows of gate and up alternate
+    SCALES   columns of the weight's scale; with more than one, x's is [ceil(K / 128), room], else a number for each row
+    COMPUTE  the type that weights are widened to, which is x's; None for an x of 8-bit floats
+    """
+    if PDL:
+        if BY_TOKEN:
+            cuda.gdc_wait()
+        cuda.gdc_launch_dependents()
+    expert, tile, first, count, _ = find_tile(counts_ptr, num_experts, tl.cdiv(N, BLOCK_N), LANES, BLOCK_M)
+    if expert >= num_experts:
+        return
+    lines = first + tl.arange(0, BLOCK_M)
+    present = lines < count
+    place = tl.load(places_ptr + expert.to(tl.int64) * num_tokens + lines, mask=present, other=0).to(tl.int64)
+    x_rows = place // TOP_K if BY_TOKEN else place
+    if PDL and not BY_TOKEN:
+        cuda.gdc_wait()
+    columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = columns < N
+    lanes = tl.arange(0, BLOCK_K)
+    weight_ptrs = values_ptr + (expert.to(tl.int64) * N + columns)[:, None] * K + lanes[None, :]
+    x_ptrs = x_ptr + x_rows[:, None] * K + lanes[None, :]
+    if SCALES > 1:
+        if ACTIVATION == "none":
+            blocks = expert * ((N + _BLOCK - 1) // _BLOCK) + columns // _BLOCK
+        else:
+            blocks = expert * ((N // 2 + _BLOCK - 1) // _BLOCK * 2) + columns // (2 * _BLOCK) * 2 + columns % 2
+        scale_ptrs = scale_ptr + blocks * SCALES
+    sums = tl.zeros([BLOCK_M, BLOCK_N] if X_FIRST else [BLOCK_N, BLOCK_M], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if K % BLOCK_K == 0:
+            weights = tl.load(weight_ptrs + k, mask=inside[:, None], other=0.0)
+            x = tl.load(x_ptrs + k, mask=present[:, None], other=0.0)
+        else:
+            weights = tl.load(weight_ptrs + k, mask=inside[:, None] & (lanes + k < K)[None, :], other=0.0)
+            x = tl.load(x_ptrs + k, mask=present[:, None] & (lanes + k < K)[None, :], other=0.0)
+        if COMPUTE is not None:
+            weights = widen(weights, BITS, COMPUTE)
+            x = x.to(COMPUTE)
+        if SCALES > 1:
+            scale = tl.load(scale_ptrs + k // _BLOCK, mask=inside, other=0.0)
+            if COMPUTE is None:
+                x_scale = tl.load(x_scale_ptr + k // _BLOCK * room + x_rows, mask=present, other=0.0)
+            else:
+                x_scale = tl.full([BLOCK_M], 1.0, tl.float32)
+            if X_FIRST:
+                sums += tl.dot(x, tl.trans(weights)) * x_scale[:, None] * scale[None, :]
+            else:
+                sums += tl.dot(weights, tl.trans(x)) * scale[:, None] * x_scale[None, :]
+        elif X_FIRST:
+            sums = tl.dot(x, tl.trans(weights), sums)
+        else:
+            sums = tl.dot(weights, tl.trans(x), sums)
+    if not X_FIRST:
+        sums = tl.trans(sums)
+    if SCALES == 1:
+        sums *= tl.load(scale_ptr + expert.to(tl.int64) * N + columns, mask=inside, other=0.0)[None, :]
+        if COMPUTE is None:
+            sums *= tl.load(x_scale_ptr + x_rows, mask=present, other=0.0)[:, None]
+    if bias_ptr is not None:
+        sums += tl.load(bias_ptr + expert.to(tl.int64) * N + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION == "none":
+        mask = present[:, None] & inside[None, :]
+        tl.store(out_ptr + place[:, None] * N + columns[None, :], sums.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        half: tl.constexpr = BLOCK_N // 2
+        gate, up = tl.split(tl.reshape(sums, [BLOCK_M, half, 2]))
+        columns = tile * half + tl.arange(0, half)
+        mask = present[:, None] & (columns < N // 2)[None, :]
+        y = activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + place[:, None] * (N // 2) + columns[None, :], y, mask=mask)
+
+
+def multiply(
+    routes: Routes,
+    held: HeldTokens,
+    gate_up: Fp8ExpertsWeight,
+    down: Fp8ExpertsWeight,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    activation: str,
+) -> tuple[torch.Tensor, None]:
+    """What each held expert makes of its tokens: [places, hidden], in order."""
+    x, (num_experts, outer, hidden) = routes.normed, gate_up.shape
+    first, second = product_shapes(held.num_places, num_experts, has_blocks=gate_up.has_blocks)
+    # Rows of experts that are elsewhere are not written, and rounded all the same.
+    make = x.new_zeros if held.is_partial else x.new_empty
+    gated, made = make(held.num_places, outer // 2), x.new_empty(held.num_places, hidden)
+    _product(x, gate_up, gate_up_bias, gated, held, first, by_token=True, activation=activation)
+    _product(gated, down, down_bias, made, held, second, by_token=False, activation="none")
+    return made, None
+
+
+def _product(
+    x: torch.Tensor,
+    weight: Fp8ExpertsWeight,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    held: HeldTokens,
+    shape: ProductShape,
+    *,
+    by_token: bool,
+    activation: str,
+) -> None:
+    num_experts, outer, inner = weight.shape
+    is_narrow, bits = has_products(x.device), not has_conversion(x.device)
+    compute = None if is_narrow else compute_dtype(x.dtype)
+    x_scale: torch.Tensor | None = None
+    if is_narrow:
+        x, x_scale = quantize(x, in_groups=weight.has_blocks)
+    room = 0 if x_scale is None else x_scale.shape[-1]
+    _fp8_product_kernel[(held.num_programs(outer, shape),)](
+        x, x_scale, bytes_of(weight.values, bits), weight.scale, bias, out, held.counts, held.places,
+        held.num_tokens, room, num_experts,
+        N=outer, K=inner, TOP_K=held.top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BLOCK_N=shape.block_n,
+        BLOCK_K=shape.block_k, SCALES=weight.scale.shape[2], BY_TOKEN=by_token, ACTIVATION=activation,
+        X_FIRST=shape.x_first, BITS=bits, COMPUTE=compute,
+        num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
+    )  # fmt: skip
+
+
+def product_shapes(num_places: int, num_experts: int, *, has_blocks: bool) -> tuple[ProductShape, ProductShape]:
+    """The launches of gate·up and of down, by how many tokens an expert has on average; blocks are 128 columns of a step."""
+    mean, block_k = num_places / num_experts, BLOCK if has_blocks else 2 * BLOCK
+    if mean <= 6:
+        return ProductShape(16, 64, block_k, 4, 3, False), ProductShape(16, 64, block_k, 4, 3, False)
+    if mean <= 24:
+        return ProductShape(32, 64, block_k, 4, 3, False), ProductShape(32, 64, block_k, 4, 3, False)
+    if mean <= 96:
+        return ProductShape(64, 128, BLOCK, 4, 3, True), ProductShape(64, 128, BLOCK, 4, 3, True)
+    return ProductShape(128, 128, BLOCK, 8, 4, True), ProductShape(128, 128, BLOCK, 8, 4, True)
