@@ -25,7 +25,7 @@ from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
-from streamserve.types import EngineInfo, ReasoningMarks, SamplingParams
+from streamserve.types import ANYONE, EngineInfo, ReasoningMarks, SamplingParams, Tenant
 
 T = TypeVar("T")
 
@@ -111,6 +111,7 @@ class Frontend:
         request_id: str | None = None,
         add_special_tokens: bool = True,
         priority: int = 0,
+        tenant: Tenant = ANYONE,
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
@@ -126,6 +127,7 @@ class Frontend:
             request_ids=[request_id or uuid4().hex],
             add_special_tokens=add_special_tokens,
             priority=priority,
+            tenant=tenant,
             cache_salt=cache_salt,
             clamp_max_tokens=clamp_max_tokens,
             shown_special_ids=shown_special_ids,

@@ -197,10 +197,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Tenant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whom requests and what they leave behind belong to: everyone who sends the same API key.
 
-    name  of the key, unique on a server; empty where it asks for none
+    name    of the key, unique on a server; empty where it asks for none
+    weight  its share of steps, rows and blocks, relative to those of other tenants that want some
     """
 
     name: str = ""
+    weight: float = 1.0
 
 
 ANYONE = Tenant()
@@ -220,6 +222,7 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     max_time_s           seconds from admission after which the sequence ends with reason "time"
     reasoning            how its reasoning is told and ended; None where it has none, or can't be told
     reasoning_budget     tokens after which reasoning is ended; None for no limit
+    tenant               whom it belongs to
     """
 
     sequence_id: str
@@ -233,6 +236,7 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     max_time_s: float | None = None
     reasoning: ReasoningMarks | None = None
     reasoning_budget: int | None = None
+    tenant: Tenant = ANYONE
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -32,6 +32,9 @@ class PolicyQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._sequences)
 
+    def __reversed__(self) -> Iterator[Sequence]:
+        return reversed(self._sequences)
+
     def __contains__(self, sequence: Sequence) -> bool:
         index = bisect_left(self._sequences, sequence.order, key=_order)
         return index < len(self._sequences) and self._sequences[index] is sequence

@@ -25,6 +25,7 @@ from streamserve.scheduling.policy import order_of
 from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
 from streamserve.scheduling.step import Step, StepBuilder
+from streamserve.scheduling.tenants import MIN_TURN, Share
 from streamserve.types import EngineStats, ErrorInfo, FinishReason, SequenceSpec, TokenDelta, TokenLogprobs
 
 Deltas = list[tuple[str, TokenDelta]]
@@ -140,10 +141,11 @@ class Scheduler:
         Sequences whose time is up get no work; their last deltas come with the next `commit` or `expire`.
         """
         self._end_overdue(now)
+        self.registry.make_room()
         builder = StepBuilder(self._next_step, self.step_tokens)
         unfinished = self._plan_decodes(builder)
-        self._plan_chunks(builder, unfinished)
-        self._plan_admissions(builder, now)
+        if unfinished or self.registry.waiting:
+            self._plan_prompts(builder, unfinished, now)
         step = builder.finish()
         if step is not None:
             self._next_step += 1
@@ -192,7 +194,7 @@ class Scheduler:
             **self.counters.totals(),
         )
 
-    # The three claims on a step's budget, in order.
+    # The claims on a step's budget, in order.
 
     def _plan_decodes(self, builder: StepBuilder) -> list[Sequence]:
         """The next token, and drafts, of every running sequence that lacks just one; returns those that lack more."""
@@ -253,29 +255,45 @@ class Scheduler:
             builder.growths += growths
         return min(num_drafts, sequence.reach - sequence.num_known)
 
-    def _plan_chunks(self, builder: StepBuilder, unfinished: list[Sequence]) -> None:
-        """The next chunk of prompts under way, less those preempted by a decode or an earlier prompt.
+    def _plan_prompts(self, builder: StepBuilder, unfinished: list[Sequence], now: float) -> None:
+        """Prompts of each tenant in turn: those under way, then those that wait.
+
+        What is left when all that are owed tokens have had them is for whoever comes next.
+        """
+        turns = self.registry.tenants.begin_round(builder.budget, unfinished)
+        for share in turns:
+            left = builder.budget
+            is_owed = share.credit > 0 and share is not turns[-1]
+            builder.turn_budget = max(MIN_TURN, int(share.credit)) if is_owed else left
+            self._plan_chunks(builder, unfinished, share)
+            self._plan_admissions(builder, share, now)
+            share.spent += left - builder.budget
+        self.registry.tenants.end_round(turns)
+
+    def _plan_chunks(self, builder: StepBuilder, unfinished: list[Sequence], share: Share) -> None:
+        """The next chunk of a tenant's prompts under way, less those preempted by a decode or an earlier prompt.
 
         Blocks were claimed at admission, but for layers that see a window.
         """
         for index, sequence in enumerate(unfinished):
-            if not (sequence.is_resident and (count := builder.allowance(sequence))):
+            if not (sequence.is_resident and sequence.tenant == share.tenant.name and (count := builder.allowance(sequence))):
                 continue
             start = sequence.num_computed
             if start + count > sequence.reach:
-                builder.growths += self.registry.grow_prompt(sequence, start + count, unfinished[index + 1 :])
+                later = [each for each in unfinished[index + 1 :] if each.last_step != builder.index]
+                builder.growths += self.registry.grow_prompt(sequence, start + count, later)
                 count = min(count, sequence.reach - start)
             if count:
                 builder.work(sequence, count)
 
-    def _plan_admissions(self, builder: StepBuilder, now: float) -> None:
-        """Rows and blocks for those that wait, strictly in order, as far as the budget and the watermark go."""
-        while builder.budget:
-            sequence = self.registry.waiting.first
+    def _plan_admissions(self, builder: StepBuilder, share: Share, now: float) -> None:
+        """Rows and blocks for those of a tenant that wait, strictly in order, as far as the turn and the watermark go."""
+        while builder.room:
+            sequence = share.waiting.first
             # A token of its former residence may be in flight: it must be appended before the sequence is computed anew.
             if sequence is None or sequence.last_step > self.last_committed_step:
                 return
-            if not self.limits.enable_chunked_prefill and len(sequence.token_ids) > builder.budget:
+            if not self.limits.enable_chunked_prefill and len(sequence.token_ids) > builder.room:
                 return
             if not builder.allowance(sequence):
                 return

@@ -24,6 +24,7 @@ Order = tuple[int, int]
 class Sequence:
     """A sequence between admission and its end.
 
+    tenant         the name of the one it belongs to
     order          position under the policy: lower runs first, higher is preempted first; unique
     deadline       time at which it ends with reason "time", or None
     arrived_at     when it began to wait
@@ -78,6 +79,7 @@ class Sequence:
         "sequence_id",
         "spec",
         "tables",
+        "tenant",
         "token_ids",
     )
 
@@ -91,6 +93,7 @@ class Sequence:
     ) -> None:
         self.spec = spec
         self.sequence_id = spec.sequence_id
+        self.tenant = spec.tenant.name
         self.order = order
         self.deadline = deadline
         self.arrived_at = arrived_at

@@ -56,16 +56,18 @@ class StepBuilder:
         "scored",
         "scoring_budget",
         "starts",
+        "turn_budget",
     )
 
     def __init__(self, index: int, budget: int) -> None:
         """budget  tokens that the step may compute
 
-        The attributes `scoring_budget` and `draft_budget` are the shares of it that may have prompt logprobs and be drafts.
+        The attributes `scoring_budget`, `draft_budget` and `turn_budget` are the shares of it that may have prompt logprobs, be
+        drafts, and be the prompts of the tenant whose turn it is.
         """
         self.index = index
         self.draft_budget = 0
-        self.budget = self.scoring_budget = budget
+        self.budget = self.scoring_budget = self.turn_budget = budget
         self.starts: list[RowStart] = []
         self.growths: list[RowGrowth] = []
         self.drafts: list[RowDrafts] = []
@@ -94,8 +96,13 @@ class StepBuilder:
     def allowance(self, sequence: Sequence) -> int:
         """How many more of its tokens the step may compute."""
         left = sequence.num_known - sequence.num_computed
-        room = min(self.budget, self.scoring_budget) if sequence.wants_prompt_logprobs else self.budget
+        room = min(self.room, self.scoring_budget) if sequence.wants_prompt_logprobs else self.room
         return min(room, left)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the tenant whose turn it is may have computed."""
+        return min(self.budget, self.turn_budget)
 
     def work(self, sequence: Sequence, count: int) -> None:
         """Compute the sequence's next `count` tokens, and sample when those are all it has."""
@@ -116,6 +123,7 @@ class StepBuilder:
         sequence.num_computed = end
         sequence.last_step = self.index
         self.budget -= count
+        self.turn_budget -= count
 
     def check(self, sequence: Sequence, token_ids: list[int]) -> None:
         """Compute the sequence's last token and these drafts behind it, and sample behind each."""

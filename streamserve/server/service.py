@@ -38,7 +38,7 @@ from streamserve.text.chat_template import reserved
 from streamserve.text.parsing.dialect import Dialect
 from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.preparation import PreparedPrompt
-from streamserve.types import EngineSnapshot, EngineStats
+from streamserve.types import EngineSnapshot, EngineStats, Tenant
 
 MAX_STORED = 4096
 MAX_STORED_BYTES = 256 << 20
@@ -149,9 +149,9 @@ class Service:
         admit = admit or partial(self.frontend.open, prompts)
         return self.delivery.new_run(identity, admit, usage, num_prompts=len(prompts), n=params.n, trace=trace)
 
-    def cache_salt(self, owner: str, salt: str | None) -> str:
+    def cache_salt(self, tenant: Tenant, salt: str | None) -> str:
         """What a request's cached prefixes are kept under, given its own `cache_salt`."""
-        return f"{owner}/{salt or ''}" if self.config.prefix_cache_per_key else salt or ""
+        return f"{tenant.name}/{salt or ''}" if self.config.prefix_cache_per_key else salt or ""
 
     def find(self, id: OwnedId) -> LoggedRun[SocketEvent] | None:
         """The run whose events are kept here, by its answer's id or its request's own."""

@@ -15,7 +15,7 @@ import msgspec
 
 from streamserve.errors import ContextLengthExceeded, InvalidParameter
 from streamserve.text.tokenizers.tokenizer import Tokenizer
-from streamserve.types import ReasoningMarks, Sampling, SamplingParams, SequenceSpec
+from streamserve.types import ANYONE, ReasoningMarks, Sampling, SamplingParams, SequenceSpec, Tenant
 
 Prompt = str | Sequence[int]
 """A text, or token ids."""
@@ -89,6 +89,7 @@ class Preparation:
         request_id: str,
         add_special_tokens: bool = True,
         priority: int = 0,
+        tenant: Tenant = ANYONE,
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
@@ -98,6 +99,7 @@ class Preparation:
         """Tokenise and resolve one prompt.
 
         add_special_tokens  put the model's beginning-of-sequence token in front of a text
+        tenant              whom the sequences belong to
         clamp_max_tokens    shorten the output to what fits the context instead of refusing the request
         shown_special_ids   as in `PreparedPrompt`
         reasoning           how the output's reasoning is told and ended; `thinking_token_budget` means nothing without
@@ -126,6 +128,7 @@ class Preparation:
             sampling=msgspec.structs.replace(sampling, seed=first_seed % MAX_SEED),
             structured_outputs=params.structured_outputs,
             priority=priority,
+            tenant=tenant,
             cache_salt=cache_salt,
             max_time_s=params.max_time,
             reasoning=self._endable(reasoning, sampling, params.thinking_token_budget),

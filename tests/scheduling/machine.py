@@ -15,13 +15,15 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from streamserve.errors import QueueFull
 from streamserve.kv_groups import KvGroups
-from streamserve.types import SequenceSpec, StructuredOutputs
+from streamserve.types import SequenceSpec, StructuredOutputs, Tenant
 from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected, marks
 from tests.scheduling.play import Play
 from tests.support.scheduler_invariants import check_invariants
 from tests.support.specs import make_spec
 
 MOST_DRAFTS = 4
+
+TENANTS = [Tenant(), Tenant(), Tenant(name="a", weight=3.0), Tenant(name="b", weight=0.5)]
 
 PREFIXES = [[], [1] * 4, [1] * 4 + [2] * 4, [1] * 4 + [2] * 4 + [3] * 4, [9] * 5]
 
@@ -64,6 +66,7 @@ def sequence_specs(draw: st.DrawFn, name: str) -> SequenceSpec:
         min_tokens=draw(st.integers(0, 2)),
         stop_token_ids=draw(st.sampled_from([[], [EOS], [EOS, 5, 7, 11]])),
         priority=draw(st.integers(-1, 1)),
+        tenant=draw(st.sampled_from(TENANTS)),
         cache_salt=draw(st.sampled_from(["", "", "pepper"])),
         logprobs=draw(st.sampled_from([None, None, 1])),
         prompt_logprobs=draw(st.sampled_from([None, None, None, 1])),

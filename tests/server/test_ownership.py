@@ -158,6 +158,7 @@ async def test_prefixes_are_shared_among_the_requests_of_a_key_alone_where_that_
             async with httpx.AsyncClient(base_url=server.base_url, headers=headers) as client:
                 await client.post("/v1/completions", json={"prompt": "hi", **salt})
                 await client.post("/v1/chat/completions", json={"messages": HI, **salt})
+    assert [spec.tenant.name for spec in engine.specs.values()] == ["key-1"] * 4 + ["key-2"] * 4
     salts = [spec.cache_salt for spec in engine.specs.values()]
     assert salts[0] == salts[1] == salts[2] == salts[3]
     assert (salts[4] == salts[0]) is not is_per_key

@@ -111,7 +111,9 @@ async def create_message(request: Request[Any, Any, Any], service: NamedDependen
     id = identity.answer_id
     params = SamplingParams(**service.limits.with_defaults({"max_tokens": body.max_tokens}))
     text = service.frontend.render_chat(body.messages, add_generation_prompt=True)
-    prompt = await service.frontend.prepare(text, params, request_id=f"{identity.engine_id}-0", add_special_tokens=False)
+    prompt = await service.frontend.prepare(
+        text, params, request_id=f"{identity.engine_id}-0", tenant=tenant, add_special_tokens=False
+    )
     run = service.new_run(identity, model, [prompt])
     headers = answer_headers(identity.header_id, ignored)
     if body.stream:

@@ -26,15 +26,28 @@ def check_invariants(scheduler: Scheduler, *, most_drafts: int = 0) -> None:
 def _check_homes(registry: SequenceRegistry) -> None:
     """Every live sequence is in exactly one place, the one that its state says."""
     rows = registry.rows
-    queues = (registry.waiting, rows.running, rows.paused)
-    for queue in queues:
+    queues = (rows.running, rows.paused)
+    for queue in (*queues, *(share.waiting for share in registry.tenants)):
         orders = [sequence.order for sequence in queue]
         assert orders == sorted(set(orders)), "a queue is out of order"
-    housed = [sequence for queue in queues for sequence in queue] + list(registry.parked.values())
+    housed = [sequence for queue in queues for sequence in queue] + [*registry.waiting, *registry.parked.values()]
     assert Counter(map(id, housed)) == Counter(map(id, registry.sequences.values())), "a sequence is lost or in two places"
     assert all(not s.is_resident and not s.is_paused for s in registry.waiting), "a waiting sequence has a row or is paused"
     assert all(not s.is_resident and s.is_paused for s in registry.parked.values()), "a parked sequence has a row or may run"
-    assert all(s.is_resident for queue in queues[1:] for s in queue), "a resident has no row"
+    assert all(s.is_resident for queue in queues for s in queue), "a resident has no row"
+    assert len(list(registry.waiting)) == len(registry.waiting), "those that wait are miscounted"
+    _check_tenants(registry)
+
+
+def _check_tenants(registry: SequenceRegistry) -> None:
+    """Every tenant is counted what is its own, and none is there without a sequence."""
+    live = Counter(sequence.tenant for sequence in registry.sequences.values())
+    rows = Counter(sequence.tenant for sequence in registry.sequences.values() if sequence.is_resident)
+    for share in registry.tenants:
+        name = share.tenant.name
+        assert (share.num_live, share.num_rows) == (live.pop(name), rows[name]), f"what tenant {name!r} holds is miscounted"
+        assert all(sequence.tenant == name for sequence in share.waiting), "a sequence waits among another tenant's"
+    assert not live, "a tenant with sequences has no share"
 
 
 def _check_progress(scheduler: Scheduler, sequence: Sequence) -> None:

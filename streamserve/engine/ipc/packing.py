@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from streamserve.types import ReasoningMarks, Sampling, SequenceSpec, StructuredOutputs
+from streamserve.types import ReasoningMarks, Sampling, SequenceSpec, StructuredOutputs, Tenant
 
 T = TypeVar("T")
 
@@ -24,6 +24,7 @@ class PackedSequence(msgspec.Struct, frozen=True, array_like=True):
     prompt: int
     sampling: int
     cache_salt: int
+    tenant: int
     structured_outputs: int | None
     max_tokens: int
     generated_token_ids: list[int]
@@ -43,6 +44,7 @@ class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
     prompts: list[list[int]]
     samplings: list[Sampling]
     cache_salts: list[str]
+    tenants: list[Tenant]
     structured_outputs: list[StructuredOutputs]
     reasonings: list[ReasoningMarks]
 
@@ -66,6 +68,7 @@ class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
                 else self.structured_outputs[sequence.structured_outputs],
                 priority=sequence.priority,
                 cache_salt=self.cache_salts[sequence.cache_salt],
+                tenant=self.tenants[sequence.tenant],
                 max_time_s=sequence.max_time_s,
                 reasoning=None if sequence.reasoning is None else self.reasonings[sequence.reasoning],
                 reasoning_budget=sequence.reasoning_budget,
@@ -77,7 +80,7 @@ class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
 def pack(specs: list[SequenceSpec]) -> PackedSequences:
     """The sequences with each shared part listed once; O(1) for each of them, whatever their lists hold."""
     prompts, samplings = _Listing[list[int]](), _Listing[Sampling]()
-    cache_salts, structured_outputs = _Listing[str](), _Listing[StructuredOutputs]()
+    cache_salts, tenants, structured_outputs = _Listing[str](), _Listing[Tenant](), _Listing[StructuredOutputs]()
     reasonings = _Listing[ReasoningMarks]()
     sequences = [
         PackedSequence(
@@ -86,6 +89,7 @@ def pack(specs: list[SequenceSpec]) -> PackedSequences:
             prompt=prompts.place(id(spec.prompt_token_ids), spec.prompt_token_ids),
             sampling=samplings.place(_key(shared := msgspec.structs.replace(spec.sampling, seed=0)), shared),
             cache_salt=cache_salts.place(spec.cache_salt, spec.cache_salt),
+            tenant=tenants.place(spec.tenant, spec.tenant),
             structured_outputs=None
             if spec.structured_outputs is None
             else structured_outputs.place(id(spec.structured_outputs), spec.structured_outputs),
@@ -99,7 +103,13 @@ def pack(specs: list[SequenceSpec]) -> PackedSequences:
         for spec in specs
     ]
     return PackedSequences(
-        sequences, prompts.items, samplings.items, cache_salts.items, structured_outputs.items, reasonings.items
+        sequences,
+        prompts.items,
+        samplings.items,
+        cache_salts.items,
+        tenants.items,
+        structured_outputs.items,
+        reasonings.items,
     )
 
 

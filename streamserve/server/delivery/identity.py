@@ -10,7 +10,7 @@ import msgspec
 
 from streamserve.server.delivery.asgi import Headers
 from streamserve.server.http.owned_id import OwnedId
-from streamserve.types import Tenant
+from streamserve.types import ANYONE, Tenant
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -19,22 +19,22 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 class Identity(msgspec.Struct, frozen=True):
     """What a request is called: by the answer's `id`, and by the X-Request-Id header.
 
-    owner  the name of the tenant that sends it
+    tenant  who sends it
     """
 
     answer_id: str
     header_id: str
-    owner: str = ""
+    tenant: Tenant = ANYONE
 
     @property
     def owned_id(self) -> OwnedId:
         """The answer's id among those of its owner."""
-        return OwnedId(self.owner, self.answer_id)
+        return OwnedId(self.tenant.name, self.answer_id)
 
     @property
     def engine_id(self) -> str:
         """What the ids of its sequences begin with; unique in the engine among those of all tenants."""
-        return f"{self.owner}/{self.answer_id}" if self.owner else self.answer_id
+        return f"{self.tenant.name}/{self.answer_id}" if self.tenant.name else self.answer_id
 
 
 def identify(prefix: str, request_id: str | None, header: str, *, tenant: Tenant, taken: Container[OwnedId]) -> Identity:
@@ -44,15 +44,14 @@ def identify(prefix: str, request_id: str | None, header: str, *, tenant: Tenant
     tenant  who sends it
     taken   ids of answers that can't be used again; only a `request_id` may be one of them, and is refused later
     """
-    owner = tenant.name
     header = header if is_safe_id(header) else ""
     if request_id is not None:
-        return Identity(prefix + request_id, header or prefix + request_id, owner)
+        return Identity(prefix + request_id, header or prefix + request_id, tenant)
     answer_id = prefix + header
-    if not header or OwnedId(owner, answer_id) in taken:
+    if not header or OwnedId(tenant.name, answer_id) in taken:
         # A gateway may stamp several requests alike; only an id in the body must be unique.
         answer_id = f"{prefix}{uuid4().hex}"
-    return Identity(answer_id, header or answer_id, owner)
+    return Identity(answer_id, header or answer_id, tenant)
 
 
 def is_safe_id(text: str) -> bool:

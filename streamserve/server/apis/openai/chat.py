@@ -84,7 +84,8 @@ async def _prepare(
         # Templates write the special tokens themselves.
         add_special_tokens=bool(request.add_special_tokens),
         priority=request.priority or 0,
-        cache_salt=service.cache_salt(identity.owner, request.cache_salt),
+        tenant=identity.tenant,
+        cache_salt=service.cache_salt(identity.tenant, request.cache_salt),
         shown_special_ids=form.shown_special_ids,
         reasoning=form.reasoning,
     )

@@ -72,7 +72,8 @@ async def prepare_completion(service: Service, decoded: Decoded[CompletionReques
             request_ids=[f"{identity.engine_id}-{index}" for index in range(len(prompts))],
             add_special_tokens=request.add_special_tokens is not False,
             priority=request.priority or 0,
-            cache_salt=service.cache_salt(identity.owner, request.cache_salt),
+            tenant=identity.tenant,
+            cache_salt=service.cache_salt(identity.tenant, request.cache_salt),
             clamp_max_tokens=request.max_tokens is None,
         )
     return PreparedRequest(

@@ -59,7 +59,7 @@ async def prepare_response(
     """
     request = decoded.request
     id = response_id(request.request_id)
-    identity = Identity(id, id, tenant.name)
+    identity = Identity(id, id, tenant)
     read = await read_conversation(
         request.input, request.previous_response_id, response_id=id, find=finder(service, tenant, kept), run=decoded.run
     )
