@@ -21,6 +21,7 @@ from streamserve.engine.base import SequenceStream
 from streamserve.engine.given_up import GivenUp
 from streamserve.engine.ipc.connection import EngineConnection
 from streamserve.engine.ipc.link import LinkLimits
+from streamserve.engine.ipc.tcp import Place, TcpAddress
 from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.resumption import Resumption
 from streamserve.engine.stream import ChannelStream, StreamLimits
@@ -69,16 +70,17 @@ class NoPeers:
 class RemoteEngine:
     """An `Engine` behind a socket; everything from `start` on belongs to one event loop.
 
-    engine      the path of the engine socket, or the process that this side starts, connects to and stops
-    reconnects  the engine is restarted elsewhere when it ends, at the same path, for as long as the path exists: meanwhile new
-                sequences are `Unavailable` and open ones wait
+    engine      the path of the engine socket, the process that this side starts, connects to and stops, or the place where one
+                engine of another machine follows the other
+    reconnects  when the engine ends another one is awaited, for as long as the path exists or the place is not closed:
+                meanwhile new sequences are `Unavailable` and open ones wait
     on_given_up called with the number of engines that ended under a sequence when it is given up for that
     peers       other engines, which may continue the sequences of this one
     """
 
     def __init__(
         self,
-        engine: str | EngineProcess,
+        engine: str | EngineProcess | Place,
         *,
         reconnects: bool = False,
         on_given_up: Callable[[int], None] = lambda num_ends: None,
@@ -218,6 +220,11 @@ class RemoteEngine:
         """Streams that another engine may continue: of an engine that will return, all but the suspects, which stay with it."""
         return [stream for stream in self._streams.streams() if not (self._will_return and stream.resume_state.is_suspect)]
 
+    def leave(self) -> None:
+        """Its sequences will be continued elsewhere although it has not ended: none of them is suspected of anything."""
+        for stream in self._streams.streams():
+            stream.resume_state.engine_left()
+
     def release(self, stream: ChannelStream) -> bool:
         """Give up a stream for another engine to `adopt`; False when it has ended meanwhile."""
         return self._streams.release(stream.sequence_id) is not None
@@ -235,8 +242,12 @@ class RemoteEngine:
             self._connection.refuse(self._given_up.fingerprints)
 
     @property
-    def _address(self) -> str:
-        return self._engine.address if isinstance(self._engine, EngineProcess) else self._engine
+    def _address(self) -> str | TcpAddress:
+        if isinstance(self._engine, str):
+            return self._engine
+        if self._engine.address is None:
+            raise EngineDead("no engine is there")
+        return self._engine.address
 
     def _require_connection(self) -> None:
         if self._is_lost:
@@ -286,7 +297,9 @@ class RemoteEngine:
                 self._resume_all()
 
     def _may_restart(self) -> bool:
-        return os.path.exists(self._address)
+        if isinstance(self._engine, Place):
+            return not self._engine.is_closed
+        return os.path.exists(self._engine if isinstance(self._engine, str) else self._engine.address)
 
     def _count_loss(self) -> None:
         """End the streams that have lost one engine too many."""

@@ -26,8 +26,17 @@ class ResumeState:
     """
 
     __slots__ = (
-        "_admitted_at", "_clock", "_handed_over", "_is_alone", "_spec", "is_given_up", "is_suspect", "num_losses", "token_ids",
-    )  # fmt: skip
+        "_admitted_at",
+        "_clock",
+        "_handed_over",
+        "_has_moved",
+        "_is_alone",
+        "_spec",
+        "is_given_up",
+        "is_suspect",
+        "num_losses",
+        "token_ids",
+    )
 
     def __init__(self, spec: SequenceSpec, clock: Callable[[], float] = monotonic) -> None:
         self._spec = spec
@@ -35,7 +44,7 @@ class ResumeState:
         self._admitted_at = clock()
         self.token_ids = array("I", spec.generated_token_ids)
         self.num_losses = 0
-        self.is_suspect = self.is_given_up = self._is_alone = False
+        self.is_suspect = self.is_given_up = self._is_alone = self._has_moved = False
         # Tokens there were when the engine got it; None while no engine has it.
         self._handed_over: int | None = len(self.token_ids)
 
@@ -45,7 +54,7 @@ class ResumeState:
 
     def without_repeats(self, delta: TokenDelta) -> TokenDelta:
         """An engine's first delta of the sequence, less the figures that an earlier engine has reported already."""
-        if not self.num_losses or not self.token_ids:
+        if not (self.num_losses or self._has_moved) or not self.token_ids:
             return delta
         return msgspec.structs.replace(delta, cached_tokens=0, queue_s=None)
 
@@ -71,6 +80,10 @@ class ResumeState:
     def end_reasoning(self) -> None:
         """Its reasoning has been ended, so that another engine must not begin it again."""
         self._spec = msgspec.structs.replace(self._spec, reasoning_budget=0)
+
+    def engine_left(self) -> None:
+        """Another engine will have the sequence, although the one that has it has not been lost."""
+        self._has_moved = True
 
     def hand_over(self, *, is_alone: bool = False) -> SequenceSpec:
         """The `continuation`, from now on in another engine.

@@ -133,7 +133,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "resumption": {"ipc", "stream", "stream_table"},
         "remote": {"base", "given_up", "ipc", "process", "resumption", "stream", "stream_table"},
         # several engines as one
-        "replicas": {"base", "constraints", "remote", "stream"},
+        "replicas": {"base", "constraints", "ipc", "remote", "stream"},
         "watchdog": {"process", "remote"},
     },
     "worker": {

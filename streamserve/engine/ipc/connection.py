@@ -14,6 +14,7 @@ from streamserve.engine.error_info import restore
 from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.link import Link, LinkLimits
 from streamserve.engine.ipc.packing import pack
+from streamserve.engine.ipc.tcp import TcpAddress, open_tcp
 from streamserve.errors import EngineDead, InvalidParameter, StreamserveError, Unavailable
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
@@ -36,11 +37,15 @@ class EngineConnection:
         self._on_deltas = on_deltas
         self._on_end = on_end
         self._link: Link[frames.Reply] | None = None
+        self._shares_clock = True
         self._ready: asyncio.Future[EngineInfo] | None = None
         self._calls: PendingCalls[frames.Opened | frames.Stats] = PendingCalls()
 
-    async def connect(self, address: str) -> EngineInfo:
-        """Connect and wait until the model is loaded; raises what kept it from loading, or `EngineDead`."""
+    async def connect(self, address: str | TcpAddress) -> EngineInfo:
+        """Connect and wait until the model is loaded; raises what kept it from loading, or `EngineDead`.
+
+        address  the path of an engine's socket on this machine, or the gateway of one on any
+        """
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[EngineInfo] = loop.create_future()
         if self._link is not None:
@@ -51,11 +56,15 @@ class EngineConnection:
             frames.reply_decoder(), self._limits, on_message=self._take, on_lost=lambda: self._lose(link)
         )
         self._link = link
+        self._shares_clock = isinstance(address, str)
         try:
-            await loop.create_unix_connection(lambda: link, address)
+            if isinstance(address, str):
+                await loop.create_unix_connection(lambda: link, address)
+            else:
+                await loop.create_connection(lambda: link, sock=await open_tcp(address))
         except OSError as error:
             self._link = self._ready = None
-            raise EngineDead(f"the engine process can't be reached: {error.strerror}") from error
+            raise EngineDead(f"the engine process can't be reached: {error.strerror or error}") from error
         return await ready
 
     async def drained(self) -> None:
@@ -96,7 +105,7 @@ class EngineConnection:
         self._send(frames.EndReasoning(sequence_id))
 
     def abort(self, sequence_id: str) -> None:
-        self._send(frames.AbortSequence(sequence_id, time.monotonic()))
+        self._send(frames.AbortSequence(sequence_id, time.monotonic() if self._shares_clock else None))
 
     def end(self, reason: StreamserveError) -> None:
         """Fail pending calls and later ones with `reason`, until the next `connect`; only the first reason counts."""

@@ -19,11 +19,12 @@ class OpenSequences(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class AbortSequence(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Free what a sequence holds, or stop admitting it; no reply.
 
-    left_at  when the reader left, on the clock that all processes of a machine share (CLOCK_MONOTONIC), seconds
+    left_at  when the reader left, on the clock that all processes of a machine share (CLOCK_MONOTONIC), seconds; None from
+             another machine
     """
 
     sequence_id: str
-    left_at: float
+    left_at: float | None
 
 
 class PauseSequence(msgspec.Struct, frozen=True, array_like=True, tag=3):

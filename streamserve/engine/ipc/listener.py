@@ -162,7 +162,7 @@ class WorkerConnection:
         else:
             self.link.send(frames.Opened(call))
 
-    def _abort(self, sequence_id: str, left_at: float) -> None:
+    def _abort(self, sequence_id: str, left_at: float | None) -> None:
         compiling = self._compiling.get(sequence_id)
         if compiling is not None:
             compiling.cancel()

@@ -17,6 +17,7 @@ import anyio.to_thread
 
 from streamserve.engine.base import SequenceStream
 from streamserve.engine.constraints import are_constrained
+from streamserve.engine.ipc.tcp import Place
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.replicas.routing_memory import RoutingMemory
 from streamserve.engine.replicas.summed_stats import summed
@@ -29,6 +30,9 @@ from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceS
 
 POLL_INTERVAL_S = 1.0
 """Seconds between two looks at whether a replica answers."""
+
+RETIRE_INTERVAL_S = 0.1
+"""Seconds between two looks at whether a replica that retires has ended its sequences."""
 
 SNAPSHOT_TIMEOUT_S = 1.0
 """Seconds that a replica gets to send its statistics: probes and scrapes don't wait for one that was stopped."""
@@ -45,14 +49,15 @@ logger = logging.getLogger(__name__)
 class ReplicaSet:
     """The engines at some addresses, numbered from 0; satisfies `Engine`, and is the `Peers` of each of them.
 
-    addresses    of the engine sockets; an engine that ends is awaited for as long as its address exists
-    memory       shared with the sets of the other workers
+    addresses    of the engine sockets, or places; an engine that ends is awaited while its address exists, or until its place
+                 is closed
+    memory       shared with the sets of the other workers; has room for the replicas that are added later
     on_given_up  called with a replica's number, and how many engines ended under a sequence when it is given up for that
     """
 
     def __init__(
         self,
-        addresses: Sequence[str],
+        addresses: Sequence[str | Place],
         memory: RoutingMemory | None = None,
         *,
         policy: RoutingPolicy | None = None,
@@ -60,19 +65,11 @@ class ReplicaSet:
         stream_limits: StreamLimits | None = None,
     ) -> None:
         self._memory = memory or RoutingMemory(len(addresses))
-        self._router = Router(len(addresses), policy=policy, index=self._memory.index)
-        self._replicas = [
-            _Replica(
-                RemoteEngine(
-                    address,
-                    reconnects=True,
-                    on_given_up=partial(on_given_up, number),
-                    peers=self,
-                    stream_limits=stream_limits,
-                )
-            )
-            for number, address in enumerate(addresses)
-        ]
+        self._router = Router(self._memory.num_replicas, policy=policy, index=self._memory.index)
+        self._on_given_up = on_given_up
+        self._stream_limits = stream_limits
+        self._replicas = [self._replica(number, address) for number, address in enumerate(addresses)]
+        self._adding = anyio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -115,6 +112,43 @@ class ReplicaSet:
             raise
         return [opened[spec.sequence_id] for spec in specs]
 
+    async def add(self, place: Place) -> int:
+        """Connect to one more replica, and have it take requests; returns its number, that of one that has ended if it can.
+
+        Raises `EngineDead` when it can't be reached, and `Unavailable` when there are as many as there is room for.
+        """
+        async with self._adding:
+            number = next((number for number, each in enumerate(self._replicas) if each.engine.has_ended), len(self._replicas))
+            if number == self._memory.num_replicas:
+                raise Unavailable(f"there are {number} replicas already, as many as this router has room for")
+            replica = self._replica(number, place)
+            await replica.engine.start()
+            self._router.forget(number)
+            self._replicas[number : number + 1] = [replica]
+        self._spawn(self._watch(replica))
+        await self._continue_all()
+        return number
+
+    async def retire(self, number: int, timeout_s: float) -> bool:
+        """Have a replica take no more requests, continue elsewhere what it still runs after `timeout_s`, and disconnect.
+
+        False when there is no other that could continue it: the replica stays as it is, and takes no requests until it has
+        ended and another has come in its place.
+        """
+        replica = self._replicas[number]
+        engine, replica.is_retiring = replica.engine, True
+        for _ in range(round(timeout_s / RETIRE_INTERVAL_S)):
+            if engine.is_lost or not engine.num_streams:
+                break
+            await asyncio.sleep(RETIRE_INTERVAL_S)
+        if not engine.is_lost:
+            engine.leave()
+            await self._continue_streams(engine)
+        if engine.num_streams or engine.is_lost:
+            return False
+        await engine.stop()
+        return True
+
     def abort(self, sequence_id: str) -> bool:
         """End a sequence with reason "abort", keeping what its reader has not read yet. False when unknown."""
         return any(engine.abort(sequence_id) for engine in self.replicas)
@@ -144,6 +178,16 @@ class ReplicaSet:
         for engine in self.replicas:
             await engine.wait_ended()
 
+    def _replica(self, number: int, address: str | Place) -> _Replica:
+        engine = RemoteEngine(
+            address,
+            reconnects=True,
+            on_given_up=partial(self._on_given_up, number),
+            peers=self,
+            stream_limits=self._stream_limits,
+        )
+        return _Replica(engine)
+
     # As the peers of a replica.
 
     async def lost(self, engine: RemoteEngine) -> None:
@@ -153,6 +197,7 @@ class ReplicaSet:
 
     def returned(self, engine: RemoteEngine) -> None:
         """Continue here what waits for replicas that are still lost."""
+        self._replicas[self.replicas.index(engine)].is_retiring = False
         self._spawn(self._continue_all())
 
     def given_up(self, fingerprints: list[bytes]) -> None:
@@ -231,7 +276,7 @@ class ReplicaSet:
         self._memory.report([engine.num_streams for engine in self.replicas])
         loads = [
             load if replica.takes_requests and number not in refused else None
-            for number, (replica, load) in enumerate(zip(self._replicas, self._memory.loads(), strict=True))
+            for number, (replica, load) in enumerate(zip(self._replicas, self._memory.loads(), strict=False))
         ]
         free = [load if not engine.has_suspects else None for load, engine in zip(loads, self.replicas, strict=True)]
         return free if any(load is not None for load in free) else loads
@@ -258,11 +303,12 @@ class _Replica:
     def __init__(self, engine: RemoteEngine) -> None:
         self.engine = engine
         self.is_silent = False
+        self.is_retiring = False
         self._admissions: set[anyio.CancelScope] = set()
 
     @property
     def takes_requests(self) -> bool:
-        return not (self.engine.is_lost or self.engine.has_ended or self.is_silent)
+        return not (self.engine.is_lost or self.engine.has_ended or self.is_silent or self.is_retiring)
 
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences; raises `Unavailable`, too, once the engine does not answer."""

@@ -17,11 +17,12 @@ class RoutingMemory:
 
     fd  from `create_shared`; without it the memory is this process's own
 
-    index  of the prefixes that all workers have sent to the replicas
+    num_replicas  that there is room for
+    index         of the prefixes that all workers have sent to the replicas
     """
 
     def __init__(self, num_replicas: int, *, worker: int = 0, workers: int = 1, fd: int | None = None) -> None:
-        self._num_replicas = num_replicas
+        self.num_replicas = num_replicas
         self._map = mmap.mmap(-1 if fd is None else fd, _size(num_replicas, workers))
         words = memoryview(self._map).cast("Q")
         num_loads = num_replicas * workers
@@ -45,7 +46,7 @@ class RoutingMemory:
 
     def loads(self) -> list[int]:
         """The sequences that each replica has, as all workers have reported them."""
-        return [sum(self._loads[replica :: self._num_replicas]) for replica in range(self._num_replicas)]
+        return [sum(self._loads[replica :: self.num_replicas]) for replica in range(self.num_replicas)]
 
 
 def _size(num_replicas: int, workers: int) -> int:
