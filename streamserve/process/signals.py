@@ -1,11 +1,13 @@
 """What signals do to processes: those that end a program unwind it as Ctrl-C does, so that it ends what it has started.
 
-SIGHUP ends a program as SIGTERM does, unless it is ignored already, as `nohup` has it. SIGUSR1 and SIGUSR2 would kill, and mean
+SIGHUP ends a program as SIGTERM does, unless it is ignored already, as `nohup` has it, or means something to a program whose
+terminal is still there. SIGUSR1 and SIGUSR2 would kill, and mean
 nothing here. Terminals and supervisors send signals to whole groups of processes; the first of a group handles them.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -44,3 +46,22 @@ def exiting_on(*numbers: signal.Signals) -> Iterator[None]:
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
+
+
+class Terminal:
+    """The terminal that this process was started from, if any: it sends SIGHUP when it closes."""
+
+    def __init__(self) -> None:
+        self._was_there = _has_terminal()
+
+    def is_there(self) -> bool:
+        """Whether it has not closed; true where there never was one."""
+        return not self._was_there or _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

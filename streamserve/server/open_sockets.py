@@ -19,6 +19,7 @@ class Closing(NamedTuple):
     reason: str
 
 
+RESTARTING = Closing(1001, "the server is being restarted: connect again")
 DRAINING = Closing(1001, "the server is shutting down")
 FAILED = Closing(1011, "the engine has stopped")
 

@@ -26,7 +26,7 @@ from streamserve.server.http.api_keys import ApiKeys, numbered
 from streamserve.server.http.large_work import LargeWork
 from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.lifecycle import Lifecycle, Phase
-from streamserve.server.open_sockets import DRAINING, FAILED, OpenSockets
+from streamserve.server.open_sockets import DRAINING, FAILED, RESTARTING, OpenSockets
 from streamserve.server.request_templates import RequestTemplates
 from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings
@@ -245,6 +245,15 @@ class Service:
         self.sockets.leave(DRAINING)
         await self.delivery.drain(timeout_s)
         await self._wait_idle(2.0)
+
+    def retire(self) -> None:
+        """Another worker takes this one's place: close sockets once their streams have ended. All else is answered as ever."""
+        self.sockets.leave(RESTARTING)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether something is being answered here, or a stream is kept for a client that may resume it."""
+        return bool(len(self.delivery.active_requests) or self.delivery.resumable.num_kept())
 
     async def die(self, timeout_s: float) -> None:
         """The engine is gone and its streams have ended: wait at most `timeout_s` until their last bytes are sent."""

@@ -55,6 +55,11 @@ class TtlStore(Generic[K, T]):
         self._sweep()
         self._running[id] = item
 
+    def num_kept(self) -> int:
+        """The items that run or have not expired."""
+        self._sweep()
+        return len(self)
+
     def running(self) -> list[T]:
         """The items that have not ended."""
         return [item for item in self._running.values() if item.ended_at is None]

@@ -54,6 +54,7 @@ class RequestProtocol(HttpToolsProtocol):
         self._receive_timeout_s = receive_timeout_s
         self._limit = connection_limit
         self._is_excess = False
+        self._is_retired = False
         self._last_read_at = self.loop.time()
         self._read_timer: asyncio.TimerHandle | None = None
         self._is_in_head = False
@@ -71,6 +72,12 @@ class RequestProtocol(HttpToolsProtocol):
                 self._refuse(TooManyConnections())
                 return
         self._start_read_timer(self._receive_timeout_s)
+
+    def retire(self) -> None:
+        """Close the connection after the response that is being sent, or else after the next one."""
+        self._is_retired = True
+        if self._last_cycle is not None:
+            self._last_cycle.keep_alive = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_read_timer()
@@ -116,7 +123,7 @@ class RequestProtocol(HttpToolsProtocol):
         self._is_in_head = False
         cycle = self._last_cycle
         if cycle is not None and cycle.scope is self.scope:
-            cycle.keep_alive = cycle.keep_alive and not self._is_excess
+            cycle.keep_alive = cycle.keep_alive and not (self._is_excess or self._is_retired)
             cycle.scope["extensions"] = {WRITE: BodyWriter(cycle).write}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:

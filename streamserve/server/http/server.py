@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -54,6 +54,47 @@ class HttpServer(uvicorn.Server):
             sock=listening_socket(path),
         )
         self.servers.append(server)
+
+    @asynccontextmanager
+    async def accepting_from(self, listening: socket.socket) -> AsyncIterator[None]:
+        """Accept from another socket of the same port, too, while the block runs. The server must have started."""
+        config, state = self.config, self.server_state
+        server = await asyncio.get_running_loop().create_server(
+            lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
+            sock=listening.dup(),
+            ssl=config.ssl,
+            backlog=config.backlog,
+        )
+        try:
+            yield
+        finally:
+            server.close()
+
+    def retire(self) -> None:
+        """Accept no more connections from clients, and close each that there is after its next response."""
+        self.servers[0].close()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, RequestProtocol):
+                connection.retire()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a client or another worker has a connection."""
+        return bool(self.server_state.connections)
+
+    def reload_certificates(self) -> None:
+        """Read the TLS files again, for connections from now on. Raises `ConfigError` and changes nothing for unusable ones."""
+        config = self.config
+        if config.ssl is None or config.ssl_certfile is None:
+            return
+        try:
+            # First into a context that nothing uses: a key that is not the certificate's must not replace one that is.
+            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config.ssl):
+                context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+                if config.ssl_ca_certs is not None:
+                    context.load_verify_locations(config.ssl_ca_certs)
+        except (OSError, ssl.SSLError) as error:
+            raise _unusable(error) from error
 
     async def on_tick(self, counter: int) -> bool:
         if self._on_buffered is not None and counter % BUFFER_TICKS == 0:
@@ -113,8 +154,12 @@ def http_server(
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the TLS certificate or key can't be used: {error}") from error
+        raise _unusable(error) from error
     return HttpServer(config, on_buffered=on_buffered)
+
+
+def _unusable(error: OSError) -> ConfigError:
+    return ConfigError(f"the TLS certificate or key can't be used: {error}")
 
 
 def _under(root_path: str, app: ASGIApp) -> ASGIApp:

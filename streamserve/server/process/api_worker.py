@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import random
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,10 @@ from streamserve.types import EngineInfo
 
 FLUSH_TIMEOUT_S = 5.0
 """Seconds that the last bytes of a response get to reach its client before its connection is closed."""
+
+
+RETIRE_INTERVAL_S = 0.25
+"""Seconds between two looks at whether a worker that was replaced has finished."""
 
 
 class ApiWorker:
@@ -109,6 +114,24 @@ class ApiWorker:
     async def drain(self) -> None:
         """Take no new requests and let running ones finish, for as long as the configuration allows."""
         await self.service.drain(self.service.config.shutdown_timeout_s)
+
+    async def retire(self) -> None:
+        """Accept no more connections, and return once those there are have ended, and what clients may resume with them."""
+        self._http.retire()
+        self.service.retire()
+        # What is kept for clients expires without an event.
+        while self._http.is_connected or self.service.is_needed:  # noqa: ASYNC110
+            await anyio.sleep(RETIRE_INTERVAL_S)
+
+    @asynccontextmanager
+    async def accepting_from(self, listening: socket.socket) -> AsyncIterator[None]:
+        """Accept another worker's connections, too, while the block runs."""
+        async with self._http.accepting_from(listening):
+            yield
+
+    def reload_certificates(self) -> None:
+        """Read the TLS files again, for connections from now on. Raises `ConfigError` and changes nothing for unusable ones."""
+        self._http.reload_certificates()
 
     async def fail(self) -> None:
         """The engine is gone and its streams have ended: wait until their last bytes are sent, at most `FLUSH_TIMEOUT_S`."""

@@ -1,8 +1,8 @@
 """One server from start to end: open the port, wait for the engine, serve, drain, stop every process.
 
 Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine processes and
-the further workers, and it alone handles signals: the first one drains, the second ends everything at once. SIGHUP, which
-comes twice when a terminal closes, only ever drains.
+the further workers, and it alone handles signals: the first one drains, the second ends everything at once. SIGHUP reloads,
+unless it says that the terminal has closed; then it drains, and only that, since it comes twice.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from streamserve.aio.daemon_thread import run_in_daemon_thread
 from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.process.start import EngineStart, Started
 from streamserve.engine.replicas.routing_memory import RoutingMemory
-from streamserve.errors import StreamserveError
-from streamserve.process.signals import heeded
+from streamserve.errors import ConfigError, StreamserveError
+from streamserve.process.signals import Terminal, heeded
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer
@@ -31,7 +31,7 @@ from streamserve.server.process.engine_supervision import EngineSupervision
 from streamserve.server.process.options import ServeOptions
 from streamserve.server.process.startup_log import StartupLog
 from streamserve.server.process.worker_launch import ServedEngine, WorkerLaunch
-from streamserve.server.process.worker_supervision import WorkerSupervision, launches_of
+from streamserve.server.process.worker_supervision import WorkerSupervision, launches_of, processes_of
 from streamserve.server.process.workers import END_TIMEOUT_S
 from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings
@@ -61,6 +61,9 @@ class Server:
         self._workers: WorkerSupervision | None = None
         self._loading = anyio.CancelScope()
         self._ending = anyio.Event()
+        self._terminal = Terminal()
+        self._reload_requested = anyio.Event()
+        self._is_loaded = False
         self._failure: str | None = None
 
     async def run(self) -> int:
@@ -74,6 +77,7 @@ class Server:
             first = self._first_worker(listen, memory)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._handle_signals)
+                watching.start_soon(self._reload_on_request, first)
                 await self._serve(first, listen, memory, watching)
                 watching.cancel_scope.cancel()
         finally:
@@ -86,7 +90,7 @@ class Server:
 
     def _first_worker(self, listen: Listen, memory: _SharedMemory) -> ApiWorker:
         config, workers, engines = self._options.server, self._options.workers, self._options.engine.data_parallel_size
-        metrics = Metrics(config.model_names[0], memory_fd=memory.metrics_fd, workers=workers, engines=engines)
+        metrics = Metrics(config.model_names[0], memory_fd=memory.metrics_fd, workers=processes_of(workers), engines=engines)
         siblings = Siblings(self._call_workers, self._internal_socket) if workers > 1 else None
         return ApiWorker(config, listen, metrics=metrics, siblings=siblings)
 
@@ -124,6 +128,7 @@ class Server:
             except StreamserveError as error:
                 self._end(error.message)
                 return
+            self._is_loaded = True
             self._log.ready(listen.url)
 
     def _launch_of(self, started: Started, listen: Listen, memory: _SharedMemory) -> WorkerLaunch:
@@ -133,8 +138,7 @@ class Server:
         defaults = default_sampling_params(checkpoint) if options.uses_model_defaults else {}
         return WorkerLaunch(
             worker=0,
-            workers=options.workers,
-            control_fd=-1,
+            processes=processes_of(options.workers),
             metrics_fd=memory.metrics_fd,
             routing_fd=memory.routing_fd,
             engine_addresses=[process.address for process in started.processes],
@@ -146,9 +150,12 @@ class Server:
         )
 
     def _start_workers(self, launch: WorkerLaunch, first: ApiWorker, watching: TaskGroup) -> None:
-        if launch.workers > 1:
+        if self._options.workers > 1:
             self._workers = WorkerSupervision(
-                launches_of(launch), on_call=first.service.on_call, on_restart=self._log_worker_restart
+                launches_of(launch, self._options.workers),
+                on_call=first.service.on_call,
+                on_restart=self._log_worker_restart,
+                accepting_from=first.accepting_from,
             )
             watching.start_soon(self._watch_workers, self._workers)
 
@@ -218,9 +225,33 @@ class Server:
     async def _handle_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *heeded(signal.SIGHUP)) as signals:
             async for number in signals:
+                if number == signal.SIGHUP and self._terminal.is_there():
+                    self._reload_requested.set()
+                    continue
                 if self._ending.is_set() and number != signal.SIGHUP:
                     self._abandon(128 + number)
                 self._end()
+
+    async def _reload_on_request(self, first: ApiWorker) -> None:
+        """At each request read the TLS files again and replace the further workers; several at a time are one."""
+        while True:
+            await self._reload_requested.wait()
+            self._reload_requested = anyio.Event()
+            if self._is_loaded and not self._ending.is_set():
+                await self._reload(first)
+
+    async def _reload(self, first: ApiWorker) -> None:
+        try:
+            first.reload_certificates()
+        except ConfigError as error:
+            self._log.note(f"Nothing is reloaded: {error.message}")
+            return
+        if self._workers is None:
+            self._log.note("Reloaded the TLS files")
+        elif await self._workers.replace_all():
+            self._log.note("Reloaded the TLS files and replaced the further API workers; those before finish their streams")
+        else:
+            self._log.note("An API worker could not be replaced, its log says why: the one before goes on")
 
     def _abandon(self, status: int) -> NoReturn:
         """Kill the other processes and exit at once."""
@@ -256,7 +287,7 @@ class _SharedMemory(NamedTuple):
 
     @classmethod
     def create(cls, options: ServeOptions) -> _SharedMemory:
-        workers, engines = options.workers, options.engine.data_parallel_size
+        workers, engines = processes_of(options.workers), options.engine.data_parallel_size
         return cls(Metrics.shared_memory(workers, engines), RoutingMemory.create_shared(engines, workers))
 
     def close(self) -> None:

@@ -29,15 +29,19 @@ ServedEngine = RemoteEngine | ReplicaSet
 class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
     """Launch parameters of a worker.
 
+    worker            its number among those that may run at a time
+    processes         how many those are: each has a region of the memory that they share
     control_fd        the inherited end of the control connection
+    listening_fd      the inherited socket that it accepts from
     metrics_fd        the inherited memory of the counters, which all workers share
     routing_fd        the inherited memory of the router, which all workers share
     engine_addresses  of the engines' sockets, by replica
     """
 
     worker: int
-    workers: int
-    control_fd: int
+    processes: int
+    control_fd: int = -1
+    listening_fd: int = -1
     metrics_fd: int
     routing_fd: int
     engine_addresses: list[str]
@@ -53,7 +57,7 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
             self.server_config.model_names[0],
             memory_fd=self.metrics_fd,
             worker=self.worker,
-            workers=self.workers,
+            workers=self.processes,
             engines=len(self.engine_addresses),
         )
 
@@ -61,7 +65,7 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
         """This worker's side of the engines."""
         addresses, limits = self.engine_addresses, StreamLimits(stall_timeout_s=self.engine_config.stall_timeout_s)
         if len(addresses) > 1:
-            memory = RoutingMemory(len(addresses), worker=self.worker, workers=self.workers, fd=self.routing_fd)
+            memory = RoutingMemory(len(addresses), worker=self.worker, workers=self.processes, fd=self.routing_fd)
             return ReplicaSet(addresses, memory, on_given_up=metrics.give_up, stream_limits=limits)
         return RemoteEngine(
             addresses[0],

@@ -1,20 +1,20 @@
 """A further API worker in a process of its own: `python -m streamserve.server.process.worker_process`, started by `workers`.
 
-Shares the port that its parent opened and the engine that its parent started. Ends when its parent drains it or is gone, and
-ignores signals: a terminal or a supervisor sends them to the whole group, and the parent handles them.
+Accepts from a socket that its parent keeps, and shares the engine that its parent started. Ends when its parent drains or
+replaces it, or is gone. Ignores signals: a terminal or a supervisor sends them to the group, and the parent handles them.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 
 import anyio
 
 from streamserve.process.child import decode_with_paths
 from streamserve.process.signals import ENDING, MEANINGLESS, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
-from streamserve.server.http.listen import join
 from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer
 from streamserve.server.process.logs import configure
@@ -33,16 +33,16 @@ def main() -> None:
 
 
 async def serve(launch: WorkerLaunch) -> None:
-    """Serve until the parent drains this worker, or the parent or the engine is gone."""
+    """Serve until the parent drains or replaces this worker, or the parent or the engine is gone."""
     metrics = launch.metrics()
     # Those of an earlier process that was this worker have ended with it.
     metrics.reset_gauges()
-    drain = anyio.Event()
+    drain, retire = anyio.Event(), anyio.Event()
 
     async def on_call(method: Method, id: OwnedId) -> int | None:
         return launch.worker if worker.service.on_call(method, id) else None
 
-    control = Control(on_call=on_call, on_drain=drain.set)
+    control = Control(on_call=on_call, on_drain=drain.set, on_retire=retire.set)
     siblings = Siblings(control.call, launch.internal_socket)
     worker = ApiWorker(launch.server_config, launch.listen, metrics=metrics, siblings=siblings)
     engine = launch.engine(metrics)
@@ -53,9 +53,10 @@ async def serve(launch: WorkerLaunch) -> None:
             tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
             await worker.connect(engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
             tasks.start_soon(_end_with_engine, engine, worker)
-            tasks.start_soon(_drain_on_request, drain, worker)
+            tasks.start_soon(_end_on_request, drain, worker.drain, worker)
+            tasks.start_soon(_end_on_request, retire, worker.retire, worker)
             tasks.start_soon(_report_ready, control, worker, launch.internal_socket(launch.worker))
-            await worker.serve(join(launch.listen))
+            await worker.serve(socket.socket(fileno=launch.listening_fd))
             tasks.cancel_scope.cancel()
     finally:
         await engine.stop()
@@ -72,9 +73,9 @@ async def _report_ready(control: Control, worker: ApiWorker, internal_socket: st
     control.send(WorkerReady())
 
 
-async def _drain_on_request(drain: anyio.Event, worker: ApiWorker) -> None:
-    await drain.wait()
-    await worker.drain()
+async def _end_on_request(request: anyio.Event, finish: Callable[[], Awaitable[None]], worker: ApiWorker) -> None:
+    await request.wait()
+    await finish()
     worker.close()
 
 

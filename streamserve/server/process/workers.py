@@ -14,7 +14,7 @@ import msgspec
 from streamserve.process.child import encode_with_paths, start_module
 from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.worker_launch import WorkerLaunch
-from streamserve.server.siblings.control import CallSiblings, Control, Drain, Method
+from streamserve.server.siblings.control import CallSiblings, Control, Drain, Method, Retire
 
 END_TIMEOUT_S = 5.0
 
@@ -22,12 +22,15 @@ END_TIMEOUT_S = 5.0
 class WorkerProcess:
     """One further API worker.
 
-    launch   with any `control_fd`: the socket pair is created here
-    on_call  executes the worker's calls on all other workers
+    launch     with any `control_fd` and `listening_fd`: they are filled in here
+    listening  bound to the server's port; the worker accepts from it, and others may
+    on_call    executes the worker's calls on all other workers
     """
 
-    def __init__(self, launch: WorkerLaunch, *, on_call: CallSiblings) -> None:
-        self.worker = launch.worker
+    def __init__(self, launch: WorkerLaunch, listening: socket.socket, *, on_call: CallSiblings) -> None:
+        self.launch = launch
+        self.number = launch.worker
+        self._status = 0
         self.ready = anyio.Event()
         self.ended = anyio.Event()
         self.control = Control(on_call=on_call, on_ready=self.ready.set)
@@ -35,19 +38,39 @@ class WorkerProcess:
         self._end = ours
         with theirs:
             self._child = start_module(
-                "streamserve.server.process.worker_process", pass_fds=[theirs.fileno(), launch.metrics_fd, launch.routing_fd]
+                "streamserve.server.process.worker_process",
+                pass_fds=[theirs.fileno(), listening.fileno(), launch.metrics_fd, launch.routing_fd],
             )
-            launch = msgspec.structs.replace(launch, control_fd=theirs.fileno())
+            launch = msgspec.structs.replace(launch, control_fd=theirs.fileno(), listening_fd=listening.fileno())
         assert self._child.stdin is not None
         with self._child.stdin as stdin:
             stdin.write(encode_with_paths(launch) + b"\n")
 
-    async def run(self) -> int:
-        """Handle its control messages until it has ended; returns its exit status."""
+    async def run(self) -> None:
+        """Handle its control messages until it has ended."""
         await self.control.run(self._end)
-        status = await anyio.to_thread.run_sync(self._child.wait)
+        self._status = await anyio.to_thread.run_sync(self._child.wait)
         self.ended.set()
-        return status
+
+    async def wait_ended(self) -> int:
+        """Return its exit status once it has ended; something must `run` it."""
+        await self.ended.wait()
+        return self._status
+
+    async def wait_ready_or_ended(self) -> None:
+        """Return once it takes requests, or has ended."""
+        async with anyio.create_task_group() as tasks:
+
+            async def wait(event: anyio.Event) -> None:
+                await event.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(wait, self.ready)
+            tasks.start_soon(wait, self.ended)
+
+    def retire(self) -> None:
+        """Have it accept nothing more, finish all it answers, however long that takes, and end."""
+        self.control.send(Retire())
 
     def drain(self) -> None:
         """Have it finish what runs and end."""

@@ -40,6 +40,10 @@ class Drain(msgspec.Struct, tag="drain", frozen=True):
     """Finish what runs, then end."""
 
 
+class Retire(msgspec.Struct, tag="retire", frozen=True):
+    """Another process takes this worker's place: accept no connection any more, finish what there is, then end."""
+
+
 Method = Literal["answer", "cancel", "find"]
 """answer, cancel: end the reasoning of the running request with this id, or the request; find: look up what is kept of one."""
 
@@ -62,7 +66,7 @@ class MethodResult(msgspec.Struct, tag="result", frozen=True):
     worker: int | None
 
 
-ControlMessage = WorkerReady | Beat | Drain | MethodCall | MethodResult
+ControlMessage = WorkerReady | Beat | Drain | Retire | MethodCall | MethodResult
 _DECODER: msgspec.json.Decoder[ControlMessage] = msgspec.json.Decoder(ControlMessage)
 _ENCODER = msgspec.json.Encoder()
 
@@ -73,6 +77,7 @@ class Control:
     on_call         executes the other end's calls on the workers of this side
     on_ready        called when the other end takes requests
     on_drain        called when the other end wants this one to drain
+    on_retire       called when the other end has replaced this one
     call_timeout_s  seconds that the other end has to answer a call
 
     num_received  messages of the other end so far
@@ -84,12 +89,14 @@ class Control:
         on_call: CallSiblings,
         on_ready: Callable[[], None] | None = None,
         on_drain: Callable[[], None] | None = None,
+        on_retire: Callable[[], None] | None = None,
         call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         self._on_call = on_call
         self._call_timeout_s = call_timeout_s
         self._on_ready = on_ready
         self._on_drain = on_drain
+        self._on_retire = on_retire
         self._calls: PendingCalls[int | None] = PendingCalls()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[bytes] = []
@@ -153,6 +160,9 @@ class Control:
             case Drain():
                 if self._on_drain is not None:
                     self._on_drain()
+            case Retire():
+                if self._on_retire is not None:
+                    self._on_retire()
             case MethodCall(number, method, id):
                 # In a task of its own: the result may have to come from a third process, through this very loop.
                 tasks.start_soon(self._answer, number, method, id)

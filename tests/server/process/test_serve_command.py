@@ -10,6 +10,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -374,6 +375,48 @@ def test_a_worker_that_hangs_is_replaced_and_the_others_go_on() -> None:
         assert engine_of(server.children) == engine_of(children)
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
+
+
+@pytest.mark.slow
+def test_workers_are_replaced_one_after_another_and_no_stream_or_request_notices() -> None:
+    with serve_process(*SMALL, "--api-server-count", "3") as server:
+        server.wait_ready()
+        base_url, before = server.base_url, server.children
+        with ThreadPoolExecutor(16) as threads:
+            streams = [threads.submit(read_stream, base_url, max_tokens=300) for _ in range(6)]
+            wait_running(base_url, 6)
+            for times in (1, 2):
+                server.signal(signal.SIGHUP)
+                requests = [threads.submit(complete_for, base_url, seconds=6) for _ in range(6)]
+                assert all(request.result(timeout=120) > 1 for request in requests)
+                server.wait_for(partial(has_replaced_workers, server, times))
+            for stream in streams:
+                *_, last, done = stream.result(timeout=120)
+                assert '"finish_reason":"length"' in last
+                assert done == "data: [DONE]"
+        server.wait_for(lambda: len(server.children) == len(before))
+        assert engine_of(server.children) == engine_of(before)
+        assert not set(running(server.children, "worker_process")) & set(before)
+        page = httpx.get(f"{base_url}/metrics").text
+        assert 'vllm:request_success_total{engine="0",finished_reason="length",model_name="demo"}' in page
+        assert not re.search("WARNING|ERROR|ended with status", server.log), server.log
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+def has_replaced_workers(server: ServeProcess, times: int) -> bool:
+    return server.log.count("replaced the further API workers") == times
+
+
+def complete_for(base_url: str, *, seconds: float) -> int:
+    """Completions one after another over one connection for as long, in which none may fail; how many."""
+    count, until = 0, monotonic() + seconds
+    with httpx.Client(base_url=base_url, timeout=60) as client:
+        while monotonic() < until:
+            body = {"prompt": "Paris is", "max_tokens": 2}
+            assert client.post("/v1/completions", json=body).status_code == 200
+            count += 1
+    return count
 
 
 def test_a_second_signal_ends_everything_at_once() -> None:

@@ -31,7 +31,7 @@ async def test_a_signal_lets_streams_finish_and_closes_the_socket_with_1001() ->
                 await client.chat(name, "Tell a story.", max_tokens=40, ignore_eos=True)
             await client.receive()
             server.signal(signal.SIGUSR1)
-            server.signal(signal.SIGHUP)
+            server.signal(signal.SIGTERM)
             assert await client.closed() == 1001
         for name in "abc":
             own = client.of(name)
