@@ -98,6 +98,7 @@ MIXES = {
     "one prefill": [(45, 45)],
     "a prefill longer than a chunk": [(300, 300)],
     "a later chunk of a prefill": [(300, 140)],
+    "a prefill and the end of another as long": [(192, 192), (192, 64)],
     "decodes and prefills": [(33, 1), (600, 1), (40, 40), (150, 30)],
 }
 

@@ -250,8 +250,8 @@ def _prefill(
         stop = min(start + QUERY_CHUNK, num_queries)
         first_position, end = seq_len - num_queries + start, seq_len - num_queries + stop
         begin = 0 if window is None else max(0, first_position - window + 1)
-        key = ("prefill bias", stop - start, end, begin, window)
         repeats = q.shape[1] // keys.shape[1] if multiplies else 1
+        key = ("prefill bias", stop - start, end, begin, window, repeats)
         bias = shared.get(key, partial(_prefill_bias, stop - start, end, begin, window, q, repeats))
         chunk, seen_keys, seen_values = q[start:stop], keys[..., begin:end, :], values[..., begin:end, :]
         if multiplies:
