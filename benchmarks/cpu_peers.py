@@ -32,7 +32,7 @@ from streamserve.bench.load import Load, run_load, summary
 from streamserve.bench.measures import median
 from streamserve.bench.workloads import Span
 from streamserve.process.server_process import ServerProcess, free_port, serve_command
-from streamserve.process.signals import leaving_on
+from streamserve.process.signals import exiting_on
 
 PEER_SCRIPT = Path(__file__).with_name("transformers_peer.py")
 OUTPUT_LEN = Span(128, 128)
@@ -74,7 +74,7 @@ def main(peer_python: str, repeats: int, serve_option: tuple[str, ...], as_json:
     """Compare, and print a table. Exit code 1 when a target is missed."""
     gguf = demo_gguf()
     subprocess.run([sys.executable, "-m", "streamserve", "compile", "demo", "--dtype", "bfloat16"], check=True)
-    with leaving_on(signal.SIGTERM, signal.SIGHUP), tempfile.TemporaryDirectory() as scratch:
+    with exiting_on(signal.SIGTERM, signal.SIGHUP), tempfile.TemporaryDirectory() as scratch:
         subprocess.run([peer_python, str(PEER_SCRIPT), "expand", str(gguf), scratch], check=True, capture_output=True)
         parts = (
             partial(generate_figures, peer_python, Path(scratch)),

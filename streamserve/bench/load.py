@@ -35,7 +35,9 @@ class Load:
 
     concurrency    streams in flight, all processes together
     num_requests   requests in all
-    input_len      tokens of a prompt when `token_ids`, else words
+    input_len      tokens of a prompt when `token_ids`, else words; after its prefix
+    prefix_len     tokens or words that a prompt begins with, the same in all that have the same prefix
+    num_prefixes   prefixes there are; each prompt has one of them
     chat           `/v1/chat/completions` instead of `/v1/completions`
     body           merged into every request's body; None removes a field
     requires_done  an answer without `[DONE]` is a failure
@@ -47,6 +49,8 @@ class Load:
     num_requests: int
     input_len: Span
     output_len: Span
+    prefix_len: int = 0
+    num_prefixes: int = 1
     processes: int | None = None
     chat: bool = False
     token_ids: bool = False
@@ -94,8 +98,12 @@ def requests(load: Load, process: int) -> Iterator[HttpRequest]:
 
 
 def _body(load: Load, rng: random.Random, output_len: int) -> dict[str, Any]:
-    length = load.input_len.draw(rng)
-    prompt = [rng.randrange(*RANDOM_TOKEN_IDS) for _ in range(length)] if load.token_ids else words(length, rng)
+    prefix_rng = random.Random(f"{load.seed}/{rng.randrange(load.num_prefixes)}")
+    prompt: str | list[int]
+    if load.token_ids:
+        prompt = [*_token_ids(load.prefix_len, prefix_rng), *_token_ids(load.input_len.draw(rng), rng)]
+    else:
+        prompt = " ".join([*words(load.prefix_len, prefix_rng), *words(load.input_len.draw(rng), rng)])
     body: dict[str, Any] = {
         "model": load.model,
         "max_tokens": output_len,
@@ -106,6 +114,10 @@ def _body(load: Load, rng: random.Random, output_len: int) -> dict[str, Any]:
     }
     body |= {"messages": [{"role": "user", "content": prompt}]} if load.chat else {"prompt": prompt}
     return {name: value for name, value in (body | load.body).items() if value is not None}
+
+
+def _token_ids(count: int, rng: random.Random) -> list[int]:
+    return [rng.randrange(*RANDOM_TOKEN_IDS) for _ in range(count)]
 
 
 def _http(load: Load, body: dict[str, Any]) -> bytes:

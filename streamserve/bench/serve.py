@@ -44,6 +44,10 @@ PLOTTED = {"tok_s": "tokens per second", "ttft_p50": "TTFT p50, ms", "gap_p99": 
 @click.option(
     "--input-len", "-i", type=SpanType(), default=Span(128, 128), show_default=True, help="Tokens (or words) of a prompt."
 )
+@click.option("--prefix-len", type=click.IntRange(min=0), default=0, show_default=True, help="Tokens before those, shared.")
+@click.option(
+    "--num-prefixes", type=click.IntRange(min=1), default=1, show_default=True, help="Prefixes; a prompt has one of them."
+)
 @click.option("--output-len", "-o", type=SpanType(), default=Span(128, 128), show_default=True, help="Tokens to generate.")
 @click.option("--processes", "-p", type=click.IntRange(min=1), help="Client processes; default: one per 16 streams, at most 8.")
 @click.option("--chat", is_flag=True, help="Use /v1/chat/completions.")

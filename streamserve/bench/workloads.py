@@ -82,6 +82,6 @@ class Workload:
         ]
 
 
-def words(count: int, rng: random.Random) -> str:
-    """A text of `count` common words: about as many tokens, for servers that take no token ids."""
-    return " ".join(rng.choice(WORDS) for _ in range(count))
+def words(count: int, rng: random.Random) -> list[str]:
+    """So many common words, which make a text of about as many tokens, for servers that take no token ids."""
+    return [rng.choice(WORDS) for _ in range(count)]

@@ -54,6 +54,16 @@ def test_two_processes_share_the_streams_and_the_servers_own_count_is_reported()
     assert len({json.dumps(request.body) for request in server.requests}) == 5
 
 
+def test_prompts_begin_with_one_of_the_prefixes_whichever_process_sends_them() -> None:
+    with ScriptedServer(*[events(*STREAM) for _ in range(12)]) as server:
+        asked = load(server.url, concurrency=2, num_requests=12, processes=2, prefix_len=5, num_prefixes=2, token_ids=True)
+        run_load(asked)
+    prompts = [request.body["prompt"] for request in server.requests]
+    assert {len(prompt) for prompt in prompts} == {9}
+    assert len({tuple(prompt[:5]) for prompt in prompts}) == 2
+    assert len({tuple(prompt) for prompt in prompts}) == 12
+
+
 RESPONSE = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in events(*STREAM).pieces)
