@@ -15,6 +15,7 @@ import msgspec
 
 from streamserve.errors import InvalidParameter, invalid_value
 from streamserve.kv_groups import KvGroups
+from streamserve.progress import Progress
 from streamserve.reasoning_marks import ReasoningMarks
 
 FinishReason = Literal["stop", "length", "abort", "error", "time"]
@@ -223,6 +224,7 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reasoning            how its reasoning is told and ended; None where it has none, or can't be told
     reasoning_budget     tokens after which reasoning is ended; None for no limit
     tenant               whom it belongs to
+    reports_progress     whether its place in the queue and the progress of its prompt are reported, until its first token
     """
 
     sequence_id: str
@@ -237,6 +239,7 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reasoning: ReasoningMarks | None = None
     reasoning_budget: int | None = None
     tenant: Tenant = ANYONE
+    reports_progress: bool = False
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -270,6 +273,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cached_tokens    prompt tokens taken from the prefix cache, on the first delta
     error            set with finish_reason "error"
     queue_s          seconds between admission to the queue and the first step, on the first delta
+    progress         before and on the first delta, for sequences that report it
     """
 
     token_ids: list[int]
@@ -280,6 +284,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cached_tokens: int = 0
     error: ErrorInfo | None = None
     queue_s: float | None = None
+    progress: Progress | None = None
 
     @property
     def is_single_token(self) -> bool:
@@ -291,6 +296,11 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
             and self.queue_s is None
             and self.prompt_logprobs is None
         )
+
+    @property
+    def is_progress_only(self) -> bool:
+        """Whether it says no more than how far the sequence is before its first token."""
+        return self.progress is not None and not self.token_ids and self.finish_reason is None
 
     def then(self, later: TokenDelta) -> TokenDelta:
         """This delta followed by `later`, as one: order kept, nothing lost."""
@@ -306,6 +316,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
             cached_tokens=self.cached_tokens or later.cached_tokens,
             error=later.error,
             queue_s=later.queue_s if self.queue_s is None else self.queue_s,
+            progress=later.progress or self.progress,
         )
 
 
@@ -339,6 +350,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     error             set with finish_reason "error"
     index             which choice: output index + prompt index * n
     queue_s           seconds between admission to the queue and the first step, on the first delta
+    progress          before and on the first delta, where the request asks for it
     """
 
     text: str
@@ -351,6 +363,12 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     error: ErrorInfo | None = None
     index: int = 0
     queue_s: float | None = None
+    progress: Progress | None = None
+
+    @property
+    def is_progress_only(self) -> bool:
+        """Whether it says no more than how far the choice is before its first token."""
+        return self.progress is not None and not self.token_ids and self.finish_reason is None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from streamserve.errors import NoTokenPossible, OutOfMemory, StructureTooComplex
 from streamserve.scheduling.plan import NO_TOKEN
+from streamserve.scheduling.progress_reports import last_prefill_progress
 from streamserve.scheduling.sequence import Sequence
 from streamserve.types import ErrorInfo, FinishReason, TokenDelta, TokenLogprobs
 
@@ -68,7 +69,7 @@ def _ending_of(sequence: Sequence, token_id: int) -> Ending | None:
 
 
 def delta_of(
-    sequence: Sequence, token_ids: list[int], ending: Ending | None, logprobs: list[TokenLogprobs] | None
+    sequence: Sequence, token_ids: list[int], ending: Ending | None, logprobs: list[TokenLogprobs] | None, now: float
 ) -> TokenDelta:
     """The delta for tokens just appended; a sequence's first one also carries what is known of the prompt.
 
@@ -76,6 +77,7 @@ def delta_of(
 
     A token that ends the sequence in an error is no part of its output.
     """
+    progress = None if sequence.has_reported else last_prefill_progress(sequence, now)
     is_first, sequence.has_reported = not sequence.has_reported, True
     is_free = sequence.constraint is None and sequence.reasoning is None
     sequence.only_reports_ids = ending is None and is_free and sequence.spec.sampling.logprobs is None
@@ -93,6 +95,7 @@ def delta_of(
         cached_tokens=(sequence.num_cached_tokens or 0) if is_first else 0,
         error=error,
         queue_s=sequence.queue_s if is_first else None,
+        progress=progress,
     )
 
 

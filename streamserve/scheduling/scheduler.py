@@ -22,6 +22,7 @@ from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.outcome import OUT_OF_MEMORY, append_tokens, delta_of, final_delta
 from streamserve.scheduling.plan import RowWork, StepResult
 from streamserve.scheduling.policy import order_of
+from streamserve.scheduling.progress_reports import ProgressReports
 from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
 from streamserve.scheduling.step import Step, StepBuilder
@@ -40,6 +41,7 @@ class Scheduler:
         self.counters = Counters()
         self.registry = SequenceRegistry(limits, self.counters)
         self._ids = IdCheck(limits.vocab_size)
+        self.progress = ProgressReports(self.registry.tenants)
         self._unreported: Deltas = []
         self._arrivals = 0
         self._next_step = 0
@@ -71,6 +73,7 @@ class Scheduler:
         sequence = Sequence(spec, order, deadline, constraint, now)
         self._arrivals += 1
         self.registry.enter(sequence)
+        self.progress.entered(sequence, now)
         self.deadlines.add(sequence)
 
     def abort(self, sequence_id: str, reason: FinishReason = "abort", error: ErrorInfo | None = None) -> TokenDelta | None:
@@ -146,6 +149,7 @@ class Scheduler:
         unfinished = self._plan_decodes(builder)
         if unfinished or self.registry.waiting:
             self._plan_prompts(builder, unfinished, now)
+        self._unreported += self.progress.of_queue(now)
         step = builder.finish()
         if step is not None:
             self._next_step += 1
@@ -162,9 +166,11 @@ class Scheduler:
                 f"expected the result of step {self.last_committed_step + 1}, got {result.step} for {step.plan.step}"
             )
         self.last_committed_step = result.step
-        deltas = self._commit_shortage(step, result) if result.is_divided else []
-        self._commit_prompts(step, result)
-        deltas += self._commit_tokens(step, result)
+        deltas, self._unreported = self._unreported, []
+        if result.is_divided:
+            deltas += self._commit_shortage(step, result)
+        self._commit_prompts(step, result, now)
+        deltas += self._commit_tokens(step, result, now)
         deltas += self.expire(now)
         return deltas
 
@@ -301,6 +307,7 @@ class Scheduler:
                 return
             if sequence.queue_s is None:
                 sequence.queue_s = now - sequence.arrived_at
+            self._unreported += self.progress.admitted(sequence, now)
             builder.start(sequence)
             builder.work(sequence, builder.allowance(sequence))
 
@@ -321,15 +328,16 @@ class Scheduler:
             self.registry.end(sequence, "error")
         return [(sequence.sequence_id, final_delta(sequence, OUT_OF_MEMORY)) for sequence in ended]
 
-    def _commit_prompts(self, step: Step, result: StepResult) -> None:
+    def _commit_prompts(self, step: Step, result: StepResult, now: float) -> None:
         for sequence, num_tokens in step.chunks:
             if sequence.is_resident:
                 self.registry.kv.commit(sequence, num_tokens)
+                self._unreported += self.progress.computed(sequence, num_tokens, now)
         for row, entries in (result.prompt_logprobs or {}).items():
             sequence, start = step.scored[row]
             sequence.add_prompt_logprobs(start, entries)
 
-    def _commit_tokens(self, step: Step, result: StepResult) -> Deltas:
+    def _commit_tokens(self, step: Step, result: StepResult, now: float) -> Deltas:
         for index, num_drafts in step.drafted:
             step.sampled[index].settle_drafts(num_drafts, len(result.token_ids[index]) - 1)
         deltas: Deltas = []
@@ -348,14 +356,14 @@ class Scheduler:
             if sequence.finish_reason is not None:
                 self.counters.wasted(sequence, len(token_ids))
                 continue
-            delta, num_appended = self._commit_row(sequence, token_ids, logprobs)
+            delta, num_appended = self._commit_row(sequence, token_ids, logprobs, now)
             deltas.append((sequence.sequence_id, delta))
             num_further += num_appended - 1
         self.counters.generation_tokens += len(deltas) + num_further
         return deltas
 
     def _commit_row(
-        self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None
+        self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None, now: float
     ) -> tuple[TokenDelta, int]:
         """Append the tokens of one sequence up to one that ends it; returns its delta and how many were appended."""
         appended, ending = append_tokens(sequence, token_ids)
@@ -363,8 +371,9 @@ class Scheduler:
             self.registry.kv.commit(sequence, len(sequence.token_ids) - 1)
         if ending is not None:
             self.registry.end(sequence, ending.reason)
+            self.progress.ended(sequence, now)
             self.counters.wasted(sequence, len(token_ids) - len(appended))
-        return delta_of(sequence, appended, ending, logprobs), len(appended)
+        return delta_of(sequence, appended, ending, logprobs, now), len(appended)
 
 
 __all__ = ["Deltas", "Scheduler", "SchedulerLimits"]

@@ -69,6 +69,8 @@ class SequenceText:
             return None
         if self._is_finished:
             return None
+        if delta.is_progress_only:
+            return TextDelta("", index=self.index, progress=delta.progress)
         text, stop, used = self._read(delta)
         if stop is not None:
             logprobs = None if delta.logprobs is None else delta.logprobs[:used]
@@ -133,6 +135,7 @@ class SequenceText:
             error=delta.error,
             index=self.index,
             queue_s=delta.queue_s,
+            progress=delta.progress,
         )
 
     def _logprob(self, entry: TokenLogprobs) -> TextLogprob:

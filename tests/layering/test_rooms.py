@@ -13,8 +13,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "kv_groups": set(),
     "fail_points": set(),
+    "progress": set(),
     "reasoning_marks": set(),
-    "types": {"errors", "kv_groups", "reasoning_marks"},
+    "types": {"errors", "kv_groups", "progress", "reasoning_marks"},
     "config": {"errors"},
     "vllm_arguments": set(),
     # files on disk
@@ -25,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # which replica a request goes to
     "routing": set(),
     # from the plan down to the device
-    "scheduling": FOUNDATION | {"kv_groups"},
+    "scheduling": FOUNDATION | {"kv_groups", "progress"},
     "models": FOUNDATION | {"checkpoint"},
     "worker": FOUNDATION | {"checkpoint", "fail_points", "kv_groups", "process", "models", "scheduling.plan"},
     "executor": FOUNDATION | {"aio", "checkpoint", "process", "models", "worker", "scheduling.plan"},
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "offline": FOUNDATION | {"text", "vllm_arguments"},
     "async_engine": FOUNDATION | {"aio", "checkpoint", "engine", "executor", "frontend", "text", "text_stream"},
     "llm": FOUNDATION | {"async_engine", "offline", "text"},
-    "server": FOUNDATION | {"aio", "checkpoint", "engine", "frontend", "process", "text"},
+    "server": FOUNDATION | {"aio", "checkpoint", "engine", "frontend", "process", "progress", "text"},
     "demo": FOUNDATION | {"process"},
     "batch": FOUNDATION,
     # the command line; `cli` names its commands and imports them when they are called

@@ -32,6 +32,7 @@ class PackedSequence(msgspec.Struct, frozen=True, array_like=True):
     max_time_s: float | None
     reasoning: int | None
     reasoning_budget: int | None
+    reports_progress: bool
 
 
 class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
@@ -72,6 +73,7 @@ class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
                 max_time_s=sequence.max_time_s,
                 reasoning=None if sequence.reasoning is None else self.reasonings[sequence.reasoning],
                 reasoning_budget=sequence.reasoning_budget,
+                reports_progress=sequence.reports_progress,
             )
             for sequence in self.sequences
         ]
@@ -99,6 +101,7 @@ def pack(specs: list[SequenceSpec]) -> PackedSequences:
             max_time_s=spec.max_time_s,
             reasoning=None if spec.reasoning is None else reasonings.place(id(spec.reasoning), spec.reasoning),
             reasoning_budget=spec.reasoning_budget,
+            reports_progress=spec.reports_progress,
         )
         for spec in specs
     ]

@@ -54,6 +54,9 @@ class Account:
         last_at = self._last_at[index]
         if last_at is not None:
             self._metrics.inter_token_s.observe(now - last_at)
+        elif delta.is_progress_only:
+            self.last_event_at = now
+            return
         elif self._first_event_at is None:
             self._begin(delta, now)
         self._last_at[index] = self.last_event_at = now

@@ -118,6 +118,15 @@ def at_most(prepared: PreparedRequest, max_tokens: int) -> PreparedRequest:
     return msgspec.structs.replace(prepared, prompts=prompts)
 
 
+def reporting_progress(prepared: PreparedRequest) -> PreparedRequest:
+    """The same request, of which the first choice of each prompt reports how far it is before its first token."""
+    prompts = [
+        replace(prompt, specs=[msgspec.structs.replace(prompt.specs[0], reports_progress=True), *prompt.specs[1:]])
+        for prompt in prepared.prompts
+    ]
+    return msgspec.structs.replace(prepared, prompts=prompts)
+
+
 def prompt_only(prepared: PreparedRequest) -> PreparedRequest:
     """The same request, of which only the prompt is computed; the one token that is sampled is left out of the answer."""
     return msgspec.structs.replace(at_most(prepared, 1), is_score_only=True)
@@ -126,6 +135,8 @@ def prompt_only(prepared: PreparedRequest) -> PreparedRequest:
 def new_run(service: Service, prepared: PreparedRequest) -> Run:
     """The run that answers the request; the request counts in the metrics from now on."""
     frontend = service.frontend
+    if prepared.request.stream_options is not None and prepared.request.stream_options.include_progress:
+        prepared = reporting_progress(prepared)
 
     async def admit() -> DeltaSource:
         with naming_parameters(prepared.names):

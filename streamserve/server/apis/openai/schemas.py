@@ -14,10 +14,16 @@ PromptInput = str | list[str | int | list[int]]
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    """include_usage: one more event with the usage; continuous_usage_stats: the usage so far on every event."""
+    """What a stream carries beside the answer.
+
+    include_usage           one more event with the usage
+    continuous_usage_stats  the usage so far on every event
+    include_progress        events about the queue and the prompt, before the first token
+    """
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_progress: bool | None = None
 
 
 class StructuredOutputsInput(msgspec.Struct, kw_only=True):

@@ -14,12 +14,15 @@ import msgspec
 import orjson
 
 from streamserve.errors import StreamserveError
+from streamserve.progress import PrefillProgress, Progress, QueueProgress
 from streamserve.server.apis.openai.events import BLANK_LINE, DATA, Chunk, Done, Event, Failure
 from streamserve.server.apis.openai.logprobs import LogprobArrays, TokenNames, chat_logprobs, encoded, slices
 from streamserve.server.apis.openai.reading import MessageReader, Reading
 from streamserve.server.delivery.events import TextFrame, members
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta, TextLogprob
+
+_STATES: dict[type[Progress], str] = {QueueProgress: "queued", PrefillProgress: "prefill"}
 
 
 class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +113,10 @@ class ChunkScript(ABC):
             return [Chunk(self.kind, before + orjson.dumps(delta.text) + after)] if delta.text else []
         if delta.finish_reason == "abort":
             self._status = "cancelled"
-        return self._chunks(choice, delta)
+        if delta.progress is None:
+            return self._chunks(choice, delta)
+        progress: list[Event] = [self._progress(delta.index, delta.progress)]
+        return progress if delta.is_progress_only else [*progress, *self._chunks(choice, delta)]
 
     def text_frame(self, index: int) -> TextFrame | None:
         """The frame of a choice whose chunks differ in nothing but their text."""
@@ -138,6 +144,11 @@ class ChunkScript(ABC):
         unsent_tokens  of those generated so far, which later chunks bring
         """
         return Chunk(self.kind, self._head + orjson.dumps(choice) + self._tail(unsent_tokens, **fields))
+
+    def _progress(self, index: int, progress: Progress) -> Chunk:
+        """A chunk without a choice, which clients that don't know of progress skip."""
+        state = msgspec.structs.asdict(progress)
+        return Chunk(self.kind, self._head + self._tail(progress={"index": index, "state": _STATES[type(progress)], **state}))
 
     def _tail(self, unsent_tokens: int = 0, **fields: Any) -> bytes:
         if self._format.continuous_usage:

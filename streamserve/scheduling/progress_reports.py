@@ -1,0 +1,116 @@
+"""Progress of sequences before their first token, for those that ask: their place in the queue, then their prompt.
+
+Runs on the engine's event loop; the time is an argument. A step without such sequences pays for a comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from streamserve.progress import PrefillProgress, QueueProgress
+from streamserve.scheduling.sequence import Sequence
+from streamserve.scheduling.tenants import Share
+from streamserve.types import TokenDelta
+
+INTERVAL_S = 1.0
+"""Seconds between two reports of a place that changes."""
+
+FIRST_S = 0.05
+"""Seconds after which a sequence that still waits has its first report."""
+
+_RECENT = 0.1
+"""Weight of the latest sequence in the mean time that sequences run."""
+
+Reports = list[tuple[str, TokenDelta]]
+_NONE: Reports = []
+
+
+class ProgressReports:
+    """Reports of sequences that have `reports_progress`.
+
+    tenants  in whose queues they wait
+    """
+
+    def __init__(self, tenants: Iterable[Share]) -> None:
+        self._tenants = tenants
+        self._places: dict[str, int] = {}
+        self._due_at = self._all_due_at = math.inf
+        self._run_s: float | None = None
+
+    def entered(self, sequence: Sequence, now: float) -> None:
+        """A sequence has begun to wait."""
+        if _asks(sequence):
+            self._places[sequence.sequence_id] = 0
+            self._due_at = min(self._due_at, now + FIRST_S)
+
+    def of_queue(self, now: float) -> Reports:
+        """The places of those that still wait, where they are new or have changed for a while."""
+        if now < self._due_at:
+            return _NONE
+        is_all_due = now >= self._all_due_at or self._all_due_at == math.inf
+        before, self._places = self._places, {}
+        reports: Reports = []
+        for share in self._tenants:
+            for place, sequence in enumerate(share.waiting, start=1):
+                reported = before.get(sequence.sequence_id)
+                if reported is None:
+                    continue
+                if reported == 0 or (is_all_due and reported != place):
+                    progress = QueueProgress(place, self._wait_s(place, share.num_rows))
+                    reports.append((sequence.sequence_id, TokenDelta([], progress=progress)))
+                    reported = place
+                self._places[sequence.sequence_id] = reported
+        if is_all_due:
+            self._all_due_at = now + INTERVAL_S
+        if not self._places:
+            self._all_due_at = math.inf
+        self._due_at = self._all_due_at
+        return reports
+
+    def admitted(self, sequence: Sequence, now: float) -> Reports:
+        """A sequence has its row, and what the prefix cache holds of its prompt."""
+        if not _asks(sequence):
+            return _NONE
+        self._places.pop(sequence.sequence_id, None)
+        return self.computed(sequence, sequence.num_computed, now)
+
+    def computed(self, sequence: Sequence, num_tokens: int, now: float) -> Reports:
+        """A step has computed a prompt up to `num_tokens`, and not to its end."""
+        if not _asks(sequence):
+            return _NONE
+        return [(sequence.sequence_id, TokenDelta([], progress=_prefill_progress(sequence, num_tokens, now)))]
+
+    def ended(self, sequence: Sequence, now: float) -> None:
+        """A sequence has run to its end."""
+        run_s = now - _began_at(sequence)
+        self._run_s = run_s if self._run_s is None else self._run_s + _RECENT * (run_s - self._run_s)
+
+    def _wait_s(self, place: int, num_rows: int) -> float | None:
+        """So many sequences of the same tenant must end first; those that run do so evenly, each after the usual time."""
+        return None if self._run_s is None else round(place * self._run_s / max(num_rows, 1), 1)
+
+
+def last_prefill_progress(sequence: Sequence, now: float) -> PrefillProgress | None:
+    """What the first token's delta says of the prompt; None where nobody asks."""
+    return _prefill_progress(sequence, sequence.num_prompt_tokens, now) if _asks(sequence) else None
+
+
+def _prefill_progress(sequence: Sequence, num_tokens: int, now: float) -> PrefillProgress:
+    total = sequence.num_prompt_tokens
+    time_ms = round((now - _began_at(sequence)) * 1e3, 3)
+    return PrefillProgress(total, sequence.num_cached_tokens or 0, min(num_tokens, total), time_ms)
+
+
+def _asks(sequence: Sequence) -> bool:
+    """Whether its progress is to be reported: not once it has tokens, of an earlier engine either."""
+    spec = sequence.spec
+    return spec.reports_progress and not sequence.has_reported and not spec.generated_token_ids
+
+
+def _began_at(sequence: Sequence) -> float:
+    """When a sequence had its first row."""
+    return sequence.arrived_at + (sequence.queue_s or 0.0)
+
+
+__all__ = ["ProgressReports", "last_prefill_progress"]
