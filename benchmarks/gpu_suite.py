@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("checks", "timings", "engine", "greedy")
+MODELS = ("Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B", "Qwen3-30B-A3B")
+STAGES = ("checks", "timings", "engine", "greedy", "ranks")
 
 
 def main() -> int:
@@ -24,7 +25,7 @@ def main() -> int:
 
     import torch
 
-    from benchmarks.gpu import checks, engine, timings
+    from benchmarks.gpu import checks, engine, ranks, timings
     from benchmarks.gpu.report import SuiteReport
 
     report = SuiteReport(arguments.json)
@@ -43,6 +44,8 @@ def main() -> int:
                 asyncio.run(engine.measure_engine(report, model, **options, **changes))
             elif stage == "greedy" and model == arguments.model[0]:
                 asyncio.run(engine.check_greedy(report, model, model_impl=arguments.model_impl))
+            elif stage == "ranks" and model == arguments.model[0] and arguments.tensor_parallel_size > 1:
+                asyncio.run(ranks.check_ranks(report, arguments.tensor_parallel_size))
             torch.cuda.empty_cache()
     return 1 if report.failures else 0
 
@@ -50,7 +53,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", action="append", choices=STAGES, help="one or more; all by default")
-    parser.add_argument("--model", nargs="+", default=["Qwen3-0.6B"], choices=["Qwen3-0.6B", "Qwen3-8B", "Qwen3-30B-A3B"])
+    parser.add_argument("--model", nargs="+", default=["Qwen3-0.6B"], choices=MODELS)
     parser.add_argument("--thorough", action="store_true", help="check fp16 and fp32 as well")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each engine row, after one to warm up")
     parser.add_argument("--outputs", type=int, default=512, help="tokens that a lone sequence generates")
