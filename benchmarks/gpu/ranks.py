@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from streamserve.bench.engine_run import running_engine
 from streamserve.bench.workloads import BenchRequest
 from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
+from streamserve.engine.base import SequenceStream
 from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.process.supervision import keep_running
 from streamserve.engine.remote import RemoteEngine
@@ -82,7 +84,7 @@ async def _tokens(folder: str, world_size: int, requests: list[BenchRequest], **
 
 async def _differing_after_kill(folder: str, world_size: int, requests: list[BenchRequest]) -> int:
     """How many of a few long streams are not what they are undisturbed, when a rank is killed after their first tokens."""
-    long = [BenchRequest(request.prompt_token_ids, 600) for request in requests]
+    long = [BenchRequest(request.prompt_token_ids, 300) for request in requests]
     expected = await _tokens(folder, world_size, long)
     process = EngineProcess(_config(folder, world_size), resolve(folder))
     engine = RemoteEngine(process.start(), reconnects=True)
@@ -93,20 +95,25 @@ async def _differing_after_kill(folder: str, world_size: int, requests: list[Ben
             streams = await engine.open([_spec(place, request) for place, request in enumerate(long)])
             assert process.pid is not None
             ranks = await anyio.to_thread.run_sync(_ranks_of, process.pid)
-            got: list[list[int]] = []
-            for place, stream in enumerate(streams):
-                tokens: list[int] = []
-                with stream:
-                    async for delta in stream:
-                        if place == 0 and not tokens:
-                            os.kill(ranks[1], signal.SIGKILL)
-                        tokens += delta.token_ids
-                got.append(tokens)
+            got = await asyncio.gather(
+                *(_read(stream, ranks[1] if place == 0 else None) for place, stream in enumerate(streams))
+            )
             tasks.cancel_scope.cancel()
         return sum(mine != theirs for mine, theirs in zip(expected, got, strict=True))
     finally:
         await engine.stop()
         process.stop()
+
+
+async def _read(stream: SequenceStream, kills: int | None) -> list[int]:
+    """All tokens of a stream; the process `kills` is killed after the first."""
+    tokens: list[int] = []
+    with stream:
+        async for delta in stream:
+            if kills is not None and not tokens:
+                os.kill(kills, signal.SIGKILL)
+            tokens += delta.token_ids
+    return tokens
 
 
 def _spec(place: int, request: BenchRequest) -> SequenceSpec:
