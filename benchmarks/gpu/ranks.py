@@ -39,7 +39,7 @@ async def check_ranks(report: SuiteReport, world_size: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(folder, kv_heads)
             expected = await _tokens(folder, 1, requests)
-            for eager in (False, True):
+            for eager in (False, True) if kv_heads == 4 else (False,):
                 got = await _tokens(folder, world_size, requests, enforce_eager=eager)
                 differing = sum(mine != theirs for mine, theirs in zip(expected, got, strict=True))
                 report.check(
