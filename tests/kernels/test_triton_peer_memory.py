@@ -18,7 +18,7 @@ CAPACITY = 2048
 class Ranks:
     """The memories of all ranks on one device, and what each sees of them."""
 
-    def __init__(self, dtype: torch.dtype, block: int, *, probes: bool) -> None:
+    def __init__(self, dtype: torch.dtype, block: int, *, probes: bool, in_parts: bool = False) -> None:
         size = slot_bytes(WORLD, CAPACITY, dtype.itemsize)
         self.memories = [torch.empty(size, dtype=torch.uint8, device=DEVICE) for _ in range(WORLD)]
         for memory in self.memories:
@@ -35,6 +35,7 @@ class Ranks:
                 block,
                 dtype.itemsize,
                 probes,
+                in_parts,
             )
             for rank in range(WORLD)
         ]
@@ -83,6 +84,41 @@ def test_a_sum_is_that_of_all_ranks_and_the_residual_with_the_same_bits_on_each(
         assert all(torch.equal(total, totals[0]) for total in totals)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_in_parts_sends_each_rank_its_part_and_all_of_them_the_sum_of_this_one(dtype: torch.dtype) -> None:
+    block, half, numel = 256, CAPACITY // 2, 2 * WORLD * 256 + 264
+    ranks = Ranks(dtype, block, probes=True, in_parts=True)
+    for turn in (0, 1, 0):
+        parts, residual = [random(1, numel, dtype=dtype) for _ in range(WORLD)], random(1, numel, dtype=dtype)
+        expected = (sum(part.float() for part in parts) + residual.float()).to(dtype)
+        # The blocks that a rank adds up, by program: the last has none for the third rank, and eight numbers for the second.
+        owned = [range(rank * block, numel, WORLD * block) for rank in range(WORLD)]
+        totals = []
+        for rank in range(WORLD):
+            for sender in range(WORLD):
+                if sender != rank:
+                    slots = ranks.sent(rank, turn, sender)
+                    for place, at in enumerate(owned[rank]):
+                        part = parts[sender][0, at : at + block]
+                        slots[place * block : place * block + len(part)] = part
+                    for place, at in enumerate(owned[sender]):
+                        summed = expected[0, at : at + block]
+                        slots[half + place * block : half + place * block + len(summed)] = summed
+            totals.append(peer_memory.peer_sum(parts[rank], ranks.slots[rank], residual))
+            assert ranks.is_empty(rank), "what was read has made room"
+            for other in range(WORLD):
+                if other != rank:
+                    sent = ranks.sent(other, turn, rank)
+                    for place, at in enumerate(owned[other]):
+                        part = parts[rank][0, at : at + block]
+                        assert torch.equal(sent[place * block : place * block + len(part)], part)
+                    for place, at in enumerate(owned[rank]):
+                        summed = totals[rank][0, at : at + block]
+                        assert torch.equal(sent[half + place * block : half + place * block + len(summed)], summed)
+                    clear_slots(ranks.memories[other], dtype.itemsize)
+        assert all(relative_error(total, expected.float()) < LIMITS[dtype] for total in totals)
+
+
 def test_zeros_of_either_sign_are_sent_as_numbers() -> None:
     ranks = Ranks(torch.float32, 256, probes=False)
     zeros = torch.full((1, 8), -0.0, device=DEVICE)
@@ -110,3 +146,6 @@ def test_slots_hold_what_they_can_and_only_whole_vectors() -> None:
     assert slots.holds(8, 200)
     assert not slots.holds(9, 200), "each row begins a block"
     assert not slots.holds(1, 12)
+    in_parts = Ranks(torch.float32, 256, probes=False, in_parts=True).slots[0]
+    assert in_parts.holds(1, 4 * WORLD * 256)
+    assert not in_parts.holds(1, 4 * WORLD * 256 + 8)

@@ -17,10 +17,12 @@ class PeerSlots:
 
     addresses  [world_size] int64, where each rank's slots are in this one's address space
     calls      [capacity / block] int32, exchanges that each block has been through
-    capacity   numbers of one exchange
+    capacity   numbers that one rank sends another in one exchange
     block      numbers that one program exchanges, in every exchange: a block's slots are those of its program
     itemsize   bytes of a number
     probes     a program watches one of its numbers until that has come, and then all: where many wait, watching delays
+    in_parts   for sums alone, of which every rank adds up a part: a program takes a block for each rank, and half of the
+               capacity is for the parts
     """
 
     rank: int
@@ -31,10 +33,13 @@ class PeerSlots:
     block: int
     itemsize: int
     probes: bool
+    in_parts: bool = False
 
     def holds(self, rows: int, width: int) -> bool:
         """Whether so much fits one exchange, in whole vectors; each row of a gather begins a block of its own."""
-        return width % VECTOR == 0 and rows * -(-width // self.block) * self.block <= self.capacity
+        per_program = self.block * (self.world_size if self.in_parts else 1)
+        capacity = self.capacity * self.world_size // 2 if self.in_parts else self.capacity
+        return width % VECTOR == 0 and rows * -(-width // per_program) * per_program <= capacity
 
 
 def slot_bytes(world_size: int, capacity: int, itemsize: int) -> int:

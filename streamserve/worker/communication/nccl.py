@@ -59,7 +59,7 @@ class NcclGroup:
         if self._is_silent:
             return x
         memory = self._joined()
-        slots = None if memory is None else memory.slots_for(1, x.numel(), x.itemsize)
+        slots = None if memory is None else memory.slots_for_sum(x.numel(), x.itemsize)
         if slots is not None:
             return peer_sum(x, slots)
         dist.all_reduce(x)
@@ -71,7 +71,7 @@ class NcclGroup:
         memory = self._joined()
         if memory is not None and memory.has_inbox and len(x) >= OVERLAP_ROWS:
             return self._sum_in_pieces(memory, product, x, residual, width)
-        slots = None if memory is None else memory.slots_for(1, len(x) * width, x.itemsize)
+        slots = None if memory is None else memory.slots_for_sum(len(x) * width, x.itemsize)
         if slots is not None:
             return peer_sum(product(x, None), slots, residual)
         # One rank's product carries the residual, so that no launch adds it.
@@ -81,7 +81,7 @@ class NcclGroup:
         if self._is_silent:
             return x.new_zeros(x.shape[0], x.shape[1] * self.world_size)
         x, memory = x.contiguous(), self._joined()
-        slots = None if memory is None else memory.slots_for(x.shape[0], x.shape[1], x.itemsize)
+        slots = None if memory is None else memory.slots_for_gather(x.shape[0], x.shape[1], x.itemsize)
         if slots is not None:
             return peer_gather(x, slots)
         parts = x.new_empty(self.world_size, *x.shape)

@@ -19,15 +19,31 @@ from streamserve_kernels import PeerSlots, clear_slots, peer_gather, peer_sum, s
 
 
 class SlotSet(NamedTuple):
-    """Slots for exchanges of so many bytes at most; the rest as in `PeerSlots`."""
+    """Slots for exchanges in which a rank sends another so many bytes at most; the rest as in `PeerSlots`."""
 
     num_bytes: int
     block: int
     probes: bool
+    in_parts: bool = False
 
 
-SLOT_SETS = (SlotSet(1 << 19, 256, False), SlotSet(16 << 20, 512, True))
-"""By size: in bf16, up to 64 rows of 4096, of which programs watch every number, and up to 2048 rows."""
+FEW = SlotSet(1 << 19, 256, False)
+"""Between two ranks, up to 64 rows of 4096 in bf16, of which programs watch every number."""
+
+MANY = SlotSet(16 << 20, 512, True)
+"""Between two ranks, up to 2048 rows; among more, of gathers alone."""
+
+SUMMED_BYTES = 16 << 20
+"""Of a sum that more than two ranks add up in parts."""
+
+
+def slot_sets(world_size: int) -> tuple[SlotSet, ...]:
+    """All slots of a rank, by size."""
+    if world_size == 2:
+        return FEW, MANY
+    in_halves = 2 * SUMMED_BYTES // world_size // 4096 * 4096
+    return FEW, SlotSet(in_halves, 512, True, in_parts=True), MANY
+
 
 ITEMSIZES = (2, 4)
 
@@ -53,7 +69,9 @@ class PeerMemory:
         import torch.distributed._symmetric_memory as symmetric
 
         self.has_inbox = world_size == 2
-        slots_bytes = sum(slot_bytes(world_size, slot_set.num_bytes, 1) for _ in ITEMSIZES for slot_set in SLOT_SETS)
+        slots_bytes = sum(
+            slot_bytes(world_size, slot_set.num_bytes, 1) for _ in ITEMSIZES for slot_set in slot_sets(world_size)
+        )
         inbox_bytes = 2 * INBOX_PIECES * PIECE_BYTES if self.has_inbox else 0
         self._memory = symmetric.empty(slots_bytes + inbox_bytes, dtype=torch.uint8, device=device)
         self._handle: Any = symmetric.rendezvous(self._memory, dist.group.WORLD)  # type: ignore[arg-type]
@@ -61,7 +79,7 @@ class PeerMemory:
         self._slots: dict[int, list[PeerSlots]] = {itemsize: [] for itemsize in ITEMSIZES}
         begin = 0
         for itemsize in ITEMSIZES:
-            for slot_set in SLOT_SETS:
+            for slot_set in slot_sets(world_size):
                 size = slot_bytes(world_size, slot_set.num_bytes, 1)
                 clear_slots(self._memory[begin : begin + size], itemsize)
                 addresses = torch.tensor([pointer + begin for pointer in self._handle.buffer_ptrs], device=device)
@@ -71,10 +89,18 @@ class PeerMemory:
         torch.cuda.synchronize(device)
         dist.barrier()
 
-    def slots_for(self, rows: int, width: int, itemsize: int) -> PeerSlots | None:
-        """The smallest slots that an exchange of so many numbers fits, which every rank sends to each other one; else None."""
-        sent = width * (self._world_size - 1)
-        return next((slots for slots in self._slots.get(itemsize, ()) if slots.holds(rows, sent)), None)
+    def slots_for_sum(self, numel: int, itemsize: int) -> PeerSlots | None:
+        """The smallest slots that a sum of so many numbers fits; None where there are none."""
+        return next((slots for slots in self._slots.get(itemsize, ()) if slots.holds(1, self._sent(slots, numel))), None)
+
+    def slots_for_gather(self, rows: int, width: int, itemsize: int) -> PeerSlots | None:
+        """The smallest slots that a gather of so many rows and columns of each rank fits; None where there are none."""
+        whole = (slots for slots in self._slots.get(itemsize, ()) if not slots.in_parts)
+        return next((slots for slots in whole if slots.holds(rows, self._sent(slots, width))), None)
+
+    def _sent(self, slots: PeerSlots, width: int) -> int:
+        """What counts as sent: all of it to each other rank, which takes as much longer."""
+        return width if slots.in_parts else width * (self._world_size - 1)
 
     def swap(self, x: Tensor, piece: int) -> Tensor:
         """The other rank's piece of this number, of at most `PIECE_BYTES`, queued on the current stream.
@@ -104,16 +130,19 @@ def exchange_launches(world_size: int, dtype: torch.dtype, device: torch.device)
         x = torch.empty(1, slots.block, dtype=dtype, device=device)
         peer_sum(x, slots)
         peer_sum(x, slots, x)
-        peer_gather(x, slots)
+        if not slots.in_parts:
+            peer_gather(x, slots)
 
     addresses = torch.empty(world_size, dtype=torch.int64, device=device)
     ranks = range(world_size) if world_size > 1 else ()
-    every = [_slots(rank, world_size, addresses, slot_set, dtype.itemsize) for rank in ranks for slot_set in SLOT_SETS]
+    every = [
+        _slots(rank, world_size, addresses, slot_set, dtype.itemsize) for rank in ranks for slot_set in slot_sets(world_size)
+    ]
     return [lambda slots=slots: launch(slots) for slots in every]  # type: ignore[misc]
 
 
 def _slots(rank: int, world_size: int, addresses: Tensor, slot_set: SlotSet, itemsize: int) -> PeerSlots:
-    num_bytes, block, probes = slot_set
+    num_bytes, block, probes, in_parts = slot_set
     capacity = num_bytes // itemsize
     calls = torch.zeros(capacity // block, dtype=torch.int32, device=addresses.device)
-    return PeerSlots(rank, world_size, addresses, calls, capacity, block, itemsize, probes)
+    return PeerSlots(rank, world_size, addresses, calls, capacity, block, itemsize, probes, in_parts)
