@@ -72,7 +72,7 @@ def main(model: str, replicas: tuple[int, ...], json_path: Path | None, serve_op
         for count in replicas:
             report.rows += measure(folder, count, serve_options, **sizes)
             print(json.dumps(report.rows[-2:]), file=sys.stderr, flush=True)
-    base = {row["load"]: row["req_s"] / row["replicas"] for row in reversed(report.rows)}
+    base = {row["load"]: row["req_s"] / row["replicas"] for row in sorted(report.rows, key=lambda row: -row["replicas"])}
     for row in report.rows:
         row["times_one"] = round(row["req_s"] / base[row["load"]], 2)
     if json_path is not None:
