@@ -19,6 +19,7 @@ from streamserve.progress import Progress
 from streamserve.reasoning_marks import ReasoningMarks
 
 FinishReason = Literal["stop", "length", "abort", "error", "time"]
+PoolingKind = Literal["last", "mean"]
 
 MAX_BAD_WORDS = 1024
 MAX_TEXT_CHARS = 65536
@@ -210,6 +211,19 @@ ANYONE = Tenant()
 """Who sends requests to a server without keys."""
 
 
+class Pooling(msgspec.Struct, frozen=True, array_like=True):
+    """How the hidden states of a prompt, behind the model's last norm, become one vector.
+
+    kind        "last": that of the last token; "mean": the mean of all
+    normalize   whether the vector is scaled to length 1
+    dimensions  how many of its numbers are kept, the first ones, before it is scaled; None for all
+    """
+
+    kind: PoolingKind = "last"
+    normalize: bool = True
+    dimensions: int | None = None
+
+
 class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence as the engine admits it: tokens only, every default resolved.
 
@@ -225,6 +239,7 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reasoning_budget     tokens after which reasoning is ended; None for no limit
     tenant               whom it belongs to
     reports_progress     whether its place in the queue and the progress of its prompt are reported, until its first token
+    pooling              the sequence is a prompt of which a vector is made, and generates nothing; None for one that generates
     """
 
     sequence_id: str
@@ -240,6 +255,7 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reasoning_budget: int | None = None
     tenant: Tenant = ANYONE
     reports_progress: bool = False
+    pooling: Pooling | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -274,6 +290,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error            set with finish_reason "error"
     queue_s          seconds between admission to the queue and the first step, on the first delta
     progress         before and on the first delta, for sequences that report it
+    embedding        what pooling made of a prompt, float32, on its only delta
     """
 
     token_ids: list[int]
@@ -285,6 +302,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: ErrorInfo | None = None
     queue_s: float | None = None
     progress: Progress | None = None
+    embedding: bytes | None = None
 
     @property
     def is_single_token(self) -> bool:
@@ -317,6 +335,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):
             error=later.error,
             queue_s=later.queue_s if self.queue_s is None else self.queue_s,
             progress=later.progress or self.progress,
+            embedding=later.embedding,
         )
 
 
@@ -351,6 +370,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     index             which choice: output index + prompt index * n
     queue_s           seconds between admission to the queue and the first step, on the first delta
     progress          before and on the first delta, where the request asks for it
+    embedding         what pooling made of a prompt, float32, on its only delta
     """
 
     text: str
@@ -364,6 +384,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     index: int = 0
     queue_s: float | None = None
     progress: Progress | None = None
+    embedding: bytes | None = None
 
     @property
     def is_progress_only(self) -> bool:
@@ -375,6 +396,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of a loaded engine, which its API side gets once it is ready.
 
     max_model_len   tokens of prompt and output together
+    embedding_size  numbers of a pooled vector
     model_limit     what the model reaches, where it serves less unless more is requested; else None
     num_blocks      KV blocks in total, of `block_size` tokens each
     model_impl      whose layers run: "streamserve" or "transformers"
@@ -395,6 +417,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     windows: tuple[int | None, ...] = (None,)
     compiled: bool | None = None
     model_limit: int | None = None
+    embedding_size: int = 0
     startup_s: dict[str, float] = {}
 
     @property
@@ -495,6 +518,22 @@ class Logprob(msgspec.Struct, frozen=True):
     decoded_token: str | None = None
 
 
+class EmbeddingOutput(msgspec.Struct, kw_only=True):
+    """The vector of one prompt, as vLLM's `EmbeddingOutput`."""
+
+    embedding: list[float]
+
+
+class EmbeddingRequestOutput(msgspec.Struct, kw_only=True):
+    """What became of one prompt, as vLLM's `EmbeddingRequestOutput`."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    finished: bool = True
+    num_cached_tokens: int = 0
+
+
 class RequestOutput(msgspec.Struct, kw_only=True):
     """The outputs of one prompt, as vLLM's `RequestOutput`."""
 
@@ -509,12 +548,15 @@ class RequestOutput(msgspec.Struct, kw_only=True):
 
 __all__ = [
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineInfo",
     "EngineSnapshot",
     "EngineStats",
     "ErrorInfo",
     "FinishReason",
     "Logprob",
+    "Pooling",
     "ReasoningMarks",
     "RequestOutput",
     "Sampling",

@@ -27,7 +27,7 @@ def fingerprint(spec: SequenceSpec) -> bytes:
     """16 bytes that a request's copies share: of its prompt and parameters, not of its seed, which differs by default."""
     sampling = msgspec.structs.replace(spec.sampling, seed=0)
     digest = blake2b(array("q", spec.prompt_token_ids).tobytes(), digest_size=16)
-    digest.update(msgspec.msgpack.encode((sampling, spec.structured_outputs)))
+    digest.update(msgspec.msgpack.encode((sampling, spec.structured_outputs, spec.pooling)))
     return digest.digest()
 
 

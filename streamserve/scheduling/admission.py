@@ -43,14 +43,16 @@ class IdCheck:
 def check_spec(spec: SequenceSpec, limits: SchedulerLimits) -> None:
     """Raise `InvalidParameter`, `ContextLengthExceeded` or `PromptTooLarge` when `spec` can never run to its end."""
     _check_counts(spec)
-    num_prompt_tokens, length = len(spec.prompt_token_ids), len(spec.prompt_token_ids) + spec.max_tokens
+    num_prompt_tokens = len(spec.prompt_token_ids)
+    # The last token of an output is sampled and never computed, so it needs no place in the cache.
+    length = num_prompt_tokens + spec.max_tokens if spec.pooling is None else num_prompt_tokens
+    num_computed = length - 1 if spec.pooling is None else length
     if length > limits.max_model_len:
         raise ContextLengthExceeded(
             f"this model's context is {limits.max_model_len} tokens; the prompt has {num_prompt_tokens} and max_tokens asks "
             f"for {spec.max_tokens} more: shorten one of them"
         )
-    # The last token is sampled and never computed, so it needs no place in the cache.
-    if limits.groups.blocks_for(length - 1, limits.max_num_batched_tokens) > limits.num_blocks:
+    if limits.groups.blocks_for(num_computed, limits.max_num_batched_tokens) > limits.num_blocks:
         longest = limits.groups.longest(limits.num_blocks, limits.max_num_batched_tokens, length)
         raise PromptTooLarge(
             f"the KV cache holds {longest} tokens of a sequence; the prompt has {num_prompt_tokens} and max_tokens "

@@ -152,8 +152,8 @@ class KvAllocator:
 
     def _cached_blocks(self, sequence: Sequence) -> list[BlockTable]:
         """A table for each group, with what the prefix cache has."""
-        # The last token is always computed, since its logits are needed; logprobs of the prompt need the logits of all of it.
-        if not self._caches_prefixes or sequence.wants_prompt_logprobs:
+        # The last token is always computed, since its logits are needed.
+        if not self._caches_prefixes or sequence.needs_whole_prompt:
             return [BlockTable(0, []) for _ in self.groups.windows]
         usable = (len(sequence.token_ids) - 1) // self._block_size
         self.cache.extend(sequence.prefix, sequence.token_ids, usable, sequence.spec.cache_salt)

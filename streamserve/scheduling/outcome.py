@@ -99,10 +99,21 @@ def delta_of(
     )
 
 
+def pooled_delta(sequence: Sequence, embedding: bytes) -> TokenDelta:
+    """The only delta of a sequence that is pooled."""
+    return TokenDelta(
+        [],
+        finish_reason="stop",
+        cached_tokens=sequence.num_cached_tokens or 0,
+        queue_s=sequence.queue_s,
+        embedding=embedding,
+    )
+
+
 def final_delta(sequence: Sequence, error: ErrorInfo | None = None) -> TokenDelta:
     """The last delta of a sequence that ends without a token."""
     cached_tokens = 0 if sequence.has_reported else sequence.num_cached_tokens or 0
     return TokenDelta(token_ids=[], finish_reason=sequence.finish_reason, cached_tokens=cached_tokens, error=error)
 
 
-__all__ = ["OUT_OF_MEMORY", "Ending", "append_tokens", "delta_of", "final_delta"]
+__all__ = ["OUT_OF_MEMORY", "Ending", "append_tokens", "delta_of", "final_delta", "pooled_delta"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from streamserve.types import Sampling, TokenLogprobs
+from streamserve.types import Pooling, Sampling, TokenLogprobs
 
 NO_TOKEN = -1
 """In place of a token that could not be sampled: the row's logits were not finite, or every token was excluded."""
@@ -22,12 +22,14 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
 
     token_ids          prompt and, after a preemption or a hand-over, the tokens generated so far
     num_prompt_tokens  how many of them are the prompt (penalties and min_tokens count generated tokens only)
+    pooling            how a vector is made of the prompt, and nothing is sampled; None where tokens are
     """
 
     row: int
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: Sampling
+    pooling: Pooling | None = None
 
 
 class RowGrowth(msgspec.Struct, frozen=True, array_like=True):
@@ -54,7 +56,7 @@ class RowWork(msgspec.Struct, frozen=True, array_like=True):
 
     start        position of the first one. Of a row with drafts in flight it is the most it can be: the device knows how many
                  were accepted, and computes the `count` positions that end with the row's last token and its drafts
-    num_sampled  how many of the positions are sampled, the last ones: 0 when more of a prompt is to come, 1 for the row's
+    num_sampled  how many of the positions are sampled, the last ones: 0 in a prompt that goes on or is pooled, 1 for the row's
                  next token, and 1 more for each draft
     allowed_bitmask  little-endian int32 words, bit t of the mask set when token t may be sampled; None when all may, and where
                      there are drafts
@@ -102,6 +104,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     failed_rows      rows whose tokens the device lacked the memory to compute; what they got is nothing to go by, and what
                      later steps compute for them is garbage
     most_tokens      the tokens that fit a step, once one that computed more has run out of memory
+    embeddings       row -> what pooling made of a prompt whose last token was computed in this step, float32
     """
 
     step: int
@@ -110,6 +113,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None
     failed_rows: list[int] = []
     most_tokens: int | None = None
+    embeddings: dict[int, bytes] | None = None
 
     @property
     def is_divided(self) -> bool:

@@ -11,6 +11,7 @@ more: until it is committed, the sequence is planned for the most there can be.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import repeat
 
 from streamserve.errors import InvalidParameter, QueueFull, UnsupportedParameter
@@ -19,7 +20,7 @@ from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.deadlines import Deadlines
 from streamserve.scheduling.limits import SchedulerLimits
-from streamserve.scheduling.outcome import OUT_OF_MEMORY, append_tokens, delta_of, final_delta
+from streamserve.scheduling.outcome import OUT_OF_MEMORY, append_tokens, delta_of, final_delta, pooled_delta
 from streamserve.scheduling.plan import RowWork, StepResult
 from streamserve.scheduling.policy import order_of
 from streamserve.scheduling.progress_reports import ProgressReports
@@ -170,6 +171,8 @@ class Scheduler:
         if result.is_divided:
             deltas += self._commit_shortage(step, result)
         self._commit_prompts(step, result, now)
+        if result.embeddings is not None:
+            deltas += self._commit_pooled(step, result.embeddings)
         deltas += self._commit_tokens(step, result, now)
         deltas += self.expire(now)
         return deltas
@@ -336,6 +339,15 @@ class Scheduler:
         for row, entries in (result.prompt_logprobs or {}).items():
             sequence, start = step.scored[row]
             sequence.add_prompt_logprobs(start, entries)
+
+    def _commit_pooled(self, step: Step, embeddings: Mapping[int, bytes]) -> Deltas:
+        deltas: Deltas = []
+        for row, embedding in embeddings.items():
+            sequence = step.pooled[row]
+            if sequence.finish_reason is None:
+                self.registry.end(sequence, "stop")
+                deltas.append((sequence.sequence_id, pooled_delta(sequence, embedding)))
+        return deltas
 
     def _commit_tokens(self, step: Step, result: StepResult, now: float) -> Deltas:
         for index, num_drafts in step.drafted:

@@ -39,7 +39,8 @@ class Sequence:
     drafts         guesses for the tokens behind those known, for the next step to check
     only_reports_ids  whether it runs, and the delta of its next token is nothing but its id unless that ends it
     reasoning      ends its reasoning at a budget; None without one, and once no reasoning can follow
-    is_special     its decodes need a closer look: it has a constraint, limited reasoning, drafts, or drafts in flight
+    is_special     its decodes need a closer look: it has a constraint, limited reasoning, drafts, or drafts in flight; or it
+                   is pooled, and has none
     row            the row it owns, or NO_ROW
     tables         the blocks it holds, in a table for each layer group; none without a row
     reach          tokens that it has blocks for in every table
@@ -109,7 +110,7 @@ class Sequence:
         self.num_drafted = 0
         self.drafts: list[int] = []
         self.reasoning: ReasoningLimit | None = None
-        self.is_special = constraint is not None
+        self.is_special = constraint is not None or spec.pooling is not None
         self.row = NO_ROW
         self.tables: list[BlockTable] = []
         self.reach = 0
@@ -143,7 +144,9 @@ class Sequence:
 
     @property
     def awaits_commit(self) -> bool:
-        """Whether its next step must wait for a commit, which tells what its constraint allows or its exact length."""
+        """Whether its next step must wait for a commit, which tells what its constraint allows, its exact length or its end."""
+        if self.spec.pooling is not None:
+            return self.num_computed == self.num_known
         if self.constraint is not None:
             return self.num_in_flight > 0
         if self.reasoning is not None and self.reasoning.awaits_commit(self.num_in_flight):
@@ -183,7 +186,7 @@ class Sequence:
 
     def offer_drafts(self, token_ids: list[int]) -> None:
         """Have the next step check these guesses; ignored with a constraint or a limit, which allow one token at a time."""
-        if self.constraint is None and self.reasoning is None:
+        if not self._is_confined:
             self.drafts = token_ids
             self._update_special()
 
@@ -210,8 +213,18 @@ class Sequence:
         self._update_special()
 
     def _update_special(self) -> None:
-        has_limits = self.constraint is not None or self.reasoning is not None
-        self.is_special = has_limits or self.num_drafted > 0 or bool(self.drafts)
+        self.is_special = self._is_confined or self.num_drafted > 0 or bool(self.drafts)
+
+    @property
+    def _is_confined(self) -> bool:
+        """Whether it may not run ahead with any token."""
+        return self.constraint is not None or self.reasoning is not None or self.spec.pooling is not None
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether all of its prompt must be computed, cached or not: its logprobs need all logits, a mean all states."""
+        pooling = self.spec.pooling
+        return self.wants_prompt_logprobs or (pooling is not None and pooling.kind == "mean")
 
     @property
     def wants_prompt_logprobs(self) -> bool:

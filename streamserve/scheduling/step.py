@@ -20,6 +20,7 @@ class Step:
     drafted  (index in `sampled`, number of drafts) of those with drafts
     chunks   sequences whose prefill continues after this step, with their computed tokens at its end
     scored   row -> (owner, first position) where logprobs of prompt tokens are awaited
+    pooled   row -> owner where the vector of a whole prompt is awaited
     """
 
     plan: Plan
@@ -27,6 +28,7 @@ class Step:
     drafted: list[tuple[int, int]]
     chunks: list[tuple[Sequence, int]]
     scored: dict[int, tuple[Sequence, int]]
+    pooled: dict[int, Sequence]
 
     def owners(self, rows: Collection[int]) -> list[Sequence]:
         """Those whose work it does in these rows; of prompts under way, those that still have their row."""
@@ -51,6 +53,7 @@ class StepBuilder:
         "drafts",
         "growths",
         "index",
+        "pooled",
         "prefilling",
         "prefills",
         "scored",
@@ -78,6 +81,7 @@ class StepBuilder:
         self.drafted: list[tuple[int, int]] = []
         self.chunks: list[tuple[Sequence, int]] = []
         self.scored: dict[int, tuple[Sequence, int]] = {}
+        self.pooled: dict[int, Sequence] = {}
 
     def start(self, sequence: Sequence) -> None:
         """The sequence takes its row. Everything is copied: the plan must not change under a rank that reads it."""
@@ -87,6 +91,7 @@ class StepBuilder:
                 token_ids=list(sequence.token_ids),
                 num_prompt_tokens=sequence.num_prompt_tokens,
                 sampling=sequence.row_sampling(),
+                pooling=sequence.spec.pooling,
             )
         )
         self.growths += [
@@ -105,10 +110,11 @@ class StepBuilder:
         return min(self.budget, self.turn_budget)
 
     def work(self, sequence: Sequence, count: int) -> None:
-        """Compute the sequence's next `count` tokens, and sample when those are all it has."""
+        """Compute the sequence's next `count` tokens, and sample, or pool, when those are all it has."""
         start = sequence.num_computed
         end = start + count
-        samples = end == sequence.num_known
+        is_pooled = sequence.spec.pooling is not None
+        samples = end == sequence.num_known and not is_pooled
         bitmask = sequence.bitmask() if samples and sequence.is_special else None
         works, owners = (self.decodes, self.decoding) if count == 1 else (self.prefills, self.prefilling)
         works.append(RowWork(sequence.row, start, count, int(samples), bitmask))
@@ -120,6 +126,8 @@ class StepBuilder:
             sequence.num_known += 1
         else:
             self.chunks.append((sequence, end))
+            if is_pooled and end == sequence.num_known:
+                self.pooled[sequence.row] = sequence
         sequence.num_computed = end
         sequence.last_step = self.index
         self.budget -= count
@@ -149,7 +157,7 @@ class StepBuilder:
         plan = Plan(self.index, self.starts, self.growths, work, self.drafts)
         if self.drafted:
             self.drafted = [(len(self.decoding) + index, num_drafts) for index, num_drafts in self.drafted]
-        return Step(plan, self.decoding + self.prefilling, self.drafted, self.chunks, self.scored)
+        return Step(plan, self.decoding + self.prefilling, self.drafted, self.chunks, self.scored, self.pooled)
 
 
 __all__ = ["Step", "StepBuilder"]

@@ -15,7 +15,7 @@ import msgspec
 
 from streamserve.errors import ContextLengthExceeded, InvalidParameter
 from streamserve.text.tokenizers.tokenizer import Tokenizer
-from streamserve.types import ANYONE, ReasoningMarks, Sampling, SamplingParams, SequenceSpec, Tenant
+from streamserve.types import ANYONE, Pooling, ReasoningMarks, Sampling, SamplingParams, SequenceSpec, Tenant
 
 Prompt = str | Sequence[int]
 """A text, or token ids."""
@@ -94,6 +94,7 @@ class Preparation:
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
         reasoning: ReasoningMarks | None = None,
+        pooling: Pooling | None = None,
         like: PreparedPrompt | None = None,
     ) -> PreparedPrompt:
         """Tokenise and resolve one prompt.
@@ -103,6 +104,7 @@ class Preparation:
         clamp_max_tokens    shorten the output to what fits the context instead of refusing the request
         shown_special_ids   as in `PreparedPrompt`
         reasoning           how the output's reasoning is told and ended; `thinking_token_budget` means nothing without
+        pooling             makes a vector of the prompt, and no output; `params` then only say how to truncate it
         like                another prompt of the request, prepared with the same `params`: their lists are shared
 
         Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
@@ -119,7 +121,9 @@ class Preparation:
         if params.truncate_prompt_tokens is None:
             self.check_length(prompt)
         token_ids = self._tokenise(prompt, params.truncate_prompt_tokens or 0, add_special_tokens)
-        max_tokens = self._max_tokens(len(token_ids), params, clamp_max_tokens)
+        if pooling is not None and len(token_ids) > self.max_model_len:
+            raise self._too_long(len(token_ids), None)
+        max_tokens = 1 if pooling is not None else self._max_tokens(len(token_ids), params, clamp_max_tokens)
         first_seed = self.next_seed() if params.seed is None else params.seed
         common = SequenceSpec(
             sequence_id=request_id,
@@ -133,6 +137,7 @@ class Preparation:
             max_time_s=params.max_time,
             reasoning=self._endable(reasoning, sampling, params.thinking_token_budget),
             reasoning_budget=None if reasoning is None else params.thinking_token_budget,
+            pooling=pooling,
         )
         text = str(prompt) if isinstance(prompt, str) else None
         specs = _outputs(common, params.n)

@@ -136,6 +136,7 @@ class SequenceText:
             index=self.index,
             queue_s=delta.queue_s,
             progress=delta.progress,
+            embedding=delta.embedding,
         )
 
     def _logprob(self, entry: TokenLogprobs) -> TextLogprob:

@@ -140,6 +140,7 @@ class PendingPieces:
         token_ids: dict[int, list[int]] = {}
         logprobs: dict[int, list[TokenLogprobs] | None] = {}
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        embeddings: dict[int, bytes] = {}
         for piece, pending in self.pieces:
             result = pending.wait()
             rows = [item.row for item in piece.sampled]
@@ -147,12 +148,14 @@ class PendingPieces:
             logprobs |= zip(rows, result.logprobs or (), strict=False)
             for row, entries in (result.prompt_logprobs or {}).items():
                 prompt_logprobs.setdefault(row, []).extend(entries)
+            embeddings |= result.embeddings or {}
         rows = [item.row for item in self.plan.sampled]
         return StepResult(
             step=self.step,
             token_ids=[token_ids.get(row, [NO_TOKEN]) for row in rows],
             logprobs=[logprobs.get(row) for row in rows] if logprobs else None,
             prompt_logprobs=prompt_logprobs or None,
+            embeddings=embeddings or None,
             failed_rows=sorted(self.failed),
             most_tokens=self.most_tokens,
         )

@@ -119,6 +119,7 @@ class Runner:
             windows=layout.groups.windows,
             max_num_seqs=config.max_num_seqs,
             model_limit=arch.max_model_len if config.max_model_len is None and max_model_len < arch.max_model_len else None,
+            embedding_size=model.state_size,
             compiled=is_compiled(model) if device.compiles_layers else None,
             startup_s=phases.seconds,
         )

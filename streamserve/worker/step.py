@@ -8,6 +8,7 @@ the rows, and copies them to the host. A step that only decodes is replayed whol
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,7 @@ from streamserve.worker.device.base import Device, Event
 from streamserve.worker.divided_steps import LaunchStep, Pending, launch_whole
 from streamserve.worker.graphs.decode_graphs import Capture, DecodeGraphs
 from streamserve.worker.graphs.prompt_graphs import MAX_PROMPTS, PromptGraphs
+from streamserve.worker.pooling import PooledVector, PromptPooling
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.rows.rows import Rows
 from streamserve.worker.sampling.logprobs import PromptLogprobs, download, prompt_logprobs
@@ -39,6 +41,7 @@ class PendingStep:
     event: Event
     sample: HostSample | None
     prompt_logprobs: list[PromptLogprobs]
+    pooled: Sequence[PooledVector] = ()
 
     def wait(self) -> StepResult:
         """Block until the device has run the step. Call once, on the wait thread."""
@@ -48,6 +51,7 @@ class PendingStep:
             token_ids=[] if self.sample is None else self.sample.read_tokens(),
             logprobs=None if self.sample is None else self.sample.read_logprobs(),
             prompt_logprobs={item.row: item.read() for item in self.prompt_logprobs} or None,
+            embeddings={item.row: item.read() for item in self.pooled} or None,
         )
 
 
@@ -70,6 +74,7 @@ class StepRunner:
         self._kv_caches = kv_caches
         self._work = WorkUploader(device, rows.limits.max_num_seqs + MAX_PROMPTS)
         self._sampling = SamplingUploader(device, rows)
+        self._pooling = PromptPooling(device, model, rows)
         self._graphs = DecodeGraphs(device, model, rows, kv_caches, self._work)
         self._prompt_graphs = PromptGraphs(device, model, rows, kv_caches, self._work)
 
@@ -108,7 +113,10 @@ class StepRunner:
             return self._replay(plan, capture)
         work, hidden = self._prompt_graphs.run(plan.work) or self._run(plan.work)
         prompts = self._prompt_logprobs(work.items, hidden)
-        return self._sample(plan, work, hidden, prompts)
+        pooled = self._pooling.compute(work.items, hidden)
+        pending = self._sample(plan, work, hidden, prompts)
+        self._pooling.keep(pooled)
+        return replace(pending, pooled=pooled.vectors)
 
     def _run(self, items: list[RowWork]) -> tuple[StepWork, Tensor]:
         work = self._work.send(items)

@@ -7,7 +7,7 @@ import pytest
 from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.packing import PackedSequence, PackedSequences, pack
 from streamserve.process.framing import encode
-from streamserve.types import ReasoningMarks, SequenceSpec, StructuredOutputs
+from streamserve.types import Pooling, ReasoningMarks, SequenceSpec, StructuredOutputs
 from tests.engine.conftest import MakeSpec
 
 SCHEMA = StructuredOutputs(json={"type": "object", "description": "x" * 10_000})
@@ -35,6 +35,7 @@ def test_sequences_come_out_as_they_went_in(make_spec: MakeSpec) -> None:
         *outputs(make_spec, [1, 2, 300], 2),
         make_spec([1, 2, 300], temperature=0.5, stop_token_ids=[3], priority=-2, max_time_s=1.5, seed=2**63 - 1),
         make_spec([1, 2, 300], reasoning=REASONING, reasoning_budget=7),
+        make_spec([1, 2, 300], pooling=Pooling("mean", normalize=False, dimensions=3)),
         make_spec([1, 2, 300], temperature=0.5, stop_token_ids=[4], bad_words_token_ids=[[1, 2]]),
     ]
     assert across(specs)[1] == specs
@@ -57,6 +58,6 @@ def test_ids_are_counted_as_often_as_they_cross(make_spec: MakeSpec) -> None:
 
 
 def test_a_place_that_does_not_exist_is_an_index_error() -> None:
-    sequence = PackedSequence("a", 0, 1, 0, 0, 0, None, 5, [], 0, None, None, None, False)
+    sequence = PackedSequence("a", 0, 1, 0, 0, 0, None, 5, [], 0, None, None, None, False, None)
     with pytest.raises(IndexError):
         PackedSequences([sequence], [[1]], [], [""], [], [], []).unpack()

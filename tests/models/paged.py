@@ -6,6 +6,7 @@ Neighbouring layers have different block tables, as those of different layer gro
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,11 +34,18 @@ class PagedRun:
 
     def step(self, work: dict[str, list[int]]) -> dict[str, Tensor]:
         """Compute tokens of several sequences; returns each one's logits, [tokens, vocab]."""
+        return self._run(work, self.model.logits)
+
+    def states(self, work: dict[str, list[int]]) -> dict[str, Tensor]:
+        """As `step`; returns each one's states behind the last norm, [tokens, state_size]."""
+        return self._run(work, self.model.states)
+
+    def _run(self, work: dict[str, list[int]], head: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         ordered = sorted(work, key=lambda name: len(work[name]) > 1)
         inputs = self._inputs(ordered, work)
         with torch.inference_mode():
-            logits = self.model.logits(self.model(inputs, self.kv_caches))
-        return dict(zip(ordered, logits.split([len(work[name]) for name in ordered]), strict=True))
+            values = head(self.model(inputs, self.kv_caches))
+        return dict(zip(ordered, values.split([len(work[name]) for name in ordered]), strict=True))
 
     def greedy(self, name: str, prompt: list[int], count: int) -> list[int]:
         """The next `count` tokens after a prompt, one step each."""

@@ -12,7 +12,7 @@ from tests.models.paged import PagedRun
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_greedy_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+def test_logits_states_and_greedy_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     reference = reference_model(*FAMILIES[family])
     reference.save_pretrained(tmp_path)
     model = load(tmp_path)
@@ -23,6 +23,11 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(family: str, tmp_pat
     logits = PagedRun(model).step({"a": prompt})["a"]
     assert expected.std() > 0.05, "a model that says nothing proves nothing"
     torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+
+    with torch.inference_mode():
+        states = reference.base_model(torch.tensor([prompt])).last_hidden_state[0]
+    assert states.shape[1] == model.state_size
+    torch.testing.assert_close(PagedRun(model).states({"a": prompt})["a"], states, atol=4 * TOLERANCE, rtol=0)
 
     generated = reference.generate(
         torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
-from streamserve.types import Sampling, TokenLogprobs
-from tests.scheduling.oracle import allowed_tokens, draw, logprobs_of, state_after
+from streamserve.types import Pooling, Sampling, TokenLogprobs
+from tests.scheduling.oracle import allowed_tokens, draw, logprobs_of, pooled, state_after
 
 
 @dataclass
@@ -20,6 +20,8 @@ class Row:
     num_prompt_tokens: int
     tables: list[dict[int, int]]
     sampling: Sampling
+    pooling: Pooling | None
+    states: list[bytes] = field(default_factory=list)
 
 
 @dataclass
@@ -37,7 +39,8 @@ class Device:
     def run(self, plan: Plan) -> StepResult:
         for start in plan.starts:
             tokens = dict(enumerate(start.token_ids))
-            self.rows[start.row] = Row(tokens, len(tokens), start.num_prompt_tokens, [{} for _ in self.windows], start.sampling)
+            tables: list[dict[int, int]] = [{} for _ in self.windows]
+            self.rows[start.row] = Row(tokens, len(tokens), start.num_prompt_tokens, tables, start.sampling, start.pooling)
         for growth in plan.growths:
             table = self.rows[growth.row].tables[growth.group]
             assert not table or growth.first == max(table) + 1
@@ -89,8 +92,13 @@ class Device:
         token_ids: list[list[int]] = []
         logprobs: list[list[TokenLogprobs] | None] = []
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        embeddings: dict[int, bytes] = {}
         for work, after in zip(plan.work, states, strict=True):
             row = self.rows[work.row]
+            if row.pooling is not None:
+                row.states += after
+                if work.start + work.count == row.num_prompt_tokens:
+                    embeddings[work.row] = pooled(row.states, row.pooling)
             if row.sampling.prompt_logprobs is not None:
                 entries = self._score_prompt(row, work, after)
                 if entries:
@@ -101,7 +109,13 @@ class Device:
                 num_top = row.sampling.logprobs
                 pairs = zip(sampled, token_ids[-1], strict=False)
                 logprobs.append(None if num_top is None else [logprobs_of(*pair, num_top) for pair in pairs])
-        return StepResult(plan.step, token_ids, logprobs if any(logprobs) else None, prompt_logprobs or None)
+        return StepResult(
+            plan.step,
+            token_ids,
+            logprobs if any(logprobs) else None,
+            prompt_logprobs or None,
+            embeddings=embeddings or None,
+        )
 
     def _accept(self, row: Row, work: RowWork, states: list[bytes]) -> list[int]:
         """Sample behind each of these states, for as long as the draft behind the one before is what was sampled there."""

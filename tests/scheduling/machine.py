@@ -15,8 +15,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from streamserve.errors import QueueFull
 from streamserve.kv_groups import KvGroups
-from streamserve.types import SequenceSpec, StructuredOutputs, Tenant
-from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, expected, marks
+from streamserve.types import Pooling, SequenceSpec, StructuredOutputs, Tenant
+from tests.scheduling.oracle import EOS, VOCABULARY, constraint_of, embedding_of, expected, marks
 from tests.scheduling.play import Play
 from tests.support.scheduler_invariants import check_invariants
 from tests.support.specs import make_spec
@@ -54,7 +54,12 @@ def sequence_specs(draw: st.DrawFn, name: str) -> SequenceSpec:
     tail = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8))
     max_tokens = draw(st.integers(1, 11))
     generated: list[int] = []
-    constrained = draw(st.integers(0, 4)) == 0
+    pooling = draw(st.sampled_from([None, None, None, None, Pooling("last"), Pooling("mean")]))
+    constrained = pooling is None and draw(st.integers(0, 4)) == 0
+    if pooling is not None:
+        tokens = draw(st.sampled_from(PREFIXES)) + tail
+        salt = draw(st.sampled_from(["", "pepper"]))
+        return make_spec(name, tokens, max_tokens=1, pooling=pooling, cache_salt=salt, priority=draw(st.integers(-1, 1)))
     if not constrained and draw(st.integers(0, 5)) == 0:
         generated = draw(st.lists(st.integers(1, VOCABULARY - 1), max_size=max_tokens - 1))
     return make_spec(
@@ -168,6 +173,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert (told.finish_reason is None) == (name in self.play.scheduler.registry.sequences), (
                 f"{name} ended without a delta that says so"
             )
+            if spec.pooling is not None and told.finish_reason == "stop":
+                assert told.embedding == embedding_of(spec), name
             if told.finish_reason in ("stop", "length"):
                 assert (told.token_ids, told.finish_reason) == (tokens, reason), name
             if told.token_ids:

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Collection
 from hashlib import blake2b
 
-from streamserve.types import FinishReason, ReasoningMarks, Sampling, SequenceSpec, TokenLogprobs
+from streamserve.types import FinishReason, Pooling, ReasoningMarks, Sampling, SequenceSpec, TokenLogprobs
 
 VOCABULARY = 24
 EOS = 0
@@ -40,6 +40,18 @@ def draw(seed: int, state: bytes, allowed: Collection[int]) -> int:
 def allowed_tokens(sampling: Sampling, num_generated: int) -> set[int]:
     stops = set(sampling.stop_token_ids) if num_generated < sampling.min_tokens else set()
     return set(range(VOCABULARY)) - stops
+
+
+def pooled(states: list[bytes], pooling: Pooling) -> bytes:
+    """The vector of a prompt after whose tokens these were the model's states: of the last, or of all of them."""
+    return states[-1] if pooling.kind == "last" else b"".join(states)
+
+
+def embedding_of(spec: SequenceSpec) -> bytes:
+    """The vector of a sequence that is pooled."""
+    assert spec.pooling is not None
+    states = itertools.accumulate(spec.prompt_token_ids, state_after, initial=b"")
+    return pooled([*states][1:], spec.pooling)
 
 
 class Alternating:
@@ -107,6 +119,8 @@ def forced(spec: SequenceSpec, generated: list[int]) -> set[int] | None:
 
 def expected(spec: SequenceSpec) -> tuple[list[int], FinishReason]:
     """All tokens a sequence generates after those it came with, and why it ends."""
+    if spec.pooling is not None:
+        return [], "stop"
     state, constraint = b"", constraint_of(spec)
     for token_id in (*spec.prompt_token_ids, *spec.generated_token_ids):
         state = state_after(state, token_id)

@@ -60,10 +60,12 @@ def _check_progress(scheduler: Scheduler, sequence: Sequence) -> None:
     assert 0 <= sequence.num_in_flight <= most_in_flight, f"{name} has more tokens in flight than steps and drafts"
     assert 0 <= sequence.num_drafted <= sequence.num_in_flight, f"{name} has drafts in flight that are no tokens"
     is_limited = sequence.constraint is not None or sequence.reasoning is not None
-    needs_look = is_limited or bool(sequence.drafts) or sequence.num_drafted > 0
+    needs_look = is_limited or sequence.spec.pooling is not None or bool(sequence.drafts) or sequence.num_drafted > 0
     assert sequence.is_special == needs_look, f"{name} is planned as something that it is not"
     assert sequence.num_in_flight == 0 or sequence.last_step > scheduler.last_committed_step, f"{name}: a token got lost"
-    assert sequence.num_computed < sequence.num_known, f"{name} is computed beyond what is known"
+    # Of what is pooled, the last token is computed before it ends.
+    most_computed = sequence.num_known - (sequence.spec.pooling is None)
+    assert sequence.num_computed <= most_computed, f"{name} is computed beyond what is known"
     if sequence.constraint is not None:
         assert sequence.num_in_flight <= 1, f"{name} was planned without knowing what its constraint allows"
 

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from streamserve.types import Pooling
+
 VOCAB = 199
 
 
@@ -37,6 +39,8 @@ class TinyLlama:
         self.path = str(folder)
         self.logits = cache(lambda tokens: self._compute(model, tokens))
         """The logits after every token: tokens (as a tuple) -> [tokens, vocab] fp64."""
+        self.states = cache(lambda tokens: self._compute_states(model, tokens))
+        """The states behind the last norm: tokens (as a tuple) -> [tokens, hidden_size] fp64."""
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """`count` greedy tokens, each computed from nothing."""
@@ -49,3 +53,14 @@ class TinyLlama:
     def _compute(model: LlamaForCausalLM, tokens: tuple[int, ...]) -> npt.NDArray[np.float64]:
         with torch.inference_mode():
             return model(torch.tensor([tokens])).logits[0].double().numpy()
+
+    @staticmethod
+    def _compute_states(model: LlamaForCausalLM, tokens: tuple[int, ...]) -> npt.NDArray[np.float64]:
+        with torch.inference_mode():
+            return model.model(torch.tensor([tokens])).last_hidden_state[0].double().numpy()
+
+    def embedding(self, tokens: list[int], pooling: Pooling) -> npt.NDArray[np.float64]:
+        """What pooling makes of a prompt."""
+        states = self.states(tuple(tokens))
+        vector = (states[-1] if pooling.kind == "last" else states.mean(axis=0))[: pooling.dimensions]
+        return vector / np.linalg.norm(vector) if pooling.normalize else vector

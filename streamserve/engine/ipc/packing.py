@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from streamserve.types import ReasoningMarks, Sampling, SequenceSpec, StructuredOutputs, Tenant
+from streamserve.types import Pooling, ReasoningMarks, Sampling, SequenceSpec, StructuredOutputs, Tenant
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ class PackedSequence(msgspec.Struct, frozen=True, array_like=True):
     reasoning: int | None
     reasoning_budget: int | None
     reports_progress: bool
+    pooling: Pooling | None
 
 
 class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +75,7 @@ class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
                 reasoning=None if sequence.reasoning is None else self.reasonings[sequence.reasoning],
                 reasoning_budget=sequence.reasoning_budget,
                 reports_progress=sequence.reports_progress,
+                pooling=sequence.pooling,
             )
             for sequence in self.sequences
         ]
@@ -102,6 +104,7 @@ def pack(specs: list[SequenceSpec]) -> PackedSequences:
             reasoning=None if spec.reasoning is None else reasonings.place(id(spec.reasoning), spec.reasoning),
             reasoning_budget=spec.reasoning_budget,
             reports_progress=spec.reports_progress,
+            pooling=spec.pooling,
         )
         for spec in specs
     ]

@@ -51,6 +51,13 @@ class CompiledModel(LayeredModel):
     def logits(self, hidden: Tensor) -> Tensor:
         return self._model.logits(hidden)
 
+    def states(self, hidden: Tensor) -> Tensor:
+        return self._model.states(hidden)
+
+    @property
+    def state_size(self) -> int:
+        return self._model.state_size
+
 
 class _CompiledLayer:
     """A layer, its rotation and its pieces."""

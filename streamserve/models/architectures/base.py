@@ -60,6 +60,15 @@ class CausalModel(nn.Module, ABC):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden_size], rows picked from what `forward` returned -> [rows, vocab_size], of the model's dtype."""
 
+    @abstractmethod
+    def states(self, hidden: Tensor) -> Tensor:
+        """hidden as of `logits` -> [rows, state_size], behind the model's last norm: what embeddings are made of."""
+
+    @property
+    @abstractmethod
+    def state_size(self) -> int:
+        """Numbers of one of the `states`."""
+
     def destinations(self) -> Iterator[Destination]:
         """Where each tensor of the checkpoint goes."""
         for module in self.modules():

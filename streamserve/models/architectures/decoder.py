@@ -73,3 +73,10 @@ class Decoder(LayeredModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.embedding.logits(hidden)
+
+    def states(self, hidden: Tensor) -> Tensor:
+        return self.embedding.states(hidden)
+
+    @property
+    def state_size(self) -> int:
+        return self.arch.hidden_size

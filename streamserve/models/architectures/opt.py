@@ -84,6 +84,7 @@ class Opt(LayeredModel):
         super().__init__(arch, layers, RopeTables(arch.ropes, max_positions, place.device))
         prefix, hidden, size = "model.decoder.", arch.hidden_size, arch.embedding_size
         projected = size != hidden
+        self._state_size = size
         self.table = VocabularyEmbedding(prefix + "embed_tokens", arch.vocab_size, size, place, tied=arch.tied_embeddings)
         self.positions = Embedding(prefix + "embed_positions", arch.max_model_len + POSITION_OFFSET, hidden, place)
         self.project_in = Linear(prefix, {"project_in": hidden}, size, place) if projected else None
@@ -98,12 +99,17 @@ class Opt(LayeredModel):
         positions: Tensor = self.positions(inputs.positions + POSITION_OFFSET)
         return hidden + positions
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def states(self, hidden: Tensor) -> Tensor:
         if self.norm is not None:
             hidden = self.norm(hidden)
-        if self.project_out is not None:
-            hidden = self.project_out(hidden)
-        logits: Tensor = self.head(hidden)
+        return hidden if self.project_out is None else self.project_out(hidden)
+
+    @property
+    def state_size(self) -> int:
+        return self._state_size
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.states(hidden))
         return logits
 
 

@@ -74,7 +74,7 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, arch: ModelArch, place: Placement) -> None:
         super().__init__()
-        self.scale, self.softcap = arch.embedding_scale, arch.logit_softcap
+        self.scale, self.softcap, self.logit_scale = arch.embedding_scale, arch.logit_softcap, arch.logit_scale
         name, tied = "model.embed_tokens", arch.tied_embeddings
         self.table = VocabularyEmbedding(name, arch.vocab_size, arch.hidden_size, place, tied=tied)
         # The head is linear: what scales its outputs scales the norm before it, at no cost.
@@ -87,6 +87,11 @@ class TokenEmbedding(nn.Module):
         """token_ids [tokens] -> [tokens, hidden_size]"""
         embedded: Tensor = self.table(token_ids)
         return embedded if self.scale == 1.0 else embedded * self.scale
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """hidden [rows, hidden_size] -> the same shape, behind the norm"""
+        states: Tensor = self.norm(hidden)
+        return states if self.logit_scale == 1.0 else states / self.logit_scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden_size] -> [rows, vocab_size]"""

@@ -70,6 +70,14 @@ class TransformersModel(CausalModel):
         logits: Tensor = self.head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits
 
+    def states(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    @property
+    def state_size(self) -> int:
+        size: int = self.arch.config.hidden_size
+        return size
+
     def stored_tensors(self, source: WeightSource) -> Iterator[StoredTensor]:
         return self._conversion.convert(source)
 

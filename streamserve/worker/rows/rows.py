@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamserve.scheduling.plan import Plan, RowGrowth, RowStart
-from streamserve.types import GREEDY_TEMPERATURE, Sampling
+from streamserve.types import GREEDY_TEMPERATURE, Pooling, Sampling
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.staging import Packing, StagingRing, Words
 from streamserve.worker.rows.traits import Traits, effective_top_k, read_traits
@@ -43,11 +43,20 @@ class RankLimits:
         return -(-self.max_model_len // (4 * self.block_size)) * 4
 
 
+@dataclass(frozen=True, slots=True)
+class PooledRow:
+    """A row whose prompt, of so many tokens, is pooled."""
+
+    pooling: Pooling
+    num_tokens: int
+
+
 class Rows:
     """As many rows as sequences may run at a time.
 
     tables  their state on the device; the padding row has traits too, those of greedy decoding
     scored  rows that report log-probabilities of their prompt
+    pooled  rows whose prompt is pooled
     """
 
     def __init__(self, device: Device, limits: RankLimits) -> None:
@@ -60,6 +69,7 @@ class Rows:
         )
         self.limits = limits
         self.scored: set[int] = set()
+        self.pooled: dict[int, PooledRow] = {}
         self._ring = StagingRing(device, _START_WORDS)
         self._traits: list[Traits | None] = [None] * limits.max_num_seqs
         self._last_read: tuple[Sampling, Traits] | None = None
@@ -94,6 +104,10 @@ class Rows:
             self.scored.discard(start.row)
         else:
             self.scored.add(start.row)
+        if start.pooling is None:
+            self.pooled.pop(start.row, None)
+        else:
+            self.pooled[start.row] = PooledRow(start.pooling, start.num_prompt_tokens)
 
 
 class _Deltas:
