@@ -11,16 +11,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamserve.async_engine import AsyncEngine
     from streamserve.llm import LLM
-    from streamserve.types import CompletionOutput, RequestOutput, SamplingParams, StructuredOutputs
+    from streamserve.types import (
+        CompletionOutput,
+        EmbeddingRequestOutput,
+        PoolingParams,
+        RequestOutput,
+        SamplingParams,
+        StructuredOutputs,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "CompletionOutput",
+    "EmbeddingRequestOutput",
+    "PoolingParams",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputs",
+    "__version__",
+]
 
 _MODULES = {
     "AsyncEngine": "streamserve.async_engine",
     "LLM": "streamserve.llm",
     "CompletionOutput": "streamserve.types",
+    "EmbeddingRequestOutput": "streamserve.types",
+    "PoolingParams": "streamserve.types",
     "RequestOutput": "streamserve.types",
     "SamplingParams": "streamserve.types",
     "StructuredOutputs": "streamserve.types",

@@ -35,6 +35,7 @@ Quantization = Literal[
 ]
 
 BLOCK_SIZES = (16, 32, 64)
+POOLING_TYPES = ("LAST", "MEAN")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +69,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     quantization            "auto" keeps quantized weights as they are stored where the device multiplies them, and so does the
                             name of the checkpoint's method; "none" expands them; "fp8" rounds others to 8-bit floats while they
                             are loaded; "int4" is refused where 4-bit GGUF weights don't stay packed
+    pooler_config           how embeddings are made: `pooling_type` "LAST" or "MEAN", and whether to `normalize`; what it leaves
+                            out, or None, is as the checkpoint's own files say, else of the last token, and normalized
     """
 
     model: str
@@ -103,9 +106,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enable_expert_parallel: bool = False
     distributed_executor_backend: ExecutorBackend | None = None
     disable_custom_all_reduce: bool = False
+    pooler_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        _check_pooler(self.pooler_config or {})
         _check_parallel(self)
         if not self.enable_chunked_prefill and self.max_model_len and self.max_num_batched_tokens < self.max_model_len:
             raise ConfigError(
@@ -151,6 +156,17 @@ def _check_numbers(config: EngineConfig) -> None:
         )
     if config.stall_timeout_s <= 0:
         raise ConfigError(f"--stall-timeout {config.stall_timeout_s}: must be above 0 seconds")
+
+
+def _check_pooler(pooler: dict[str, Any]) -> None:
+    for name, value in pooler.items():
+        if name == "pooling_type":
+            if value not in POOLING_TYPES:
+                raise ConfigError(f"--pooler-config: pooling_type must be one of {', '.join(POOLING_TYPES)}, got {value!r}")
+        elif name not in ("normalize", "use_activation"):
+            raise ConfigError(f"--pooler-config: {name!r} is not supported; known are pooling_type and normalize")
+        elif not isinstance(value, bool):
+            raise ConfigError(f"--pooler-config: {name} must be true or false, got {value!r}")
 
 
 def _check_parallel(config: EngineConfig) -> None:

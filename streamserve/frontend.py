@@ -25,7 +25,7 @@ from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.text_stream import TextStream
-from streamserve.types import ANYONE, EngineInfo, ReasoningMarks, SamplingParams, Tenant
+from streamserve.types import ANYONE, EngineInfo, Pooling, ReasoningMarks, SamplingParams, Tenant
 
 T = TypeVar("T")
 
@@ -148,6 +148,13 @@ class Frontend:
             return prepared
 
         return await self._off_loop(prepare, _size(prompts, params))
+
+    def pooling(self, *, dimensions: int | None = None, normalize: bool | None = None) -> Pooling:
+        """How a prompt is pooled: the model's own way but for what is given. Raises `InvalidParameter`."""
+        info = self.info
+        if dimensions is not None and not 1 <= dimensions <= info.embedding_size:
+            raise InvalidParameter("dimensions", f"must be between 1 and {info.embedding_size}, got {dimensions}")
+        return Pooling(info.pooling.kind, info.pooling.normalize if normalize is None else normalize, dimensions)
 
     def render_chat(
         self,

@@ -16,12 +16,12 @@ from streamserve.async_engine import AsyncEngine, unwrap_prompt
 from streamserve.errors import InvalidParameter
 from streamserve.offline.arguments import engine_settings
 from streamserve.offline.loop_thread import LoopThread
-from streamserve.offline.outputs import OutputBuilder
+from streamserve.offline.outputs import OutputBuilder, empty_embedding, fill_embedding
 from streamserve.offline.progress import Progress
 from streamserve.text.chat_template import ChatMessage
 from streamserve.text.preparation import MAX_SEED, PreparedPrompt, Prompt
 from streamserve.text.tokenizers.tokenizer import Tokenizer
-from streamserve.types import RequestOutput, SamplingParams
+from streamserve.types import EmbeddingRequestOutput, PoolingParams, RequestOutput, SamplingParams
 
 AnyPrompt = Prompt | Mapping[str, Any]
 """A text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
@@ -142,6 +142,41 @@ class LLM:
             for conversation in conversations
         ]
         return self._run(texts, sampling_params, use_tqdm, add_special_tokens=False)
+
+    def embed(
+        self,
+        prompts: AnyPrompt | Sequence[AnyPrompt],
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector for each prompt, in their order, made as `pooler_config` and the model's files say.
+
+        prompts         as of `generate`
+        pooling_params  of all of them
+
+        Raises as `generate`.
+        """
+        params = pooling_params or PoolingParams()
+        listed = [unwrap_prompt(prompt) for prompt in _as_list(prompts)]
+        return self._loop.call(self._embed(listed, params, use_tqdm))
+
+    async def _embed(self, prompts: list[Prompt], params: PoolingParams, use_tqdm: bool) -> list[EmbeddingRequestOutput]:
+        frontend = self._engine.frontend
+        prepared = await frontend.prepare_all(
+            prompts,
+            SamplingParams(max_tokens=1, detokenize=False, truncate_prompt_tokens=params.truncate_prompt_tokens),
+            request_ids=[next(self._request_ids) for _ in prompts],
+            pooling=frontend.pooling(dimensions=params.dimensions, normalize=params.normalize),
+        )
+        outputs = [empty_embedding(prompt) for prompt in prepared]
+        if not prepared:
+            return outputs
+        with await self._engine.open(prepared) as generation, _progress(prepared, use_tqdm) as progress:
+            async for delta in generation:
+                fill_embedding(outputs[delta.index], delta)
+                progress.advance(0, finished=1)
+        return outputs
 
     def _run(
         self,

@@ -224,6 +224,14 @@ class Pooling(msgspec.Struct, frozen=True, array_like=True):
     dimensions: int | None = None
 
 
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to make one prompt's embedding; names and meanings are vLLM's `PoolingParams`, None for the model's own way."""
+
+    dimensions: int | None = None
+    normalize: bool | None = None
+    truncate_prompt_tokens: int | None = None
+
+
 class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One sequence as the engine admits it: tokens only, every default resolved.
 
@@ -397,6 +405,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     max_model_len   tokens of prompt and output together
     embedding_size  numbers of a pooled vector
+    pooling         how prompts are pooled where a request says nothing
     model_limit     what the model reaches, where it serves less unless more is requested; else None
     num_blocks      KV blocks in total, of `block_size` tokens each
     model_impl      whose layers run: "streamserve" or "transformers"
@@ -418,6 +427,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     compiled: bool | None = None
     model_limit: int | None = None
     embedding_size: int = 0
+    pooling: Pooling = Pooling()
     startup_s: dict[str, float] = {}
 
     @property
@@ -557,6 +567,7 @@ __all__ = [
     "FinishReason",
     "Logprob",
     "Pooling",
+    "PoolingParams",
     "ReasoningMarks",
     "RequestOutput",
     "Sampling",

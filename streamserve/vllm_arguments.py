@@ -69,9 +69,9 @@ def _because(reason: str, **holds: Holds) -> dict[str, Argument]:
 
 _MODEL = {
     **_because(
-        "models generate text",
-        task=("auto", "generate"), runner=("auto", "generate"), convert=("auto", "none"), pooler_config=_UNSET,
-        override_pooler_config=_UNSET,
+        "models generate text, and make embeddings of prompts",
+        task=("auto", "generate", "embed", "embedding"), runner=("auto", "generate", "pooling"),
+        convert=("auto", "none", "embed"),
     ),
     **_because("the tokenizer is the fast one where there is one, else transformers'", tokenizer_mode=("auto", "hf")),
     **_because(

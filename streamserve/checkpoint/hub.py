@@ -19,7 +19,7 @@ from streamserve.checkpoint.text_part import has_other_parts
 from streamserve.errors import ConfigError
 
 CONFIG_PATTERNS = ["*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges*"]
-TEMPLATE_PATTERNS = ["additional_chat_templates/*.jinja"]
+FOLDER_PATTERNS = ["additional_chat_templates/*.jinja", "*_Pooling/config.json"]
 IGNORED_PATTERNS = ["*/*", *OTHER_WEIGHTS]
 WEIGHT_PATTERNS = ["*.safetensors"]
 
@@ -54,7 +54,7 @@ def _fetch(files: ModelFiles | TokenizerFiles) -> Outcome:
 def download_model(files: ModelFiles) -> Path:
     """The local snapshot of a model's repository. Raises `ConfigError`."""
     folder = snapshot(files, CONFIG_PATTERNS + (["*.py"] if files.trust_remote_code else []))
-    snapshot(files, TEMPLATE_PATTERNS, ignored=[])
+    snapshot(files, FOLDER_PATTERNS, ignored=[])
     if files.load_format != "dummy":
         text_only = has_other_parts(read_json(folder / "config.json") or {})
         indexed = [file.name for file in weight_files(folder, text_only=text_only)] if (folder / INDEX).is_file() else None

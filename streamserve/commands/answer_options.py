@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from streamserve.checkpoint.files import Checkpoint
+from streamserve.commands.json_object import json_object
 from streamserve.commands.vllm_command import CommandT, option
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
@@ -69,7 +69,7 @@ def answer_settings(values: dict[str, Any], engine: EngineConfig) -> dict[str, A
         **{name: values[name] for name in names},
         "model_names": list(values["served_model_name"]) or [engine.model],
         "model_root": engine.model,
-        "default_chat_template_kwargs": _object("--default-chat-template-kwargs", values["default_chat_template_kwargs"]),
+        "default_chat_template_kwargs": json_object("--default-chat-template-kwargs", values["default_chat_template_kwargs"]),
         "chat_template": _template(values["chat_template"]),
         "priority_scheduling": engine.scheduling_policy == "priority",
     }
@@ -79,7 +79,7 @@ def sampling_defaults(values: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """Sampling defaults of the command line, which override the model's; and whether the model's are used at all."""
     source = values["generation_config"]
     defaults = {} if source in ("auto", "vllm") else _read_generation_config(Path(source))
-    defaults |= _object("--override-generation-config", values["override_generation_config"])
+    defaults |= json_object("--override-generation-config", values["override_generation_config"])
     checkpoint = Checkpoint(source="", path=Path(), format="dummy", config={}, generation_config=defaults)
     return default_sampling_params(checkpoint), source == "auto"
 
@@ -88,17 +88,7 @@ def _read_generation_config(folder: Path) -> dict[str, Any]:
     file = folder / "generation_config.json" if folder.is_dir() else folder
     if not file.is_file():
         raise ConfigError(f'--generation-config {folder}: no generation_config.json there; give "auto", "vllm" or a folder')
-    return _object(f"--generation-config {folder}", file.read_text())
-
-
-def _object(flag: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{flag}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{flag}: must be a JSON object")
-    return value
+    return json_object(f"--generation-config {folder}", file.read_text())
 
 
 def _template(value: str | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 import msgspec
 
+from streamserve.commands.json_object import json_object
 from streamserve.commands.vllm_command import CommandT, option
 from streamserve.config import (
     BLOCK_SIZES,
@@ -83,6 +84,12 @@ _RUNNING_OPTIONS = [
     _model("--tokenizer-revision", help="Branch, tag or commit of the tokenizer's repository."),
     _model("-q", "--quantization", type=click.Choice(get_args(Quantization)), help="fp8 rounds weights while they are loaded."),
     _model("--seed", type=int, help="Makes the seeds of requests without one reproducible."),
+    _model(
+        "--pooler-config",
+        "--override-pooler-config",
+        "pooler_config",
+        help='How embeddings are made: JSON object with pooling_type, "LAST" or "MEAN", and normalize.',
+    ),
     _model("--max-model-len", type=AMOUNT, help="Tokens of prompt and output together; the model's own limit by default."),
     _memory("--gpu-memory-utilization", type=float, help="Share of the GPU's memory to use; on a CPU, of what is free."),
     _memory("--kv-cache-memory", "--kv-cache-memory-bytes", "kv_cache_memory", type=AMOUNT, help="Bytes for the KV cache: 2G."),
@@ -147,4 +154,6 @@ def engine_config(model: str | None, values: dict[str, Any]) -> EngineConfig:
     fields = {field: values.pop(field) for field in EngineConfig.__struct_fields__ if field in values}
     if fields.get("block_size") is not None:
         fields["block_size"] = int(fields["block_size"])
+    if fields.get("pooler_config") is not None:
+        fields["pooler_config"] = json_object("--pooler-config", fields["pooler_config"])
     return EngineConfig(model=name, **{field: value for field, value in fields.items() if value is not None})

@@ -12,7 +12,11 @@ from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
 from streamserve.vllm_arguments import ARGUMENTS, refusal
 
-_RENAMED = {"kv_cache_memory_bytes": "kv_cache_memory", "async_scheduling": "overlap"}
+_RENAMED = {
+    "kv_cache_memory_bytes": "kv_cache_memory",
+    "async_scheduling": "overlap",
+    "override_pooler_config": "pooler_config",
+}
 
 
 def engine_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,19 @@ Pure; knows no engine.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 from streamserve.text.preparation import PreparedPrompt
-from streamserve.types import CompletionOutput, Logprob, RequestOutput, TextDelta, TextLogprob
+from streamserve.types import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    Logprob,
+    RequestOutput,
+    TextDelta,
+    TextLogprob,
+)
 
 
 class OutputBuilder:
@@ -74,3 +83,20 @@ def _add_logprobs(output: CompletionOutput, entries: list[TextLogprob] | None) -
         return
     output.logprobs.extend(by_token_id(entry) for entry in entries)
     output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(entry.logprob for entry in entries)
+
+
+def empty_embedding(prompt: PreparedPrompt) -> EmbeddingRequestOutput:
+    """The output of a prompt whose vector has not come yet."""
+    return EmbeddingRequestOutput(
+        request_id=prompt.request_id,
+        outputs=EmbeddingOutput(embedding=[]),
+        prompt_token_ids=prompt.prompt_token_ids,
+        finished=False,
+    )
+
+
+def fill_embedding(output: EmbeddingRequestOutput, delta: TextDelta) -> None:
+    """Take the vector of a prompt out of its only delta."""
+    output.outputs.embedding = array("f", delta.embedding or b"").tolist()
+    output.num_cached_tokens = delta.cached_tokens
+    output.finished = True

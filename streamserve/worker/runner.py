@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from streamserve.checkpoint.files import Checkpoint
+from streamserve.checkpoint.pooling import pooling_of
 from streamserve.config import EngineConfig
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.implementation import describe
@@ -120,6 +121,7 @@ class Runner:
             max_num_seqs=config.max_num_seqs,
             model_limit=arch.max_model_len if config.max_model_len is None and max_model_len < arch.max_model_len else None,
             embedding_size=model.state_size,
+            pooling=pooling_of(self._checkpoint, config.pooler_config or {}),
             compiled=is_compiled(model) if device.compiles_layers else None,
             startup_s=phases.seconds,
         )

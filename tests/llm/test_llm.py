@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from streamserve import LLM, SamplingParams, StructuredOutputs
+from streamserve import LLM, PoolingParams, SamplingParams, StructuredOutputs
 from streamserve.errors import ConfigError, ContextLengthExceeded, InvalidParameter, Unavailable
 from streamserve.offline.arguments import engine_settings
 
@@ -39,6 +39,21 @@ def test_outputs_come_in_the_order_of_the_prompts(llm: LLM, capsys: pytest.Captu
     assert "3/3" in written.err
     assert "tok/s" in written.err
     assert written.out == ""
+
+
+def test_prompts_have_embeddings(llm: LLM) -> None:
+    prompts = ["The capital of France is", "Hello"]
+    outputs = llm.embed(prompts, use_tqdm=False)
+    vectors = [output.outputs.embedding for output in outputs]
+    assert [sum(number * number for number in vector) for vector in vectors] == pytest.approx([1, 1])
+    assert [output.prompt_token_ids for output in outputs] == [llm.get_tokenizer().encode(prompt) for prompt in prompts]
+    [short] = llm.embed(prompts[0], pooling_params=PoolingParams(dimensions=3, normalize=False), use_tqdm=False)
+    [whole] = llm.embed(prompts[0], pooling_params=PoolingParams(normalize=False), use_tqdm=False)
+    assert short.outputs.embedding == pytest.approx(whole.outputs.embedding[:3])
+    with pytest.raises(InvalidParameter, match="dimensions"):
+        llm.embed(prompts, pooling_params=PoolingParams(dimensions=1 << 20))
+    with pytest.raises(ContextLengthExceeded):
+        llm.embed([[5] * 257])
 
 
 def test_prompts_may_be_token_ids(llm: LLM) -> None:

@@ -26,6 +26,8 @@ from streamserve.types import (
 )
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE
 
+EMBEDDING_SIZE = 16
+
 Reply = Callable[[SequenceSpec], Sequence[TokenDelta]]
 
 
@@ -48,6 +50,7 @@ class ScriptedEngine:
             num_blocks=1024,
             block_size=16,
             max_num_seqs=64,
+            embedding_size=EMBEDDING_SIZE,
         )
         self.reply = reply
         self.refuse: StreamserveError | None = None
@@ -180,6 +183,9 @@ def text_reply(text: str, reason: FinishReason = "stop") -> Reply:
     """Generates `text`, a token per byte, then ends."""
 
     def reply(spec: SequenceSpec) -> list[TokenDelta]:
+        if spec.pooling is not None:
+            vector = bytes(4 * (spec.pooling.dimensions or EMBEDDING_SIZE))
+            return [TokenDelta([], finish_reason="stop", embedding=vector)]
         deltas = [TokenDelta([byte], logprobs=_logprobs(spec, byte)) for byte in text.encode()]
         if deltas and spec.sampling.prompt_logprobs is not None:
             entries = [None, *(TokenLogprobs(token, -0.5, 1, [(token, -0.5)]) for token in spec.prompt_token_ids[1:])]

@@ -18,10 +18,17 @@ from streamserve.server.apis.openai.response_schemas import (
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    EmbeddingList,
     Text,
     Tokens,
 )
-from streamserve.server.apis.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from streamserve.server.apis.openai.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from streamserve.server.apis.responses.compaction import CompactRequest
 from streamserve.server.apis.responses.response_schemas import (
     CompactedResponse,
@@ -54,6 +61,7 @@ REQUESTS: list[Body] = [
     CompletionRequest,
     CountRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     MessagesRequest,
     ResponseRequest,
     TokenizeRequest,
@@ -66,6 +74,7 @@ RESPONSES: list[Body] = [
     CompactedResponse,
     Completion,
     CompletionChunk,
+    EmbeddingList,
     Error,
     InputItems,
     InputTokens,
@@ -144,6 +153,10 @@ _CHATS = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": _CITY}},
     },
 }
+_EMBEDDINGS = {
+    "whole": {"model": "demo", "input": "The capital of France is Paris."},
+    "several": {"model": "demo", "input": ["One", "Two"], "encoding_format": "base64", "dimensions": 8},
+}
 _MESSAGES = {
     "whole": {"model": "demo", "messages": _QUESTION, "max_tokens": 16},
     "streamed": {"model": "demo", "messages": _QUESTION, "max_tokens": 16, "stream": True},
@@ -218,6 +231,13 @@ def _generation() -> dict[str, dict[str, Operation]]:
             )
         },
         "/v1/streams/{stream_id}": {"get": _continued()},
+        "/v1/embeddings": {
+            "post": _with_body(
+                _operation("createEmbedding", "A vector for each of one or several prompts.", _json(EmbeddingList)),
+                EmbeddingRequest,
+                _EMBEDDINGS,
+            )
+        },
         "/v1/requests/{request_id}/cancel": {
             "post": _secured(
                 _operation(

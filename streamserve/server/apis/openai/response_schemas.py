@@ -223,6 +223,34 @@ class ChatCompletionChunk(Struct, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
+class Embedding(Struct, kw_only=True):
+    """The vector of one prompt: numbers, or the base64 of their float32."""
+
+    index: int
+    object: Literal["embedding"]
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Struct, kw_only=True):
+    """Tokens of all prompts; nothing is generated."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: None
+
+
+class EmbeddingList(Struct, kw_only=True):
+    """The vectors of one or several prompts, in their order."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+
+
 class Tokens(Struct, kw_only=True):
     """The answer of /tokenize."""
 

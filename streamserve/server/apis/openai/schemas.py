@@ -175,6 +175,23 @@ class ChatRequest(GenerationRequest, kw_only=True):
     documents: list[dict[str, Any]] | None = None
 
 
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/embeddings: OpenAI's fields, then vLLM's."""
+
+    input: PromptInput
+    model: str | None = None
+    encoding_format: str | None = None
+    dimensions: Count | None = None
+    user: str | None = None
+
+    truncate_prompt_tokens: Count | None = None
+    add_special_tokens: bool | None = None
+    normalize: bool | None = None
+    priority: Priority | None = None
+    request_id: RequestId | None = None
+    cache_salt: str | None = None
+
+
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """POST /tokenize: a prompt, or the messages of a chat."""
 
