@@ -172,7 +172,7 @@ class Scheduler:
             deltas += self._commit_shortage(step, result)
         self._commit_prompts(step, result, now)
         if result.embeddings is not None:
-            deltas += self._commit_pooled(step, result.embeddings)
+            deltas += self._commit_pooled(step, result.embeddings, now)
         deltas += self._commit_tokens(step, result, now)
         deltas += self.expire(now)
         return deltas
@@ -340,12 +340,13 @@ class Scheduler:
             sequence, start = step.scored[row]
             sequence.add_prompt_logprobs(start, entries)
 
-    def _commit_pooled(self, step: Step, embeddings: Mapping[int, bytes]) -> Deltas:
+    def _commit_pooled(self, step: Step, embeddings: Mapping[int, bytes], now: float) -> Deltas:
         deltas: Deltas = []
         for row, embedding in embeddings.items():
             sequence = step.pooled[row]
             if sequence.finish_reason is None:
                 self.registry.end(sequence, "stop")
+                self.progress.ended(sequence, now)
                 deltas.append((sequence.sequence_id, pooled_delta(sequence, embedding)))
         return deltas
 

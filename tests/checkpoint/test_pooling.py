@@ -16,6 +16,7 @@ from streamserve.types import Pooling
 
 TRANSFORMER = {"path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+OVERRIDE = {"pooling_type": "LAST", "normalize": True}
 NORMALIZE = {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}
 
 

@@ -38,6 +38,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ["--swap-space", "16"],
         ["--swap_space=4"],
         ["--task", "generate", "--runner=generate", "--convert", "auto"],
+        ["--task", "embed", "--runner", "pooling", "--convert=embed"],
         ["--tokenizer-mode", "auto"],
         ["--disable-log-requests"],
         ["--no-enable-log-requests"],
@@ -67,7 +68,8 @@ def test_flags_for_what_happens_anyway_change_nothing(flags: list[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--task", "embed"], "--task: not supported: models generate text"),
+        (["--task", "score"], "--task: not supported: models generate text"),
+        (["--override-pooler-config", '{"pooling_type": "CLS"}'], "pooling_type must be one of LAST, MEAN"),
         (["--kv-cache-dtype=fp8"], "--kv-cache-dtype: .* dtype"),
         (["--enable-eplb"], "--enable-eplb: "),
         (["--speculative-config", '{"method": "ngram"}'], "--speculative-config: .* draft"),

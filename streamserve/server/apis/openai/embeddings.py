@@ -56,7 +56,8 @@ async def create_embeddings(request: Request[Any, Any, Any], service: NamedDepen
             request_ids=[f"{identity.engine_id}-{index}" for index in range(len(prompts))],
             add_special_tokens=body.add_special_tokens is not False,
             priority=body.priority or 0,
-            cache_salt=service.cache_salt(identity.owner, body.cache_salt),
+            tenant=identity.tenant,
+            cache_salt=service.cache_salt(identity.tenant, body.cache_salt),
             pooling=frontend.pooling(dimensions=body.dimensions, normalize=body.normalize),
         )
     run = service.new_run(identity, model, prepared)
