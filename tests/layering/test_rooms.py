@@ -144,10 +144,11 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "kv_cache": {"device", "kv_layout"},
         "rows": {"device"},
         "sampling": {"device", "rows"},
+        "pooling": {"device", "rows"},
         "graphs": {"device", "rows"},
         "startup": {"communication", "device", "kv_layout", "kv_cache", "rows", "graphs"},
         "divided_steps": set(),
-        "step": {"device", "divided_steps", "rows", "sampling", "graphs"},
+        "step": {"device", "divided_steps", "rows", "sampling", "pooling", "graphs"},
         "runner": {"communication", "device", "divided_steps", "kv_layout", "kv_cache", "rows", "startup", "step"},
     },
     "server": {
