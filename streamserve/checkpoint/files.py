@@ -164,12 +164,17 @@ def _eos_token_ids(*configurations: dict[str, Any]) -> tuple[int, ...]:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in one of a model's JSON files; None when there is no such file. Raises `ConfigError` for other content."""
+    value = read_value(path)
+    if not isinstance(value, dict | None):
+        raise ModelNotSupported(f"{path}: expected a JSON object")
+    return value
+
+
+def read_value(path: Path) -> Any:
+    """As `read_json`, of whatever kind the file's content is."""
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ModelNotSupported(f"{path}: expected a JSON object")
-    return value

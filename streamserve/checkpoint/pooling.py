@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamserve.checkpoint.files import Checkpoint, read_json
+from streamserve.checkpoint.files import Checkpoint, read_json, read_value
 from streamserve.errors import ConfigError
 from streamserve.types import Pooling, PoolingKind
 
@@ -34,7 +34,7 @@ def pooling_of(checkpoint: Checkpoint, override: Mapping[str, Any]) -> Pooling:
 
 def _modules(path: Path) -> dict[str, str]:
     """The folders of the checkpoint's modules, by their types; none where it has no list of them."""
-    listed: Any = read_json(path / "modules.json") if path.is_dir() else None
+    listed = read_value(path / "modules.json") if path.is_dir() else None
     if not isinstance(listed, list):
         return {}
     return {str(each.get("type")): str(each.get("path")) for each in listed if isinstance(each, Mapping)}
