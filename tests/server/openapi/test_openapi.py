@@ -9,7 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from litestar.routes import HTTPRoute
 
+from streamserve.progress import PrefillProgress, QueueProgress
 from streamserve.server.openapi.document import document
+from streamserve.types import SequenceSpec, TokenDelta
 from tests.server.apis.openai.test_tools import CLOCK, TEMPLATE, TWO_CALLS, WEATHER
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
@@ -178,6 +180,20 @@ async def test_cancelling_answers_as_it_says() -> None:
         missing = await ask(server, "/v1/requests/{request_id}/cancel", "post", request_id="one")
     assert answer["cancelled"] is True
     assert missing["error"]["code"] == "not_found"
+
+
+async def test_progress_and_partial_json_are_as_it_says() -> None:
+    def reply(spec: SequenceSpec) -> list[TokenDelta]:
+        progress = [QueueProgress(1), PrefillProgress(9, 0, 9, 1.0)]
+        return [*(TokenDelta([], progress=each) for each in progress), *text_reply('{"city": ["x"]}')(spec)]
+
+    options = {"stream_options": {"include_progress": True, "include_partial_json": True}, "stream": True}
+    async with live_server(ScriptedEngine(reply=reply)) as server:
+        for path, body in (("/v1/completions", {"prompt": "hi"}), ("/v1/chat/completions", MESSAGES)):
+            chunks = await ask(server, path, "post", {**body, **options, "response_format": {"type": "json_object"}})
+            assert [kind for chunk in chunks for kind in ("progress", "partial_json") if kind in chunk] == [
+                "progress", "progress", "partial_json", "partial_json",
+            ]  # fmt: skip
 
 
 async def test_a_stream_is_continued_as_it_says() -> None:

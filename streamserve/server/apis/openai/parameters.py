@@ -147,9 +147,16 @@ def _common(request: GenerationRequest, limits: RequestLimits) -> dict[str, Any]
         kept = request.truncate_prompt_tokens
         fields["truncate_prompt_tokens"] = limits.max_model_len if kept == -1 else kept
     structured = _structured_outputs(request)
+    if request.stream_options is not None and request.stream_options.include_partial_json and not _is_json(structured):
+        reason = "needs an answer of JSON: give response_format json_schema or json_object, or structured_outputs.json"
+        raise InvalidParameter("stream_options.include_partial_json", reason)
     if structured is not None:
         fields["structured_outputs"] = structured
     return fields
+
+
+def _is_json(structured: StructuredOutputs | None) -> bool:
+    return structured is not None and (structured.json is not None or bool(structured.json_object))
 
 
 def _num_alternatives(name: str, value: int, limits: RequestLimits) -> int:

@@ -165,6 +165,7 @@ def stream_format(service: Service, prepared: PreparedRequest) -> StreamFormat:
         token_ids=bool(request.return_token_ids),
         hidden_ids=service.frontend.tokenizer.special_ids if prepared.params.skip_special_tokens else frozenset(),
         reading=prepared.reading,
+        partial_json=options is not None and bool(options.include_partial_json),
     )
 
 

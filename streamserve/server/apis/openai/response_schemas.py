@@ -6,7 +6,7 @@ has the default `UNSET`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -87,6 +87,32 @@ class CompletionChunkChoice(Struct, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
+class QueuedPrompt(Struct, kw_only=True, tag_field="state", tag="queued"):
+    """The place of choice `index` in the queue of its key, and the seconds until it is likely to be its turn."""
+
+    index: int
+    position: int
+    wait_s: float | None
+
+
+class PrefilledPrompt(Struct, kw_only=True, tag_field="state", tag="prefill"):
+    """Of the prompt's `total` tokens `processed` are computed, `cache` of them before this request."""
+
+    index: int
+    total: int
+    cache: int
+    processed: int
+    time_ms: float
+
+
+class PartialJson(Struct, kw_only=True):
+    """A value inside the JSON of choice `index`, at a path of keys and indices."""
+
+    index: int
+    path: list[str | int]
+    value: Any
+
+
 class CompletionChunk(Struct, kw_only=True):
     """One event of a streamed completion."""
 
@@ -96,6 +122,8 @@ class CompletionChunk(Struct, kw_only=True):
     model: str
     choices: list[CompletionChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    progress: QueuedPrompt | PrefilledPrompt | UnsetType = UNSET
+    partial_json: PartialJson | UnsetType = UNSET
 
 
 class TokenLogprob(Struct, kw_only=True):
@@ -220,6 +248,8 @@ class ChatCompletionChunk(Struct, kw_only=True):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    progress: QueuedPrompt | PrefilledPrompt | UnsetType = UNSET
+    partial_json: PartialJson | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 

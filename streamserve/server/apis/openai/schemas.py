@@ -19,11 +19,13 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage           one more event with the usage
     continuous_usage_stats  the usage so far on every event
     include_progress        events about the queue and the prompt, before the first token
+    include_partial_json    events with the values inside an answer of JSON, as they complete
     """
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_progress: bool | None = None
+    include_partial_json: bool | None = None
 
 
 class StructuredOutputsInput(msgspec.Struct, kw_only=True):

@@ -7,7 +7,7 @@ but its text once per choice: an event with nothing but text, the common case, c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from streamserve.server.apis.openai.logprobs import LogprobArrays, TokenNames, c
 from streamserve.server.apis.openai.reading import MessageReader, Reading
 from streamserve.server.delivery.events import TextFrame, members
 from streamserve.server.telemetry.request_cost import TokenCounts
+from streamserve.text.parsing.json_values import JsonValues
 from streamserve.types import TextDelta, TextLogprob
 
 _STATES: dict[type[Progress], str] = {QueueProgress: "queued", PrefillProgress: "prefill"}
@@ -34,6 +35,7 @@ class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
     token_ids         the ids behind each event's text, and those of the prompt on a choice's first
     hidden_ids        special tokens that are left out of the text
     reading           how a chat's message is read out of the text; None when all text is content
+    partial_json      the values inside the content, each once it is complete
     """
 
     id: str
@@ -46,11 +48,12 @@ class StreamFormat(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: bool = False
     hidden_ids: frozenset[int] = frozenset()
     reading: Reading | None = None
+    partial_json: bool = False
 
     @property
     def is_text_only(self) -> bool:
         """Whether a chunk carries nothing about its tokens but their text."""
-        return self.logprobs is None and not self.continuous_usage and not self.token_ids
+        return self.logprobs is None and not (self.continuous_usage or self.token_ids or self.partial_json)
 
 
 class ChoicePreamble(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +75,7 @@ class _StreamedChoice:
     is_text_only  whether all further chunks but the last hold nothing else
     """
 
-    __slots__ = ("frame", "index", "is_text_only", "logprobs", "preamble", "reader")
+    __slots__ = ("frame", "index", "is_text_only", "logprobs", "preamble", "reader", "values")
 
     def __init__(self, index: int, preamble: ChoicePreamble, frame: TextFrame) -> None:
         self.index = index
@@ -81,6 +84,7 @@ class _StreamedChoice:
         self.is_text_only = False
         self.logprobs: LogprobArrays | None = None
         self.reader: MessageReader | None = None
+        self.values: JsonValues | None = None
 
 
 class ChunkScript(ABC):
@@ -150,6 +154,14 @@ class ChunkScript(ABC):
         state = msgspec.structs.asdict(progress)
         return Chunk(self.kind, self._head + self._tail(progress={"index": index, "state": _STATES[type(progress)], **state}))
 
+    def _values(self, choice: _StreamedChoice, content: str) -> Iterator[Chunk]:
+        """A chunk without a choice for each value that this content completes."""
+        if choice.values is None:
+            return
+        before = self._head + self._tail()[:-1] + b',"partial_json":{"index":%d,"path":' % choice.index
+        for value in choice.values.push(content):
+            yield Chunk(self.kind, before + value.path.encode() + b',"value":' + value.text.encode() + b"}}")
+
     def _tail(self, unsent_tokens: int = 0, **fields: Any) -> bytes:
         if self._format.continuous_usage:
             fields["usage"] = self._usage.as_object(unsent_tokens=unsent_tokens)
@@ -159,7 +171,10 @@ class ChunkScript(ABC):
 
     def _new_choice(self, index: int, preamble: ChoicePreamble) -> _StreamedChoice:
         before, after = self._text_frame(index)
-        return _StreamedChoice(index, preamble, (self._head + before, after + self._tail()))
+        choice = _StreamedChoice(index, preamble, (self._head + before, after + self._tail()))
+        if self._format.partial_json:
+            choice.values = JsonValues()
+        return choice
 
     @abstractmethod
     def _text_frame(self, index: int) -> TextFrame:
@@ -200,7 +215,7 @@ class CompletionScript(ChunkScript):
                 body["prompt_token_ids"] = preamble.prompt_token_ids
         if delta.finish_reason is not None:
             body["stop_reason"] = delta.stop_reason
-        return [self._chunk(body)]
+        return [self._chunk(body), *self._values(choice, delta.text)]
 
 
 def _completion_logprobs(logprobs: LogprobArrays, preamble: ChoicePreamble | None, delta: TextDelta) -> dict[str, Any]:
@@ -235,6 +250,8 @@ class ChatScript(ChunkScript):
             choice.preamble = None
         choice.is_text_only = self._format.is_text_only and (choice.reader is None or choice.reader.is_plain)
         chunks += [self._chunk(body) for body in bodies]
+        if choice.values is not None:
+            chunks += self._values(choice, "".join(body["delta"].get("content", "") for body in bodies))
         if delta.finish_reason is not None:
             chunks.append(self._finish(choice, delta))
         return chunks

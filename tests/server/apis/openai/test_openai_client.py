@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
+from streamserve.progress import PrefillProgress, QueueProgress
+from streamserve.types import SequenceSpec, TokenDelta
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
 pytestmark = pytest.mark.anyio
+
+HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
 
 @asynccontextmanager
@@ -85,6 +92,42 @@ async def test_the_stream_helper_accumulates_the_message() -> None:
             final = await stream.get_final_completion()
     assert final.choices[0].message.content == "héllo"
     assert {"chunk", "content.delta", "content.done"} <= kinds
+
+
+ASIDE: dict[str, Any] = {"include_usage": True, "include_progress": True, "include_partial_json": True}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+JSON: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+
+
+def says_city(spec: SequenceSpec) -> list[TokenDelta]:
+    progress = [QueueProgress(1), PrefillProgress(9, 0, 9, 1.0)]
+    return [*(TokenDelta([], progress=each) for each in progress), *text_reply('{"city": "Xi\\u2019an"}')(spec)]
+
+
+async def test_progress_partial_json_and_ids_pass_its_streams_by() -> None:
+    async with client(ScriptedEngine(reply=says_city)) as openai_client:
+        stream = await openai_client.chat.completions.create(
+            model="scripted", messages=HI, stream=True, stream_options=ASIDE, response_format=JSON,
+            extra_headers={"X-Stream-Resume": "1"},
+        )  # fmt: skip
+        chunks = [chunk async for chunk in stream]
+        aside = [chunk.model_extra or {} for chunk in chunks if not chunk.choices and chunk.usage is None]
+        assert [each["progress"]["state"] for each in aside[:2]] == ["queued", "prefill"]
+        assert [each["partial_json"] for each in aside[2:]] == [{"index": 0, "path": ["city"], "value": "Xi\u2019an"}]
+        text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+        assert json.loads(text) == {"city": "Xi\u2019an"}
+        assert chunks[-1].usage is not None
+        async with openai_client.chat.completions.stream(
+            model="scripted", messages=HI, stream_options=ASIDE, extra_body={"response_format": JSON}
+        ) as helper:
+            async for _ in helper:
+                continue
+            assert (await helper.get_final_completion()).choices[0].message.content == text
+        completion = await openai_client.completions.create(
+            model="scripted", prompt="a", stream=True, stream_options=ASIDE, extra_body={"response_format": JSON}
+        )
+        pieces = [choice.text async for piece in completion for choice in piece.choices]
+        assert "".join(pieces) == text
 
 
 async def test_its_errors_are_the_ones_it_knows() -> None:
