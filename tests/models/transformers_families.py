@@ -129,11 +129,11 @@ def config_of(name: str) -> dict[str, Any]:
     return shape | {"tie_word_embeddings": False, "architectures": [name]} | changes
 
 
-def random_model(name: str) -> PreTrainedModel:
+def random_model(name: str, **changes: Any) -> PreTrainedModel:
     """A random fp32 model of a class in `RUNS`; every parameter is random, so that a misplaced bias or norm shows."""
     model_class = getattr(transformers, name)
     torch.manual_seed(0)
-    model = model_class(model_class.config_class(**config_of(name))).eval()
+    model = model_class(model_class.config_class(**config_of(name) | changes)).eval()
     # Other implementations leave out what they can't do: soft caps.
     model.set_attn_implementation("eager")
     with torch.no_grad():

@@ -48,11 +48,18 @@ async def tiny_server(
 
 @asynccontextmanager
 async def checkpoint_server(
-    folder: Path, *, kv_cache_bytes: int, max_model_len: int | None = None, vocab_size: int = VOCAB_SIZE, **config: Any
+    folder: Path,
+    *,
+    kv_cache_bytes: int,
+    max_model_len: int | None = None,
+    vocab_size: int = VOCAB_SIZE,
+    model_impl: str = "auto",
+    **config: Any,
 ) -> AsyncIterator[int]:
     """Serve the checkpoint in a folder as "tiny", in float32; yields the port. The rest as in `tiny_server`."""
     settings = EngineConfig(
         model=str(folder),
+        model_impl=model_impl,
         dtype="float32",
         kv_cache_memory=kv_cache_bytes,
         max_num_seqs=8,

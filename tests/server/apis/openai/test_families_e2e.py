@@ -1,4 +1,4 @@
-"""A random model of every family, served: what transformers would say, with all that a server does around it."""
+"""A random model of each family, and of others in transformers' layers: what transformers says, with all that a server does."""
 
 from __future__ import annotations
 
@@ -16,13 +16,24 @@ from transformers import PreTrainedModel
 
 from tests.models.families import FAMILIES, SHAPE, reference_model
 from tests.models.text_parts import TEXT_PARTS, multimodal_model, store
+from tests.models.transformers_families import random_model
 from tests.support.byte_tokenizer import VOCAB_SIZE
 from tests.support.tiny_server import checkpoint_server
 
 pytestmark = pytest.mark.anyio
 
-SERVED = [*FAMILIES, *(f"{name}, its text part" for name in TEXT_PARTS)]
-ALWAYS = ("gpt-oss", "olmo3", "qwen3-vl, its text part")
+FOREIGN = {
+    "Cohere2ForCausalLM": 1 << 18,
+    "DeepseekV3ForCausalLM": 1 << 20,
+    "GPT2LMHeadModel": 1 << 18,
+    "Gemma2ForCausalLM": 1 << 18,
+    "MixtralForCausalLM": 1 << 18,
+    "PhiForCausalLM": 1 << 18,
+}
+"""Run by transformers' layers, and the bytes of their KV caches."""
+
+SERVED = [*FAMILIES, *(f"{name}, its text part" for name in TEXT_PARTS), *FOREIGN]
+ALWAYS = ("gpt-oss", "olmo3", "qwen3-vl, its text part", "Cohere2ForCausalLM")
 KV_CACHE_BYTES = 1 << 18
 """Not enough for all of a crowd: some wait, and some are preempted."""
 
@@ -35,6 +46,10 @@ def anyio_backend() -> str:
 
 
 def saved(name: str, folder: Path) -> PreTrainedModel:
+    if name in FOREIGN:
+        model = random_model(name, vocab_size=VOCAB_SIZE)
+        model.save_pretrained(folder)
+        return model
     family = name.removesuffix(", its text part")
     if family != name:
         model = multimodal_model(family, vocab_size=VOCAB_SIZE)
@@ -56,9 +71,13 @@ def greedy(model: PreTrainedModel, prompt: str, count: int) -> list[int]:
 
 
 @asynccontextmanager
-async def client_of(folder: Path) -> AsyncIterator[Callable[..., Any]]:
+async def client_of(folder: Path, name: str) -> AsyncIterator[Callable[..., Any]]:
+    limits: dict[str, Any] = {
+        "kv_cache_bytes": FOREIGN.get(name, KV_CACHE_BYTES),
+        "max_model_len": SHAPE["max_position_embeddings"],
+    }
     async with (
-        checkpoint_server(folder, kv_cache_bytes=KV_CACHE_BYTES, max_model_len=SHAPE["max_position_embeddings"]) as port,
+        checkpoint_server(folder, **limits, model_impl="transformers" if name in FOREIGN else "streamserve") as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/v1", timeout=60, trust_env=False) as client,
     ):
 
@@ -72,7 +91,7 @@ async def client_of(folder: Path) -> AsyncIterator[Callable[..., Any]]:
 async def test_it_is_served_as_transformers_would_answer(name: str, tmp_path: Path) -> None:
     reference = saved(name, tmp_path)
     expected = greedy(reference, PROMPT, 12)
-    async with client_of(tmp_path) as post:
+    async with client_of(tmp_path, name) as post:
         asked = {"prompt": PROMPT, "max_tokens": 12, "return_token_ids": True}
         first = (await post("completions", **asked, logprobs=2)).json()
         assert first["choices"][0]["token_ids"] == expected
@@ -100,8 +119,9 @@ async def test_it_is_served_as_transformers_would_answer(name: str, tmp_path: Pa
 
 
 async def test_what_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
-    saved("qwen3-vl, its text part", tmp_path)
-    async with client_of(tmp_path) as post:
+    name = "qwen3-vl, its text part"
+    saved(name, tmp_path)
+    async with client_of(tmp_path, name) as post:
         for kind in ("image_url", "video_url", "input_audio"):
             parts = [{"type": "text", "text": "what is this?"}, {"type": kind, kind: {"url": "data:,"}}]
             refused = await post("chat/completions", messages=[{"role": "user", "content": parts}])
