@@ -58,9 +58,14 @@ def from_file(path: str, options: Mapping[str, click.Option]) -> dict[str, Outer
 
     Raises `ConfigError` for a file that can't be read, and for one that names what is no option.
     """
+    return from_mapping(_read(path), options, path)
+
+
+def from_mapping(settings: Mapping[Any, Any], options: Mapping[str, click.Option], origin: str) -> dict[str, OuterValue]:
+    """The same of settings that are read already; `origin` is what to call the place they are from."""
     values: dict[str, OuterValue] = {}
-    for key, value in _read(path).items():
-        flag, source = f"--{str(key).replace('_', '-')}", f"{key} in {path}"
+    for key, value in settings.items():
+        flag, source = f"--{str(key).replace('_', '-')}", f"{key} in {origin}"
         if flag == "--config":
             raise ConfigError(f"{source}: a configuration file names no other")
         if flag in options:

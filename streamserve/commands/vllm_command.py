@@ -5,14 +5,15 @@ Flags of vLLM are options here, or describe what happens anyway, or are refused 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from streamserve.commands.outer_settings import OuterValue, from_environment, from_file
+from streamserve.commands.outer_settings import OuterValue, from_environment, from_file, from_mapping
 from streamserve.commands.vllm_flags import without_vllm_flags
+from streamserve.errors import ConfigError
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -79,6 +80,22 @@ class VllmCommand(click.Command):
             raise _with_source(error, ctx, outer) from error
         _prefer_argument(ctx)
         return rest
+
+    def values_of(self, settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+        """The parameters of a call with these settings, named as in a configuration file, and no command line.
+
+        source  what to call the settings in an error
+
+        Raises `ConfigError`.
+        """
+        ctx = click.Context(self, info_name=self.name)
+        values = from_mapping(settings, self.options_by_spelling(), source)
+        ctx.default_map = {name: value.value for name, value in values.items()}
+        try:
+            super().parse_args(ctx, [])
+        except click.UsageError as error:
+            raise ConfigError(f"{source}: {error.format_message()}") from error
+        return ctx.params
 
     def options_by_spelling(self) -> dict[str, click.Option]:
         """The command's options by each of their spellings, `--no-…` included."""

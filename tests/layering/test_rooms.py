@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "vllm_arguments",
         "worker",
     },
+    "deploy": FOUNDATION | {"aio", "checkpoint", "commands", "engine", "process", "server", "text"},
     "bench": FOUNDATION | {"checkpoint", "commands", "engine", "executor", "process"},
     "cli": FOUNDATION | {"process"},
     "entrypoints": {"cli"},

@@ -1,7 +1,7 @@
-"""Engines of other hosts: a gateway in front of an engine's socket, and connections to it.
+"""Engines, and API workers, of other hosts: a gateway in front of a socket, and connections to it.
 
 Runs on the event loop of either side. The gateway sends a number used once; whoever connects proves with it that it knows the
-secret (HMAC-SHA-256), and is then connected with the engine as any API worker of its own host. Nothing is encrypted: engines
+secret (HMAC-SHA-256), and is then connected with the engine as any API worker of its own host is. Nothing is encrypted: engines
 belong in a network of their own, as ranks do. Knows no frame.
 """
 
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import msgspec
@@ -24,6 +27,9 @@ SILENCE_TIMEOUT_S = 10
 
 _NONCE_BYTES = _PROOF_BYTES = 32
 _CHUNK_BYTES = 1 << 16
+
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_Connect = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[_Streams | None]]
 
 
 class TcpAddress(msgspec.Struct, frozen=True):
@@ -47,65 +53,101 @@ class Place:
 
 
 class Gateway:
-    """Connects whoever knows the secret with the engine that listens at `path`."""
+    """Connects whoever knows the secret with the socket at `path`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._secret = secrets.token_bytes(32)
-        self._server: asyncio.Server | None = None
-        self._relays: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._relays = _Relays()
 
     async def listen(self, host: str) -> TcpAddress:
         """Begin to accept on a free port of an address of this host; returns where."""
-        self._server = await asyncio.start_server(self._accept, host, 0)
-        return TcpAddress(host, self._server.sockets[0].getsockname()[1], self._secret)
+        server = await asyncio.start_server(partial(self._relays.run, self._connect), host, 0)
+        self._relays.server = server
+        return TcpAddress(host, server.sockets[0].getsockname()[1], self._secret)
 
     async def close(self) -> None:
         """Accept nothing more and close every connection. Idempotent."""
-        if self._server is not None:
-            self._server.close()
-        for writer in self._relays.values():
-            writer.transport.abort()
-        if self._relays:
-            await asyncio.wait(list(self._relays))
+        await self._relays.close()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        relay = asyncio.current_task()
-        assert relay is not None
-        self._relays[relay] = writer
-        try:
-            if await self._is_known(reader, writer):
-                await self._relay(reader, writer)
-        except OSError:
-            # Either side has gone, and the other learns it now.
-            return
-        finally:
-            del self._relays[relay]
-            writer.transport.abort()
-
-    async def _is_known(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the other side knows the secret."""
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Streams | None:
+        """The socket, once the other side has proved that it knows the secret; None when it does not."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         writer.write(nonce)
         with suppress(TimeoutError, asyncio.IncompleteReadError):
             with anyio.fail_after(HANDSHAKE_TIMEOUT_S):
-                return hmac.compare_digest(await reader.readexactly(_PROOF_BYTES), _proof(self._secret, nonce))
-        return False
+                proof = await reader.readexactly(_PROOF_BYTES)
+            if hmac.compare_digest(proof, _proof(self._secret, nonce)):
+                _detect_silence(writer.get_extra_info("socket"))
+                return await asyncio.open_unix_connection(self._path)
+        return None
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass bytes on both ways until either side closes."""
-        _detect_silence(writer.get_extra_info("socket"))
-        engine_reader, engine_writer = await asyncio.open_unix_connection(self._path)
+
+class Outlet:
+    """Connects whoever connects to a socket of this host with the gateway of another."""
+
+    def __init__(self) -> None:
+        self._relays = _Relays()
+        self._path = ""
+
+    async def listen(self, address: TcpAddress, path: str) -> None:
+        """Begin to accept on an AF_UNIX socket at `path` that only this user may connect to."""
+
+        async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Streams:
+            return await asyncio.open_connection(sock=await open_tcp(address))
+
+        self._relays.server = await asyncio.start_unix_server(partial(self._relays.run, connect), path)
+        os.chmod(path, 0o600)
+        self._path = path
+
+    async def close(self) -> None:
+        """Accept nothing more, close every connection and remove the socket. Idempotent."""
+        await self._relays.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+class _Relays:
+    """A server's connections, each passed on to another one in both directions."""
+
+    def __init__(self) -> None:
+        self.server: asyncio.Server | None = None
+        self._writers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    async def run(self, connect: _Connect, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass a connection's bytes on until either side closes."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._writers[task] = writer
         try:
-            ways = [asyncio.create_task(_pass_on(reader, engine_writer)), asyncio.create_task(_pass_on(engine_reader, writer))]
-            try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.wait(ways)
+            if (other := await connect(reader, writer)) is not None:
+                await _relay((reader, writer), other)
+        except OSError:
+            # Either side has gone, and the other learns it now.
+            return
         finally:
-            engine_writer.transport.abort()
+            del self._writers[task]
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+        for writer in self._writers.values():
+            writer.transport.abort()
+        if self._writers:
+            await asyncio.wait(list(self._writers))
+
+
+async def _relay(one: _Streams, other: _Streams) -> None:
+    """Pass bytes on both ways until either side closes; both are closed then."""
+    ways = [asyncio.create_task(_pass_on(one[0], other[1])), asyncio.create_task(_pass_on(other[0], one[1]))]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        other[1].transport.abort()
+        await asyncio.wait(ways)
 
 
 async def open_tcp(address: TcpAddress) -> socket.socket:

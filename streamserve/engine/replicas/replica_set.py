@@ -78,6 +78,11 @@ class ReplicaSet:
         return [replica.engine for replica in self._replicas]
 
     @property
+    def takes_requests(self) -> bool:
+        """Whether a replica does."""
+        return any(replica.takes_requests for replica in self._replicas)
+
+    @property
     def info(self) -> EngineInfo:
         """The first replica's; all have the same model and settings."""
         return self._replicas[0].engine.info

@@ -49,6 +49,8 @@ RETIRE_INTERVAL_S = 0.25
 class ApiWorker:
     """Serves `listen` on a bound socket until `close`.
 
+    app  what answers requests, for whoever receives them otherwise
+
     Raises `ConfigError` for unusable TLS files, and without a package that the configuration needs.
     """
 
@@ -63,8 +65,9 @@ class ApiWorker:
         endpoint = config.otlp_traces_endpoint
         self._tracer = None if endpoint is None else exporting_to(endpoint)
         self.service = Service(config, metrics=metrics, tracer=self._tracer, siblings=siblings)
+        self.app = create_app(self.service)
         self._http = http_server(
-            create_app(self.service),
+            self.app,
             listen,
             websocket_protocol=partial(SocketProtocol, memory=self.service.large_work.memory),
             shutdown_timeout_s=FLUSH_TIMEOUT_S,
