@@ -82,3 +82,26 @@ async def test_a_cluster_that_is_too_small_is_told_at_start(tiny: TinyLlama) -> 
             await executor_for(config_of(tiny, 2), resolve(tiny.path)).start()
     finally:
         ray.shutdown()
+
+
+async def test_a_group_spans_the_nodes_of_a_cluster_where_none_has_room_for_it(
+    tiny: TinyLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        executor = executor_for(config_of(tiny, 2), resolve(tiny.path))
+        await executor.start()
+        start, growth = RowStart(0, [5, 6, 7], 3, GREEDY), RowGrowth(0, 0, 0, [0])
+        result = await executor.submit(Plan(1, [start], [growth], [RowWork(0, 0, 3, 1)])).result()
+        assert result.token_ids == [tiny.greedy([5, 6, 7], 1)]
+        [group] = ray.util.placement_group_table().values()
+        assert len(set(group["bundles_to_node_id"].values())) == 2
+        await executor.stop()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
