@@ -55,6 +55,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_seqs            sequences that run at a time (rows)
     max_num_batched_tokens  token budget of one step
     max_queue               sequences that may wait for a row; further ones are refused with 429
+    max_queue_tokens        tokens of the prompts of those that may wait
+    max_queue_time_s        seconds that a request may wait for its first row; in any case half as long as clients are seen to
+                            wait before they give up
     stall_timeout_s         seconds after which a paused stream whose reader takes nothing is failed
     overlap                 plan step n+1 while step n runs
     enforce_eager           no CUDA graphs; on a CPU, no compiled layers
@@ -95,6 +98,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_batched_tokens: int = 2048
     scheduling_policy: SchedulingPolicy = "fcfs"
     max_queue: int = 4096
+    max_queue_tokens: int = 1 << 24
+    max_queue_time_s: float | None = None
     stall_timeout_s: float = 60.0
     overlap: bool = True
     enforce_eager: bool = False
@@ -145,6 +150,7 @@ def _check_numbers(config: EngineConfig) -> None:
         ("--max-num-seqs", config.max_num_seqs),
         ("--max-num-batched-tokens", config.max_num_batched_tokens),
         ("--max-queue", config.max_queue),
+        ("--max-queue-tokens", config.max_queue_tokens),
         ("--kv-cache-memory", config.kv_cache_memory),
     ):
         if value is not None and value < 1:
@@ -154,6 +160,8 @@ def _check_numbers(config: EngineConfig) -> None:
             f"--max-num-batched-tokens {config.max_num_batched_tokens} is below --max-num-seqs {config.max_num_seqs}: "
             "every running sequence needs one token of each step, so raise the first or lower the second"
         )
+    if config.max_queue_time_s is not None and config.max_queue_time_s <= 0:
+        raise ConfigError(f"--max-queue-time {config.max_queue_time_s}: must be above 0 seconds")
     if config.stall_timeout_s <= 0:
         raise ConfigError(f"--stall-timeout {config.stall_timeout_s}: must be above 0 seconds")
 

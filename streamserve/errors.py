@@ -9,7 +9,9 @@
     │   └── StructureTooComplex           400 structure_too_complex      a schema or grammar that takes too many states
     ├── AuthenticationFailed              401 invalid_api_key
     ├── ModelNotFound                     404 model_not_found
-    ├── QueueFull                         429 queue_full
+    ├── QueueFull                         429 queue_full                 more waits than may
+    │   ├── QueueTimeout                  429 queue_timeout              waited for too long, and had not begun
+    │   └── RateLimited                   429 rate_limit_exceeded        its key has used what it may
     ├── Unavailable                       503 unavailable                loading, draining
     │   └── EngineDead                    503 engine_dead
     ├── StreamFailed                      500 stream_failed              a stream that had started ended badly
@@ -132,6 +134,18 @@ class QueueFull(StreamserveError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueTimeout(QueueFull):
+    """The request has waited for too long, and had not begun."""
+
+    code = "queue_timeout"
+
+
+class RateLimited(QueueFull):
+    """The request's key has used what it may at a time, or in a minute."""
+
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(StreamserveError):

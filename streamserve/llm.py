@@ -26,7 +26,7 @@ from streamserve.types import EmbeddingRequestOutput, PoolingParams, RequestOutp
 AnyPrompt = Prompt | Mapping[str, Any]
 """A text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
 
-_QUEUE = 1 << 20
+_QUEUE, _QUEUE_TOKENS = 1 << 20, 1 << 40
 
 
 class LLM:
@@ -55,7 +55,7 @@ class LLM:
         tune_process: bool = False,
         **arguments: Any,
     ) -> None:
-        settings = {"max_queue": _QUEUE, **engine_settings(arguments), "seed": seed}
+        settings = {"max_queue": _QUEUE, "max_queue_tokens": _QUEUE_TOKENS, **engine_settings(arguments), "seed": seed}
         rng = random.Random(seed)
         self._engine = AsyncEngine(
             model,

@@ -201,10 +201,18 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name    of the key, unique on a server; empty where it asks for none
     weight  its share of steps, rows and blocks, relative to those of other tenants that want some
+    max_concurrency      requests that it may have at a time; None for no limit, as below
+    max_queue_share      the part of the queue's places, and of its tokens, that it may fill
+    requests_per_minute  that it may send
+    tokens_per_minute    of prompts and outputs; those of an output count once it has ended
     """
 
     name: str = ""
     weight: float = 1.0
+    max_concurrency: int | None = None
+    max_queue_share: float = 1.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
 
 
 ANYONE = Tenant()
@@ -280,10 +288,11 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
-    """A `StreamserveError` on the engine socket: its code and message."""
+    """A `StreamserveError` on the engine socket: its code and message, and when to try again, where it says so."""
 
     code: str
     message: str
+    retry_after_s: float | None = None
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -99,6 +99,13 @@ _RUNNING_OPTIONS = [
     _scheduling("--max-num-batched-tokens", type=AMOUNT, help="Tokens of one step."),
     _scheduling("--scheduling-policy", type=click.Choice(get_args(SchedulingPolicy)), help="Who runs first."),
     _scheduling("--max-queue", type=AMOUNT, help="Sequences that may wait; more are refused with 429."),
+    _scheduling("--max-queue-tokens", type=AMOUNT, help="Tokens of the prompts that may wait; more are refused with 429."),
+    _scheduling(
+        "--max-queue-time",
+        "max_queue_time_s",
+        type=float,
+        help="Seconds a request may wait to begin; by default for as long as its client is likely to.",
+    ),
     _scheduling("--stall-timeout", "stall_timeout_s", type=float, help="Seconds after which a paused stream is failed."),
     _scheduling(
         "--overlap/--no-overlap",

@@ -28,7 +28,7 @@ from streamserve.server.service import Service
 from streamserve.text.preparation import MAX_SEED
 
 _batch = partial(option, "Batch")
-_QUEUE = 1 << 20
+_QUEUE, _QUEUE_TOKENS = 1 << 20, 1 << 40
 _LINES_PER_SEQUENCE = 2
 """So that a sequence that ends is followed by one whose prompt is tokenised already."""
 
@@ -55,7 +55,15 @@ def run_batch_command(model: str | None, input_file: str, output_file: str, **va
         raise ConfigError(f"--input-file {source}: no such file")
     if target.exists() and target.samefile(source):
         raise ConfigError(f"--output-file {target}: is the input as well")
-    run = partial(_run, replace(engine, max_queue=_QUEUE), server, defaults, uses_model_defaults, source, target)
+    run = partial(
+        _run,
+        replace(engine, max_queue=_QUEUE, max_queue_tokens=_QUEUE_TOKENS),
+        server,
+        defaults,
+        uses_model_defaults,
+        source,
+        target,
+    )
     with exiting_on(signal.SIGTERM):
         anyio.run(run, backend_options={"use_uvloop": sys.platform != "win32"})
 

@@ -114,22 +114,14 @@ class EngineCore:
     def admit(self, specs: list[SequenceSpec], constraints: list[Constraint | None], sink: DeltaSink) -> None:
         """Queue sequences, all or none; their tokens go to `sink`, beginning with a later iteration of the loop.
 
-        Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter`, `EndsEngines` or `Unavailable`.
+        Raises what `Scheduler.add_request` does, `EndsEngines` or `Unavailable`.
         """
         if self._refusal is not None:
             raise self._refusal
         self._given_up.check(specs)
         scheduler, now = self._started[1], self._clock()
-        admitted: list[str] = []
-        try:
-            for spec, constraint in zip(specs, constraints, strict=True):
-                scheduler.add(spec, now, constraint)
-                self._sinks[spec.sequence_id] = sink
-                admitted.append(spec.sequence_id)
-        except Exception:
-            for sequence_id in admitted:
-                self._release(sequence_id)
-            raise
+        scheduler.add_request(specs, now, constraints)
+        self._sinks.update((spec.sequence_id, sink) for spec in specs)
         self._wakeup.set()
 
     def refuse(self, fingerprints: list[bytes]) -> None:
@@ -143,8 +135,9 @@ class EngineCore:
         """
         if sequence_id not in self._sinks:
             return
-        self._release(sequence_id)
         now = self._clock()
+        self._started[1].abort(sequence_id, left_at=now if left_at is None else left_at)
+        self._forget(sequence_id)
         self._stats.count_abort(0.0 if left_at is None else now - left_at)
         self._wakeup.set()
 
@@ -210,7 +203,7 @@ class EngineCore:
         """Sleep until a sequence is admitted, resumed or aborted, or its time is up."""
         self._stats.begin_idle()
         self._wakeup = anyio.Event()
-        deadline = scheduler.next_deadline()
+        deadline = scheduler.next_deadline(self._clock())
         with anyio.move_on_after(None if deadline is None else max(0.0, deadline - self._clock())):
             await self._wakeup.wait()
 
@@ -229,10 +222,6 @@ class EngineCore:
                 self._forget(sequence_id)
         for sink, batch in batches.items():
             sink.deliver(batch)
-
-    def _release(self, sequence_id: str) -> None:
-        self._started[1].abort(sequence_id)
-        self._forget(sequence_id)
 
     def _forget(self, sequence_id: str) -> None:
         del self._sinks[sequence_id]
@@ -255,6 +244,8 @@ def scheduler_limits(config: EngineConfig, info: EngineInfo) -> SchedulerLimits:
         max_model_len=info.max_model_len,
         vocab_size=info.vocab_size,
         max_queue=config.max_queue,
+        max_queue_tokens=config.max_queue_tokens,
+        max_queue_time_s=config.max_queue_time_s,
         policy=config.scheduling_policy,
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,

@@ -14,18 +14,18 @@ from streamserve.types import ErrorInfo
 def describe(error: Exception) -> ErrorInfo:
     """The code and message of an error; whatever was not raised on purpose is an `internal_error` known by its type only."""
     if isinstance(error, StreamserveError):
-        return ErrorInfo(error.code, error.message)
+        return ErrorInfo(error.code, error.message, error.retry_after_s if isinstance(error, QueueFull) else None)
     return ErrorInfo(StreamserveError.code, f"internal error: {type(error).__name__}")
 
 
-def restore(info: ErrorInfo, *, param: str | None = None, retry_after_s: float | None = None) -> StreamserveError:
+def restore(info: ErrorInfo, *, param: str | None = None) -> StreamserveError:
     """The exception that `describe` was given: same class, message, parameter and delay."""
     kind = _KINDS.get(info.code, StreamserveError)
     # Past the constructors, because some of them compose the message and it is composed already.
     error = kind.__new__(kind)
     StreamserveError.__init__(error, info.message, param=param)
     if isinstance(error, QueueFull):
-        error.retry_after_s = 1.0 if retry_after_s is None else retry_after_s
+        error.retry_after_s = 1.0 if info.retry_after_s is None else info.retry_after_s
     return error
 
 

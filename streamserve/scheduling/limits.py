@@ -31,6 +31,8 @@ class SchedulerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     vocab_size: int = 1 << 31
     max_queue: int = 4096
+    max_queue_tokens: int = 1 << 24
+    max_queue_time_s: float | None = None
     policy: SchedulingPolicy = "fcfs"
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True

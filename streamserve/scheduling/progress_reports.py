@@ -110,7 +110,7 @@ def _asks(sequence: Sequence) -> bool:
 
 def _began_at(sequence: Sequence) -> float:
     """When a sequence had its first row."""
-    return sequence.arrived_at + (sequence.queue_s or 0.0)
+    return sequence.request.arrived_at + (sequence.queue_s or 0.0)
 
 
 __all__ = ["ProgressReports", "last_prefill_progress"]

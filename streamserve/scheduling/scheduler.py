@@ -14,17 +14,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import repeat
 
-from streamserve.errors import InvalidParameter, QueueFull, UnsupportedParameter
+from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.scheduling.admission import IdCheck, check_spec, replay, require_choice
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.deadlines import Deadlines
+from streamserve.scheduling.intake import Intake
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.outcome import OUT_OF_MEMORY, append_tokens, delta_of, final_delta, pooled_delta
 from streamserve.scheduling.plan import RowWork, StepResult
 from streamserve.scheduling.policy import order_of
 from streamserve.scheduling.progress_reports import ProgressReports
-from streamserve.scheduling.sequence import Sequence
+from streamserve.scheduling.sequence import Request, Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
 from streamserve.scheduling.step import Step, StepBuilder
 from streamserve.scheduling.tenants import MIN_TURN, Share
@@ -41,6 +42,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self.counters = Counters()
         self.registry = SequenceRegistry(limits, self.counters)
+        self.intake = Intake(limits, self.registry)
         self._ids = IdCheck(limits.vocab_size)
         self.progress = ProgressReports(self.registry.tenants)
         self._unreported: Deltas = []
@@ -52,40 +54,64 @@ class Scheduler:
     # Sequences come, wait, and go.
 
     def add(self, spec: SequenceSpec, now: float, constraint: Constraint | None = None) -> None:
-        """Queue a sequence; with `generated_token_ids` it continues after them.
+        """Queue a request of one sequence; see `add_request`."""
+        self.add_request([spec], now, [constraint])
 
-        Raises `QueueFull`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter` or `UnsupportedParameter`, in
-        which case nothing changed.
+    def add_request(self, specs: list[SequenceSpec], now: float, constraints: list[Constraint | None]) -> None:
+        """Queue the sequences of a request, all or none; those with `generated_token_ids` continue after them.
+
+        Raises `QueueFull`, `RateLimited`, `PromptTooLarge`, `ContextLengthExceeded`, `InvalidParameter` or
+        `UnsupportedParameter`, in which case nothing changed.
         """
+        self.intake.require_room(specs, now)
+        request = Request(specs[0].tenant, now)
+        try:
+            for spec, constraint in zip(specs, constraints, strict=True):
+                self._add(spec, request, constraint)
+        except Exception:
+            for sequence in request.sequences:
+                self.registry.end(sequence, "abort")
+            raise
+        for sequence in request.sequences:
+            self.deadlines.add(sequence)
+            self.progress.entered(sequence, now)
+        self.intake.enter(request, now)
+
+    def _add(self, spec: SequenceSpec, request: Request, constraint: Constraint | None) -> None:
         check_spec(spec, self.limits)
         self._ids.require(spec)
         if spec.sequence_id in self.registry.sequences:
             raise InvalidParameter("sequence_id", f"{spec.sequence_id!r} is in use")
         if spec.structured_outputs is not None and constraint is None:
             raise UnsupportedParameter("structured_outputs", "this engine compiles no grammars")
-        num_waiting = len(self.registry.waiting)
-        if num_waiting >= self.limits.max_queue + self.registry.rows.num_free_rows:
-            raise QueueFull(f"{num_waiting} sequences wait already: try again later")
         if constraint is not None:
             replay(constraint, spec.generated_token_ids)
             require_choice(constraint, spec)
         order = order_of(self.limits.policy, spec.priority, self._arrivals)
-        deadline = None if spec.max_time_s is None else now + spec.max_time_s
-        sequence = Sequence(spec, order, deadline, constraint, now)
+        deadline = None if spec.max_time_s is None else request.arrived_at + spec.max_time_s
+        sequence = Sequence(spec, order, deadline, constraint, request)
         self._arrivals += 1
         self.registry.enter(sequence)
-        self.progress.entered(sequence, now)
-        self.deadlines.add(sequence)
+        request.sequences.append(sequence)
 
-    def abort(self, sequence_id: str, reason: FinishReason = "abort", error: ErrorInfo | None = None) -> TokenDelta | None:
+    def abort(
+        self,
+        sequence_id: str,
+        reason: FinishReason = "abort",
+        error: ErrorInfo | None = None,
+        *,
+        left_at: float | None = None,
+    ) -> TokenDelta | None:
         """End a sequence now, in whatever state; returns its last delta, or None when it is unknown.
+
+        left_at  when its client gave it up, if that is why
 
         Its row and blocks are free at once. A token in flight is dropped when its step is committed.
         """
         sequence = self.registry.sequences.get(sequence_id)
         if sequence is None:
             return None
-        self.registry.end(sequence, reason)
+        self._end(sequence, reason, left_at)
         return final_delta(sequence, error)
 
     def pause(self, sequence_id: str) -> bool:
@@ -133,9 +159,10 @@ class Scheduler:
         ended, self._unreported = self._unreported, []
         return ended
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self, now: float) -> float | None:
         """When `expire` will next have something to do."""
-        return self.deadlines.next()
+        times = [time for time in (self.deadlines.next(), self.intake.next_overdue(now)) if time is not None]
+        return min(times, default=None)
 
     # Steps are planned and committed.
 
@@ -269,6 +296,7 @@ class Scheduler:
 
         What is left when all that are owed tokens have had them is for whoever comes next.
         """
+        num_waiting = len(self.registry.waiting)
         turns = self.registry.tenants.begin_round(builder.budget, unfinished)
         for share in turns:
             left = builder.budget
@@ -278,6 +306,8 @@ class Scheduler:
             self._plan_admissions(builder, share, now)
             share.spent += left - builder.budget
         self.registry.tenants.end_round(turns)
+        if num_waiting:
+            self.intake.drained(num_waiting - len(self.registry.waiting), now)
 
     def _plan_chunks(self, builder: StepBuilder, unfinished: list[Sequence], share: Share) -> None:
         """The next chunk of a tenant's prompts under way, less those preempted by a decode or an earlier prompt.
@@ -309,7 +339,8 @@ class Scheduler:
             if not self.registry.admit(sequence):
                 return
             if sequence.queue_s is None:
-                sequence.queue_s = now - sequence.arrived_at
+                sequence.queue_s = now - sequence.request.arrived_at
+                self.intake.begin(sequence, now)
             self._unreported += self.progress.admitted(sequence, now)
             builder.start(sequence)
             builder.work(sequence, builder.allowance(sequence))
@@ -318,8 +349,16 @@ class Scheduler:
 
     def _end_overdue(self, now: float) -> None:
         while (sequence := self.deadlines.pop_overdue(now)) is not None:
-            self.registry.end(sequence, "time")
+            self._end(sequence, "time")
             self._unreported.append((sequence.sequence_id, final_delta(sequence)))
+        for request, error in self.intake.take_overdue(now):
+            for sequence in list(request.sequences):
+                self._end(sequence, "error")
+                self._unreported.append((sequence.sequence_id, final_delta(sequence, error)))
+
+    def _end(self, sequence: Sequence, reason: FinishReason, left_at: float | None = None) -> None:
+        self.registry.end(sequence, reason)
+        self.intake.leave(sequence, left_at)
 
     def _commit_shortage(self, step: Step, result: StepResult) -> Deltas:
         """Plan smaller steps, as far as each sequence still gets its token, and end what did not fit at all."""
@@ -328,7 +367,7 @@ class Scheduler:
             self.step_tokens = min(self.step_tokens, max(result.most_tokens, self.limits.max_num_seqs))
         ended = [sequence for sequence in step.owners(result.failed_rows) if sequence.finish_reason is None]
         for sequence in ended:
-            self.registry.end(sequence, "error")
+            self._end(sequence, "error")
         return [(sequence.sequence_id, final_delta(sequence, OUT_OF_MEMORY)) for sequence in ended]
 
     def _commit_prompts(self, step: Step, result: StepResult, now: float) -> None:
@@ -383,7 +422,7 @@ class Scheduler:
         if sequence.is_resident:
             self.registry.kv.commit(sequence, len(sequence.token_ids) - 1)
         if ending is not None:
-            self.registry.end(sequence, ending.reason)
+            self._end(sequence, ending.reason)
             self.progress.ended(sequence, now)
             self.counters.wasted(sequence, len(token_ids) - len(appended))
         return delta_of(sequence, appended, ending, logprobs, now), len(appended)

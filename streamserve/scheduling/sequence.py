@@ -14,11 +14,31 @@ from streamserve.scheduling.plan import NO_TOKEN
 from streamserve.scheduling.prefix_cache import PrefixBlock
 from streamserve.scheduling.reasoning import ReasoningLimit
 from streamserve.scheduling.token_masks import only
-from streamserve.types import FinishReason, Sampling, SequenceSpec, TokenLogprobs
+from streamserve.types import FinishReason, Sampling, SequenceSpec, Tenant, TokenLogprobs
 
 NO_ROW = -1
 
 Order = tuple[int, int]
+
+
+class Request:
+    """Sequences that came together.
+
+    sequences   those that live
+    begun_at    when one of them got its first row; None while all wait for theirs
+    """
+
+    __slots__ = ("arrived_at", "begun_at", "sequences", "tenant")
+
+    def __init__(self, tenant: Tenant, arrived_at: float) -> None:
+        self.tenant = tenant
+        self.arrived_at = arrived_at
+        self.begun_at: float | None = None
+        self.sequences: list[Sequence] = []
+
+    @property
+    def has_begun(self) -> bool:
+        return self.begun_at is not None
 
 
 class Sequence:
@@ -27,7 +47,7 @@ class Sequence:
     tenant         the name of the one it belongs to
     order          position under the policy: lower runs first, higher is preempted first; unique
     deadline       time at which it ends with reason "time", or None
-    arrived_at     when it began to wait
+    request        that it came with
     queue_s        seconds it waited for its first row; None while it does
     ending_ids     its stop tokens and `NO_TOKEN`: what may end it besides its length and its constraint
     limit          token count (prompt included) at which it ends with reason "length"
@@ -50,7 +70,6 @@ class Sequence:
     """
 
     __slots__ = (
-        "arrived_at",
         "constraint",
         "deadline",
         "drafts",
@@ -76,6 +95,7 @@ class Sequence:
         "queue_s",
         "reach",
         "reasoning",
+        "request",
         "row",
         "sequence_id",
         "spec",
@@ -90,14 +110,14 @@ class Sequence:
         order: Order,
         deadline: float | None,
         constraint: Constraint | None,
-        arrived_at: float = 0.0,
+        request: Request,
     ) -> None:
         self.spec = spec
         self.sequence_id = spec.sequence_id
         self.tenant = spec.tenant.name
         self.order = order
         self.deadline = deadline
-        self.arrived_at = arrived_at
+        self.request = request
         self.queue_s: float | None = None
         self.constraint = constraint
         self.token_ids = [*spec.prompt_token_ids, *spec.generated_token_ids]
@@ -247,4 +267,4 @@ class Sequence:
         return msgspec.structs.replace(sampling, prompt_logprobs=None)
 
 
-__all__ = ["NO_ROW", "Order", "Sequence"]
+__all__ = ["NO_ROW", "Order", "Request", "Sequence"]

@@ -25,6 +25,7 @@ class Share:
 
     tenant       as its last request described it
     waiting      its sequences without a row, in policy order
+    num_waiting_tokens  of their prompts
     num_live     all of its sequences
     num_rows     those that own a row
     deficit      tokens that it is owed; negative when it had more than its share
@@ -33,12 +34,12 @@ class Share:
     was_refused  whether the first that waits could not be admitted, for lack of a row or of blocks
     """
 
-    __slots__ = ("credit", "deficit", "num_live", "num_rows", "spent", "tenant", "waiting", "was_refused")
+    __slots__ = ("credit", "deficit", "num_live", "num_rows", "num_waiting_tokens", "spent", "tenant", "waiting", "was_refused")
 
     def __init__(self, tenant: Tenant) -> None:
         self.tenant = tenant
         self.waiting = PolicyQueue()
-        self.num_live = self.num_rows = self.spent = 0
+        self.num_live = self.num_rows = self.num_waiting_tokens = self.spent = 0
         self.deficit = self.credit = 0.0
         self.was_refused = False
 
@@ -65,6 +66,10 @@ class Tenants:
     def of(self, sequence: Sequence) -> Share:
         """The share of a live sequence's tenant."""
         return self._shares[sequence.tenant]
+
+    def get(self, tenant: Tenant) -> Share | None:
+        """The share of a tenant; None while it has no live sequences."""
+        return self._shares.get(tenant.name)
 
     def enter(self, sequence: Sequence) -> Share:
         """Count a new sequence; returns its tenant's share."""
@@ -135,11 +140,14 @@ class Tenants:
 
 
 class WaitingSequences:
-    """Every sequence without a row that is not paused, in its tenant's queue."""
+    """Every sequence without a row that is not paused, in its tenant's queue.
+
+    num_tokens  of their prompts
+    """
 
     def __init__(self, tenants: Tenants) -> None:
         self._tenants = tenants
-        self._count = 0
+        self._count = self.num_tokens = 0
 
     def __len__(self) -> int:
         return self._count
@@ -148,12 +156,18 @@ class WaitingSequences:
         return (sequence for share in self._tenants for sequence in share.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        self._tenants.of(sequence).waiting.add(sequence)
+        share = self._tenants.of(sequence)
+        share.waiting.add(sequence)
+        share.num_waiting_tokens += sequence.num_prompt_tokens
+        self.num_tokens += sequence.num_prompt_tokens
         self._count += 1
 
     def remove(self, sequence: Sequence) -> None:
         """Raises `ValueError` when it isn't there."""
-        self._tenants.of(sequence).waiting.remove(sequence)
+        share = self._tenants.of(sequence)
+        share.waiting.remove(sequence)
+        share.num_waiting_tokens -= sequence.num_prompt_tokens
+        self.num_tokens -= sequence.num_prompt_tokens
         self._count -= 1
 
 

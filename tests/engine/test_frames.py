@@ -88,7 +88,7 @@ def test_an_error_comes_back_as_itself(error: StreamserveError) -> None:
 
 
 def test_a_full_queue_keeps_its_delay() -> None:
-    back = restore(describe(QueueFull("full", retry_after_s=7.0)), retry_after_s=7.0)
+    back = restore(describe(QueueFull("full", retry_after_s=7.0)))
     assert isinstance(back, QueueFull)
     assert back.retry_after_s == 7.0
 

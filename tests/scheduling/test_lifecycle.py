@@ -154,14 +154,14 @@ def test_time_is_up_for_running_waiting_and_paused_sequences() -> None:
     play.add(*(spec(name, max_time_s=5.0) for name in "abc"), spec("d", max_time_s=9.0))
     play.scheduler.pause("c")
     play.step()
-    assert play.scheduler.next_deadline() == 5.0
+    assert play.scheduler.next_deadline(0.0) == 5.0
     assert play.scheduler.expire(4.9) == []
     ended = play.scheduler.expire(5.0)
     assert [(name, delta.finish_reason) for name, delta in ended] == [("a", "time"), ("b", "time"), ("c", "time")]
-    assert play.scheduler.next_deadline() == 9.0
+    assert play.scheduler.next_deadline(5.0) == 9.0
     play.finish()
     assert play.output("d").finish_reason == "length"
-    assert play.scheduler.next_deadline() is None
+    assert play.scheduler.next_deadline(9.0) is None
 
 
 def test_no_step_is_spent_on_a_sequence_whose_time_is_up() -> None:

@@ -8,7 +8,8 @@ from streamserve.kv_groups import KvGroups
 from streamserve.scheduling.blocks import BlockPool
 from streamserve.scheduling.kv_allocator import KvAllocator
 from streamserve.scheduling.prefix_cache import PrefixBlock, PrefixCache
-from streamserve.scheduling.sequence import Sequence
+from streamserve.scheduling.sequence import Request, Sequence
+from streamserve.types import ANYONE
 from tests.scheduling.oracle import expected
 from tests.scheduling.play import Play, rows, spec
 
@@ -59,7 +60,7 @@ def test_cached_tokens_are_tokens_of_the_prompt() -> None:
 
 def test_a_block_is_entered_once() -> None:
     allocator = KvAllocator(8, KvGroups(4), 64, enable_prefix_caching=True)
-    sequence = Sequence(spec("a", 11), (0, 0), None, None)
+    sequence = Sequence(spec("a", 11), (0, 0), None, None, Request(ANYONE, 0.0))
     allocator.admit(sequence, 0)
     assert sequence.next_full == 4
     allocator.commit(sequence, 9)
@@ -162,16 +163,16 @@ def test_prompt_logprobs_skip_the_cache() -> None:
 
 def test_a_hash_collision_is_no_hit() -> None:
     allocator = KvAllocator(8, KvGroups(4), 64, enable_prefix_caching=True, digest=lambda data: b"always the same")
-    one = Sequence(spec("a", [1, 2, 3, 4, 5]), (0, 0), None, None)
+    one = Sequence(spec("a", [1, 2, 3, 4, 5]), (0, 0), None, None, Request(ANYONE, 0.0))
     assert allocator.admit(one, 0)
     allocator.commit(one, 5)
-    other = Sequence(spec("b", [1, 2, 3, 5, 5]), (0, 1), None, None)
+    other = Sequence(spec("b", [1, 2, 3, 5, 5]), (0, 1), None, None, Request(ANYONE, 0.0))
     assert allocator.admit(other, 0)
     assert other.num_computed == 0
-    same = Sequence(spec("c", [1, 2, 3, 4, 6]), (0, 2), None, None)
+    same = Sequence(spec("c", [1, 2, 3, 4, 6]), (0, 2), None, None, Request(ANYONE, 0.0))
     assert allocator.admit(same, 0)
     assert same.num_computed == 4
-    salted = Sequence(spec("d", [1, 2, 3, 4, 6], cache_salt="x"), (0, 3), None, None)
+    salted = Sequence(spec("d", [1, 2, 3, 4, 6], cache_salt="x"), (0, 3), None, None, Request(ANYONE, 0.0))
     assert allocator.admit(salted, 0)
     assert salted.num_computed == 0
 

@@ -141,8 +141,8 @@ class EngineConnection:
                 self._on_deltas(deltas)
             case frames.Opened(number) | frames.Stats(number):
                 self._calls.complete(number, reply)
-            case frames.Refused(number, error, param, retry_after_s):
-                self._calls.fail(number, restore(error, param=param, retry_after_s=retry_after_s))
+            case frames.Refused(number, error, param):
+                self._calls.fail(number, restore(error, param=param))
             case frames.Ready(info):
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(info)

@@ -79,12 +79,11 @@ class Opened(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """None of the sequences of a call runs; `param` and `retry_after_s` as on the exception."""
+    """None of the sequences of a call runs; `param` as on the exception."""
 
     call: int
     error: ErrorInfo
     param: str | None = None
-    retry_after_s: float | None = None
 
 
 class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=5):

@@ -18,7 +18,7 @@ from streamserve.engine.error_info import describe
 from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.link import Link, LinkLimits
 from streamserve.engine.ipc.packing import PackedSequences
-from streamserve.errors import QueueFull, StreamserveError
+from streamserve.errors import StreamserveError
 from streamserve.scheduling.constraint import Constraint
 from streamserve.types import EngineInfo, SequenceSpec, TokenDelta
 
@@ -183,6 +183,5 @@ class WorkerConnection:
                 call,
                 describe(error),
                 param=error.param if isinstance(error, StreamserveError) else None,
-                retry_after_s=error.retry_after_s if isinstance(error, QueueFull) else None,
             )
         )
