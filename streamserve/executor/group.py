@@ -25,6 +25,10 @@ STEP_TIMEOUT_S = 300.0
 """Seconds after which a step counts as hung; a long prompt on few cores takes minutes."""
 
 
+CAUSE_S = 0.5
+"""Seconds that a failed rank's own words wait for news of another that is gone: it may have failed for that alone."""
+
+
 class GroupExecutor:
     """Runs a group of ranks; satisfies `executor.base.Executor`. Use it on one event loop."""
 
@@ -35,6 +39,7 @@ class GroupExecutor:
         self._outstanding: deque[asyncio.Future[StepResult]] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
         self._failure: EngineDead | ConfigError | None = None
+        self._failed_ranks: set[int] = set()
         self._has_started = False
 
     async def start(self) -> EngineInfo:
@@ -79,9 +84,15 @@ class GroupExecutor:
         if self._outstanding:
             self._watch()
 
+    def rank_failed(self, rank: int, text: str) -> None:
+        """A rank has failed, and leaves."""
+        self._failed_ranks.add(rank)
+        reason = EngineDead(f"rank {rank} failed: {text}")
+        asyncio.get_running_loop().call_later(CAUSE_S, self.fail, reason)
+
     def rank_lost(self, rank: int) -> None:
         """The connection to a rank has been closed."""
-        if self._failure is None:
+        if self._failure is None and rank not in self._failed_ranks:
             self.fail(EngineDead(f"rank {rank} {self._launcher.fate(rank)}"))
 
     def fail(self, reason: EngineDead | ConfigError) -> None:
@@ -164,4 +175,7 @@ class _RankLink(asyncio.Protocol):
                 if not self.loaded.done():
                     self.loaded.set_result(info)
             case RankFailed(text, is_config_error):
-                self._group.fail(ConfigError(text) if is_config_error else EngineDead(f"rank {self._rank} failed: {text}"))
+                if is_config_error:
+                    self._group.fail(ConfigError(text))
+                else:
+                    self._group.rank_failed(self._rank, text)

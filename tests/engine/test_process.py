@@ -19,7 +19,7 @@ import pytest
 
 from streamserve.config import EngineConfig
 from streamserve.engine.base import Engine
-from streamserve.engine.process.launch import EngineProcess
+from streamserve.engine.process.launch import EngineProcess, listening_socket
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.errors import ConfigError, ContextLengthExceeded, EngineDead, InvalidParameter, QueueFull, Unavailable
@@ -260,9 +260,10 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
+def parent(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     """A process that has started an engine and prints its pid and address."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # `tmp_path` is too long for a socket.
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
     with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         yield parent
 
@@ -288,3 +289,8 @@ async def test_an_idle_engine_process_uses_no_cpu(process: EngineProcess, make_s
         before = cpu_ticks()
         await anyio.sleep(0.5)
         assert cpu_ticks() - before <= 1
+
+
+def test_a_socket_whose_path_is_too_long_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="set TMPDIR to a shorter folder"):
+        listening_socket(str(tmp_path / ("x" * 100)))

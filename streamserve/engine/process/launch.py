@@ -18,12 +18,15 @@ import msgspec
 
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
-from streamserve.errors import EngineDead
+from streamserve.errors import ConfigError, EngineDead
 from streamserve.process.child import encode_with_paths, start_module
 from streamserve.process.limits import share_of_cores
 from streamserve.process.owned_folder import OwnedFolder
 
 EXECUTOR = "streamserve.executor.choose:executor_for"
+
+MAX_PATH_BYTES = 107
+"""Of the path of a socket (unix(7))."""
 
 STOP_TIMEOUT_S = 10.0
 """Seconds that a process gets to end."""
@@ -161,12 +164,20 @@ class EngineProcess:
 
 
 def listening_socket(path: str) -> socket.socket:
-    """A listening AF_UNIX socket for this user only (mode 0600), in the place of one that was left there."""
+    """A listening AF_UNIX socket for this user only (mode 0600), in the place of one that was left there.
+
+    Raises `ConfigError` when the path is longer than the system's sockets take.
+    """
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with suppress(FileNotFoundError):
             os.unlink(path)
-        listening.bind(path)
+        try:
+            listening.bind(path)
+        except OSError as error:
+            if len(os.fsencode(path)) > MAX_PATH_BYTES:
+                raise ConfigError(f"the path of a socket is too long: {path}; set TMPDIR to a shorter folder") from error
+            raise
         os.chmod(path, 0o600)
         listening.listen(128)
     except BaseException:
