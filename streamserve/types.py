@@ -145,7 +145,7 @@ def _check_ranges(params: SamplingParams) -> None:
         ("logprobs", -1, math.inf),
         ("prompt_logprobs", -1, math.inf),
         ("truncate_prompt_tokens", 1, math.inf),
-        ("thinking_token_budget", 0, math.inf),
+        ("thinking_token_budget", -1, math.inf),
     ):
         value = getattr(params, name)
         if value is not None and not low <= value <= high:

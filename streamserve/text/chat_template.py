@@ -133,9 +133,8 @@ class ChatTemplate:
     def _effort(self, effort: str | None) -> dict[str, Any]:
         if effort is None:
             return {}
-        if "reasoning_effort" in self.variables:
-            return {"reasoning_effort": effort}
-        return {"enable_thinking": False} if effort == "none" and "enable_thinking" in self.variables else {}
+        values = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        return {name: value for name, value in values.items() if name in self.variables}
 
     def _prepared(self, place: int, message: Any) -> dict[str, Any]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

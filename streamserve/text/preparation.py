@@ -123,6 +123,8 @@ class Preparation:
         token_ids = self._tokenise(prompt, params.truncate_prompt_tokens or 0, add_special_tokens)
         if pooling is not None and len(token_ids) > self.max_model_len:
             raise self._too_long(len(token_ids), None)
+        # -1, as in vLLM, for no limit.
+        budget = None if params.thinking_token_budget == -1 else params.thinking_token_budget
         max_tokens = 1 if pooling is not None else self._max_tokens(len(token_ids), params, clamp_max_tokens)
         first_seed = self.next_seed() if params.seed is None else params.seed
         common = SequenceSpec(
@@ -135,8 +137,8 @@ class Preparation:
             tenant=tenant,
             cache_salt=cache_salt,
             max_time_s=params.max_time,
-            reasoning=self._endable(reasoning, sampling, params.thinking_token_budget),
-            reasoning_budget=None if reasoning is None else params.thinking_token_budget,
+            reasoning=self._endable(reasoning, sampling, budget),
+            reasoning_budget=None if reasoning is None else budget,
             pooling=pooling,
         )
         text = str(prompt) if isinstance(prompt, str) else None

@@ -58,6 +58,11 @@ async def test_reasoning_has_as_many_tokens_as_its_budget_streamed_and_whole(por
         assert "".join(delta.get(name) or "" for delta in deltas) == (choice["message"][name] or "")
 
 
+async def test_a_budget_of_minus_one_is_none(port: int) -> None:
+    [choice] = (await chat(port, thinking_token_budget=-1))["choices"]
+    assert choice["message"]["content"] is None
+
+
 async def test_each_choice_has_the_whole_budget(port: int) -> None:
     choices = (await chat(port, thinking_token_budget=5, n=3, temperature=1, seed=3))["choices"]
     assert [choice["token_ids"][5:13] for choice in choices] == [CLOSE] * 3
@@ -87,8 +92,8 @@ async def test_responses_and_messages_have_budgets_too(port: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "param"),
     [
-        ({"thinking_token_budget": -1}, "thinking_token_budget"),
-        ({"reasoning": {"max_tokens": -1}}, "reasoning.max_tokens"),
+        ({"thinking_token_budget": -2}, "thinking_token_budget"),
+        ({"reasoning": {"max_tokens": -2}}, "reasoning.max_tokens"),
         ({"thinking_token_budget": 3, "reasoning": {"max_tokens": 4}}, "thinking_token_budget"),
         ({"thinking_token_budget": 3, "bad_words": ["<"]}, "thinking_token_budget"),
         ({"thinking_token_budget": 3, "allowed_token_ids": [65]}, "thinking_token_budget"),

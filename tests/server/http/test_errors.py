@@ -113,6 +113,12 @@ REFUSED: list[tuple[str, Any, int, str, str | None]] = [
     (COMPLETIONS, completion(truncation_side="right"), 400, "unsupported_parameter", "truncation_side"),
     (COMPLETIONS, completion(logprob_token_ids=[1]), 400, "unsupported_parameter", "logprob_token_ids"),
     (COMPLETIONS, completion(thinking_token_budget=0), 400, "unsupported_parameter", "thinking_token_budget"),
+    (COMPLETIONS, completion(stream_interval=8), 400, "unsupported_parameter", "stream_interval"),
+    (COMPLETIONS, completion(vllm_xargs={"a": 1}), 400, "unsupported_parameter", "vllm_xargs"),
+    (CHAT, chat(repetition_detection={"max_pattern_size": 9}), 400, "unsupported_parameter", "repetition_detection"),
+    (CHAT, chat(return_prompt_text=True), 400, "unsupported_parameter", "return_prompt_text"),
+    (CHAT, chat(documents=[{"text": "a"}]), 400, "unsupported_parameter", "documents"),
+    (CHAT, chat(thinking_token_budget=3), 400, "unsupported_parameter", "thinking_token_budget"),
     (COMPLETIONS, completion(whitespace_pattern=" "), 400, "unsupported_parameter", "whitespace_pattern"),
     (
         COMPLETIONS,

@@ -154,8 +154,11 @@ async def _render(
         "variables": request.chat_template_kwargs or {},
         "defaults": service.config.default_chat_template_kwargs,
         "reasoning_effort": request.reasoning_effort if isinstance(request, ChatRequest) else None,
+        "documents": request.documents if isinstance(request, ChatRequest) else None,
     }
     if request.chat_template is None:
+        if options["documents"] and "documents" not in frontend.template(has_tools=bool(tools)).variables:
+            raise UnsupportedParameter("documents", "this model's template has no place for them: put them into a message")
         return await run(partial(frontend.render_chat, messages, **options))
     special_tokens = frontend.tokenizer.special_tokens
     return await service.request_templates.render(source, special_tokens, messages, options, frontend.kept_out)

@@ -45,7 +45,13 @@ _UNSUPPORTED = {
     "logprob_token_ids": "ask for top logprobs",
     "whitespace_pattern": "write the whitespace into a grammar instead",
     "web_search_options": "this server does not search the web",
-    "documents": "put the documents into a message",
+    "repetition_detection": "raise frequency_penalty, or end the stream from the client",
+    "watermarking": "answers are not marked",
+    "ec_transfer_params": "prompts are text",
+    "vllm_xargs": "there are no extensions to read them",
+    "return_prompt_text": "POST /tokenize and /detokenize show the prompt of a conversation",
+    "media_io_kwargs": "prompts are text",
+    "mm_processor_kwargs": "prompts are text",
 }
 
 
@@ -130,6 +136,8 @@ def _common(request: GenerationRequest, limits: RequestLimits) -> dict[str, Any]
             raise UnsupportedParameter(name, reason)
     if request.truncation_side not in (None, "left"):
         raise UnsupportedParameter("truncation_side", "prompts are cut on the left")
+    if request.stream_interval not in (None, 1):
+        raise UnsupportedParameter("stream_interval", "each token is sent as soon as it is decoded")
     if request.priority and not limits.priority_scheduling:
         raise InvalidParameter("priority", "needs a server started with --scheduling-policy priority")
     if request.stream_options is not None and not request.stream:

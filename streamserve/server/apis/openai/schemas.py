@@ -113,6 +113,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     truncation_side: str | None = None
     logprob_token_ids: list[Count] | None = None
     thinking_token_budget: Count | None = None
+    repetition_detection: dict[str, Any] | None = None
+    stream_interval: Count | None = None
+    watermarking: bool | None = None
     whitespace_pattern: str | None = None
     allowed_token_ids: list[Count] | None = None
     bad_words: list[str] | None = None
@@ -135,6 +138,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     logits_processors: list[Any] | None = None
     lora_request: dict[str, Any] | None = None
     kv_transfer_params: dict[str, Any] | None = None
+    ec_transfer_params: dict[str, Any] | None = None
+    vllm_xargs: dict[str, Any] | None = None
     guided_decoding_backend: str | None = None
     guided_whitespace_pattern: str | None = None
 
@@ -175,6 +180,9 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
+    return_prompt_text: bool | None = None
+    media_io_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):

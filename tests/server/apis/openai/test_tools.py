@@ -262,6 +262,12 @@ async def test_reasoning_that_is_cut_short_leaves_no_content() -> None:
     assert choice["finish_reason"] == "length"
 
 
+async def test_documents_go_to_a_template_that_has_a_place_for_them() -> None:
+    template = "{% for document in documents or [] %}[{{ document.text }}]{% endfor %}" + TEMPLATE
+    _, engine = await ask("a", {**CHAT, "documents": [{"title": "b", "text": "c"}]}, chat_template=template)
+    assert prompt_of(engine).startswith("[c]")
+
+
 async def test_default_variables_of_the_template_give_way_to_those_of_a_request_and_to_its_effort() -> None:
     config = {"default_chat_template_kwargs": {"enable_thinking": False}}
     off = "<assistant><think>\n\n</think>\n\n"
@@ -269,6 +275,7 @@ async def test_default_variables_of_the_template_give_way_to_those_of_a_request_
         ({}, True),
         ({"chat_template_kwargs": {"enable_thinking": True}}, False),
         ({"chat_template_kwargs": {"other": 1}}, True),
+        ({"reasoning_effort": "high"}, False),
     ):
         _, engine = await ask("a", {**CHAT, **body}, **config)
         assert prompt_of(engine).endswith(off) is is_off
