@@ -28,6 +28,7 @@ from streamserve.process.limits import raise_descriptor_limit
 from streamserve.process.signals import MEANINGLESS, exiting_on, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
 from streamserve.server.config import CorsConfig, ServerConfig
+from streamserve.server.http.keys_file import read_keys_file
 from streamserve.server.http.listen import Listen, bind
 from streamserve.server.process.logs import configure
 from streamserve.server.process.options import ServeOptions
@@ -70,6 +71,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
 @_server("--host", shown_default="127.0.0.1; 0.0.0.0 with a key", help="Address to listen on; 0.0.0.0 is all of them.")
 @_server("--port", type=int, default=8000, help="Port to listen on; 0 takes a free one.")
 @_server("--api-key", multiple=True, show_default=False, help="Key to ask for; may be repeated. Also from VLLM_API_KEY.")
+@_server("--api-keys-file", help="YAML file of keys by their hashes, with limits; read again on SIGHUP.")
 @_server("--prefix-cache-per-key", is_flag=True, help="Share cached prefixes only among requests of one key.")
 @_server("--protect-metrics", is_flag=True, help="Ask for a key at /metrics, too.")
 @_server("--root-path", default="", help="Path under which a proxy shows this server.")
@@ -150,11 +152,15 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
     engine = engine_config(model, values)
     workers = values["api_server_count"] or min(engine.data_parallel_size, MAX_WORKERS)
     overrides, uses_defaults = sampling_defaults(values)
-    api_keys = _api_keys(values)
+    api_keys, keys_file = _api_keys(values), values["api_keys_file"]
+    file_keys = [] if keys_file is None else read_keys_file(keys_file)
+    has_keys = bool(api_keys or file_keys)
     origins = values["allowed_origins"]
     server = ServerConfig(
         **answer_settings(values, engine),
         api_keys=api_keys,
+        keys_file=values["api_keys_file"],
+        file_keys=file_keys,
         prefix_cache_per_key=values["prefix_cache_per_key"],
         protects_metrics=values["protect_metrics"],
         root_path=values["root_path"],
@@ -175,14 +181,14 @@ def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
         seed=seed,
         cors=CorsConfig(
             # Whoever has no key is kept out by where a request comes from.
-            origins=origins if origins is not None else ("*",) if api_keys else (),
+            origins=origins if origins is not None else ("*",) if has_keys else (),
             methods=values["allowed_methods"],
             headers=values["allowed_headers"],
             allow_credentials=values["allow_credentials"],
         ),
     )
     listen = Listen(
-        host=values["host"] or ("0.0.0.0" if api_keys else "127.0.0.1"),
+        host=values["host"] or ("0.0.0.0" if has_keys else "127.0.0.1"),
         port=values["port"],
         root_path=values["root_path"],
         log_level=values["uvicorn_log_level"],

@@ -6,10 +6,13 @@ the environment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import msgspec
+
+from streamserve.types import Tenant
 
 MEBIBYTE = 1 << 20
 
@@ -26,12 +29,21 @@ class CorsConfig(msgspec.Struct, frozen=True, kw_only=True):
     allow_credentials: bool = False
 
 
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key, by its SHA-256, and who sends it."""
+
+    sha256: bytes
+    tenant: Tenant
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one server.
 
     model_names             names that requests may give; the first is the one reported
     model_root              what the model was loaded from, as /v1/models reports it
     api_keys                bearer tokens that open all but probes and the chat page; none means open to all
+    keys_file               a file of further keys by their hashes, with limits; it is read again on SIGHUP
+    file_keys               what that file has said last
     prefix_cache_per_key    whether requests share cached prefixes only with those of the same key, so that neither their
                             time nor their `cached_tokens` tells what others have sent
     protects_metrics        whether /metrics needs a key, too
@@ -68,6 +80,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_names: list[str]
     model_root: str = ""
     api_keys: list[str] = []
+    keys_file: str | None = None
+    file_keys: list[ApiKey] = []
     prefix_cache_per_key: bool = False
     protects_metrics: bool = False
     root_path: str = ""
@@ -100,6 +114,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     cors: CorsConfig | None = CorsConfig()
 
+    @property
+    def keys(self) -> list[ApiKey]:
+        """All keys that open the server; those of `api_keys` are tenants by their numbers."""
+        return [*_numbered(self.api_keys), *self.file_keys]
+
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and defaults of requests, once the model is known.
@@ -120,3 +139,11 @@ class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
     def with_defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of `SamplingParams` as a request gives them, None where it does not, filled in with the defaults."""
         return {**self.defaults, **{name: value for name, value in fields.items() if value is not None}}
+
+
+def _numbered(keys: Sequence[str]) -> list[ApiKey]:
+    """Keys of the command line: each is a tenant called `key-` and its number, from 1 on."""
+    return [
+        ApiKey(sha256=sha256(key.encode()).digest(), tenant=Tenant(name=f"key-{number}"))
+        for number, key in enumerate(keys, start=1)
+    ]

@@ -22,7 +22,7 @@ from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.delivery.run import Admit, Run
-from streamserve.server.http.api_keys import ApiKeys, numbered
+from streamserve.server.http.api_keys import ApiKeys
 from streamserve.server.http.large_work import LargeWork
 from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.lifecycle import Lifecycle, Phase
@@ -74,7 +74,7 @@ class Service:
     ) -> None:
         self.config = config
         self.lifecycle = Lifecycle()
-        self.api_keys = ApiKeys(numbered(config.api_keys))
+        self.api_keys = ApiKeys(config.keys)
         self.metrics = metrics or Metrics(config.model_names[0])
         self.delivery = Delivery(
             self.metrics,

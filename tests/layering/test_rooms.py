@@ -158,7 +158,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "open_sockets": set(),
         "request_templates": set(),
         "telemetry": set(),
-        "http": {"telemetry"},
+        "http": {"config", "telemetry"},
         "siblings": {"http"},
         "delivery": {"http", "telemetry"},
         "service": {"config", "delivery", "http", "lifecycle", "open_sockets", "request_templates", "siblings", "telemetry"},

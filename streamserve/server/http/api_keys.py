@@ -9,16 +9,9 @@ import hmac
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
-import msgspec
-
-from streamserve.types import Tenant
-
-
-class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key, by its SHA-256, and who sends it."""
-
-    sha256: bytes
-    tenant: Tenant
+from streamserve.errors import AuthenticationFailed
+from streamserve.server.config import ApiKey
+from streamserve.types import ANYONE, Tenant
 
 
 class ApiKeys:
@@ -30,6 +23,22 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
+    def replace(self, keys: Sequence[ApiKey]) -> None:
+        """Have these keys open the server from now on, and no others."""
+        self._keys = tuple(keys)
+
+    def tenant(self, name: str) -> Tenant:
+        """A tenant with the limits that its key has now, by its name.
+
+        For what goes on after a key was shown. Raises `AuthenticationFailed` when the key opens the server no longer.
+        """
+        if not self._keys:
+            return ANYONE
+        for key in self._keys:
+            if key.tenant.name == name:
+                return key.tenant
+        raise AuthenticationFailed("the API key that this connection was opened with is no longer valid")
+
     def find(self, offered: Iterable[bytes]) -> tuple[ApiKey, bytes] | None:
         """The first key that is among those offered, and how it was offered; None when none is.
 
@@ -38,11 +47,3 @@ class ApiKeys:
         hashed = [(sha256(key).digest(), key) for key in offered]
         found = [(key, text) for key in self._keys for hash, text in hashed if hmac.compare_digest(key.sha256, hash)]
         return found[0] if found else None
-
-
-def numbered(keys: Sequence[str]) -> list[ApiKey]:
-    """Keys of the command line: each is a tenant called `key-` and its number, from 1 on."""
-    return [
-        ApiKey(sha256=sha256(key.encode()).digest(), tenant=Tenant(name=f"key-{number}"))
-        for number, key in enumerate(keys, start=1)
-    ]

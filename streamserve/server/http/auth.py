@@ -7,6 +7,7 @@ tenant that the key stands for in the scope's `user`, and the key itself, for re
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +20,9 @@ from streamserve.types import ANYONE, Tenant
 
 OPEN_PATHS = frozenset({"/", "/health", "/live", "/ping", "/ready", "/version"})
 """What needs no key: probes, and the chat page, which asks for one itself."""
+
+MAX_OFFERED = 4
+"""Keys of one request that are looked at."""
 
 _PAGE_PREFIX = "/chat/"
 _METRICS = "/metrics"
@@ -58,7 +62,7 @@ class Authentication:
 
     def _admit(self, scope: Scope) -> bool:
         """Whether the request carries a key; then its scope says whose."""
-        found = self._api_keys.find(_offered_keys(scope))
+        found = self._api_keys.find(islice(_offered_keys(scope), MAX_OFFERED))
         if found is None:
             return False
         key, offered = found

@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from streamserve.aio.daemon_thread import run_in_daemon_thread
 from streamserve.checkpoint.files import Checkpoint
@@ -26,6 +27,7 @@ from streamserve.process.limits import descriptor_limit
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.connection_limit import ConnectionLimit, connections_for
+from streamserve.server.http.keys_file import read_keys_file
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.server import http_server
 from streamserve.server.process.logs import PROBES
@@ -131,6 +133,18 @@ class ApiWorker:
         """Accept another worker's connections, too, while the block runs."""
         async with self._http.accepting_from(listening):
             yield
+
+    async def reload_keys(self) -> ServerConfig:
+        """Read the keys file again, where there is one; returns the configuration with its keys.
+
+        Raises `ConfigError` for a file that can't be read, in which case nothing changes.
+        """
+        config = self.service.config
+        if config.keys_file is not None:
+            file_keys = await run_in_daemon_thread(partial(read_keys_file, config.keys_file))
+            config = msgspec.structs.replace(config, file_keys=file_keys)
+            self.service.api_keys.replace(config.keys)
+        return config
 
     def reload_certificates(self) -> None:
         """Read the TLS files again, for connections from now on. Raises `ConfigError` and changes nothing for unusable ones."""

@@ -114,7 +114,7 @@ class Server:
     def _log_port(self, listen: Listen) -> None:
         reach = ", to this machine only: --api-key or --host 0.0.0.0 opens it to others" if listen.is_local else ""
         self._log.step("port", f"{listen.url} answers /live{reach}")
-        if not listen.is_local and not self._options.server.api_keys:
+        if not listen.is_local and not self._options.server.keys:
             self._log.note(f"warning: whoever can reach {listen.host}:{listen.port} may use this server: it has no --api-key")
 
     async def _load(self, first: ApiWorker, listen: Listen, memory: _SharedMemory, watching: TaskGroup) -> None:
@@ -233,7 +233,7 @@ class Server:
                 self._end()
 
     async def _reload_on_request(self, first: ApiWorker) -> None:
-        """At each request read the TLS files again and replace the further workers; several at a time are one."""
+        """At each request read the keys and the TLS files again and replace the further workers; several at a time are one."""
         while True:
             await self._reload_requested.wait()
             self._reload_requested = anyio.Event()
@@ -242,14 +242,18 @@ class Server:
 
     async def _reload(self, first: ApiWorker) -> None:
         try:
+            config = await first.reload_keys()
             first.reload_certificates()
         except ConfigError as error:
             self._log.note(f"Nothing is reloaded: {error.message}")
             return
+        what = "the TLS files" if config.keys_file is None else "the keys and the TLS files"
         if self._workers is None:
-            self._log.note("Reloaded the TLS files")
-        elif await self._workers.replace_all():
-            self._log.note("Reloaded the TLS files and replaced the further API workers; those before finish their streams")
+            self._log.note(f"Reloaded {what}")
+            return
+        self._workers.reconfigure(config)
+        if await self._workers.replace_all():
+            self._log.note(f"Reloaded {what} and replaced the further API workers; those before finish their streams")
         else:
             self._log.note("An API worker could not be replaced, its log says why: the one before goes on")
 

@@ -13,8 +13,10 @@ from time import monotonic
 
 import anyio
 import anyio.to_thread
+import msgspec
 from anyio.abc import TaskGroup
 
+from streamserve.server.config import ServerConfig
 from streamserve.server.process.worker_launch import WorkerLaunch
 from streamserve.server.process.workers import WorkerProcess
 from streamserve.server.siblings.control import BEAT_INTERVAL_S, CallSiblings
@@ -110,6 +112,13 @@ class WorkerPlace:
         self._former, self._current = former, worker
         former.retire()
         return True
+
+    def reconfigure(self, config: ServerConfig) -> None:
+        """Have those that run read the keys again, and those that are started from now on take this configuration."""
+        first, second = (msgspec.structs.replace(launch, server_config=config) for launch in self._launches)
+        self._launches = (first, second)
+        for worker in self.processes:
+            worker.reconfigure(config)
 
     def drain(self) -> None:
         """Have them finish what runs and end."""

@@ -6,12 +6,15 @@ replaces it, or is gone. Ignores signals: a terminal or a supervisor sends them 
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from collections.abc import Awaitable, Callable
 
 import anyio
 
+from streamserve.aio.wakeup import Wakeup
+from streamserve.errors import ConfigError
 from streamserve.process.child import decode_with_paths
 from streamserve.process.signals import ENDING, MEANINGLESS, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
@@ -21,6 +24,8 @@ from streamserve.server.process.logs import configure
 from streamserve.server.process.worker_launch import ServedEngine, WorkerLaunch
 from streamserve.server.siblings.control import Control, Method, WorkerReady
 from streamserve.server.siblings.siblings import Siblings
+
+logger = logging.getLogger("streamserve.server")
 
 
 def main() -> None:
@@ -37,12 +42,12 @@ async def serve(launch: WorkerLaunch) -> None:
     metrics = launch.metrics()
     # Those of an earlier process that was this worker have ended with it.
     metrics.reset_gauges()
-    drain, retire = anyio.Event(), anyio.Event()
+    drain, retire, keys_changed = anyio.Event(), anyio.Event(), Wakeup()
 
     async def on_call(method: Method, id: OwnedId) -> int | None:
         return launch.worker if worker.service.on_call(method, id) else None
 
-    control = Control(on_call=on_call, on_drain=drain.set, on_retire=retire.set)
+    control = Control(on_call=on_call, on_drain=drain.set, on_retire=retire.set, on_keys=keys_changed.set)
     siblings = Siblings(control.call, launch.internal_socket)
     worker = ApiWorker(launch.server_config, launch.listen, metrics=metrics, siblings=siblings)
     engine = launch.engine(metrics)
@@ -50,6 +55,7 @@ async def serve(launch: WorkerLaunch) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_run_control, control, launch.control_fd, tasks.cancel_scope)
             tasks.start_soon(control.beat)
+            tasks.start_soon(_reload_keys, keys_changed, worker)
             tokenizer = await read_tokenizer(launch.engine_config, launch.checkpoint)
             await worker.connect(engine, tokenizer, launch.checkpoint.eos_token_ids, launch.sampling_defaults)
             tasks.start_soon(_end_with_engine, engine, worker)
@@ -65,6 +71,17 @@ async def serve(launch: WorkerLaunch) -> None:
 async def _run_control(control: Control, control_fd: int, scope: anyio.CancelScope) -> None:
     await control.run(socket.socket(fileno=control_fd))
     scope.cancel()
+
+
+async def _reload_keys(keys_changed: Wakeup, worker: ApiWorker) -> None:
+    """Read the keys again whenever they have changed, until cancelled."""
+    while True:
+        await keys_changed.wait()
+        try:
+            await worker.reload_keys()
+        except ConfigError as error:
+            # It was read a moment ago by the first worker, whose keys this one will take when it is replaced.
+            logger.warning("the keys are not reloaded: %s", error.message)
 
 
 async def _report_ready(control: Control, worker: ApiWorker, internal_socket: str) -> None:

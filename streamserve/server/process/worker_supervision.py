@@ -13,6 +13,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from streamserve.server.config import ServerConfig
 from streamserve.server.http.listen import join
 from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.worker_launch import WorkerLaunch
@@ -69,6 +70,11 @@ class WorkerSupervision:
         """Return once each of them has taken requests."""
         for place in self._places:
             await place.ready.wait()
+
+    def reconfigure(self, config: ServerConfig) -> None:
+        """Have those that run read the keys again, and those that are started from now on take this configuration."""
+        for place in self._places:
+            place.reconfigure(config)
 
     async def replace_all(self) -> bool:
         """Replace one after another, each once its successor takes requests; False when one did not start.

@@ -12,9 +12,10 @@ import anyio
 import msgspec
 
 from streamserve.process.child import encode_with_paths, start_module
+from streamserve.server.config import ServerConfig
 from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.process.worker_launch import WorkerLaunch
-from streamserve.server.siblings.control import CallSiblings, Control, Drain, Method, Retire
+from streamserve.server.siblings.control import CallSiblings, Control, Drain, Method, ReloadKeys, Retire
 
 END_TIMEOUT_S = 5.0
 
@@ -67,6 +68,11 @@ class WorkerProcess:
 
             tasks.start_soon(wait, self.ready)
             tasks.start_soon(wait, self.ended)
+
+    def reconfigure(self, config: ServerConfig) -> None:
+        """Have it read the keys again, and take this configuration if it is started again."""
+        self.launch = msgspec.structs.replace(self.launch, server_config=config)
+        self.control.send(ReloadKeys())
 
     def retire(self) -> None:
         """Have it accept nothing more, finish all it answers, however long that takes, and end."""

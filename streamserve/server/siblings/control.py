@@ -44,6 +44,10 @@ class Retire(msgspec.Struct, tag="retire", frozen=True):
     """Another process takes this worker's place: accept no connection any more, finish what there is, then end."""
 
 
+class ReloadKeys(msgspec.Struct, tag="keys", frozen=True):
+    """The keys file has changed: read it again."""
+
+
 Method = Literal["answer", "cancel", "find"]
 """answer, cancel: end the reasoning of the running request with this id, or the request; find: look up what is kept of one."""
 
@@ -66,7 +70,7 @@ class MethodResult(msgspec.Struct, tag="result", frozen=True):
     worker: int | None
 
 
-ControlMessage = WorkerReady | Beat | Drain | Retire | MethodCall | MethodResult
+ControlMessage = WorkerReady | Beat | Drain | Retire | ReloadKeys | MethodCall | MethodResult
 _DECODER: msgspec.json.Decoder[ControlMessage] = msgspec.json.Decoder(ControlMessage)
 _ENCODER = msgspec.json.Encoder()
 
@@ -78,6 +82,7 @@ class Control:
     on_ready        called when the other end takes requests
     on_drain        called when the other end wants this one to drain
     on_retire       called when the other end has replaced this one
+    on_keys         called when the other end has read other keys
     call_timeout_s  seconds that the other end has to answer a call
 
     num_received  messages of the other end so far
@@ -90,6 +95,7 @@ class Control:
         on_ready: Callable[[], None] | None = None,
         on_drain: Callable[[], None] | None = None,
         on_retire: Callable[[], None] | None = None,
+        on_keys: Callable[[], None] | None = None,
         call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         self._on_call = on_call
@@ -97,6 +103,7 @@ class Control:
         self._on_ready = on_ready
         self._on_drain = on_drain
         self._on_retire = on_retire
+        self._on_keys = on_keys
         self._calls: PendingCalls[int | None] = PendingCalls()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[bytes] = []
@@ -163,6 +170,9 @@ class Control:
             case Retire():
                 if self._on_retire is not None:
                     self._on_retire()
+            case ReloadKeys():
+                if self._on_keys is not None:
+                    self._on_keys()
             case MethodCall(number, method, id):
                 # In a task of its own: the result may have to come from a third process, through this very loop.
                 tasks.start_soon(self._answer, number, method, id)

@@ -177,9 +177,9 @@ class Streams:
         request = dict(body.fields)
         is_resumable = take_resumable(request)
         try:
-            message = CreateMessage(
-                tenant=self._tenant, body=Body(request, body.run), is_resumable=is_resumable, kept=self._kept
-            )
+            # Sockets live for long: the key may have gone since, or have other limits.
+            tenant = self._service.api_keys.tenant(self._tenant.name)
+            message = CreateMessage(tenant=tenant, body=Body(request, body.run), is_resumable=is_resumable, kept=self._kept)
             logged = await create(self._service, message)
         except NotKeptHere as missing:
             await self._relay_from_sibling(lane, missing.response_id, {"type": kind, **body.fields}, missing)

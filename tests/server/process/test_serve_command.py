@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -400,6 +401,35 @@ def test_workers_are_replaced_one_after_another_and_no_stream_or_request_notices
         page = httpx.get(f"{base_url}/metrics").text
         assert 'vllm:request_success_total{engine="0",finished_reason="length",model_name="demo"}' in page
         assert not re.search("WARNING|ERROR|ended with status", server.log), server.log
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+@pytest.mark.slow
+def test_keys_change_on_sighup_in_every_worker_and_a_file_with_a_fault_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+
+    def write(*names: str) -> None:
+        path.write_text(json.dumps([{"name": name, "sha256": sha256(name.encode()).hexdigest()} for name in names]))
+
+    def statuses(key: str) -> set[int]:
+        """Of as many connections as meet every worker."""
+        headers = {"Authorization": f"Bearer {key}"}
+        return {httpx.get(f"{server.base_url}/v1/models", headers=headers).status_code for _ in range(24)}
+
+    write("alice", "bob")
+    arguments = ("--host", "127.0.0.1", "--api-keys-file", str(path), "--api-server-count", "2")
+    with serve_process(*SMALL, *arguments) as server:
+        server.wait_ready()
+        assert [statuses(key) for key in ("alice", "bob", "carol")] == [{200}, {200}, {401}]
+        write("bob", "carol")
+        server.signal(signal.SIGHUP)
+        server.wait_for(partial(has_replaced_workers, server, 1))
+        assert [statuses(key) for key in ("alice", "bob", "carol")] == [{401}, {200}, {200}]
+        path.write_text("- {name: alice}")
+        server.signal(signal.SIGHUP)
+        server.wait_for_log("Nothing is reloaded")
+        assert [statuses(key) for key in ("bob", "carol")] == [{200}, {200}]
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
 
