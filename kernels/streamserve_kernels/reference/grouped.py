@@ -55,22 +55,19 @@ def pack(quants: Tensor) -> Tensor:
     out, columns = quants.shape
     # [tile, half of rows, g, tile, word, t, half of four, even or odd]
     parts = quants.view(out // ROWS, 2, 8, columns // COLUMNS, _WORDS, 4, 2, 2)
-    # -> [tile, tile, g, t, word, even or odd, half of four, half of rows]
-    digits = parts.permute(0, 3, 2, 5, 4, 7, 6, 1).to(torch.int32).flatten(5)
-    # Bits do not overlap: their sum, which wraps at 32 bits, is what "or" would give.
-    return (digits << _shifts(quants.device)).sum(-1, dtype=torch.int32).flatten(2, 3)
+    # -> [tile, tile, g, t, word, even or odd, half of four, half of rows]; as bytes: int32 would take four times more
+    digits = parts.permute(0, 3, 2, 5, 4, 7, 6, 1)
+    pairs = (digits[..., 0] | (digits[..., 1] << 4)).contiguous()
+    return pairs.flatten(5).view(torch.int32).squeeze(-1).flatten(2, 3)
 
 
 def unpack(words: Tensor) -> Tensor:
     """The integers that `pack` has packed, uint8."""
     tiles, chunks = words.shape[:2]
-    digits = (words.unsqueeze(-1) >> _shifts(words.device)) & 15
+    pairs = words.contiguous().unsqueeze(-1).view(torch.uint8)
+    digits = torch.stack([pairs & 15, pairs >> 4], dim=-1)
     parts = digits.view(tiles, chunks, 8, 4, _WORDS, 2, 2, 2).permute(0, 7, 2, 1, 4, 3, 6, 5)
-    return parts.reshape(tiles * ROWS, chunks * COLUMNS).to(torch.uint8)
-
-
-def _shifts(device: torch.device) -> Tensor:
-    return torch.arange(0, 32, 4, dtype=torch.int32, device=device)
+    return parts.reshape(tiles * ROWS, chunks * COLUMNS)
 
 
 def dequantize(weight: GroupedWeight) -> Tensor:

@@ -109,10 +109,14 @@ def check_bits(method: str, bits: object, group: object) -> int:
 
 
 def unpack_words(words: Tensor, dim: int) -> Tensor:
-    """The integers of int32 words, the first in the lowest bits, side by side in a dimension 8 times as long; uint8."""
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
-    apart = (words.unsqueeze(dim + 1) >> shifts.view(-1, *[1] * (words.dim() - dim - 1))) & 15
-    return apart.flatten(dim, dim + 1).to(torch.uint8)
+    """The integers of int32 words, the first in the lowest bits, side by side in a dimension 8 times as long; uint8.
+
+    On machines of little-endian bytes, as all that torch runs on.
+    """
+    # As bytes from the start: as int32 the integers of one large weight would take gigabytes.
+    pairs = words.contiguous().unsqueeze(-1).view(torch.uint8)
+    apart = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2)
+    return apart.movedim(-1, dim + 1).flatten(dim, dim + 1)
 
 
 def words_of(taken: range) -> range:

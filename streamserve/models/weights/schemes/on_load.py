@@ -23,6 +23,10 @@ _KEPT = ("lm_head", "router", "re:.*\\.gate$")
 """Heads, and routers of experts: few numbers that decide much."""
 
 
+AT_ONCE = 1 << 24
+"""Numbers that are rounded at once: 64 MB in fp32."""
+
+
 @dataclass(frozen=True)
 class Fp8OnLoad(Fp8Scheme):
     """Numbers of a float dtype; each row is given a scale of its own."""
@@ -66,9 +70,13 @@ def _rounds(region: Region, values: Tensor, scale: Tensor) -> Callable[[StoredTe
 
 
 def _round(part: Tensor, values: Tensor, scale: Tensor) -> None:
-    # Where weights are stored [in, out], what they fill is turned as well, and a row of the scale lies.
+    # Where weights are stored [in, out], what they fill is turned as well, and the scale is a row.
     if scale.shape[1] != 1:
         part, values, scale = part.t(), values.t(), scale.t()
-    narrow, factors = quantize_fp8_rows(part.to(values.device))
-    values.copy_(narrow)
-    scale.copy_(factors)
+    # Some rows at a time, so that little more than the rounded weights is ever held.
+    num_rows = max(1, AT_ONCE // part.shape[1])
+    for first in range(0, len(part), num_rows):
+        rows = slice(first, first + num_rows)
+        narrow, factors = quantize_fp8_rows(part[rows].to(values.device))
+        values[rows] = narrow
+        scale[rows] = factors
