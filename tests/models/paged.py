@@ -47,6 +47,12 @@ class PagedRun:
             values = head(self.model(inputs, self.kv_caches))
         return dict(zip(ordered, values.split([len(work[name]) for name in ordered]), strict=True))
 
+    def fork(self, name: str, source: str, length: int) -> None:
+        """Let a new sequence begin with the first tokens of another, whose whole blocks it shares."""
+        assert length % BLOCK_SIZE == 0
+        self._blocks[name] = [blocks[: length // BLOCK_SIZE] for blocks in self._blocks[source]]
+        self._lengths[name] = length
+
     def greedy(self, name: str, prompt: list[int], count: int) -> list[int]:
         """The next `count` tokens after a prompt, one step each."""
         tokens, new = [], prompt
