@@ -18,7 +18,7 @@ from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_til
 from streamserve_kernels.experts.weighted_sum import weighted_sum
 from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
 from streamserve_kernels.norm_rope import activate
-from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, unpack_e2m1
+from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, quarters, unpack_e2m1
 from streamserve_kernels.reference.experts import Routes
 from streamserve_kernels.reference.grouped import COLUMNS, ROWS
 from streamserve_kernels.reference.quantized_experts import Mxfp4ExpertsWeight
@@ -117,13 +117,11 @@ def _mxfp4_few_kernel(
     sums = tl.zeros([SLICES, _ROWS, 8], tl.float32)
     if PDL and not BY_TOKEN:
         cuda.gdc_wait()
+    inputs = ()
+    for step in tl.static_range(0, min(steps, AHEAD)):
+        inputs = inputs + (quarters(x_ptrs, lane_present[:, None], columns, step * SLICES * _COLUMNS, K),)  # type: ignore[assignment]
     for step in tl.static_range(0, steps):
-        parts = ()
-        for part in tl.static_range(4):
-            at = step * SLICES * _COLUMNS + part * 16
-            x = tl.load(x_ptrs + at, mask=lane_present[:, None] & (columns + at < K), other=0.0)
-            parts = parts + (x.to(COMPUTE),)  # type: ignore[assignment]
-        x = operand(parts[0], parts[1], parts[2], parts[3], SLICES, IN_FOURS)  # type: ignore[misc]
+        x = operand(inputs[step], SLICES, IN_FOURS, COMPUTE)
         above, below = _exponents(exponents[step])
         weights = unpack_e2m1(tl.reshape(tiles[step], [SLICES, 8, 4, 4]), above, below, PACKED, IN_FOURS, COMPUTE)
         sums = tl.dot(weights, x, sums, input_precision="ieee")
@@ -133,6 +131,7 @@ def _mxfp4_few_kernel(
             at = (step + AHEAD) * SLICES
             tiles = tiles + (tl.load(word_ptrs + at * 128, mask=inside, other=0, eviction_policy="evict_first"),)  # type: ignore[assignment]
             exponents = exponents + (tl.load(exponent_ptrs + at * 8, mask=known, other=0),)  # type: ignore[assignment]
+            inputs = inputs + (quarters(x_ptrs, lane_present[:, None], columns, at * _COLUMNS, K),)  # type: ignore[assignment]
     _store(tl.sum(sums, axis=0), bias_ptr, out_ptr, expert, tile, place, present, N, _ROWS, ACTIVATION)
 
 
@@ -167,12 +166,15 @@ def _mxfp4_product_kernel(
         lanes = lanes // 16 * 16 + lanes % 8 // 2 * 4 + lanes % 16 // 8 * 2 + lanes % 2
     x_ptrs = x_ptr + x_rows[:, None] * K + lanes[None, :]
     sums = tl.zeros([64, BLOCK_M], tl.float32)
+    # Exponents are read a step ahead: products would wait for them.
+    exponents = tl.load(exponent_ptrs, mask=known[:, None], other=0)
     if PDL and not BY_TOKEN:
         cuda.gdc_wait()
     for chunk in range(chunks):
         words = tl.load(word_ptrs + chunk * 128, mask=held[:, None], other=0)
         x = tl.load(x_ptrs + chunk * _COLUMNS, mask=present[:, None], other=0.0)
-        above, below = _exponents(tl.load(exponent_ptrs + chunk * 8, mask=known[:, None], other=0))
+        above, below = _exponents(exponents)
+        exponents = tl.load(exponent_ptrs + tl.minimum(chunk + 1, chunks - 1) * 8, mask=known[:, None], other=0)
         weights = unpack_e2m1(tl.reshape(words, [4, 8, 4, 4]), above, below, PACKED, IN_FOURS, COMPUTE)
         sums = tl.dot(tl.reshape(weights, [64, 64]), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
     _store(sums, bias_ptr, out_ptr, expert, tile, place, present, N, 64, ACTIVATION)
@@ -232,14 +234,14 @@ def _few(
 ) -> None:
     """held  None for a lone token, which has no index"""
     num_experts, outer, inner = weight.shape
-    top_k, slices = routes.expert_ids.shape[1], 8
+    top_k, (slices, ahead) = routes.expert_ids.shape[1], few_shape()
     counts, places, num_tokens, programs = None, None, 1, outer // ROWS * top_k
     if held is not None:
         counts, places, num_tokens = held.counts, held.places, held.num_tokens
         programs = held.num_programs(outer, _FEW)
     _mxfp4_few_kernel[(programs,)](
         x, weight.words, weight.exponents, bias, out, counts, places, routes.expert_ids, num_tokens, num_experts, first_expert,
-        N=outer, K=inner, TOP_K=top_k, LANES=power_of_two(num_experts), SLICES=slices, AHEAD=4, ONE_ROW=held is None,
+        N=outer, K=inner, TOP_K=top_k, LANES=power_of_two(num_experts), SLICES=slices, AHEAD=ahead, ONE_ROW=held is None,
         BY_TOKEN=by_token, ACTIVATION=activation, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS,
         COMPUTE=compute_dtype(x.dtype), num_warps=slices, num_stages=1, **dependent_launch(x.device),
     )  # fmt: skip
@@ -266,6 +268,11 @@ def _product(
 
 
 _FEW = ProductShape(block_m=8, block_n=ROWS, block_k=COLUMNS, warps=8, stages=1, x_first=False)
+
+
+def few_shape() -> tuple[int, int]:
+    """Warps of a program for few tokens, and steps that loads are ahead."""
+    return 8, 4
 
 
 def product_shape(num_places: int, num_experts: int) -> ProductShape | None:

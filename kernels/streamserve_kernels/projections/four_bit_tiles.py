@@ -159,13 +159,24 @@ def unpack_e2m1(words, exponent, exponent_below, PACKED: tl.constexpr, IN_FOURS:
 
 
 @triton.jit
-def operand(x0, x1, x2, x3, SLICES: tl.constexpr, IN_FOURS: tl.constexpr):
-    """The second operand [tiles, 64, 8] of columns [lanes, 4], the four of a lane in each 16 columns of its tile."""
+def operand(parts, SLICES: tl.constexpr, IN_FOURS: tl.constexpr, TO: tl.constexpr):
+    """The second operand [tiles, 64, 8] of what `quarters` returned."""
+    x0, x1, x2, x3 = parts
     # [tiles, 8, 4, half of four, even or odd, word // 2, word % 2]
-    x = tl.join(tl.join(x0, x2), tl.join(x1, x3))
+    x = tl.join(tl.join(x0.to(TO), x2.to(TO)), tl.join(x1.to(TO), x3.to(TO)))
     x = tl.reshape(x, [SLICES, 8, 4, 2, 2, 2, 2])
     if IN_FOURS:
         x = tl.permute(x, (0, 5, 6, 2, 3, 4, 1))
     else:
         x = tl.permute(x, (0, 5, 6, 3, 2, 4, 1))
     return tl.reshape(x, [SLICES, 64, 8])
+
+
+@triton.jit
+def quarters(ptrs, mask, columns, first, K: tl.constexpr):
+    """Columns [lanes, 4] of each lane, the four in each 16 columns of its tile, which begins `first` columns on."""
+    x0 = tl.load(ptrs + first, mask=mask & (columns + first < K), other=0.0)
+    x1 = tl.load(ptrs + first + 16, mask=mask & (columns + first + 16 < K), other=0.0)
+    x2 = tl.load(ptrs + first + 32, mask=mask & (columns + first + 32 < K), other=0.0)
+    x3 = tl.load(ptrs + first + 48, mask=mask & (columns + first + 48 < K), other=0.0)
+    return x0, x1, x2, x3

@@ -2,7 +2,7 @@
 
 Tiles are unpacked by `four_bit_tiles`; sums of a group are multiplied by its scale in fp32.
 
-* Up to `FEW_ROWS`: a program has 16 weight rows and its warps share out the columns; a norm is gathered along the way.
+* Up to `FEW_ROWS`: a program has 16 weight rows and its warps share out the columns.
 * More: a program has 64 weight rows, a warp 16 of them, and inputs come through shared memory; programs may share out columns.
 """
 
@@ -16,7 +16,7 @@ from triton.language.extra import cuda
 from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two
 from streamserve_kernels.norm_rope import activate
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
-from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, unpack_integers
+from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, quarters, unpack_integers
 from streamserve_kernels.reference.grouped import COLUMNS, ROWS, GroupedWeight
 
 FEW_ROWS = 8
@@ -26,47 +26,90 @@ _COLUMNS, _ROWS = tl.constexpr(COLUMNS), tl.constexpr(ROWS)
 
 @triton.jit
 def _zeros(zero_ptr, rows, chunk, total, known, GROUP: tl.constexpr, ZERO: tl.constexpr):
-    """Zero points of rows [tiles, 8] in chunks [tiles] of 64 columns, as they broadcast to words."""
+    """Zero points of rows [tiles, 8] and of those 8 further in chunks [tiles] of 64 columns, as they broadcast to words."""
     if ZERO:
         if GROUP == 32:
             group = (chunk * 2)[:, None, None, None] + (tl.arange(0, 4) // 2)[None, None, None, :]
         else:
             group = (chunk * _COLUMNS // GROUP)[:, None, None, None]
         zero_ptrs = zero_ptr + group * total + rows[:, :, None, None]
-        zero = tl.load(zero_ptrs, mask=known[:, None, None, None], other=0).to(tl.int32)
+        mask = known[:, None, None, None]
+        zero = tl.load(zero_ptrs, mask=mask, other=0)
+        below = tl.load(zero_ptrs + 8, mask=mask, other=0)
     else:
-        zero = tl.full([1, 1, 1, 1], 8, tl.int32)
-    return zero
+        zero = tl.full([1, 1, 1, 1], 8, tl.uint8)
+        below = zero
+    return zero, below
 
 
 @triton.jit
-def _scaled(weights, x, scale_ptr, rows, chunk, total, known, GROUP: tl.constexpr):
+def _scales(scale_ptr, rows, chunk, total, known, GROUP: tl.constexpr):
+    """Scales of weight rows [tiles, 16] in chunks [tiles] of 64 columns: of their first half, and of their second."""
+    if GROUP == 32:
+        scale_ptrs = scale_ptr + (chunk * 2)[:, None] * total + rows
+        scale = tl.load(scale_ptrs, mask=known, other=0.0)
+        late_scale = tl.load(scale_ptrs + total, mask=known, other=0.0)
+    else:
+        scale = tl.load(scale_ptr + (chunk * _COLUMNS // GROUP)[:, None] * total + rows, mask=known, other=0.0)
+        late_scale = scale
+    return scale, late_scale
+
+
+@triton.jit
+def _scaled(weights, x, scale, next_scale, GROUP: tl.constexpr):
     """The product of chunks [tiles, 16, 64] and [tiles, 64, rows of x], times the scales of weight rows [tiles, 16]."""
     if GROUP == 32:
         left, right = tl.split(tl.permute(tl.reshape(weights, [weights.shape[0], 16, 2, 32]), (0, 1, 3, 2)))
         above, below = tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, 32, x.shape[2]]), (0, 2, 3, 1)))
-        scale_ptrs = scale_ptr + (chunk * 2)[:, None] * total + rows
-        scale = tl.load(scale_ptrs, mask=known[:, None], other=0.0).to(tl.float32)
-        next_scale = tl.load(scale_ptrs + total, mask=known[:, None], other=0.0).to(tl.float32)
-        product = tl.dot(left, above, input_precision="ieee") * scale[:, :, None]
-        product += tl.dot(right, below, input_precision="ieee") * next_scale[:, :, None]
+        product = tl.dot(left, above, input_precision="ieee") * scale.to(tl.float32)[:, :, None]
+        product += tl.dot(right, below, input_precision="ieee") * next_scale.to(tl.float32)[:, :, None]
     else:
-        scale_ptrs = scale_ptr + (chunk * _COLUMNS // GROUP)[:, None] * total + rows
-        scale = tl.load(scale_ptrs, mask=known[:, None], other=0.0).to(tl.float32)
-        product = tl.dot(weights, x, input_precision="ieee") * scale[:, :, None]
+        product = tl.dot(weights, x, input_precision="ieee") * scale.to(tl.float32)[:, :, None]
     return product
+
+
+@triton.jit
+def _fetch(
+    word_ptrs, scale_ptr, zero_ptr, first, tile, lane, total, step: tl.constexpr, CHUNKS: tl.constexpr, SLICES: tl.constexpr,
+    GROUP: tl.constexpr, ZERO: tl.constexpr,
+):  # fmt: skip
+    """A step's words [SLICES * 32, 4] of a tile of 16 rows, the tiles' scales and their zero points.
+
+    first  row of the first tile
+    """
+    chunk = tl.arange(0, SLICES) + step * SLICES
+    known = chunk < CHUNKS
+    inside = (lane // 32 + step * SLICES < CHUNKS)[:, None]
+    words = tl.load(word_ptrs + step * SLICES * 128, mask=inside, other=0, eviction_policy="evict_first")
+    rows = (first + tile * _ROWS + tl.arange(0, _ROWS))[None, :]
+    scale, next_scale = _scales(scale_ptr, rows, chunk, total, known[:, None], GROUP)
+    above = (first + tile * _ROWS + tl.arange(0, 8))[None, :]
+    zero, zero_below = _zeros(zero_ptr, above, chunk, total, known, GROUP, ZERO)
+    return words, scale, next_scale, zero, zero_below
+
+
+@triton.jit
+def _multiplied(
+    fetched, x, SLICES: tl.constexpr, GROUP: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, COMPUTE: tl.constexpr
+):  # fmt: skip
+    """The product of what `_fetch` returned with an operand."""
+    words, scale, next_scale, zero, below = fetched
+    words = tl.reshape(words, [SLICES, 8, 4, 4])
+    weights = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, IN_FOURS, COMPUTE)
+    return _scaled(weights, x, scale, next_scale, GROUP)
 
 
 @kernel(do_not_specialize=["M"])
 def _grouped_few_rows_kernel(
-    x_ptr, words_ptr, scale_ptr, zero_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr, M, N, eps,
+    x_ptr, words_ptr, scale_ptr, zero_ptr, bias_ptr, residual_ptr, out_ptr, M, N,
     K: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr, AHEAD: tl.constexpr,
-    ZERO: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, COMPUTE: tl.constexpr, NORM: tl.constexpr,
+    ZERO: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, COMPUTE: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """16 weight rows, or as many of a gate and of what it lets through, times all rows of x.
 
-    Each of SLICES warps multiplies every SLICES-th tile of 64 columns; AHEAD of its tiles are in registers before use.
+    Each of SLICES warps multiplies every SLICES-th tile of 64 columns. What a step needs is asked for AHEAD steps before: loads
+    that are waited for one after another take longer than all else.
     """
     if PDL:
         cuda.gdc_launch_dependents()
@@ -74,76 +117,53 @@ def _grouped_few_rows_kernel(
     chunks: tl.constexpr = K // _COLUMNS
     steps: tl.constexpr = (chunks + SLICES - 1) // SLICES
     tile = tl.program_id(0)
-    slices = tl.arange(0, SLICES)
-    lines = tl.arange(0, 8)
     # All lanes of all warps in one dimension: the compiler then gives each its own 16 bytes.
     lane = tl.arange(0, SLICES * 32)
     word_ptrs = words_ptr + tile.to(tl.int64) * (chunks * 128) + (lane * 4)[:, None] + tl.arange(0, 4)[None, :]
     up_ptrs = word_ptrs + (N // _ROWS).to(tl.int64) * (chunks * 128)
-    tiles = ()
-    up_tiles = ()
-    for step in tl.static_range(0, min(steps, AHEAD)):
-        inside = (lane // 32 + step * SLICES < chunks)[:, None]
-        tiles = tiles + (tl.load(word_ptrs + step * SLICES * 128, mask=inside, other=0, eviction_policy="evict_first"),)  # type: ignore[assignment]
-        if gated:
-            up_tiles = up_tiles + (tl.load(up_ptrs + step * SLICES * 128, mask=inside, other=0, eviction_policy="evict_first"),)  # type: ignore[assignment]
-    rows = tl.arange(0, 8)
+    weight_rows = tile * _ROWS + tl.arange(0, _ROWS)
     columns = (lane // 32 * _COLUMNS + lane % 4 * 4)[:, None] + tl.arange(0, 4)[None, :]
     x_ptrs = x_ptr + (lane % 32 // 4 * K)[:, None] + columns
     is_row = (lane % 32 // 4 < M)[:, None]
-    weight_rows = tile * _ROWS + tl.arange(0, _ROWS)
     total = N
     if gated:
         total = 2 * N
-    sums = tl.zeros([SLICES, _ROWS, 8], tl.float32)
-    up_sums = tl.zeros([SLICES, _ROWS, 8], tl.float32)
-    squares = tl.zeros([SLICES * 32, 4], tl.float32)
+    tiles = ()
+    up_tiles = ()
+    inputs = ()
+    for step in tl.static_range(0, min(steps, AHEAD)):
+        fetched = _fetch(word_ptrs, scale_ptr, zero_ptr, 0, tile, lane, total, step, chunks, SLICES, GROUP, ZERO)
+        tiles = tiles + (fetched,)  # type: ignore[assignment]
+        if gated:
+            fetched = _fetch(up_ptrs, scale_ptr, zero_ptr, N, tile, lane, total, step, chunks, SLICES, GROUP, ZERO)
+            up_tiles = up_tiles + (fetched,)  # type: ignore[assignment]
     if PDL:
         cuda.gdc_wait()
+    for step in tl.static_range(0, min(steps, AHEAD)):
+        inputs = inputs + (quarters(x_ptrs, is_row, columns, step * SLICES * _COLUMNS, K),)  # type: ignore[assignment]
+    sums = tl.zeros([SLICES, _ROWS, 8], tl.float32)
+    up_sums = tl.zeros([SLICES, _ROWS, 8], tl.float32)
     for step in tl.static_range(0, steps):
-        chunk = slices + step * SLICES
-        known = chunk < chunks
-        parts = ()
-        for part in tl.static_range(4):
-            at = step * SLICES * _COLUMNS + part * 16
-            is_column = columns + at < K
-            x = tl.load(x_ptrs + at, mask=is_row & is_column, other=0.0)
-            if NORM:
-                wide = x.to(tl.float32)
-                squares += wide * wide
-                norm = tl.load(norm_ptr + columns + at, mask=is_column, other=0.0).to(tl.float32)
-                x = (wide * norm).to(x_ptr.dtype.element_ty)
-            parts = parts + (x.to(COMPUTE),)  # type: ignore[assignment]
-        x = operand(parts[0], parts[1], parts[2], parts[3], SLICES, IN_FOURS)  # type: ignore[misc]
-        above = (tile * _ROWS + lines)[None, :]
-        zero = _zeros(zero_ptr, above, chunk, total, known, GROUP, ZERO)
-        below = _zeros(zero_ptr, above + 8, chunk, total, known, GROUP, ZERO)
-        weights = unpack_integers(tl.reshape(tiles[step], [SLICES, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE)
-        sums += _scaled(weights, x, scale_ptr, weight_rows[None, :], chunk, total, known, GROUP)
-        if gated:
-            zero = _zeros(zero_ptr, N + above, chunk, total, known, GROUP, ZERO)
-            below = _zeros(zero_ptr, N + above + 8, chunk, total, known, GROUP, ZERO)
-            weights = unpack_integers(tl.reshape(up_tiles[step], [SLICES, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE)
-            up_sums += _scaled(weights, x, scale_ptr, N + weight_rows[None, :], chunk, total, known, GROUP)
         if step + AHEAD < steps:
-            inside = (lane // 32 + (step + AHEAD) * SLICES < chunks)[:, None]
-            at = (step + AHEAD) * SLICES * 128
-            tiles = tiles + (tl.load(word_ptrs + at, mask=inside, other=0, eviction_policy="evict_first"),)  # type: ignore[assignment]
+            fetched = _fetch(word_ptrs, scale_ptr, zero_ptr, 0, tile, lane, total, step + AHEAD, chunks, SLICES, GROUP, ZERO)
+            tiles = tiles + (fetched,)  # type: ignore[assignment]
             if gated:
-                up_tiles = up_tiles + (tl.load(up_ptrs + at, mask=inside, other=0, eviction_policy="evict_first"),)  # type: ignore[assignment]
+                fetched = _fetch(up_ptrs, scale_ptr, zero_ptr, N, tile, lane, total, step + AHEAD, chunks, SLICES, GROUP, ZERO)
+                up_tiles = up_tiles + (fetched,)  # type: ignore[assignment]
+            inputs = inputs + (quarters(x_ptrs, is_row, columns, (step + AHEAD) * SLICES * _COLUMNS, K),)  # type: ignore[assignment]
+        x = operand(inputs[step], SLICES, IN_FOURS, COMPUTE)
+        sums += _multiplied(tiles[step], x, SLICES, GROUP, PACKED, IN_FOURS, COMPUTE)
+        if gated:
+            up_sums += _multiplied(up_tiles[step], x, SLICES, GROUP, PACKED, IN_FOURS, COMPUTE)
     result = tl.sum(sums, axis=0)
-    factor = tl.full([8], 1.0, tl.float32)
-    if NORM:
-        of_rows = tl.sum(tl.reshape(squares, [SLICES, 8, 16]), axis=2)
-        factor = tl.rsqrt(tl.sum(of_rows, axis=0) / K + eps)
-    result *= factor[None, :]
     if BIAS:
         result += tl.load(bias_ptr + weight_rows).to(tl.float32)[:, None]
     if gated:
-        up = tl.sum(up_sums, axis=0) * factor[None, :]
+        up = tl.sum(up_sums, axis=0)
         if BIAS:
             up += tl.load(bias_ptr + N + weight_rows).to(tl.float32)[:, None]
         result = activate(result, up, ACTIVATION)
+    rows = tl.arange(0, 8)
     offsets = rows.to(tl.int64)[None, :] * N + weight_rows[:, None]
     mask = (rows < M)[None, :] & (weight_rows < N)[:, None]
     if RESIDUAL:
@@ -194,24 +214,34 @@ def _grouped_some_rows_kernel(
         lanes = lanes // 16 * 16 + lanes % 8 // 2 * 4 + lanes % 16 // 8 * 2 + lanes % 2
     x_ptrs = x_ptr + rows[:, None] * K + lanes[None, :]
     sums = tl.zeros([64, BLOCK_M], tl.float32)
+    end = tl.minimum(begin + per_split, chunks)
+    # Scales and zero points are read a step ahead: products would wait for them.
+    same = tl.zeros([4], tl.int32)
+    one = tl.zeros([1], tl.int32)
+    is_row = inside[None, :]
+    first = tl.minimum(begin, chunks - 1)
+    zero, below = _zeros(zero_ptr, above, same + first, total, is_block, GROUP, ZERO)
+    scale, late_scale = _scales(scale_ptr, weight_rows[None, :], one + first, total, is_row, GROUP)
     if PDL:
         cuda.gdc_wait()
-    for chunk in range(begin, tl.minimum(begin + per_split, chunks)):
+    for chunk in range(begin, end):
         words = tl.load(word_ptrs + chunk * 128, mask=held[:, None], other=0)
         x = tl.load(x_ptrs + chunk * _COLUMNS, mask=(rows < M)[:, None], other=0.0)
-        same = tl.zeros([4], tl.int32) + chunk
-        zero = _zeros(zero_ptr, above, same, total, is_block, GROUP, ZERO)
-        below = _zeros(zero_ptr, above + 8, same, total, is_block, GROUP, ZERO)
-        weights = tl.reshape(unpack_integers(tl.reshape(words, [4, 8, 4, 4]), zero, below, PACKED, IN_FOURS, COMPUTE), [64, 64])
+        after = tl.minimum(chunk + 1, end - 1)
+        next_zero, next_below = _zeros(zero_ptr, above, same + after, total, is_block, GROUP, ZERO)
+        next_scale, next_late_scale = _scales(scale_ptr, weight_rows[None, :], one + after, total, is_row, GROUP)
+        words = tl.reshape(words, [4, 8, 4, 4])
+        weights = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, IN_FOURS, COMPUTE)
+        weights = tl.reshape(weights, [64, 64])
         x = tl.trans(x.to(COMPUTE))
-        scale_ptrs = scale_ptr + chunk * _COLUMNS // GROUP * total + weight_rows
-        scale = tl.load(scale_ptrs, mask=inside, other=0.0).to(tl.float32)
+        wide = tl.reshape(scale.to(tl.float32), [64])
         if GROUP == 32:
-            next_scale = tl.load(scale_ptrs + total, mask=inside, other=0.0).to(tl.float32)
-            weights = weights * tl.where((lanes < 32)[None, :], scale[:, None], next_scale[:, None]).to(COMPUTE)
+            late = tl.reshape(late_scale.to(tl.float32), [64])
+            weights = weights * tl.where((lanes < 32)[None, :], wide[:, None], late[:, None]).to(COMPUTE)
             sums = tl.dot(weights, x, sums, input_precision="ieee")
         else:
-            sums += tl.dot(weights, x, input_precision="ieee") * scale[:, None]
+            sums += tl.dot(weights, x, input_precision="ieee") * wide[:, None]
+        zero, below, scale, late_scale = next_zero, next_below, next_scale, next_late_scale
     if SPLITS > 1:
         place = tile * tl.num_programs(2) + tl.program_id(2)
         part_ptr = partial_ptr + (place * SPLITS + split).to(tl.int64) * (64 * BLOCK_M)
@@ -250,9 +280,9 @@ def _grouped_expand_kernel(
     held = (tl.program_id(1) * TILES + lane // 32 < K // _COLUMNS)[:, None]
     words = tl.load(word_ptrs + tl.arange(0, 4)[None, :], mask=held, other=0)
     above = (tile * _ROWS + tl.arange(0, 8))[None, :]
-    zero = _zeros(zero_ptr, above, chunk, N, known, GROUP, ZERO)
-    below = _zeros(zero_ptr, above + 8, chunk, N, known, GROUP, ZERO)
-    numbers = unpack_integers(tl.reshape(words, [TILES, 8, 4, 4]), zero, below, PACKED, True, COMPUTE)
+    zero, below = _zeros(zero_ptr, above, chunk, N, known, GROUP, ZERO)
+    words = tl.reshape(words, [TILES, 8, 4, 4])
+    numbers = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, True, COMPUTE)
     rows = (tile * _ROWS + tl.arange(0, _ROWS))[None, :, None]
     columns = chunk[:, None, None] * _COLUMNS + tl.arange(0, _COLUMNS)[None, None, :]
     mask = known[:, None, None] & (rows < N)
@@ -260,26 +290,20 @@ def _grouped_expand_kernel(
     tl.store(out_ptr + rows.to(tl.int64) * K + columns, (numbers.to(tl.float32) * scale).to(COMPUTE), mask=mask)
 
 
-def few_rows(
-    x: torch.Tensor,
-    weight: GroupedWeight,
-    after: Epilogue,
-    *,
-    norm_weight: torch.Tensor | None = None,
-    eps: float = 0.0,
-) -> torch.Tensor:
-    """x' @ weight.T and what follows, with x' = x or rms_norm(x), up to `FEW_ROWS` rows; columns in the weight's order.
+def few_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape: tuple[int, int] | None = None) -> torch.Tensor:
+    """x @ weight.T and what follows, up to `FEW_ROWS` rows; columns of x in the weight's order.
 
-    x  [rows, in]  bf16|fp16
+    x      [rows, in]  bf16|fp16
+    shape  in place of `few_rows_shape`'s
     """
     rows, inner = x.shape
     outer = weight.shape[0] // (2 if after.gated else 1)
-    out, slices = x.new_empty(rows, outer), 8
+    out, (slices, ahead) = x.new_empty(rows, outer), shape or few_rows_shape(weight)
     _grouped_few_rows_kernel[(outer // ROWS,)](
-        x, weight.words, weight.scale, weight.zero, norm_weight, after.bias, after.residual, out, rows, outer, eps,
-        K=inner, GROUP=weight.group, SLICES=slices, AHEAD=4,
+        x, weight.words, weight.scale, weight.zero, after.bias, after.residual, out, rows, outer,
+        K=inner, GROUP=weight.group, SLICES=slices, AHEAD=ahead,
         ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
-        NORM=norm_weight is not None, **after.constants(), num_warps=slices, num_stages=1, **dependent_launch(x.device),
+        **after.constants(), num_warps=slices, num_stages=1, **dependent_launch(x.device),
     )  # fmt: skip
     return out
 
@@ -323,10 +347,19 @@ def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
 _COMPUTE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
+def few_rows_shape(weight: GroupedWeight) -> tuple[int, int]:
+    """Warps of a program, and steps that loads are ahead: measured on an H200 for the linears of an 8B model."""
+    if weight.zero is not None:
+        # Each step has more loads: with more steps, compiling them takes longer than all else at a start.
+        return 8, 4
+    return (4, 8) if weight.shape[1] <= 64 * COLUMNS else (8, 8)
+
+
 def some_rows_shape(rows: int, tiles: int, inner: int) -> tuple[int, int, int]:
     """BLOCK_M, SPLITS, stages; alike for all that have several tiles of rows, so that a start compiles what they need."""
     block_m = min(power_of_two(rows, least=16), 128)
     splits = 1
-    while tiles * splits < 12288 // block_m and tiles * splits < 192 and inner // (splits * 2) >= 1024:
+    # A program waits for each product before its scale is applied: many of them hide that.
+    while tiles * splits < 1024 * 64 // max(block_m, 64) and inner // (splits * 2) >= 1024:
         splits *= 2
     return block_m, splits, 4
