@@ -14,6 +14,7 @@ from .attention_decode import AttentionConfig, DecodeShape, decode, decode_shape
 from .attention_prefill import prefill
 from .decode_schedule import DecodeSchedule, make_schedule
 from .kv_write import Rotation, rotary_write, write_kv
+from .reference.kv_format import KvScales
 from .reference.kv_write import QueryScaling
 from .reference.shared import Shared
 
@@ -41,12 +42,13 @@ def rotary_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    kv_scales: KvScales | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
 ) -> torch.Tensor:
     """`reference.attention.rotary_attention`; decode rows rotate, write and attend in one launch."""
-    layer = AttentionConfig(q_heads, kv_heads, head_dim, scale, window, softcap, sinks)
+    layer = AttentionConfig(q_heads, kv_heads, head_dim, scale, window, softcap, sinks, kv_scales)
     out = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling)
     can_fuse = head_dim % 2 == 0 and (cos_sin is None or cos_sin.shape[-1] == head_dim)
@@ -56,14 +58,15 @@ def rotary_attention(
         decode_rows.attend(layer, qkv, rotation, kv_cache, out)
         if num_decodes < seq_lens.shape[0]:
             write_kv(
-                qkv[num_decodes:], rotation.after(num_decodes), kv_cache, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim
-            )
+                qkv[num_decodes:], rotation.after(num_decodes), kv_cache, kv_scales,
+                q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim,
+            )  # fmt: skip
             prefill(layer, qkv, rotation, kv_cache, block_tables, seq_lens, query_start, out, num_decodes, shared)
         return out
     q = rotary_write(
         qkv, positions, cos_sin, kv_cache, slot_mapping,
         q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, q_norm=q_norm, k_norm=k_norm, eps=eps,
-        norm_rotated=norm_rotated, interleaved=interleaved, query_scaling=query_scaling,
+        norm_rotated=norm_rotated, interleaved=interleaved, query_scaling=query_scaling, kv_scales=kv_scales,
     )  # fmt: skip
     decode_rows.attend(layer, q.flatten(1), None, kv_cache, out)
     if num_decodes < seq_lens.shape[0]:
@@ -82,6 +85,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    kv_scales: KvScales | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -89,7 +93,7 @@ def paged_attention(
     """`reference.attention.paged_attention`; a sequence of length 0 (padding among the decode rows) gives zeros."""
     shared = shared or Shared()
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    layer = AttentionConfig(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap, sinks)
+    layer = AttentionConfig(q.shape[1], kv_cache.shape[2], q.shape[2], scale, window, softcap, sinks, kv_scales)
     decode_rows = _DecodeRows(num_decodes, max_seq_len, block_tables, seq_lens, shared)
     flat = q.contiguous().flatten(1)
     decode_rows.attend(layer, flat, None, kv_cache, out)

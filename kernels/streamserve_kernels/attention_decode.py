@@ -18,6 +18,7 @@ from .attention_tiles import (
     angles,
     block_ids,
     compute_dtype,
+    narrowed,
     norm_and_rotate,
     norm_weights,
     partner_of,
@@ -25,8 +26,10 @@ from .attention_tiles import (
     scaled,
 )
 from .decode_schedule import RECORD, DecodeSchedule
+from .kv_format import in_words, kv_format, round_to_bytes, unit, widen_bytes, widen_words
 from .kv_write import Rotation
 from .launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
+from .reference.kv_format import KvScales, is_eight_bit
 
 _UNROLL = tl.constexpr(4)
 """Splits whose loads are in flight together when they are combined."""
@@ -37,7 +40,7 @@ ROTATED = (None, None, None, None, None, 0.0, False, False, None)
 
 
 class AttentionConfig(NamedTuple):
-    """Properties of a layer's attention; sinks [q_heads] fp32, or None."""
+    """Properties of a layer's attention; sinks [q_heads] fp32, or None; kv_scales of an 8-bit cache, None for 1."""
 
     q_heads: int
     kv_heads: int
@@ -46,6 +49,7 @@ class AttentionConfig(NamedTuple):
     window: int | None
     softcap: float | None
     sinks: torch.Tensor | None
+    kv_scales: KvScales | None = None
 
 
 class DecodeShape(NamedTuple):
@@ -106,9 +110,59 @@ def _store_token(
 
 
 @triton.jit
-def _attend(q, k, v, seen, highest, total, sums, scale, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr):
-    """One tile of the online softmax: maxima, denominators and unnormalised sums, updated by its tokens."""
-    scores = scaled(tl.dot(q, tl.trans(k.to(COMPUTE)), input_precision="ieee"), scale, SOFTCAP)
+def _rounded(heads, inverse, FORMAT: tl.constexpr):
+    """Heads [1, LANES] as they will be read, in `unit`s, and the words [1, LANES / 2] to store."""
+    stored = round_to_bytes(heads.to(tl.float32) * inverse, FORMAT)
+    even, odd = _parts(stored, FORMAT)
+    return widen_bytes(stored, FORMAT, False), (even | (odd << 8)).to(tl.int16)
+
+
+@triton.jit
+def _numbers(loaded, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr, COMPUTE: tl.constexpr):
+    """What was loaded of heads, as parts to multiply: all of their dimensions, or of words the even ones and the odd ones."""
+    if FORMAT is None:
+        numbers = (loaded.to(COMPUTE),)
+    else:
+        even, odd = widen_words(loaded, FORMAT, ASSEMBLES)
+        numbers = (even.to(COMPUTE), odd.to(COMPUTE))  # type: ignore[assignment]
+    return numbers
+
+
+@triton.jit
+def _parts(heads, FORMAT: tl.constexpr):
+    """Heads [heads, LANES] in the parts of `_numbers`."""
+    if FORMAT is None:
+        parts = (heads,)
+    else:
+        parts = tl.split(tl.reshape(heads, [heads.shape[0], heads.shape[1] // 2, 2]))
+    return parts
+
+
+@triton.jit
+def _whole(parts, FORMAT: tl.constexpr):
+    """Heads [heads, LANES] of their parts."""
+    if FORMAT is None:
+        heads = parts[0]
+    else:
+        heads = tl.interleave(parts[0], parts[1])
+    return heads
+
+
+@triton.jit
+def _attend(
+    q, k, v, seen, highest, total, sums, scale,
+    SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr,
+):  # fmt: skip
+    """One tile of the online softmax: maxima, denominators and unnormalised sums, updated by its tokens.
+
+    q, sums  parts of heads
+    k, v     [tokens, ..] as they were loaded
+    """
+    keys = _numbers(k, FORMAT, ASSEMBLES, COMPUTE)
+    scores = tl.dot(q[0], tl.trans(keys[0]), input_precision="ieee")
+    if FORMAT is not None:
+        scores = tl.dot(q[1], tl.trans(keys[1]), scores, input_precision="ieee")
+    scores = scaled(scores, scale, SOFTCAP)
     scores = tl.where(seen[None, :], scores, float("-inf"))
     higher = tl.maximum(highest, tl.max(scores, axis=1))
     # Nothing seen so far keeps the maximum at -inf; exp2(-inf - -inf) would be NaN.
@@ -116,7 +170,13 @@ def _attend(q, k, v, seen, highest, total, sums, scale, SOFTCAP: tl.constexpr, C
     weights = tl.exp2(scores - shift[:, None])
     decay = tl.exp2(highest - shift)
     total = total * decay + tl.sum(weights, axis=1)
-    sums = tl.dot(weights.to(COMPUTE), v.to(COMPUTE), sums * decay[:, None], input_precision="ieee")
+    weights = weights.to(COMPUTE)
+    values = _numbers(v, FORMAT, ASSEMBLES, COMPUTE)
+    first = tl.dot(weights, values[0], sums[0] * decay[:, None], input_precision="ieee")
+    if FORMAT is None:
+        sums = (first,)
+    else:
+        sums = (first, tl.dot(weights, values[1], sums[1] * decay[:, None], input_precision="ieee"))
     return higher, total, sums
 
 
@@ -170,18 +230,18 @@ def _combine(partial_ptr, first_split, splits, used, GROUP: tl.constexpr, LANES:
 def _decode_kernel(
     q_ptr, positions_ptr, cos_sin_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, sinks_ptr,
     cache_ptr, tables_ptr, records_ptr, out_ptr, partial_ptr, arrivals_ptr,
-    scale, eps, q_stride, block_stride, table_stride, max_blocks, num_rows,
+    scale, eps, key_inverse, value_inverse, value_scale, q_stride, block_stride, table_stride, max_blocks, num_rows,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, PREFETCH: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, NORM_ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr, COMPUTE: tl.constexpr,
-    RECORD: tl.constexpr, PDL: tl.constexpr,
+    FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr, RECORD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend to one split of a row, one kv head.
 
     With ROTATE `q_ptr` is the fused projection: the token's query heads and key are normed and rotated here, its key and value
     are stored in the cache, and the splits cover the tokens of earlier steps. Otherwise queries are ready and the splits cover
-    all tokens. With PREFETCH, for launches of few programs, the first tile is loaded into registers before the predecessor is
+    all tokens. With FORMAT the cache has words of two 8-bit floats, and is multiplied in fp16. With PREFETCH, for launches of few programs, the first tile is loaded into registers before the predecessor is
     done. Without, tiles stream through shared memory, which leaves registers for more programs at a time.
 
     partial_ptr   fp32 [kv_heads, splits, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
@@ -198,6 +258,9 @@ def _decode_kernel(
     if tl.load(record_ptr + 5, mask=tl.program_id(1) >= num_rows, other=1) == 0:
         return
     sequence, start, end, split, splits = _load_split(record_ptr, tl.program_id(1), num_rows, WINDOW)
+    # What a head takes in the cache, and lanes for it.
+    width: tl.constexpr = HEAD_DIM if FORMAT is None else HEAD_DIM // 2
+    width_lanes: tl.constexpr = LANES if FORMAT is None else LANES // 2
     table_ptr = tables_ptr + sequence * table_stride
     # Table entries past a sequence's last block are loaded with the others, and not used.
     last_token = max_blocks * BLOCK_SIZE - 1
@@ -205,7 +268,7 @@ def _decode_kernel(
         blocks = block_ids(table_ptr, start, last_token, BLOCK_SIZE, BLOCK_N)
         blocks_next = block_ids(table_ptr, start + BLOCK_N, last_token, BLOCK_SIZE, BLOCK_N)
         tokens = start + tl.arange(0, BLOCK_N)
-        k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
+        k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes)
 
     group = tl.arange(0, GROUP)
     lanes = tl.arange(0, LANES)
@@ -239,31 +302,46 @@ def _decode_kernel(
         )  # fmt: skip
     highest = tl.full([GROUP], float("-inf"), tl.float32)
     total = tl.zeros([GROUP], tl.float32)
-    sums = tl.zeros([GROUP, LANES], tl.float32)
-    wide_q = q.to(COMPUTE)
+    parts = _parts(tl.zeros([GROUP, LANES], tl.float32), FORMAT)
+    tile_q, tile_scale = q.to(COMPUTE), scale
+    if FORMAT is not None:
+        tile_q, tile_scale = narrowed(q, scale * unit(FORMAT), COMPUTE)
+    tile_q = _parts(tile_q, FORMAT)
     if WINDOW is not None:
         seq_len = tl.load(record_ptr + 6)
     for begin in range(start, end, BLOCK_N):
         tokens = begin + tl.arange(0, BLOCK_N)
         if not PREFETCH:
             blocks = block_ids(table_ptr, begin, last_token, BLOCK_SIZE, BLOCK_N)
-            k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
+            k, v = _load_tile(
+                cache_ptr, blocks, tokens, end, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes
+            )  # fmt: skip
         seen = tokens < end
         if WINDOW is not None:
             seen = seen & (tokens >= seq_len - WINDOW)
-        highest, total, sums = _attend(wide_q, k, v, seen, highest, total, sums, scale, SOFTCAP, COMPUTE)
+        highest, total, parts = _attend(
+            tile_q, k, v, seen, highest, total, parts, tile_scale, SOFTCAP, COMPUTE, FORMAT, ASSEMBLES
+        )  # fmt: skip
         if PREFETCH:
             k, v = _load_tile(
-                cache_ptr, blocks_next, tokens + BLOCK_N, end, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES
+                cache_ptr, blocks_next, tokens + BLOCK_N, end, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes
             )
             blocks_next = block_ids(table_ptr, begin + 2 * BLOCK_N, last_token, BLOCK_SIZE, BLOCK_N)
 
+    sums = _whole(parts, FORMAT)
     if ROTATE:
         # The first split adds the new token's own key and value, and stores them.
         new_key = norm_and_rotate(
             new_key, key_partner, k_weight, k_partner_weight, cos, sin, eps, HEAD_DIM, NORM, NORM_ROTATED, rotates
         )  # fmt: skip
-        _store_token(cache_ptr, new_key, new_value, slot, split, kv_head, block_stride, HEAD_DIM, KV_HEADS, BLOCK_SIZE, LANES)
+        key_entry, value_entry = new_key, new_value
+        if FORMAT is not None:
+            new_key, key_entry = _rounded(new_key, key_inverse, FORMAT)
+            new_value, value_entry = _rounded(new_value, value_inverse, FORMAT)
+            scale *= unit(FORMAT)
+        _store_token(
+            cache_ptr, key_entry, value_entry, slot, split, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes
+        )
         score = scaled(tl.sum(q.to(tl.float32) * new_key.to(tl.float32), axis=1), scale, SOFTCAP)
         score = tl.where(split + group * 0 == 0, score, float("-inf"))
         highest, total, sums = _merge(highest, total, sums, score, 1.0, new_value.to(tl.float32))
@@ -283,6 +361,8 @@ def _decode_kernel(
         sink = tl.load(sinks_ptr + kv_head * heads_per_group + group, mask=used, other=0.0) * 1.4426950408889634
         highest, total, sums = _merge(highest, total, sums, sink, 1.0, tl.zeros_like(sums))
     y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
+    if FORMAT is not None:
+        y *= value_scale * unit(FORMAT)
     out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=used[:, None] & inside)
 
@@ -303,16 +383,20 @@ def decode(
     partial = q.new_empty(layer.kv_heads * schedule.programs * group * (lanes + 2), dtype=torch.float32)
     positions, cos_sin, slots, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = rotation or ROTATED
     beta, length = query_scaling or (None, None)
+    cache = kv_format(kv_cache, layer.kv_scales)
+    words = in_words(kv_cache)
     _decode_kernel[(layer.kv_heads, schedule.programs)](
         q, positions, cos_sin, slots, q_norm, k_norm, layer.sinks,
-        kv_cache, block_tables, schedule.records, out, partial, arrivals(q.device),
-        layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0), block_tables.shape[1],
+        words, block_tables, schedule.records, out, partial, arrivals(q.device),
+        layer.scale * cache.key_scale, eps, cache.key_inverse, cache.value_inverse, cache.value_scale,
+        q.stride(0), words.stride(0), block_tables.stride(0), block_tables.shape[1],
         schedule.num_rows,
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         GROUP=group, LANES=lanes, BLOCK_N=shape.tile, PREFETCH=shape.stages == 1,
         WINDOW=layer.window, SOFTCAP=layer.softcap, ROTATE=rotation is not None, NORM=q_norm is not None,
         NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
-        COMPUTE=compute_dtype(q.dtype), RECORD=RECORD, num_warps=shape.warps, num_stages=shape.stages,
+        COMPUTE=compute_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name, ASSEMBLES=cache.assembles, RECORD=RECORD,
+        num_warps=shape.warps, num_stages=shape.stages,
         **dependent_launch(q.device),
     )  # fmt: skip
 

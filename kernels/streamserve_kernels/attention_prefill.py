@@ -12,7 +12,8 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from .attention_decode import ROTATED, AttentionConfig
-from .attention_tiles import block_ids, compute_dtype, pair_dims, query_factor, scaled
+from .attention_tiles import block_ids, compute_dtype, narrowed, pair_dims, query_factor, scaled
+from .kv_format import in_bytes, kv_format, unit, widen_bytes
 from .kv_write import Rotation
 from .launch import dependent_launch, kernel, multiprocessors, power_of_two
 from .prefill_schedule import make_tiles
@@ -82,11 +83,21 @@ def _dims(HEAD_DIM: tl.constexpr, LANES: tl.constexpr, HALVES: tl.constexpr):
 
 
 @triton.jit
+def _load_numbers(ptrs, mask, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr, COMPUTE: tl.constexpr):
+    """Load keys or values [tokens, LANES] to multiply, 8-bit ones in `unit`s; zeros where they are masked out."""
+    if FORMAT is None:
+        numbers = tl.load(ptrs, mask=mask, other=0.0)
+    else:
+        numbers = widen_bytes(tl.load(ptrs, mask=mask, other=0), FORMAT, ASSEMBLES)
+    return numbers.to(COMPUTE)
+
+
+@triton.jit
 def _attend_range(
     q, lanes, highest, total, sums, begin, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
     block_stride, scale,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr,
 ):  # fmt: skip
     """Attend to the keys from `begin` to `end`; without MASKED every query sees them all, and `end` is a multiple of BLOCK_N.
 
@@ -102,7 +113,7 @@ def _attend_range(
             mask = inside[:, None] & (lanes < HEAD_DIM)[None, :]
         else:
             mask = (lanes < HEAD_DIM)[None, :]
-        k = tl.load(cache_ptr + offsets, mask=mask, other=0.0).to(COMPUTE)
+        k = _load_numbers(cache_ptr + offsets, mask, FORMAT, ASSEMBLES, COMPUTE)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         to_log2 = scale * 1.4426950408889634
         if SOFTCAP is not None:
@@ -122,7 +133,7 @@ def _attend_range(
         decay = tl.exp2((highest - shift) * to_log2)
         total = total * decay + tl.sum(weights, axis=1)
         sums = sums * decay[:, None]
-        v = tl.load(cache_ptr + value_offset + offsets, mask=mask, other=0.0).to(COMPUTE)
+        v = _load_numbers(cache_ptr + value_offset + offsets, mask, FORMAT, ASSEMBLES, COMPUTE)
         sums = tl.dot(weights.to(COMPUTE), v, sums, input_precision="ieee")
         highest = higher
     return highest, total, sums
@@ -131,15 +142,17 @@ def _attend_range(
 @kernel(do_not_specialize_on_alignment=["seq_lens_ptr", "query_start_ptr"])
 def _prefill_kernel(
     q_ptr, cos_sin_ptr, q_norm_ptr, sinks_ptr, cache_ptr, tables_ptr, seq_lens_ptr, query_start_ptr, tiles_ptr, out_ptr,
-    scale, eps, q_stride, block_stride, table_stride,
+    scale, eps, value_scale, q_stride, block_stride, table_stride,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr,
     NORM_ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M rows of one sequence and kv head: row r is query r // heads_per_group, head r % heads_per_group.
 
-    With ROTATE `q_ptr` is the fused projection, whose query heads are not normed and rotated yet.
+    With ROTATE `q_ptr` is the fused projection, whose query heads are not normed and rotated yet. With FORMAT the cache has
+    bytes of 8-bit floats, and is multiplied in fp16.
     """
     if PDL:
         cuda.gdc_launch_dependents()
@@ -172,7 +185,10 @@ def _prefill_kernel(
         )  # fmt: skip
     else:
         q = tl.load(query_ptrs + lanes[None, :], mask=mask, other=0.0)
-    q = q.to(COMPUTE)
+    if FORMAT is None:
+        q = q.to(COMPUTE)
+    else:
+        q, scale = narrowed(q, scale * unit(FORMAT), COMPUTE)
 
     lowest = seq_len - num_queries + first_row // heads_per_group
     last_query = tl.minimum((first_row + BLOCK_M - 1) // heads_per_group, num_queries - 1)
@@ -188,18 +204,23 @@ def _prefill_kernel(
         highest, total, sums = _attend_range(
             q, lanes, highest, total, sums, 0, masked_from, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
             block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False, WINDOW, SOFTCAP, COMPUTE,
+            FORMAT, ASSEMBLES,
         )  # fmt: skip
     else:
         masked_from = tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
     highest, total, sums = _attend_range(
         q, lanes, highest, total, sums, masked_from, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
         block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True, WINDOW, SOFTCAP, COMPUTE,
+        FORMAT, ASSEMBLES,
     )  # fmt: skip
     if sinks_ptr is not None:
         to_log2 = scale * 1.4426950408889634 if SOFTCAP is None else 1.0
         total += tl.exp2(tl.load(sinks_ptr + head) * 1.4426950408889634 - highest * to_log2)
     out_ptrs = out_ptr + (token * Q_HEADS + head)[:, None] * HEAD_DIM + lanes[None, :]
-    tl.store(out_ptrs, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+    y = sums / total[:, None]
+    if FORMAT is not None:
+        y *= value_scale * unit(FORMAT)
+    tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def prefill(
@@ -235,14 +256,15 @@ def prefill(
             block_m=block_m,
         ),
     )
+    cache = kv_format(kv_cache, layer.kv_scales)
     _prefill_kernel[(tiles.shape[0], layer.kv_heads)](
-        q, cos_sin, q_norm, layer.sinks, kv_cache, block_tables, seq_lens, query_start, tiles, out,
-        layer.scale, eps, q.stride(0), kv_cache.stride(0), block_tables.stride(0),
+        q, cos_sin, q_norm, layer.sinks, in_bytes(kv_cache), block_tables, seq_lens, query_start, tiles, out,
+        layer.scale * cache.key_scale, eps, cache.value_scale, q.stride(0), kv_cache.stride(0), block_tables.stride(0),
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=rotation is not None, NORM=q_norm is not None,
         NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
-        WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=compute_dtype(q.dtype), num_warps=warps, num_stages=stages,
-        maxnreg=registers, **dependent_launch(q.device),
+        WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=compute_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name,
+        ASSEMBLES=cache.assembles, num_warps=warps, num_stages=stages, maxnreg=registers, **dependent_launch(q.device),
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .reference.kv_format import is_eight_bit
+
 
 @triton.jit
 def block_ids(table_ptr, start, last, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
@@ -105,6 +107,24 @@ def angles(cos_sin_ptr, positions, HEAD_DIM: tl.constexpr, LANES: tl.constexpr, 
     return tl.load(angle_ptrs), tl.where(is_first, -sin, sin)
 
 
-def compute_dtype(dtype: torch.dtype) -> tl.dtype:
-    """Triton's name of the dtype in which a kernel multiplies tensors of `dtype`."""
+@triton.jit
+def narrowed(q, scale, COMPUTE: tl.constexpr):
+    """Queries in the type that 8-bit keys are multiplied in, and the factor of their scores.
+
+    A power of two is divided out of queries for fp16, whose range is smaller than that of bf16; its precision is higher.
+    """
+    if tl.float16 == COMPUTE:
+        q = q.to(tl.float32)
+        largest = tl.max(tl.max(tl.abs(q), axis=1), axis=0)
+        power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        power = tl.where(power == 0.0, 1.0, power)
+        q = q / power
+        scale *= power
+    return q.to(COMPUTE), scale
+
+
+def compute_dtype(dtype: torch.dtype, cache_dtype: torch.dtype) -> tl.dtype:
+    """Triton's name of the dtype in which a kernel multiplies queries of `dtype`: 8-bit floats are widened to fp16 at least."""
+    if is_eight_bit(cache_dtype) and dtype == torch.bfloat16:
+        return tl.float16
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]

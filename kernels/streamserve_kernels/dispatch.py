@@ -40,6 +40,8 @@ from streamserve_kernels.reference.int4 import FEW_ROWS as INT4_FEW_ROWS
 from streamserve_kernels.reference.int4 import GROUP as INT4_GROUP
 from streamserve_kernels.reference.int4 import ROW_MULTIPLE as INT4_ROW_MULTIPLE
 from streamserve_kernels.reference.int4 import Int4Weight, can_pack, int4_linear, pack_eight_bits, pack_four_bits
+from streamserve_kernels.reference.kv_format import KvScales
+from streamserve_kernels.reference.kv_format import is_eight_bit as is_eight_bit_cache
 from streamserve_kernels.reference.kv_write import QueryScaling
 from streamserve_kernels.reference.norm_rope import CLAMPED_SILU_ALPHA, CLAMPED_SILU_LIMIT, Activation
 from streamserve_kernels.reference.quantized import QuantizedWeight
@@ -215,6 +217,7 @@ def rotary_write(
     norm_rotated: bool = False,
     interleaved: bool = False,
     query_scaling: QueryScaling | None = None,
+    kv_scales: KvScales | None = None,
 ) -> Tensor:
     """Norm and rotate queries and keys, write keys and values to the cache, return the queries; see `reference.kv_write`."""
     area = _kv_write if qkv.is_cpu else _triton("kv_write")
@@ -233,6 +236,7 @@ def rotary_write(
         norm_rotated=norm_rotated,
         interleaved=interleaved,
         query_scaling=query_scaling,
+        kv_scales=kv_scales,
     )
     return q
 
@@ -248,6 +252,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    kv_scales: KvScales | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -264,6 +269,7 @@ def paged_attention(
         window=window,
         softcap=softcap,
         sinks=sinks,
+        kv_scales=kv_scales,
         num_decodes=num_decodes,
         max_seq_len=max_seq_len,
         shared=shared,
@@ -294,6 +300,7 @@ def rotary_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    kv_scales: KvScales | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -322,6 +329,7 @@ def rotary_attention(
         window=window,
         softcap=softcap,
         sinks=sinks,
+        kv_scales=kv_scales,
         num_decodes=num_decodes,
         max_seq_len=max_seq_len,
         shared=shared,
@@ -404,6 +412,7 @@ __all__ = [
     "GatheredInputs",
     "GroupedWeight",
     "Int4Weight",
+    "KvScales",
     "LinearWeight",
     "Mxfp4ExpertsWeight",
     "QueryScaling",
@@ -429,6 +438,7 @@ __all__ = [
     "has_fp8_products",
     "head_squares",
     "int4_linear",
+    "is_eight_bit_cache",
     "layer_norm",
     "linear",
     "linear_residual",

@@ -13,7 +13,9 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from .attention_tiles import pair_dims, query_factor
+from .kv_format import in_bytes, kv_format, round_to_bytes
 from .launch import dependent_launch, kernel, power_of_two
+from .reference.kv_format import KvScales
 from .reference.kv_write import QueryScaling
 
 
@@ -48,14 +50,23 @@ def _rotate(first, second, cos_sin_ptr, position_ptr, lane, is_value, half: tl.c
     return first, second
 
 
+@triton.jit
+def _stored(heads, is_value, key_inverse, value_inverse, FORMAT: tl.constexpr):
+    """What a cache of this format keeps of heads [HEADS, ..]."""
+    if FORMAT is not None:
+        inverse = tl.where(is_value, value_inverse, key_inverse)[:, None]
+        heads = round_to_bytes(heads.to(tl.float32) * inverse, FORMAT).to(tl.uint8)
+    return heads
+
+
 @kernel(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def _rotary_write_kernel(
     qkv_ptr, positions_ptr, cos_sin_ptr, cache_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, q_ptr,
-    qkv_stride, block_stride, eps,
+    qkv_stride, block_stride, eps, key_inverse, value_inverse,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROT_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     FIRST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr,
     NORM_ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr,
-    PDL: tl.constexpr,
+    FORMAT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Process HEADS heads of one token, from head FIRST on.
 
@@ -114,17 +125,23 @@ def _rotary_write_kernel(
     kv_head = (head - Q_HEADS) % KV_HEADS
     kv_plane = tl.where(is_value, KV_HEADS, 0) + kv_head
     entry = cache_ptr + (slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * HEAD_DIM
-    target = entry + kv_plane.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
-    written = slot + head * 0 >= 0
+    target = (entry + kv_plane.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM))[:, None]
+    written = (slot + head * 0 >= 0)[:, None]
     if FIRST < Q_HEADS:
-        target = tl.where(is_query, q_ptr + (token * Q_HEADS + head) * HEAD_DIM, target)
-        written = is_query | written
-    target = target[:, None]
-    written = written[:, None]
-    tl.store(target + dims[None, :], first.to(dtype), mask=present & written)
-    tl.store(target + partners[None, :], second.to(dtype), mask=present & written)
+        query = (q_ptr + (token * Q_HEADS + head) * HEAD_DIM)[:, None]
+        kept = is_query[:, None]
+        tl.store(query + dims[None, :], first.to(dtype), mask=present & kept)
+        tl.store(query + partners[None, :], second.to(dtype), mask=present & kept)
+        if REST > 0:
+            tl.store(query + ROT_DIM + tail[None, :], rest.to(dtype), mask=in_tail & kept)
+        written = written & ~kept
+    first = _stored(first.to(dtype), is_value, key_inverse, value_inverse, FORMAT)
+    second = _stored(second.to(dtype), is_value, key_inverse, value_inverse, FORMAT)
+    tl.store(target + dims[None, :], first, mask=present & written)
+    tl.store(target + partners[None, :], second, mask=present & written)
     if REST > 0:
-        tl.store(target + ROT_DIM + tail[None, :], rest.to(dtype), mask=in_tail & written)
+        rest = _stored(rest.to(dtype), is_value, key_inverse, value_inverse, FORMAT)
+        tl.store(target + ROT_DIM + tail[None, :], rest, mask=in_tail & written)
 
 
 def rotary_write(
@@ -143,25 +160,34 @@ def rotary_write(
     norm_rotated: bool = False,
     interleaved: bool = False,
     query_scaling: QueryScaling | None = None,
+    kv_scales: KvScales | None = None,
 ) -> torch.Tensor:
     """`reference.kv_write.rotary_write`; each block of `kv_cache` is contiguous, `qkv` may have any row stride."""
     q = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling)
-    _launch(qkv, rotation, kv_cache, q, q_heads, kv_heads, head_dim)
+    _launch(qkv, rotation, kv_cache, kv_scales, q, q_heads, kv_heads, head_dim)
     return q
 
 
 def write_kv(
-    qkv: torch.Tensor, rotation: Rotation, kv_cache: torch.Tensor, *, q_heads: int, kv_heads: int, head_dim: int
+    qkv: torch.Tensor,
+    rotation: Rotation,
+    kv_cache: torch.Tensor,
+    kv_scales: KvScales | None,
+    *,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
 ) -> None:
     """`rotary_write` of keys and values only, without queries."""
-    _launch(qkv, rotation, kv_cache, None, q_heads, kv_heads, head_dim)
+    _launch(qkv, rotation, kv_cache, kv_scales, None, q_heads, kv_heads, head_dim)
 
 
 def _launch(
     qkv: torch.Tensor,
     rotation: Rotation,
     kv_cache: torch.Tensor,
+    kv_scales: KvScales | None,
     q: torch.Tensor | None,
     q_heads: int,
     kv_heads: int,
@@ -175,12 +201,13 @@ def _launch(
     num_tokens, num_heads = qkv.shape[0], q_heads + 2 * kv_heads - first
     # The heads of few tokens are divided among programs; many tokens take one program each.
     heads = min(4 if num_tokens * num_heads <= 4096 else 32, power_of_two(num_heads))
+    cache = kv_format(kv_cache, kv_scales)
     _rotary_write_kernel[(num_tokens, -(-num_heads // heads))](
-        qkv, positions, cos_sin, kv_cache, slots, q_norm, k_norm, q,
-        qkv.stride(0), kv_cache.stride(0), eps,
+        qkv, positions, cos_sin, in_bytes(kv_cache), slots, q_norm, k_norm, q,
+        qkv.stride(0), kv_cache.stride(0), eps, cache.key_inverse, cache.value_inverse,
         Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROT_DIM=rot_dim, BLOCK_SIZE=kv_cache.shape[3],
         FIRST=first, HEADS=heads, HALF=power_of_two(rot_dim // 2),
         REST=power_of_two(head_dim - rot_dim) if rot_dim < head_dim else 0,
         NORM=k_norm is not None, NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
-        num_warps=1 if heads <= 4 else 4, **dependent_launch(qkv.device),
+        FORMAT=cache.name, num_warps=1 if heads <= 4 else 4, **dependent_launch(qkv.device),
     )  # fmt: skip

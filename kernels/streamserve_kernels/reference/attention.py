@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streamserve_kernels.reference.kv_format import UNSCALED, KvScales, bytes_of, is_eight_bit, widened
 from streamserve_kernels.reference.kv_write import QueryScaling, rotary_write
 from streamserve_kernels.reference.shared import Shared
 
@@ -52,6 +53,7 @@ def rotary_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    kv_scales: KvScales | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -78,6 +80,7 @@ def rotary_attention(
         norm_rotated=norm_rotated,
         interleaved=interleaved,
         query_scaling=query_scaling,
+        kv_scales=kv_scales,
         shared=shared,
     )
     return paged_attention(
@@ -90,6 +93,7 @@ def rotary_attention(
         window=window,
         softcap=softcap,
         sinks=sinks,
+        kv_scales=kv_scales,
         num_decodes=num_decodes,
         max_seq_len=max_seq_len,
         shared=shared,
@@ -107,6 +111,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    kv_scales: KvScales | None = None,
     num_decodes: int,
     max_seq_len: int,
     shared: Shared | None = None,
@@ -114,7 +119,7 @@ def paged_attention(
     """Causal attention of a mixed batch over a paged KV cache (Kwon et al., 2023).
 
     q              [tokens, q_heads, head_dim]  bf16|fp16|fp32, rows of all sequences one after another
-    kv_cache       [blocks, 2, kv_heads, block_size, head_dim]  same dtype; q_heads is a multiple of kv_heads
+    kv_cache       [blocks, 2, kv_heads, block_size, head_dim]  same dtype or 8-bit floats; q_heads is a multiple of kv_heads
                    every slot holds finite numbers, written or not (a new cache is zeros): what is masked is still multiplied
     block_tables   [sequences, max_blocks]  int32, entries past a sequence's end may hold anything, those before its window any
                    block
@@ -125,11 +130,33 @@ def paged_attention(
     softcap        scores become softcap * tanh(score / softcap) (Gemma 2)
     sinks          [q_heads] fp32: a score of each head beside those of the keys, which takes its share of the weights and adds
                    nothing (attention sinks; gpt-oss, OpenAI, 2025, https://arxiv.org/abs/2508.10925)
+    kv_scales      what the keys and values of an 8-bit cache are multiplied by; None for 1
     num_decodes    how many leading sequences have exactly one query
     max_seq_len    the largest of seq_lens, or a bound for it, for choosing launches
     returns        [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32, scores not coarser than the dtype of q
     """
     shared = shared or Shared()
+    scales = (kv_scales or UNSCALED) if is_eight_bit(kv_cache.dtype) else UNSCALED
+    attended = _attend_paged(
+        q, kv_cache, block_tables, seq_lens, query_start, num_decodes, scale * scales.key, window, softcap, sinks, shared
+    )
+    return attended if scales.value == 1.0 else attended.mul_(scales.value)
+
+
+def _attend_paged(
+    q: Tensor,
+    kv_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start: Tensor,
+    num_decodes: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    shared: Shared,
+) -> Tensor:
+    """`paged_attention` over the cache's numbers as they are."""
     lengths = shared.get("lengths", seq_lens.tolist)
     groups = shared.get(("groups", id(block_tables)), lambda: _group(lengths[:num_decodes], block_tables, seq_lens))
     if len(groups) == 1 and num_decodes == len(lengths):
@@ -142,7 +169,7 @@ def paged_attention(
     for sequence in range(num_decodes, len(lengths)):
         length, span = lengths[sequence], slice(starts[sequence], starts[sequence + 1])
         key, table = ("head blocks", id(block_tables), sequence), block_tables[sequence : sequence + 1]
-        keys, values = _gather(kv_cache, table, length, key, shared)
+        keys, values = _gather(kv_cache, q.dtype, table, length, key, shared)
         out[span] = _prefill(q[span], keys[..., :length, :], values[..., :length, :], scale, window, softcap, sinks, shared)
     return out
 
@@ -184,19 +211,20 @@ def _decode(
     """One query per sequence, [sequences, q_heads, head_dim]; heads that share keys are a head's queries."""
     num_sequences, _, head_dim = q.shape
     longest = group.longest
-    keys, values = _gather(kv_cache, group.block_tables, longest, ("head blocks", id(group.block_tables)), shared)
+    key = ("head blocks", id(group.block_tables))
+    keys, values = _gather(kv_cache, q.dtype, group.block_tables, longest, key, shared)
     grouped = q.view(num_sequences, kv_cache.shape[2], -1, head_dim)
     by_query = None if sinks is None else sinks.view(kv_cache.shape[2], -1)
     if num_sequences == 1:
         first = 0 if window is None else max(0, longest - window)
         keys, values = keys[..., first:longest, :], values[..., first:longest, :]
         return _attend(grouped, keys, values, None, scale, softcap, by_query).reshape(q.shape)
-    key, num_keys = ("bias", group.sequences, window), keys.shape[2]
+    of_bias, num_keys = ("bias", group.sequences, window), keys.shape[2]
     # Unscaled scores may overflow fp16, and an infinite one is NaN under the mask.
     if softcap is None and sinks is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16:
-        bias = shared.get(key, lambda: _for_every_head(_decode_bias(num_keys, group, window, q.dtype), grouped))
+        bias = shared.get(of_bias, lambda: _for_every_head(_decode_bias(num_keys, group, window, q.dtype), grouped))
         return _multiply(grouped, keys, values, bias, scale).view(q.shape)
-    bias = shared.get(key, lambda: _decode_bias(num_keys, group, window, q.dtype))
+    bias = shared.get(of_bias, lambda: _decode_bias(num_keys, group, window, q.dtype))
     return _attend(grouped, keys, values, bias, scale, softcap, by_query).reshape(q.shape)
 
 
@@ -282,14 +310,17 @@ def _prefill_bias(num_queries: int, end: int, begin: int, window: int | None, q:
     return _bias(visible(num_queries, end, window, q.device)[:, begin:], q.dtype).repeat(repeats, 1)
 
 
-def _gather(kv_cache: Tensor, block_tables: Tensor, longest: int, key: Hashable, shared: Shared) -> tuple[Tensor, Tensor]:
-    """Keys and values of some sequences, each [sequences, kv_heads, keys, head_dim], padded to whole blocks of the longest.
+def _gather(
+    kv_cache: Tensor, dtype: torch.dtype, block_tables: Tensor, longest: int, key: Hashable, shared: Shared
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of some sequences, each [sequences, kv_heads, keys, head_dim] of this dtype, padded to whole blocks.
 
     Entries past a sequence's end belong to other sequences or to none: the caller masks them.
     """
     _, _, kv_heads, block_size, head_dim = kv_cache.shape
     indices = shared.get(key, lambda: _head_block_indices(kv_cache, block_tables[:, : -(-longest // block_size)]))
-    gathered = kv_cache.view(-1, block_size * head_dim).index_select(0, indices)
+    gathered = bytes_of(kv_cache).view(-1, block_size * head_dim).index_select(0, indices)
+    gathered = widened(gathered, kv_cache.dtype, dtype)
     keys, values = gathered.view(2, block_tables.shape[0], kv_heads, -1, head_dim).unbind(0)
     return keys, values
 

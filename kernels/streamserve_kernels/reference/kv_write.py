@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from streamserve_kernels.reference.kv_format import UNSCALED, KvScales, bytes_of, is_eight_bit, quantize
 from streamserve_kernels.reference.norm_rope import exchanged, rms_norm, rotate_, whole_head_angles
 from streamserve_kernels.reference.shared import Shared
 
@@ -32,15 +33,27 @@ class QueryScaling(NamedTuple):
         return 1 + self.beta * torch.log1p((positions // self.length).float())
 
 
-def write_kv(key_value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, shared: Shared | None = None) -> None:
+def write_kv(
+    key_value: Tensor,
+    kv_cache: Tensor,
+    slot_mapping: Tensor,
+    shared: Shared | None = None,
+    *,
+    scales: KvScales | None = None,
+) -> None:
     """Store the keys and values of a step's tokens, in place.
 
-    key_value     [tokens, 2, kv_heads, head_dim]              dtype of the cache
+    key_value     [tokens, 2, kv_heads, head_dim]              dtype of the cache, or any for an 8-bit one
     kv_cache      [blocks, 2, kv_heads, block_size, head_dim]
     slot_mapping  [tokens]  int64; a negative slot is padding and written nowhere
     shared        the step's
+    scales        of an 8-bit cache; None for 1
     """
     shared = shared or Shared()
+    if is_eight_bit(kv_cache.dtype):
+        pairs = zip(key_value.unbind(1), scales or UNSCALED, strict=True)
+        key_value = bytes_of(torch.stack([quantize(part, scale, kv_cache.dtype) for part, scale in pairs], dim=1))
+        kv_cache = bytes_of(kv_cache)
     kept, rows = shared.get(
         ("cache rows", id(slot_mapping)), lambda: _cache_rows(slot_mapping, 2 * kv_cache.shape[2], kv_cache.shape[3])
     )
@@ -76,6 +89,7 @@ def rotary_write(
     norm_rotated: bool = False,
     interleaved: bool = False,
     query_scaling: QueryScaling | None = None,
+    kv_scales: KvScales | None = None,
     shared: Shared | None = None,
 ) -> Tensor:
     """Split the fused projection, norm and rotate queries and keys, write keys and values to their slots; return the queries.
@@ -83,16 +97,17 @@ def rotary_write(
     qkv             [tokens, (q_heads + 2 * kv_heads) * head_dim]  bf16|fp16|fp32, contiguous; overwritten
     positions       [tokens]              int64
     cos_sin         [positions, rot_dim]  fp32, cosines then sines; None for layers without rotary embeddings
-    kv_cache        [blocks, 2, kv_heads, block_size, head_dim]  dtype of qkv, changed in place
+    kv_cache        [blocks, 2, kv_heads, block_size, head_dim]  dtype of qkv or 8-bit floats, changed in place
     slot_mapping    [tokens]              int64; a negative slot is padding and written nowhere
     q_norm, k_norm  [head_dim]            RMS norm of every query and key head before the rotation, with `eps` (Qwen3, Gemma 3)
     norm_rotated    the norm follows the rotation instead (HunYuan)
     interleaved     the rotation pairs neighbouring dimensions instead of halves (RoFormer's order; GLM, ERNIE 4.5)
     query_scaling   of the queries, last (Ministral 3)
+    kv_scales       of an 8-bit cache; None for 1
     shared          the step's
     returns         [tokens, q_heads, head_dim]  dtype of qkv; may be a view of qkv
 
-    What norm and rotation give is rounded to the dtype of qkv each time.
+    What norm and rotation give is rounded to the dtype of qkv each time; an 8-bit cache rounds it once more.
     """
     heads = qkv.view(-1, q_heads + 2 * kv_heads, head_dim)
     queries, keys = heads[:, :q_heads], heads[:, q_heads : q_heads + kv_heads]
@@ -106,7 +121,7 @@ def rotary_write(
         _rotate(heads[:, : q_heads + kv_heads], positions, cos_sin, interleaved, shared)
     if query_scaling is not None:
         queries.mul_(shared.get(query_scaling, lambda: query_scaling.factors(positions)).view(-1, 1, 1))
-    write_kv(heads[:, q_heads:].view(-1, 2, kv_heads, head_dim), kv_cache, slot_mapping, shared)
+    write_kv(heads[:, q_heads:].view(-1, 2, kv_heads, head_dim), kv_cache, slot_mapping, shared, scales=kv_scales)
     return queries
 
 
