@@ -45,8 +45,8 @@ class StepEngine:
 
     def __init__(self, vocab_size: int, num_streams: int) -> None:
         self.info = EngineInfo(
-            model="steps", architecture="none", dtype="none", device="none", max_model_len=8192, vocab_size=vocab_size,
-            num_blocks=1, block_size=16, max_num_seqs=1024,
+            model="steps", architecture="none", dtype="none", kv_cache_dtype="none", device="none", max_model_len=8192,
+            vocab_size=vocab_size, num_blocks=1, block_size=16, max_num_seqs=1024,
         )  # fmt: skip
         self.full = anyio.Event()
         self._num_streams = num_streams

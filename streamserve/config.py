@@ -19,6 +19,7 @@ Device = Literal["auto", "cuda", "cpu"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 ExecutorBackend = Literal["mp", "ray", "uni"]
 ModelImpl = Literal["auto", "streamserve", "vllm", "transformers"]
+KvCacheDType = Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 Quantization = Literal[
     "auto",
     "none",
@@ -52,6 +53,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     gpu_memory_utilization  share of the GPU's memory that weights, activations and KV cache may fill; on a CPU, the share of
                             free memory that the KV cache may
     kv_cache_memory         bytes of the KV cache; None sizes it from free memory
+    kv_cache_dtype          of keys and values: "fp8", which is "fp8_e4m3", and "fp8_e5m2" take half the memory of 16 bits;
+                            "auto" takes what the checkpoint was calibrated for, and else `dtype`
     max_num_seqs            sequences that run at a time (rows)
     max_num_batched_tokens  token budget of one step
     max_queue               sequences that may wait for a row; further ones are refused with 429
@@ -91,6 +94,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: int | None = None
+    kv_cache_dtype: KvCacheDType = "auto"
     block_size: int = 16
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True

@@ -418,6 +418,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     model_limit     what the model reaches, where it serves less unless more is requested; else None
     num_blocks      KV blocks in total, of `block_size` tokens each
     model_impl      whose layers run: "streamserve" or "transformers"
+    kv_cache_dtype  torch's name of the type of keys and values
     windows         of the model's layer groups, as in `KvGroups`
     compiled        whether layers run compiled on a CPU; None where there is nothing to compile
     """
@@ -426,6 +427,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     model_impl: str = "streamserve"
     dtype: str
+    kv_cache_dtype: str
     device: str
     max_model_len: int
     vocab_size: int

@@ -152,8 +152,8 @@ _MEMORY = {
                preemption_mode=("recompute",)),
     **_because("weights stay on their device", cpu_offload_gb=(0,), offload_backend=_UNSET, offload_group_size=(0,)),
     **_because("--kv-cache-memory sizes the KV cache", num_gpu_blocks_override=_UNSET),
-    **_because("keys and values are kept in the model's dtype", kv_cache_dtype=("auto",), calculate_kv_scales=_OFF,
-               kv_cache_dtype_skip_layers=_UNSET),
+    **_because("scales of 8-bit keys and values are the checkpoint's, or 1", calculate_kv_scales=_OFF),
+    **_because("all layers keep keys and values in the same dtype", kv_cache_dtype_skip_layers=_UNSET),
     **_because(
         "the KV cache stays on its device",
         kv_offloading_size=_UNSET, kv_offloading_backend=_UNSET, kv_transfer_config=_UNSET, kv_events_config=_UNSET,

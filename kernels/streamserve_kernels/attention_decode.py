@@ -16,8 +16,8 @@ from triton.language.extra import cuda
 
 from .attention_tiles import (
     angles,
+    attention_dtype,
     block_ids,
-    compute_dtype,
     narrowed,
     norm_and_rotate,
     norm_weights,
@@ -26,10 +26,10 @@ from .attention_tiles import (
     scaled,
 )
 from .decode_schedule import RECORD, DecodeSchedule
-from .kv_format import in_words, kv_format, round_to_bytes, unit, widen_bytes, widen_words
+from .kv_format import in_words, kv_format, round_to_bytes, widen_bytes, widen_words
 from .kv_write import Rotation
 from .launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
-from .reference.kv_format import KvScales, is_eight_bit
+from .reference.kv_format import KvScales
 
 _UNROLL = tl.constexpr(4)
 """Splits whose loads are in flight together when they are combined."""
@@ -111,19 +111,19 @@ def _store_token(
 
 @triton.jit
 def _rounded(heads, inverse, FORMAT: tl.constexpr):
-    """Heads [1, LANES] as they will be read, in `unit`s, and the words [1, LANES / 2] to store."""
+    """Heads [1, LANES] as they will be read, and the words [1, LANES / 2] to store."""
     stored = round_to_bytes(heads.to(tl.float32) * inverse, FORMAT)
     even, odd = _parts(stored, FORMAT)
-    return widen_bytes(stored, FORMAT, False), (even | (odd << 8)).to(tl.int16)
+    return widen_bytes(stored, FORMAT, "arithmetic"), (even | (odd << 8)).to(tl.int16)
 
 
 @triton.jit
-def _numbers(loaded, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr, COMPUTE: tl.constexpr):
+def _numbers(loaded, FORMAT: tl.constexpr, WIDENS_BY: tl.constexpr, COMPUTE: tl.constexpr):
     """What was loaded of heads, as parts to multiply: all of their dimensions, or of words the even ones and the odd ones."""
     if FORMAT is None:
         numbers = (loaded.to(COMPUTE),)
     else:
-        even, odd = widen_words(loaded, FORMAT, ASSEMBLES)
+        even, odd = widen_words(loaded, FORMAT, WIDENS_BY)
         numbers = (even.to(COMPUTE), odd.to(COMPUTE))  # type: ignore[assignment]
     return numbers
 
@@ -151,14 +151,14 @@ def _whole(parts, FORMAT: tl.constexpr):
 @triton.jit
 def _attend(
     q, k, v, seen, highest, total, sums, scale,
-    SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr,
+    SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, WIDENS_BY: tl.constexpr,
 ):  # fmt: skip
     """One tile of the online softmax: maxima, denominators and unnormalised sums, updated by its tokens.
 
     q, sums  parts of heads
     k, v     [tokens, ..] as they were loaded
     """
-    keys = _numbers(k, FORMAT, ASSEMBLES, COMPUTE)
+    keys = _numbers(k, FORMAT, WIDENS_BY, COMPUTE)
     scores = tl.dot(q[0], tl.trans(keys[0]), input_precision="ieee")
     if FORMAT is not None:
         scores = tl.dot(q[1], tl.trans(keys[1]), scores, input_precision="ieee")
@@ -171,7 +171,7 @@ def _attend(
     decay = tl.exp2(highest - shift)
     total = total * decay + tl.sum(weights, axis=1)
     weights = weights.to(COMPUTE)
-    values = _numbers(v, FORMAT, ASSEMBLES, COMPUTE)
+    values = _numbers(v, FORMAT, WIDENS_BY, COMPUTE)
     first = tl.dot(weights, values[0], sums[0] * decay[:, None], input_precision="ieee")
     if FORMAT is None:
         sums = (first,)
@@ -235,14 +235,15 @@ def _decode_kernel(
     GROUP: tl.constexpr, LANES: tl.constexpr, BLOCK_N: tl.constexpr, PREFETCH: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr, NORM_ROTATED: tl.constexpr,
     INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr, COMPUTE: tl.constexpr,
-    FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr, RECORD: tl.constexpr, PDL: tl.constexpr,
+    FORMAT: tl.constexpr, WIDENS_BY: tl.constexpr, RECORD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend to one split of a row, one kv head.
 
     With ROTATE `q_ptr` is the fused projection: the token's query heads and key are normed and rotated here, its key and value
     are stored in the cache, and the splits cover the tokens of earlier steps. Otherwise queries are ready and the splits cover
-    all tokens. With FORMAT the cache has words of two 8-bit floats, and is multiplied in fp16. With PREFETCH, for launches of few programs, the first tile is loaded into registers before the predecessor is
-    done. Without, tiles stream through shared memory, which leaves registers for more programs at a time.
+    all tokens. With FORMAT the cache has words of two 8-bit floats. With PREFETCH, for launches of few programs, the first
+    tile is loaded into registers before the predecessor is done. Without, tiles stream through shared memory, which leaves
+    registers for more programs at a time.
 
     partial_ptr   fp32 [kv_heads, splits, GROUP, LANES + 2]: unnormalised sums, then maximum and denominator
     arrivals_ptr  int32 [kv_heads, rows], zero before and after
@@ -305,7 +306,7 @@ def _decode_kernel(
     parts = _parts(tl.zeros([GROUP, LANES], tl.float32), FORMAT)
     tile_q, tile_scale = q.to(COMPUTE), scale
     if FORMAT is not None:
-        tile_q, tile_scale = narrowed(q, scale * unit(FORMAT), COMPUTE)
+        tile_q, tile_scale = narrowed(q, scale, COMPUTE)
     tile_q = _parts(tile_q, FORMAT)
     if WINDOW is not None:
         seq_len = tl.load(record_ptr + 6)
@@ -320,7 +321,7 @@ def _decode_kernel(
         if WINDOW is not None:
             seen = seen & (tokens >= seq_len - WINDOW)
         highest, total, parts = _attend(
-            tile_q, k, v, seen, highest, total, parts, tile_scale, SOFTCAP, COMPUTE, FORMAT, ASSEMBLES
+            tile_q, k, v, seen, highest, total, parts, tile_scale, SOFTCAP, COMPUTE, FORMAT, WIDENS_BY
         )  # fmt: skip
         if PREFETCH:
             k, v = _load_tile(
@@ -338,7 +339,6 @@ def _decode_kernel(
         if FORMAT is not None:
             new_key, key_entry = _rounded(new_key, key_inverse, FORMAT)
             new_value, value_entry = _rounded(new_value, value_inverse, FORMAT)
-            scale *= unit(FORMAT)
         _store_token(
             cache_ptr, key_entry, value_entry, slot, split, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes
         )
@@ -362,7 +362,7 @@ def _decode_kernel(
         highest, total, sums = _merge(highest, total, sums, sink, 1.0, tl.zeros_like(sums))
     y = sums / tl.where(total == 0.0, 1.0, total)[:, None]
     if FORMAT is not None:
-        y *= value_scale * unit(FORMAT)
+        y *= value_scale
     out_ptrs = out_ptr + heads[:, None] * HEAD_DIM + lanes[None, :]
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=used[:, None] & inside)
 
@@ -395,7 +395,7 @@ def decode(
         GROUP=group, LANES=lanes, BLOCK_N=shape.tile, PREFETCH=shape.stages == 1,
         WINDOW=layer.window, SOFTCAP=layer.softcap, ROTATE=rotation is not None, NORM=q_norm is not None,
         NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
-        COMPUTE=compute_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name, ASSEMBLES=cache.assembles, RECORD=RECORD,
+        COMPUTE=attention_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name, WIDENS_BY=cache.widens_by, RECORD=RECORD,
         num_warps=shape.warps, num_stages=shape.stages,
         **dependent_launch(q.device),
     )  # fmt: skip

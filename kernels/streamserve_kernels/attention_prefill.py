@@ -12,8 +12,8 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from .attention_decode import ROTATED, AttentionConfig
-from .attention_tiles import block_ids, compute_dtype, narrowed, pair_dims, query_factor, scaled
-from .kv_format import in_bytes, kv_format, unit, widen_bytes
+from .attention_tiles import attention_dtype, block_ids, narrowed, pair_dims, query_factor, scaled
+from .kv_format import in_bytes, kv_format, widen_bytes
 from .kv_write import Rotation
 from .launch import dependent_launch, kernel, multiprocessors, power_of_two
 from .prefill_schedule import make_tiles
@@ -83,12 +83,12 @@ def _dims(HEAD_DIM: tl.constexpr, LANES: tl.constexpr, HALVES: tl.constexpr):
 
 
 @triton.jit
-def _load_numbers(ptrs, mask, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr, COMPUTE: tl.constexpr):
-    """Load keys or values [tokens, LANES] to multiply, 8-bit ones in `unit`s; zeros where they are masked out."""
+def _load_numbers(ptrs, mask, FORMAT: tl.constexpr, WIDENS_BY: tl.constexpr, COMPUTE: tl.constexpr):
+    """Load keys or values [tokens, LANES] to multiply; zeros where they are masked out."""
     if FORMAT is None:
         numbers = tl.load(ptrs, mask=mask, other=0.0)
     else:
-        numbers = widen_bytes(tl.load(ptrs, mask=mask, other=0), FORMAT, ASSEMBLES)
+        numbers = widen_bytes(tl.load(ptrs, mask=mask, other=0), FORMAT, WIDENS_BY)
     return numbers.to(COMPUTE)
 
 
@@ -97,7 +97,7 @@ def _attend_range(
     q, lanes, highest, total, sums, begin, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
     block_stride, scale,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, WIDENS_BY: tl.constexpr,
 ):  # fmt: skip
     """Attend to the keys from `begin` to `end`; without MASKED every query sees them all, and `end` is a multiple of BLOCK_N.
 
@@ -113,7 +113,7 @@ def _attend_range(
             mask = inside[:, None] & (lanes < HEAD_DIM)[None, :]
         else:
             mask = (lanes < HEAD_DIM)[None, :]
-        k = _load_numbers(cache_ptr + offsets, mask, FORMAT, ASSEMBLES, COMPUTE)
+        k = _load_numbers(cache_ptr + offsets, mask, FORMAT, WIDENS_BY, COMPUTE)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         to_log2 = scale * 1.4426950408889634
         if SOFTCAP is not None:
@@ -133,7 +133,7 @@ def _attend_range(
         decay = tl.exp2((highest - shift) * to_log2)
         total = total * decay + tl.sum(weights, axis=1)
         sums = sums * decay[:, None]
-        v = _load_numbers(cache_ptr + value_offset + offsets, mask, FORMAT, ASSEMBLES, COMPUTE)
+        v = _load_numbers(cache_ptr + value_offset + offsets, mask, FORMAT, WIDENS_BY, COMPUTE)
         sums = tl.dot(weights.to(COMPUTE), v, sums, input_precision="ieee")
         highest = higher
     return highest, total, sums
@@ -146,7 +146,7 @@ def _prefill_kernel(
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROTATE: tl.constexpr, NORM: tl.constexpr,
     NORM_ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr, QUERY_BETA: tl.constexpr, QUERY_LENGTH: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, ASSEMBLES: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, WIDENS_BY: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M rows of one sequence and kv head: row r is query r // heads_per_group, head r % heads_per_group.
@@ -188,7 +188,7 @@ def _prefill_kernel(
     if FORMAT is None:
         q = q.to(COMPUTE)
     else:
-        q, scale = narrowed(q, scale * unit(FORMAT), COMPUTE)
+        q, scale = narrowed(q, scale, COMPUTE)
 
     lowest = seq_len - num_queries + first_row // heads_per_group
     last_query = tl.minimum((first_row + BLOCK_M - 1) // heads_per_group, num_queries - 1)
@@ -204,14 +204,14 @@ def _prefill_kernel(
         highest, total, sums = _attend_range(
             q, lanes, highest, total, sums, 0, masked_from, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
             block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False, WINDOW, SOFTCAP, COMPUTE,
-            FORMAT, ASSEMBLES,
+            FORMAT, WIDENS_BY,
         )  # fmt: skip
     else:
         masked_from = tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
     highest, total, sums = _attend_range(
         q, lanes, highest, total, sums, masked_from, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
         block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True, WINDOW, SOFTCAP, COMPUTE,
-        FORMAT, ASSEMBLES,
+        FORMAT, WIDENS_BY,
     )  # fmt: skip
     if sinks_ptr is not None:
         to_log2 = scale * 1.4426950408889634 if SOFTCAP is None else 1.0
@@ -219,7 +219,7 @@ def _prefill_kernel(
     out_ptrs = out_ptr + (token * Q_HEADS + head)[:, None] * HEAD_DIM + lanes[None, :]
     y = sums / total[:, None]
     if FORMAT is not None:
-        y *= value_scale * unit(FORMAT)
+        y *= value_scale
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -263,8 +263,8 @@ def prefill(
         Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
         LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=rotation is not None, NORM=q_norm is not None,
         NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
-        WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=compute_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name,
-        ASSEMBLES=cache.assembles, num_warps=warps, num_stages=stages, maxnreg=registers, **dependent_launch(q.device),
+        WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=attention_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name,
+        WIDENS_BY=cache.widens_by, num_warps=warps, num_stages=stages, maxnreg=registers, **dependent_launch(q.device),
     )  # fmt: skip
 
 

@@ -123,8 +123,11 @@ def narrowed(q, scale, COMPUTE: tl.constexpr):
     return q.to(COMPUTE), scale
 
 
-def compute_dtype(dtype: torch.dtype, cache_dtype: torch.dtype) -> tl.dtype:
-    """Triton's name of the dtype in which a kernel multiplies queries of `dtype`: 8-bit floats are widened to fp16 at least."""
-    if is_eight_bit(cache_dtype) and dtype == torch.bfloat16:
-        return tl.float16
+def compute_dtype(dtype: torch.dtype) -> tl.dtype:
+    """Triton's name of the dtype in which a kernel multiplies tensors of `dtype`."""
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
+
+
+def attention_dtype(dtype: torch.dtype, cache_dtype: torch.dtype) -> tl.dtype:
+    """The same for queries of `dtype` and a cache: 8-bit floats are widened to fp16, or further."""
+    return compute_dtype(torch.float16 if is_eight_bit(cache_dtype) and dtype == torch.bfloat16 else dtype)

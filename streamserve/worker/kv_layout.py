@@ -32,6 +32,7 @@ class KvLayout:
     group_of      per layer: its group
     tensor_of     per layer: its tensor; layers of one group have different ones
     num_tensors   of how many tensors a block is made
+    dtype         of keys and values
     step_tokens   the most tokens that a step computes
     """
 

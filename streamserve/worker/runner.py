@@ -29,7 +29,7 @@ from streamserve.worker.startup.compiled_layers import is_compiled, run_compiled
 from streamserve.worker.startup.kernel_warmup import kernel_steps, run_at_once
 from streamserve.worker.startup.phases import Phases, explain_out_of_memory
 from streamserve.worker.startup.progress import weights_bar
-from streamserve.worker.startup.resolved_settings import resolve_dtype, resolve_max_model_len
+from streamserve.worker.startup.resolved_settings import resolve_dtype, resolve_kv_cache_dtype, resolve_max_model_len
 from streamserve.worker.startup.triton_cache import CompileTarget, TritonCache
 from streamserve.worker.step import StepRunner
 from streamserve_kernels import preload
@@ -70,15 +70,16 @@ class Runner:
         device = open_device(config.device, self._device_index)
         ranks = self._join(device)
         dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
+        kv_dtype = resolve_kv_cache_dtype(config.kv_cache_dtype, self._checkpoint.config, dtype)
         layout = lay_out(
             [state.among(ranks.world_size) for state in arch.layer_states],
             max_model_len=max_model_len,
             block_size=config.block_size,
             step_tokens=config.max_num_batched_tokens,
-            dtype=dtype,
+            dtype=kv_dtype,
         )
         if device.target is not None:
-            self._triton_cache.send_target(CompileTarget(**device.target._asdict(), dtype=str(dtype).removeprefix("torch.")))
+            self._triton_cache.send_target(CompileTarget(**device.target._asdict(), dtype=_name(dtype)))
         with device.stream(), explain_out_of_memory(device, config, phases):
             with phases.measure("weights"), weights_bar(self._checkpoint.source) as on_progress:
                 model = load_model(
@@ -90,6 +91,7 @@ class Runner:
                     max_model_len=max_model_len,
                     communicator=ranks,
                     divides_experts=config.enable_expert_parallel,
+                    kv_dtype=kv_dtype,
                     on_progress=on_progress,
                 )
                 if device.compiles_layers and not config.enforce_eager:
@@ -97,7 +99,7 @@ class Runner:
             limits = RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size, layout.group_of)
             rows = Rows(device, limits)
             if device.captures:
-                self._load_kernels(device, model, rows, layout, ranks, phases)
+                self._load_kernels(device, model, rows, layout, dtype, ranks, phases)
             with phases.measure("kv_cache"):
                 num_blocks = ranks.smallest(_size_cache(config, device, model, rows, layout, max_model_len))
                 launch_step = StepDivider().launch if ranks.world_size == 1 else launch_whole
@@ -111,7 +113,8 @@ class Runner:
             model=self._checkpoint.source,
             architecture=arch.architecture,
             model_impl=arch.model_impl,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=_name(dtype),
+            kv_cache_dtype=_name(kv_dtype),
             device=device.name if ranks.world_size == 1 else f"{ranks.world_size} x {device.name}",
             max_model_len=max_model_len,
             vocab_size=arch.vocab_size,
@@ -127,13 +130,20 @@ class Runner:
         )
 
     def _load_kernels(
-        self, device: Device, model: CausalModel, rows: Rows, layout: KvLayout, ranks: RankGroup, phases: Phases
+        self,
+        device: Device,
+        model: CausalModel,
+        rows: Rows,
+        layout: KvLayout,
+        dtype: torch.dtype,
+        ranks: RankGroup,
+        phases: Phases,
     ) -> None:
         """Load the libraries and kernels that steps launch, compiling what the cache lacks."""
         with phases.measure("compile"):
             preload()
             device.load_libraries()
-            steps = kernel_steps(device, model, rows, layout, self._config.max_num_batched_tokens)
+            steps = kernel_steps(device, model, rows, layout, dtype, self._config.max_num_batched_tokens)
             self._triton_cache.wait()
             # Of ranks on one machine the first compiles for all.
             ranks.smallest(0)
@@ -146,6 +156,10 @@ class Runner:
         if self._steps is None:
             raise RuntimeError("a rank steps only after it has loaded")
         return self._steps.step(plan)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _size_cache(

@@ -70,7 +70,7 @@ def test_flags_for_what_happens_anyway_change_nothing(flags: list[str]) -> None:
     [
         (["--task", "score"], "--task: not supported: models generate text"),
         (["--override-pooler-config", '{"pooling_type": "CLS"}'], "pooling_type must be one of LAST, MEAN"),
-        (["--kv-cache-dtype=fp8"], "--kv-cache-dtype: .* dtype"),
+        (["--calculate-kv-scales"], "--calculate-kv-scales: .* the checkpoint's"),
         (["--enable-eplb"], "--enable-eplb: "),
         (["--speculative-config", '{"method": "ngram"}'], "--speculative-config: .* draft"),
         (["--speculative-config.method", "ngram"], "--speculative-config.method: .* draft"),

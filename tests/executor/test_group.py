@@ -30,6 +30,7 @@ INFO = EngineInfo(
     model="scripted",
     architecture="none",
     dtype="float32",
+    kv_cache_dtype="float32",
     device="none",
     max_model_len=64,
     vocab_size=10,

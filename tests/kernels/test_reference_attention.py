@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamserve_kernels.reference.attention import paged_attention
+from streamserve_kernels.reference.kv_format import EIGHT_BIT_DTYPES, KvScales, quantize
 
 BLOCK_SIZE = 16
 KV_HEADS, Q_HEADS, HEAD_DIM = 2, 6, 32
@@ -60,6 +61,7 @@ class Batch:
         window: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        kv_scales: KvScales | None = None,
         num_decodes: int | None = None,
     ) -> Tensor:
         queries = [queries for _, queries in self.shapes]
@@ -74,9 +76,22 @@ class Batch:
             window=window,
             softcap=softcap,
             sinks=sinks,
+            kv_scales=kv_scales,
             num_decodes=leading if num_decodes is None else num_decodes,
             max_seq_len=max(length for length, _ in self.shapes),
         )
+
+    def round(self, kept_as: torch.dtype, scales: KvScales) -> None:
+        """Keep the numbers as 8-bit floats."""
+        parts = [quantize(part, scale, kept_as) for part, scale in zip(self.kv_cache.unbind(1), scales, strict=True)]
+        self.kv_cache = torch.stack([part.view(torch.uint8) for part in parts], dim=1).view(kept_as)
+        self.contents = [
+            (
+                quantize(keys, scales.key, kept_as).double() * scales.key,
+                quantize(values, scales.value, kept_as).double() * scales.value,
+            )
+            for keys, values in self.contents
+        ]
 
     def expected(self, *, window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None) -> Tensor:
         rows = iter(self.q)
@@ -134,6 +149,15 @@ def test_sinks_take_their_share_of_the_weights(mix: str, window: int | None) -> 
     attended = batch.attend(window=window, sinks=sinks)
     torch.testing.assert_close(attended.double(), batch.expected(window=window, sinks=sinks), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(attended, batch.attend(window=window), atol=1e-3)
+
+
+@pytest.mark.parametrize("kept_as", EIGHT_BIT_DTYPES)
+@pytest.mark.parametrize("mix", ["one decode", "many decodes", "decodes and prefills"])
+def test_eight_bits_stand_for_their_numbers_times_the_scales(mix: str, kept_as: torch.dtype) -> None:
+    batch, scales, options = Batch(MIXES[mix]), KvScales(0.01, 3.0), {"window": 60, "softcap": 2.0}
+    batch.round(kept_as, scales)
+    attended = batch.attend(kv_scales=scales, **options)
+    torch.testing.assert_close(attended.double(), batch.expected(**options), atol=1e-5, rtol=1e-4)
 
 
 def test_decodes_give_the_same_whether_they_are_announced_or_not() -> None:

@@ -83,6 +83,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "weights.source": {"weights.grouped"},
         "weights.destination": {"weights.source"},
         "weights.placement": {"communicator", "division", "weights.storage"},
+        "weights.kv_scales": {"weights.destination", "weights.placement", "weights.source"},
         "weights.forms": {"weights.destination", "weights.grouped", "weights.noise", "weights.placement"},
         "weights.schemes": {
             "weights.destination", "weights.forms", "weights.grouped", "weights.placement", "weights.source", "weights.storage",
@@ -93,7 +94,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         },
         "layers": {
             "arch", "communicator", "division", "inputs", "mixture", "weights.destination", "weights.experts", "weights.forms",
-            "weights.placement", "weights.schemes",
+            "weights.kv_scales", "weights.placement", "weights.schemes",
         },
         "architectures": {
             "arch", "config_reading", "inputs", "layers", "mixture", "rope", "weights.destination", "weights.placement",
@@ -103,7 +104,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         # whose layers: ours, or transformers'
         "transformers_model": {
             "arch", "architectures", "config_reading", "inputs", "layers", "weights.destination", "weights.grouped",
-            "weights.placement", "weights.source",
+            "weights.kv_scales", "weights.placement", "weights.source",
         },
         "implementation": {"arch", "architectures", "config_reading", "registry", "transformers_model", "weights.placement"},
         # what fills a model
@@ -112,8 +113,8 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "weights.dummy": {"architectures", "layers", "weights.experts", "weights.noise"},
         "weights.loader": {
             "arch", "architectures", "communicator", "implementation", "weights.destination", "weights.dummy",
-            "weights.experts", "weights.forms", "weights.gguf", "weights.placement", "weights.safetensors", "weights.source",
-            "weights.storage",
+            "weights.experts", "weights.forms", "weights.gguf", "weights.kv_scales", "weights.placement", "weights.safetensors",
+            "weights.source", "weights.storage",
         },
         "aot": {"architectures", "inputs", "layers", "weights.forms"},
     },

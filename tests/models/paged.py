@@ -21,11 +21,13 @@ NUM_GROUPS = 2
 class PagedRun:
     """Sequences over one cache; each `step` gives some of them tokens and returns the logits of all of those."""
 
-    def __init__(self, model: CausalModel, *, num_blocks: int = 128) -> None:
-        dtype = next(model.parameters()).dtype
+    def __init__(self, model: CausalModel, *, num_blocks: int = 128, kv_dtype: torch.dtype | None = None) -> None:
+        """kv_dtype  of the cache; None for the model's"""
+        dtype = kv_dtype or next(model.parameters()).dtype
+        garbage = min(1e4, torch.finfo(dtype).max)
         shapes = [(num_blocks, 2, state.kv_heads, BLOCK_SIZE, state.head_dim) for state in model.arch.layer_states]
         # Garbage in every slot that nothing was written to: attending to one shows.
-        self.kv_caches = [torch.full(shape, 1e4, dtype=dtype) for shape in shapes]
+        self.kv_caches = [torch.full(shape, garbage, dtype=dtype) for shape in shapes]
         self.model = model
         self._free = list(range(num_blocks))
         random.Random(0).shuffle(self._free)

@@ -49,6 +49,7 @@ class ScriptedExecutor:
             model="scripted",
             architecture="scripted",
             dtype="float32",
+            kv_cache_dtype="float32",
             device="cpu",
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,

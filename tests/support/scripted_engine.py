@@ -44,6 +44,7 @@ class ScriptedEngine:
             model="scripted",
             architecture="Scripted",
             dtype="float32",
+            kv_cache_dtype="float32",
             device="cpu",
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from streamserve.checkpoint.names import resolve
-from streamserve.config import EngineConfig
+from streamserve.config import EngineConfig, KvCacheDType
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.worker.runner import Runner
 from tests.support.stepping import Stepper
@@ -33,9 +33,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyLlama:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def stepper(request: pytest.FixtureRequest, tiny: TinyLlama) -> Callable[..., Stepper]:
-    """Makes a stepper over a fresh runner: how many blocks, how large a step, how many rows and steps in flight."""
+    """Makes a stepper over a fresh runner: how many blocks, how large a step, how many rows, steps in flight, which cache."""
 
-    def make(*, num_blocks: int = 64, step_tokens: int = 64, rows: int = 8, in_flight: int = 2) -> Stepper:
+    def make(
+        *,
+        num_blocks: int = 64,
+        step_tokens: int = 64,
+        rows: int = 8,
+        in_flight: int = 2,
+        kv_cache_dtype: KvCacheDType = "auto",
+    ) -> Stepper:
         config = EngineConfig(
             model=tiny.path,
             device=request.param,
@@ -43,7 +50,8 @@ def stepper(request: pytest.FixtureRequest, tiny: TinyLlama) -> Callable[..., St
             max_num_seqs=rows,
             max_num_batched_tokens=step_tokens,
             max_model_len=min(256, num_blocks * 16),
-            kv_cache_memory=num_blocks * BLOCK_BYTES,
+            kv_cache_memory=num_blocks * BLOCK_BYTES // (1 if kv_cache_dtype == "auto" else 4),
+            kv_cache_dtype=kv_cache_dtype,
         )
         runner = Runner(config, resolve(tiny.path))
         info = runner.load()

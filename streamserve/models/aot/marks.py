@@ -32,6 +32,6 @@ def mark_compiled(config: EngineConfig, checkpoint: Checkpoint, library: Path) -
 def _mark(config: EngineConfig, checkpoint: Checkpoint, library: Path) -> Path:
     stat = checkpoint.path.stat()
     stored = [str(checkpoint.path.resolve()), checkpoint.format, stat.st_size, stat.st_mtime_ns]
-    settings = [config.dtype, config.block_size, config.quantization]
+    settings = [config.dtype, config.block_size, config.quantization, config.kv_cache_dtype]
     content = json.dumps([this_build(), checkpoint.config, stored, settings], sort_keys=True, default=str)
     return library / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.model"

@@ -115,6 +115,8 @@ def _shape_or_none(model: LayeredModel, index: int, block_size: int) -> LayerSha
     layer, cos_sin = model.layers[index], model.ropes.by_layer[index]
     if type(layer.attention) is not Attention or layer.attention.sinks is not None:
         return None
+    if layer.attention.kv_scales is not None:
+        return None
     if layer.attention.query_scaling is not None and cos_sin is None:
         return None
     settings: list[tuple[str, Setting]] = []

@@ -52,7 +52,7 @@ class CausalModel(nn.Module, ABC):
     def forward(self, inputs: StepInputs, kv_caches: list[Tensor]) -> Tensor:
         """Run every layer over a step's tokens and write their keys and values.
 
-        kv_caches  per layer [blocks, 2, kv_heads, block_size, head_dim], of the model's dtype
+        kv_caches  per layer [blocks, 2, kv_heads, block_size, head_dim], of the dtype that it was built for
         returns    [tokens, hidden_size], what `logits` takes
         """
 

@@ -13,6 +13,7 @@ from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.linear import Linear
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.weights.destination import Destination, Region, Stored, copied
+from streamserve.models.weights.kv_scales import kv_scales_of
 from streamserve.models.weights.placement import Placement
 from streamserve_kernels import head_squares, norm_all_heads_, rotary_attention
 
@@ -21,7 +22,7 @@ class Attention(nn.Module):
     """One layer's attention over the paged cache."""
 
     def __init__(self, arch: ModelArch, layer: int, prefix: str, place: Placement) -> None:
-        """prefix + the names of `arch.qk_norm` are read where every head has a norm.
+        """prefix + the names of `arch.qk_norm` are read where every head has a norm, and + those of the scales of its cache.
 
         Ranks have as many heads each, and share key heads where there are fewer than ranks. Raises `ConfigError` when they
         can't be divided so.
@@ -44,6 +45,7 @@ class Attention(nn.Module):
         self.q_norm = None if norms is None else head_norm(norms.q)
         self.k_norm = None if norms is None else head_norm(norms.k)
         self.sinks = Sinks(arch, prefix, place) if arch.has_sinks else None
+        self.kv_scales = kv_scales_of(prefix, place)
 
     def forward(self, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
         """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads * head_dim]; writes keys and values."""
@@ -69,6 +71,7 @@ class Attention(nn.Module):
             window=self.window,
             softcap=self.softcap,
             sinks=self.sinks.weight if self.sinks is not None else None,
+            kv_scales=self.kv_scales.scales if self.kv_scales is not None else None,
             num_decodes=inputs.num_decodes,
             max_seq_len=inputs.max_seq_len,
             shared=inputs.shared,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from streamserve.models.inputs import StepInputs
+from streamserve.models.weights.kv_scales import LayerKvScales
 from streamserve_kernels import rotary_attention
 
 NAME = "streamserve"
@@ -81,10 +82,14 @@ class CurrentStep(threading.local):
 class PagedLayer:
     """The attention of one layer: writes keys and values to its cache, and attends over it."""
 
-    def __init__(self, layer: int, current: CurrentStep) -> None:
-        """layer  number of its cache"""
+    def __init__(self, layer: int, current: CurrentStep, dtype: torch.dtype, kv_scales: LayerKvScales | None = None) -> None:
+        """layer  number of its cache
+        dtype  in which it attends
+        """
         self._layer = layer
         self._current = current
+        self._dtype = dtype
+        self._kv_scales = kv_scales
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, options: Mapping[str, Any]
@@ -122,7 +127,7 @@ class PagedLayer:
         # Angles are looked up by token, not by position: the rotation has been to the table already.
         places = inputs.positions if angles is None else inputs.shared.get("tokens", lambda: _count(inputs.positions))
         return rotary_attention(
-            qkv.to(cache.dtype),
+            qkv.to(self._dtype),
             places,
             angles,
             cache,
@@ -132,6 +137,7 @@ class PagedLayer:
             inputs.query_start,
             num_decodes=inputs.num_decodes,
             max_seq_len=inputs.max_seq_len,
+            kv_scales=None if self._kv_scales is None else self._kv_scales.scales,
             shared=inputs.shared,
             **heads,
         )

@@ -20,6 +20,7 @@ from streamserve.models.transformers_model.conversion import Conversion
 from streamserve.models.transformers_model.replacement import replace_modules
 from streamserve.models.transformers_model.tensors import allocate, fix_rotations, named_tensors
 from streamserve.models.weights.destination import Destination, Stored, copied
+from streamserve.models.weights.kv_scales import kv_scales_of
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.source import StoredTensor, WeightSource
 
@@ -43,7 +44,11 @@ class TransformersModel(CausalModel):
         self._conversion = Conversion(whole)
         self._current = CurrentStep()
         self._binds_step = not all(call.passes_step for call in arch.calls)
-        layers = {call.module: (call, PagedLayer(layer, self._current)) for layer, call in enumerate(arch.calls)}
+        scales = [kv_scales_of(f"{call.module}.", place) for call in arch.calls]
+        layers = {
+            call.module: (call, PagedLayer(layer, self._current, place.dtype, scales[layer]))
+            for layer, call in enumerate(arch.calls)
+        }
         for name, (_, layer) in layers.items():
             bind(whole.get_submodule(name), layer)
         if arch.replaces:
@@ -51,6 +56,7 @@ class TransformersModel(CausalModel):
         allocate(whole, place)
         fix_rotations(whole, max_positions)
         self._tensors = list(named_tensors(whole))
+        self.kv_scales = nn.ModuleList(each for each in scales if each is not None)
         self.body: nn.Module = whole.base_model
         setattr(whole, whole.base_model_prefix, _Given())
         self.head = whole

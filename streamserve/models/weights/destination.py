@@ -52,11 +52,13 @@ class Destination:
     name    as transformers names it
     region  the part of it that is needed
     fill    called with it once; it has the shape `region.whole`, but for dimensions of 1
+    is_optional  checkpoints may be without it
     """
 
     name: str
     region: Region
     fill: Callable[[StoredTensor], None]
+    is_optional: bool = False
 
 
 def copied(name: str, target: Tensor, region: Region | None = None, *, offset: float = 0.0, scale: float = 1.0) -> Destination:

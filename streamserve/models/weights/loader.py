@@ -27,6 +27,7 @@ from streamserve.models.weights.experts.fp8 import Fp8Experts
 from streamserve.models.weights.forms.expanded import ExpandedForm
 from streamserve.models.weights.forms.fp8 import Fp8Form
 from streamserve.models.weights.gguf import GgufSource
+from streamserve.models.weights.kv_scales import KV_SCALE_ENDS, LayerKvScales
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.safetensors import SafetensorsSource
 from streamserve.models.weights.source import StoredTensor, WeightSource
@@ -37,7 +38,7 @@ logger = logging.getLogger("streamserve")
 
 HEAD = "lm_head.weight"
 
-_REDUNDANT = ("rotary_emb.inv_freq", ".k_scale", ".v_scale")
+_REDUNDANT = ("rotary_emb.inv_freq", *KV_SCALE_ENDS)
 """Ends of the names of tensors that models do without."""
 
 Progress = Callable[[int, int], None]
@@ -53,6 +54,7 @@ def load_model(
     max_model_len: int | None = None,
     communicator: Communicator | None = None,
     divides_experts: bool = False,
+    kv_dtype: torch.dtype | None = None,
     on_progress: Progress | None = None,
 ) -> CausalModel:
     """Build a model and fill it.
@@ -61,6 +63,7 @@ def load_model(
     max_model_len    positions to prepare for; None takes the model's own limit
     communicator     the ranks among which it divides what it can, of which this one is filled; None for a rank of its own
     divides_experts  each rank holds some experts of a mixture, instead of a share of every one
+    kv_dtype         of the KV cache that it will be called with; None for the model's
     on_progress      called with (bytes loaded, bytes in all), in the units of the stored form
 
     Raises `ConfigError` when the checkpoint lacks a tensor, has one that the architecture does not know, or of another shape,
@@ -70,7 +73,7 @@ def load_model(
     if source is not None and arch.tied_embeddings and _has_its_own_head(source):
         arch = replace(arch, tied_embeddings=False)
     storage = storage_of(checkpoint, source, quantization)
-    place = Placement(dtype, torch.device(device), communicator or Apart(), storage, divides_experts)
+    place = Placement(dtype, torch.device(device), communicator or Apart(), storage, divides_experts, kv_dtype)
     _refuse_unpackable(quantization, checkpoint, place)
     model = build_model(arch, place, max_model_len or arch.max_model_len)
     if divides_experts and not any(isinstance(module, ExpertsForm) for module in model.modules()):
@@ -82,6 +85,8 @@ def load_model(
         else:
             _fill(model, source, _BytesLoaded(source.num_bytes, on_progress))
         model.finish()
+    if source is not None:
+        _say_what_is_unscaled(model)
     return model.eval()
 
 
@@ -151,6 +156,12 @@ def _say_what_is_widened(model: CausalModel, place: Placement) -> None:
         )
 
 
+def _say_what_is_unscaled(model: CausalModel) -> None:
+    layers = [module for module in model.modules() if isinstance(module, LayerKvScales)]
+    if any(not layer.is_stored for layer in layers):
+        logger.warning("the checkpoint stores no scales of a KV cache of 8-bit floats: keys and values are rounded as they are")
+
+
 def _fill(model: CausalModel, source: WeightSource, progress: _BytesLoaded) -> None:
     arch = model.arch
     wanted: defaultdict[str, list[Destination]] = defaultdict(list)
@@ -164,8 +175,9 @@ def _fill(model: CausalModel, source: WeightSource, progress: _BytesLoaded) -> N
             _check_shape(stored, destination)
             destination.fill(stored)
         progress.add(stored.num_bytes)
-    if wanted:
-        raise ConfigError(f"the checkpoint lacks {len(wanted)} tensors of {arch.architecture}, among them {min(wanted)!r}")
+    lacking = [name for name, destinations in wanted.items() if not all(each.is_optional for each in destinations)]
+    if lacking:
+        raise ConfigError(f"the checkpoint lacks {len(lacking)} tensors of {arch.architecture}, among them {min(lacking)!r}")
 
 
 def _check_shape(stored: StoredTensor, destination: Destination) -> None:
@@ -177,7 +189,7 @@ def _check_shape(stored: StoredTensor, destination: Destination) -> None:
 
 
 def _is_redundant(name: str, arch: Arch) -> bool:
-    """Stored by some tools though it follows from the rest, or is for a KV cache of 8-bit floats, or for layers not run."""
+    """Stored by some tools though it follows from the rest, or is for another KV cache, or for layers not run."""
     unread = isinstance(arch, ModelArch) and name.startswith(tuple(_unread_layers(arch)))
     return unread or name.endswith(_REDUNDANT) or (arch.tied_embeddings and name == HEAD)
 

@@ -20,6 +20,7 @@ class Placement:
     communicator     the ranks that share the model's divisible weights out among each other; this one is one of them
     storage          how the checkpoint stores its weights, by which each linear's form is chosen
     divides_experts  of a mixture each rank holds some experts, instead of a part of every one
+    kv_cache         dtype of the KV cache where it is not `dtype`
     """
 
     dtype: torch.dtype
@@ -27,10 +28,16 @@ class Placement:
     communicator: Communicator = field(default_factory=Apart)
     storage: WeightStorage = field(default_factory=WeightStorage)
     divides_experts: bool = False
+    kv_cache: torch.dtype | None = None
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """An uninitialised parameter, of the placement's dtype unless another is given."""
         return nn.Parameter(torch.empty(shape, dtype=dtype or self.dtype, device=self.device), requires_grad=False)
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the KV cache."""
+        return self.kv_cache or self.dtype
 
     @property
     def rank(self) -> int:

@@ -187,9 +187,10 @@ class Server:
             layers = " by transformers' layers" if info.model_impl == "transformers" else ", compiled" if info.compiled else ""
             engine = f"{info.architecture}{layers}, {info.dtype} on {info.device}"
             self._log.step(f"engine{suffix}", f"{engine} ({parts})" if parts else engine)
+            kept_as = "" if info.kv_cache_dtype == info.dtype else f" of {info.kv_cache_dtype}"
             self._log.step(
                 "KV cache",
-                f"{info.kv_capacity_tokens} tokens in {info.num_blocks} blocks; "
+                f"{info.kv_capacity_tokens} tokens{kept_as} in {info.num_blocks} blocks; "
                 f"contexts up to {info.max_model_len} tokens, {info.max_num_seqs} sequences at a time",
             )
         info = infos[0]

@@ -25,10 +25,10 @@ def engine_families(model_name: str, engines: Sequence[EngineSnapshot]) -> Itera
 
 
 def _cache_config(model_name: str, infos: Sequence[EngineInfo]) -> Metric:
-    shape = ["block_size", "num_gpu_blocks"]
+    shape = ["block_size", "cache_dtype", "num_gpu_blocks"]
     family = GaugeMetricFamily("vllm:cache_config_info", "The shape of the KV cache, as labels.", labels=[*_LABELS, *shape])
     for number, info in enumerate(infos):
-        family.add_metric([model_name, str(number), str(info.block_size), str(info.num_blocks)], 1)
+        family.add_metric([model_name, str(number), str(info.block_size), info.kv_cache_dtype, str(info.num_blocks)], 1)
     return family
 
 

@@ -24,7 +24,7 @@ from streamserve.models.weights.loader import load_model
 from streamserve.models.weights.placement import Placement
 from streamserve.process.cache import compiled_layers, require_private
 from streamserve.worker.device.select import open_device
-from streamserve.worker.startup.resolved_settings import resolve_dtype
+from streamserve.worker.startup.resolved_settings import resolve_dtype, resolve_kv_cache_dtype
 
 
 def with_compiled_layers(model: CausalModel, block_size: int) -> CausalModel:
@@ -67,11 +67,14 @@ def compile_for(config: EngineConfig, checkpoint: Checkpoint, on_piece: Callable
         raise ConfigError("only a CPU's layers are compiled ahead; on a GPU Triton's run: leave this out, or add --device cpu")
     arch = describe(checkpoint.config, config.model_impl)
     dtype = resolve_dtype(config.dtype, arch.dtype, device.torch_device)
+    kv_dtype = resolve_kv_cache_dtype(config.kv_cache_dtype, checkpoint.config, dtype)
     # Without memory first: a model that can't be compiled is not worth loading.
-    if not can_compile(build_model(arch, Placement(dtype, torch.device("meta")), 1)):
+    if not can_compile(build_model(arch, Placement(dtype, torch.device("meta"), kv_cache=kv_dtype), 1)):
         raise ConfigError(f"layers of {arch.architecture} are not compiled: they run as they are")
     # Loaded whole: what is compiled depends on the form that each weight takes.
-    model = load_model(checkpoint, arch, dtype=dtype, device=device.torch_device, quantization=config.quantization)
+    model = load_model(
+        checkpoint, arch, dtype=dtype, device=device.torch_device, quantization=config.quantization, kv_dtype=kv_dtype
+    )
     assert isinstance(model, LayeredModel)
     _compile(model, config.block_size, on_piece)
     mark_compiled(config, checkpoint, compiled_layers())

@@ -37,9 +37,12 @@ def run_at_once(device: Device, steps: Sequence[WarmupStep]) -> None:
 
 
 def kernel_steps(
-    device: Device, model: CausalModel, rows: Rows, layout: KvLayout, max_num_batched_tokens: int
+    device: Device, model: CausalModel, rows: Rows, layout: KvLayout, dtype: torch.dtype, max_num_batched_tokens: int
 ) -> list[WarmupStep]:
-    """Steps that between them launch every kernel of a start; each may run on any thread, in any order."""
+    """Steps that between them launch every kernel of a start; each may run on any thread, in any order.
+
+    dtype  of the model
+    """
     kv_caches = allocate(layout, 1, device)
     most = decode_sizes(rows.limits.max_num_seqs)[-1]
 
@@ -53,7 +56,7 @@ def kernel_steps(
     prompts = (max_num_batched_tokens, *(size for size in _PREFILLS if size < max_num_batched_tokens))
     decodes = (*(size for size in _DECODES if size < most), most)
     # Sampling takes longest, and waits for nothing: first.
-    return [lambda: _choose(rows, most, layout.dtype), *map(prefill, prompts), *map(decode, decodes)]
+    return [lambda: _choose(rows, most, dtype), *map(prefill, prompts), *map(decode, decodes)]
 
 
 def _apart(device: Device, step: WarmupStep) -> None:

@@ -177,8 +177,14 @@ def _fingerprint(job: CompileJob) -> str:
     """Changes with the kernels' sources, the compiler, the model's shape and the sizes of steps."""
     digest = hashlib.sha256()
     config = job.config
-    sizes = [config.dtype, config.block_size, config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens]
-    sizes += [config.tensor_parallel_size, config.enable_expert_parallel]
+    sizes: list[object] = [
+        config.dtype,
+        config.block_size,
+        config.max_model_len,
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+    ]
+    sizes += [config.tensor_parallel_size, config.enable_expert_parallel, config.kv_cache_dtype]
     digest.update(repr((sizes, sorted(job.checkpoint.config.items()))).encode())
     for package in ("triton", "torch"):
         spec = find_spec(package)
@@ -187,6 +193,6 @@ def _fingerprint(job: CompileJob) -> str:
     kernels = find_spec("streamserve_kernels")
     assert kernels is not None
     assert kernels.origin is not None
-    for source in sorted(Path(kernels.origin).parent.glob("*.py")):
+    for source in sorted(Path(kernels.origin).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]

@@ -25,7 +25,7 @@ from streamserve.worker.device.cpu import ShapeDevice
 from streamserve.worker.kv_layout import lay_out
 from streamserve.worker.rows.rows import RankLimits, Rows
 from streamserve.worker.startup.kernel_warmup import WarmupStep, kernel_steps
-from streamserve.worker.startup.resolved_settings import resolve_max_model_len
+from streamserve.worker.startup.resolved_settings import resolve_kv_cache_dtype, resolve_max_model_len
 from streamserve.worker.startup.triton_cache import CompileJob, CompileTarget
 from streamserve_kernels import Target, preload
 
@@ -52,18 +52,19 @@ def warmup_steps(job: CompileJob, dtype: torch.dtype) -> list[WarmupStep]:
     max_model_len = resolve_max_model_len(config.max_model_len, arch)
     device = ShapeDevice()
     storage = storage_of(job.checkpoint, open_source(job.checkpoint, arch), config.quantization)
+    kv_dtype = resolve_kv_cache_dtype(config.kv_cache_dtype, job.checkpoint.config, dtype)
     ranks = Apart(0, config.tensor_parallel_size)
-    place = Placement(dtype, device.torch_device, ranks, storage, config.enable_expert_parallel)
+    place = Placement(dtype, device.torch_device, ranks, storage, config.enable_expert_parallel, kv_dtype)
     model = build_model(arch, place, max_model_len).eval()
     layout = lay_out(
         [state.among(config.tensor_parallel_size) for state in arch.layer_states],
         max_model_len=max_model_len,
         block_size=config.block_size,
         step_tokens=config.max_num_batched_tokens,
-        dtype=dtype,
+        dtype=kv_dtype,
     )
     limits = RankLimits(config.max_num_seqs, max_model_len, config.block_size, arch.vocab_size, layout.group_of)
-    steps = kernel_steps(device, model, Rows(device, limits), layout, config.max_num_batched_tokens)
+    steps = kernel_steps(device, model, Rows(device, limits), layout, dtype, config.max_num_batched_tokens)
     return [*steps, *exchange_launches(config.tensor_parallel_size, dtype, device.torch_device)]
 
 

@@ -37,7 +37,7 @@ SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024
         (["demo", "--zork", "1"], ["--zork"]),
         (["demo", "--port", "many"], ["--port", "many"]),
         (["demo", "--port", "99999"], ["--port 99999", "65535"]),
-        (["demo", "--kv-cache-dtype", "fp8"], ["--kv-cache-dtype", "the model's dtype"]),
+        (["demo", "--calculate-kv-scales"], ["--calculate-kv-scales", "the checkpoint's"]),
         (["demo", "--enable_lora"], ["--enable-lora", "without adapters"]),
         (["demo", "-tp", "0"], ["--tensor-parallel-size 0"]),
         (["demo", "-pp", "2"], ["--pipeline-parallel-size 2", "--tensor-parallel-size"]),

@@ -143,7 +143,8 @@ async def test_vllms_dashboards_find_why_requests_wait_or_are_refused_and_the_ca
     assert samples["vllm:num_requests_waiting_by_reason{reason=capacity}"] == samples["vllm:num_requests_waiting"]
     assert samples["vllm:num_requests_waiting_by_reason{reason=deferred}"] == 0
     info = engine.info
-    assert samples[f"vllm:cache_config_info{{block_size={info.block_size}}}{{num_gpu_blocks={info.num_blocks}}}"] == 1
+    shape = f"{{block_size={info.block_size}}}{{cache_dtype={info.kv_cache_dtype}}}{{num_gpu_blocks={info.num_blocks}}}"
+    assert samples[f"vllm:cache_config_info{shape}"] == 1
 
 
 async def test_wrong_keys_count_over_both_transports() -> None:
