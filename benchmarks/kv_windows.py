@@ -16,8 +16,8 @@ import torch
 
 from streamserve.models.arch import PagedKv
 from streamserve.scheduling.kv_allocator import KvAllocator
-from streamserve.scheduling.sequence import Sequence
-from streamserve.types import Sampling, SequenceSpec
+from streamserve.scheduling.sequence import Request, Sequence
+from streamserve.types import ANYONE, Sampling, SequenceSpec
 from streamserve.worker.kv_layout import KvLayout, lay_out
 
 BLOCK_SIZE = 16
@@ -77,7 +77,7 @@ def fitting(layout: KvLayout, num_bytes: int, length: int) -> int:
 def _computes_prompt(kv: KvAllocator, length: int) -> bool:
     """Admit one more sequence and compute all of it; False when it does not fit."""
     spec = SequenceSpec(sequence_id="s", prompt_token_ids=[0] * length, max_tokens=1, sampling=Sampling(seed=0))
-    sequence = Sequence(spec, (0, 0), None, None)
+    sequence = Sequence(spec, (0, 0), None, None, Request(ANYONE, 0.0))
     if not kv.admit(sequence, 0):
         return False
     for start in range(0, length, STEP_TOKENS):

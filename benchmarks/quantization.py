@@ -1,8 +1,9 @@
 """What quantized weights change in the demo model's next tokens, on a CPU in fp32: `python -m benchmarks.quantization`.
 
 For each scheme: against the same model with the numbers that its weights stand for, which is what rounding activations costs;
-and that against the weights as they were, which is what rounding weights costs. Tokens of the readme are given, so that no
-difference adds up; the share of equal first choices, and the KL divergence, mean and largest.
+and that against the weights as they were, which is what rounding weights costs. Then, against these, the same weights with a KV
+cache of 8 bits. Tokens of the readme are given, so that no difference adds up; the share of equal first choices, and the KL
+divergence, mean and largest.
 """
 
 from __future__ import annotations
@@ -103,12 +104,16 @@ SCHEMES: dict[str, tuple[Callable[[Tensor], Tensor], Round]] = {
 }
 
 
+KV_CACHES = {"KV cache of fp8_e4m3": torch.float8_e4m3fn, "KV cache of fp8_e5m2": torch.float8_e5m2}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=512)
     arguments = parser.parse_args()
     checkpoint = resolve("demo")
-    model = load_model(checkpoint, read_arch(checkpoint.config), dtype=torch.float32, device="cpu", quantization="none")
+    arch = read_arch(checkpoint.config)
+    model = load_model(checkpoint, arch, dtype=torch.float32, device="cpu", quantization="none")
     tokens = load_tokenizer(checkpoint).encode(Path("README.md").read_text(encoding="utf-8"))[: arguments.tokens]
     # Heads stay as they are.
     forms = {linear: linear.form for linear in model.linears() if not isinstance(linear, VocabularyLinear)}
@@ -121,11 +126,14 @@ def main() -> None:
         for linear, weight in weights.items():
             linear.form = Simulated(forms[linear], weight, rounded)
         print(f"{name:36} {compare(log_probs(model, tokens), exact)}   {compare(exact, plain)}", flush=True)
+    for name, kv_dtype in KV_CACHES.items():
+        model = load_model(checkpoint, arch, dtype=torch.float32, device="cpu", quantization="none", kv_dtype=kv_dtype)
+        print(f"{name:36} {compare(log_probs(model, tokens, kv_dtype), plain)}", flush=True)
 
 
 @torch.inference_mode()
-def log_probs(model: CausalModel, tokens: list[int]) -> Tensor:
-    return PagedRun(model).step({"a": tokens})["a"].float().log_softmax(-1)
+def log_probs(model: CausalModel, tokens: list[int], kv_dtype: torch.dtype | None = None) -> Tensor:
+    return PagedRun(model, kv_dtype=kv_dtype).step({"a": tokens})["a"].float().log_softmax(-1)
 
 
 def compare(actual: Tensor, expected: Tensor) -> str:
