@@ -29,7 +29,7 @@ from streamserve_client.errors import (
 from streamserve_client.retries import RetryPolicy
 from streamserve_client.sse import ServerSentEvent, SSEDecoder
 from streamserve_client.streams import AsyncStream, Stream
-from streamserve_client.types import ChatCompletion, Completion, Health, Message, Model, Usage
+from streamserve_client.types import ChatCompletion, Completion, Health, Message, Model, PartialJson, Progress, Usage
 
 __all__ = [
     "APIError",
@@ -48,7 +48,9 @@ __all__ = [
     "Model",
     "ModelNotFound",
     "NotFound",
+    "PartialJson",
     "PermissionDenied",
+    "Progress",
     "ProtocolError",
     "RateLimited",
     "RetryPolicy",

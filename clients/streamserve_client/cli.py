@@ -68,12 +68,16 @@ def cli() -> None:
 @cli.command()
 @click.argument("prompt", required=False)
 @options.generation(max_tokens=256)
-def complete(prompt: str | None, model: str | None, as_json: bool, over_ws: bool, stats: bool, **values: Any) -> None:
+def complete(
+    prompt: str | None, model: str | None, as_json: bool, over_ws: bool, progress: bool | None, stats: bool, **values: Any
+) -> None:
     """Continue PROMPT (default: standard input), streaming the text as it comes."""
     sampling = options.sampling(values)
     text = options.input_text(prompt, "prompt")
     with options.client(values) as client:
         model = model or first_model(client.models())
+        if options.wants_progress(client, progress):
+            sampling["stream_options"] = {"include_progress": True}
         if over_ws:
             open_stream = partial(WebSocketSession.stream_completion, prompt=text, model=model, **sampling)
             asyncio.run(print_websocket_stream(options.async_client(values), open_stream, as_json=as_json, stats=stats))
@@ -86,7 +90,14 @@ def complete(prompt: str | None, model: str | None, as_json: bool, over_ws: bool
 @click.option("--system", "-s", help="Instructions to the model, before the conversation.")
 @options.generation(max_tokens=None)
 def chat(
-    message: str | None, system: str | None, model: str | None, as_json: bool, over_ws: bool, stats: bool, **values: Any
+    message: str | None,
+    system: str | None,
+    model: str | None,
+    as_json: bool,
+    over_ws: bool,
+    progress: bool | None,
+    stats: bool,
+    **values: Any,
 ) -> None:
     """Answer MESSAGE (default: standard input), or converse when run in a terminal without one."""
     sampling = options.sampling(values)
@@ -96,6 +107,8 @@ def chat(
         messages.append({"role": "user", "content": options.input_text(message, "message")})
     with options.client(values) as client:
         model = model or first_model(client.models())
+        if options.wants_progress(client, progress):
+            sampling["stream_options"] = {"include_progress": True}
         if is_conversation:
             Conversation(client, model, messages, sampling, stats=stats).run()
         elif over_ws:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import click
@@ -13,6 +14,7 @@ from streamserve_client import terminal
 from streamserve_client.async_client import AsyncClient
 from streamserve_client.calls import API_KEY_VARIABLES, DEFAULT_BASE_URL
 from streamserve_client.client import Client
+from streamserve_client.errors import ClientError
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -57,6 +59,12 @@ _OUTPUT = [
     click.option("--model", "-m", help="Default: the first that the server lists."),
     click.option("--json", "as_json", is_flag=True, help="One JSON object at the end instead of a stream of text."),
     click.option("--ws", "over_ws", is_flag=True, help="Over a WebSocket, whose stream survives a dropped connection."),
+    click.option(
+        "--progress/--no-progress",
+        default=None,
+        help="The place in the queue and how much of the prompt is read, on standard error. Default: on a terminal, where the "
+        "server is streamserve.",
+    ),
     click.option("--stats", is_flag=True, help="TTFT and tokens/s on standard error."),
 ]
 
@@ -91,6 +99,15 @@ def client(values: dict[str, Any]) -> Client:
 def async_client(values: dict[str, Any]) -> AsyncClient:
     """The same, for a WebSocket."""
     return AsyncClient(values["base_url"], api_key=values["api_key"], timeout=values["timeout"])
+
+
+def wants_progress(client: Client, choice: bool | None) -> bool:
+    """Whether progress is to be shown; `choice` is the option's. Other servers may refuse a request that asks for it."""
+    if choice is not None or not sys.stderr.isatty():
+        return bool(choice)
+    with suppress(ClientError):
+        return any(model.owned_by == "streamserve" for model in client.models())
+    return False
 
 
 def sampling(values: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,15 @@ def note(text: str) -> None:
     write(text + "\n", sys.stderr)
 
 
+def status(text: str) -> None:
+    """Show a state on standard error: on a terminal in place of the one before and of nothing when empty, else as a line."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+    elif text:
+        note(text)
+
+
 def silence_stdout() -> None:
     """Redirect standard output to /dev/null after a broken pipe, so that the interpreter's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

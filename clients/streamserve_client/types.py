@@ -15,6 +15,41 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: int = 0
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far an answer is before its first token; sent when `stream_options` say `include_progress`.
+
+    index      the choice
+    state      "queued" or "prefill"
+    position   while queued: in the queue, from 1
+    wait_s     while queued: seconds until it is likely to be its turn; None when unknown
+    total      in prefill: tokens of the prompt
+    cache      in prefill: of these, computed before this request
+    processed  in prefill: of these, computed so far, with those of the cache
+    time_ms    in prefill: milliseconds since it began
+    """
+
+    index: int = 0
+    state: str = ""
+    position: int | None = None
+    wait_s: float | None = None
+    total: int | None = None
+    cache: int | None = None
+    processed: int | None = None
+    time_ms: float | None = None
+
+
+class PartialJson(msgspec.Struct, frozen=True):
+    """A complete value inside an answer of JSON; sent when `stream_options` say `include_partial_json`.
+
+    index  the choice
+    path   keys and indices from the outermost value
+    """
+
+    index: int = 0
+    path: list[str | int] = []
+    value: Any = None
+
+
 class CompletionChoice(msgspec.Struct, frozen=True):
     """One text of a completion: whole, or the next piece of it in a stream."""
 
@@ -33,6 +68,8 @@ class Completion(msgspec.Struct, frozen=True):
     created: int = 0
     choices: list[CompletionChoice] = []
     usage: Usage | None = None
+    progress: Progress | None = None
+    partial_json: PartialJson | None = None
 
     @property
     def text(self) -> str:
@@ -73,6 +110,8 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     created: int = 0
     choices: list[ChatChoice] = []
     usage: Usage | None = None
+    progress: Progress | None = None
+    partial_json: PartialJson | None = None
 
     @property
     def text(self) -> str:
@@ -149,6 +188,7 @@ class SamplingOptions(TypedDict, total=False):
     priority: int
     cache_salt: str
     user: str
+    stream_options: dict[str, Any]
     extra_body: dict[str, Any]
 
 

@@ -34,6 +34,35 @@ def test_complete_streams_the_text_and_ends_the_line() -> None:
     body = server.requests[1].body
     assert body["prompt"] == "描述一下北京的秋天"
     assert (body["model"], body["max_tokens"], body["temperature"], body["stop"], body["top_k"]) == ("demo", 9, 0, ["。"], 3)
+    assert body["stream_options"] == {"include_usage": True}, "a script is not bothered with progress"
+
+
+def test_progress_is_shown_where_it_is_asked_for() -> None:
+    queued = {**completion_chunk(""), "choices": [], "progress": {"index": 0, "state": "queued", "position": 3, "wait_s": 12.4}}
+    read = {"index": 0, "state": "prefill", "total": 900, "cache": 0, "processed": 512, "time_ms": 40.5}
+    stream = events(queued, {**queued, "progress": read}, completion_chunk("hi"), completion_chunk("", "stop"), "[DONE]")
+    with ScriptedServer(stream) as server:
+        done = run("complete", "x", "-m", "demo", "--progress", url=server.url)
+    assert done.stdout.decode() == "hi\n"
+    assert done.stderr.decode() == "queued: place 3, about 12 s\nreading the prompt: 512 of 900 tokens\n"
+    assert server.requests[0].body["stream_options"]["include_progress"] is True
+
+
+def test_on_a_terminal_progress_gives_way_to_the_text() -> None:
+    pty = pytest.importorskip("pty")
+    controller, terminal = pty.openpty()
+    ours = answer({"data": [{"id": "demo", "owned_by": "streamserve"}]})
+    queued = {**completion_chunk(""), "choices": [], "progress": {"index": 0, "state": "queued", "position": 3}}
+    with ScriptedServer(ours, events(queued, completion_chunk("hi"), "[DONE]")) as server:
+        command = [*COMMAND, "complete", "x", "-m", "demo"]
+        subprocess.run(
+            command, env=environment(server.url), stdout=terminal, stderr=terminal, stdin=subprocess.DEVNULL, check=True
+        )
+        os.close(terminal)
+        shown = os.read(controller, 1000)
+        os.close(controller)
+    assert server.requests[1].body["stream_options"]["include_progress"] is True
+    assert shown == b"\r\x1b[Kqueued: place 3\r\x1b[Khi\r\n"
 
 
 def test_the_prompt_may_come_from_a_pipe() -> None:

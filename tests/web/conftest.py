@@ -17,6 +17,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from streamserve.errors import StreamserveError
+from streamserve.types import TokenDelta
 from tests.client.dropping_proxy import DroppingProxy, dropping_proxy
 from tests.support.live_server import LiveServer, live_server
 from tests.support.scripted_engine import Reply, ScriptedEngine
@@ -100,6 +101,9 @@ class Stage:
 
     def say(self, sequence_id: str, text: str) -> None:
         self._portal.call(self.engine.say, sequence_id, text)
+
+    def generate(self, sequence_id: str, delta: TokenDelta) -> None:
+        self._portal.call(self.engine.generate, sequence_id, delta)
 
     def finish(self, sequence_id: str) -> None:
         self._portal.call(self.engine.finish, sequence_id)

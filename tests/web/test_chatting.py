@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from streamserve.progress import PrefillProgress, QueueProgress
+from streamserve.types import TokenDelta
 from tests.support.scripted_engine import text_reply
 from tests.web.conftest import Open, Stage
 from tests.web.page import CONTROL, ENTER, ESCAPE, SHIFT
@@ -31,6 +33,21 @@ def test_tokens_are_shown_as_they_come_with_their_figures(stage: SetStage, open_
     scene.finish(sequence)
     page.until(lambda: not page.is_streaming)
     assert "TTFT" in page.endings[-1]
+    assert page.console == []
+
+
+def test_what_goes_on_before_the_first_token_is_shown_until_it_comes(stage: SetStage, open_page: Open) -> None:
+    scene = stage()
+    page = open_page(scene.url)
+    page.ask("hello")
+    [sequence] = scene.sequences()
+    scene.generate(sequence, TokenDelta([], progress=QueueProgress(3, 7.5)))
+    page.until(lambda: page.endings == ["in line, place 3 · ~8 s"])
+    scene.generate(sequence, TokenDelta([], progress=PrefillProgress(4096, 0, 1024, 80.0)))
+    page.until(lambda: page.endings == ["reading 25 %"])
+    scene.say(sequence, "one")
+    page.wait_for_answer("one")
+    page.until(lambda: page.endings == [""])
     assert page.console == []
 
 

@@ -54,7 +54,8 @@ export class Answers {
     const { system, ...parameters } = this.parameters();
     const messages = messagesUntil(chat, turn);
     if (system) messages.unshift({ role: "system", content: system });
-    return { messages, stream_options: { include_usage: true, continuous_usage_stats: true }, ...parameters };
+    const options = { include_usage: true, continuous_usage_stats: true, include_progress: true };
+    return { messages, stream_options: options, ...parameters };
   }
 
   listener(chat, turn) {
@@ -63,7 +64,7 @@ export class Answers {
       chunk: (data) => {
         const isFirst = !hasText(answer);
         takeChunk(answer, data);
-        if (isFirst) this.chats.saveNow(chat);
+        if (isFirst && !data.progress) this.chats.saveNow(chat);
         else this.chats.saveSoon(chat);
         this.onProgress(chat, turn);
       },
@@ -86,6 +87,7 @@ function endingOf(answer, status) {
 
 function takeChunk(answer, data) {
   const choice = data.choices[0];
+  answer.progress = data.progress ?? null;
   if (!choice) return;
   answer.content += choice.delta.content ?? "";
   answer.reasoning += choice.delta.reasoning_content ?? "";

@@ -1,10 +1,11 @@
 // Turns of a chat: a question and its answer. Knows neither storage, socket nor page.
 //
 // turn: { id, askedAt, question, answer }
-// answer: { requestId, askedAt, next, content, reasoning, ending, error, finish, figures, timing, before }
+// answer: { requestId, askedAt, next, content, reasoning, ending, error, finish, figures, timing, progress, before }
 //   next    how many events of its stream are in it: where the stream is resumed
 //   ending  null while the answer is under way, then "complete" | "cutOff" | "stopped" | "failed" | "tooLarge" | "lost"
 //   timing  what figures.js measures meanwhile; figures is its text once the answer has ended
+//   progress  before its first token: its place in the queue, or how much of its prompt has been read
 //   before  while a question is asked again: the text of the answer before, which comes back if nothing else does
 
 import { newTiming } from "./figures.js";
@@ -20,7 +21,7 @@ export function newTurn(question) {
 function newAnswer(askedAt) {
   return {
     requestId: newId(), askedAt, next: 0, content: "", reasoning: "", ending: null, error: null, finish: null, figures: "",
-    timing: newTiming(), before: null,
+    timing: newTiming(), progress: null, before: null,
   };
 }
 
@@ -38,7 +39,7 @@ export const hasText = ({ content, reasoning }) => Boolean(content || reasoning)
 // Without a text of its own an answer gets the one before back.
 export function endAnswer(answer, ending, error, figures) {
   if (!hasText(answer)) Object.assign(answer, answer.before);
-  Object.assign(answer, { ending, error, figures, timing: null, before: null });
+  Object.assign(answer, { ending, error, figures, timing: null, progress: null, before: null });
 }
 
 // What a model is sent: a turn that brought nothing is left out whole, since most templates want question and answer in turns, and

@@ -108,8 +108,15 @@ function fillAnswer(turn, state) {
   article.classList.toggle("live", isUnderWay(turn) && !isWaiting);
   article.classList.toggle("failed", isWaiting || ["failed", "tooLarge", "lost"].includes(answer.ending));
   question.classList.toggle("unanswered", !isUnderWay(turn) && !hasText(answer));
-  below.firstChild.textContent = isWaiting ? word(state) : endOf(answer);
+  below.firstChild.textContent = isWaiting ? word(state) : progressOf(answer) || endOf(answer);
   below.querySelector(".copy").hidden = !answer.content || !navigator.clipboard; // offered on https and localhost only
+}
+
+function progressOf({ progress }) {
+  if (!progress) return "";
+  if (progress.state === "prefill") return `${word("reading")} ${Math.round((100 * progress.processed) / progress.total)} %`;
+  const wait = progress.wait_s === null ? "" : ` · ~${Math.ceil(progress.wait_s)} s`;
+  return `${word("queued")} ${progress.position}${wait}`;
 }
 
 function endOf({ ending, error, figures }) {
