@@ -139,7 +139,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.replica * self.tensor_parallel_size + rank
 
     @property
-    def num_local_ranks(self) -> int:
+    def num_ranks(self) -> int:
         """Ranks of all engines together, which share a machine's cores and memory where they run on CPUs."""
         return self.tensor_parallel_size * self.data_parallel_size
 

@@ -174,5 +174,5 @@ def _size_cache(
     memory = device.memory()
     if memory.is_host:
         # Ranks on CPUs take it from each other, those of other engines too.
-        memory = replace(memory, free=memory.free // config.num_local_ranks)
+        memory = replace(memory, free=memory.free // config.num_ranks)
     return count_blocks(config, layout, max_model_len, memory, activation_bytes, device.kv_cache_cap)

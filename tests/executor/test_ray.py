@@ -78,7 +78,7 @@ async def test_a_cluster_that_is_too_small_is_told_at_start(tiny: TinyLlama) -> 
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=1, include_dashboard=False)
     try:
-        with pytest.raises(ConfigError, match="--tensor-parallel-size 2: the Ray cluster has 1 CPUs; lower it to 1"):
+        with pytest.raises(ConfigError, match="need 2 CPUs; the Ray cluster has 1: lower one of them"):
             await executor_for(config_of(tiny, 2), resolve(tiny.path)).start()
     finally:
         ray.shutdown()

@@ -152,7 +152,7 @@ class EngineProcess:
         config = self._config
         if config.data_parallel_size == 1 or config.executor_backend != "uni" or "OMP_NUM_THREADS" in os.environ:
             return {}
-        return {"OMP_NUM_THREADS": str(share_of_cores(config.num_local_ranks))}
+        return {"OMP_NUM_THREADS": str(share_of_cores(config.num_ranks))}
 
     def _remove_address(self) -> None:
         if self._folder is None:

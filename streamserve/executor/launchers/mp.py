@@ -87,5 +87,5 @@ class ProcessLauncher:
 
     def _variables(self) -> dict[str, str]:
         """Cores divided among the ranks, and gloo kept on this machine, unless the environment says otherwise."""
-        ours = {"OMP_NUM_THREADS": str(share_of_cores(self._config.num_local_ranks)), "GLOO_SOCKET_IFNAME": "lo"}
+        ours = {"OMP_NUM_THREADS": str(share_of_cores(self._config.num_ranks)), "GLOO_SOCKET_IFNAME": "lo"}
         return {name: value for name, value in ours.items() if name not in os.environ}

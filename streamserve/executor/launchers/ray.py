@@ -19,6 +19,7 @@ from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.executor.launchers.handshake import ConnectedRank, StoreAddress, accept_rank, connect_to_engine
+from streamserve.executor.launchers.ray_cluster import require_reachable_cluster
 from streamserve.executor.messages import RankLaunch
 from streamserve.executor.rank import run_rank
 from streamserve.process.child import decode_with_paths, encode_with_paths
@@ -76,11 +77,16 @@ class _Cluster:
         import ray
 
         if not ray.is_initialized():
+            require_reachable_cluster()
             self._is_ours = True
+            # Several engines share a cluster, or each would start one, and all would take the same GPUs.
+            address = None if self._config.data_parallel_size == 1 else "auto"
             try:
-                ray.init(logging_level=logging.WARNING, log_to_driver=True)
+                ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
             except ConnectionError as error:
-                raise ConfigError(f"{error}: check RAY_ADDRESS, and that `ray status` works from here") from error
+                raise ConfigError(
+                    f"{error}: start one with `ray start --head`, or check RAY_ADDRESS, and that `ray status` works from here"
+                ) from error
         resources = self._resources(ray.cluster_resources())
         self._place(resources)
         secret = secrets.token_bytes(32)
@@ -117,10 +123,10 @@ class _Cluster:
         config = self._config
         name = "CPU" if config.device == "cpu" or (config.device == "auto" and not cluster.get("GPU")) else "GPU"
         there = int(cluster.get(name, 0))
-        if there < config.tensor_parallel_size:
+        if there < config.num_ranks:
             raise ConfigError(
-                f"--tensor-parallel-size {config.tensor_parallel_size}: the Ray cluster has {there} {name}s; "
-                f"lower it to {max(1, there)} or add nodes"
+                f"--tensor-parallel-size {config.tensor_parallel_size} and --data-parallel-size {config.data_parallel_size} "
+                f"need {config.num_ranks} {name}s; the Ray cluster has {there}: lower one of them or add nodes"
             )
         return {name: 1.0}
 
