@@ -53,7 +53,7 @@ Row = dict[str, Any]
 @click.option("--model", default=str(ROOT / "benchmarks/configs/Qwen3-8B"), show_default=True, help="Folder with config.json.")
 @click.option("--replicas", "-dp", multiple=True, type=click.IntRange(min=1), default=[1, 4], show_default=True)
 @click.option("--streams", "-c", type=click.IntRange(min=1), default=64, show_default=True, help="In flight for each replica.")
-@click.option("--rounds", type=click.IntRange(min=1), default=8, show_default=True, help="Requests of a stream, in turn.")
+@click.option("--rounds", type=click.IntRange(min=1), default=4, show_default=True, help="Requests of a stream, in turn.")
 @click.option("--input-len", "-i", type=int, default=512, show_default=True)
 @click.option("--output-len", "-o", type=int, default=128, show_default=True)
 @click.option(

@@ -45,9 +45,10 @@ def main() -> None:
     ignore(*ENDING, *MEANINGLESS)
     compile_ahead()
     launch = decode_with_paths(sys.stdin.buffer.readline(), RankLaunch)
-    logging.basicConfig(
-        level=logging.INFO, stream=error_stream(), format=f"%(asctime)s rank {launch.rank} %(levelname)s %(message)s"
+    name = (
+        f"rank {launch.rank}" if launch.config.data_parallel_size == 1 else f"engine {launch.config.replica} rank {launch.rank}"
     )
+    logging.basicConfig(level=logging.INFO, stream=error_stream(), format=f"%(asctime)s {name} %(levelname)s %(message)s")
     tune_before_loading(launch.config, launch.checkpoint)
     run_rank(launch, socket.socket(fileno=launch.connection_fd))
 

@@ -124,6 +124,8 @@ async def test_a_schema_that_cannot_be_compiled_is_refused_before_anything_runs(
         ({"max_num_seqs": "many"}, "max_num_seqs"),
         ({"dtype": "int3"}, "dtype"),
         ({"block_size": 7}, "block-size"),
+        ({"data_parallel_size": 2}, "data-parallel-size 2: a process has one engine"),
+        ({"replica": 1}, "replica 1"),
     ],
 )
 async def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:

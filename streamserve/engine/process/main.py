@@ -50,8 +50,9 @@ def main() -> None:
     """Read the launch line and serve until standard input ends."""
     ignore(*ENDING, *MEANINGLESS)
     compile_ahead()
-    logging.basicConfig(level=logging.INFO, stream=error_stream(), format="%(asctime)s engine %(levelname)s %(message)s")
     launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)
+    name = "engine" if launch.config.data_parallel_size == 1 else f"engine {launch.config.replica}"
+    logging.basicConfig(level=logging.INFO, stream=error_stream(), format=f"%(asctime)s {name} %(levelname)s %(message)s")
     tune_before_loading(launch.config, launch.checkpoint)
     options = {"use_uvloop": find_spec("uvloop") is not None}
     sys.exit(anyio.run(serve, launch, sys.stdin.fileno(), backend_options=options))

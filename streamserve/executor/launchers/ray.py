@@ -84,8 +84,9 @@ class _Cluster:
             try:
                 ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
             except ConnectionError as error:
+                problem = str(error).rstrip(".")
                 raise ConfigError(
-                    f"{error}: start one with `ray start --head`, or check RAY_ADDRESS, and that `ray status` works from here"
+                    f"{problem}: start one with `ray start --head`, or check RAY_ADDRESS, and that `ray status` works from here"
                 ) from error
         resources = self._resources(ray.cluster_resources())
         self._place(resources)

@@ -42,6 +42,8 @@ SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024
         (["demo", "-tp", "0"], ["--tensor-parallel-size 0"]),
         (["demo", "-pp", "2"], ["--pipeline-parallel-size 2", "--tensor-parallel-size"]),
         (["demo", "-dp", "0"], ["--data-parallel-size 0"]),
+        (["demo", "-dp", "2", "-dpl", "1"], ["--data-parallel-size-local 1", "load balancer"]),
+        (["demo", "-dp", "2", "--data-parallel-external-lb"], ["--data-parallel-external-lb", "one endpoint"]),
         (["demo", "-dp", "2", "-ep"], ["--enable-expert-parallel", "--data-parallel-size 2", "whole model"]),
         (["demo", "-tp", "2", "--distributed-executor-backend", "uni"], ["uni", "--tensor-parallel-size", "mp or ray"]),
         (["demo", "--dtype", "int3"], ["--dtype", "bfloat16"]),
@@ -114,6 +116,12 @@ def test_vllms_command_line_means_what_it_means_there(monkeypatch: pytest.Monkey
     assert (engine.kv_cache_memory, parsed.server.seed) == (2 * 1024**3, 3)
     assert (parsed.server.model_names, parsed.server.api_keys) == (["a", "b"], ["k1", "k2"])
     assert (parsed.listen.port, parsed.listen.log_level, parsed.workers) == (8000, "warning", 1)
+
+
+def test_replicas_have_an_api_process_each_unless_told_otherwise() -> None:
+    assert options("demo", "-dp", "3").workers == 3
+    assert options("demo", "-dp", "3", "-dpl", "3", "-asc", "1").workers == 1
+    assert options("demo", "-dp", "100").workers == 64
 
 
 def test_the_model_may_come_as_a_flag_and_the_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
