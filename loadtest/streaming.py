@@ -1,18 +1,22 @@
-"""One streamed request and its times, as a Locust user makes it between two waits. Knows nothing of Locust."""
+"""The times of a streamed answer, and the events of a stream, which has one end and a reason for it. Knows no Locust."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from streamserve_client import Client
-from streamserve_client.types import Message, Usage
+import httpx
+
+
+class BrokenStream(Exception):
+    """An answer that was refused, ended with an error, or did not end once and for a reason."""
 
 
 @dataclass
-class TimedStream:
-    """When the text of one answer arrived; times in seconds.
+class AnswerTimes:
+    """When the text of one answer arrived; times in seconds since it was asked for.
 
     gaps_s  between one piece of text and the next
     """
@@ -21,23 +25,40 @@ class TimedStream:
     gaps_s: list[float] = field(default_factory=list)
     total_s: float = 0.0
     characters: int = 0
-    usage: Usage | None = None
+    _last_s: float = 0.0
+
+    def observe(self, text: str, now_s: float) -> None:
+        """A piece of text has arrived; an empty one is none."""
+        if not text:
+            return
+        if self.ttft_s is None:
+            self.ttft_s = now_s
+        else:
+            self.gaps_s.append(now_s - self._last_s)
+        self._last_s = now_s
+        self.characters += len(text)
 
 
-def stream_timed(
-    client: Client, messages: list[Message], max_tokens: int, *, clock: Callable[[], float] = time.perf_counter
-) -> TimedStream:
-    """Send a request and read its stream to the end. Raises the client's errors."""
-    timed, start_s = TimedStream(), clock()
-    last_s: float | None = None
-    with client.stream_chat(messages, max_tokens=max_tokens) as stream:
-        for text in stream.text():
-            now_s = clock()
-            if last_s is None:
-                timed.ttft_s = now_s - start_s
-            else:
-                timed.gaps_s.append(now_s - last_s)
-            last_s = now_s
-            timed.characters += len(text)
-    timed.total_s, timed.usage = clock() - start_s, stream.usage
-    return timed
+def completion_events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The events of a chat stream up to its end. Raises `BrokenStream`."""
+    if response.status_code != 200:
+        raise BrokenStream(f"{response.status_code}: {response.read()[:200]!r}")
+    reasons, is_done = [], False
+    for line in response.iter_lines():
+        if is_done and line:
+            raise BrokenStream("something follows [DONE]")
+        if line == "data: [DONE]":
+            is_done = True
+        elif line.startswith("data: "):
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                raise BrokenStream(event["error"]["code"])
+            reasons += [choice["finish_reason"] for choice in event["choices"] if choice["finish_reason"] is not None]
+            yield event
+    if not is_done or len(reasons) != 1:
+        raise BrokenStream(f"{'' if is_done else 'no '}[DONE] after the reasons {reasons}")
+
+
+def completion_text(event: dict[str, Any]) -> str:
+    """The text of a chat chunk."""
+    return "".join(choice["delta"].get("content") or "" for choice in event["choices"])

@@ -6,12 +6,18 @@ restart of its engine.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from contextlib import suppress
 from typing import Any, TextIO
 
+from streamserve.fail_points import fail_point
+
 _INPUT, _OUTPUT, _ERROR = 0, 1, 2
+
+LOG_WRITE = "log_write"
+"""The fail point of a line that can't be written."""
 
 
 def error_stream() -> TextIO:
@@ -39,6 +45,7 @@ class _LossyDescriptor(io.RawIOBase):
         left = memoryview(data).cast("B")
         size = len(left)
         with suppress(OSError):
+            fail_point(LOG_WRITE, OSError, errno.ENOSPC, "no space left, as a test asked for")
             while left:
                 left = left[os.write(self._descriptor, left) :]
         return size

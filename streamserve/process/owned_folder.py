@@ -7,6 +7,7 @@ microseconds.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -14,6 +15,11 @@ import signal
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from streamserve.fail_points import fail_point
+
+DISK_WRITE = "disk_write"
+"""The fail point of a file that can't be written."""
 
 PREFIX = "streamserve-"
 _LOCK, _PROCESSES = "owner", "processes"
@@ -35,7 +41,9 @@ class OwnedFolder:
         """Have a process that outlives this one killed when the folder is found abandoned."""
         started_at = _started_at(pid)
         if started_at is not None:
-            with (self.path / _PROCESSES).open("a") as file:
+            # A full disk must not keep a process from being started.
+            with suppress(OSError), (self.path / _PROCESSES).open("a") as file:
+                fail_point(DISK_WRITE, OSError, errno.ENOSPC, "no space left, as a test asked for")
                 file.write(f"{pid} {started_at}\n")
 
     def remove(self) -> None:

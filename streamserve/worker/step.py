@@ -30,7 +30,10 @@ from streamserve.worker.sampling.sampler import SamplingUploader
 from streamserve_kernels import accept_drafts, sample, scatter_sampled
 
 OUT_OF_MEMORY = "out_of_memory"
-"""The fail point of a step's launch; its size is the tokens computed."""
+"""The fail point of a step that the device lacks the memory for; its size is the tokens computed."""
+
+DEVICE_FAILURE = "device_failure"
+"""The fail point of a step after which the device may be in any state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ class StepRunner:
 
     def _launch(self, plan: Plan) -> PendingStep:
         """Launch the work of a plan that was applied. Allocates nothing once rows have their tokens."""
+        fail_point(DEVICE_FAILURE, RuntimeError, "a failure that a test asked for")
         fail_point(OUT_OF_MEMORY, torch.OutOfMemoryError, size=plan.num_tokens)
         token_ids = self._graphs.replay_again(plan)
         if token_ids is not None:

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # files on disk
     "checkpoint": FOUNDATION | {"process"},
     # the processes of one program, and what their event loops share
-    "process": {"errors"},
+    "process": {"errors", "fail_points"},
     "aio": set(),
     # which replica a request goes to
     "routing": set(),
@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": FOUNDATION | {"checkpoint"},
     "worker": FOUNDATION | {"checkpoint", "fail_points", "kv_groups", "process", "models", "scheduling.plan"},
     "executor": FOUNDATION | {"aio", "checkpoint", "process", "models", "worker", "scheduling.plan"},
-    "engine": FOUNDATION | {"aio", "checkpoint", "executor", "process", "routing", "scheduling"},
+    "engine": FOUNDATION | {"aio", "checkpoint", "fail_points", "executor", "process", "routing", "scheduling"},
     # from tokens up to the wire
     "text": FOUNDATION | {"checkpoint"},
     "text_stream": FOUNDATION | {"aio", "engine", "text"},

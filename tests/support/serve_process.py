@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +39,19 @@ class ServeProcess:
         """Processes it has started and that still run."""
         found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, text=True, check=False)
         return [int(pid) for pid in found.stdout.split()]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def running(self, module: str) -> list[int]:
+        """Those of its children that run a module; others may end meanwhile."""
+        found = []
+        for pid in self.children:
+            with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as command:
+                if module.encode() in command.read():
+                    found.append(pid)
+        return found
 
     def wait_for_children(self) -> list[int]:
         """Those that there are when there are any."""

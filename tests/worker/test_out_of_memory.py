@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamserve.fail_points import VARIABLE, arm, disarm
+from streamserve.fail_points import arm, disarm, faults_from
 from streamserve.scheduling.plan import RowWork
 from streamserve.types import SequenceSpec
 from streamserve.worker.divided_steps import halves
@@ -22,10 +22,9 @@ MakeStepper = Callable[..., Stepper]
 
 
 @pytest.fixture
-def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "faults"
-    monkeypatch.setenv(VARIABLE, str(folder))
-    return folder
+def faults(tmp_path: Path) -> Iterator[Path]:
+    with faults_from(tmp_path):
+        yield tmp_path
 
 
 def crowd(**settings: Any) -> list[SequenceSpec]:

@@ -13,9 +13,13 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, cast
 
 from streamserve.engine.ipc.frames import Command, Reply
+from streamserve.fail_points import cut_point
 from streamserve.process.framing import FrameDecoder, M, ProtocolViolation, encode
 
 logger = logging.getLogger(__name__)
+
+LINK_WRITE = "link_write"
+"""The fail point of a frame of which only a part is written."""
 
 
 class LinkLimits(NamedTuple):
@@ -72,7 +76,7 @@ class Link(asyncio.Protocol, Generic[M]):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        transport.write(encode(message))
+        transport.write(cut_point(LINK_WRITE, encode(message)))
         if transport.get_write_buffer_size() > self._limits.backlog_bytes:
             self._close_as_stalled()
 

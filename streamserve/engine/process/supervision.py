@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 import anyio
 import anyio.to_thread
 
+from streamserve.aio.until_possible import until_possible
 from streamserve.engine.process.launch import EngineProcess
 
 WINDOW_S = 600.0
@@ -39,7 +41,7 @@ async def keep_running(
             await anyio.to_thread.run_sync(process.stop)
             return status
         on_restart(status, budget.num_counted)
-        await anyio.to_thread.run_sync(process.restart)
+        await until_possible(partial(anyio.to_thread.run_sync, process.restart), "start the engine process")
 
 
 class RestartBudget:
@@ -68,8 +70,7 @@ class RestartBudget:
 
 async def wait_ended(process: EngineProcess) -> int:
     """Wait for the process to end; returns its exit status."""
-    assert process.pid is not None
-    watched = os.pidfd_open(process.pid)
+    watched = await until_possible(partial(_open, process), "watch the engine process")
     try:
         await anyio.wait_readable(watched)
     finally:
@@ -77,3 +78,9 @@ async def wait_ended(process: EngineProcess) -> int:
     status = process.poll()
     assert status is not None
     return status
+
+
+async def _open(process: EngineProcess) -> int:
+    """A descriptor that becomes readable when the process ends."""
+    assert process.pid is not None
+    return os.pidfd_open(process.pid)

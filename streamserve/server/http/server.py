@@ -6,6 +6,7 @@ Lives on one API worker's event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,6 +23,8 @@ from streamserve.errors import ConfigError
 from streamserve.server.http.connection_limit import ConnectionLimit
 from streamserve.server.http.listen import Listen
 from streamserve.server.http.protocol import RequestProtocol
+
+logger = logging.getLogger("streamserve.server")
 
 BACKLOG = 2048
 MAX_MESSAGE_BYTES = 64 << 20
@@ -58,17 +61,25 @@ class HttpServer(uvicorn.Server):
     @asynccontextmanager
     async def accepting_from(self, listening: socket.socket) -> AsyncIterator[None]:
         """Accept from another socket of the same port, too, while the block runs. The server must have started."""
+        try:
+            server = await self._accept_from(listening)
+        except OSError as error:
+            logger.error("can't accept another API worker's connections, which wait for it: %s", error.strerror)
+            yield
+            return
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def _accept_from(self, listening: socket.socket) -> asyncio.Server:
         config, state = self.config, self.server_state
-        server = await asyncio.get_running_loop().create_server(
+        return await asyncio.get_running_loop().create_server(
             lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
             sock=listening.dup(),
             ssl=config.ssl,
             backlog=config.backlog,
         )
-        try:
-            yield
-        finally:
-            server.close()
 
     def retire(self) -> None:
         """Accept no more connections from clients, and close each that there is after its next response."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from time import monotonic
 
 import anyio
@@ -16,6 +17,7 @@ import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
 
+from streamserve.aio.until_possible import until_possible
 from streamserve.server.config import ServerConfig
 from streamserve.server.process.worker_launch import WorkerLaunch
 from streamserve.server.process.workers import WorkerProcess
@@ -86,7 +88,7 @@ class WorkerPlace:
                 return False
             self._on_restart(worker.number, status)
             started_at = monotonic()
-            self._current = self._start(worker.launch)
+            self._current = await until_possible(partial(self._start_again, worker), "start an API worker")
             tasks.start_soon(self._run, self._current)
             async with self._accepting_from(self._listening):
                 await self._current.wait_ready_or_ended()
@@ -101,7 +103,10 @@ class WorkerPlace:
         former = self._current
         if self._is_ending:
             return True
-        worker = self._successor = self._start(self._launches[self._launches[0].worker == former.number])
+        try:
+            worker = self._successor = self._start(self._launches[self._launches[0].worker == former.number])
+        except OSError:
+            return False
         tasks.start_soon(self._run, worker)
         await worker.wait_ready_or_ended()
         self._successor = None
@@ -133,6 +138,9 @@ class WorkerPlace:
         self._listening.close()
         for worker in self.processes:
             worker.kill()
+
+    async def _start_again(self, worker: WorkerProcess) -> WorkerProcess:
+        return self._start(worker.launch)
 
     def _start(self, launch: WorkerLaunch) -> WorkerProcess:
         return WorkerProcess(launch, self._listening, on_call=self._on_call(launch.worker))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 import anyio
 import msgspec
@@ -35,16 +36,18 @@ class WorkerProcess:
         self.ready = anyio.Event()
         self.ended = anyio.Event()
         self.control = Control(on_call=on_call, on_ready=self.ready.set)
-        ours, theirs = socket.socketpair()
-        self._end = ours
+        self._end, theirs = socket.socketpair()
         with theirs:
-            self._child = start_module(
-                "streamserve.server.process.worker_process",
-                pass_fds=[theirs.fileno(), listening.fileno(), launch.metrics_fd, launch.routing_fd],
-            )
             launch = msgspec.structs.replace(launch, control_fd=theirs.fileno(), listening_fd=listening.fileno())
+            passed = [theirs.fileno(), listening.fileno(), launch.metrics_fd, launch.routing_fd]
+            try:
+                self._child = start_module("streamserve.server.process.worker_process", pass_fds=passed)
+            except OSError:
+                self._end.close()
+                raise
         assert self._child.stdin is not None
-        with self._child.stdin as stdin:
+        # One that has ended already is noticed by its connection's end.
+        with suppress(BrokenPipeError), self._child.stdin as stdin:
             stdin.write(encode_with_paths(launch) + b"\n")
 
     async def run(self) -> None:

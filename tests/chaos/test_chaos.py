@@ -1,0 +1,121 @@
+"""A server under load into which faults are injected at random: nothing is lost, and whoever asks after them is answered.
+
+`make chaos` runs it for ten minutes. STREAMSERVE_CHAOS_S is how long it runs, STREAMSERVE_CHAOS_SEED repeats a run's faults.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+from time import monotonic
+
+import anyio
+import httpx
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from streamserve.fail_points import VARIABLE
+from tests.chaos.faults import Faults, num_descriptors
+from tests.chaos.load import FINISHED, LEFT, Load, Prompts
+from tests.support.serve_process import ServeProcess, serve_process
+from tests.support.tiny_model import VOCAB, TinyLlama
+
+SECONDS = float(os.environ.get("STREAMSERVE_CHAOS_S", "75"))
+SEED = int(os.environ.get("STREAMSERVE_CHAOS_SEED", random.SystemRandom().randrange(1 << 30)))
+CLIENTS = 14
+RECOVERY_S = 40.0
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(SECONDS * 2 + 180)]
+
+
+def checkpoint(folder: Path) -> str:
+    """A tiny model with a tokenizer of as many words."""
+    model = TinyLlama(folder)
+    tokenizer = Tokenizer(WordLevel({f"w{number}": number for number in range(VOCAB)}, unk_token="w0"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model.path
+
+
+async def test_faults_lose_nothing_and_whoever_asks_after_them_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    print(f"seed {SEED}")
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv(VARIABLE, str(folder))
+    arguments = (
+        "--model", checkpoint(tmp_path), "--dtype", "float32", "--max-model-len", "256", "--kv-cache-memory", "1M",
+        "--max-num-seqs", "16", "--max-num-batched-tokens", "64", "--enforce-eager", "--api-server-count", "2",
+        "--max-engine-restarts", "10000", "--resume-timeout", "2", "--disable-uvicorn-access-log",
+    )  # fmt: skip
+    with serve_process(*arguments) as server:
+        server.wait_ready()
+        prompts = Prompts(SEED)
+        await prompts.answer_undisturbed(server.base_url)
+        port = int(server.base_url.rpartition(":")[2])
+        load = Load(port, prompts, SEED)
+        num_open = num_descriptors(server.pid)
+        try:
+            injected = await inject(Faults(server, load, folder), load, server)
+        finally:
+            # What pytest shows when the test fails.
+            print(server.log)
+        await idle(server, num_open)
+        print(json.dumps({"injected": injected, "outcomes": load.outcomes}, indent=1))
+        assert load.outcomes[FINISHED] > (load.outcomes.total() - load.outcomes[LEFT]) / 2, "most answers were lost"
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+async def inject(faults: Faults, load: Load, server: ServeProcess) -> Counter[str]:
+    """Inject faults for `SECONDS`; returns how often which."""
+    injected, drawing, until = Counter[str](), random.Random(SEED), monotonic() + SECONDS
+    async with load.running(CLIENTS):
+        while monotonic() < until:
+            name = drawing.choice(list(faults.by_name))
+            print(f"{until - monotonic():5.1f} s left: {name}")
+            await faults.by_name[name]()
+            injected[name] += 1
+            await recovered(server, name)
+            await anyio.sleep(drawing.random())
+    return injected
+
+
+async def recovered(server: ServeProcess, name: str) -> None:
+    """Return once the server is ready again; fail when that takes too long."""
+    try:
+        with anyio.fail_after(RECOVERY_S):
+            while True:
+                try:
+                    async with httpx.AsyncClient(base_url=server.base_url, timeout=RECOVERY_S) as client:
+                        if (await client.get("/ready")).status_code == 200:
+                            break
+                except httpx.TransportError:
+                    pass
+                await anyio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"not ready again after this: {name}\n{server.log}") from None
+
+
+async def idle(server: ServeProcess, num_open: int) -> None:
+    """Return once nothing is held for clients that are gone; fail when something stays."""
+    held: list[float] = []
+    try:
+        with anyio.fail_after(RECOVERY_S):
+            while True:
+                async with httpx.AsyncClient(base_url=server.base_url) as client:
+                    page = (await client.get("/metrics")).text
+                names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+                found = [re.findall(rf"^{name}{{.*}} (\S+)$", page, re.MULTILINE) for name in names]
+                held = [float(value) for values in found for value in values] or [-1.0]
+                if not any(held) and num_descriptors(server.pid) <= num_open + 4:
+                    break
+                await anyio.sleep(0.2)
+    except TimeoutError:
+        raise AssertionError(f"still held: {held}, {num_descriptors(server.pid)} descriptors of {num_open}") from None
