@@ -41,15 +41,21 @@ def test_whatever_the_pieces_every_value_comes_once(value: Any, indent: int | No
     assert read(pieces) == list(inside(value, []))
 
 
-def test_a_value_comes_with_the_character_that_ends_it_and_to_the_letter() -> None:
+def test_a_value_comes_with_the_character_that_ends_it_as_it_was_written() -> None:
     values = JsonValues()
     seen = [(character, [found.text for found in values.push(character)]) for character in '{"a": [1.0, "x\\u00e9"], "b":true}']
     assert [(character, found) for character, found in seen if found] == [
         (",", ["1.0"]),
         ('"', ['"x\\u00e9"']),
-        ("]", ['[1.0, "x\\u00e9"]']),
+        ("]", ['[1.0,"x\\u00e9"]']),
         ("}", ["true"]),
     ]
+
+
+def test_values_are_in_one_line_whatever_stands_between_their_tokens() -> None:
+    values = JsonValues()
+    assert [found.text for found in values.push('{\r\n\n"a" :\t[ 1\n,\n2 ]\n}')] == ["1", "2", "[1,2]"]
+    assert values.push('{"a": "x\ny"}') == [], "a line break inside a string is no JSON"
 
 
 def test_what_is_unfinished_is_no_value() -> None:

@@ -1,8 +1,8 @@
 """The values inside a JSON text that is still being written, each as soon as it is complete.
 
 A scanner and not a library: incremental parsers (ijson, json-stream) give objects, which would have to be written as JSON anew,
-and not to the letter; here a value is a piece of the text. Pure. Linear in the text: values inside of more than `MAX_DEPTH`
-others, or at a long path, are part of those only.
+with other numbers; here a value is a piece of the text. Pure. Linear in the text: values in more than `MAX_DEPTH` others,
+or at a long path, are part of those only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class JsonValue(NamedTuple):
     """A complete member of an object, or element of an array.
 
     path  from the outermost value: keys and indices, a JSON array
-    text  its own JSON
+    text  its own JSON, in one line: without blanks between its tokens
     """
 
     path: str
@@ -50,37 +50,44 @@ class JsonValues:
 
     def push(self, piece: str) -> list[JsonValue]:
         """The values that a piece of the text completes, in the order in which they end."""
-        self._text.write(piece)
-        first, at = self._num_chars, 0
-        self._num_chars += len(piece)
+        at = 0
         while at < len(piece):
             if self._string_at is not None:
-                at = self._read_string(piece, at, first)
+                at = self._read_string(piece, at)
             else:
                 match = _TOKEN.match(piece, at)
                 assert match is not None, "every character begins a token"
-                self._take(match[0], first + at)
+                self._take(match[0])
                 at = match.end()
         found, self._found = self._found, []
         return found
 
-    def _read_string(self, piece: str, at: int, first: int) -> int:
+    def _read_string(self, piece: str, at: int) -> int:
+        """Read on from a place in a string; returns where that ends, if only for now."""
         if self._is_escaped:
             self._is_escaped = False
+            self._keep(piece[at])
             return at + 1
         match = _STRING_RUN.match(piece, at)
         assert match is not None
-        at = match.end()
-        if at < len(piece):
-            self._is_escaped = piece[at] == "\\"
-            at += 1
-            if not self._is_escaped:
-                self._end_string(first + at)
-        return at
+        end = match.end()
+        has_ended = end < len(piece) and piece[end] == '"'
+        self._is_escaped = end < len(piece) and not has_ended
+        end += has_ended or self._is_escaped
+        self._keep(piece[at:end])
+        if has_ended:
+            self._end_string(self._num_chars)
+        return end
 
-    def _take(self, token: str, at: int) -> None:
+    def _keep(self, text: str) -> None:
+        self._text.write(text)
+        self._num_chars += len(text)
+
+    def _take(self, token: str) -> None:
         """A token outside of strings; a word may be continued by the next piece."""
-        kind = token[0]
+        kind, at = token[0], self._num_chars
+        if not kind.isspace():
+            self._keep(token)
         if kind not in '{}[],:" \t\n\r':
             self._word_at = at if self._word_at is None else self._word_at
             return
@@ -120,7 +127,7 @@ class JsonValues:
         if len(path) > MAX_PATH_CHARS:
             return
         text = self._slice(start, end)
-        if _may_be_halved(path) or _may_be_halved(text):
+        if _is_suspect(path) or _is_suspect(text):
             try:
                 orjson.loads(f"[{path},{text}]")
             except ValueError:
@@ -134,9 +141,9 @@ class JsonValues:
         return text
 
 
-def _may_be_halved(text: str) -> bool:
-    """Whether half of a surrogate pair may be escaped in a text, which many parsers refuse."""
-    return "\\ud" in text or "\\uD" in text
+def _is_suspect(text: str) -> bool:
+    """Whether a text may be no JSON to parsers: half of a surrogate pair is escaped in it, or a line break is not."""
+    return "\\ud" in text or "\\uD" in text or "\n" in text or "\r" in text
 
 
 __all__ = ["MAX_DEPTH", "MAX_PATH_CHARS", "JsonValue", "JsonValues"]

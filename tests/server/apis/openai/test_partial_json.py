@@ -56,6 +56,12 @@ async def test_each_value_follows_the_text_that_ends_it(path: str, body: dict[st
     assert given == [(path, json.loads(text)) for path, text in VALUES]
 
 
+async def test_an_answer_in_many_lines_breaks_no_event() -> None:
+    chunks = await answered("/v1/completions", COMPLETION, json.dumps({"a": [{"b": 1}]}, indent=2))
+    given = [chunk["partial_json"]["value"] for chunk in chunks if "partial_json" in chunk]
+    assert given == [1, {"b": 1}, [{"b": 1}]]
+
+
 async def test_choices_are_read_apart_and_usage_is_as_on_every_event() -> None:
     options = {"include_partial_json": True, "include_usage": True}
     chunks = await answered("/v1/completions", {**COMPLETION, "n": 2, "stream_options": options}, '{"a": 1}')
