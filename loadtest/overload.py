@@ -168,7 +168,7 @@ def server(*arguments: str) -> Iterator[str]:
 
 async def study(base_url: str, seconds: float) -> bool:
     """Run it all and print what came of it; whether every figure is as it should be."""
-    async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None)) as http:
+    async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None, keepalive_expiry=2.0)) as http:
         greedy, polite = Client(base_url, "greedy", http), Client(base_url, "polite", http)
         await capacity(greedy, min(seconds, 10.0))  # what is slow the first time
         peak = await capacity(greedy, min(seconds, 20.0))

@@ -133,13 +133,14 @@ class SequenceRegistry:
         del self.sequences[sequence.sequence_id]
 
     def make_room(self) -> None:
-        """Have tenants that hold more than their share yield to those that hold less and were refused a row or blocks.
+        """Have tenants that hold more than their share yield to those that hold less and lack a row, or were refused blocks.
 
         Call it before a step is planned: whoever yields must not be in the plan.
         """
         if len(self.tenants) > 1:
             for share in self.tenants:
-                if share.was_refused and (first := share.waiting.first) is not None:
+                lacks_room = share.was_refused or not self.rows.has_free_row
+                if lacks_room and (first := share.waiting.first) is not None:
                     self._make_room(first, share)
 
     def _make_room(self, sequence: Sequence, share: Share) -> None:

@@ -15,8 +15,9 @@ from streamserve.engine.base import SequenceStream
 from streamserve.engine.core import scheduler_limits
 from streamserve.engine.inline import InlineEngine
 from streamserve.engine.stream import StreamLimits
-from streamserve.errors import ContextLengthExceeded, EngineDead, PromptTooLarge, QueueFull, Unavailable
+from streamserve.errors import ContextLengthExceeded, EngineDead, PromptTooLarge, QueueFull, RateLimited, Unavailable
 from streamserve.kv_groups import KvGroups
+from streamserve.types import Tenant
 from tests.engine.conftest import MakeSpec, Running
 from tests.support.checkpoints import no_weights
 from tests.support.reading import next_push, read_all, read_together
@@ -296,6 +297,17 @@ async def test_a_full_queue_refuses_all_or_none(running: Running, make_spec: Mak
             await engine.open([make_spec(), make_spec()])
         assert (await engine.stats()).num_requests_waiting == 1
         await engine.open([make_spec()])
+
+
+async def test_what_a_key_may_use_is_counted_in_whole_requests_by_the_engine(running: Running, make_spec: MakeSpec) -> None:
+    tenant = Tenant(name="limited", requests_per_minute=2)
+    async with running(ScriptedExecutor()) as engine:
+        for _ in range(2):
+            await engine.open([make_spec(tenant=tenant), make_spec(tenant=tenant)])
+        with pytest.raises(RateLimited, match="2 requests a minute") as refused:
+            await engine.open([make_spec(tenant=tenant)])
+        assert 25 < refused.value.retry_after_s <= 30
+        await engine.open([make_spec(tenant=Tenant(name="other"))])
 
 
 @pytest.mark.parametrize("gated", [True, False])

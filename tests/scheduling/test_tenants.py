@@ -206,3 +206,24 @@ def test_tenants_change_no_token(outstanding: int) -> None:
     play.finish(outstanding)
     for each in crowd:
         assert play.tokens(each.sequence_id) == expected(each)[0]
+
+
+def test_a_first_token_is_two_steps_away_at_most_however_much_another_key_asks_for() -> None:
+    """One key fills every row and the queue; another sends one short request at a time. Two steps are in flight."""
+    play = Play(num_blocks=182, block_size=16, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=1024)
+    sequences, waited = play.scheduler.registry.sequences, Counter[int]()
+    name, asked_at = "", 0
+    for step in range(300):
+        while len(sequences) < 64:
+            play.add(spec(f"greedy {step}.{len(sequences)}", 300, tenant=GREEDY, max_tokens=64))
+        if not name and step % 3 == 0:
+            name, asked_at = f"polite {step}", step
+            play.add(spec(name, 14, max_tokens=2, tenant=POLITE))
+        play.submit()
+        if len(play.outstanding) == 2:
+            play.commit()
+        if any(delta.token_ids for delta in play.deltas[name]):
+            waited[step - asked_at] += 1
+            name = ""
+    assert sum(waited.values()) > 40
+    assert max(waited) <= 2

@@ -115,8 +115,9 @@ class ScriptedEngine:
             [(sequence_id, TokenDelta(token_ids, finish_reason=reason, stop_reason=EOS if token_ids else None))]
         )
 
-    def fail(self, sequence_id: str, code: str, message: str) -> None:
-        self._streams.deliver([(sequence_id, TokenDelta([], finish_reason="error", error=ErrorInfo(code, message)))])
+    def fail(self, sequence_id: str, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+        error = ErrorInfo(code, message, retry_after_s)
+        self._streams.deliver([(sequence_id, TokenDelta([], finish_reason="error", error=error))])
 
     def die(self) -> None:
         """End every stream as an engine that crashed does."""

@@ -319,6 +319,25 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1500")
 
 
+async def test_a_request_that_waited_too_long_says_when_to_come_back() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server:
+        async with request(server.port, "POST", COMPLETIONS, completion(stream=True)) as streamed:
+            [first] = await engine.sequences()
+            engine.fail(first, "queue_timeout", "the request waited for 5.0 s", retry_after_s=2.5)
+            assert b'"code":"queue_timeout"' in await streamed.body()
+
+        async def fail_next() -> None:
+            [_, second] = await engine.sequences(2)
+            engine.fail(second, "queue_timeout", "the request waited for 5.0 s", retry_after_s=2.5)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail_next)
+            status, headers, error = await refusal(server.port, COMPLETIONS, completion())
+    assert (status, error["code"]) == (429, "queue_timeout")
+    assert (headers["retry-after"], headers["retry-after-ms"], headers["x-should-retry"]) == ("3", "2500", "true")
+
+
 async def test_a_body_over_the_limit_is_413() -> None:
     async with live_server(ScriptedEngine(), max_body_bytes=1000) as server:
         status, _, error = await refusal(server.port, COMPLETIONS, completion(prompt="a" * 1000))
