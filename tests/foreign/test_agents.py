@@ -22,7 +22,7 @@ def agent_url() -> Iterator[str]:
     ("program", "packages"),
     [
         ("langchain_agents.py", ["langchain", "langchain-openai", "langchain-anthropic"]),
-        ("pydantic_ai_agents.py", ["pydantic-ai-slim[openai,anthropic]"]),
+        ("pydantic_ai_agents.py", ["pydantic-ai-slim[openai,anthropic]", "anthropic<2"]),
         ("instructor_client.py", ["instructor", "anthropic"]),
     ],
 )
