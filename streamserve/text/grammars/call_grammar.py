@@ -130,7 +130,7 @@ def _list(form: AnswerForm, calls: CallList, format: CallFormat, mark: str, rule
 def _call(form: AnswerForm, calls: CallList, rules: LarkRules, *, is_begun: bool = False) -> str:
     """One call of any of the functions; `is_begun` after its first mark."""
     if isinstance(calls.call, ObjectCall):
-        schema, definitions = call_schema(form.functions, calls.call.arguments_key, calls.call.name_key)
+        schema, definitions = call_schema(form.functions, calls.call.arguments_key, calls.call.name_key, calls.call.id_key)
         return rules.rule(json_rule({**schema, "$defs": definitions}))
     return rules.rule(" | ".join(_named(calls.call, function, rules, is_begun=is_begun) for function in form.functions))
 

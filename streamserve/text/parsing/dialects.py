@@ -65,6 +65,11 @@ def _deepseek(before: tuple[str, ...], between: tuple[str, ...], after: tuple[st
     )
 
 
+_COHERE = CallFormat(
+    opens=("<|START_ACTION|>",),
+    closes=("<|END_ACTION|>",),
+    lists=(_array(ObjectCall(id_key="tool_call_id", name_key="tool_name", arguments_key="parameters")),),
+)
 _GLM_PARAMETER = Parameters(opens="<arg_key>", middle=("</arg_key>", "<arg_value>"), closes="</arg_value>")
 _GLM = CallFormat(opens=("<tool_call>",), closes=("</tool_call>",), lists=(CallList(call=NamedCall(arguments=_GLM_PARAMETER)),))
 _HERMES = CallFormat(opens=("<tool_call>",), closes=("</tool_call>",), lists=(_OBJECT,))
@@ -77,6 +82,8 @@ _LLAMA_JSON = CallFormat(
 )
 
 CALL_FORMATS: Mapping[str, CallFormat] = {
+    "cohere_command3": _COHERE,
+    "cohere_command4": _COHERE,
     "deepseek_v3": _deepseek(("function", "<｜tool▁sep｜>"), ("```json",), ("```",)),
     "deepseek_v31": _deepseek((), ("<｜tool▁sep｜>",), ()),
     "functiongemma": _gemma("<start_function_call>", "<escape>", "<end_function_call>"),
@@ -131,6 +138,21 @@ CALL_FORMATS: Mapping[str, CallFormat] = {
     "qwen3_coder": _QWEN_XML,
     "qwen3_xml": _QWEN_XML,
     "seed_oss": _named_functions("<seed:tool_call>", "</seed:tool_call>"),
+    "step3": CallFormat(
+        opens=("<｜tool_calls_begin｜>",),
+        closes=("<｜tool_calls_end｜>",),
+        lists=(
+            CallList(
+                call=NamedCall(
+                    before=_marks("<｜tool_call_begin｜>", "function", "<｜tool_sep｜>", '<steptml:invoke name="'),
+                    between=_marks('">'),
+                    arguments=Parameters(opens='<steptml:parameter name="', middle=('">',), closes="</steptml:parameter>"),
+                    after=_marks("</steptml:invoke>", "<｜tool_call_end｜>"),
+                ),
+                separator="",
+            ),
+        ),
+    ),
     "xlam": CallFormat(is_bare=True, lists=(_OBJECTS,)),
 }
 
@@ -151,9 +173,13 @@ CHANNEL_CALLS, CHANNEL_REASONING = "openai", "openai_gptoss"
 """The names of the parsers of what is one format here."""
 
 _THINK = ReasoningFormat(opens=("<think>",), closes=("</think>",))
+_ALWAYS_THINK = ReasoningFormat(opens=("<think>",), closes=("</think>",), always=True)
+_COHERE_THINKING = ReasoningFormat(opens=("<|START_THINKING|>",), closes=("<|END_THINKING|>",))
 
 REASONING_FORMATS: Mapping[str, ReasoningFormat] = {
-    "deepseek_r1": ReasoningFormat(opens=("<think>",), closes=("</think>",), always=True),
+    "cohere_command3": _COHERE_THINKING,
+    "cohere_command4": _COHERE_THINKING,
+    "deepseek_r1": _ALWAYS_THINK,
     "deepseek_v3": _THINK,
     "gemma4": ReasoningFormat(opens=("<|channel>thought",), closes=("<channel|>",)),
     "glm45": _THINK,
@@ -164,11 +190,12 @@ REASONING_FORMATS: Mapping[str, ReasoningFormat] = {
     ),
     "kimi_k2": ReasoningFormat(opens=("<think>",), closes=("</think>",), ended_by=("<|tool_calls_section_begin|>",)),
     "mimo": _THINK,
-    "minimax_m2": ReasoningFormat(opens=("<think>",), closes=("</think>",), always=True),
+    "minimax_m2": _ALWAYS_THINK,
     "mistral": ReasoningFormat(opens=("[THINK]",), closes=("[/THINK]",)),
     "olmo3": _THINK,
     "qwen3": _THINK,
     "seed_oss": ReasoningFormat(opens=("<seed:think>",), closes=("</seed:think>",)),
+    "step3": _ALWAYS_THINK,
 }
 
 TOOL_CALL_PARSERS = tuple(sorted([*CALL_FORMATS, CHANNEL_CALLS]))

@@ -89,10 +89,14 @@ Arguments = JsonArguments | Parameters | Literals
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectCall:
-    """A call as a JSON object that names function and arguments."""
+    """A call as a JSON object that names function and arguments.
+
+    id_key  of the number that the model gives to the call, which comes first; "" for none
+    """
 
     name_key: str = "name"
     arguments_key: str = "arguments"
+    id_key: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ _CALLS_BY_TEXT = (
     ("<function=", "<tool_call>", "qwen3_coder"),
     ("<｜tool▁calls▁begin｜>", "```json", "deepseek_v3"),
     ("<｜tool▁calls▁begin｜>", "", "deepseek_v31"),
+    ("<｜tool_calls_begin｜>", "", "step3"),
+    ("<|START_ACTION|>", "", "cohere_command3"),
     ("<start_function_call>", "", "functiongemma"),
     ("<|tool_call>", "", "gemma4"),
     ("<|tool_call_start|>", "", "lfm2"),
@@ -51,6 +53,7 @@ _CALLS_BY_TEXT = (
 _REASONING_BY_TEXT = (
     ("<|channel|>", "<|message|>", CHANNEL_REASONING),
     ("[/THINK]", "", "mistral"),
+    ("<|END_THINKING|>", "", "cohere_command3"),
     ("</seed:think>", "", "seed_oss"),
     ("<channel|>", "", "gemma4"),
     ("</think>", "<|tool_calls_section_begin|>", "kimi_k2"),

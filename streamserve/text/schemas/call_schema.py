@@ -32,11 +32,12 @@ def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call_schema(
-    functions: Sequence[Function], arguments_key: str, name_key: str = "name"
+    functions: Sequence[Function], arguments_key: str, name_key: str = "name", id_key: str = ""
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The schema of one call, and the `$defs` it refers to: each function's arguments, whose own references move along."""
+    id = {id_key: {"type": "string", "pattern": "^[0-9]{1,4}$"}} if id_key else {}
     calls = [
-        _one_call({name_key: {"const": function.name}}, arguments_key, f"#/$defs/{place}")
+        _one_call({**id, name_key: {"const": function.name}}, arguments_key, f"#/$defs/{place}")
         for place, function in enumerate(functions)
     ]
     definitions = {

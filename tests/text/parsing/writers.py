@@ -132,7 +132,29 @@ def _kimi(calls: Calls) -> str:
     return "<|tool_calls_section_begin|>" + "".join(written) + "<|tool_calls_section_end|>"
 
 
+def _cohere(calls: Calls) -> str:
+    written = [
+        {"tool_call_id": str(place), "tool_name": name, "parameters": arguments}
+        for place, (name, arguments) in enumerate(calls)
+    ]
+    return f"<|START_ACTION|>{_json(written)}<|END_ACTION|>"
+
+
+def _step3(calls: Calls) -> str:
+    written = []
+    for name, arguments in calls:
+        inside = "".join(
+            f'<steptml:parameter name="{key}">{_text(value)}</steptml:parameter>\n' for key, value in arguments.items()
+        )
+        call = f'function<｜tool_sep｜><steptml:invoke name="{name}">\n{inside}</steptml:invoke>'
+        written.append(f"<｜tool_call_begin｜>{call}<｜tool_call_end｜>\n")
+    return f"<｜tool_calls_begin｜>\n{''.join(written)}<｜tool_calls_end｜>"
+
+
 WRITERS: Mapping[str, Writer] = {
+    "cohere_command3": _cohere,
+    "cohere_command4": _cohere,
+    "step3": _step3,
     "deepseek_v3": _deepseek_v3,
     "deepseek_v31": _deepseek_v31,
     "functiongemma": _gemma("<start_function_call>", "<escape>", "<end_function_call>"),
