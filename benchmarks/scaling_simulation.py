@@ -30,7 +30,7 @@ def main() -> int:
     calibrations = read_calibrations()
     one, pair = calibrations[ONE], {name: calibrations[name] for name in (ONE, TWO)}
     scenarios = {
-        "routings": lambda: studies.routings(one, HOST, [5, 10, 15, 20, 25, 30, 35, 40, 45]),
+        "routings": lambda: studies.routings(one, HOST, [5, 15, 25, 35, 45]),
         "policies": lambda: studies.policies(one, HOST, 30),
         "queues": lambda: studies.queue_bounds(one, HOST, [240, 280, 340], [4, 16, 32, 64, 256, 4096]),
         "groups": lambda: studies.groups(pair, HOST, [5, 15, 25, 35, 45, 55]),
@@ -58,13 +58,18 @@ def main() -> int:
                 ]
             results[study] = rows
             print(f"\n{study}\n{_table(rows)}", flush=True)
-    if arguments.json:
-        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-        lines = (f' "{study}": [\n{_lines(rows)}\n ]' for study, rows in (known | results).items())
-        arguments.json.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+            if arguments.json:
+                _write(arguments.json, results)
     if arguments.plots:
         plots.write(arguments.plots, results)
     return 0
+
+
+def _write(path: Path, results: dict[str, list[dict[str, object]]]) -> None:
+    """Put the rows of studies into a file, beside those of other studies."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    lines = (f' "{study}": [\n{_lines(rows)}\n ]' for study, rows in (known | results).items())
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _table(rows: list[dict[str, object]]) -> str:

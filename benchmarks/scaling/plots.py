@@ -50,7 +50,8 @@ def _queues(path: Path, rows: Rows) -> None:
         )
         axes[0].set_xticks(range(len(line)), [row["queues"] for row in line])
     axes[0].set(xlabel="--max-queue of each of 8 replicas", ylabel="first token within 1 s (% of requests)", ylim=(0, 102))
-    axes[0].legend(frameon=False)
+    axes[0].grid(**GRID)
+    axes[0].legend(frameon=False, loc="center right")
     _save(figure, path)
 
 
@@ -61,8 +62,10 @@ def _two(path: Path, rows: Rows, label: str, *, left: tuple[str, str], right: tu
         for each in dict.fromkeys(row[label] for row in rows):
             line = [row for row in rows if row[label] == each]
             axis.plot([row["rate"] for row in line], [row[name] for row in line], marker="o", markersize=3, label=each)
-        axis.set(yscale="log", ylabel=title)
+        axis.set(ylabel=title)
         axis.grid(**GRID)
+    axes[0].set(yscale="log")
+    axes[1].set(ylim=(0, None))
     figure.supxlabel(x, fontsize=9)
     axes[0].legend(frameon=False)
     _save(figure, path)

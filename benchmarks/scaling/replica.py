@@ -75,6 +75,8 @@ class Replica:
         self._step_time = StepTime(calibration)
         self._overhead_s = calibration.overhead_ms / 1e3
         self._limits = limits
+        self._arrived: list[Sequence] = []
+        self._planned_without: list[Sequence] = []
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
         # By the step that each ends with.
@@ -90,20 +92,25 @@ class Replica:
     @property
     def load(self) -> int:
         """Sequences that it has, running or waiting."""
-        return len(self._decoding) + len(self._prefilling) + len(self._waiting)
+        return len(self._decoding) + len(self._prefilling) + self._num_waiting
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._waiting) + len(self._planned_without) + len(self._arrived)
 
     def submit(self, request: Request) -> Sequence | None:
         """Queue a request; None when too many wait already."""
-        if len(self._waiting) >= self._limits.max_queue:
+        if self._num_waiting >= self._limits.max_queue:
             return None
         sequence = Sequence(self._env, request)
-        self._waiting.append(sequence)
+        self._arrived.append(sequence)
         if not self._arrival.triggered:
             self._arrival.succeed()
         return sequence
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         while True:
+            self._take_in()
             self._admit()
             self._preempt()
             self._arrival = self._env.event()
@@ -113,6 +120,14 @@ class Replica:
                 yield from self._decode_steps()
             else:
                 yield self._arrival
+
+    def _take_in(self) -> None:
+        """Queue what arrived before the step that has just ended began: the next one was planned then, while that ran."""
+        self._waiting.extend(self._planned_without)
+        self._planned_without, self._arrived = self._arrived, []
+        if not (self._decoding or self._prefilling or self._waiting):
+            self._waiting.extend(self._planned_without)
+            self._planned_without = []
 
     def _admit(self) -> None:
         """Move sequences from the queue to the rows, as long as there is room for their prompts."""
@@ -169,6 +184,8 @@ class Replica:
         """Decoding steps until a row ends, the cache is full, or a request arrives; at least one."""
         rows, context, began_at = len(self._decoding), self._context, self._env.now
         most = max(1, min(self._decoding[0][0] - self.num_steps, self.cache.num_free // rows))
+        if self._planned_without:
+            most = 1
         duration_s = self._duration_s(rows, context, most)
         yield self._env.timeout(duration_s) | self._arrival
         elapsed_s = self._env.now - began_at

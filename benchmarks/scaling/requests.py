@@ -60,7 +60,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     mean_turns: float
     user_tokens: Lengths
     output_tokens: Lengths
-    think_s: float = 20.0
+    think_s: float = 5.0
 
 
 CHAT = Traffic(
@@ -88,15 +88,27 @@ class Applications:
 
 def turns(traffic: Traffic, applications: Applications, random: Random) -> Iterator[Request]:
     """The requests of one conversation, each of which follows the answer to the one before."""
+    for prompt, whole in texts(traffic, applications, random):
+        yield Request(_keys(prompt), _keys(whole), len(whole) - len(prompt))
+
+
+def texts(traffic: Traffic, applications: Applications, random: Random) -> Iterator[tuple[array[int], array[int]]]:
+    """The turns of one conversation: the tokens of the prompt, and those of prompt and answer."""
     text = applications.draw(random)
     while True:
-        text += _text(traffic.user_tokens.draw(random), random)
-        prompt = _keys(text)
-        output_tokens = traffic.output_tokens.draw(random)
-        text += _text(output_tokens, random)
-        yield Request(prompt, _keys(text), output_tokens)
+        prompt = text + _text(traffic.user_tokens.draw(random), random)
+        text = prompt + _text(traffic.output_tokens.draw(random), random)
+        yield prompt, text
         if random.random() < 1 / traffic.mean_turns:
             return
+
+
+def conversations(traffic: Traffic, rate: float, seed: int) -> Iterator[tuple[float, Applications, Random]]:
+    """When conversations begin, at random (Poisson), in seconds after the one before; and what makes each."""
+    random = Random(seed)
+    applications = Applications(traffic, random)
+    while True:
+        yield random.expovariate(rate), applications, Random(random.random())
 
 
 def mixed_requests(random: Random, count: int = 256) -> list[Request]:

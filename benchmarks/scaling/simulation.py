@@ -16,7 +16,7 @@ import simpy
 
 from benchmarks.scaling.replica import Limits, Replica
 from benchmarks.scaling.replica import Sequence as Served
-from benchmarks.scaling.requests import Applications, Request, Traffic, turns
+from benchmarks.scaling.requests import Applications, Request, Traffic, conversations, turns
 from benchmarks.scaling.step_time import Calibration
 from streamserve.routing.policy import RoutingPolicy
 from streamserve.routing.prefix_keys import PrefixKeys
@@ -60,8 +60,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     num_routers: int = 1
     load_period_s: float = 1.0
-    duration_s: float = 240.0
-    warmup_s: float = 60.0
+    duration_s: float = 120.0
+    warmup_s: float = 40.0
     seed: int = 0
 
 
@@ -177,11 +177,9 @@ def simulate(scenario: Scenario) -> Outcome:
 
 
 def _clients(env: simpy.Environment, scenario: Scenario, cluster: Cluster, log: _Log) -> Generator[simpy.Event, Any, None]:
-    random = Random(scenario.seed)
-    applications = Applications(scenario.traffic, random)
-    while True:
-        yield env.timeout(random.expovariate(scenario.rate))
-        env.process(_conversation(env, scenario.traffic, cluster, log, applications, Random(random.random())))
+    for after_s, applications, random in conversations(scenario.traffic, scenario.rate, scenario.seed):
+        yield env.timeout(after_s)
+        env.process(_conversation(env, scenario.traffic, cluster, log, applications, random))
 
 
 def _conversation(

@@ -115,7 +115,7 @@ def groups(calibrations: dict[str, Calibration], num_gpus: int, rates: Sequence[
 
 def routers(one: Calibration, num_replicas: int, rate: float, counts: Sequence[int]) -> list[tuple[str, Scenario]]:
     """Several hosts behind one router and behind several, that know of each other by reports of loads once a second."""
-    base = Scenario(calibration=one, num_replicas=num_replicas, traffic=CHAT, rate=rate, duration_s=120, warmup_s=40)
+    base = Scenario(calibration=one, num_replicas=num_replicas, traffic=CHAT, rate=rate, duration_s=60, warmup_s=20)
     return [(f"{count}", msgspec.structs.replace(base, num_routers=count)) for count in counts]
 
 
@@ -139,7 +139,7 @@ def cells(one: Calibration, num_replicas: int, rates: Sequence[float]) -> list[t
     return [
         (
             f"{rate:.1f}",
-            Scenario(calibration=one, num_replicas=num_replicas, traffic=CHAT, rate=rate, duration_s=120, warmup_s=40),
+            Scenario(calibration=one, num_replicas=num_replicas, traffic=CHAT, rate=rate, duration_s=60, warmup_s=20),
         )
         for rate in rates
     ]

@@ -22,6 +22,7 @@ from streamserve.engine.process.start import GRAMMARS
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.watchdog import kill_when_hung
 from streamserve.errors import EngineDead, StreamserveError
+from streamserve.types import EngineStats
 
 HANDOVER_S = 15.0
 """Seconds within which API workers learn that an engine is leaving and have continued its streams elsewhere."""
@@ -74,13 +75,13 @@ class EngineReplica:
         await asyncio.sleep(2 * ANNOUNCE_INTERVAL_S)
         with suppress(StreamserveError):
             for _ in range(round((self._options.drain_s + HANDOVER_S) / POLL_INTERVAL_S)):
-                if not await self._num_sequences():
+                if not _num_sequences(await engine.stats()):
                     break
                 await asyncio.sleep(POLL_INTERVAL_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
-        await self._directory.leave.remote(member.id)
+        await self._call(self._directory.leave, member.id)
         assert self._gateway is not None
         await self._gateway.close()
         await engine.stop()
@@ -94,20 +95,20 @@ class EngineReplica:
         """What autoscaling goes by: sequences that run or wait, and those that wait."""
         assert self._engine is not None
         stats = await self._engine.stats()
-        waiting = float(stats.num_requests_waiting)
-        return {"sequences": await self._num_sequences(), "waiting": waiting}
-
-    async def _num_sequences(self) -> float:
-        assert self._engine is not None
-        stats = await self._engine.stats()
-        return float(stats.num_requests_running + stats.num_requests_waiting + stats.num_requests_paused)
+        return {"sequences": float(_num_sequences(stats)), "waiting": float(stats.num_requests_waiting)}
 
     async def _announce(self) -> None:
         while True:
-            assert self._member is not None
-            try:
-                await self._directory.announce.remote(self._member)
-            except Exception:
-                # The directory is being restarted: API workers keep the connections that they have.
-                logger.warning("the directory can't be reached", exc_info=True)
+            await self._call(self._directory.announce, self._member)
             await asyncio.sleep(ANNOUNCE_INTERVAL_S)
+
+    async def _call(self, method: Any, argument: Any) -> None:
+        """Call the directory. It may be being replaced: API workers keep the connections that they have, and calls follow."""
+        try:
+            await method.remote(argument)
+        except Exception:
+            logger.warning("the directory can't be reached", exc_info=True)
+
+
+def _num_sequences(stats: EngineStats) -> int:
+    return stats.num_requests_running + stats.num_requests_waiting + stats.num_requests_paused

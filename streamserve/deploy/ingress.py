@@ -19,6 +19,7 @@ from streamserve.deploy.api_siblings import ApiSiblings
 from streamserve.deploy.directory import ANNOUNCE_INTERVAL_S, Member
 from streamserve.deploy.options import AppOptions
 from streamserve.deploy.places import Places
+from streamserve.engine.ipc.tcp import Place
 from streamserve.engine.process.launch import listening_socket
 from streamserve.engine.replicas.replica_set import ReplicaSet
 from streamserve.engine.replicas.routing_memory import RoutingMemory
@@ -47,7 +48,8 @@ class IngressWorker:
     def __init__(self, options: AppOptions, directory: Any) -> None:
         self._options = options
         self._directory = directory
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._serving: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._replicas: ReplicaSet | None = None
         self._worker: ApiWorker | None = None
         self._siblings = ApiSiblings(self._on_call)
@@ -66,15 +68,17 @@ class IngressWorker:
         listen = Listen(log_level=options.log_level, access_log=False)
         self._worker = worker = ApiWorker(options.server, listen, metrics=metrics, siblings=siblings)
         # Its own port is for other API workers: requests come through Ray Serve.
-        self._tasks.append(asyncio.create_task(worker.serve(listening_socket(self._siblings.http_path))))
+        self._serving = asyncio.create_task(worker.serve(listening_socket(self._siblings.http_path)))
         await worker.wait_started()
         checkpoint = await run_in_daemon_thread(lambda: checkpoint_of(options.engine))
         tokenizer = await read_tokenizer(options.engine, checkpoint)
         while True:
-            places = Places(await self._first_engines(), drain_s=options.drain_s)
+            engines = await self._first_engines()
+            places = [Place(engine.address) for engine in engines]
             self._replicas = ReplicaSet(
-                places.first,
+                places,
                 RoutingMemory(MAX_REPLICAS),
+                is_only_router=False,
                 on_given_up=metrics.give_up,
                 stream_limits=StreamLimits(stall_timeout_s=options.engine.stall_timeout_s),
             )
@@ -87,17 +91,18 @@ class IngressWorker:
                 break
         http, control = await self._siblings.listen(host)
         member = Member(id=id, kind="api", address=http, control=control)
-        self._tasks.append(asyncio.create_task(self._follow(member, self._replicas, places)))
+        kept = Places(self._replicas, engines, places, drain_s=options.drain_s)
+        self._following = asyncio.create_task(self._follow(member, kept))
 
     async def stop(self) -> None:
         """End what still runs and close every connection."""
         if self._worker is not None:
             await self._worker.drain()
             self._worker.close()
-        for task in self._tasks[1:]:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._following is not None:
+            self._following.cancel()
+        if tasks := [task for task in (self._following, self._serving) if task is not None]:
+            await asyncio.wait(tasks)
         await self._siblings.close()
         if self._replicas is not None:
             await self._replicas.stop()
@@ -114,7 +119,7 @@ class IngressWorker:
                 return engines
             await asyncio.sleep(ANNOUNCE_INTERVAL_S / 2)
 
-    async def _follow(self, member: Member, replicas: ReplicaSet, places: Places) -> None:
+    async def _follow(self, member: Member, places: Places) -> None:
         """Announce this worker, and keep its replicas and siblings to what the directory says."""
         while True:
             await asyncio.sleep(ANNOUNCE_INTERVAL_S)
@@ -125,7 +130,7 @@ class IngressWorker:
                 # It is being restarted: the engines that are known stay.
                 logger.warning("the directory can't be reached", exc_info=True)
             else:
-                await places.update(replicas, members)
+                await places.update(members)
                 await self._siblings.update(members, member.id)
 
     def _on_call(self, method: Method, id: OwnedId) -> bool:

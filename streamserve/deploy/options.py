@@ -33,7 +33,7 @@ class Scale(NamedTuple):
     """How many processes there are, unless Ray Serve's configuration says otherwise; no process knows.
 
     num_engines  --data-parallel-size
-    num_api      --api-server-count
+    num_api      --api-server-count; 1 by default, since each of them routes by what it has sent itself
     """
 
     num_engines: int
@@ -65,13 +65,14 @@ def app_options(args: Mapping[str, Any]) -> tuple[AppOptions, Scale]:
         if (instead := ELSEWHERE.get(name.replace("-", "_"))) is not None:
             raise ConfigError(f"{name} in args: an application has no such option; set {instead}")
     values = serve.values_of(args, "args")
+    num_api = values["api_server_count"] or 1
     options: ServeOptions = serve_options(values.pop("model"), values)
     app = AppOptions(
-        engine=msgspec.structs.replace(options.engine, data_parallel_size=1),
+        engine=msgspec.structs.replace(options.engine, data_parallel_size=1, data_parallel_size_local=None),
         server=options.server,
         drain_s=options.server.shutdown_timeout_s,
         log_level=options.listen.log_level,
         uses_model_defaults=options.uses_model_defaults,
         sampling_overrides=options.sampling_overrides,
     )
-    return app, Scale(options.engine.data_parallel_size, options.workers)
+    return app, Scale(options.engine.data_parallel_size, num_api)

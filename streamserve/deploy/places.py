@@ -29,49 +29,46 @@ logger = logging.getLogger(__name__)
 class Places:
     """Adds the engines of members to a set, retires those that are leaving, and forgets those that have ended.
 
-    members  the engines that the set begins with, at `first`
-    drain_s  seconds that streams get to finish on an engine that is leaving
+    replicas  a set that was made of places at the addresses of `members`
+    drain_s   seconds that streams get to finish on an engine that is leaving
     """
 
-    def __init__(self, members: Sequence[Member], *, drain_s: float) -> None:
+    def __init__(self, replicas: ReplicaSet, members: Sequence[Member], places: Sequence[Place], *, drain_s: float) -> None:
+        self._replicas = replicas
         self._drain_s = drain_s
-        self.first = [Place(member.address) for member in members]
-        self._slots = [_Slot(member.id, place) for member, place in zip(members, self.first, strict=True)]
+        all_of_each = zip(members, places, replicas.replicas, strict=True)
+        self._slots = [_Slot(member.id, place, engine) for member, place, engine in all_of_each]
 
-    async def update(self, replicas: ReplicaSet, members: Sequence[Member]) -> None:
+    async def update(self, members: Sequence[Member]) -> None:
         """Bring the set up to date with the members that there are now. Call it again and again, never twice at a time."""
-        for slot in self._slots:
-            slot.engine = slot.engine or replicas.replicas[self._slots.index(slot)]
         known = {slot.member_id: slot for slot in self._slots}
         for member in members:
             if member.kind != "engine":
                 continue
-            if member.id not in known:
-                await self._add(replicas, member)
-            elif member.is_leaving:
-                known[member.id].retire(replicas, self._drain_s)
+            if member.id not in known and not member.is_leaving:
+                await self._add(member)
+            elif member.id in known and member.is_leaving:
+                known[member.id].retire(self._replicas, self._drain_s)
         for slot in self._slots:
-            slot.close_if_lost(replicas)
-        self._slots = [slot for slot in self._slots if slot.engine is None or not slot.engine.has_ended]
+            slot.close_if_lost(self._replicas)
+        self._slots = [slot for slot in self._slots if not slot.engine.has_ended]
 
-    async def _add(self, replicas: ReplicaSet, member: Member) -> None:
-        if member.is_leaving:
-            return
+    async def _add(self, member: Member) -> None:
         place = Place(member.address)
         try:
-            number = await replicas.add(place)
+            number = await self._replicas.add(place)
         except StreamserveError as error:
             # It has ended meanwhile, or will be there when it is looked at again.
             logger.warning("can't use engine %s: %s", member.id, error.message)
             return
-        self._slots.append(_Slot(member.id, place, replicas.replicas[number]))
+        self._slots.append(_Slot(member.id, place, self._replicas.replicas[number]))
         logger.info("engine %s is replica %d", member.id, number)
 
 
 class _Slot:
     """The place of one member's engine."""
 
-    def __init__(self, member_id: str, place: Place, engine: RemoteEngine | None = None) -> None:
+    def __init__(self, member_id: str, place: Place, engine: RemoteEngine) -> None:
         self.member_id = member_id
         self.engine = engine
         self._place = place
@@ -84,7 +81,6 @@ class _Slot:
             self._retiring = asyncio.create_task(self._retire(replicas, drain_s))
 
     async def _retire(self, replicas: ReplicaSet, drain_s: float) -> None:
-        assert self.engine is not None
         while not self.engine.has_ended:
             if await replicas.retire(replicas.replicas.index(self.engine), drain_s):
                 return
@@ -94,7 +90,6 @@ class _Slot:
 
     def close_if_lost(self, replicas: ReplicaSet) -> None:
         """Await no engine here once there is another, or none has come for long: a member that has ended does not return."""
-        assert self.engine is not None
         if not self.engine.is_lost:
             self._lost_at = None
             return

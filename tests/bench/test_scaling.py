@@ -67,7 +67,7 @@ def test_a_request_alone_computes_its_prompt_in_steps_and_then_decodes() -> None
     assert replica.cache.num_held == 0
 
 
-def test_a_request_that_arrives_while_others_decode_waits_for_the_step_that_runs_and_no_longer() -> None:
+def test_a_request_that_arrives_while_others_decode_waits_for_the_step_that_runs_and_the_one_planned_already() -> None:
     env, replica = replica_of()
     first = replica.submit(request(10, 1000))
     env.run(0.1005)
@@ -75,9 +75,9 @@ def test_a_request_that_arrives_while_others_decode_waits_for_the_step_that_runs
     assert first is not None
     assert second is not None
     env.run(10)
-    # The first decodes from 4 ms on, 4 ms each: at 100.5 ms its 25th step runs until 104.
-    assert second.first_token_at == pytest.approx(0.104 + 0.014)
-    assert second.ended_at == pytest.approx(0.118 + 0.006)
+    # The first decodes from 4 ms on, 4 ms each: at 100.5 ms its 25th step runs until 104, and the 26th until 108.
+    assert second.first_token_at == pytest.approx(0.108 + 0.014)
+    assert second.ended_at == pytest.approx(0.122 + 0.006)
     assert first.ended_at == pytest.approx(0.004 + 999 * 0.004 + 0.010 + 0.002)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
+import yaml
 
 from streamserve.deploy.api_siblings import ApiSiblings
 from streamserve.deploy.autoscaling import by_queue_depth
@@ -30,6 +33,7 @@ def test_options_are_those_of_the_command_and_how_many_there_are_is_no_concern_o
     assert (options.engine.max_model_len, options.engine.enforce_eager, options.server.api_keys) == (512, True, ["a", "b"])
     assert scale == Scale(num_engines=3, num_api=2)
     assert app_options(args) == (options, Scale(1, 1)), "whoever is scaled is not started anew"
+    assert app_options({**args, "data-parallel-size": 3})[1] == Scale(3, 1)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,17 @@ def test_options_are_those_of_the_command_and_how_many_there_are_is_no_concern_o
 def test_an_option_that_is_wrong_or_belongs_elsewhere_is_named(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         app_options(args)
+
+
+def test_the_configuration_on_the_page_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "SCALING.md").read_text()
+    configuration = yaml.safe_load(page.partition("```yaml")[2].partition("```")[0])
+    [application] = configuration["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert getattr(importlib.import_module(module), name) is app
+    args = application["args"]
+    assert args.pop("autoscaling")["max_replicas"] == 20
+    assert app_options(args)[0].engine.tensor_parallel_size == 2
 
 
 def test_without_ray_serve_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,16 @@ def test_a_response_is_found_whichever_api_worker_is_asked(application: Applicat
     assert "response.completed" in replays[0]
 
 
+def test_a_reader_that_leaves_frees_its_sequence(application: Application) -> None:
+    body = {**GREEDY, "prompt": PROMPTS[0], "max_tokens": 400, "stream": True}
+    with httpx.stream("POST", f"{application.url}/v1/completions", json=body, timeout=60) as response:
+        next(response.iter_lines())
+    deadline = time.monotonic() + 10
+    while httpx.get(f"{application.url}/load").json()["num_requests_running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_streams_of_an_engine_whose_actor_is_killed_continue_with_the_next_token_at_another(
     application: Application, undisturbed: dict[str, list[int]]
 ) -> None:

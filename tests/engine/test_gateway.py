@@ -166,3 +166,24 @@ async def test_streams_of_a_place_that_is_closed_end(processes: Pair, make_spec:
             whole = await read_all(stream)
         assert whole.finish_reason == "error"
         processes[0].restart()
+
+
+async def test_a_router_counts_the_sequences_of_others_where_there_are_others(processes: Pair, make_spec: MakeSpec) -> None:
+    async with places_of(processes) as places, replicas_at(places[0]) as others:
+        theirs = await others.open([make_spec(max_tokens=4000) for _ in range(3)])
+        await until(others, lambda stats: stats.num_requests_paused == 3)
+        replicas = ReplicaSet([Place(place.address) for place in places], is_only_router=False, stream_limits=PAUSING_SOON)
+        await replicas.start()
+        try:
+            in_a_row = 0
+            with anyio.fail_after(10):
+                # Without knowing of the others', they would be taken in turn.
+                while in_a_row < 3:
+                    [stream] = await replicas.open([make_spec(max_tokens=4000)])
+                    in_a_row = in_a_row + 1 if await running_at(replicas) == [3, 1] else 0
+                    stream.close()
+                    await until(replicas, lambda stats: num_alive(stats) == 3)
+        finally:
+            await replicas.stop()
+        for stream in theirs:
+            stream.close()

@@ -52,6 +52,7 @@ class ReplicaSet:
     addresses    of the engine sockets, or places; an engine that ends is awaited while its address exists, or until its place
                  is closed
     memory       shared with the sets of the other workers; has room for the replicas that are added later
+    is_only_router  nobody but the sets that share `memory` sends sequences to these engines
     on_given_up  called with a replica's number, and how many engines ended under a sequence when it is given up for that
     """
 
@@ -60,12 +61,14 @@ class ReplicaSet:
         addresses: Sequence[str | Place],
         memory: RoutingMemory | None = None,
         *,
+        is_only_router: bool = True,
         policy: RoutingPolicy | None = None,
         on_given_up: Callable[[int, int], None] = lambda number, num_ends: None,
         stream_limits: StreamLimits | None = None,
     ) -> None:
         self._memory = memory or RoutingMemory(len(addresses))
         self._router = Router(self._memory.num_replicas, policy=policy, index=self._memory.index)
+        self._is_only_router = is_only_router
         self._on_given_up = on_given_up
         self._stream_limits = stream_limits
         self._replicas = [self._replica(number, address) for number, address in enumerate(addresses)]
@@ -280,7 +283,7 @@ class ReplicaSet:
         """As the router takes them; replicas where suspects are being resumed take part only while there are no others."""
         self._memory.report([engine.num_streams for engine in self.replicas])
         loads = [
-            load if replica.takes_requests and number not in refused else None
+            load + replica.num_of_others if replica.takes_requests and number not in refused else None
             for number, (replica, load) in enumerate(zip(self._replicas, self._memory.loads(), strict=False))
         ]
         free = [load if not engine.has_suspects else None for load, engine in zip(loads, self.replicas, strict=True)]
@@ -292,7 +295,11 @@ class ReplicaSet:
             await asyncio.sleep(POLL_INTERVAL_S)
             self._memory.report([engine.num_streams for engine in self.replicas])
             was_silent = replica.is_silent
-            await replica.poll()
+            stats = await replica.poll()
+            if stats is not None and not self._is_only_router:
+                num_sequences = stats.num_requests_running + stats.num_requests_waiting + stats.num_requests_paused
+                num_known = self._memory.loads()[self._replicas.index(replica)]
+                replica.num_of_others = max(0, num_sequences - num_known)
             if was_silent and not replica.is_silent:
                 await self._continue_all()
 
@@ -303,12 +310,16 @@ class ReplicaSet:
 
 
 class _Replica:
-    """One engine of a set, and whether it answers."""
+    """One engine of a set, and whether it answers.
+
+    num_of_others  sequences there of routers that share no memory with this one, as of the last look
+    """
 
     def __init__(self, engine: RemoteEngine) -> None:
         self.engine = engine
         self.is_silent = False
         self.is_retiring = False
+        self.num_of_others = 0
         self._admissions: set[anyio.CancelScope] = set()
 
     @property
@@ -325,10 +336,11 @@ class _Replica:
                 self._admissions.discard(scope)
         raise Unavailable("the replica does not answer: try again in a few seconds")
 
-    async def poll(self) -> None:
+    async def poll(self) -> EngineStats | None:
         """Find out whether the engine answers; while it does not, nobody waits for it to admit."""
+        stats: EngineStats | None = None
         try:
-            await self.engine.stats()
+            stats = await self.engine.stats()
         except Unavailable:
             self.is_silent = not (self.engine.is_lost or self.engine.has_ended)
         else:
@@ -336,6 +348,7 @@ class _Replica:
         if self.is_silent:
             for scope in self._admissions:
                 scope.cancel()
+        return stats
 
     async def snapshot(self) -> EngineSnapshot:
         with anyio.move_on_after(SNAPSHOT_TIMEOUT_S):
