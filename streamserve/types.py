@@ -214,6 +214,16 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
 
+    def divided(self, num_engines: int) -> Tenant:
+        """The tenant as each of several engines is to take it: with an equal part of its limits, at least one request."""
+        concurrency, requests, tokens = self.max_concurrency, self.requests_per_minute, self.tokens_per_minute
+        return msgspec.structs.replace(
+            self,
+            max_concurrency=None if concurrency is None else math.ceil(concurrency / num_engines),
+            requests_per_minute=None if requests is None else requests / num_engines,
+            tokens_per_minute=None if tokens is None else tokens / num_engines,
+        )
+
 
 ANYONE = Tenant()
 """Who sends requests to a server without keys."""

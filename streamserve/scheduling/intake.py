@@ -128,8 +128,8 @@ class Intake:
         own_sequences, own_tokens = (0, 0) if share is None else (len(share.waiting), share.num_waiting_tokens)
         free_rows = self._registry.rows.num_free_rows
         most, most_tokens, part = self._limits.max_queue, self._limits.max_queue_tokens, tenant.max_queue_share
-        if len(specs) > max(1, int(most * part)) + self._limits.max_num_seqs or num_tokens > most_tokens * part:
-            raise InvalidParameter("n", "the choices of this request are more than the queue may ever hold for it")
+        if num_tokens > most_tokens * part:
+            raise InvalidParameter("prompt", "the prompts of all choices have more tokens than may ever wait here")
         excess = max(
             len(waiting) + len(specs) - most - free_rows,
             own_sequences + len(specs) - max(1, int(most * part)) - free_rows,

@@ -16,8 +16,8 @@ from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.process.supervision import keep_running
 from streamserve.engine.replicas.replica_set import ReplicaSet
 from streamserve.engine.replicas.summed_stats import summed
-from streamserve.errors import EndsEngines, QueueFull, Unavailable
-from streamserve.types import EngineStats
+from streamserve.errors import EndsEngines, QueueFull, RateLimited, Unavailable
+from streamserve.types import EngineStats, Tenant
 from tests.engine.conftest import MakeSpec
 from tests.engine.test_process import num_alive, scripted_process, until
 from tests.engine.test_restart import PAUSING_SOON, kill
@@ -101,6 +101,17 @@ async def test_the_outputs_of_one_prompt_share_a_replica_and_prompts_of_one_requ
         for stream in [*outputs, *prompts]:
             stream.close()
         await until(replicas, lambda stats: stats.kv_blocks_used == 0)
+
+
+async def test_replicas_together_hold_a_key_to_its_limits(processes: Pair, make_spec: MakeSpec) -> None:
+    tenant = Tenant(name="limited", requests_per_minute=6)
+    async with replicas_of(processes) as replicas:
+        for _ in range(6):
+            # One prompt, which prefers one replica: what that refuses is tried at the other.
+            [stream] = await replicas.open([make_spec([5] * 64, max_tokens=2, tenant=tenant)])
+            await read_all(stream)
+        with pytest.raises(RateLimited):
+            await replicas.open([make_spec([5] * 64, tenant=tenant)])
 
 
 async def test_a_request_that_fits_no_replica_leaves_nothing_at_any(processes: Pair, make_spec: MakeSpec) -> None:

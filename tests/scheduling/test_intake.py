@@ -51,7 +51,7 @@ def test_prompts_that_wait_are_bounded_in_tokens() -> None:
     refused(play, "c", prompt=8)
     play.step()
     add(play, "c", 8)
-    with pytest.raises(InvalidParameter, match="may ever hold"):
+    with pytest.raises(InvalidParameter, match="may ever wait"):
         add(play, "d", 8, n=3)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from streamserve.engine.base import SequenceStream
 from streamserve.engine.constraints import are_constrained
@@ -102,8 +103,11 @@ class ReplicaSet:
         return self.info
 
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
-        """Admit sequences, all or none; see `Engine.open`. Those with one prompt go to one replica."""
-        parts = await self._route(specs)
+        """Admit sequences, all or none; see `Engine.open`. Those with one prompt go to one replica.
+
+        Each replica holds their tenant to its part of the limits, and is one of several to be asked.
+        """
+        parts = await self._route(self._of_divided_tenants(specs))
         if len(parts) == 1:
             [(number, part)] = parts.items()
             return await self._open_at(number, part)
@@ -262,6 +266,11 @@ class ReplicaSet:
         if sum(len(spec.prompt_token_ids) for spec in specs) < LONG_PROMPTS:
             return [_keys(spec, size) for spec in specs]
         return await anyio.to_thread.run_sync(lambda: [_keys(spec, size) for spec in specs])
+
+    def _of_divided_tenants(self, specs: list[SequenceSpec]) -> list[SequenceSpec]:
+        tenant = specs[0].tenant
+        divided = tenant.divided(sum(not engine.has_ended for engine in self.replicas) or 1)
+        return specs if divided == tenant else [msgspec.structs.replace(spec, tenant=divided) for spec in specs]
 
     async def _open_at(self, number: int, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences at a replica, or at another where that one is full, lost, or does not answer."""
