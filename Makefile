@@ -1,4 +1,4 @@
-# make install | demo | test | test-lowest | lint | loadtest | chaos | audit | sbom; everything lives in $(VENV).
+# make install | demo | test | test-lowest | lint | loadtest | overload | chaos | audit | sbom; everything lives in $(VENV).
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest lint loadtest readers chaos audit sbom clean
+.PHONY: help install demo test test-lowest lint loadtest readers overload chaos audit sbom clean
 
 help:
 	@echo "make demo         install, then serve a small real model and stream two answers from it"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make loadtest     serve the demo model under load and write loadtest/report.html; LOADTEST='--shape soak' and the like"
 	@echo "make readers      what slow and absent readers cost the others"
+	@echo "make overload     ten times what the server can do, and one key beside another"
 	@echo "make chaos        ten minutes of faults under load; CHAOS_S=60 for one"
 	@echo "make audit        known vulnerabilities of the packages installed"
 	@echo "make sbom         what is installed, as CycloneDX in sbom.json"
@@ -57,6 +58,9 @@ loadtest: $(VENV)/.loadtest
 
 readers: install
 	@$(BIN)/python -m loadtest.readers
+
+overload: install
+	@$(BIN)/python -m loadtest.overload $(OVERLOAD)
 
 chaos: install
 	@STREAMSERVE_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s -m slow tests/chaos
