@@ -104,7 +104,7 @@ class Intake:
         overdue: list[tuple[Request, ErrorInfo]] = []
         if not self._registry.waiting:
             return overdue
-        for ledger in self._ledgers.values():
+        for ledger in self._live_ledgers():
             limit_s = self._limit_s(ledger, now)
             while (request := _oldest(ledger)) is not None and request.arrived_at + limit_s <= now:
                 ledger.arrivals.popleft()
@@ -115,7 +115,7 @@ class Intake:
         """When `take_overdue` will next have something to return, as far as that is known."""
         times = [
             request.arrived_at + self._limit_s(ledger, now)
-            for ledger in self._ledgers.values()
+            for ledger in self._live_ledgers()
             if (request := _oldest(ledger)) is not None
         ]
         earliest = min(times, default=math.inf)
@@ -194,6 +194,10 @@ class Intake:
     def _retry_after_s(self, num_sequences: int) -> float:
         """Seconds until so many have left the queue, at the rate at which they do."""
         return _bounded(self._drain.wait_s(num_sequences))
+
+    def _live_ledgers(self) -> list[Ledger]:
+        """Those of tenants with live sequences: others, of which there may be many, have nothing that waits."""
+        return [self._ledger(share.tenant) for share in self._registry.tenants]
 
     def _ledger(self, tenant: Tenant) -> Ledger:
         ledger = self._ledgers.get(tenant.name)
