@@ -9,7 +9,7 @@ class QueueProgress(msgspec.Struct, frozen=True, array_like=True, tag="queued"):
     """The sequence waits.
 
     position  in the queue of its tenant, from 1
-    wait_s    seconds until it is likely to be its turn; None before anything is known of how long sequences run
+    wait_s    seconds until it is likely to be its turn; None before anything is known of how fast the queue drains
     """
 
     position: int

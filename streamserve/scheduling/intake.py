@@ -15,6 +15,7 @@ from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.queue_time import DrainRate, Patience
 from streamserve.scheduling.sequence import Request, Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
+from streamserve.scheduling.tenants import Share
 from streamserve.scheduling.token_bucket import TokenBucket
 from streamserve.types import ErrorInfo, SequenceSpec, Tenant
 
@@ -75,6 +76,10 @@ class Intake:
         """Count a sequence that has got its first row."""
         if not sequence.request.has_begun:
             sequence.request.begun_at = now
+
+    def wait_s(self, share: Share, place: int) -> float | None:
+        """Seconds until a place in a tenant's queue has its turn, at the rate at which the queue drains; None while unknown."""
+        return self._drain.wait_s(self._num_in_turn(share, place)) if self._drain.is_known else None
 
     def drained(self, num_sequences: int, now: float) -> None:
         """So many sequences have left the queue in a step that found somebody waiting."""
@@ -174,9 +179,12 @@ class Intake:
         share = self._registry.tenants.get(tenant)
         if share is None or not share.waiting:
             return 0.0
+        return max(0.0, self._num_in_turn(share, len(share.waiting)) - self._registry.rows.num_free_rows)
+
+    def _num_in_turn(self, share: Share, place: int) -> float:
+        """Sequences that leave the queue until a place in a tenant's own has had its turn."""
         weights = sum(each.tenant.weight for each in self._registry.tenants if each.waiting)
-        in_turn = len(share.waiting) * weights / share.tenant.weight
-        return max(0.0, min(in_turn, len(self._registry.waiting)) - self._registry.rows.num_free_rows)
+        return min(place * weights / share.tenant.weight, len(self._registry.waiting))
 
     def _limit_s(self, ledger: Ledger, now: float) -> float:
         """Seconds that a tenant's requests may wait; infinite where they may for as long as it takes."""

@@ -6,7 +6,7 @@ Runs on the engine's event loop; the time is an argument. A step without such se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from streamserve.progress import PrefillProgress, QueueProgress
 from streamserve.scheduling.sequence import Sequence
@@ -19,9 +19,6 @@ INTERVAL_S = 1.0
 FIRST_S = 0.05
 """Seconds after which a sequence that still waits has its first report."""
 
-_RECENT = 0.1
-"""Weight of the latest sequence in the mean time that sequences run."""
-
 Reports = list[tuple[str, TokenDelta]]
 _NONE: Reports = []
 
@@ -30,13 +27,14 @@ class ProgressReports:
     """Reports of sequences that have `reports_progress`.
 
     tenants  in whose queues they wait
+    wait_s   tells how long a place in a tenant's queue is likely to wait
     """
 
-    def __init__(self, tenants: Iterable[Share]) -> None:
+    def __init__(self, tenants: Iterable[Share], wait_s: Callable[[Share, int], float | None]) -> None:
         self._tenants = tenants
+        self._wait_s = wait_s
         self._places: dict[str, int] = {}
         self._due_at = self._all_due_at = math.inf
-        self._run_s: float | None = None
 
     def entered(self, sequence: Sequence, now: float) -> None:
         """A sequence has begun to wait."""
@@ -57,7 +55,8 @@ class ProgressReports:
                 if reported is None:
                     continue
                 if reported == 0 or (is_all_due and reported != place):
-                    progress = QueueProgress(place, self._wait_s(place, share.num_rows))
+                    wait_s = self._wait_s(share, place)
+                    progress = QueueProgress(place, None if wait_s is None else round(wait_s, 1))
                     reports.append((sequence.sequence_id, TokenDelta([], progress=progress)))
                     reported = place
                 self._places[sequence.sequence_id] = reported
@@ -80,15 +79,6 @@ class ProgressReports:
         if not _asks(sequence):
             return _NONE
         return [(sequence.sequence_id, TokenDelta([], progress=_prefill_progress(sequence, num_tokens, now)))]
-
-    def ended(self, sequence: Sequence, now: float) -> None:
-        """A sequence has run to its end."""
-        run_s = now - _began_at(sequence)
-        self._run_s = run_s if self._run_s is None else self._run_s + _RECENT * (run_s - self._run_s)
-
-    def _wait_s(self, place: int, num_rows: int) -> float | None:
-        """So many sequences of the same tenant must end first; those that run do so evenly, each after the usual time."""
-        return None if self._run_s is None else round(place * self._run_s / max(num_rows, 1), 1)
 
 
 def last_prefill_progress(sequence: Sequence, now: float) -> PrefillProgress | None:

@@ -42,9 +42,14 @@ class DrainRate:
         self._at = now
         self._count += num_started
 
+    @property
+    def is_known(self) -> bool:
+        """Whether somebody has waited for long enough to tell."""
+        return self._seconds >= 0.1
+
     def wait_s(self, num_ahead: float) -> float:
         """Seconds until so many have left; 0 before anything is known."""
-        if self._seconds < 0.1:
+        if not self.is_known:
             return 0.0
         return num_ahead * self._seconds / max(self._count, 0.5)
 

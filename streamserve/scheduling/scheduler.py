@@ -44,7 +44,7 @@ class Scheduler:
         self.registry = SequenceRegistry(limits, self.counters)
         self.intake = Intake(limits, self.registry)
         self._ids = IdCheck(limits.vocab_size)
-        self.progress = ProgressReports(self.registry.tenants)
+        self.progress = ProgressReports(self.registry.tenants, self.intake.wait_s)
         self._unreported: Deltas = []
         self._arrivals = 0
         self._next_step = 0
@@ -199,7 +199,7 @@ class Scheduler:
             deltas += self._commit_shortage(step, result)
         self._commit_prompts(step, result, now)
         if result.embeddings is not None:
-            deltas += self._commit_pooled(step, result.embeddings, now)
+            deltas += self._commit_pooled(step, result.embeddings)
         deltas += self._commit_tokens(step, result, now)
         deltas += self.expire(now)
         return deltas
@@ -379,13 +379,12 @@ class Scheduler:
             sequence, start = step.scored[row]
             sequence.add_prompt_logprobs(start, entries)
 
-    def _commit_pooled(self, step: Step, embeddings: Mapping[int, bytes], now: float) -> Deltas:
+    def _commit_pooled(self, step: Step, embeddings: Mapping[int, bytes]) -> Deltas:
         deltas: Deltas = []
         for row, embedding in embeddings.items():
             sequence = step.pooled[row]
             if sequence.finish_reason is None:
                 self.registry.end(sequence, "stop")
-                self.progress.ended(sequence, now)
                 deltas.append((sequence.sequence_id, pooled_delta(sequence, embedding)))
         return deltas
 
@@ -423,7 +422,6 @@ class Scheduler:
             self.registry.kv.commit(sequence, len(sequence.token_ids) - 1)
         if ending is not None:
             self._end(sequence, ending.reason)
-            self.progress.ended(sequence, now)
             self.counters.wasted(sequence, len(token_ids) - len(appended))
         return delta_of(sequence, appended, ending, logprobs, now), len(appended)
 

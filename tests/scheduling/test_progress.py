@@ -63,7 +63,7 @@ def test_places_in_the_queue_are_reported_at_once_and_when_they_have_changed() -
     queued = [each for each in reports(play, "third") if isinstance(each, QueueProgress)]
     assert [each.position for each in queued] == [2, 1]
     assert queued[1].wait_s is not None
-    assert 2.5 < queued[1].wait_s < 3.5, "the first one took three seconds, and one row is all there is"
+    assert 1.0 < queued[1].wait_s < 4.0, "two have left the queue in some four seconds"
 
 
 def test_those_that_do_not_ask_are_told_nothing_and_are_no_part_of_any_report() -> None:
