@@ -164,7 +164,10 @@ class AsyncEngine:
     ) -> Generation:
         """Start answering a conversation; `template_options` as `Frontend.render_chat`, the rest as `generate`."""
         text = self.frontend.render_chat(messages, **template_options)
-        return await self.generate(text, params, **{"add_special_tokens": False, **(options or {})})
+        reasoning = self.frontend.reasoning_of(
+            text, chat_template=template_options.get("chat_template"), has_tools=bool(template_options.get("tools"))
+        )
+        return await self.generate(text, params, **{"add_special_tokens": False, "reasoning": reasoning, **(options or {})})
 
     async def open(self, prompts: Sequence[PreparedPrompt]) -> Generation:
         """Start prompts made by `frontend.prepare`, all or none."""

@@ -14,12 +14,14 @@ from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint
+from msgspec import UNSET, UnsetType
 
 from streamserve.engine.base import Engine
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.text.chat_template import ChatMessage, ChatTemplate, ModelTemplates
 from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.mark_tokens import MarkTokens
+from streamserve.text.parsing.registry import dialect_of
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex
@@ -115,7 +117,7 @@ class Frontend:
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
-        reasoning: ReasoningMarks | None = None,
+        reasoning: ReasoningMarks | UnsetType | None = UNSET,
     ) -> PreparedPrompt:
         """Tokenise and check a prompt; arguments and errors as `Preparation.prepare`. Nothing is admitted yet.
 
@@ -148,6 +150,16 @@ class Frontend:
             return prepared
 
         return await self._off_loop(prepare, _size(prompts, params))
+
+    def reasoning_of(
+        self, prompt: str, *, chat_template: str | None = None, has_tools: bool = False
+    ) -> ReasoningMarks | UnsetType | None:
+        """How the answer to a rendered conversation reasons, by its template; `UNSET` where that is not known."""
+        template = self.template(chat_template, has_tools=has_tools)
+        dialect = dialect_of(template.source, response_template=self.tokenizer.response_template)
+        if not dialect.can_reason:
+            return UNSET
+        return self.mark_tokens.reasoning(dialect, dialect.thinks(prompt, None), may_call=has_tools)
 
     def pooling(self, *, dimensions: int | None = None, normalize: bool | None = None) -> Pooling:
         """How a prompt is pooled: the model's own way but for what is given. Raises `InvalidParameter`."""

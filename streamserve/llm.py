@@ -12,6 +12,8 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
+from msgspec import UNSET, UnsetType
+
 from streamserve.async_engine import AsyncEngine, unwrap_prompt
 from streamserve.errors import InvalidParameter
 from streamserve.offline.arguments import engine_settings
@@ -21,7 +23,7 @@ from streamserve.offline.progress import Progress
 from streamserve.text.chat_template import ChatMessage
 from streamserve.text.preparation import MAX_SEED, PreparedPrompt, Prompt
 from streamserve.text.tokenizers.tokenizer import Tokenizer
-from streamserve.types import EmbeddingRequestOutput, PoolingParams, RequestOutput, SamplingParams
+from streamserve.types import EmbeddingRequestOutput, PoolingParams, ReasoningMarks, RequestOutput, SamplingParams
 
 AnyPrompt = Prompt | Mapping[str, Any]
 """A text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
@@ -141,7 +143,10 @@ class LLM:
             )
             for conversation in conversations
         ]
-        return self._run(texts, sampling_params, use_tqdm, add_special_tokens=False)
+        reasoning = [
+            self._engine.frontend.reasoning_of(str(text), chat_template=chat_template, has_tools=bool(tools)) for text in texts
+        ]
+        return self._run(texts, sampling_params, use_tqdm, add_special_tokens=False, reasoning=reasoning)
 
     def embed(
         self,
@@ -186,16 +191,19 @@ class LLM:
         *,
         add_special_tokens: bool = True,
         priority: Sequence[int] | None = None,
+        reasoning: Sequence[ReasoningMarks | UnsetType | None] | None = None,
     ) -> list[RequestOutput]:
         params = _one_each("sampling_params", sampling_params or self.get_default_sampling_params(), len(prompts))
         priorities = _one_each("priority", 0 if priority is None else priority, len(prompts))
-        return self._loop.call(self._outputs(prompts, params, priorities, add_special_tokens, use_tqdm))
+        marks = [UNSET] * len(prompts) if reasoning is None else reasoning
+        return self._loop.call(self._outputs(prompts, params, priorities, marks, add_special_tokens, use_tqdm))
 
     async def _outputs(
         self,
         prompts: list[Prompt],
         params: Sequence[SamplingParams],
         priorities: Sequence[int],
+        reasoning: Sequence[ReasoningMarks | UnsetType | None],
         add_special_tokens: bool,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
@@ -207,6 +215,7 @@ class LLM:
                 priority=priorities[place],
                 add_special_tokens=add_special_tokens,
                 clamp_max_tokens=True,
+                reasoning=reasoning[place],
             )
             for place, prompt in enumerate(prompts)
         ]

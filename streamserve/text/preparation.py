@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from streamserve.errors import ContextLengthExceeded, InvalidParameter
+from streamserve.errors import ContextLengthExceeded, InvalidParameter, UnsupportedParameter
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import ANYONE, Pooling, ReasoningMarks, Sampling, SamplingParams, SequenceSpec, Tenant
 
@@ -93,7 +94,7 @@ class Preparation:
         cache_salt: str = "",
         clamp_max_tokens: bool = False,
         shown_special_ids: frozenset[int] = frozenset(),
-        reasoning: ReasoningMarks | None = None,
+        reasoning: ReasoningMarks | UnsetType | None = UNSET,
         pooling: Pooling | None = None,
         like: PreparedPrompt | None = None,
     ) -> PreparedPrompt:
@@ -103,7 +104,8 @@ class Preparation:
         tenant              whom the sequences belong to
         clamp_max_tokens    shorten the output to what fits the context instead of refusing the request
         shown_special_ids   as in `PreparedPrompt`
-        reasoning           how the output's reasoning is told and ended; `thinking_token_budget` means nothing without
+        reasoning           how the output's reasoning is told and ended; None for an output without any. Where nobody knows,
+                            `thinking_token_budget` is refused
         pooling             makes a vector of the prompt, and no output; `params` then only say how to truncate it
         like                another prompt of the request, prepared with the same `params`: their lists are shared
 
@@ -125,6 +127,9 @@ class Preparation:
             raise self._too_long(len(token_ids), None)
         # -1, as in vLLM, for no limit.
         budget = None if params.thinking_token_budget == -1 else params.thinking_token_budget
+        if budget is not None and reasoning is UNSET:
+            raise UnsupportedParameter("thinking_token_budget", "it is for chats with models that are known to reason")
+        marks = reasoning or None
         max_tokens = 1 if pooling is not None else self._max_tokens(len(token_ids), params, clamp_max_tokens)
         first_seed = self.next_seed() if params.seed is None else params.seed
         common = SequenceSpec(
@@ -137,8 +142,8 @@ class Preparation:
             tenant=tenant,
             cache_salt=cache_salt,
             max_time_s=params.max_time,
-            reasoning=self._endable(reasoning, sampling, budget),
-            reasoning_budget=None if reasoning is None else budget,
+            reasoning=self._endable(marks, sampling, budget),
+            reasoning_budget=None if marks is None else budget,
             pooling=pooling,
         )
         text = str(prompt) if isinstance(prompt, str) else None

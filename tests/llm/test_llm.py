@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from streamserve import LLM, PoolingParams, SamplingParams, StructuredOutputs
-from streamserve.errors import ConfigError, ContextLengthExceeded, InvalidParameter, Unavailable
+from streamserve.errors import ConfigError, ContextLengthExceeded, InvalidParameter, Unavailable, UnsupportedParameter
 from streamserve.offline.arguments import engine_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +39,20 @@ def test_outputs_come_in_the_order_of_the_prompts(llm: LLM, capsys: pytest.Captu
     assert "3/3" in written.err
     assert "tok/s" in written.err
     assert written.out == ""
+
+
+THINKING = "{% for message in messages %}{{ message.content }}{% endfor %}<think>\n{# </think> #}"
+
+
+def test_a_chat_thinks_as_long_as_its_budget_says_and_other_prompts_refuse_one(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, thinking_token_budget=3)
+    question = [{"role": "user", "content": "Why?"}]
+    [output] = llm.chat(question, params, chat_template=THINKING, use_tqdm=False)
+    ending = llm.get_tokenizer().encode("</think>", add_special_tokens=False)
+    assert output.outputs[0].token_ids[3 : 3 + len(ending)] == ending
+    for ask in (lambda: llm.generate("Why?", params), lambda: llm.chat(question, params)):
+        with pytest.raises(UnsupportedParameter, match="thinking_token_budget"):
+            ask()
 
 
 def test_prompts_have_embeddings(llm: LLM) -> None:

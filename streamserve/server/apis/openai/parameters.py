@@ -69,8 +69,6 @@ def for_completion(request: CompletionRequest, limits: RequestLimits) -> Samplin
     """Raises `InvalidParameter` or `UnsupportedParameter` naming the parameter."""
     if request.suffix:
         raise UnsupportedParameter("suffix", "the model completes at the end of a prompt only")
-    if request.thinking_token_budget is not None:
-        raise UnsupportedParameter("thinking_token_budget", "reasoning is told from the answers of chats")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise UnsupportedParameter("best_of", "all sampled choices are returned; ask for them with n")
     max_tokens = request.max_tokens
