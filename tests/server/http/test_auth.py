@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from streamserve.server.http import api_keys
+from streamserve.types import ANYONE
 from tests.server.ws.session import session
 from tests.support.live_server import live_server
 from tests.support.raw_http import request
@@ -105,3 +108,19 @@ async def test_a_key_in_another_subprotocol_counts_for_nothing(name: str) -> Non
             async with session(server.port, subprotocols=["realtime", f"{name}{KEY}"]):
                 raise AssertionError("the upgrade was accepted")
         assert refused.value.response.status_code == 401
+
+
+def test_keys_are_kept_as_hashes_and_every_one_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def compare(ours: bytes, theirs: bytes) -> bool:
+        compared.append(ours)
+        return ours == theirs
+
+    monkeypatch.setattr(api_keys.hmac, "compare_digest", compare)
+    hashes = [sha256(key.encode()).digest() for key in ("one", KEY, "three")]
+    keys = api_keys.ApiKeys([api_keys.ApiKey(sha256=digest, tenant=ANYONE) for digest in hashes])
+    for offered in ("one", KEY, "nobody's"):
+        compared.clear()
+        assert (keys.find([offered.encode()]) is None) == (offered == "nobody's")
+        assert compared == hashes, "the time tells which key was near"
