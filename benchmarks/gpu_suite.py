@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("Qwen3-0.6B", "Qwen3-8B", "Qwen3-32B", "Qwen3-30B-A3B")
-STAGES = ("checks", "timings", "engine", "greedy", "ranks")
+STAGES = ("checks", "timings", "caches", "engine", "greedy", "ranks")
 
 
 def main() -> int:
@@ -37,9 +37,12 @@ def main() -> int:
                 checks.check_kernels(report, thorough=arguments.thorough)
             elif stage == "timings" and model in timings.SHAPES:
                 timings.time_steps(report, model, [(1, 384), (8, 384), (64, 256), (256, 256)])
+            elif stage == "caches" and model in timings.SHAPES:
+                timings.time_caches(report, model)
             elif stage == "engine":
                 options = {"repeats": arguments.repeats, "outputs": arguments.outputs, "only": arguments.only}
-                settings = ("block_size", "max_num_batched_tokens", "quantization", "model_impl", "tensor_parallel_size")
+                settings = ("block_size", "max_num_batched_tokens", "quantization", "kv_cache_dtype", "model_impl")
+                settings += ("tensor_parallel_size",)
                 changes = {name: getattr(arguments, name) for name in settings}
                 asyncio.run(engine.measure_engine(report, model, **options, **changes))
             elif stage == "greedy" and model == arguments.model[0]:
@@ -64,6 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--max-num-batched-tokens", type=int, default=16384)
     parser.add_argument("--quantization", default="auto", help="of engine rows, such as fp8")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="of engine rows, such as fp8")
     parser.add_argument("-tp", "--tensor-parallel-size", type=int, default=1, help="GPUs of the engine rows")
     parser.add_argument("--json", type=Path, help="where to write all rows")
     return parser.parse_args()

@@ -13,6 +13,7 @@ from torch import Tensor
 import streamserve_kernels as kernels
 from benchmarks.gpu.report import SuiteReport
 from streamserve_kernels.reference import attention, experts, kv_write, norm_rope, projections, sampling
+from streamserve_kernels.reference.kv_format import EIGHT_BIT_DTYPES, quantize
 from streamserve_kernels.row_tables import make_row_tables
 from tests.support.kernel_cases import LIMITS, paged_batch, random, relative_error
 
@@ -32,6 +33,14 @@ BATCHES = {
     "20 rows": ([1, 2000, *range(50, 950, 50)], [1] * 20),
     "90 rows": ([3000, 1, *range(17, 1425, 16)], [1] * 90),
 }
+
+
+EIGHT_BIT_CASES: list[tuple[tuple[int, int, int, int], str, dict[str, Any]]] = [
+    *(((128, 32, 8, 16), name, {}) for name in BATCHES),
+    ((80, 8, 8, 32), "few rows", {"window": 100, "softcap": 30.0}),
+    ((256, 8, 4, 16), "few rows", {}),
+    ((64, 64, 8, 16), "90 rows", {"sinks": True}),
+]
 
 
 def check_kernels(report: SuiteReport, *, thorough: bool) -> None:
@@ -58,6 +67,11 @@ def _cases(dtypes: list[torch.dtype]) -> list[Case]:
             for share, turn in TURNS
         ),
         partial(_check_attention, shape=(64, 64, 8, 16), dtype=torch.bfloat16, window=128, sinks=True),
+        *(
+            partial(_check_eight_bits, shape=shape, batch_name=name, kept_as=kept_as, **variant)
+            for kept_as in EIGHT_BIT_DTYPES
+            for shape, name, variant in EIGHT_BIT_CASES
+        ),
         partial(_check_attention, shape=(64, 64, 8, 16), dtype=torch.bfloat16, batch_name="90 rows", sinks=True),
         _check_sampling,
     ]
@@ -185,6 +199,33 @@ def _check_attention(
     torch.cuda.synchronize()
     again = kernels.paged_attention(q.to(dtype), batch.cache, *batch.tables, **options)
     _check(report, again, expected, dtype, kernel="paged_attention", **row)
+
+
+def _check_eight_bits(
+    report: SuiteReport, *, shape: tuple[int, int, int, int], batch_name: str, kept_as: torch.dtype, **variant: Any
+) -> None:
+    """bf16 over a cache of 8-bit floats, which may differ from the reference's where norms are rounded to the other side."""
+    head_dim, q_heads, kv_heads, block_size = shape
+    scales = kernels.KvScales(0.03, 0.5)
+    batch = paged_batch(*BATCHES[batch_name], kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=torch.float32)
+    parts = [quantize(part, scale, kept_as) for part, scale in zip(batch.cache.unbind(1), scales, strict=True)]
+    cache = torch.stack([part.view(torch.uint8) for part in parts], dim=1).view(kept_as)
+    qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=torch.bfloat16)
+    cos_sin, norm = random(batch.max_seq_len, head_dim), random(head_dim, dtype=torch.bfloat16)
+    heads: dict[str, Any] = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, "q_norm": norm, "k_norm": norm}
+    options = {"scale": head_dim**-0.5, **batch.sizes, "kv_scales": scales, **variant}
+    if "sinks" in variant:
+        options["sinks"] = random(q_heads) * 2
+    expected_cache = cache.clone()
+    q = kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, batch.slots, **heads, kv_scales=scales)
+    tables = batch.block_tables.clamp(max=cache.shape[0] - 1), batch.seq_lens, batch.query_start
+    clean = expected_cache.float().nan_to_num().to(kept_as)
+    expected = attention.paged_attention(q.float(), clean, *tables, **options)
+    torch.cuda.synchronize()
+    actual = kernels.rotary_attention(qkv, batch.positions, cos_sin, cache, batch.slots, *batch.tables, **heads, **options)
+    row = {"batch": batch_name, "head_dim": head_dim, "heads": f"{q_heads}/{kv_heads}", "kv": str(kept_as)[6:], **variant}
+    _check(report, actual, expected, torch.bfloat16, kernel="rotary_attention", **row)
+    _check(report, cache.float().nan_to_num(), clean.float(), torch.bfloat16, kernel="kv cache", **row)
 
 
 def _check_sampling(report: SuiteReport) -> None:

@@ -112,6 +112,63 @@ class TimedLayers:
         return kernels.norm_linear(x, self.norm, EPS, self.head)
 
 
+class TimedAttention:
+    """Decode attention of one layer after another, with caches of one dtype, every sequence with the same context."""
+
+    def __init__(self, name: str, rows: int, context: int, kept_as: torch.dtype) -> None:
+        self.rows, self.context, self.q_heads = rows, context, SHAPES[name]["q_heads"]
+        blocks = -(-context // BLOCK_SIZE)
+        size = (rows * blocks + 1, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+        self.kv_bytes = rows * context * 2 * KV_HEADS * HEAD_DIM * kept_as.itemsize
+        # Together larger than what the L2 cache holds, and than what is in flight.
+        self.caches = [random(*size, dtype=BF16).to(kept_as) for _ in range(max(1, min(28, 400_000_000 // self.kv_bytes + 1)))]
+        tables = torch.randperm(rows * blocks, dtype=torch.int32, device="cuda").view(rows, blocks)
+        self.tables = torch.nn.functional.pad(tables, (0, 2048 - blocks))
+        self.seq_lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
+        self.positions = self.seq_lens.long() - 1
+        self.slots = tables[:, -1].long() * BLOCK_SIZE + (context - 1) % BLOCK_SIZE
+        self.query_start = torch.arange(rows + 1, dtype=torch.int32, device="cuda")
+        self.qkv = random(rows, (self.q_heads + 2 * KV_HEADS) * HEAD_DIM, dtype=BF16)
+        self.cos_sin, self.norm = random(32768, HEAD_DIM), random(HEAD_DIM, dtype=BF16)
+        self.shared = Shared()
+
+    def attend(self, layer: int) -> None:
+        if layer == 0:
+            self.shared = Shared()
+        kernels.rotary_attention(
+            self.qkv,
+            self.positions,
+            self.cos_sin,
+            self.caches[layer],
+            self.slots,
+            self.tables,
+            self.seq_lens,
+            self.query_start,
+            q_heads=self.q_heads,
+            kv_heads=KV_HEADS,
+            head_dim=HEAD_DIM,
+            q_norm=self.norm,
+            k_norm=self.norm,
+            scale=HEAD_DIM**-0.5,
+            num_decodes=self.rows,
+            max_seq_len=32768,
+            shared=self.shared,
+        )
+
+
+def time_caches(report: SuiteReport, name: str) -> None:
+    """Decode attention over caches of every dtype, for few and many rows of short and long contexts."""
+    for rows in (1, 8, 64, 256):
+        for context in (500, 4000, 16000):
+            for kept_as in (BF16, torch.float8_e4m3fn, torch.float8_e5m2):
+                timed = TimedAttention(name, rows, context, kept_as)
+                us = microseconds(timed.attend, len(timed.caches), 10)
+                row = {"model": name, "rows": rows, "context": context, "kv": str(kept_as)[6:]}
+                report.add("cache", **row, us=us, gb_per_s=timed.kv_bytes / us / 1e3)
+                del timed
+                torch.cuda.empty_cache()
+
+
 def time_steps(report: SuiteReport, name: str, batches: list[tuple[int, int]]) -> None:
     """Decode steps, their linears alone, and each kernel of them, at (rows, context)."""
     for rows, context in batches:
