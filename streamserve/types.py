@@ -428,7 +428,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     model_limit     what the model reaches, where it serves less unless more is requested; else None
     num_blocks      KV blocks in total, of `block_size` tokens each
     model_impl      whose layers run: "streamserve" or "transformers"
-    kv_cache_dtype  torch's name of the type of keys and values
+    kv_cache_dtype  of keys and values, as the flag has it
     windows         of the model's layer groups, as in `KvGroups`
     compiled        whether layers run compiled on a CPU; None where there is nothing to compile
     """

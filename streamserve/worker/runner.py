@@ -29,7 +29,12 @@ from streamserve.worker.startup.compiled_layers import is_compiled, run_compiled
 from streamserve.worker.startup.kernel_warmup import kernel_steps, run_at_once
 from streamserve.worker.startup.phases import Phases, explain_out_of_memory
 from streamserve.worker.startup.progress import weights_bar
-from streamserve.worker.startup.resolved_settings import resolve_dtype, resolve_kv_cache_dtype, resolve_max_model_len
+from streamserve.worker.startup.resolved_settings import (
+    kv_cache_dtype_name,
+    resolve_dtype,
+    resolve_kv_cache_dtype,
+    resolve_max_model_len,
+)
 from streamserve.worker.startup.triton_cache import CompileTarget, TritonCache
 from streamserve.worker.step import StepRunner
 from streamserve_kernels import preload
@@ -114,7 +119,7 @@ class Runner:
             architecture=arch.architecture,
             model_impl=arch.model_impl,
             dtype=_name(dtype),
-            kv_cache_dtype=_name(kv_dtype),
+            kv_cache_dtype=kv_cache_dtype_name(kv_dtype),
             device=device.name if ranks.world_size == 1 else f"{ranks.world_size} x {device.name}",
             max_model_len=max_model_len,
             vocab_size=arch.vocab_size,

@@ -57,6 +57,11 @@ def resolve_kv_cache_dtype(name: KvCacheDType, config: Mapping[str, Any], dtype:
     return dtype
 
 
+def kv_cache_dtype_name(dtype: torch.dtype) -> str:
+    """What flags call the dtype of a KV cache."""
+    return {torch.float8_e4m3fn: "fp8_e4m3", torch.float8_e5m2: "fp8_e5m2"}.get(dtype) or str(dtype).removeprefix("torch.")
+
+
 def resolve_max_model_len(requested: int | None, arch: Arch) -> int:
     """The context length to serve. Raises `ConfigError` beyond what the model's positions reach."""
     limit = arch.max_model_len
