@@ -118,7 +118,7 @@ class _DecodeRows:
     ) -> None:
         """With `rotation`, `q` is the fused projection; otherwise all keys and values are in the cache."""
         if self.num_rows:
-            shape = decode_shape(layer, q.dtype, q.device, self.num_rows, self._max_seq_len)
+            shape = decode_shape(layer, q.dtype, kv_cache, self.num_rows, self._max_seq_len)
             schedule = self._schedule(layer, shape, excludes_last=rotation is not None)
             decode(layer, q, rotation, kv_cache, self._block_tables, shape, schedule, out)
 

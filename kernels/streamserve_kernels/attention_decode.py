@@ -29,7 +29,7 @@ from .decode_schedule import RECORD, DecodeSchedule
 from .kv_format import in_words, kv_format, round_to_bytes, widen_bytes, widen_words
 from .kv_write import Rotation
 from .launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
-from .reference.kv_format import KvScales
+from .reference.kv_format import KvScales, is_eight_bit
 
 _UNROLL = tl.constexpr(4)
 """Splits whose loads are in flight together when they are combined."""
@@ -402,11 +402,11 @@ def decode(
 
 
 def decode_shape(
-    layer: AttentionConfig, dtype: torch.dtype, device: torch.device, num_rows: int, max_seq_len: int
+    layer: AttentionConfig, dtype: torch.dtype, cache: torch.Tensor, num_rows: int, max_seq_len: int
 ) -> DecodeShape:
-    """Choose the launch for `num_rows` rows of this dtype on `device`."""
+    """Choose the launch for `num_rows` rows of this dtype over `cache`, on its device."""
     reach = max_seq_len if layer.window is None else min(max_seq_len, layer.window + 64)
-    pairs, programs = num_rows * layer.kv_heads, 2 * multiprocessors(device)
+    pairs, programs = num_rows * layer.kv_heads, 2 * multiprocessors(cache.device)
     wide = dtype.itemsize == 4 or layer.head_dim > 128
     if pairs > 3 * programs:
         # Many rows: long ones are split so that no program finishes long after the others.
@@ -419,6 +419,9 @@ def decode_shape(
     else:
         # Few rows: they are split until the device is full.
         shape = DecodeShape(128, programs // pairs * num_rows, 128, 8 if 8 * pairs <= programs else 4, 1)
+    if is_eight_bit(cache.dtype):
+        # Numbers are widened in the layout that they are multiplied in, which only shared memory brings them into.
+        shape = shape._replace(warps=8 if shape.tile == 128 else 4, stages=2)
     most = num_rows * (-(-reach // shape.min_tokens) - 1) if pairs <= MAX_ARRIVALS else 0
     shape = shape._replace(spare=min(shape.spare, most))
     return shape._replace(tile=32, warps=4, stages=3) if wide else shape
