@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamserve.fail_points import VARIABLE, arm
+from streamserve.fail_points import arm, faults_from
 from streamserve.types import Pooling, SequenceSpec, TokenDelta
 from streamserve.worker.step import OUT_OF_MEMORY
 from tests.support.stepping import Stepper, spec
@@ -78,14 +78,12 @@ def test_a_prefix_from_the_cache_changes_no_vector(tiny: TinyLlama, stepper: Mak
         assert deltas[f"p{place}"].cached_tokens == (48 if pooling.kind == "last" else 0)
 
 
-def test_steps_that_run_out_of_memory_pool_no_token_twice(
-    tiny: TinyLlama, stepper: MakeStepper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
+def test_steps_that_run_out_of_memory_pool_no_token_twice(tiny: TinyLlama, stepper: MakeStepper, tmp_path: Path) -> None:
     arm(tmp_path, OUT_OF_MEMORY, times=20, at_least=40)
     specs = crowd(33, 60, 90)
     playing = stepper()
-    check(tiny, specs, playing.run(*specs))
+    with faults_from(tmp_path):
+        check(tiny, specs, playing.run(*specs))
     assert playing.scheduler.stats().divided_steps > 0
 
 
