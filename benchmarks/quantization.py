@@ -2,8 +2,9 @@
 
 For each scheme: against the same model with the numbers that its weights stand for, which is what rounding activations costs;
 and that against the weights as they were, which is what rounding weights costs. Then, against these, the same weights with a KV
-cache of 8 bits. Tokens of the readme are given, so that no difference adds up; the share of equal first choices, and the KL
-divergence, mean and largest.
+cache of 8 bits. The share of equal first choices, and the KL divergence, mean and largest, over tokens that are given, so that
+no difference adds up: what the model itself says after four prompts, always its first choice, and the readme, of which it is
+less sure.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,12 @@ from streamserve_kernels import Fp8Weight, dequantize_fp8, fp8_scale_columns, qu
 from tests.models.paged import PagedRun
 
 LARGEST = 448.0
+PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time there was a little girl who",
+    "1, 2, 3, 4, 5, 6, 7,",
+)
 Round = Callable[[Tensor], Tensor]
 
 
@@ -114,26 +122,58 @@ def main() -> None:
     checkpoint = resolve("demo")
     arch = read_arch(checkpoint.config)
     model = load_model(checkpoint, arch, dtype=torch.float32, device="cpu", quantization="none")
-    tokens = load_tokenizer(checkpoint).encode(Path("README.md").read_text(encoding="utf-8"))[: arguments.tokens]
+    tokenizer = load_tokenizer(checkpoint)
+    readme = tokenizer.encode(Path("README.md").read_text(encoding="utf-8"))[: arguments.tokens]
+    texts = {
+        "its own words": continuations(model, [tokenizer.encode(prompt) for prompt in PROMPTS], arguments.tokens),
+        "the readme": [Text(readme, len(readme))],
+    }
+    bf16 = load_model(checkpoint, arch, dtype=torch.bfloat16, device="cpu", quantization="none")
     # Heads stay as they are.
     forms = {linear: linear.form for linear in model.linears() if not isinstance(linear, VocabularyLinear)}
-    plain = log_probs(model, tokens)
+    plain = {of: log_probs(model, text) for of, text in texts.items()}
+    for of, expected in plain.items():
+        print(f"{'bf16':36} {of:14} {compare(log_probs(bf16, texts[of]), expected)}", flush=True)
     for name, (quantize, rounded) in SCHEMES.items():
         weights = {linear: quantize(form.get_parameter("weight").float()) for linear, form in forms.items()}
         for linear, weight in weights.items():
             linear.form = Simulated(forms[linear], weight, as_it_is)
-        exact = log_probs(model, tokens)
+        exact = {of: log_probs(model, text) for of, text in texts.items()}
         for linear, weight in weights.items():
             linear.form = Simulated(forms[linear], weight, rounded)
-        print(f"{name:36} {compare(log_probs(model, tokens), exact)}   {compare(exact, plain)}", flush=True)
+        for of, text in texts.items():
+            activations = compare(log_probs(model, text), exact[of])
+            print(f"{name:36} {of:14} {activations}   {compare(exact[of], plain[of])}", flush=True)
     for name, kv_dtype in KV_CACHES.items():
         model = load_model(checkpoint, arch, dtype=torch.float32, device="cpu", quantization="none", kv_dtype=kv_dtype)
-        print(f"{name:36} {compare(log_probs(model, tokens, kv_dtype), plain)}", flush=True)
+        for of, text in texts.items():
+            print(f"{name:36} {of:14} {compare(log_probs(model, text, kv_dtype), plain[of])}", flush=True)
+
+
+class Text(NamedTuple):
+    """Tokens that are given, and how many of the last choices count."""
+
+    tokens: list[int]
+    num_counted: int
+
+
+def continuations(model: CausalModel, prompts: list[list[int]], num_tokens: int) -> list[Text]:
+    """What the model says after each prompt, `num_tokens` in all, and the prompts before it."""
+    run, new = PagedRun(model), {str(number): prompt for number, prompt in enumerate(prompts)}
+    said: dict[str, list[int]] = {number: [] for number in new}
+    for _ in range(num_tokens // len(prompts)):
+        logits = run.step(new)
+        new = {number: [int(logits[number][-1].argmax())] for number in new}
+        for number, tokens in new.items():
+            said[number] += tokens
+    return [Text(prompt + words[:-1], len(words)) for prompt, words in zip(prompts, said.values(), strict=True)]
 
 
 @torch.inference_mode()
-def log_probs(model: CausalModel, tokens: list[int], kv_dtype: torch.dtype | None = None) -> Tensor:
-    return PagedRun(model, kv_dtype=kv_dtype).step({"a": tokens})["a"].float().log_softmax(-1)
+def log_probs(model: CausalModel, texts: list[Text], kv_dtype: torch.dtype | None = None) -> Tensor:
+    """[counted choices, vocabulary]"""
+    logits = [PagedRun(model, kv_dtype=kv_dtype).step({"a": text.tokens})["a"][-text.num_counted :] for text in texts]
+    return torch.cat(logits).float().log_softmax(-1)
 
 
 def compare(actual: Tensor, expected: Tensor) -> str:

@@ -245,7 +245,6 @@ def some_rows(
     *,
     bits: bool,
     shape: tuple[int, int, int, int, int] | None = None,
-    ahead: int = 256,
 ) -> torch.Tensor:
     """x @ weight.T and what follows.
 
@@ -253,7 +252,6 @@ def some_rows(
     dtype  of the result
     bits   as for `one_row`
     shape  in place of `some_rows_shape`'s
-    ahead  bytes of a row of weights that are asked for before x is known
     """
     rows, inner = x.shape
     outer = weight.values.shape[0] // (2 if after.gated else 1)
@@ -272,7 +270,7 @@ def some_rows(
         x, x_scale, bytes_of(weight.values, bits), weight.scale, after.bias, after.residual, out, partial, arrivals(x.device),
         rows, outer, room,
         K=inner, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLITS=splits,
-        PREFETCH=min(inner // splits // 16 * 16, ahead), SCALES=weight.scale.shape[1], BITS=bits, COMPUTE=compute,
+        PREFETCH=min(inner // splits // 16 * 16, 256), SCALES=weight.scale.shape[1], BITS=bits, COMPUTE=compute,
         **after.constants(), num_warps=4, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out

@@ -359,7 +359,7 @@ def some_rows_shape(rows: int, tiles: int, inner: int) -> tuple[int, int, int]:
     """BLOCK_M, SPLITS, stages; alike for all that have several tiles of rows, so that a start compiles what they need."""
     block_m = min(power_of_two(rows, least=16), 128)
     splits = 1
-    # A program waits for each product before its scale is applied: many of them hide that.
-    while tiles * splits < 1024 * 64 // max(block_m, 64) and inner // (splits * 2) >= 1024:
+    # A program waits for each product before its scale is applied: many of them hide that, where adding up costs little.
+    while tiles * splits < (1024 if block_m <= 64 else 96) and inner // (splits * 2) >= 1024:
         splits *= 2
     return block_m, splits, 4
