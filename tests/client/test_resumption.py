@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+from typing import Any
 
 import anyio
 import pytest
@@ -11,8 +14,10 @@ from streamserve_client import AsyncClient, Client, RetryPolicy, StreamInterrupt
 from streamserve_client.types import Message
 from tests.client.dropping_proxy import dropping_proxy
 from tests.client.scripted_server import ScriptedServer, completion_chunk, events
+from tests.server.process.test_serve_command import engine_of
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
+from tests.support.serve_process import serve_process
 
 pytestmark = pytest.mark.anyio
 
@@ -148,3 +153,34 @@ def test_a_server_that_can_not_continue_a_stream_is_not_asked_to() -> None:
             list(stream)
         assert [request.path for request in server.requests] == ["/v1/completions"]
         assert server.requests[0].headers["x-stream-resume"] == "1"
+
+
+@pytest.mark.slow
+async def test_cut_streams_go_on_through_any_api_worker_and_over_a_restarted_engine() -> None:
+    chance = random.Random(3)
+    arguments = (
+        "demo",
+        "--max-model-len",
+        "1024",
+        "--kv-cache-memory",
+        "64M",
+        "--api-server-count",
+        "2",
+        "--max-engine-restarts",
+        "1",
+    )
+    options: dict[str, Any] = {"max_tokens": 300, "seed": 5, "extra_body": {"ignore_eos": True}}
+    with serve_process(*arguments) as server:
+        server.wait_ready()
+        port = int(server.base_url.rpartition(":")[2])
+        async with AsyncClient(server.base_url) as client:
+            async with await client.stream_completion("Once", **options) as stream:
+                undisturbed = "".join([text async for text in stream.text()])
+        async with dropping_proxy(port, answer_bytes=lambda: chance.randrange(400, 6000)) as (proxy, url):
+            async with AsyncClient(url, retry=PATIENT) as client, await client.stream_completion("Once", **options) as stream:
+                said = [await anext(stream) for _ in range(20)]
+                os.kill(engine_of(server.children), signal.SIGKILL)
+                said += [chunk async for chunk in stream]
+            assert proxy.accepted > 5
+        assert "".join(chunk.text for chunk in said) == undisturbed
+        assert "starting it again" in server.log
