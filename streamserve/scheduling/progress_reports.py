@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from streamserve.progress import PrefillProgress, QueueProgress
 from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.tenants import Share
 from streamserve.types import TokenDelta
+from streamserve.types.progress import PrefillProgress, QueueProgress
 
 INTERVAL_S = 1.0
 """Seconds between two reports of a place that changes."""

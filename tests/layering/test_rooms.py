@@ -13,9 +13,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "kv_groups": set(),
     "fail_points": set(),
-    "progress": set(),
-    "reasoning_marks": set(),
-    "types": {"errors", "kv_groups", "progress", "reasoning_marks"},
+    "types": {"errors", "kv_groups"},
     "config": {"errors"},
     "vllm_arguments": set(),
     # files on disk
@@ -26,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # which replica a request goes to
     "routing": set(),
     # from the plan down to the device
-    "scheduling": FOUNDATION | {"kv_groups", "progress"},
+    "scheduling": FOUNDATION | {"kv_groups"},
     "models": FOUNDATION | {"checkpoint"},
     "worker": FOUNDATION | {"checkpoint", "fail_points", "kv_groups", "process", "models", "scheduling.plan"},
     "executor": FOUNDATION | {"aio", "checkpoint", "process", "models", "worker", "scheduling.plan"},
@@ -38,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "offline": FOUNDATION | {"text", "vllm_arguments"},
     "async_engine": FOUNDATION | {"aio", "checkpoint", "engine", "executor", "frontend", "text", "text_stream"},
     "llm": FOUNDATION | {"async_engine", "offline", "text"},
-    "server": FOUNDATION | {"aio", "checkpoint", "engine", "frontend", "process", "progress", "text"},
+    "server": FOUNDATION | {"aio", "checkpoint", "engine", "frontend", "process", "text"},
     "demo": FOUNDATION | {"process"},
     "batch": FOUNDATION,
     # the command line; `cli` names its commands and imports them when they are called

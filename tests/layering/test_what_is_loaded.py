@@ -49,7 +49,7 @@ def test_importing_a_module_loads_nothing_heavy(module: str) -> None:
 def test_the_names_of_the_package_come_from_their_homes_on_first_use() -> None:
     code = "import sys, streamserve as s; print(s.SamplingParams.__module__, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
-    assert done.stdout.split() == ["streamserve.types", "False"]
+    assert done.stdout.split() == ["streamserve.types.sampling", "False"]
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamserve.progress import PrefillProgress, Progress, QueueProgress
+from streamserve.types.progress import PrefillProgress, Progress, QueueProgress
 from tests.scheduling.play import Play, spec
 
 CHUNK = {"max_num_batched_tokens": 8, "max_num_seqs": 1, "num_blocks": 32}

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from streamserve.progress import PrefillProgress, QueueProgress
 from streamserve.types import TokenDelta
+from streamserve.types.progress import PrefillProgress, QueueProgress
 from tests.support.scripted_engine import text_reply
 from tests.web.conftest import Open, Stage
 from tests.web.page import CONTROL, ENTER, ESCAPE, SHIFT

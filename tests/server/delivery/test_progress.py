@@ -9,8 +9,8 @@ from typing import Any
 import openai
 import pytest
 
-from streamserve.progress import PrefillProgress, QueueProgress
 from streamserve.types import TokenDelta
+from streamserve.types.progress import PrefillProgress, QueueProgress
 from tests.server.ws.session import session
 from tests.support.live_server import live_server
 from tests.support.raw_http import events, request

@@ -9,9 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from litestar.routes import HTTPRoute
 
-from streamserve.progress import PrefillProgress, QueueProgress
 from streamserve.server.openapi.document import document
 from streamserve.types import SequenceSpec, TokenDelta
+from streamserve.types.progress import PrefillProgress, QueueProgress
 from tests.server.apis.openai.test_tools import CLOCK, TEMPLATE, TWO_CALLS, WEATHER
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request

@@ -14,7 +14,6 @@ import msgspec
 import orjson
 
 from streamserve.errors import StreamserveError
-from streamserve.progress import PrefillProgress, Progress, QueueProgress
 from streamserve.server.apis.openai.events import BLANK_LINE, DATA, Chunk, Done, Event, Failure
 from streamserve.server.apis.openai.logprobs import LogprobArrays, TokenNames, chat_logprobs, encoded, slices
 from streamserve.server.apis.openai.reading import MessageReader, Reading
@@ -22,6 +21,7 @@ from streamserve.server.delivery.events import TextFrame, members
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.text.parsing.json_values import JsonValues
 from streamserve.types import TextDelta, TextLogprob
+from streamserve.types.progress import PrefillProgress, Progress, QueueProgress
 
 _STATES: dict[type[Progress], str] = {QueueProgress: "queued", PrefillProgress: "prefill"}
 

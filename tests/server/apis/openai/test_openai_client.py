@@ -11,8 +11,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from streamserve.progress import PrefillProgress, QueueProgress
 from streamserve.types import SequenceSpec, TokenDelta
+from streamserve.types.progress import PrefillProgress, QueueProgress
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
