@@ -13,7 +13,7 @@ TOOLS := $(VENV)/tools
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest lint loadtest readers overload chaos audit sbom clean
+.PHONY: help install demo test test-lowest lint loadtest readers hang-ups overload chaos audit sbom clean
 
 help:
 	@echo "make demo         install, then serve a small real model and stream two answers from it"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make loadtest     serve the demo model under load and write loadtest/report.html; LOADTEST='--shape soak' and the like"
 	@echo "make readers      what slow and absent readers cost the others"
+	@echo "make hang-ups     20 000 clients that leave at any moment, and what the server then holds"
 	@echo "make overload     ten times what the server can do, and one key beside another"
 	@echo "make chaos        ten minutes of faults under load; CHAOS_S=60 for one"
 	@echo "make audit        known vulnerabilities of the packages installed"
@@ -62,6 +63,9 @@ readers: install
 
 overload: install
 	@$(BIN)/python -m loadtest.overload $(OVERLOAD)
+
+hang-ups: install
+	@$(BIN)/python -m loadtest.hang_ups $(HANG_UPS)
 
 chaos: install
 	@STREAMSERVE_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s -m slow tests/chaos
