@@ -46,6 +46,7 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST)
+	@$(BIN)/python -m pytest -q -m quiet
 
 test-lowest:
 	@PYTHON=$(PYTHON) .ci/lowest $(PYTEST)

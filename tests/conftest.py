@@ -46,11 +46,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 LEFT_OUT_BY_DEFAULT = ("gpu", "ray", "slow")
+LEFT_OUT_SIDE_BY_SIDE = ("quiet",) if "PYTEST_XDIST_WORKER" in os.environ else ()
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without -m of its own, a run takes no tests that are slow or need a GPU or Ray; the summary counts those left out."""
+    """Without -m of its own, a run takes no tests that are slow or need a GPU or Ray, nor, side by side with others, any that
+    measure processor time; the summary counts those left out."""
     if config.option.markexpr:
         return
     left_out = [item for item in items if _reason_to_leave_out(item)]
@@ -60,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _reason_to_leave_out(item: pytest.Item) -> str | None:
-    return next((name for name in LEFT_OUT_BY_DEFAULT if item.get_closest_marker(name)), None)
+    return next((name for name in (*LEFT_OUT_BY_DEFAULT, *LEFT_OUT_SIDE_BY_SIDE) if item.get_closest_marker(name)), None)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from streamserve import server, types
+from streamserve import server
 from streamserve.errors import ConfigError, StreamserveError
 from streamserve.server.apis.openai.messages import MAX_MESSAGES
 from streamserve.server.apis.openai.prepared_request import MAX_CHOICES
@@ -17,6 +17,7 @@ from streamserve.server.http.json_body import MAX_ELEMENTS
 from streamserve.server.http.request_body import MAX_DEPTH
 from streamserve.text.grammars.digit_bound import MAX_DIGITS
 from streamserve.text.grammars.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS
+from streamserve.types import sampling
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ERRORS.md").read_text(encoding="utf-8")
 
@@ -43,7 +44,7 @@ def test_every_error_of_an_answer_is_in_the_table_with_its_status() -> None:
 def test_the_bounds_in_the_table_are_those_of_the_program() -> None:
     bounds = PAGE.partition("## Bounds")[2]
     for bound in (
-        types.MAX_BAD_WORDS, types.MAX_TEXT_CHARS, MAX_CHOICES, MAX_MESSAGES, MAX_TOOLS, MAX_SOURCE_CHARS, MAX_GBNF_CHARS,
+        sampling.MAX_BAD_WORDS, sampling.MAX_TEXT_CHARS, MAX_CHOICES, MAX_MESSAGES, MAX_TOOLS, MAX_SOURCE_CHARS, MAX_GBNF_CHARS,
         MAX_DIGITS, MAX_ELEMENTS, MAX_DEPTH,
     ):  # fmt: skip
         assert re.search(rf"\b{bound}\b", bounds), bound

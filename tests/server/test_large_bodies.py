@@ -142,6 +142,7 @@ async def longest_hold_s(process: Process, large: LargeBody) -> tuple[float, int
     return longest, status
 
 
+@pytest.mark.quiet
 async def test_no_body_holds_up_other_streams_for_more_than_20_ms(worker_process: None) -> None:
     """500 000 messages held every stream of a worker for 11 s, five million ids for 0.7, an unknown field of `[]` for 1.5."""
     holds: dict[str, float] = {}
