@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from streamserve.models.arch import PagedKv
-from streamserve.scheduling.kv_allocator import KvAllocator
+from streamserve.scheduling.kv.allocator import KvAllocator
 from streamserve.scheduling.sequence import Request, Sequence
 from streamserve.types import ANYONE, Sampling, SequenceSpec
 from streamserve.worker.kv_layout import KvLayout, lay_out

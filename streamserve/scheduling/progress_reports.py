@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from streamserve.scheduling.queue.tenants import Share
 from streamserve.scheduling.sequence import Sequence
-from streamserve.scheduling.tenants import Share
 from streamserve.types import TokenDelta
 from streamserve.types.progress import PrefillProgress, QueueProgress
 

@@ -10,7 +10,7 @@ by then.
 
 from __future__ import annotations
 
-from streamserve.scheduling.policy import PolicyQueue
+from streamserve.scheduling.queue.policy import PolicyQueue
 from streamserve.scheduling.sequence import NO_ROW, Sequence
 
 

@@ -15,20 +15,20 @@ from collections.abc import Mapping
 from itertools import repeat
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.scheduling.admission import IdCheck, check_spec, replay, require_choice
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
-from streamserve.scheduling.deadlines import Deadlines
-from streamserve.scheduling.intake import Intake
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.outcome import OUT_OF_MEMORY, append_tokens, delta_of, final_delta, pooled_delta
 from streamserve.scheduling.plan import RowWork, StepResult
-from streamserve.scheduling.policy import order_of
 from streamserve.scheduling.progress_reports import ProgressReports
+from streamserve.scheduling.queue.admission import IdCheck, check_spec, replay, require_choice
+from streamserve.scheduling.queue.deadlines import Deadlines
+from streamserve.scheduling.queue.intake import Intake
+from streamserve.scheduling.queue.policy import order_of
+from streamserve.scheduling.queue.tenants import MIN_TURN, Share
 from streamserve.scheduling.sequence import Request, Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
 from streamserve.scheduling.step import Step, StepBuilder
-from streamserve.scheduling.tenants import MIN_TURN, Share
 from streamserve.types import EngineStats, ErrorInfo, FinishReason, SequenceSpec, TokenDelta, TokenLogprobs
 
 Deltas = list[tuple[str, TokenDelta]]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
-from streamserve.scheduling.blocks import BlockTable
 from streamserve.scheduling.constraint import Constraint
+from streamserve.scheduling.kv.blocks import BlockTable
+from streamserve.scheduling.kv.prefix_cache import PrefixBlock
 from streamserve.scheduling.plan import NO_TOKEN
-from streamserve.scheduling.prefix_cache import PrefixBlock
 from streamserve.scheduling.reasoning import ReasoningLimit
 from streamserve.scheduling.token_masks import only
 from streamserve.types import FinishReason, Sampling, SequenceSpec, Tenant, TokenLogprobs

@@ -11,13 +11,13 @@ Runs on the engine's event loop. Knows no steps and no clock.
 from __future__ import annotations
 
 from streamserve.scheduling.counters import Counters
-from streamserve.scheduling.kv_allocator import KvAllocator
+from streamserve.scheduling.kv.allocator import KvAllocator
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.plan import RowGrowth
-from streamserve.scheduling.policy import PolicyQueue
+from streamserve.scheduling.queue.policy import PolicyQueue
+from streamserve.scheduling.queue.tenants import Share, Tenants, WaitingSequences
 from streamserve.scheduling.row_allocator import RowAllocator
 from streamserve.scheduling.sequence import Sequence
-from streamserve.scheduling.tenants import Share, Tenants, WaitingSequences
 from streamserve.types import FinishReason
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from streamserve.kv_groups import KvGroups
-from streamserve.scheduling.blocks import BlockPool
-from streamserve.scheduling.kv_allocator import KvAllocator
-from streamserve.scheduling.prefix_cache import PrefixBlock, PrefixCache
+from streamserve.scheduling.kv.allocator import KvAllocator
+from streamserve.scheduling.kv.blocks import BlockPool
+from streamserve.scheduling.kv.prefix_cache import PrefixBlock, PrefixCache
 from streamserve.scheduling.sequence import Request, Sequence
 from streamserve.types import ANYONE
 from tests.scheduling.oracle import expected

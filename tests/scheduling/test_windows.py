@@ -6,8 +6,8 @@ import pytest
 
 from streamserve.errors import PromptTooLarge
 from streamserve.kv_groups import KvGroups
-from streamserve.scheduling.blocks import BlockTable
-from streamserve.scheduling.prefix_cache import PrefixBlock, PrefixCache
+from streamserve.scheduling.kv.blocks import BlockTable
+from streamserve.scheduling.kv.prefix_cache import PrefixBlock, PrefixCache
 from tests.scheduling.oracle import expected
 from tests.scheduling.play import Play, spec
 from tests.support.scheduler_invariants import check_invariants

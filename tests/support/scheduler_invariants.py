@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from streamserve.scheduling.prefix_cache import PrefixBlock
+from streamserve.scheduling.kv.prefix_cache import PrefixBlock
 from streamserve.scheduling.scheduler import Scheduler
 from streamserve.scheduling.sequence import Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry

@@ -12,9 +12,9 @@ from __future__ import annotations
 import sys
 
 from streamserve.kv_groups import KvGroups
-from streamserve.scheduling.blocks import BlockPool, BlockTable
+from streamserve.scheduling.kv.blocks import BlockPool, BlockTable
+from streamserve.scheduling.kv.prefix_cache import Digest, PrefixCache, blake2b_128
 from streamserve.scheduling.plan import RowGrowth
-from streamserve.scheduling.prefix_cache import Digest, PrefixCache, blake2b_128
 from streamserve.scheduling.sequence import Sequence
 
 

@@ -14,7 +14,7 @@ from hashlib import blake2b
 import msgspec
 
 from streamserve.kv_groups import KvGroups
-from streamserve.scheduling.blocks import BlockTable
+from streamserve.scheduling.kv.blocks import BlockTable
 
 Digest = Callable[[bytes], bytes]
 

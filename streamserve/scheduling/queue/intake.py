@@ -12,11 +12,11 @@ from collections import deque
 
 from streamserve.errors import InvalidParameter, QueueFull, QueueTimeout, RateLimited
 from streamserve.scheduling.limits import SchedulerLimits
-from streamserve.scheduling.queue_time import DrainRate, Patience
+from streamserve.scheduling.queue.queue_time import DrainRate, Patience
+from streamserve.scheduling.queue.tenants import Share
+from streamserve.scheduling.queue.token_bucket import TokenBucket
 from streamserve.scheduling.sequence import Request, Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
-from streamserve.scheduling.tenants import Share
-from streamserve.scheduling.token_bucket import TokenBucket
 from streamserve.types import ErrorInfo, SequenceSpec, Tenant
 
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 120.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from streamserve.scheduling.policy import PolicyQueue
+from streamserve.scheduling.queue.policy import PolicyQueue
 from streamserve.scheduling.sequence import Sequence
 from streamserve.types import Tenant
 
