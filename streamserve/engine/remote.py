@@ -110,11 +110,20 @@ class RemoteEngine:
         return self._info
 
     async def start(self) -> EngineInfo:
-        """Start the process if it is ours, connect, and wait until the model is loaded; raises what prevented that."""
+        """Start the process if it is ours, connect, and wait until the model is loaded; raises what prevented that.
+
+        An engine of somebody else's that has ended is awaited as long as its address exists: another may be on its way.
+        """
         try:
             if isinstance(self._engine, EngineProcess):
                 await anyio.to_thread.run_sync(self._engine.start)
-            self._info = await self._connection.connect(self._address)
+            while self._info is None:
+                try:
+                    self._info = await self._connection.connect(self._address)
+                except EngineDead:
+                    if not (self._reconnects and isinstance(self._engine, str) and self._may_restart()):
+                        raise
+                    await asyncio.sleep(RECONNECT_INTERVAL_S)
         except BaseException:
             await self.stop()
             raise

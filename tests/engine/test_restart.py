@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from streamserve.engine.process.launch import EngineProcess
@@ -95,6 +96,21 @@ async def test_streams_continue_with_the_next_token_when_the_engine_is_restarted
     assert [whole.token_ids for whole in wholes] == [continuation(spec.prompt_token_ids, 900) for spec in specs]
     assert [whole.finish_reason for whole in wholes] == ["length"] * 3
     assert restarts == [(-signal.SIGKILL, 1)]
+
+
+async def test_whoever_connects_while_there_is_no_engine_waits_for_the_next(process: EngineProcess) -> None:
+    await kill(process)
+    engine = RemoteEngine(process.address, reconnects=True)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(engine.start)
+            await anyio.to_thread.run_sync(process.restart)
+        assert num_alive(await engine.stats()) == 0
+    await engine.stop()
+    await kill(process)
+    os.unlink(process.address)
+    with pytest.raises(EngineDead):
+        await RemoteEngine(process.address, reconnects=True).start()
 
 
 async def test_new_sequences_are_refused_as_unavailable_meanwhile(process: EngineProcess, make_spec: MakeSpec) -> None:
