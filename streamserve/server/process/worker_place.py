@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from time import monotonic
 
 import anyio
 import anyio.to_thread
@@ -27,10 +26,7 @@ HANG_TIMEOUT_S = 15.0
 """Seconds without a sign of life after which a worker is taken to hang."""
 
 MAX_FAILED_STARTS = 3
-"""Starts in a row of one worker that may fail within `STEADY_S`."""
-
-STEADY_S = 10.0
-"""Seconds after which a worker that ends has not failed to start."""
+"""Starts in a row of one worker that end before it takes requests."""
 
 AcceptingFrom = Callable[[socket.socket], AbstractAsyncContextManager[None]]
 """Has the first worker accept from a further one's socket while the block runs."""
@@ -75,7 +71,7 @@ class WorkerPlace:
     async def keep_running(self, tasks: TaskGroup) -> bool:
         """Whether the worker has ended as it should: drained, or after the engine; False when it can't be started."""
         tasks.start_soon(self._run, self._current)
-        failed_starts, started_at = 0, monotonic()
+        failed_starts = 0
         while True:
             worker = self._current
             status = await worker.wait_ended()
@@ -83,11 +79,10 @@ class WorkerPlace:
                 continue
             if self._is_ending or status == 0:
                 return True
-            failed_starts = failed_starts + 1 if monotonic() - started_at < STEADY_S else 0
+            failed_starts = 0 if worker.ready.is_set() else failed_starts + 1
             if failed_starts == MAX_FAILED_STARTS:
                 return False
             self._on_restart(worker.number, status)
-            started_at = monotonic()
             self._current = await until_possible(partial(self._start_again, worker), "start an API worker")
             tasks.start_soon(self._run, self._current)
             async with self._accepting_from(self._listening):
