@@ -15,8 +15,10 @@ import pytest
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# A run in the background of a shell inherits an ignored Ctrl-C, and so would the programs that tests interrupt.
+# A run in the background of a shell inherits an ignored Ctrl-C, and one under nohup an ignored hang-up; so would the programs
+# that tests send them to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
