@@ -137,9 +137,8 @@ def _settled(url: str, pid: int, expected: Held | None) -> Held:
 def _held(url: str, pid: int) -> Held:
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
         text = response.read().decode()
-    values = {
-        name: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() for name in [line.split("{")[0]] if "vllm:" in name
-    }
+    samples = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("vllm:")]
+    values = {sample.split("{")[0]: float(value) for sample, value in samples}
     pids = list(_family(pid))
     return Held(
         values["vllm:num_requests_running"] + values["vllm:num_requests_waiting"],
