@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -88,9 +89,8 @@ async def _leave_request(url: str, rng: Random) -> None:
         await writer.drain()
         await asyncio.sleep(rng.expovariate(20))
         if rng.random() < 0.5:
-            await asyncio.wait_for(reader.read(rng.randrange(1, 2000)), 2)
-    except TimeoutError:
-        pass
+            with suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(rng.randrange(1, 2000)), 2)
     finally:
         if rng.random() < 0.5:
             _reset_on_close(writer)
