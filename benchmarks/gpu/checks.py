@@ -12,9 +12,11 @@ from torch import Tensor
 
 import streamserve_kernels as kernels
 from benchmarks.gpu.report import SuiteReport
-from streamserve_kernels.reference import attention, experts, kv_write, norm_rope, projections, sampling
-from streamserve_kernels.reference.kv_format import EIGHT_BIT_DTYPES, quantize
-from streamserve_kernels.row_tables import make_row_tables
+from streamserve_kernels.reference import activations, attention, experts, norms, sampling
+from streamserve_kernels.reference.attention import kv_write
+from streamserve_kernels.reference.attention.kv_format import EIGHT_BIT_DTYPES, quantize
+from streamserve_kernels.reference.projections import dense
+from streamserve_kernels.rows.tables import make_row_tables
 from tests.support.kernel_cases import LIMITS, paged_batch, random, relative_error
 
 Case = Callable[[SuiteReport], None]
@@ -95,13 +97,13 @@ def _check_linears(report: SuiteReport, *, rows: int, inner: int, outer: int, dt
     x, weight, norm = random(rows, inner, dtype=dtype), random(outer, inner, dtype=dtype) / inner**0.5, random(inner)
     bias, residual = random(outer, dtype=dtype), random(rows, outer, dtype=dtype)
     wide, wide_weight = x.float(), weight.float()
-    plain = projections.linear(wide, wide_weight, bias.float())
+    plain = dense.linear(wide, wide_weight, bias.float())
     pairs = {
         "linear": (kernels.linear(x, weight, bias), plain),
-        "norm_linear": (kernels.norm_linear(x, norm, EPS, weight), projections.norm_linear(wide, norm, EPS, wide_weight)),
+        "norm_linear": (kernels.norm_linear(x, norm, EPS, weight), dense.norm_linear(wide, norm, EPS, wide_weight)),
         "norm_gated_linear": (
             kernels.norm_gated_linear(x, norm, EPS, weight, "silu"),
-            projections.norm_gated_linear(wide, norm, EPS, wide_weight, "silu"),
+            dense.norm_gated_linear(wide, norm, EPS, wide_weight, "silu"),
         ),
         "linear_residual": (kernels.linear_residual(x, weight, residual.clone(), bias), plain + residual.float()),
     }
@@ -146,20 +148,20 @@ def _check_norms(report: SuiteReport, *, width: int, dtype: torch.dtype) -> None
     residual = random(37, width, dtype=dtype)
     wide = x.float()
     pairs = {
-        "rms_norm": (kernels.rms_norm(x, weight, EPS), norm_rope.rms_norm(wide, weight, EPS)),
+        "rms_norm": (kernels.rms_norm(x, weight, EPS), norms.rms_norm(wide, weight, EPS)),
         "rms_norm_residual": (
             kernels.rms_norm_residual(x, weight, EPS, residual),
-            norm_rope.rms_norm(wide, weight, EPS) + residual.float(),
+            norms.rms_norm(wide, weight, EPS) + residual.float(),
         ),
-        "layer_norm": (kernels.layer_norm(x, weight, bias, EPS), norm_rope.layer_norm(wide, weight, bias, EPS)),
-        "gated silu": (kernels.gated_activation(x, "silu"), norm_rope.gated_activation(wide, "silu")),
-        "gated gelu_tanh": (kernels.gated_activation(x, "gelu_tanh"), norm_rope.gated_activation(wide, "gelu_tanh")),
+        "layer_norm": (kernels.layer_norm(x, weight, bias, EPS), norms.layer_norm(wide, weight, bias, EPS)),
+        "gated silu": (kernels.gated_activation(x, "silu"), activations.gated_activation(wide, "silu")),
+        "gated gelu_tanh": (kernels.gated_activation(x, "gelu_tanh"), activations.gated_activation(wide, "gelu_tanh")),
     }
     for name, (actual, expected) in pairs.items():
         _check(report, actual, expected, dtype, kernel=name, width=width)
     qkv, weights = random(37, 2 * width, dtype=dtype), (random(width), random(width // 2))
     expected = qkv.float()
-    norm_rope.norm_all_heads_(expected, *weights, EPS)
+    norms.norm_all_heads_(expected, *weights, EPS)
     kernels.norm_all_heads_(qkv, *weights, EPS)
     _check(report, qkv, expected, dtype, kernel="norm_all_heads_", width=width)
 

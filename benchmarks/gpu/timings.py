@@ -13,7 +13,7 @@ from torch import Tensor
 import streamserve_kernels as kernels
 from benchmarks.gpu.report import SuiteReport
 from streamserve_kernels import Shared
-from streamserve_kernels.row_tables import make_row_tables
+from streamserve_kernels.rows.tables import make_row_tables
 from streamserve_kernels.sampling.tensors import SamplingTensors
 from tests.support.kernel_cases import random
 

@@ -4,7 +4,7 @@ Runs on the host, on whichever thread launches a step. Knows no particular kerne
 
 Programmatic dependent launch (PDL, compute capability 9.0 and later) lets a kernel start while its predecessor on the stream
 still runs. A kernel launched that way
- * may read weights, what an earlier step wrote, and a step's inputs (rows.py) before `gdc_wait`;
+ * may read weights, what an earlier step wrote, and a step's inputs (rows/updates.py) before `gdc_wait`;
  * calls `gdc_wait` before it touches anything else, and in at least one program: completion is transitive only because each
    kernel completes after its own predecessor did;
  * calls `gdc_launch_dependents` as its first act, so that successors prefetch their weights meanwhile.
@@ -161,6 +161,11 @@ def multiprocessors(device: torch.device) -> int:
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of `device`."""
     return _target(device).capability
+
+
+def compute_dtype(dtype: torch.dtype) -> tl.dtype:
+    """Triton's name of the dtype in which a kernel multiplies tensors of `dtype`."""
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
 
 def power_of_two(size: int, *, least: int = 1) -> int:

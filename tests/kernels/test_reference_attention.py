@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streamserve_kernels.reference.attention import paged_attention
-from streamserve_kernels.reference.kv_format import EIGHT_BIT_DTYPES, KvScales, quantize
+from streamserve_kernels.reference.attention.kv_format import EIGHT_BIT_DTYPES, KvScales, quantize
 
 BLOCK_SIZE = 16
 KV_HEADS, Q_HEADS, HEAD_DIM = 2, 6, 32

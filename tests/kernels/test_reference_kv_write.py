@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference import kv_write
-from streamserve_kernels.reference.kv_write import QueryScaling, rotary_write, write_kv
+from streamserve_kernels.reference.attention import kv_write
+from streamserve_kernels.reference.attention.kv_write import QueryScaling, rotary_write, write_kv
 
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 16, 16
 SLOTS = torch.tensor([35, 3, 64, 17, 18])

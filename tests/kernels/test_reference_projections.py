@@ -26,7 +26,7 @@ from streamserve_kernels import (
     rms_norm,
     rms_norm_residual,
 )
-from streamserve_kernels.reference.int4 import FEW_ROWS, Int4Weight
+from streamserve_kernels.reference.projections.int4 import FEW_ROWS, Int4Weight
 
 EPS = 1e-5
 HALF_STEP = 2.0**-8

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from streamserve_kernels.reference import attention as reference
-from streamserve_kernels.reference import kv_write as reference_kv_write
+from streamserve_kernels.reference.attention import kv_write as reference_kv_write
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, PagedBatch, paged_batch, random, relative_error, triton_area
 
 attention = triton_area("attention")
-kv_write = triton_area("kv_write")
+kv_write = triton_area("attention.kv_write")
 
 SCALING = reference_kv_write.QueryScaling(0.5, 16)
 SHAPES = [

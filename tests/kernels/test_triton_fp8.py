@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamserve_kernels.reference import quantized as reference
-from streamserve_kernels.reference.fp8 import Fp8Weight, dequantize, quantize_rows, scale_columns
-from streamserve_kernels.reference.norm_rope import gated_activation, rms_norm
+from streamserve_kernels.reference.activations import gated_activation
+from streamserve_kernels.reference.norms import rms_norm
+from streamserve_kernels.reference.projections import quantized as reference
+from streamserve_kernels.reference.projections.fp8 import Fp8Weight, dequantize, quantize_rows, scale_columns
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
 projections = triton_area("projections.quantized")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamserve_kernels.reference import quantized as reference
-from streamserve_kernels.reference.grouped import GroupedWeight, dequantize, pack, unpack
+from streamserve_kernels.reference.projections import quantized as reference
+from streamserve_kernels.reference.projections.grouped import GroupedWeight, dequantize, pack, unpack
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
 projections, kernels = triton_area("projections.quantized"), triton_area("projections.grouped_rows")

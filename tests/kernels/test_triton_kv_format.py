@@ -11,12 +11,12 @@ from torch import Tensor
 
 from streamserve_kernels import KvScales
 from streamserve_kernels.reference import attention as reference
-from streamserve_kernels.reference import kv_format as format_reference
-from streamserve_kernels.reference import kv_write as reference_kv_write
+from streamserve_kernels.reference.attention import kv_format as format_reference
+from streamserve_kernels.reference.attention import kv_write as reference_kv_write
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, PagedBatch, paged_batch, random, relative_error, triton_area
 
 attention = triton_area("attention")
-kv_write = triton_area("kv_write")
+kv_write = triton_area("attention.kv_write")
 
 FORMATS = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in format_reference.EIGHT_BIT_DTYPES]
 SCALES = KvScales(0.037, 1.3)

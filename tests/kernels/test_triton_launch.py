@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamserve_kernels.reference import norm_rope as reference
+from streamserve_kernels.reference import norms as reference
 from tests.support.kernel_cases import DEVICE, random, relative_error, triton_area
 
-norm_rope = triton_area("norm_rope")
+norms = triton_area("norms")
 
 
 @pytest.mark.gpu
@@ -18,7 +18,7 @@ def test_aligned_and_unaligned_arguments_take_turns(dtype: torch.dtype) -> None:
         for width, offset in ((64, 0), (33, 0), (64, 1), (33, 1), (16, 3)):
             memory, weight = random(7 * width + offset, dtype=dtype), random(width, dtype=dtype)
             x = memory[offset:].view(7, width)
-            actual = norm_rope.rms_norm(x, weight, 1e-6)
+            actual = norms.rms_norm(x, weight, 1e-6)
             assert relative_error(actual, reference.rms_norm(x.float(), weight, 1e-6)) < 1e-2
 
 
@@ -26,4 +26,4 @@ def test_aligned_and_unaligned_arguments_take_turns(dtype: torch.dtype) -> None:
 def test_numbers_of_every_kind_take_turns() -> None:
     for rows in (1, 16, 17, 1, 512, 513, 16):
         x, weight = random(rows, 48), torch.ones(48, device=DEVICE)
-        assert relative_error(norm_rope.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6)) < 1e-4
+        assert relative_error(norms.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6)) < 1e-4

@@ -7,7 +7,7 @@ import torch
 
 from tests.support.kernel_cases import DEVICE, triton_area
 
-prefill_schedule = triton_area("prefill_schedule")
+prefill_schedule = triton_area("attention.prefill_schedule")
 
 
 def tiles_of(counts: list[int], *, first: int, heads: int, block_m: int) -> list[tuple[int, int]]:

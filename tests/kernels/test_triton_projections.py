@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from streamserve_kernels.reference import projections as reference
+from streamserve_kernels.reference.projections import dense as reference
 from tests.support.kernel_cases import DTYPES, LIMITS, random, relative_error, triton_area
 
 projections = triton_area("projections.dense")

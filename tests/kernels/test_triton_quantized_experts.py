@@ -8,8 +8,8 @@ from torch import Tensor
 
 from streamserve_kernels.reference import experts as reference
 from streamserve_kernels.reference.experts import Routes, RoutingRule
-from streamserve_kernels.reference.fp8 import quantize_rows, scale_columns
-from streamserve_kernels.reference.grouped import pack
+from streamserve_kernels.reference.projections.fp8 import quantize_rows, scale_columns
+from streamserve_kernels.reference.projections.grouped import pack
 from streamserve_kernels.reference.quantized_experts import (
     ExpertsWeight,
     Fp8ExpertsWeight,

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from streamserve_kernels.reference import rows as reference
-from streamserve_kernels.row_tables import BEHIND_TOKENS, PADDING_TOKENS, RowTables, make_row_tables
+from streamserve_kernels.rows.tables import BEHIND_TOKENS, PADDING_TOKENS, RowTables, make_row_tables
 from streamserve_kernels.sampling.tensors import NO_TOKEN
 from tests.support.kernel_cases import DEVICE, triton_area
 
-rows = triton_area("rows")
+rows = triton_area("rows.updates")
 ROWS, MAX_LEN, BLOCK = 6, 50, 16
 
 

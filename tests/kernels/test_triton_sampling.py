@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from streamserve_kernels.reference import sampling as reference
-from streamserve_kernels.row_tables import RowTables, make_row_tables
+from streamserve_kernels.rows.tables import RowTables, make_row_tables
 from streamserve_kernels.sampling.tensors import (
     NO_TOKEN,
     BadWords,

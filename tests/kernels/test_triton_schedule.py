@@ -9,7 +9,7 @@ import torch
 
 from tests.support.kernel_cases import DEVICE, triton_area
 
-decode_schedule = triton_area("decode_schedule")
+decode_schedule = triton_area("attention.decode_schedule")
 TILE = 32
 
 

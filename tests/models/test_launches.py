@@ -13,11 +13,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import streamserve.models
-from streamserve_kernels import dispatch
+import streamserve_kernels.dispatch
 from tests.models.families import FAMILIES, load, reference_model
 from tests.models.paged import PagedRun
 
 MODELS = Path(streamserve.models.__file__).parent
+DISPATCH = Path(streamserve_kernels.dispatch.__file__).parent
 
 FUSED = ["norm_linear", "rotary_attention", "linear_residual", "norm_gated_linear", "linear_residual"]
 BIASED_GATE = ["norm_linear", "rotary_attention", "linear_residual", "norm_linear", "gated_activation", "linear_residual"]
@@ -65,7 +66,7 @@ def launches(run: Callable[[], object]) -> list[str]:
 
     def see(frame: FrameType, event: str, argument: object) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename == dispatch.__file__ and code.co_name in dispatch.__all__:
+        if event == "call" and Path(code.co_filename).parent == DISPATCH and code.co_name in streamserve_kernels.__all__:
             called.append(code.co_name)
 
     sys.setprofile(see)

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.attention_tiles import compute_dtype
+from streamserve_kernels.activations import activate
 from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile
-from streamserve_kernels.launch import capability, dependent_launch, kernel, power_of_two
-from streamserve_kernels.norm_rope import activate
+from streamserve_kernels.launch import capability, compute_dtype, dependent_launch, kernel, power_of_two
 from streamserve_kernels.reference.experts import Routes
 
 GROUPED_MEAN = 384

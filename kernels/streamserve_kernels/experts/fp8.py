@@ -11,14 +11,13 @@ import torch
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.attention_tiles import compute_dtype
+from streamserve_kernels.activations import activate
 from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile
-from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
-from streamserve_kernels.norm_rope import activate
+from streamserve_kernels.launch import compute_dtype, dependent_launch, kernel, power_of_two
 from streamserve_kernels.projections.fp8_activations import quantize
 from streamserve_kernels.projections.fp8_widen import bytes_of, has_conversion, has_products, widen
 from streamserve_kernels.reference.experts import Routes
-from streamserve_kernels.reference.fp8 import BLOCK
+from streamserve_kernels.reference.projections.fp8 import BLOCK
 from streamserve_kernels.reference.quantized_experts import Fp8ExpertsWeight
 
 _BLOCK = tl.constexpr(BLOCK)

@@ -13,14 +13,13 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.attention_tiles import compute_dtype
+from streamserve_kernels.activations import activate
 from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile
 from streamserve_kernels.experts.weighted_sum import weighted_sum
-from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
-from streamserve_kernels.norm_rope import activate
+from streamserve_kernels.launch import compute_dtype, dependent_launch, kernel, power_of_two
 from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, quarters, unpack_e2m1
 from streamserve_kernels.reference.experts import Routes
-from streamserve_kernels.reference.grouped import COLUMNS, ROWS
+from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS
 from streamserve_kernels.reference.quantized_experts import Mxfp4ExpertsWeight
 
 FEW_MEAN = 6

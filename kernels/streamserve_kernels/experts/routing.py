@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.attention_tiles import compute_dtype
-from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two
-from streamserve_kernels.norm_rope import rms_norm
+from streamserve_kernels.launch import arrivals, compute_dtype, dependent_launch, kernel, power_of_two
+from streamserve_kernels.norms import rms_norm
 from streamserve_kernels.reference.experts import Routes, RoutingRule
 
 ROWS = 16

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 import triton.language as tl
 from triton.language.extra import cuda
 
+from streamserve_kernels.activations import activate, gated_activation
 from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
-from streamserve_kernels.norm_rope import activate, gated_activation, rms_norm
+from streamserve_kernels.norms import rms_norm
 from streamserve_kernels.projections.epilogue import finish_products
 
 SKINNY_ROWS = 64
@@ -216,7 +217,7 @@ def _some_rows_kernel(
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`reference.projections.linear`: a skinny kernel for few rows, else cuBLAS."""
+    """`reference.projections.dense.linear`: a skinny kernel for few rows, else cuBLAS."""
     if not _is_skinny(x, weight):
         return F.linear(x, weight, bias)
     return _skinny(x, weight, bias=bias)
@@ -225,7 +226,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def linear_residual(
     x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`reference.projections.linear_residual`: a skinny kernel for few rows, else cuBLAS."""
+    """`reference.projections.dense.linear_residual`: a skinny kernel for few rows, else cuBLAS."""
     if _is_skinny(x, weight):
         return _skinny(x, weight, bias=bias, residual=residual)
     # Out of place, torch copies the residual first; a copy costs as much as the whole fusion saves.
@@ -236,7 +237,7 @@ def linear_residual(
 def norm_linear(
     x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`reference.projections.norm_linear`; the skinny kernels keep the normed row in fp32, or round it before it is scaled."""
+    """`reference.projections.dense.norm_linear`; the skinny kernels keep the normed row in fp32, or round before scaling."""
     if not _is_skinny(x, weight):
         return F.linear(rms_norm(x, norm_weight, eps), weight, bias)
     return _skinny(x, weight, bias=bias, norm_weight=norm_weight, eps=eps)
@@ -245,7 +246,7 @@ def norm_linear(
 def norm_gated_linear(
     x: torch.Tensor, norm_weight: torch.Tensor, eps: float, gate_up_weight: torch.Tensor, activation: str
 ) -> torch.Tensor:
-    """`reference.projections.norm_gated_linear`: a skinny kernel for few rows, else cuBLAS."""
+    """`reference.projections.dense.norm_gated_linear`: a skinny kernel for few rows, else cuBLAS."""
     if not _is_skinny(x, gate_up_weight):
         return gated_activation(F.linear(rms_norm(x, norm_weight, eps), gate_up_weight), activation)
     return _skinny(x, gate_up_weight, norm_weight=norm_weight, eps=eps, activation=activation)

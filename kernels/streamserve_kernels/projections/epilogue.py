@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from streamserve_kernels.activations import activate
 from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
-from streamserve_kernels.norm_rope import activate
 
 
 class Epilogue(NamedTuple):

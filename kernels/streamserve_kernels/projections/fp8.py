@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType, scaled_mm
 
-from streamserve_kernels.norm_rope import rms_norm
+from streamserve_kernels.norms import rms_norm
 from streamserve_kernels.projections import dense
 from streamserve_kernels.projections.epilogue import Epilogue, finish
 from streamserve_kernels.projections.fp8_activations import quantize
 from streamserve_kernels.projections.fp8_rows import MOST_ROWS, one_row, some_rows
 from streamserve_kernels.projections.fp8_widen import expand, has_products
-from streamserve_kernels.reference.fp8 import Fp8Weight
+from streamserve_kernels.reference.projections.fp8 import Fp8Weight
 
 MANY_ROWS = 1024
 """From here a product that scales rows and columns itself is faster than one that leaves it to a pass of its own."""

@@ -1,4 +1,4 @@
-"""Activations rounded to 8-bit floats, with the norm before, in one pass. `reference/fp8.py` says what scales are."""
+"""Activations rounded to 8-bit floats, with the norm before, in one pass. `Fp8Weight` says what scales are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
-from streamserve_kernels.reference.fp8 import BLOCK, DTYPE, LARGEST
+from streamserve_kernels.reference.projections.fp8 import BLOCK, DTYPE, LARGEST
 
 _LARGEST = tl.constexpr(LARGEST)
 _LEAST = tl.constexpr(1e-12)

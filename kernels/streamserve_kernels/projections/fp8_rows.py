@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from streamserve_kernels.activations import activate
 from streamserve_kernels.launch import arrivals, capability, dependent_launch, kernel, power_of_two, prefetch
-from streamserve_kernels.norm_rope import activate
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
 from streamserve_kernels.projections.fp8_widen import bytes_of, widen
-from streamserve_kernels.reference.fp8 import BLOCK, Fp8Weight
+from streamserve_kernels.reference.projections.fp8 import BLOCK, Fp8Weight
 
 MOST_ROWS = 64
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from streamserve_kernels.launch import capability, dependent_launch, kernel
-from streamserve_kernels.reference.fp8 import BLOCK, Fp8Weight
+from streamserve_kernels.reference.projections.fp8 import BLOCK, Fp8Weight
 
 _BLOCK = tl.constexpr(BLOCK)
 

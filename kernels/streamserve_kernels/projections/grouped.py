@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from streamserve_kernels.norm_rope import rms_norm
+from streamserve_kernels.norms import rms_norm
 from streamserve_kernels.projections import dense
 from streamserve_kernels.projections.epilogue import Epilogue, finish
 from streamserve_kernels.projections.grouped_rows import FEW_ROWS, expand, few_rows, some_rows
-from streamserve_kernels.reference.grouped import GroupedWeight
+from streamserve_kernels.reference.projections.grouped import GroupedWeight
 
 MOST_ROWS = 512
 """More rows take longer to multiply by than expanding the weight for them."""

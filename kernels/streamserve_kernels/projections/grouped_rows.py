@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
+from streamserve_kernels.activations import activate
 from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two
-from streamserve_kernels.norm_rope import activate
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
 from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, quarters, unpack_integers
-from streamserve_kernels.reference.grouped import COLUMNS, ROWS, GroupedWeight
+from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
 
 FEW_ROWS = 8
 

@@ -1,4 +1,4 @@
-"""Linear layers whose weights have fewer bits, specified by `reference/quantized.py`; each kind of weight has a file."""
+"""Linear layers with weights of fewer bits; see `reference/projections/quantized.py`; each kind of weight has a file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor
 
 from streamserve_kernels.projections import fp8, grouped
 from streamserve_kernels.projections.epilogue import Epilogue
-from streamserve_kernels.reference.fp8 import Fp8Weight
-from streamserve_kernels.reference.quantized import QuantizedWeight
+from streamserve_kernels.reference.projections.fp8 import Fp8Weight
+from streamserve_kernels.reference.projections.quantized import QuantizedWeight
 
 
 def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve_kernels.reference.norm_rope import Activation, gate_up_activation, rms_norm
+from streamserve_kernels.reference.activations import Activation, gate_up_activation
+from streamserve_kernels.reference.norms import rms_norm
 from streamserve_kernels.reference.quantized_experts import ExpertsWeight, numbers_of
 
 Scoring: TypeAlias = Literal["softmax", "sigmoid"]

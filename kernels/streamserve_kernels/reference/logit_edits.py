@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streamserve_kernels.row_tables import RowTables
+from streamserve_kernels.rows.tables import RowTables
 from streamserve_kernels.sampling.tensors import BadWords, LogitEdits, Penalties, SamplingTensors, TokenMasks
 
 _NEVER = float("-inf")

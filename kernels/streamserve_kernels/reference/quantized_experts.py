@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference.fp8 import BLOCK as FP8_BLOCK
-from streamserve_kernels.reference.grouped import COLUMNS, ROWS, unpack
+from streamserve_kernels.reference.projections.fp8 import BLOCK as FP8_BLOCK
+from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, unpack
 
 MXFP4_BLOCK = 32
 """Columns that share a scale in MXFP4."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streamserve_kernels.row_tables import BEHIND_TOKENS, PADDING_TOKENS, RowTables
+from streamserve_kernels.rows.tables import BEHIND_TOKENS, PADDING_TOKENS, RowTables
 
 
 class GatheredInputs(NamedTuple):

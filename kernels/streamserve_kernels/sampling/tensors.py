@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from streamserve_kernels.row_tables import RowTables
+from streamserve_kernels.rows.tables import RowTables
 
 NO_TOKEN = -1
 """In place of the id of a line that nothing could be sampled from: its logits were not numbers, or every token was banned."""

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streamserve_kernels.reference.kv_format import UNSCALED, KvScales, bytes_of, is_eight_bit, quantize
-from streamserve_kernels.reference.norm_rope import exchanged, rms_norm, rotate_, whole_head_angles
-from streamserve_kernels.reference.shared import Shared
+from streamserve_kernels.reference.attention.kv_format import UNSCALED, KvScales, bytes_of, is_eight_bit, quantize
+from streamserve_kernels.reference.attention.rotation import exchanged, rotate_, whole_head_angles
+from streamserve_kernels.reference.attention.shared import Shared
+from streamserve_kernels.reference.norms import rms_norm
 
 WHOLE_HEAD_TOKENS = 32
 """Up to this many tokens whole heads are rotated at once: half the calls of rotating by halves, but more memory."""

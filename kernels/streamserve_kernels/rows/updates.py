@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from .launch import kernel, power_of_two
-from .reference.rows import GatheredInputs
-from .row_tables import RowTables
+from streamserve_kernels.launch import kernel, power_of_two
+from streamserve_kernels.reference.rows import GatheredInputs
+from streamserve_kernels.rows.tables import RowTables
 
 _CHUNK = 1024
 

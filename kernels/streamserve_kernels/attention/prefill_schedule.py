@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import kernel
+from streamserve_kernels.launch import kernel
 
 _CHUNK = 256
 

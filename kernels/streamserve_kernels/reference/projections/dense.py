@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve_kernels.reference.norm_rope import Activation, gated_activation, rms_norm
+from streamserve_kernels.reference.activations import Activation, gated_activation
+from streamserve_kernels.reference.norms import rms_norm
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference.kv_format import is_eight_bit
+from streamserve_kernels.launch import compute_dtype
+from streamserve_kernels.reference.attention.kv_format import is_eight_bit
 
 
 @triton.jit
@@ -59,7 +60,7 @@ def partner_of(lanes, HEAD_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
 
 @triton.jit
 def query_factor(positions, BETA: tl.constexpr, LENGTH: tl.constexpr):
-    """`reference.kv_write.QueryScaling.factors`"""
+    """`reference.attention.kv_write.QueryScaling.factors`"""
     return 1.0 + BETA * tl.log((1 + positions // LENGTH).to(tl.float32))
 
 
@@ -121,11 +122,6 @@ def narrowed(q, scale, COMPUTE: tl.constexpr):
         q = q / power
         scale *= power
     return q.to(COMPUTE), scale
-
-
-def compute_dtype(dtype: torch.dtype) -> tl.dtype:
-    """Triton's name of the dtype in which a kernel multiplies tensors of `dtype`."""
-    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
 
 def attention_dtype(dtype: torch.dtype, cache_dtype: torch.dtype) -> tl.dtype:

@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .attention_decode import ROTATED, AttentionConfig
-from .attention_tiles import attention_dtype, block_ids, narrowed, pair_dims, query_factor, scaled
-from .kv_format import in_bytes, kv_format, widen_bytes
-from .kv_write import Rotation
-from .launch import dependent_launch, kernel, multiprocessors, power_of_two
-from .prefill_schedule import make_tiles
-from .reference.shared import Shared
+from streamserve_kernels.attention.decode import ROTATED, AttentionConfig
+from streamserve_kernels.attention.kv_format import in_bytes, kv_format, widen_bytes
+from streamserve_kernels.attention.kv_write import Rotation
+from streamserve_kernels.attention.prefill_schedule import make_tiles
+from streamserve_kernels.attention.tiles import attention_dtype, block_ids, narrowed, pair_dims, query_factor, scaled
+from streamserve_kernels.launch import dependent_launch, kernel, multiprocessors, power_of_two
+from streamserve_kernels.reference.attention.shared import Shared
 
 
 @triton.jit

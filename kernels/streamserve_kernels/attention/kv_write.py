@@ -1,6 +1,6 @@
 """Head norm, rotary embedding and the write into the paged cache: one Triton launch on the fused projection.
 
-The specification is `reference/kv_write.py`.
+The specification is `reference/attention/kv_write.py`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .attention_tiles import pair_dims, query_factor
-from .kv_format import in_bytes, kv_format, round_to_bytes
-from .launch import dependent_launch, kernel, power_of_two
-from .reference.kv_format import KvScales
-from .reference.kv_write import QueryScaling
+from streamserve_kernels.attention.kv_format import in_bytes, kv_format, round_to_bytes
+from streamserve_kernels.attention.tiles import pair_dims, query_factor
+from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
+from streamserve_kernels.reference.attention.kv_format import KvScales
+from streamserve_kernels.reference.attention.kv_write import QueryScaling
 
 
 class Rotation(NamedTuple):
@@ -162,7 +162,7 @@ def rotary_write(
     query_scaling: QueryScaling | None = None,
     kv_scales: KvScales | None = None,
 ) -> torch.Tensor:
-    """`reference.kv_write.rotary_write`; each block of `kv_cache` is contiguous, `qkv` may have any row stride."""
+    """`reference.attention.kv_write.rotary_write`; each block of `kv_cache` is contiguous, `qkv` may have any row stride."""
     q = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
     rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling)
     _launch(qkv, rotation, kv_cache, kv_scales, q, q_heads, kv_heads, head_dim)

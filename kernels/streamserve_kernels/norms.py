@@ -1,31 +1,15 @@
-"""Norms and gated activations in Triton, each one pass over memory.
-
-The specification is `reference/norm_rope.py`. Rotation has no kernel of its own: it is part of the KV write (kv_write.py).
-"""
+"""Norms in Triton, each one pass over memory. The specification is `reference/norms.py`."""
 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .launch import dependent_launch, kernel, power_of_two
-from .reference import norm_rope as reference
+from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
+from streamserve_kernels.reference import norms as reference
 
 _TILE = 4096
-
-
-@triton.jit
-def activate(gate, up, ACTIVATION: tl.constexpr):
-    """`reference.norm_rope.gate_up_activation` in fp32."""
-    if ACTIVATION == "silu":
-        return gate * tl.sigmoid(gate) * up
-    if ACTIVATION == "clamped_silu":
-        gate = tl.minimum(gate, 7.0)
-        return gate * tl.sigmoid(1.702 * gate) * (tl.minimum(tl.maximum(up, -7.0), 7.0) + 1.0)
-    # (1 + tanh(z)) / 2 is sigmoid(2 z)
-    return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)) * up
 
 
 @kernel(do_not_specialize=["num_rows"])
@@ -80,33 +64,18 @@ def _all_heads_kernel(
     tl.store(ptrs, y.to(qkv_ptr.dtype.element_ty), mask=inside)
 
 
-@kernel()
-def _gate_kernel(x_ptr, out_ptr, width, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr):
-    """Compute BLOCK elements of one row of the output."""
-    if PDL:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = lanes < width
-    gate_ptrs = x_ptr + row * (2 * width) + lanes
-    gate = tl.load(gate_ptrs, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_ptrs + width, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * width + lanes, activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty), mask=inside)
-
-
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`reference.norm_rope.rms_norm` in one launch."""
+    """`reference.norms.rms_norm` in one launch."""
     return _norm(x, weight, eps)
 
 
 def rms_norm_residual(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor) -> torch.Tensor:
-    """`reference.norm_rope.rms_norm_residual` in one launch."""
+    """`reference.norms.rms_norm_residual` in one launch."""
     return _norm(x, weight, eps, residual=residual)
 
 
 def head_squares(qkv: torch.Tensor, q_width: int, k_width: int) -> torch.Tensor:
-    """`reference.norm_rope.head_squares`; only what is divided among ranks calls it."""
+    """`reference.norms.head_squares`; only what is divided among ranks calls it."""
     return reference.head_squares(qkv, q_width, k_width)
 
 
@@ -119,7 +88,7 @@ def norm_all_heads_(
     squares: torch.Tensor | None = None,
     shares: int = 1,
 ) -> None:
-    """`reference.norm_rope.norm_all_heads_` in one launch."""
+    """`reference.norms.norm_all_heads_` in one launch."""
     q_width, k_width = q_norm.shape[0], k_norm.shape[0]
     block = power_of_two(max(q_width, k_width))
     _all_heads_kernel[(qkv.shape[0], 2)](
@@ -129,7 +98,7 @@ def norm_all_heads_(
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    """`reference.norm_rope.layer_norm` in one launch."""
+    """`reference.norms.layer_norm` in one launch."""
     return _norm(x, weight, eps, bias=bias)
 
 
@@ -153,16 +122,4 @@ def _norm(
         ROWS=rows, BLOCK=block, CENTER=bias is not None,
         num_warps=max(1, min(16, rows * block // 512)), **dependent_launch(x.device),
     )  # fmt: skip
-    return out
-
-
-def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """`reference.norm_rope.gated_activation` in one launch."""
-    x = x.contiguous()
-    width = x.shape[1] // 2
-    out = x.new_empty(x.shape[0], width)
-    block = min(power_of_two(width), 2048)
-    _gate_kernel[(x.shape[0], -(-width // block))](
-        x, out, width, BLOCK=block, ACTIVATION=activation, num_warps=max(1, block // 512), **dependent_launch(x.device)
-    )
     return out

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve_kernels.reference.kv_format import UNSCALED, KvScales, bytes_of, is_eight_bit, widened
-from streamserve_kernels.reference.kv_write import QueryScaling, rotary_write
-from streamserve_kernels.reference.shared import Shared
+from streamserve_kernels.reference.attention.kv_format import UNSCALED, KvScales, bytes_of, is_eight_bit, widened
+from streamserve_kernels.reference.attention.kv_write import QueryScaling, rotary_write
+from streamserve_kernels.reference.attention.shared import Shared
 
 QUERY_CHUNK = 128
 MANY_SEQUENCES = 4

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import kernel
+from streamserve_kernels.launch import kernel
 
 RECORD = 8
 """Words of a split's record."""

@@ -1,7 +1,7 @@
 """The numbers of an 8-bit KV cache in Triton: rounded to bytes when they are written, widened in registers when they are read.
 
-The specification is `reference/kv_format.py`. Kernels see bytes, or words of two of them, and none of Triton's own 8-bit types,
-which exist from compute capability 8.9 on.
+The specification is `reference/attention/kv_format.py`. Kernels see bytes, or words of two of them, and none of Triton's
+own 8-bit types, which exist from compute capability 8.9 on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import capability
-from .reference.kv_format import UNSCALED, KvScales, is_eight_bit
+from streamserve_kernels.launch import capability
+from streamserve_kernels.reference.attention.kv_format import UNSCALED, KvScales, is_eight_bit
 
 # From compute capability 8.9 on there is an instruction for e4m3. Elsewhere, and for e5m2, which is the upper half of an fp16
 # number, bytes go to the top of 16 bits; of e4m3 the exponent and mantissa move into place from there, which divides by 2^8,

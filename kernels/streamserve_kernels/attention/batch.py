@@ -1,22 +1,21 @@
-"""Paged attention in Triton: chooses the launches for a batch.
+"""Chooses the launches of attention for a batch.
 
-The specification is `reference/attention.py`. The leading decode rows of a batch take one launch (attention_decode.py), longer
-queries another (attention_prefill.py): the first is bound by memory and divides the cached tokens among programs, the second is
-bound by arithmetic and divides the queries, and neither's tiles suit the other. Launch sizes depend on host integers only;
-lengths are read on the device, so a captured launch serves every context length.
+The leading decode rows of a batch take one launch (decode.py), longer queries another (prefill.py). The first is bound by
+memory and divides the cached tokens among programs; the second is bound by arithmetic and divides the queries. Neither's tiles
+suit the other.
 """
 
 from __future__ import annotations
 
 import torch
 
-from .attention_decode import AttentionConfig, DecodeShape, decode, decode_shape
-from .attention_prefill import prefill
-from .decode_schedule import DecodeSchedule, make_schedule
-from .kv_write import Rotation, rotary_write, write_kv
-from .reference.kv_format import KvScales
-from .reference.kv_write import QueryScaling
-from .reference.shared import Shared
+from streamserve_kernels.attention.decode import AttentionConfig, DecodeShape, decode, decode_shape
+from streamserve_kernels.attention.decode_schedule import DecodeSchedule, make_schedule
+from streamserve_kernels.attention.kv_write import Rotation, rotary_write, write_kv
+from streamserve_kernels.attention.prefill import prefill
+from streamserve_kernels.reference.attention.kv_format import KvScales
+from streamserve_kernels.reference.attention.kv_write import QueryScaling
+from streamserve_kernels.reference.attention.shared import Shared
 
 
 def rotary_attention(

@@ -14,7 +14,10 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from .attention_tiles import (
+from streamserve_kernels.attention.decode_schedule import RECORD, DecodeSchedule
+from streamserve_kernels.attention.kv_format import in_words, kv_format, round_to_bytes, widen_bytes, widen_words
+from streamserve_kernels.attention.kv_write import Rotation
+from streamserve_kernels.attention.tiles import (
     angles,
     attention_dtype,
     block_ids,
@@ -25,11 +28,8 @@ from .attention_tiles import (
     query_factor,
     scaled,
 )
-from .decode_schedule import RECORD, DecodeSchedule
-from .kv_format import in_words, kv_format, round_to_bytes, widen_bytes, widen_words
-from .kv_write import Rotation
-from .launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
-from .reference.kv_format import KvScales, is_eight_bit
+from streamserve_kernels.launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
+from streamserve_kernels.reference.attention.kv_format import KvScales, is_eight_bit
 
 _UNROLL = tl.constexpr(4)
 """Splits whose loads are in flight together when they are combined."""

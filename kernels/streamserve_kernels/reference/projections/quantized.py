@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from streamserve_kernels.reference import fp8, grouped, projections
-from streamserve_kernels.reference.fp8 import Fp8Weight
-from streamserve_kernels.reference.grouped import GroupedWeight
-from streamserve_kernels.reference.norm_rope import Activation
+from streamserve_kernels.reference.activations import Activation
+from streamserve_kernels.reference.projections import dense, fp8, grouped
+from streamserve_kernels.reference.projections.fp8 import Fp8Weight
+from streamserve_kernels.reference.projections.grouped import GroupedWeight
 
 QuantizedWeight: TypeAlias = Fp8Weight | GroupedWeight
 
@@ -24,23 +24,23 @@ def dequantize(weight: QuantizedWeight) -> Tensor:
 
 
 def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-    """`projections.linear` with a quantized weight."""
-    return projections.linear(x, _like(x, weight), bias)
+    """`dense.linear` with a quantized weight."""
+    return dense.linear(x, _like(x, weight), bias)
 
 
 def linear_residual(x: Tensor, weight: QuantizedWeight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`projections.linear_residual` with a quantized weight."""
-    return projections.linear_residual(x, _like(x, weight), residual, bias)
+    """`dense.linear_residual` with a quantized weight."""
+    return dense.linear_residual(x, _like(x, weight), residual, bias)
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-    """`projections.norm_linear` with a quantized weight."""
-    return projections.norm_linear(x, norm_weight, eps, _like(x, weight), bias)
+    """`dense.norm_linear` with a quantized weight."""
+    return dense.norm_linear(x, norm_weight, eps, _like(x, weight), bias)
 
 
 def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: QuantizedWeight, activation: Activation) -> Tensor:
-    """`projections.norm_gated_linear` with a quantized weight."""
-    return projections.norm_gated_linear(x, norm_weight, eps, _like(x, weight), activation)
+    """`dense.norm_gated_linear` with a quantized weight."""
+    return dense.norm_gated_linear(x, norm_weight, eps, _like(x, weight), activation)
 
 
 def _like(x: Tensor, weight: QuantizedWeight) -> Tensor:
