@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.activations import activate
-from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile
-from streamserve_kernels.launch import capability, compute_dtype, dependent_launch, kernel, power_of_two
+from streamserve_kernels.experts.launches import Layer, Product
+from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile, place_of, store_tile
+from streamserve_kernels.launch import capability, compute_dtype, kernel
 from streamserve_kernels.reference.experts import Routes
 
 GROUPED_MEAN = 384
@@ -22,9 +22,9 @@ GROUPED_MEAN = 384
 
 @kernel(do_not_specialize=["num_tokens"])
 def _product_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, sorted_ptr, num_tokens, num_experts,
-    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, BY_TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, X_FIRST: tl.constexpr, COMPUTE: tl.constexpr,
+    x_ptr, weight_ptr, sorted_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, num_tokens, num_experts,
+    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BY_TOKEN: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, X_FIRST: tl.constexpr, COMPUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One expert's tile: BLOCK_N weight rows times BLOCK_M of the expert's tokens.
@@ -45,7 +45,7 @@ def _product_kernel(
         return
     lines = first + tl.arange(0, BLOCK_M)
     present = lines < count
-    place = tl.load(places_ptr + expert.to(tl.int64) * num_tokens + lines, mask=present, other=0).to(tl.int64)
+    place = place_of(places_ptr, expert, lines, present, num_tokens)
     x_rows = place // TOP_K if BY_TOKEN else place
     out_rows = place
     if sorted_ptr is not None:
@@ -76,41 +76,21 @@ def _product_kernel(
             sums = tl.dot(weights.to(COMPUTE), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
     if not X_FIRST:
         sums = tl.trans(sums)
-    if bias_ptr is not None:
-        sums += tl.load(bias_ptr + expert.to(tl.int64) * N + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION == "none":
-        mask = present[:, None] & inside[None, :]
-        tl.store(out_ptr + out_rows[:, None] * N + columns[None, :], sums.to(out_ptr.dtype.element_ty), mask=mask)
-    else:
-        half: tl.constexpr = BLOCK_N // 2
-        gate, up = tl.split(tl.reshape(sums, [BLOCK_M, half, 2]))
-        columns = tile * half + tl.arange(0, half)
-        mask = present[:, None] & (columns < N // 2)[None, :]
-        y = activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + out_rows[:, None] * (N // 2) + columns[None, :], y, mask=mask)
+    store_tile(sums, bias_ptr, out_ptr, expert, tile, out_rows, present, N, ACTIVATION)
 
 
-def multiply(
-    routes: Routes,
-    held: HeldTokens,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
-    gate_up_bias: torch.Tensor | None,
-    down_bias: torch.Tensor | None,
-    activation: str,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def multiply(routes: Routes, held: HeldTokens, layer: Layer[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What each held expert makes of its tokens: [places, hidden], and in which row each place is; None for places in order."""
-    x, (num_experts, outer, hidden) = routes.normed, gate_up.shape
-    first, second = product_shapes(held.num_places, num_experts, x.dtype)
-    gated = x.new_empty(held.num_places, outer // 2)
-    is_sorted = down_bias is None and is_grouped(held.num_places, down)
+    first, second = product_shapes(held.num_places, layer.num_experts, routes.normed.dtype)
+    is_sorted = layer.down_bias is None and is_grouped(held.num_places, layer.down)
     order = torch.empty_like(routes.expert_ids) if is_sorted else None
-    _product(x, gate_up, gate_up_bias, gated, held, first, by_token=True, activation=activation, order=order)
+    gate_up = Product.of_gate_up(routes, layer, held)
+    _multiply(gate_up, first, order)
     if is_sorted:
-        return grouped_product(gated, down, held.counts.cumsum(0, dtype=torch.int32)), order
-    made = x.new_empty(held.num_places, hidden)
-    _product(gated, down, down_bias, made, held, second, by_token=False, activation="none")
-    return made, None
+        return grouped_product(gate_up.out, layer.down, held.counts.cumsum(0, dtype=torch.int32)), order
+    down = Product.of_down(gate_up.out, layer, held)
+    _multiply(down, second)
+    return down.out, None
 
 
 def grouped_product(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
@@ -122,24 +102,10 @@ def grouped_product(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -
     return F.grouped_mm(x, weight.mT, offs=ends)
 
 
-def _product(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    held: HeldTokens,
-    shape: ProductShape,
-    *,
-    by_token: bool,
-    activation: str,
-    order: torch.Tensor | None = None,
-) -> None:
-    num_experts, outer, inner = weight.shape
-    _product_kernel[(held.num_programs(outer, shape),)](
-        x, weight, bias, out, held.counts, held.places, order, held.num_tokens, num_experts,
-        N=outer, K=inner, TOP_K=held.top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BLOCK_N=shape.block_n,
-        BLOCK_K=shape.block_k, BY_TOKEN=by_token, ACTIVATION=activation, X_FIRST=shape.x_first, COMPUTE=compute_dtype(x.dtype),
-        num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
+def _multiply(product: Product[torch.Tensor], shape: ProductShape, order: torch.Tensor | None = None) -> None:
+    product.launch(
+        _product_kernel, shape, product.weight, order,
+        BLOCK_N=shape.block_n, BLOCK_K=shape.block_k, X_FIRST=shape.x_first, COMPUTE=compute_dtype(product.x.dtype),
     )  # fmt: skip
 
 

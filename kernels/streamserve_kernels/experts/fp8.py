@@ -11,9 +11,9 @@ import torch
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.activations import activate
-from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile
-from streamserve_kernels.launch import compute_dtype, dependent_launch, kernel, power_of_two
+from streamserve_kernels.experts.launches import Layer, Product
+from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile, place_of, store_tile
+from streamserve_kernels.launch import compute_dtype, kernel
 from streamserve_kernels.projections.fp8_activations import quantize
 from streamserve_kernels.projections.fp8_widen import bytes_of, has_conversion, has_products, widen
 from streamserve_kernels.reference.experts import Routes
@@ -25,9 +25,9 @@ _BLOCK = tl.constexpr(BLOCK)
 
 @kernel(do_not_specialize=["num_tokens", "room"])
 def _fp8_product_kernel(
-    x_ptr, x_scale_ptr, values_ptr, scale_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, num_tokens, room, num_experts,
-    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, SCALES: tl.constexpr, BY_TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, X_FIRST: tl.constexpr,
+    x_ptr, x_scale_ptr, room, values_ptr, scale_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, num_tokens, num_experts,
+    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BY_TOKEN: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, X_FIRST: tl.constexpr, SCALES: tl.constexpr,
     BITS: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One expert's tile: BLOCK_N weight rows times BLOCK_M of the expert's tokens.
@@ -46,7 +46,7 @@ def _fp8_product_kernel(
         return
     lines = first + tl.arange(0, BLOCK_M)
     present = lines < count
-    place = tl.load(places_ptr + expert.to(tl.int64) * num_tokens + lines, mask=present, other=0).to(tl.int64)
+    place = place_of(places_ptr, expert, lines, present, num_tokens)
     x_rows = place // TOP_K if BY_TOKEN else place
     if PDL and not BY_TOKEN:
         cuda.gdc_wait()
@@ -92,65 +92,31 @@ def _fp8_product_kernel(
         sums *= tl.load(scale_ptr + expert.to(tl.int64) * N + columns, mask=inside, other=0.0)[None, :]
         if COMPUTE is None:
             sums *= tl.load(x_scale_ptr + x_rows, mask=present, other=0.0)[:, None]
-    if bias_ptr is not None:
-        sums += tl.load(bias_ptr + expert.to(tl.int64) * N + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION == "none":
-        mask = present[:, None] & inside[None, :]
-        tl.store(out_ptr + place[:, None] * N + columns[None, :], sums.to(out_ptr.dtype.element_ty), mask=mask)
-    else:
-        half: tl.constexpr = BLOCK_N // 2
-        gate, up = tl.split(tl.reshape(sums, [BLOCK_M, half, 2]))
-        columns = tile * half + tl.arange(0, half)
-        mask = present[:, None] & (columns < N // 2)[None, :]
-        y = activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + place[:, None] * (N // 2) + columns[None, :], y, mask=mask)
+    store_tile(sums, bias_ptr, out_ptr, expert, tile, place, present, N, ACTIVATION)
 
 
-def multiply(
-    routes: Routes,
-    held: HeldTokens,
-    gate_up: Fp8ExpertsWeight,
-    down: Fp8ExpertsWeight,
-    gate_up_bias: torch.Tensor | None,
-    down_bias: torch.Tensor | None,
-    activation: str,
-) -> tuple[torch.Tensor, None]:
+def multiply(routes: Routes, held: HeldTokens, layer: Layer[Fp8ExpertsWeight]) -> tuple[torch.Tensor, None]:
     """What each held expert makes of its tokens: [places, hidden], in order."""
-    x, (num_experts, outer, hidden) = routes.normed, gate_up.shape
-    first, second = product_shapes(held.num_places, num_experts, has_blocks=gate_up.has_blocks)
+    first, second = product_shapes(held.num_places, layer.num_experts, has_blocks=layer.gate_up.has_blocks)
     # Rows of experts that are elsewhere are not written, and rounded all the same.
-    make = x.new_zeros if held.is_partial else x.new_empty
-    gated, made = make(held.num_places, outer // 2), x.new_empty(held.num_places, hidden)
-    _product(x, gate_up, gate_up_bias, gated, held, first, by_token=True, activation=activation)
-    _product(gated, down, down_bias, made, held, second, by_token=False, activation="none")
-    return made, None
+    gate_up = Product.of_gate_up(routes, layer, held, is_zeroed=held.is_partial)
+    _multiply(gate_up, first)
+    down = Product.of_down(gate_up.out, layer, held)
+    _multiply(down, second)
+    return down.out, None
 
 
-def _product(
-    x: torch.Tensor,
-    weight: Fp8ExpertsWeight,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    held: HeldTokens,
-    shape: ProductShape,
-    *,
-    by_token: bool,
-    activation: str,
-) -> None:
-    num_experts, outer, inner = weight.shape
-    is_narrow, bits = has_products(x.device), not has_conversion(x.device)
-    compute = None if is_narrow else compute_dtype(x.dtype)
-    x_scale: torch.Tensor | None = None
+def _multiply(product: Product[Fp8ExpertsWeight], shape: ProductShape) -> None:
+    x, weight, device = product.x, product.weight, product.x.device
+    is_narrow, bits = has_products(device), not has_conversion(device)
+    x_scale, room = None, 0
     if is_narrow:
-        x, x_scale = quantize(x, in_groups=weight.has_blocks)
-    room = 0 if x_scale is None else x_scale.shape[-1]
-    _fp8_product_kernel[(held.num_programs(outer, shape),)](
-        x, x_scale, bytes_of(weight.values, bits), weight.scale, bias, out, held.counts, held.places,
-        held.num_tokens, room, num_experts,
-        N=outer, K=inner, TOP_K=held.top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BLOCK_N=shape.block_n,
-        BLOCK_K=shape.block_k, SCALES=weight.scale.shape[2], BY_TOKEN=by_token, ACTIVATION=activation,
-        X_FIRST=shape.x_first, BITS=bits, COMPUTE=compute,
-        num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
+        narrow, x_scale = quantize(x, in_groups=weight.has_blocks)
+        product, room = product._replace(x=narrow), x_scale.shape[-1]
+    product.launch(
+        _fp8_product_kernel, shape, x_scale, room, bytes_of(weight.values, bits), weight.scale,
+        BLOCK_N=shape.block_n, BLOCK_K=shape.block_k, X_FIRST=shape.x_first, SCALES=weight.scale.shape[2], BITS=bits,
+        COMPUTE=None if is_narrow else compute_dtype(x.dtype),
     )  # fmt: skip
 
 

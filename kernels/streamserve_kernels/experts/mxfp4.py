@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.activations import activate
-from streamserve_kernels.experts.tiles import HeldTokens, ProductShape, find_tile
+from streamserve_kernels.experts.launches import Layer, Product
+from streamserve_kernels.experts.tiles import HeldTokens, LoneToken, ProductShape, find_tile, place_of, store_tile
 from streamserve_kernels.experts.weighted_sum import weighted_sum
-from streamserve_kernels.launch import compute_dtype, dependent_launch, kernel, power_of_two
+from streamserve_kernels.launch import compute_dtype, kernel
 from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, quarters, unpack_e2m1
 from streamserve_kernels.reference.experts import Routes
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS
@@ -35,40 +35,20 @@ def _exponents(words):
     return (words >> shifts) & 255, (words >> (shifts + 16)) & 255
 
 
-@triton.jit
-def _store(
-    sums, bias_ptr, out_ptr, expert, tile, place, present, N: tl.constexpr, BLOCK_N: tl.constexpr, ACTIVATION: tl.constexpr
-):  # fmt: skip
-    """Bias and activation of sums [BLOCK_N, tokens] of a tile, stored at the places of the tokens."""
-    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    if bias_ptr is not None:
-        sums += tl.load(bias_ptr + expert.to(tl.int64) * N + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION == "none":
-        mask = (rows < N)[:, None] & present[None, :]
-        tl.store(out_ptr + place[None, :] * N + rows[:, None], sums.to(out_ptr.dtype.element_ty), mask=mask)
-    else:
-        half: tl.constexpr = BLOCK_N // 2
-        gate, up = tl.split(tl.permute(tl.reshape(sums, [half, 2, sums.shape[1]]), (0, 2, 1)))
-        columns = tile * half + tl.arange(0, half)
-        y = activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty)
-        mask = (columns < N // 2)[:, None] & present[None, :]
-        tl.store(out_ptr + place[None, :] * (N // 2) + columns[:, None], y, mask=mask)
-
-
 @kernel(do_not_specialize=["num_tokens"])
 def _mxfp4_few_kernel(
-    x_ptr, words_ptr, exponents_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, ids_ptr, num_tokens, num_experts, first_expert,
-    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, SLICES: tl.constexpr, AHEAD: tl.constexpr,
-    ONE_ROW: tl.constexpr, BY_TOKEN: tl.constexpr, ACTIVATION: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr,
+    x_ptr, words_ptr, exponents_ptr, ids_ptr, first_expert, bias_ptr, out_ptr, counts_ptr, places_ptr, num_tokens, num_experts,
+    N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BY_TOKEN: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLICES: tl.constexpr, AHEAD: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr,
     COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """16 weight rows of an expert times up to 8 of its tokens.
+    """16 weight rows of an expert times up to BLOCK_M of its tokens, which is 8.
 
     Each of SLICES warps multiplies every SLICES-th tile of 64 columns; AHEAD of its tiles are in registers before use.
 
     x_ptr    [tokens, K] with BY_TOKEN, else [tokens * TOP_K, K]
     out_ptr  [tokens * TOP_K, N], or N / 2 columns with an activation, for which rows of gate and up alternate
-    ids_ptr  with ONE_ROW, the experts of the only token; counts and places are those of more
+    ids_ptr  the experts of the only token; None for more, which have counts and places
     """
     if PDL:
         if BY_TOKEN:
@@ -76,8 +56,8 @@ def _mxfp4_few_kernel(
         cuda.gdc_launch_dependents()
     num_tiles: tl.constexpr = N // _ROWS
     lane = tl.arange(0, SLICES * 32)
-    tokens = tl.arange(0, 8)
-    if ONE_ROW:
+    tokens = tl.arange(0, BLOCK_M)
+    if ids_ptr is not None:
         tile = tl.program_id(0) % num_tiles
         index = tl.program_id(0) // num_tiles
         expert = tl.load(ids_ptr + index) - first_expert
@@ -88,14 +68,13 @@ def _mxfp4_few_kernel(
         lane_present = lane % 32 // 4 < 1
         lane_place = lane.to(tl.int64) * 0 + index
     else:
-        expert, tile, first, count, _ = find_tile(counts_ptr, num_experts, num_tiles, LANES, 8)
+        expert, tile, first, count, _ = find_tile(counts_ptr, num_experts, num_tiles, LANES, BLOCK_M)
         if expert >= num_experts:
             return
-        place_ptrs = places_ptr + expert.to(tl.int64) * num_tokens + first
         present = first + tokens < count
-        place = tl.load(place_ptrs + tokens, mask=present, other=0).to(tl.int64)
+        place = place_of(places_ptr, expert, first + tokens, present, num_tokens)
         lane_present = first + lane % 32 // 4 < count
-        lane_place = tl.load(place_ptrs + lane % 32 // 4, mask=lane_present, other=0).to(tl.int64)
+        lane_place = place_of(places_ptr, expert, first + lane % 32 // 4, lane_present, num_tokens)
     chunks: tl.constexpr = K // _COLUMNS
     steps: tl.constexpr = (chunks + SLICES - 1) // SLICES
     slices = tl.arange(0, SLICES)
@@ -113,7 +92,7 @@ def _mxfp4_few_kernel(
     x_rows = lane_place // TOP_K if BY_TOKEN else lane_place
     columns = (lane // 32 * _COLUMNS + lane % 4 * 4)[:, None] + tl.arange(0, 4)[None, :]
     x_ptrs = x_ptr + x_rows[:, None] * K + columns
-    sums = tl.zeros([SLICES, _ROWS, 8], tl.float32)
+    sums = tl.zeros([SLICES, _ROWS, BLOCK_M], tl.float32)
     if PDL and not BY_TOKEN:
         cuda.gdc_wait()
     inputs = ()
@@ -131,7 +110,7 @@ def _mxfp4_few_kernel(
             tiles = tiles + (tl.load(word_ptrs + at * 128, mask=inside, other=0, eviction_policy="evict_first"),)  # type: ignore[assignment]
             exponents = exponents + (tl.load(exponent_ptrs + at * 8, mask=known, other=0),)  # type: ignore[assignment]
             inputs = inputs + (quarters(x_ptrs, lane_present[:, None], columns, at * _COLUMNS, K),)  # type: ignore[assignment]
-    _store(tl.sum(sums, axis=0), bias_ptr, out_ptr, expert, tile, place, present, N, _ROWS, ACTIVATION)
+    store_tile(tl.trans(tl.sum(sums, axis=0)), bias_ptr, out_ptr, expert, tile, place, present, N, ACTIVATION)
 
 
 @kernel(do_not_specialize=["num_tokens"])
@@ -150,7 +129,7 @@ def _mxfp4_product_kernel(
         return
     lines = first + tl.arange(0, BLOCK_M)
     present = lines < count
-    place = tl.load(places_ptr + expert.to(tl.int64) * num_tokens + lines, mask=present, other=0).to(tl.int64)
+    place = place_of(places_ptr, expert, lines, present, num_tokens)
     x_rows = place // TOP_K if BY_TOKEN else place
     chunks: tl.constexpr = K // _COLUMNS
     lane = tl.arange(0, 128)
@@ -176,97 +155,44 @@ def _mxfp4_product_kernel(
         exponents = tl.load(exponent_ptrs + tl.minimum(chunk + 1, chunks - 1) * 8, mask=known[:, None], other=0)
         weights = unpack_e2m1(tl.reshape(words, [4, 8, 4, 4]), above, below, PACKED, IN_FOURS, COMPUTE)
         sums = tl.dot(tl.reshape(weights, [64, 64]), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
-    _store(sums, bias_ptr, out_ptr, expert, tile, place, present, N, 64, ACTIVATION)
+    store_tile(tl.trans(sums), bias_ptr, out_ptr, expert, tile, place, present, N, ACTIVATION)
 
 
-def experts_residual(
-    residual: torch.Tensor,
-    routes: Routes,
-    gate_up: Mxfp4ExpertsWeight,
-    down: Mxfp4ExpertsWeight,
-    gate_up_bias: torch.Tensor | None,
-    down_bias: torch.Tensor | None,
-    activation: str,
-    first_expert: int,
-) -> torch.Tensor:
+def experts_residual(residual: torch.Tensor, routes: Routes, layer: Layer[Mxfp4ExpertsWeight]) -> torch.Tensor:
     """As `products.experts_residual`, for one row."""
-    x, top_k = routes.normed, routes.expert_ids.shape[1]
-    gated, made = x.new_empty(top_k, gate_up.shape[1] // 2), x.new_empty(top_k, down.shape[1])
-    _few(x, gate_up, gate_up_bias, gated, routes, None, first_expert, by_token=True, activation=activation)
-    _few(gated, down, down_bias, made, routes, None, first_expert, by_token=False, activation="none")
-    return weighted_sum(residual, made, routes, gate_up.shape[0], first_expert, is_partial=True)
+    made = _both(routes, LoneToken(routes.expert_ids, layer.first_expert), layer, None)
+    return weighted_sum(residual, made, routes, layer.num_experts, layer.first_expert, is_partial=True)
 
 
-def multiply(
-    routes: Routes,
-    held: HeldTokens,
-    gate_up: Mxfp4ExpertsWeight,
-    down: Mxfp4ExpertsWeight,
-    gate_up_bias: torch.Tensor | None,
-    down_bias: torch.Tensor | None,
-    activation: str,
-) -> tuple[torch.Tensor, None]:
+def multiply(routes: Routes, held: HeldTokens, layer: Layer[Mxfp4ExpertsWeight]) -> tuple[torch.Tensor, None]:
     """What each held expert makes of its tokens: [places, hidden], in order."""
-    x, num_experts = routes.normed, gate_up.shape[0]
-    gated, made = x.new_empty(held.num_places, gate_up.shape[1] // 2), x.new_empty(held.num_places, down.shape[1])
-    shape = product_shape(held.num_places, num_experts)
-    if shape is None:
-        _few(x, gate_up, gate_up_bias, gated, routes, held, 0, by_token=True, activation=activation)
-        _few(gated, down, down_bias, made, routes, held, 0, by_token=False, activation="none")
-    else:
-        _product(x, gate_up, gate_up_bias, gated, held, shape, by_token=True, activation=activation)
-        _product(gated, down, down_bias, made, held, shape, by_token=False, activation="none")
-    return made, None
+    return _both(routes, held, layer, product_shape(held.num_places, layer.num_experts)), None
 
 
-def _few(
-    x: torch.Tensor,
-    weight: Mxfp4ExpertsWeight,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    routes: Routes,
-    held: HeldTokens | None,
-    first_expert: int,
-    *,
-    by_token: bool,
-    activation: str,
-) -> None:
-    """held  None for a lone token, which has no index"""
-    num_experts, outer, inner = weight.shape
-    top_k, (slices, ahead) = routes.expert_ids.shape[1], few_shape()
-    counts, places, num_tokens, programs = None, None, 1, outer // ROWS * top_k
-    if held is not None:
-        counts, places, num_tokens = held.counts, held.places, held.num_tokens
-        programs = held.num_programs(outer, _FEW)
-    _mxfp4_few_kernel[(programs,)](
-        x, weight.words, weight.exponents, bias, out, counts, places, routes.expert_ids, num_tokens, num_experts, first_expert,
-        N=outer, K=inner, TOP_K=top_k, LANES=power_of_two(num_experts), SLICES=slices, AHEAD=ahead, ONE_ROW=held is None,
-        BY_TOKEN=by_token, ACTIVATION=activation, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS,
-        COMPUTE=compute_dtype(x.dtype), num_warps=slices, num_stages=1, **dependent_launch(x.device),
-    )  # fmt: skip
+def _both(
+    routes: Routes, tokens: HeldTokens | LoneToken, layer: Layer[Mxfp4ExpertsWeight], shape: ProductShape | None
+) -> torch.Tensor:
+    """shape  None for few tokens"""
+    gate_up = Product.of_gate_up(routes, layer, tokens)
+    _multiply(gate_up, shape)
+    down = Product.of_down(gate_up.out, layer, tokens)
+    _multiply(down, shape)
+    return down.out
 
 
-def _product(
-    x: torch.Tensor,
-    weight: Mxfp4ExpertsWeight,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    held: HeldTokens,
-    shape: ProductShape,
-    *,
-    by_token: bool,
-    activation: str,
-) -> None:
-    num_experts, outer, inner = weight.shape
-    _mxfp4_product_kernel[(held.num_programs(outer, shape),)](
-        x, weight.words, weight.exponents, bias, out, held.counts, held.places, held.num_tokens, num_experts,
-        N=outer, K=inner, TOP_K=held.top_k, LANES=power_of_two(num_experts), BLOCK_M=shape.block_m, BY_TOKEN=by_token,
-        ACTIVATION=activation, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS, COMPUTE=compute_dtype(x.dtype),
-        num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
-    )  # fmt: skip
-
-
-_FEW = ProductShape(block_m=8, block_n=ROWS, block_k=COLUMNS, warps=8, stages=1, x_first=False)
+def _multiply(product: Product[Mxfp4ExpertsWeight], shape: ProductShape | None) -> None:
+    weight, tokens = product.weight, product.tokens
+    constants = {
+        "PACKED": product.x.device.type != "cpu", "IN_FOURS": IN_FOURS, "COMPUTE": compute_dtype(product.x.dtype),
+    }  # fmt: skip
+    if shape is not None:
+        product.launch(_mxfp4_product_kernel, shape, weight.words, weight.exponents, **constants)
+        return
+    ids, first_expert = (tokens.expert_ids, tokens.first_expert) if isinstance(tokens, LoneToken) else (None, 0)
+    slices, ahead = few_shape()
+    few = ProductShape(block_m=8, block_n=ROWS, block_k=COLUMNS, warps=slices, stages=1, x_first=False)
+    operands = weight.words, weight.exponents, ids, first_expert
+    product.launch(_mxfp4_few_kernel, few, *operands, SLICES=slices, AHEAD=ahead, **constants)
 
 
 def few_shape() -> tuple[int, int]:

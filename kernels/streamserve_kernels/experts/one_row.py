@@ -11,6 +11,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from streamserve_kernels.activations import activate
+from streamserve_kernels.experts.launches import Layer
 from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
 from streamserve_kernels.projections.fp8_rows import scales_of_columns
 from streamserve_kernels.projections.fp8_widen import bytes_of, has_conversion, widen
@@ -108,19 +109,10 @@ def _one_row_down_kernel(
     tl.store(out_ptr + rows, result.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def experts_residual(
-    residual: torch.Tensor,
-    routes: Routes,
-    gate_up: torch.Tensor | Fp8ExpertsWeight,
-    down: torch.Tensor | Fp8ExpertsWeight,
-    gate_up_bias: torch.Tensor | None,
-    down_bias: torch.Tensor | None,
-    activation: str,
-    first_expert: int,
-) -> torch.Tensor:
+def experts_residual(residual: torch.Tensor, routes: Routes, layer: Layer[torch.Tensor | Fp8ExpertsWeight]) -> torch.Tensor:
     """As `products.experts_residual`, for one row."""
-    gated = _gate_up(routes, gate_up, gate_up_bias, first_expert, activation)
-    return _down(gated, down, down_bias, routes, first_expert, residual)
+    gated = _gate_up(routes, layer.gate_up, layer.gate_up_bias, layer.first_expert, layer.activation)
+    return _down(gated, layer.down, layer.down_bias, routes, layer.first_expert, residual)
 
 
 def _gate_up(

@@ -1,6 +1,6 @@
 """Products of experts' weights with the tokens that go to each: gate and up with the activation, then down with the sum.
 
-* One row: a program has some weight rows of one of its experts (one_row.py).
+* One row: a program has some weight rows of one of its experts.
 * More: a program has a tile of one expert's weight rows and some of its tokens (tiles.py). What experts make of a token is
   weighed and added up in a launch of its own (weighted_sum.py).
 
@@ -10,13 +10,35 @@ products and sums fp32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 
 from streamserve_kernels.experts import dense, fp8, mxfp4, one_row
+from streamserve_kernels.experts.launches import Layer
 from streamserve_kernels.experts.tiles import HeldTokens
 from streamserve_kernels.experts.weighted_sum import weighted_sum
 from streamserve_kernels.reference.experts import Routes
 from streamserve_kernels.reference.quantized_experts import ExpertsWeight, Fp8ExpertsWeight, Mxfp4ExpertsWeight
+
+
+class _Kind(NamedTuple):
+    """What multiplies a kind of weight.
+
+    one_row   residual + the weighted sum of what its experts make of a lone token
+    multiply  what each held expert makes of its tokens, [places, hidden], and in which row each place is; None where in order
+    """
+
+    one_row: Callable[[torch.Tensor, Routes, Layer[Any]], torch.Tensor]
+    multiply: Callable[[Routes, HeldTokens, Layer[Any]], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+_KINDS: dict[type[ExpertsWeight], _Kind] = {
+    torch.Tensor: _Kind(one_row.experts_residual, dense.multiply),
+    Fp8ExpertsWeight: _Kind(one_row.experts_residual, fp8.multiply),
+    Mxfp4ExpertsWeight: _Kind(mxfp4.experts_residual, mxfp4.multiply),
+}
 
 
 def experts_residual(
@@ -31,13 +53,10 @@ def experts_residual(
     first_expert: int = 0,
 ) -> torch.Tensor:
     """`reference.experts.experts_residual`, for routes that `norm_route` made; both weights are of one kind."""
-    is_mxfp4, num_experts = isinstance(gate_up, Mxfp4ExpertsWeight), gate_up.shape[0]
-    weights = gate_up, down, gate_up_bias, down_bias, activation
+    layer = Layer(gate_up, down, gate_up_bias, down_bias, activation, first_expert)
+    kind = next(kind for of, kind in _KINDS.items() if isinstance(gate_up, of))
     if len(residual) == 1:
-        alone = mxfp4 if is_mxfp4 else one_row
-        total: torch.Tensor = alone.experts_residual(residual, routes, *weights, first_expert)
-        return total
-    held = HeldTokens.of(routes, num_experts, first_expert)
-    kind = mxfp4 if is_mxfp4 else fp8 if isinstance(gate_up, Fp8ExpertsWeight) else dense
-    made, order = kind.multiply(routes, held, *weights)
-    return weighted_sum(residual, made, routes, num_experts, first_expert, is_partial=held.is_partial, order=order)
+        return kind.one_row(residual, routes, layer)
+    held = HeldTokens.of(routes, layer.num_experts, first_expert)
+    made, order = kind.multiply(routes, held, layer)
+    return weighted_sum(residual, made, routes, layer.num_experts, first_expert, is_partial=held.is_partial, order=order)

@@ -1,7 +1,8 @@
-"""Tiles of a product of many tokens with experts: a program has some weight rows of one expert and some of its tokens.
+"""Tiles of a product of tokens with their experts: a program has some weight rows of one expert and some of its tokens.
 
 Experts without tokens get no tile. How many tokens each has is known to the device alone: as many programs are launched as the
-worst case needs, and those too many end at once.
+worst case needs, and those too many end at once. What kernels of every kind of weight have in common is here: how they find
+their tile, and how they store what it makes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from streamserve_kernels.activations import activate
 from streamserve_kernels.experts.routing import ExpertIndex
 from streamserve_kernels.reference.experts import Routes
 
@@ -67,6 +69,31 @@ class HeldTokens(NamedTuple):
         return -(-outer // shape.block_n) * blocks
 
 
+class LoneToken(NamedTuple):
+    """The only token of a step, which has no index: a program has a tile of one of its experts, if that is held.
+
+    expert_ids    int32 [1, top_k]
+    first_expert  that is held
+    """
+
+    expert_ids: torch.Tensor
+    first_expert: int
+    counts: None = None
+    places: None = None
+    num_tokens: int = 1
+
+    @property
+    def top_k(self) -> int:
+        return self.expert_ids.shape[1]
+
+    @property
+    def num_places(self) -> int:
+        return self.top_k
+
+    def num_programs(self, outer: int, shape: ProductShape) -> int:
+        return -(-outer // shape.block_n) * self.top_k
+
+
 @triton.jit
 def find_tile(counts_ptr, num_experts, num_tiles, LANES: tl.constexpr, BLOCK_M: tl.constexpr):
     """The expert of a program, which of its tiles of weight rows, and the first of its tokens.
@@ -85,3 +112,29 @@ def find_tile(counts_ptr, num_experts, num_tiles, LANES: tl.constexpr, BLOCK_M: 
     first = (block - tl.sum(tl.where(before, blocks, 0), axis=0)) * BLOCK_M
     count = tl.sum(tl.where(experts == expert, counts, 0), axis=0)
     return expert, tile, first, count, tl.sum(tl.where(experts < expert, counts, 0), axis=0)
+
+
+@triton.jit
+def place_of(places_ptr, expert, lines, present, num_tokens):
+    """The places of an expert's tokens of these lines, int64."""
+    return tl.load(places_ptr + expert.to(tl.int64) * num_tokens + lines, mask=present, other=0).to(tl.int64)
+
+
+@triton.jit
+def store_tile(sums, bias_ptr, out_ptr, expert, tile, out_rows, present, N: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Bias and activation of a tile's sums [tokens, weight rows], stored in these rows of out."""
+    block_n: tl.constexpr = sums.shape[1]
+    columns = tile * block_n + tl.arange(0, block_n)
+    inside = columns < N
+    if bias_ptr is not None:
+        sums += tl.load(bias_ptr + expert.to(tl.int64) * N + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION == "none":
+        mask = present[:, None] & inside[None, :]
+        tl.store(out_ptr + out_rows[:, None] * N + columns[None, :], sums.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        half: tl.constexpr = block_n // 2
+        gate, up = tl.split(tl.reshape(sums, [sums.shape[0], half, 2]))
+        columns = tile * half + tl.arange(0, half)
+        mask = present[:, None] & (columns < N // 2)[None, :]
+        y = activate(gate, up, ACTIVATION).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + out_rows[:, None] * (N // 2) + columns[None, :], y, mask=mask)

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination
-from streamserve.models.weights.experts.biases import ExpertBiases, as_stored
+from streamserve.models.weights.experts.biases import as_stored
 from streamserve.models.weights.experts.expansion import expanded, is_stored_wide, rounded
 from streamserve.models.weights.experts.form import ExpertsForm
 from streamserve.models.weights.experts.mxfp4_blocks import dequantized
 from streamserve.models.weights.experts.spec import ExpertsSpec
+from streamserve.models.weights.noise import tile
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.scheme import Scheme
 from streamserve.models.weights.schemes.table import schemes_of
-from streamserve_kernels import Activation, Routes, experts_residual
 
 
 class DenseExperts(ExpertsForm):
@@ -34,7 +34,6 @@ class DenseExperts(ExpertsForm):
         count, hidden, inner = len(spec.experts), spec.hidden_size, len(spec.inner)
         self.gate_up = place.empty(count, 2 * inner, hidden)
         self.down = place.empty(count, hidden, inner)
-        self.biases = ExpertBiases(spec, place)
         schemes = map(self._scheme_of, spec.names()) if scheme is None else (scheme,)
         self.is_expanded = spec.is_mxfp4(place.storage) or not all(map(is_stored_wide, schemes))
 
@@ -42,7 +41,11 @@ class DenseExperts(ExpertsForm):
     def takes(cls, spec: ExpertsSpec, place: Placement, scheme: Scheme | None) -> bool:
         return True
 
-    def destinations(self) -> Iterator[Destination]:
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        return self.gate_up, self.down
+
+    def weight_destinations(self) -> Iterator[Destination]:
         for part in self.spec.weights(self.gate_up, self.down):
             scheme = self._scheme_of(part.name.removesuffix(".weight"))
             if self.spec.stored.mxfp4:
@@ -53,15 +56,7 @@ class DenseExperts(ExpertsForm):
                 yield rounded(part, transposed=self.spec.stored.transposed)
             else:
                 yield from expanded(part, scheme, self._place)
-        yield from self.biases.destinations()
 
-    def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
-        return experts_residual(
-            residual,
-            routes,
-            self.gate_up,
-            self.down,
-            activation,
-            first_expert=self.spec.experts.start,
-            **self.biases.by_name,
-        )
+    def randomize_weights(self, noise: Tensor) -> None:
+        for weight in self.weights:
+            tile(weight, noise)

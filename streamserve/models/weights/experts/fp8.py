@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from streamserve.models.weights.destination import Destination, Region, left_out
-from streamserve.models.weights.experts.biases import ExpertBiases
 from streamserve.models.weights.experts.form import ExpertsForm
 from streamserve.models.weights.experts.spec import ExpertPart, ExpertsSpec
 from streamserve.models.weights.forms.fp8 import SPREAD
@@ -18,11 +17,8 @@ from streamserve.models.weights.schemes.fp8 import Fp8Scheme, refuse_cut_blocks
 from streamserve.models.weights.schemes.scheme import Scheme
 from streamserve_kernels import (
     FP8_BLOCK,
-    Activation,
     Fp8ExpertsWeight,
-    Routes,
     can_keep_fp8,
-    experts_residual,
     fp8_scale_columns,
 )
 
@@ -63,20 +59,24 @@ class Fp8Experts(ExpertsForm):
         self.gate_up_scale = scale(2, inner, hidden)
         self.down = place.empty(count, hidden, inner, dtype=torch.float8_e4m3fn)
         self.down_scale = scale(1, hidden, inner)
-        self.biases = ExpertBiases(spec, place)
-        self._gate_up = Fp8ExpertsWeight(self.gate_up, self.gate_up_scale, alternates=True)
-        self._down = Fp8ExpertsWeight(self.down, self.down_scale)
+        self._weights = (
+            Fp8ExpertsWeight(self.gate_up, self.gate_up_scale, alternates=True),
+            Fp8ExpertsWeight(self.down, self.down_scale),
+        )
 
     @classmethod
     def takes(cls, spec: ExpertsSpec, place: Placement, scheme: Scheme | None) -> bool:
         fits = spec.hidden_size % _STEP == 0 and len(spec.inner) % _STEP == 0
         return isinstance(scheme, Fp8Scheme) and fits and can_keep_fp8(place.dtype, place.device)
 
-    def destinations(self) -> Iterator[Destination]:
+    @property
+    def weights(self) -> tuple[Fp8ExpertsWeight, Fp8ExpertsWeight]:
+        return self._weights
+
+    def weight_destinations(self) -> Iterator[Destination]:
         weights = self.spec.weights(self.gate_up, self.down)
         for part, scale in zip(weights, self.spec.weights(self.gate_up_scale, self.down_scale), strict=True):
             yield from self._part(part, scale.target)
-        yield from self.biases.destinations()
 
     def _part(self, part: ExpertPart, scale: Tensor | None) -> Iterator[Destination]:
         name = part.name.removesuffix(".weight")
@@ -92,20 +92,8 @@ class Fp8Experts(ExpertsForm):
         for destination in self._scheme.parts(part.name, part.region, nothing, nothing):
             yield left_out(destination.name, destination.region)
 
-    def randomize(self, noise: Tensor) -> None:
+    def randomize_weights(self, noise: Tensor) -> None:
         narrow = (noise.float() * (SPREAD / STD)).to(self.gate_up.dtype)
-        for values, scale in ((self.gate_up, self.gate_up_scale), (self.down, self.down_scale)):
-            tile(values, narrow)
-            scale.fill_(STD / SPREAD)
-        self.biases.randomize(noise)
-
-    def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
-        return experts_residual(
-            residual,
-            routes,
-            self._gate_up,
-            self._down,
-            activation,
-            first_expert=self.spec.experts.start,
-            **self.biases.by_name,
-        )
+        for weight in self.weights:
+            tile(weight.values, narrow)
+            weight.scale.fill_(STD / SPREAD)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from streamserve.errors import ModelNotSupported
 from streamserve.models.weights.destination import Destination
-from streamserve.models.weights.experts.biases import ExpertBiases
 from streamserve.models.weights.experts.form import ExpertsForm
 from streamserve.models.weights.experts.mxfp4_blocks import digits_of, in_blocks
 from streamserve.models.weights.experts.spec import ExpertsSpec
@@ -20,11 +19,8 @@ from streamserve.models.weights.schemes.scheme import Scheme
 from streamserve_kernels import (
     GROUPED_COLUMNS,
     GROUPED_ROWS,
-    Activation,
     Mxfp4ExpertsWeight,
-    Routes,
     can_keep_mxfp4,
-    experts_residual,
     pack_grouped,
     pack_mxfp4_exponents,
 )
@@ -49,8 +45,8 @@ class Mxfp4Experts(ExpertsForm):
     is_expanded = False
 
     def __init__(self, spec: ExpertsSpec, place: Placement, scheme: Scheme | None) -> None:
-        super().__init__(spec, place, scheme)
         inner = -(-len(spec.inner) // GROUPED_COLUMNS) * GROUPED_COLUMNS
+        super().__init__(spec, place, scheme, inner=inner)
 
         def packed(outer: int, columns: int, *of_tile: int) -> nn.Parameter:
             tiles = outer // GROUPED_ROWS, columns // GROUPED_COLUMNS
@@ -60,39 +56,31 @@ class Mxfp4Experts(ExpertsForm):
         self.gate_up_exponents = packed(2 * inner, spec.hidden_size, 8)
         self.down_words = packed(spec.hidden_size, inner, 32, 4)
         self.down_exponents = packed(spec.hidden_size, inner, 8)
-        self.biases = ExpertBiases(spec, place, inner=inner)
-        self._gate_up = Mxfp4ExpertsWeight(self.gate_up_words, self.gate_up_exponents)
-        self._down = Mxfp4ExpertsWeight(self.down_words, self.down_exponents)
+        self._weights = (
+            Mxfp4ExpertsWeight(self.gate_up_words, self.gate_up_exponents),
+            Mxfp4ExpertsWeight(self.down_words, self.down_exponents),
+        )
 
     @classmethod
     def takes(cls, spec: ExpertsSpec, place: Placement, scheme: Scheme | None) -> bool:
         fits = spec.hidden_size % GROUPED_COLUMNS == 0
         return spec.is_mxfp4(place.storage) and fits and can_keep_mxfp4(place.dtype, place.device)
 
-    def destinations(self) -> Iterator[Destination]:
+    @property
+    def weights(self) -> tuple[Mxfp4ExpertsWeight, Mxfp4ExpertsWeight]:
+        return self._weights
+
+    def weight_destinations(self) -> Iterator[Destination]:
         # Only shapes count: numbers are packed on their way.
         count, hidden, inner = len(self.spec.experts), self.spec.hidden_size, len(self.spec.inner)
         shapes = torch.empty(count, 2 * inner, hidden, device="meta"), torch.empty(count, hidden, inner, device="meta")
-        for part, weight in zip(self.spec.weights(*shapes), (self._gate_up, self._down), strict=True):
+        for part, weight in zip(self.spec.weights(*shapes), self.weights, strict=True):
             yield from in_blocks(part, _packs(part.name, weight))
-        yield from self.biases.destinations()
 
-    def randomize(self, noise: Tensor) -> None:
-        for weight in (self._gate_up, self._down):
+    def randomize_weights(self, noise: Tensor) -> None:
+        for weight in self.weights:
             weight.words.copy_(random_words(weight.words))
             weight.exponents.fill_(_RANDOM_EXPONENTS)
-        self.biases.randomize(noise)
-
-    def onto(self, residual: Tensor, routes: Routes, activation: Activation) -> Tensor:
-        return experts_residual(
-            residual,
-            routes,
-            self._gate_up,
-            self._down,
-            activation,
-            first_expert=self.spec.experts.start,
-            **self.biases.by_name,
-        )
 
 
 def _packs(name: str, weight: Mxfp4ExpertsWeight) -> Callable[[Tensor, Tensor], None]:
