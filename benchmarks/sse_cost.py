@@ -28,8 +28,8 @@ from streamserve.engine.stream_table import StreamTable
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
-from streamserve.server.http.listen import Listen
-from streamserve.server.http.server import http_server
+from streamserve.server.http.connections.listen import Listen
+from streamserve.server.http.connections.server import http_server
 from streamserve.server.service import Service
 from streamserve.server.ws.protocol import SocketProtocol
 from streamserve.text.tokenizers.tokenizer import load_tokenizer

@@ -21,7 +21,7 @@ from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.text.chat_template import ChatMessage, ChatTemplate, ModelTemplates
 from streamserve.text.end_of_sequence import end_of_sequence_ids
 from streamserve.text.mark_tokens import MarkTokens
-from streamserve.text.parsing.registry import dialect_of
+from streamserve.text.parsing.dialects.registry import dialect_of
 from streamserve.text.preparation import Preparation, PreparedPrompt, Prompt, random_seed
 from streamserve.text.sequence_text import SequenceText
 from streamserve.text.stop_strings import StopIndex

@@ -13,7 +13,7 @@ from streamserve.commands.json_object import json_object
 from streamserve.commands.vllm_command import CommandT, option
 from streamserve.config import EngineConfig
 from streamserve.errors import ConfigError
-from streamserve.text.parsing.dialects import REASONING_PARSERS, TOOL_CALL_PARSERS
+from streamserve.text.parsing.dialects.known import REASONING_PARSERS, TOOL_CALL_PARSERS
 from streamserve.text.sampling_defaults import default_sampling_params
 
 _chat = partial(option, "Chats")

@@ -28,8 +28,8 @@ from streamserve.process.limits import raise_descriptor_limit
 from streamserve.process.signals import MEANINGLESS, exiting_on, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
 from streamserve.server.config import CorsConfig, ServerConfig
-from streamserve.server.http.keys_file import read_keys_file
-from streamserve.server.http.listen import Listen, bind
+from streamserve.server.http.access.keys_file import read_keys_file
+from streamserve.server.http.connections.listen import Listen, bind
 from streamserve.server.process.logs import configure
 from streamserve.server.process.options import ServeOptions
 from streamserve.server.process.startup_log import StartupLog

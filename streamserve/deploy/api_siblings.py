@@ -20,7 +20,7 @@ from streamserve.deploy.directory import Member
 from streamserve.engine.ipc.tcp import Gateway, Outlet, TcpAddress, open_tcp
 from streamserve.engine.process.launch import listening_socket
 from streamserve.process.owned_folder import OwnedFolder
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.server.siblings.control import Control, Method
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from streamserve.engine.replicas.replica_set import ReplicaSet
 from streamserve.engine.replicas.routing_memory import RoutingMemory
 from streamserve.engine.stream import StreamLimits
 from streamserve.errors import EngineDead
-from streamserve.server.http.listen import Listen
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
+from streamserve.server.http.connections.listen import Listen
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer
 from streamserve.server.siblings.control import Method
 from streamserve.server.siblings.siblings import Siblings

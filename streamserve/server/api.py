@@ -14,8 +14,8 @@ from litestar.types import ControllerRouterHandler
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
+from streamserve.server.http.bodies.request_body import Body
 from streamserve.server.http.errors import ErrorBody, error_body
-from streamserve.server.http.request_body import Body
 from streamserve.server.service import Service
 from streamserve.types import Tenant
 

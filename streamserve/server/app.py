@@ -24,12 +24,12 @@ from streamserve.server.apis.openai.api import OPENAI
 from streamserve.server.apis.responses.api import RESPONSES
 from streamserve.server.config import CorsConfig
 from streamserve.server.delivery.identity import is_safe_id
-from streamserve.server.http.auth import Authentication
+from streamserve.server.http.access.auth import Authentication
+from streamserve.server.http.access.origins import OriginCheck
+from streamserve.server.http.access.preflight import Preflights
 from streamserve.server.http.errors import ErrorBody, InternalError, NotFound, error_headers, from_exception
 from streamserve.server.http.head_requests import HeadAsGet
-from streamserve.server.http.origins import OriginCheck
 from streamserve.server.http.page import page_router
-from streamserve.server.http.preflight import Preflights
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import ForwardingByPath
 from streamserve.server.telemetry.tracing import TraceContext

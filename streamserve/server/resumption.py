@@ -17,7 +17,7 @@ from streamserve.errors import InvalidParameter
 from streamserve.server.delivery.asgi import NoContent
 from streamserve.server.delivery.event_ids import LAST_EVENT_ID, Place, place_after
 from streamserve.server.delivery.event_log import ResumeGap
-from streamserve.server.http.owned_id import owned_id
+from streamserve.server.http.access.owned_id import owned_id
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import Forwarded
 

@@ -22,9 +22,9 @@ from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
 from streamserve.server.delivery.run import Admit, Run
-from streamserve.server.http.api_keys import ApiKeys
-from streamserve.server.http.large_work import LargeWork
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.api_keys import ApiKeys
+from streamserve.server.http.access.owned_id import OwnedId
+from streamserve.server.http.bodies.large_work import LargeWork
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.open_sockets import DRAINING, FAILED, RESTARTING, OpenSockets
 from streamserve.server.request_templates import RequestTemplates
@@ -35,8 +35,8 @@ from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.server.telemetry.request_log import log_request
 from streamserve.server.telemetry.tracing import Tracer
 from streamserve.text.chat_template import reserved
-from streamserve.text.parsing.dialect import Dialect
-from streamserve.text.parsing.registry import dialect_of
+from streamserve.text.parsing.dialects.dialect import Dialect
+from streamserve.text.parsing.dialects.registry import dialect_of
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import EngineSnapshot, EngineStats, Tenant
 

@@ -9,8 +9,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 import streamserve
+from streamserve.server.http.access.owned_id import owned_id
 from streamserve.server.http.errors import NotFound
-from streamserve.server.http.owned_id import owned_id
 from streamserve.server.openapi.document import document
 from streamserve.server.service import Service
 

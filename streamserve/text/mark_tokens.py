@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from streamserve.text.parsing.dialect import Dialect
+from streamserve.text.parsing.dialects.dialect import Dialect
 from streamserve.text.parsing.formats import ChannelFormat, ReasoningFormat
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import ReasoningMarks

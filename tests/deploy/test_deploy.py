@@ -20,7 +20,7 @@ from streamserve.deploy.options import Scale, app_options
 from streamserve.deploy.ray_serve import app
 from streamserve.engine.ipc.tcp import TcpAddress
 from streamserve.errors import ConfigError
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from streamserve.server.apis.openai.schemas import ChatRequest, CompletionRequest
+from streamserve.server.apis.openai.requests.schemas import ChatRequest, CompletionRequest
 
 Strategy = st.SearchStrategy[Any]
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("streamserve", "kernels/streamserve_kernels", "clients")
 
 NAMES = {
-    # server/http/protocol.py
+    # server/http/connections/protocol.py
     "uvicorn.protocols.http.httptools_impl": ["STATUS_LINE", "HttpToolsProtocol._start_asgi_task"],
     # worker/startup/triton_cache.py, compile_ahead.py and launch.py of the kernels
     "triton.backends.compiler": ["GPUTarget"],
@@ -65,7 +65,7 @@ NAMES = {
 }
 
 ATTRIBUTES = {
-    # server/http/protocol.py
+    # server/http/connections/protocol.py
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol": ["cycle", "flow", "loop", "scope", "transport"],
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": [
         "chunked_encoding",
@@ -79,7 +79,7 @@ ATTRIBUTES = {
         "transport",
     ],
     "uvicorn.protocols.http.flow_control:FlowControl": ["read_paused", "write_paused"],
-    # server/http/server.py
+    # server/http/connections/server.py
     "uvicorn:Server": ["server_state", "servers"],
     # server/ws/protocol.py
     "uvicorn.protocols.websockets.websockets_sansio_impl:WebSocketsSansIOProtocol": [
@@ -102,7 +102,7 @@ ATTRIBUTES = {
 """Attributes that a class gives its instances."""
 
 OVERRIDES = {
-    "streamserve.server.http.protocol:RequestProtocol": [
+    "streamserve.server.http.connections.protocol:RequestProtocol": [
         "_start_asgi_task",
         "connection_lost",
         "connection_made",
@@ -114,7 +114,7 @@ OVERRIDES = {
         "on_message_complete",
         "send_400_response",
     ],
-    "streamserve.server.http.server:HttpServer": ["capture_signals", "on_tick", "startup"],
+    "streamserve.server.http.connections.server:HttpServer": ["capture_signals", "on_tick", "startup"],
     "streamserve.server.ws.protocol:Handshake": ["reject"],
     "streamserve.server.ws.protocol:SocketProtocol": [
         "connection_lost",

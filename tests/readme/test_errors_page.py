@@ -10,11 +10,11 @@ from pathlib import Path
 
 from streamserve import server
 from streamserve.errors import ConfigError, StreamserveError
-from streamserve.server.apis.openai.messages import MAX_MESSAGES
 from streamserve.server.apis.openai.prepared_request import MAX_CHOICES
-from streamserve.server.apis.openai.tools import MAX_TOOLS
-from streamserve.server.http.json_body import MAX_ELEMENTS
-from streamserve.server.http.request_body import MAX_DEPTH
+from streamserve.server.apis.openai.requests.messages import MAX_MESSAGES
+from streamserve.server.apis.openai.requests.tools import MAX_TOOLS
+from streamserve.server.http.bodies.json_body import MAX_ELEMENTS
+from streamserve.server.http.bodies.request_body import MAX_DEPTH
 from streamserve.text.grammars.digit_bound import MAX_DIGITS
 from streamserve.text.grammars.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS
 from streamserve.types import sampling

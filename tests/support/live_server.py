@@ -18,10 +18,10 @@ from streamserve.frontend import Frontend
 from streamserve.server.api import Api
 from streamserve.server.app import APIS, create_app
 from streamserve.server.config import ServerConfig
-from streamserve.server.http.body_memory import BodyMemory
-from streamserve.server.http.connection_limit import ConnectionLimit
-from streamserve.server.http.listen import Listen
-from streamserve.server.http.server import http_server
+from streamserve.server.http.bodies.body_memory import BodyMemory
+from streamserve.server.http.connections.connection_limit import ConnectionLimit
+from streamserve.server.http.connections.listen import Listen
+from streamserve.server.http.connections.server import http_server
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import Siblings
 from streamserve.server.telemetry.tracing import Tracer

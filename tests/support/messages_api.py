@@ -17,8 +17,8 @@ from streamserve.errors import StreamserveError
 from streamserve.server.api import Api
 from streamserve.server.delivery.events import members
 from streamserve.server.delivery.identity import answer_headers, identify
-from streamserve.server.http.auth import tenant_of
-from streamserve.server.http.request_body import decode
+from streamserve.server.http.access.auth import tenant_of
+from streamserve.server.http.bodies.request_body import decode
 from streamserve.server.service import Service
 from streamserve.types import SamplingParams, TextDelta
 

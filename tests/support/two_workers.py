@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.server.siblings.control import Control, Method
 from streamserve.server.siblings.siblings import Siblings
 from tests.support.live_server import LiveServer, live_server

@@ -10,7 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from streamserve.text.grammars.call_grammar import AnswerForm
 from streamserve.text.parsing.answer import AnswerParser
-from streamserve.text.parsing.dialects import CALL_FORMATS, REASONING_FORMATS
+from streamserve.text.parsing.dialects.known import CALL_FORMATS, REASONING_FORMATS
 from streamserve.text.parsing.pieces import Content, ToolCallArguments, ToolCallStart
 from streamserve.text.schemas.call_schema import ANY_ARGUMENTS, Function, call_schema
 

@@ -19,7 +19,7 @@ from streamserve.text.grammars.call_grammar import AnswerForm
 from streamserve.text.grammars.digit_bound import MAX_DIGITS, DigitBound, DigitTable
 from streamserve.text.grammars.grammar import MAX_GBNF_CHARS, MAX_SOURCE_CHARS, GrammarCompiler, GrammarConstraint, compiler_for
 from streamserve.text.loading import TokenizerParts
-from streamserve.text.parsing.dialects import CALL_FORMATS
+from streamserve.text.parsing.dialects.known import CALL_FORMATS
 from streamserve.text.schemas.call_schema import Function
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import StructuredOutputs

@@ -10,8 +10,8 @@ from streamserve.checkpoint.names import checkpoint_of
 from streamserve.config import EngineConfig
 from streamserve.scheduling.reasoning import ReasoningLimit
 from streamserve.text.mark_tokens import MarkTokens
-from streamserve.text.parsing.dialect import Dialect
-from streamserve.text.parsing.dialects import CHANNELS, REASONING_FORMATS
+from streamserve.text.parsing.dialects.dialect import Dialect
+from streamserve.text.parsing.dialects.known import CHANNELS, REASONING_FORMATS
 from streamserve.text.tokenizers.tokenizer import Tokenizer, tokenizer_of
 from streamserve.types import ReasoningMarks
 from tests.support.byte_tokenizer import byte_tokenizer

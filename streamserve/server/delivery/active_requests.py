@@ -12,7 +12,7 @@ from typing import Protocol
 import anyio
 
 from streamserve.errors import InvalidParameter, StreamserveError
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 
 
 class ActiveRequest(Protocol):

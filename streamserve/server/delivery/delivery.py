@@ -25,9 +25,9 @@ from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import TtlStore
 from streamserve.server.delivery.run import Admit, Run
 from streamserve.server.delivery.whole_answer import WholeAnswer
+from streamserve.server.http.access.owned_id import OwnedId
+from streamserve.server.http.bodies.large_work import LargeWork
 from streamserve.server.http.errors import ErrorBody
-from streamserve.server.http.large_work import LargeWork
-from streamserve.server.http.owned_id import OwnedId
 from streamserve.server.telemetry.accounting import Account, Trace
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.server.telemetry.request_cost import TokenCounts

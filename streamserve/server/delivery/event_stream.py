@@ -20,7 +20,7 @@ from streamserve.server.delivery.events import StreamedEvent, StreamScript, Text
 from streamserve.server.delivery.flusher import Flusher
 from streamserve.server.delivery.run import Run
 from streamserve.server.delivery.run_until_blocked import Rest, run_until_blocked
-from streamserve.server.http.protocol import direct_write
+from streamserve.server.http.connections.protocol import direct_write
 from streamserve.types import TextDelta
 
 FAILURE_TIMEOUT_S = 1.0

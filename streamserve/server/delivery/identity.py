@@ -9,7 +9,7 @@ from uuid import uuid4
 import msgspec
 
 from streamserve.server.delivery.asgi import Headers
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.types import ANYONE, Tenant
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

@@ -11,8 +11,8 @@ from streamserve.errors import StreamserveError
 from streamserve.server.delivery.asgi import Headers, send_json, wait_disconnected
 from streamserve.server.delivery.events import Collector
 from streamserve.server.delivery.run import Run
+from streamserve.server.http.bodies.large_work import LargeWork
 from streamserve.server.http.errors import ErrorBody, send_error
-from streamserve.server.http.large_work import LargeWork
 
 
 class WholeAnswer:

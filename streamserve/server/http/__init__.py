@@ -1,1 +1,1 @@
-"""HTTP: the listening socket, uvicorn's protocol and server, authentication, CORS preflights, the chat page, errors."""
+"""HTTP: connections, who may use them, bodies of requests, errors, and the chat page."""

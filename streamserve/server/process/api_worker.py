@@ -26,10 +26,10 @@ from streamserve.frontend import Frontend
 from streamserve.process.limits import descriptor_limit
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
-from streamserve.server.http.connection_limit import ConnectionLimit, connections_for
-from streamserve.server.http.keys_file import read_keys_file
-from streamserve.server.http.listen import Listen
-from streamserve.server.http.server import http_server
+from streamserve.server.http.access.keys_file import read_keys_file
+from streamserve.server.http.connections.connection_limit import ConnectionLimit, connections_for
+from streamserve.server.http.connections.listen import Listen
+from streamserve.server.http.connections.server import http_server
 from streamserve.server.process.logs import PROBES
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import Siblings

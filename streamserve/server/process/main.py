@@ -24,8 +24,8 @@ from streamserve.engine.process.start import EngineStart, Started
 from streamserve.engine.replicas.routing_memory import RoutingMemory
 from streamserve.errors import ConfigError, StreamserveError
 from streamserve.process.signals import Terminal, heeded
-from streamserve.server.http.listen import Listen
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
+from streamserve.server.http.connections.listen import Listen
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer
 from streamserve.server.process.engine_supervision import EngineSupervision
 from streamserve.server.process.options import ServeOptions

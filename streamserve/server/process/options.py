@@ -8,7 +8,7 @@ import msgspec
 
 from streamserve.config import EngineConfig
 from streamserve.server.config import ServerConfig
-from streamserve.server.http.listen import Listen
+from streamserve.server.http.connections.listen import Listen
 
 
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):

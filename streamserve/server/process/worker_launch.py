@@ -18,7 +18,7 @@ from streamserve.engine.replicas.replica_set import ReplicaSet
 from streamserve.engine.replicas.routing_memory import RoutingMemory
 from streamserve.engine.stream import StreamLimits
 from streamserve.server.config import ServerConfig
-from streamserve.server.http.listen import Listen
+from streamserve.server.http.connections.listen import Listen
 from streamserve.server.siblings.siblings import internal_socket_path
 from streamserve.server.telemetry.metrics import Metrics
 

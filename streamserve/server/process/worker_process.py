@@ -18,7 +18,7 @@ from streamserve.errors import ConfigError
 from streamserve.process.child import decode_with_paths
 from streamserve.process.signals import ENDING, MEANINGLESS, ignore
 from streamserve.process.switch_interval import shorten_switch_interval
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.server.process.api_worker import ApiWorker, read_tokenizer
 from streamserve.server.process.logs import configure
 from streamserve.server.process.worker_launch import ServedEngine, WorkerLaunch

@@ -14,8 +14,8 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from streamserve.server.config import ServerConfig
-from streamserve.server.http.listen import join
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
+from streamserve.server.http.connections.listen import join
 from streamserve.server.process.worker_launch import WorkerLaunch
 from streamserve.server.process.worker_place import AcceptingFrom, WorkerPlace
 from streamserve.server.process.workers import call_each

@@ -14,7 +14,7 @@ import msgspec
 
 from streamserve.process.child import encode_with_paths, start_module
 from streamserve.server.config import ServerConfig
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.server.process.worker_launch import WorkerLaunch
 from streamserve.server.siblings.control import CallSiblings, Control, Drain, Method, ReloadKeys, Retire
 

@@ -17,7 +17,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from streamserve.aio.calls import PendingCalls
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 
 logger = logging.getLogger("streamserve.server")
 

@@ -15,8 +15,8 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.errors import Unavailable
+from streamserve.server.http.access.owned_id import OwnedId, owned_id
 from streamserve.server.http.errors import send_error
-from streamserve.server.http.owned_id import OwnedId, owned_id
 
 if TYPE_CHECKING:
     from httpx import Response

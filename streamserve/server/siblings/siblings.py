@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from streamserve.errors import InvalidRequest, Unavailable
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.server.siblings.control import CallSiblings, Method
 
 MAX_ID = 256

@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 
 from streamserve.errors import InvalidParameter, InvalidRequest, StreamserveError
+from streamserve.server.http.bodies.json_body import NotAnObject, parse_object
+from streamserve.server.http.bodies.large_work import LargeWork
+from streamserve.server.http.bodies.request_body import Body, unfit
 from streamserve.server.http.errors import error_object
-from streamserve.server.http.json_body import NotAnObject, parse_object
-from streamserve.server.http.large_work import LargeWork
-from streamserve.server.http.request_body import Body, unfit
 
 MAX_STREAM_ID = 64
 MAX_HALVED_CHARS = 1 << 20

@@ -17,9 +17,9 @@ from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
 from streamserve.errors import InvalidRequest
-from streamserve.server.http.body_memory import BodyMemory
+from streamserve.server.http.bodies.body_memory import BodyMemory
+from streamserve.server.http.connections.protocol import refusal
 from streamserve.server.http.errors import InternalError, NotFound, error_body, send_error
-from streamserve.server.http.protocol import refusal
 
 NOT_HERE = NotFound("no WebSocket at this path; there are some at /v1/ws and /v1/responses")
 CLOSE_TIMEOUT_S = 5.0

@@ -19,9 +19,9 @@ from litestar.types import Receive, Scope, Send
 from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.server.api import Create
 from streamserve.server.config import ServerConfig
-from streamserve.server.http.auth import authorization_of, tenant_of
+from streamserve.server.http.access.auth import authorization_of, tenant_of
+from streamserve.server.http.bodies.request_body import Body
 from streamserve.server.http.errors import guarded
-from streamserve.server.http.request_body import Body
 from streamserve.server.open_sockets import Closing
 from streamserve.server.service import Service
 from streamserve.server.ws.closing import BINARY, IDLE, NOT_AN_OBJECT, SERVER_FAULT, SLOW, TOO_MANY_CREATES, TOO_OLD

@@ -21,9 +21,9 @@ from streamserve.server.delivery.event_log import ResumeGap
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
+from streamserve.server.http.access.owned_id import OwnedId
+from streamserve.server.http.bodies.request_body import Body
 from streamserve.server.http.errors import NotFound, guarded
-from streamserve.server.http.owned_id import OwnedId
-from streamserve.server.http.request_body import Body
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
 from streamserve.server.ws.messages import error_message, take_resumable

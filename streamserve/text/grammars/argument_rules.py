@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from streamserve.text.grammars.lark_rules import LarkRules, json_rule
 from streamserve.text.parsing.formats import Arguments, JsonArguments, Literals, Parameters
-from streamserve.text.parsing.parameters import types_of
+from streamserve.text.parsing.readers.parameters import types_of
 from streamserve.text.schemas.call_schema import Function
 from streamserve.text.schemas.references import with_local_references
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from streamserve.text.parsing.calls import CallsReader, Functions
-from streamserve.text.parsing.channels import ChannelsReader
 from streamserve.text.parsing.formats import CallFormat, ChannelFormat, ReasoningFormat
 from streamserve.text.parsing.output import Output
 from streamserve.text.parsing.pieces import Content, Piece
-from streamserve.text.parsing.reasoning import read_reasoning
+from streamserve.text.parsing.readers.calls import CallsReader, Functions
+from streamserve.text.parsing.readers.channels import ChannelsReader
+from streamserve.text.parsing.readers.reasoning import read_reasoning
 from streamserve.text.parsing.source import Reading, Source
 
 NO_CALLS = CallFormat(lists=())

@@ -7,15 +7,15 @@ import pytest
 
 from streamserve.errors import StreamFailed, StreamserveError, Unavailable
 from streamserve.frontend import Frontend
-from streamserve.server.apis.openai.events import Failure
-from streamserve.server.apis.openai.logprobs import TokenNames
-from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript, StreamFormat
+from streamserve.server.apis.openai.answers.events import Failure
+from streamserve.server.apis.openai.answers.logprobs import TokenNames
+from streamserve.server.apis.openai.answers.script import ChoicePreamble, CompletionScript, StreamFormat
 from streamserve.server.config import ServerConfig
 from streamserve.server.delivery.event_log import LogLimits
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import LoggedRun
 from streamserve.server.delivery.run import Run
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.server.service import Service
 from streamserve.types import SamplingParams, TokenDelta
 from tests.support.byte_tokenizer import EOS, byte_tokenizer

@@ -12,7 +12,7 @@ import anyio
 import httpx
 import pytest
 
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve_client import ServerSentEvent, SSEDecoder
 from tests.server.ws.session import session
 from tests.support.live_server import LiveServer, live_server

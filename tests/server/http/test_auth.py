@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from streamserve.server.http import api_keys
+from streamserve.server.http.access import api_keys
 from streamserve.types import ANYONE
 from tests.server.ws.session import session
 from tests.support.live_server import live_server

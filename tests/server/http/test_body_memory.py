@@ -10,7 +10,7 @@ import pytest
 from anyio.abc import SocketStream
 from websockets.frames import Frame, Opcode
 
-from streamserve.server.http.body_memory import UNCOUNTED_BYTES, BodyMemory, TooManyBodies
+from streamserve.server.http.bodies.body_memory import UNCOUNTED_BYTES, BodyMemory, TooManyBodies
 from tests.server.ws.session import session
 from tests.support.live_server import live_server
 from tests.support.raw_http import request

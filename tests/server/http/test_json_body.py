@@ -12,10 +12,10 @@ from anyio import create_task_group
 from anyio.lowlevel import checkpoint
 
 from streamserve.errors import InvalidRequest
-from streamserve.server.http.json_body import MAX_ELEMENTS, MAX_MEMBER_BYTES, MAX_TOKEN_IDS, TokenIds, parse_object
-from streamserve.server.http.json_structure import JsonStructure
-from streamserve.server.http.large_work import LargeWork
-from streamserve.server.http.request_body import parse
+from streamserve.server.http.bodies.json_body import MAX_ELEMENTS, MAX_MEMBER_BYTES, MAX_TOKEN_IDS, TokenIds, parse_object
+from streamserve.server.http.bodies.json_structure import JsonStructure
+from streamserve.server.http.bodies.large_work import LargeWork
+from streamserve.server.http.bodies.request_body import parse
 from tests.support.live_server import live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from streamserve.errors import AuthenticationFailed, ConfigError
-from streamserve.server.http.keys_file import read_keys_file
+from streamserve.server.http.access.keys_file import read_keys_file
 from streamserve.types import Tenant
 from tests.server.ws.session import session
 from tests.support.live_server import live_server

@@ -9,8 +9,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from streamserve.server.config import CorsConfig
+from streamserve.server.http.access.origins import OriginCheck
 from streamserve.server.http.errors import error_body
-from streamserve.server.http.origins import OriginCheck
 from tests.server.ws.session import session
 from tests.support.command_line import serve_options_of as options
 from tests.support.live_server import LiveServer, live_server

@@ -15,9 +15,9 @@ import anyio
 import pytest
 
 from streamserve.errors import ConfigError
-from streamserve.server.http.body_memory import BodyMemory
-from streamserve.server.http.listen import Listen
-from streamserve.server.http.server import HttpServer, http_server
+from streamserve.server.http.bodies.body_memory import BodyMemory
+from streamserve.server.http.connections.listen import Listen
+from streamserve.server.http.connections.server import HttpServer, http_server
 from streamserve.server.ws.protocol import SocketProtocol
 
 pytestmark = pytest.mark.anyio

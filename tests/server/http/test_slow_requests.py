@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketStream
 
-from streamserve.server.http.connection_limit import ConnectionLimit
+from streamserve.server.http.connections.connection_limit import ConnectionLimit
 from tests.support.live_server import live_server
 from tests.support.raw_http import events, request
 from tests.support.scripted_engine import ScriptedEngine

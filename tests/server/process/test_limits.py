@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from streamserve.process.limits import descriptor_limit, raise_descriptor_limit
-from streamserve.server.http.connection_limit import connections_for
+from streamserve.server.http.connections.connection_limit import connections_for
 
 
 @pytest.fixture

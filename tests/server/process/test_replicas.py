@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from streamserve.engine.process.start import EngineStart
-from streamserve.server.http.listen import bind
+from streamserve.server.http.connections.listen import bind
 from streamserve.server.process.main import Server
 from streamserve.server.process.startup_log import StartupLog
 from tests.server.process.test_serve_command import running

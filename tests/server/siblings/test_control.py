@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from streamserve.errors import Unavailable
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.server.siblings.control import Control, Drain, Method, WorkerReady
 from streamserve.server.siblings.siblings import Siblings
 

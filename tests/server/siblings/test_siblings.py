@@ -11,7 +11,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
 from streamserve_client import SSEDecoder
 from tests.server.apis.responses.client import openai_client
 from tests.server.ws.session import numbers, session

@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from streamserve.text.grammars.call_grammar import AnswerForm
 from streamserve.text.parsing.answer import AnswerParser
-from streamserve.text.parsing.dialects import CALL_FORMATS, CHANNELS, REASONING_FORMATS
+from streamserve.text.parsing.dialects.known import CALL_FORMATS, CHANNELS, REASONING_FORMATS
 from streamserve.text.parsing.pieces import Parser
 from streamserve.text.schemas.call_schema import Function
 from tests.text.parsing.test_parsers import read

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from streamserve.errors import ConfigError
 from streamserve.text.parsing.answer import NO_CALLS, AnswerParser
-from streamserve.text.parsing.dialects import CALL_FORMATS, REASONING_FORMATS
+from streamserve.text.parsing.dialects.known import CALL_FORMATS, REASONING_FORMATS
+from streamserve.text.parsing.dialects.registry import dialect_of
 from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
 from streamserve.text.parsing.pieces import Content, Parser, Piece, Reasoning, ToolCallArguments, ToolCallStart
-from streamserve.text.parsing.registry import dialect_of
 
 Read = tuple[str, str, list[tuple[str, str]]]
 

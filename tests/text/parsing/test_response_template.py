@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from streamserve.text.loading import load_parts
-from streamserve.text.parsing.registry import RESPONSE_TEMPLATE, dialect_of
+from streamserve.text.parsing.dialects.registry import RESPONSE_TEMPLATE, dialect_of
 from tests.text.parsing.test_parsers import Read, read
 
 SMOL = {

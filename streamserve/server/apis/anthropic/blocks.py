@@ -9,7 +9,7 @@ import json
 import secrets
 from typing import Any, NamedTuple
 
-from streamserve.server.apis.openai.reading import Reading
+from streamserve.server.apis.openai.answers.reading import Reading
 from streamserve.text.parsing.pieces import Content, Piece, Reasoning, ToolCallStart
 from streamserve.types import TextDelta
 

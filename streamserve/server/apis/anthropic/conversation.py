@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.server.apis.openai.messages import MAX_MESSAGES
+from streamserve.server.apis.openai.requests.messages import MAX_MESSAGES
 
 Block = dict[str, Any]
 ChatMessage = dict[str, Any]

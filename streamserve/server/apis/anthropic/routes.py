@@ -15,9 +15,9 @@ from streamserve.server.apis.anthropic.script import MessageCollector, MessageFo
 from streamserve.server.apis.openai.chat import conversation, prepare_chat
 from streamserve.server.apis.openai.prepared_request import at_most, new_run
 from streamserve.server.delivery.identity import answer_headers, identify
-from streamserve.server.http.auth import tenant_of
+from streamserve.server.http.access.auth import tenant_of
+from streamserve.server.http.bodies.request_body import Decoded, decode, read_body
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Decoded, decode, read_body
 from streamserve.server.service import Service
 
 MESSAGE_PREFIX = "msg_"

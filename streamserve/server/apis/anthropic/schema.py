@@ -11,7 +11,7 @@ import msgspec
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.server.apis.anthropic.conversation import as_chat_messages, ends_in_answer
-from streamserve.server.apis.openai.schemas import (
+from streamserve.server.apis.openai.requests.schemas import (
     ChatRequest,
     Count,
     JsonSchemaFormat,

@@ -13,7 +13,7 @@ import orjson
 from streamserve.errors import StreamserveError
 from streamserve.server.apis.anthropic.blocks import BlockDelta, Blocks, BlockStart, Change, parsed_input
 from streamserve.server.apis.anthropic.errors import error_object
-from streamserve.server.apis.openai.reading import Reading
+from streamserve.server.apis.openai.answers.reading import Reading
 from streamserve.server.delivery.events import TextFrame, members
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta

@@ -12,23 +12,23 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from streamserve.errors import UnsupportedParameter
-from streamserve.server.apis.openai.answer_collectors import ChatCollector
-from streamserve.server.apis.openai.chat_form import chat_form
-from streamserve.server.apis.openai.messages import checked
-from streamserve.server.apis.openai.parameter_names import chat_names
-from streamserve.server.apis.openai.parameters import HINTS, for_chat, with_reasoning
+from streamserve.server.apis.openai.answers.collectors import ChatCollector
+from streamserve.server.apis.openai.answers.script import ChatScript, ChoicePreamble
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, answer, identity_of, is_resumable
-from streamserve.server.apis.openai.schemas import ChatRequest, TokenizeRequest
-from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble
-from streamserve.server.apis.openai.tools import NONE, ToolUse, checked_tools, tool_use
+from streamserve.server.apis.openai.requests.chat_form import chat_form
+from streamserve.server.apis.openai.requests.messages import checked
+from streamserve.server.apis.openai.requests.parameter_names import chat_names
+from streamserve.server.apis.openai.requests.parameters import HINTS, for_chat, with_reasoning
+from streamserve.server.apis.openai.requests.schemas import ChatRequest, TokenizeRequest
+from streamserve.server.apis.openai.requests.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.auth import tenant_of
-from streamserve.server.http.large_work import CallRunner
+from streamserve.server.http.access.auth import tenant_of
+from streamserve.server.http.bodies.large_work import CallRunner
+from streamserve.server.http.bodies.request_body import Body, Decoded, convert, read
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Body, Decoded, convert, read
 from streamserve.server.resumption import continuation
 from streamserve.server.service import Service
-from streamserve.text.parsing.dialect import Dialect
+from streamserve.text.parsing.dialects.dialect import Dialect
 
 CHAT_PREFIX = "chatcmpl-"
 """What ids of chat completions begin with."""

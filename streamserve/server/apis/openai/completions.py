@@ -11,9 +11,8 @@ from litestar.types import ASGIApp
 
 from streamserve.errors import InvalidParameter
 from streamserve.frontend import Frontend
-from streamserve.server.apis.openai.answer_collectors import CompletionCollector
-from streamserve.server.apis.openai.parameter_names import completion_names
-from streamserve.server.apis.openai.parameters import for_completion
+from streamserve.server.apis.openai.answers.collectors import CompletionCollector
+from streamserve.server.apis.openai.answers.script import ChoicePreamble, CompletionScript
 from streamserve.server.apis.openai.prepared_request import (
     PreparedRequest,
     answer,
@@ -21,13 +20,14 @@ from streamserve.server.apis.openai.prepared_request import (
     is_resumable,
     require_choices,
 )
-from streamserve.server.apis.openai.schemas import CompletionRequest, PromptInput
-from streamserve.server.apis.openai.script import ChoicePreamble, CompletionScript
+from streamserve.server.apis.openai.requests.parameter_names import completion_names
+from streamserve.server.apis.openai.requests.parameters import for_completion
+from streamserve.server.apis.openai.requests.schemas import CompletionRequest, PromptInput
 from streamserve.server.delivery.identity import Identity
-from streamserve.server.http.auth import tenant_of
-from streamserve.server.http.json_body import TokenIds
+from streamserve.server.http.access.auth import tenant_of
+from streamserve.server.http.bodies.json_body import TokenIds
+from streamserve.server.http.bodies.request_body import Body, Decoded, convert, read
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Body, Decoded, convert, read
 from streamserve.server.resumption import continuation
 from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt

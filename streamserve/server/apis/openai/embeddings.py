@@ -19,13 +19,13 @@ from litestar.types import ASGIApp
 from streamserve.errors import InvalidParameter, RequestAborted
 from streamserve.server.apis.openai.completions import split
 from streamserve.server.apis.openai.prepared_request import require_choices
-from streamserve.server.apis.openai.schemas import EmbeddingRequest
+from streamserve.server.apis.openai.requests.schemas import EmbeddingRequest
 from streamserve.server.delivery.events import members
 from streamserve.server.delivery.identity import answer_headers, identify
-from streamserve.server.http.auth import tenant_of
+from streamserve.server.http.access.auth import tenant_of
+from streamserve.server.http.bodies.request_body import convert, read
 from streamserve.server.http.errors import error_body
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import convert, read
 from streamserve.server.service import Service
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import SamplingParams, TextDelta

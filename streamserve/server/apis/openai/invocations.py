@@ -11,7 +11,7 @@ from litestar.types import ASGIApp
 from streamserve.errors import InvalidRequest
 from streamserve.server.apis.openai.chat import answer_chat
 from streamserve.server.apis.openai.completions import answer_completion
-from streamserve.server.http.request_body import read
+from streamserve.server.http.bodies.request_body import read
 from streamserve.server.resumption import continuation
 from streamserve.server.service import Service
 

@@ -14,12 +14,12 @@ import msgspec
 from litestar import Request
 
 from streamserve.errors import InvalidParameter
-from streamserve.server.apis.openai.answer_collectors import AnswerCollector
-from streamserve.server.apis.openai.events import Event, Failure
-from streamserve.server.apis.openai.logprobs import TokenNames
-from streamserve.server.apis.openai.reading import Reading
-from streamserve.server.apis.openai.schemas import GenerationRequest
-from streamserve.server.apis.openai.script import ChoicePreamble, ChunkScript, StreamFormat
+from streamserve.server.apis.openai.answers.collectors import AnswerCollector
+from streamserve.server.apis.openai.answers.events import Event, Failure
+from streamserve.server.apis.openai.answers.logprobs import TokenNames
+from streamserve.server.apis.openai.answers.reading import Reading
+from streamserve.server.apis.openai.answers.script import ChoicePreamble, ChunkScript, StreamFormat
+from streamserve.server.apis.openai.requests.schemas import GenerationRequest
 from streamserve.server.delivery.event_ids import RESUME, asks_to_resume
 from streamserve.server.delivery.event_stream import EventStream
 from streamserve.server.delivery.identity import Identity, answer_headers, identify

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from streamserve.server.api import CreateMessage
+from streamserve.server.apis.openai.answers.script import ChatScript, CompletionScript
 from streamserve.server.apis.openai.chat import CHAT_PREFIX, prepare_chat
 from streamserve.server.apis.openai.completions import COMPLETION_PREFIX, prepare_completion
 from streamserve.server.apis.openai.prepared_request import identity_of, logged
-from streamserve.server.apis.openai.schemas import ChatRequest, CompletionRequest
-from streamserve.server.apis.openai.script import ChatScript, CompletionScript
+from streamserve.server.apis.openai.requests.schemas import ChatRequest, CompletionRequest
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.logged_run import LoggedRun
-from streamserve.server.http.request_body import convert
+from streamserve.server.http.bodies.request_body import convert
 from streamserve.server.service import Service
 
 

@@ -11,10 +11,10 @@ from litestar.di import NamedDependency
 
 from streamserve.errors import InvalidParameter
 from streamserve.server.apis.openai.chat import conversation
-from streamserve.server.apis.openai.schemas import DetokenizeRequest, TokenizeRequest
+from streamserve.server.apis.openai.requests.schemas import DetokenizeRequest, TokenizeRequest
 from streamserve.server.delivery.identity import warning
+from streamserve.server.http.bodies.request_body import convert, read
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import convert, read
 from streamserve.server.service import Service
 
 

@@ -23,8 +23,8 @@ from streamserve.server.apis.responses.schema import ReasoningConfig, ResponseRe
 from streamserve.server.apis.responses.stored_response import ResponseState
 from streamserve.server.apis.responses.writers import WholeResponse
 from streamserve.server.delivery.identity import answer_headers
+from streamserve.server.http.bodies.request_body import Decoded
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Decoded
 from streamserve.server.service import Service
 from streamserve.types import Tenant
 

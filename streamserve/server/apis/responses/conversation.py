@@ -22,8 +22,8 @@ from streamserve.server.apis.responses.items import (
 )
 from streamserve.server.apis.responses.stored_response import IN_PROGRESS, ResponseState, StoredResponse
 from streamserve.server.delivery.retention import Expiring, TtlStore
-from streamserve.server.http.large_work import CallRunner, LargeWork
-from streamserve.server.http.owned_id import OwnedId
+from streamserve.server.http.access.owned_id import OwnedId
+from streamserve.server.http.bodies.large_work import CallRunner, LargeWork
 from streamserve.server.service import Service
 from streamserve.server.siblings.siblings import NotKeptHere
 from streamserve.types import Tenant

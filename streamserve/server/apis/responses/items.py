@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.server.apis.openai.messages import MAX_MESSAGES
+from streamserve.server.apis.openai.requests.messages import MAX_MESSAGES
 from streamserve.server.apis.responses.compacted import summary_of
 from streamserve.server.apis.responses.ids import input_id
 

@@ -7,8 +7,8 @@ import msgspec
 from streamserve.errors import InvalidRequest
 from streamserve.server.api import CreateMessage
 from streamserve.server.apis.openai.chat import conversation, prepare_chat
-from streamserve.server.apis.openai.parameter_names import response_names
 from streamserve.server.apis.openai.prepared_request import PreparedRequest, at_most, new_run, prompt_only
+from streamserve.server.apis.openai.requests.parameter_names import response_names
 from streamserve.server.apis.responses.conversation import finder, read_conversation
 from streamserve.server.apis.responses.events import ResponseEvent, error_event
 from streamserve.server.apis.responses.ids import response_id
@@ -19,8 +19,8 @@ from streamserve.server.delivery.events import Script
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.delivery.logged_run import FOR_EVER, LoggedRun
 from streamserve.server.delivery.retention import Expiring, TtlStore
+from streamserve.server.http.bodies.request_body import Decoded, convert
 from streamserve.server.http.parameter_names import naming_parameters
-from streamserve.server.http.request_body import Decoded, convert
 from streamserve.server.service import Service
 from streamserve.types import Tenant
 

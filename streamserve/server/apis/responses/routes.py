@@ -26,10 +26,10 @@ from streamserve.server.apis.responses.writers import JsonObject, WholeResponse
 from streamserve.server.delivery.asgi import Headers
 from streamserve.server.delivery.identity import answer_headers, warning
 from streamserve.server.delivery.log_stream import LogStream
-from streamserve.server.http.auth import tenant_of
+from streamserve.server.http.access.auth import tenant_of
+from streamserve.server.http.access.owned_id import OwnedId, owned_id
+from streamserve.server.http.bodies.request_body import Decoded, decode, read_body
 from streamserve.server.http.errors import NotFound
-from streamserve.server.http.owned_id import OwnedId, owned_id
-from streamserve.server.http.request_body import Decoded, decode, read_body
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import Forwarded
 from streamserve.server.siblings.siblings import NotKeptHere

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.server.apis.openai.schemas import (
+from streamserve.server.apis.openai.requests.schemas import (
     ChatRequest,
     Count,
     JsonSchemaFormat,
@@ -21,7 +21,7 @@ from streamserve.server.apis.openai.schemas import (
     Seed,
     StructuredOutputsInput,
 )
-from streamserve.server.apis.openai.tools import ALLOWED
+from streamserve.server.apis.openai.requests.tools import ALLOWED
 
 LOGPROBS = "message.output_text.logprobs"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from streamserve.errors import StreamserveError
-from streamserve.server.apis.openai.logprobs import TokenNames, chat_logprobs
-from streamserve.server.apis.openai.reading import Reading
+from streamserve.server.apis.openai.answers.logprobs import TokenNames, chat_logprobs
+from streamserve.server.apis.openai.answers.reading import Reading
 from streamserve.server.apis.responses.events import ResponseEvent, event
 from streamserve.server.apis.responses.output import FunctionCallItem, MessageItem, OutputItem, ReasoningItem
 from streamserve.server.apis.responses.stored_response import ResponseState

@@ -9,9 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamserve.server.apis.openai.events import Chunk
-from streamserve.server.apis.openai.logprobs import TokenNames
-from streamserve.server.apis.openai.script import ChatScript, ChoicePreamble, ChunkScript, CompletionScript, StreamFormat
+from streamserve.server.apis.openai.answers.events import Chunk
+from streamserve.server.apis.openai.answers.logprobs import TokenNames
+from streamserve.server.apis.openai.answers.script import (
+    ChatScript,
+    ChoicePreamble,
+    ChunkScript,
+    CompletionScript,
+    StreamFormat,
+)
 from streamserve.server.delivery.event_stream import EventEncoder, server_sent
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta

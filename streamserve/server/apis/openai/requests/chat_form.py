@@ -12,13 +12,13 @@ import msgspec
 
 from streamserve.errors import UnsupportedParameter
 from streamserve.frontend import Frontend
-from streamserve.server.apis.openai.messages import text_of
-from streamserve.server.apis.openai.parameters import answer_schema, is_constrained
-from streamserve.server.apis.openai.reading import Reading, new_call_id, new_mistral_call_id
-from streamserve.server.apis.openai.schemas import ChatRequest
-from streamserve.server.apis.openai.tools import AUTO, NAMED, ToolUse
+from streamserve.server.apis.openai.answers.reading import Reading, new_call_id, new_mistral_call_id
+from streamserve.server.apis.openai.requests.messages import text_of
+from streamserve.server.apis.openai.requests.parameters import answer_schema, is_constrained
+from streamserve.server.apis.openai.requests.schemas import ChatRequest
+from streamserve.server.apis.openai.requests.tools import AUTO, NAMED, ToolUse
 from streamserve.text.grammars.call_grammar import AnswerForm
-from streamserve.text.parsing.dialect import Dialect
+from streamserve.text.parsing.dialects.dialect import Dialect
 from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
 from streamserve.text.parsing.pieces import Parser

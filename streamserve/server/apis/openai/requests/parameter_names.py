@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from streamserve.server.apis.openai.schemas import ChatRequest, GenerationRequest
+from streamserve.server.apis.openai.requests.schemas import ChatRequest, GenerationRequest
 
 _RESPONSE_NAMES = {
     "messages": "input",

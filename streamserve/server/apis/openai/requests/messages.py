@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.server.http.request_body import unfit
+from streamserve.server.http.bodies.request_body import unfit
 
 WITHOUT_CALLS = frozenset({"system", "developer", "user", "tool", "function"})
 """The API's own roles of messages that have content and hold no calls; of any other role the template decides."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.server.apis.openai.schemas import ChatRequest
+from streamserve.server.apis.openai.requests.schemas import ChatRequest
 from streamserve.text.schemas.call_schema import ANY_ARGUMENTS, Function, arguments_schema, call_schema
 from streamserve.text.schemas.weakening import weakened
 from streamserve.types import StructuredOutputs

@@ -16,9 +16,9 @@ from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from streamserve.errors import InvalidRequest, RequestAborted, invalid_value
-from streamserve.server.http.body_memory import TooManyBodies
-from streamserve.server.http.json_body import TokenIds, parse_object
-from streamserve.server.http.large_work import CallRunner, LargeWork
+from streamserve.server.http.bodies.body_memory import TooManyBodies
+from streamserve.server.http.bodies.json_body import TokenIds, parse_object
+from streamserve.server.http.bodies.large_work import CallRunner, LargeWork
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -21,9 +21,9 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from streamserve.errors import InvalidRequest, StreamserveError
-from streamserve.server.http.connection_limit import EXCESS_TIMEOUT_S, ConnectionLimit, TooManyConnections
+from streamserve.server.http.connections.connection_limit import EXCESS_TIMEOUT_S, ConnectionLimit, TooManyConnections
+from streamserve.server.http.connections.head import MAX_HEAD_BYTES, HeadTooLarge, head_fault
 from streamserve.server.http.errors import error_body, error_headers
-from streamserve.server.http.head import MAX_HEAD_BYTES, HeadTooLarge, head_fault
 
 MIN_BODY_RATE = 16 << 10
 """Bytes a second that a body must come with, on average, once the receive timeout has passed."""

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from streamserve.errors import InvalidParameter, UnsupportedParameter
-from streamserve.server.apis.openai.schemas import (
+from streamserve.server.apis.openai.requests.schemas import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
     ResponseFormat,
     StructuredOutputsInput,
 )
-from streamserve.server.apis.openai.tools import ToolUse
+from streamserve.server.apis.openai.requests.tools import ToolUse
 from streamserve.server.config import RequestLimits
 from streamserve.text.preparation import num_alternatives
 from streamserve.types import SamplingParams, StructuredOutputs

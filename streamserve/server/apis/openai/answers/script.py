@@ -14,9 +14,9 @@ import msgspec
 import orjson
 
 from streamserve.errors import StreamserveError
-from streamserve.server.apis.openai.events import BLANK_LINE, DATA, Chunk, Done, Event, Failure
-from streamserve.server.apis.openai.logprobs import LogprobArrays, TokenNames, chat_logprobs, encoded, slices
-from streamserve.server.apis.openai.reading import MessageReader, Reading
+from streamserve.server.apis.openai.answers.events import BLANK_LINE, DATA, Chunk, Done, Event, Failure
+from streamserve.server.apis.openai.answers.logprobs import LogprobArrays, TokenNames, chat_logprobs, encoded, slices
+from streamserve.server.apis.openai.answers.reading import MessageReader, Reading
 from streamserve.server.delivery.events import TextFrame, members
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.text.parsing.json_values import JsonValues

@@ -12,11 +12,11 @@ from typing import Any
 
 from streamserve.text.parsing.formats import Call, CallFormat, CallList, JsonArguments, Mark, NamedCall, ObjectCall, Parameters
 from streamserve.text.parsing.json_text import read_arguments
-from streamserve.text.parsing.literals import LiteralsReader
-from streamserve.text.parsing.object_call import ObjectCallReader
 from streamserve.text.parsing.output import NotACall, Output
-from streamserve.text.parsing.parameters import ParametersReader
 from streamserve.text.parsing.pieces import Content
+from streamserve.text.parsing.readers.literals import LiteralsReader
+from streamserve.text.parsing.readers.object_call import ObjectCallReader
+from streamserve.text.parsing.readers.parameters import ParametersReader
 from streamserve.text.parsing.source import BLANKS, MarkSet, Reading, Source
 
 Functions = Mapping[str, Mapping[str, Any]]

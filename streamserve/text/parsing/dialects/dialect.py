@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from streamserve.text.parsing.answer import NO_CALLS, AnswerParser
-from streamserve.text.parsing.calls import Functions
 from streamserve.text.parsing.formats import CallFormat, ChannelFormat, ReasoningFormat
 from streamserve.text.parsing.pieces import Parser
+from streamserve.text.parsing.readers.calls import Functions
 
 
 @dataclass(frozen=True, kw_only=True)

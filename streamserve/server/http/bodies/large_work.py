@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from streamserve.server.http.body_memory import BodyMemory
+from streamserve.server.http.bodies.body_memory import BodyMemory
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from litestar.types import Scope
 
-from streamserve.server.http.auth import tenant_of
+from streamserve.server.http.access.auth import tenant_of
 
 
 class OwnedId(NamedTuple):

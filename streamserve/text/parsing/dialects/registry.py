@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from streamserve.errors import ConfigError
-from streamserve.text.parsing.dialect import Dialect
-from streamserve.text.parsing.dialects import (
+from streamserve.text.parsing.dialects.dialect import Dialect
+from streamserve.text.parsing.dialects.known import (
     CALL_FORMATS,
     CHANNEL_CALLS,
     CHANNEL_REASONING,
@@ -16,7 +16,7 @@ from streamserve.text.parsing.dialects import (
     REASONING_PARSERS,
     TOOL_CALL_PARSERS,
 )
-from streamserve.text.parsing.response_template import formats_of
+from streamserve.text.parsing.dialects.response_template import formats_of
 
 RESPONSE_TEMPLATE = "response_template"
 """The name of a dialect that a checkpoint describes itself."""

@@ -13,7 +13,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.errors import AuthenticationFailed
-from streamserve.server.http.api_keys import ApiKeys
+from streamserve.server.http.access.api_keys import ApiKeys
 from streamserve.server.http.errors import refuse_upgrade
 from streamserve.server.telemetry.metrics import Metrics
 from streamserve.types import ANYONE, Tenant

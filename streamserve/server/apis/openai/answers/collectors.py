@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
-from streamserve.server.apis.openai.logprobs import LogprobArrays, chat_logprobs, encoded, prompt_logprobs, slices
-from streamserve.server.apis.openai.reading import MessageBuilder, MessageReader, message_object
-from streamserve.server.apis.openai.script import ChoicePreamble, StreamFormat, finish_reason
+from streamserve.server.apis.openai.answers.logprobs import LogprobArrays, chat_logprobs, encoded, prompt_logprobs, slices
+from streamserve.server.apis.openai.answers.reading import MessageBuilder, MessageReader, message_object
+from streamserve.server.apis.openai.answers.script import ChoicePreamble, StreamFormat, finish_reason
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta, TextLogprob
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from streamserve.errors import InvalidParameter, InvalidRequest
-from streamserve.server.http.json_structure import JsonStructure
+from streamserve.server.http.bodies.json_structure import JsonStructure
 
 MAX_ELEMENTS = 65536
 """Objects, arrays, strings and names of members of one body, and values of one member that are not token ids."""

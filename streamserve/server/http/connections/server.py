@@ -20,9 +20,9 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from streamserve.engine.process.launch import listening_socket
 from streamserve.errors import ConfigError
-from streamserve.server.http.connection_limit import ConnectionLimit
-from streamserve.server.http.listen import Listen
-from streamserve.server.http.protocol import RequestProtocol
+from streamserve.server.http.connections.connection_limit import ConnectionLimit
+from streamserve.server.http.connections.listen import Listen
+from streamserve.server.http.connections.protocol import RequestProtocol
 
 logger = logging.getLogger("streamserve.server")
 

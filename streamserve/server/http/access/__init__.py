@@ -1,0 +1,1 @@
+"""Who may use a server: API keys and their tenants, the origins of web pages, CORS preflights."""

@@ -1,0 +1,1 @@
+"""Dialects: how models write calls and reasoning, and which of them a checkpoint speaks."""
