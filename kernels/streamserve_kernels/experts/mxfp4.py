@@ -17,7 +17,7 @@ from streamserve_kernels.experts.launches import Layer, Product
 from streamserve_kernels.experts.tiles import HeldTokens, LoneToken, ProductShape, find_tile, place_of, store_tile
 from streamserve_kernels.experts.weighted_sum import weighted_sum
 from streamserve_kernels.launch import compute_dtype, kernel
-from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, quarters, unpack_e2m1
+from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, lane_columns, operand, quarters, unpack_e2m1
 from streamserve_kernels.reference.experts import Routes
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS
 from streamserve_kernels.reference.quantized_experts import Mxfp4ExpertsWeight
@@ -90,7 +90,7 @@ def _mxfp4_few_kernel(
         tiles = tiles + (tl.load(word_ptrs + step * SLICES * 128, mask=inside, other=0, eviction_policy="evict_first"),)  # type: ignore[assignment]
         exponents = exponents + (tl.load(exponent_ptrs + step * SLICES * 8, mask=known, other=0),)  # type: ignore[assignment]
     x_rows = lane_place // TOP_K if BY_TOKEN else lane_place
-    columns = (lane // 32 * _COLUMNS + lane % 4 * 4)[:, None] + tl.arange(0, 4)[None, :]
+    columns = lane_columns(lane)
     x_ptrs = x_ptr + x_rows[:, None] * K + columns
     sums = tl.zeros([SLICES, _ROWS, BLOCK_M], tl.float32)
     if PDL and not BY_TOKEN:
@@ -117,7 +117,7 @@ def _mxfp4_few_kernel(
 def _mxfp4_product_kernel(
     x_ptr, words_ptr, exponents_ptr, bias_ptr, out_ptr, counts_ptr, places_ptr, num_tokens, num_experts,
     N: tl.constexpr, K: tl.constexpr, TOP_K: tl.constexpr, LANES: tl.constexpr, BLOCK_M: tl.constexpr, BY_TOKEN: tl.constexpr,
-    ACTIVATION: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
+    ACTIVATION: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """64 weight rows of an expert times BLOCK_M of its tokens, 64 columns at a time; pointers as before."""
     if PDL:
@@ -140,8 +140,6 @@ def _mxfp4_product_kernel(
     word_ptrs = words_ptr + ((blocks + tile * 4 + lane // 32) * (chunks * 128) + lane % 32 * 4)[:, None] + fours[None, :]
     exponent_ptrs = exponents_ptr + ((blocks + tile * 4 + fours) * (chunks * 8))[:, None] + tl.arange(0, 8)[None, :]
     lanes = tl.arange(0, _COLUMNS)
-    if not IN_FOURS:
-        lanes = lanes // 16 * 16 + lanes % 8 // 2 * 4 + lanes % 16 // 8 * 2 + lanes % 2
     x_ptrs = x_ptr + x_rows[:, None] * K + lanes[None, :]
     sums = tl.zeros([64, BLOCK_M], tl.float32)
     # Exponents are read a step ahead: products would wait for them.
@@ -153,7 +151,7 @@ def _mxfp4_product_kernel(
         x = tl.load(x_ptrs + chunk * _COLUMNS, mask=present[:, None], other=0.0)
         above, below = _exponents(exponents)
         exponents = tl.load(exponent_ptrs + tl.minimum(chunk + 1, chunks - 1) * 8, mask=known[:, None], other=0)
-        weights = unpack_e2m1(tl.reshape(words, [4, 8, 4, 4]), above, below, PACKED, IN_FOURS, COMPUTE)
+        weights = unpack_e2m1(tl.reshape(words, [4, 8, 4, 4]), above, below, PACKED, False, COMPUTE)
         sums = tl.dot(tl.reshape(weights, [64, 64]), tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
     store_tile(tl.trans(sums), bias_ptr, out_ptr, expert, tile, place, present, N, ACTIVATION)
 
@@ -182,9 +180,7 @@ def _both(
 
 def _multiply(product: Product[Mxfp4ExpertsWeight], shape: ProductShape | None) -> None:
     weight, tokens = product.weight, product.tokens
-    constants = {
-        "PACKED": product.x.device.type != "cpu", "IN_FOURS": IN_FOURS, "COMPUTE": compute_dtype(product.x.dtype),
-    }  # fmt: skip
+    constants = {"PACKED": product.x.device.type != "cpu", "COMPUTE": compute_dtype(product.x.dtype)}
     if shape is not None:
         product.launch(_mxfp4_product_kernel, shape, weight.words, weight.exponents, **constants)
         return
@@ -192,7 +188,7 @@ def _multiply(product: Product[Mxfp4ExpertsWeight], shape: ProductShape | None) 
     slices, ahead = few_shape()
     few = ProductShape(block_m=8, block_n=ROWS, block_k=COLUMNS, warps=slices, stages=1, x_first=False)
     operands = weight.words, weight.exponents, ids, first_expert
-    product.launch(_mxfp4_few_kernel, few, *operands, SLICES=slices, AHEAD=ahead, **constants)
+    product.launch(_mxfp4_few_kernel, few, *operands, SLICES=slices, AHEAD=ahead, IN_FOURS=IN_FOURS, **constants)
 
 
 def few_shape() -> tuple[int, int]:

@@ -17,7 +17,7 @@ IN_FOURS = tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 6)
 @triton.jit
 def _in_columns(q0, q1, q2, q3, q4, q5, q6, q7, IN_FOURS: tl.constexpr):
     """What words [tiles, 8, 4, 4] hold, in their order, as [tiles, 16, 64]."""
-    # [tiles, 8, 4, word, even or odd, half of rows, half of four]
+    # [tiles, 8, 4, word, even or odd, half of rows, half of columns]
     numbers = tl.join(tl.join(tl.join(q0, q1), tl.join(q2, q3)), tl.join(tl.join(q4, q5), tl.join(q6, q7)))
     if IN_FOURS:
         numbers = tl.permute(numbers, (0, 5, 1, 3, 2, 6, 4))
@@ -64,8 +64,8 @@ def unpack_integers(words, zero, zero_below, PACKED: tl.constexpr, IN_FOURS: tl.
 
     zero, zero_below  int32, broadcastable to the words: of rows 0 to 7 and of 8 to 15
     PACKED            by pairs, with instructions of the GPU; else one at a time
-    IN_FOURS          columns stay in order: the compiler gives a lane four side by side. Else it gives it two and two, and
-                      columns are called so that it need not move them
+    IN_FOURS          columns are called so that the compiler, which gives a lane four side by side, need not move them. Else
+                      it gives it two and two, and columns stay in order
     """
     if PACKED:
         if tl.float16 == TO:
@@ -162,7 +162,7 @@ def unpack_e2m1(words, exponent, exponent_below, PACKED: tl.constexpr, IN_FOURS:
 def operand(parts, SLICES: tl.constexpr, IN_FOURS: tl.constexpr, TO: tl.constexpr):
     """The second operand [tiles, 64, 8] of what `quarters` returned."""
     x0, x1, x2, x3 = parts
-    # [tiles, 8, 4, half of four, even or odd, word // 2, word % 2]
+    # [tiles, 8, 4, half of columns, even or odd, word // 2, word % 2]
     x = tl.join(tl.join(x0.to(TO), x2.to(TO)), tl.join(x1.to(TO), x3.to(TO)))
     x = tl.reshape(x, [SLICES, 8, 4, 2, 2, 2, 2])
     if IN_FOURS:
@@ -170,6 +170,13 @@ def operand(parts, SLICES: tl.constexpr, IN_FOURS: tl.constexpr, TO: tl.constexp
     else:
         x = tl.permute(x, (0, 5, 6, 3, 2, 4, 1))
     return tl.reshape(x, [SLICES, 64, 8])
+
+
+@triton.jit
+def lane_columns(lane):
+    """Columns [lanes, 4] that a lane multiplies of the first 16 of its tile, warp by warp a tile of 64."""
+    fours = tl.arange(0, 4)[None, :]
+    return (lane // 32 * 64 + lane % 4 * 2)[:, None] + fours // 2 * 8 + fours % 2
 
 
 @triton.jit

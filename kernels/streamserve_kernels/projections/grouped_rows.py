@@ -16,7 +16,7 @@ from triton.language.extra import cuda
 from streamserve_kernels.activations import activate
 from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
-from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, operand, quarters, unpack_integers
+from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, lane_columns, operand, quarters, unpack_integers
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
 
 FEW_ROWS = 8
@@ -122,7 +122,7 @@ def _grouped_few_rows_kernel(
     word_ptrs = words_ptr + tile.to(tl.int64) * (chunks * 128) + (lane * 4)[:, None] + tl.arange(0, 4)[None, :]
     up_ptrs = word_ptrs + (N // _ROWS).to(tl.int64) * (chunks * 128)
     weight_rows = tile * _ROWS + tl.arange(0, _ROWS)
-    columns = (lane // 32 * _COLUMNS + lane % 4 * 4)[:, None] + tl.arange(0, 4)[None, :]
+    columns = lane_columns(lane)
     x_ptrs = x_ptr + (lane % 32 // 4 * K)[:, None] + columns
     is_row = (lane % 32 // 4 < M)[:, None]
     total = N
@@ -175,7 +175,7 @@ def _grouped_few_rows_kernel(
 def _grouped_some_rows_kernel(
     x_ptr, words_ptr, scale_ptr, zero_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
     K: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
-    ZERO: tl.constexpr, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, COMPUTE: tl.constexpr,
+    ZERO: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """64 weight rows, or 32 of a gate and of what it lets through, against BLOCK_M rows of x; 64 columns at a time.
@@ -210,8 +210,6 @@ def _grouped_some_rows_kernel(
     begin = split * per_split
     rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     lanes = tl.arange(0, _COLUMNS)
-    if not IN_FOURS:
-        lanes = lanes // 16 * 16 + lanes % 8 // 2 * 4 + lanes % 16 // 8 * 2 + lanes % 2
     x_ptrs = x_ptr + rows[:, None] * K + lanes[None, :]
     sums = tl.zeros([64, BLOCK_M], tl.float32)
     end = tl.minimum(begin + per_split, chunks)
@@ -231,7 +229,7 @@ def _grouped_some_rows_kernel(
         next_zero, next_below = _zeros(zero_ptr, above, same + after, total, is_block, GROUP, ZERO)
         next_scale, next_late_scale = _scales(scale_ptr, weight_rows[None, :], one + after, total, is_row, GROUP)
         words = tl.reshape(words, [4, 8, 4, 4])
-        weights = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, IN_FOURS, COMPUTE)
+        weights = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, False, COMPUTE)
         weights = tl.reshape(weights, [64, 64])
         x = tl.trans(x.to(COMPUTE))
         wide = tl.reshape(scale.to(tl.float32), [64])
@@ -282,7 +280,7 @@ def _grouped_expand_kernel(
     above = (tile * _ROWS + tl.arange(0, 8))[None, :]
     zero, below = _zeros(zero_ptr, above, chunk, N, known, GROUP, ZERO)
     words = tl.reshape(words, [TILES, 8, 4, 4])
-    numbers = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, True, COMPUTE)
+    numbers = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, False, COMPUTE)
     rows = (tile * _ROWS + tl.arange(0, _ROWS))[None, :, None]
     columns = chunk[:, None, None] * _COLUMNS + tl.arange(0, _COLUMNS)[None, None, :]
     mask = known[:, None, None] & (rows < N)
@@ -326,7 +324,7 @@ def some_rows(
     _grouped_some_rows_kernel[(tiles, splits, row_tiles)](
         x, weight.words, weight.scale, weight.zero, after.bias, after.residual, out, partial, arrivals(x.device), rows, outer,
         K=inner, GROUP=weight.group, BLOCK_M=block_m, SPLITS=splits,
-        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
+        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", COMPUTE=_COMPUTE[x.dtype],
         **after.constants(), num_warps=4, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out

@@ -48,15 +48,15 @@ def can_keep_grouped(dtype: torch.dtype, device: torch.device) -> bool:
 def pack(quants: Tensor) -> Tensor:
     """Words of integers [out, in], 0..15; out a multiple of 16 and in one of 64.
 
-    Of each 16 columns a lane holds rows g and g + 8 and columns 4t to 4t + 3, with g = lane / 4 and t = lane % 4: as many as
-    the first operand of `mma.m16n8k16` (PTX ISA) has in a lane. What that calls the columns is no matter, as long as it
-    calls those of the other operand so too. The eight are a word, those of even columns in its lower half.
+    Of each 16 columns a lane holds rows g and g + 8 and columns 2t, 2t + 1, 2t + 8 and 2t + 9, with g = lane / 4 and
+    t = lane % 4, as the first operand of `mma.m16n8k16` and `wgmma.mma_async` (PTX ISA). The eight are a word, those of even
+    columns in its lower half.
     """
     out, columns = quants.shape
-    # [tile, half of rows, g, tile, word, t, half of four, even or odd]
-    parts = quants.view(out // ROWS, 2, 8, columns // COLUMNS, _WORDS, 4, 2, 2)
-    # -> [tile, tile, g, t, word, even or odd, half of four, half of rows]; as bytes: int32 would take four times more
-    digits = parts.permute(0, 3, 2, 5, 4, 7, 6, 1)
+    # [tile, half of rows, g, tile, word, half of columns, t, even or odd]
+    parts = quants.view(out // ROWS, 2, 8, columns // COLUMNS, _WORDS, 2, 4, 2)
+    # -> [tile, tile, g, t, word, even or odd, half of columns, half of rows]; as bytes: int32 would take four times more
+    digits = parts.permute(0, 3, 2, 6, 4, 7, 5, 1)
     pairs = (digits[..., 0] | (digits[..., 1] << 4)).contiguous()
     return pairs.flatten(5).view(torch.int32).squeeze(-1).flatten(2, 3)
 
@@ -66,7 +66,7 @@ def unpack(words: Tensor) -> Tensor:
     tiles, chunks = words.shape[:2]
     pairs = words.contiguous().unsqueeze(-1).view(torch.uint8)
     digits = torch.stack([pairs & 15, pairs >> 4], dim=-1)
-    parts = digits.view(tiles, chunks, 8, 4, _WORDS, 2, 2, 2).permute(0, 7, 2, 1, 4, 3, 6, 5)
+    parts = digits.view(tiles, chunks, 8, 4, _WORDS, 2, 2, 2).permute(0, 7, 2, 1, 4, 6, 3, 5)
     return parts.reshape(tiles * ROWS, chunks * COLUMNS)
 
 
