@@ -29,7 +29,7 @@ from streamserve_client.retries import RetryPolicy
 from streamserve_client.streams import ChunkT
 from streamserve_client.types import ChatCompletion, ChatOptions, Completion, CompletionOptions, Message, Prompt, Usage
 
-RETRIED_CLOSE_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 1015})
+RETRIED_CLOSE_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 1015, 4408})
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 FLUSH_TIMEOUT_S = 1.0
 CLOSE_TIMEOUT_S = 2.0
@@ -99,7 +99,7 @@ class WebSocketSession:
     """A socket and its streams; use it in an `async with` block. Made by `AsyncClient.websocket`.
 
     A socket that drops is opened again, by the client's retry policy, and every stream is resumed after the last token that
-    had arrived: no token is lost or repeated.
+    had arrived: no token is lost or repeated. While there is no stream that waits for the next one.
     """
 
     def __init__(
@@ -123,6 +123,7 @@ class WebSocketSession:
         self._task: asyncio.Task[None] | None = None
         self._failure: ClientError | None = None
         self._is_connected = asyncio.Event()
+        self._has_opened = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         socket = await self._connect()
@@ -163,6 +164,7 @@ class WebSocketSession:
         stream = WebSocketStream(stream_id, self._cancel, call.response_type)
         self._readers[stream_id] = stream
         self._outbox.put_nowait(message)
+        self._has_opened.set()
         return stream
 
     def _cancel(self, stream_id: str) -> None:
@@ -175,6 +177,11 @@ class WebSocketSession:
         try:
             while True:
                 silent_sockets = 0 if await self._run_socket(socket) else silent_sockets + 1
+                if not self._readers:
+                    # Nothing was to come: a silent socket says nothing about the next.
+                    silent_sockets = 0
+                    self._has_opened.clear()
+                    await self._has_opened.wait()
                 wait_s = self._retry.after_failure(silent_sockets)
                 if wait_s is None:
                     raise StreamInterrupted("the connection keeps dropping")

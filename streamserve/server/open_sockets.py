@@ -1,4 +1,4 @@
-"""The WebSockets that are open at one API worker: to count them, and to close all of them when the server ends.
+"""The WebSockets that are open at one API worker: to count them, and to close all of them when the worker ends.
 
 Lives on one API worker's event loop; every method but the waiting is synchronous.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import NamedTuple, Protocol
 
 import anyio
@@ -19,6 +20,25 @@ class Closing(NamedTuple):
     reason: str
 
 
+class Leave(NamedTuple):
+    """A request to close sockets that carry no stream.
+
+    since    when it was made, by `time.monotonic`
+    quiet_s  how long a socket must have been silent, so that what its client has just sent is still answered
+    """
+
+    closing: Closing
+    since: float
+    quiet_s: float = 0.0
+
+    def due_at(self, quiet_since: float) -> float:
+        """When to close a socket that has been silent, and without a stream, since `quiet_since`."""
+        return min(quiet_since + self.quiet_s, self.since + LONGEST_LEAVE_S)
+
+
+LONGEST_LEAVE_S = 30.0
+"""Seconds after which a socket that must go is closed between two streams, however short the silence."""
+
 RESTARTING = Closing(1001, "the server is being restarted: connect again")
 DRAINING = Closing(1001, "the server is shutting down")
 FAILED = Closing(1011, "the engine has stopped")
@@ -27,8 +47,8 @@ FAILED = Closing(1011, "the engine has stopped")
 class Socket(Protocol):
     """One open WebSocket."""
 
-    def leave(self, closing: Closing) -> None:
-        """Take nothing new, and close once every stream has had its ending. Idempotent."""
+    def leave(self, leave: Leave) -> None:
+        """Close once every stream has had its ending and the silence has lasted for long enough. Idempotent."""
         ...
 
 
@@ -37,7 +57,7 @@ class OpenSockets:
 
     def __init__(self) -> None:
         self._sockets: set[Socket] = set()
-        self._leaving: Closing | None = None
+        self._leave: Leave | None = None
         self._idle = anyio.Event()
         self._idle.set()
 
@@ -50,8 +70,8 @@ class OpenSockets:
         self._sockets.add(socket)
         if self._idle.is_set():
             self._idle = anyio.Event()
-        if self._leaving is not None:
-            socket.leave(self._leaving)
+        if self._leave is not None:
+            socket.leave(self._leave)
         try:
             yield
         finally:
@@ -59,11 +79,14 @@ class OpenSockets:
             if not self._sockets:
                 self._idle.set()
 
-    def leave(self, closing: Closing) -> None:
-        """Close each socket once its streams have had their endings; one that opens later, too."""
-        self._leaving = closing
+    def leave(self, closing: Closing, *, quiet_s: float = 0.0) -> None:
+        """Close each socket once its streams have had their endings; one that opens later, too.
+
+        quiet_s  as in `Leave`
+        """
+        self._leave = Leave(closing, monotonic(), quiet_s)
         for socket in list(self._sockets):
-            socket.leave(closing)
+            socket.leave(self._leave)
 
     async def wait_idle(self) -> None:
         """Returns once no socket is open."""

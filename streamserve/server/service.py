@@ -44,6 +44,9 @@ MAX_STORED = 4096
 MAX_STORED_BYTES = 256 << 20
 """Memory that stored answers may hold."""
 
+RETIRE_QUIET_S = 1.0
+"""Seconds for which a socket must be silent to be closed by a worker that is replaced."""
+
 HEARTBEAT_LIMIT_S = 30.0
 """Seconds without a heartbeat after which the engine is not ready."""
 
@@ -247,8 +250,8 @@ class Service:
         await self._wait_idle(2.0)
 
     def retire(self) -> None:
-        """Another worker takes this one's place: close sockets once their streams have ended. All else is answered as ever."""
-        self.sockets.leave(RESTARTING)
+        """Another worker takes this one's place: close sockets that are silent. All else is answered as ever."""
+        self.sockets.leave(RESTARTING, quiet_s=RETIRE_QUIET_S)
 
     @property
     def is_needed(self) -> bool:

@@ -123,6 +123,47 @@ async def test_a_dropped_socket_is_resumed_where_it_was() -> None:
     assert texts == ["a", "b", "c"]
 
 
+async def test_a_create_that_crosses_a_restart_is_sent_again_on_another_socket() -> None:
+    async def first(socket: ServerConnection) -> None:
+        asked.append(await receive(socket))
+        await socket.close(1001, "the server is being restarted: connect again")
+
+    async def second(socket: ServerConnection) -> None:
+        resume = await receive(socket)
+        error = {"message": "no events of this response are kept", "type": "invalid_request_error", "code": "resume_gap"}
+        await socket.send(json.dumps({"type": "error", "stream_id": resume["stream_id"], "status": 404, "error": error}))
+        asked.append(await receive(socket))
+        await send_chunks(socket, resume["stream_id"], "whole")
+        await send_done(socket, resume["stream_id"], 1)
+        await socket.wait_closed()
+
+    asked: list[dict[str, Any]] = []
+    async with server(first, second) as url, AsyncClient(url, retry=FAST).websocket() as session:
+        stream = await session.stream_completion("p", model="m")
+        assert [text async for text in stream.text()] == ["whole"]
+    assert asked[0] == asked[1]
+
+
+async def test_a_session_without_streams_connects_again_when_one_is_opened_however_often_its_sockets_are_closed() -> None:
+    async def ends(socket: ServerConnection) -> None:
+        closing.append(4408)
+        await socket.close(4408, "this socket was idle for too long")
+
+    async def answers_one(socket: ServerConnection) -> None:
+        asked = await receive(socket)
+        await send_done(socket, asked["stream_id"], 0)
+        await ends(socket)
+
+    closing: list[int] = []
+    sockets = [ends, *[answers_one] * 4]
+    async with server(*sockets) as url, AsyncClient(url, retry=FAST).websocket() as session:
+        for number in range(1, 5):
+            assert len(closing) <= number, "a socket was opened for nothing"
+            stream = await session.stream_completion("p", model="m")
+            assert [text async for text in stream.text()] == []
+            assert stream.status == "completed"
+
+
 async def test_leaving_a_stream_early_cancels_it_and_the_socket_lives_on() -> None:
     async def script(socket: ServerConnection) -> None:
         first = await receive(socket)

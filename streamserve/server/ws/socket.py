@@ -7,7 +7,7 @@ event loop: when the client goes, all of them go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
 from typing import Any
 
@@ -16,13 +16,14 @@ from anyio.lowlevel import checkpoint
 from litestar.exceptions import WebSocketDisconnect
 from litestar.types import Receive, Scope, Send
 
+from streamserve.aio.wakeup import Wakeup
 from streamserve.errors import InvalidParameter, StreamserveError
 from streamserve.server.api import Create
 from streamserve.server.config import ServerConfig
 from streamserve.server.http.access.auth import authorization_of, tenant_of
 from streamserve.server.http.bodies.request_body import Body
 from streamserve.server.http.errors import guarded
-from streamserve.server.open_sockets import Closing
+from streamserve.server.open_sockets import Closing, Leave
 from streamserve.server.service import Service
 from streamserve.server.ws.closing import BINARY, IDLE, NOT_AN_OBJECT, SERVER_FAULT, SLOW, TOO_MANY_CREATES, TOO_OLD
 from streamserve.server.ws.messages import (
@@ -58,9 +59,10 @@ class StreamSocket:
         self._send = send
         self._writer = SocketWriter(send)
         self._scope = anyio.CancelScope()
-        self._streams: Streams | None = None
         self._closing: Closing | None = None
-        self._leaving: Closing | None = None
+        self._leave: Leave | None = None
+        self._is_taking = False
+        self._deadlines_changed = Wakeup()
         self._opened_at = self._last_heard_at = monotonic()
 
     async def run(self) -> None:
@@ -79,27 +81,26 @@ class StreamSocket:
         finally:
             service.metrics.ws_connections.add(-1)
 
-    def leave(self, closing: Closing) -> None:
-        """Take nothing new, and close once every stream has had its ending. Idempotent."""
-        self._leaving = closing
-        self._close_when_idle()
+    def leave(self, leave: Leave) -> None:
+        """Close once every stream has had its ending and the silence has lasted for long enough. Idempotent."""
+        self._leave = leave
+        self._deadlines_changed.set()
 
     async def _serve(self) -> None:
         with self._scope:
             async with anyio.create_task_group() as tasks:
-                self._streams = Streams(
+                streams = Streams(
                     self._service,
                     self._writer,
                     tasks,
                     tenant=self._tenant,
                     authorization=self._authorization,
                     max_streams=self._service.config.max_streams_per_socket,
-                    on_idle=self._close_when_idle,
+                    on_idle=self._become_quiet,
                 )
                 tasks.start_soon(self._writer.run)
-                tasks.start_soon(self._watch, self._service.config, self._streams)
-                self._close_when_idle()
-                await self._read(self._streams)
+                tasks.start_soon(self._watch, self._service.config, streams)
+                await self._read(streams)
                 tasks.cancel_scope.cancel()
 
     def _close(self, closing: Closing) -> None:
@@ -107,10 +108,10 @@ class StreamSocket:
             self._closing = closing
             self._scope.cancel()
 
-    def _close_when_idle(self) -> None:
+    def _become_quiet(self) -> None:
         self._last_heard_at = monotonic()
-        if self._leaving is not None and self._streams is not None and self._streams.has_no_streams:
-            self._close(self._leaving)
+        if self._leave is not None:
+            self._deadlines_changed.set()
 
     async def _send_close(self, closing: Closing) -> None:
         try:
@@ -126,8 +127,10 @@ class StreamSocket:
 
     async def _read(self, streams: Streams) -> None:
         while (event := await self._receive())["type"] == "websocket.receive":
-            self._last_heard_at = monotonic()
+            self._is_taking = True
             await self._take(event.get("text"), streams)
+            self._is_taking = False
+            self._become_quiet()
             # Messages that are here already don't wait, and other tasks would.
             await checkpoint()
             await self._writer.wait_for_room()
@@ -192,16 +195,20 @@ class StreamSocket:
     async def _watch(self, config: ServerConfig, streams: Streams) -> None:
         while True:
             now = monotonic()
-            busy_since = self._last_heard_at if streams.has_no_streams else now
-            due, closing = min(
-                (self._opened_at + config.socket_age_s, TOO_OLD),
-                (busy_since + config.socket_idle_s, IDLE),
-                ((self._writer.sending_since or now) + config.send_timeout_s, SLOW),
-            )
+            due, closing = min(self._deadlines(config, streams, now))
             if due <= now:
                 self._close(closing)
                 return
-            await anyio.sleep(due - now)
+            with anyio.move_on_after(due - now):
+                await self._deadlines_changed.wait()
+
+    def _deadlines(self, config: ServerConfig, streams: Streams, now: float) -> Iterator[tuple[float, Closing]]:
+        yield self._opened_at + config.socket_age_s, TOO_OLD
+        yield (self._writer.sending_since or now) + config.send_timeout_s, SLOW
+        is_quiet = streams.has_no_streams and not self._is_taking
+        yield (self._last_heard_at if is_quiet else now) + config.socket_idle_s, IDLE
+        if is_quiet and self._leave is not None:
+            yield self._leave.due_at(self._last_heard_at), self._leave.closing
 
 
 def _command(message: Mapping[str, Any], to_stream: Callable[[str | None], None], to_response: Callable[[str], None]) -> None:

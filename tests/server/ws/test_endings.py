@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from time import monotonic
+from typing import Any, cast
+
 import anyio
 import pytest
+from litestar.types import Scope
 
 from streamserve.errors import QueueFull
-from streamserve.server.open_sockets import DRAINING
+from streamserve.server.open_sockets import DRAINING, LONGEST_LEAVE_S, RESTARTING, Leave
+from streamserve.server.ws.socket import StreamSocket
 from tests.server.ws.session import TERMINAL, Session, numbers, session
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine
@@ -65,6 +71,49 @@ async def test_a_socket_that_opens_while_the_server_drains_is_closed_with_1001()
         async with session(server.port) as client:
             assert await client.closed() == 1001
         await server.service.sockets.wait_idle()
+
+
+async def test_sockets_of_a_worker_that_is_replaced_are_served_until_they_are_silent() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine) as server, session(server.port) as early:
+        server.service.sockets.leave(RESTARTING, quiet_s=10.0)
+        # One whose upgrade came just before another worker took over, too.
+        async with session(server.port) as late:
+            for number, client in enumerate([early, late, early, late], start=1):
+                await client.chat("s")
+                engine.finish((await engine.sequences(number))[-1])
+                assert (await client.ending("s"))["status"] == "completed"
+            server.service.sockets.leave(RESTARTING)
+            assert [await client.closed() for client in (early, late)] == [1001, 1001]
+
+
+def test_a_socket_that_must_go_is_closed_after_a_silence_or_between_two_streams_in_the_end() -> None:
+    leave = Leave(RESTARTING, since=100.0, quiet_s=1.0)
+    assert leave.due_at(quiet_since=40.0) == 41.0
+    assert leave.due_at(quiet_since=100.5) == 101.5
+    assert leave.due_at(quiet_since=500.0) == 100.0 + LONGEST_LEAVE_S
+
+
+async def test_a_message_that_is_being_read_when_its_socket_must_go_is_answered_before_the_close() -> None:
+    # Large: it is parsed on a thread, while the loop goes on.
+    messages = [json.dumps({"type": "ping", "id": "x" * 100_000})]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not messages:
+            await anyio.sleep_forever()
+        socket.leave(Leave(RESTARTING, since=monotonic()))
+        return {"type": "websocket.receive", "text": messages.pop(), "bytes": None}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    async with live_server(ScriptedEngine()) as server:
+        socket = StreamSocket(server.service, {}, cast(Scope, {}), receive, send)
+        with anyio.fail_after(10):
+            await socket.run()
+    assert [event["type"] for event in sent] == ["websocket.send", "websocket.close"]
+    assert json.loads(sent[0]["text"])["type"] == "pong"
 
 
 async def test_a_drain_that_takes_too_long_ends_streams_with_an_error_before_1001() -> None:
