@@ -19,7 +19,8 @@ import httpx
 from anyio.abc import SocketStream
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from tests.server.ws.session import session
+from streamserve.server.open_sockets import RESTARTING
+from tests.server.ws.session import Session, session
 
 REASONS = frozenset({"engine_dead", "ends_engines", "out_of_memory", "queue_full", "unavailable", "too_many_connections"})
 """Codes with which an answer may be refused or end while faults are injected."""
@@ -141,20 +142,28 @@ class Load:
         return _checked([response.json()], answer)
 
     async def _socket(self, body: dict[str, Any], answer: list[int]) -> str:
-        try:
-            async with session(self._port) as client:
-                await client.send({"type": "completion.create", "stream_id": "s", **body})
-                with anyio.fail_after(60):
-                    while True:
-                        message = json.loads(await client.connection.recv())
-                        client.events.append(message)
-                        if message["type"] in ("completion.done", "error"):
-                            break
-        except InvalidStatus as refused:
-            return _refused(json.loads(refused.response.body))
-        if message["type"] == "error":
-            return _refused(message)
-        assert sum(event["type"] == "completion.done" for event in client.events) == 1
+        while True:
+            try:
+                async with session(self._port) as client:
+                    try:
+                        return await self._talk(client, body, answer)
+                    except ConnectionClosed as closed:
+                        if client.events or closed.rcvd is None or closed.rcvd.code != RESTARTING.code:
+                            raise
+            except InvalidStatus as refused:
+                return _refused(json.loads(refused.response.body))
+            # What crosses the close of a worker that is replaced has begun nothing.
+            self.outcomes["sent again"] += 1
+
+    async def _talk(self, client: Session, body: dict[str, Any], answer: list[int]) -> str:
+        await client.send({"type": "completion.create", "stream_id": "s", **body})
+        while True:
+            message = json.loads(await client.connection.recv())
+            client.events.append(message)
+            if message["type"] == "error":
+                return _refused(message)
+            if message["type"] == "completion.done":
+                break
         return _checked([event["data"] for event in client.events if "data" in event], answer)
 
     async def _leaves(self, body: dict[str, Any], answer: list[int]) -> str:
