@@ -68,7 +68,7 @@ overload: install
 hang-ups: install
 	@$(BIN)/python -m loadtest.hang_ups $(HANG_UPS)
 
-chaos: install
+chaos: $(VENV)/.loadtest
 	@STREAMSERVE_CHAOS_S=$(CHAOS_S) $(BIN)/python -m pytest -q -s -m slow tests/chaos
 
 audit: $(TOOLS)/.installed

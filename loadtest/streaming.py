@@ -11,7 +11,26 @@ import httpx
 
 
 class BrokenStream(Exception):
-    """An answer that was refused, ended with an error, or did not end once and for a reason."""
+    """An answer that did not end once and for a reason."""
+
+
+class FailedAnswer(Exception):
+    """An answer that was refused, or ended with an error, whose code this has."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def raise_for_status(response: httpx.Response) -> None:
+    """Raises `FailedAnswer` with the code of a refusal."""
+    if response.status_code != 200:
+        response.read()
+        try:
+            code = str(response.json()["error"]["code"])
+        except (ValueError, LookupError, TypeError):
+            raise BrokenStream(f"{response.status_code} without a reason: {response.content[:200]!r}") from None
+        raise FailedAnswer(code)
 
 
 @dataclass
@@ -40,9 +59,8 @@ class AnswerTimes:
 
 
 def completion_events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The events of a chat stream up to its end. Raises `BrokenStream`."""
-    if response.status_code != 200:
-        raise BrokenStream(f"{response.status_code}: {response.read()[:200]!r}")
+    """The events of a chat stream up to its end. Raises `BrokenStream` and `FailedAnswer`."""
+    raise_for_status(response)
     reasons, is_done = [], False
     for line in response.iter_lines():
         if is_done and line:
@@ -52,7 +70,7 @@ def completion_events(response: httpx.Response) -> Iterator[dict[str, Any]]:
         elif line.startswith("data: "):
             event = json.loads(line.removeprefix("data: "))
             if "error" in event:
-                raise BrokenStream(event["error"]["code"])
+                raise FailedAnswer(str(event["error"]["code"]))
             reasons += [choice["finish_reason"] for choice in event["choices"] if choice["finish_reason"] is not None]
             yield event
     if not is_done or len(reasons) != 1:

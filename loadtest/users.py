@@ -1,7 +1,7 @@
 """The users of a load test: who chats over SSE and over WebSockets, lets agents work, loses connections, reads slowly, leaves.
 
 Runs in Locust's greenlets. Each reports its answers to Locust: `answer` (its whole time), `TTFT`, and `gap` (between two
-pieces of text). An answer that ends twice, never, or without a reason is a failure.
+pieces of text). An answer that is refused or lost, or ends twice, never, or without a reason is a failure.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 import httpx
 from locust import User, between, constant, task
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.sync.client import connect
 
-from loadtest.streaming import AnswerTimes, BrokenStream, completion_events, completion_text
+from loadtest.streaming import AnswerTimes, BrokenStream, FailedAnswer, completion_events, completion_text, raise_for_status
 from loadtest.texts import LONG_TEXT, SHARED_PREFIX, SHORT, TOOLS
 
 TIMEOUT_S = 120.0
@@ -61,7 +63,7 @@ class StreamingUser(User):
                     piece = completion_text(event)
                     times.observe(piece, time.perf_counter() - began)
                     text += piece
-        except (httpx.HTTPError, BrokenStream) as error:
+        except (httpx.HTTPError, BrokenStream, FailedAnswer) as error:
             self.fire("answer", kind, time.perf_counter() - began, error=error)
             return ""
         times.total_s = time.perf_counter() - began
@@ -104,24 +106,35 @@ class SocketUser(StreamingUser):
 
     @task
     def talk(self) -> None:
-        began = time.perf_counter()
+        began, running = time.perf_counter(), {"a", "b", "c"}
         try:
-            with connect(f"ws{(self.host or '').removeprefix('http')}/v1/ws", open_timeout=TIMEOUT_S) as websocket:
-                for answer in self._answers(websocket, {"a", "b", "c"}):
-                    self.report("socket", answer)
+            while running:
+                with connect(f"ws{(self.host or '').removeprefix('http')}/v1/ws", open_timeout=TIMEOUT_S) as websocket:
+                    for answer in self._answers(websocket, running):
+                        self.report("socket", answer)
         except Exception as error:
             self.fire("answer", "socket", time.perf_counter() - began, error=error)
 
-    def _answers(self, websocket: Any, names: set[str]) -> Iterator[AnswerTimes]:
-        times, began, running = {name: AnswerTimes() for name in names}, time.perf_counter(), set(names)
-        for name in sorted(names):
+    def _answers(self, websocket: Any, running: set[str]) -> Iterator[AnswerTimes]:
+        """Ask for the answers of these names, and take out those that have come; others crossed the close of a restart."""
+        times, began = {name: AnswerTimes() for name in running}, time.perf_counter()
+        for name in sorted(running):
             body = {"messages": [_user(random.choice(SHORT))], "max_tokens": 48}
             websocket.send(json.dumps({"type": "chat.completion.create", "stream_id": name, **body}))
+        has_begun = set[str]()
         while running:
-            event, now = json.loads(websocket.recv(timeout=TIMEOUT_S)), time.perf_counter() - began
-            if event["type"] == "error" or event.get("stream_id") not in running:
+            try:
+                event, now = json.loads(websocket.recv(timeout=TIMEOUT_S)), time.perf_counter() - began
+            except ConnectionClosed as closed:
+                if closed.rcvd is None or closed.rcvd.code != CloseCode.GOING_AWAY or running & has_begun:
+                    raise
+                return
+            if event.get("stream_id") not in running:
                 raise BrokenStream(f"unexpected {event}")
             answer = times[event["stream_id"]]
+            has_begun.add(event["stream_id"])
+            if event["type"] == "error":
+                raise FailedAnswer(str(event["error"]["code"]))
             if event["type"] == "chat.completion.done":
                 running.remove(event["stream_id"])
                 answer.total_s = now
@@ -146,13 +159,15 @@ class ResumingUser(StreamingUser):
                     id = event.get("response", {}).get("id", id)
                     if len(numbers) == 8:
                         break
+            if not numbers:
+                raise BrokenStream("a response without an event")
             parameters = {"stream": "true", "starting_after": numbers[-1]}
             with self.http.stream("GET", f"/v1/responses/{id}", params=parameters) as response:
                 events = list(_response_events(response))
             numbers += [event["sequence_number"] for event in events]
             if numbers != list(range(len(numbers))) or (events and events[-1]["type"] not in _ENDS):
                 raise BrokenStream(f"events {numbers[:3]}… do not follow each other, or have no end")
-        except (httpx.HTTPError, BrokenStream, LookupError) as error:
+        except (httpx.HTTPError, BrokenStream, FailedAnswer) as error:
             self.fire("answer", "resumed", time.perf_counter() - began, error=error)
             return
         self.fire("answer", "resumed", time.perf_counter() - began, length=len(numbers))
@@ -210,11 +225,13 @@ def _user(content: str) -> dict[str, Any]:
 
 
 def _response_events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    if response.status_code != 200:
-        raise BrokenStream(f"{response.status_code}: {response.read()[:200]!r}")
+    raise_for_status(response)
     for line in response.iter_lines():
         if line.startswith("data: "):
-            yield json.loads(line.removeprefix("data: "))
+            event = json.loads(line.removeprefix("data: "))
+            if event["type"] in ("error", "response.failed"):
+                raise FailedAnswer(str((event.get("response", {}).get("error") or event)["code"]))
+            yield event
 
 
 def _asked(host: str | None, *, max_tokens: int, receive_buffer: int | None = None) -> socket.socket:

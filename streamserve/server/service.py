@@ -256,7 +256,11 @@ class Service:
     @property
     def is_needed(self) -> bool:
         """Whether something is being answered here, or a stream is kept for a client that may resume it."""
-        return bool(len(self.delivery.active_requests) or self.delivery.resumable.num_kept())
+        return bool(
+            len(self.delivery.active_requests)
+            or self.delivery.resumable.num_kept()
+            or self.stored.num_recent(self.config.resume_s)
+        )
 
     async def die(self, timeout_s: float) -> None:
         """The engine is gone and its streams have ended: wait at most `timeout_s` until their last bytes are sent."""

@@ -11,7 +11,6 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 
 import anyio
 
@@ -20,7 +19,7 @@ from streamserve.fail_points import arm
 from streamserve.process.error_stream import LOG_WRITE
 from streamserve.process.owned_folder import DISK_WRITE
 from streamserve.worker.step import DEVICE_FAILURE, OUT_OF_MEMORY
-from tests.chaos.load import Load
+from tests.chaos.losses import Losses
 from tests.support.serve_process import ServeProcess
 
 PAUSE_S = 1.5
@@ -33,9 +32,9 @@ class Faults:
     folder  of the server's fail points
     """
 
-    def __init__(self, server: ServeProcess, load: Load, folder: Path) -> None:
+    def __init__(self, server: ServeProcess, losses: Losses, folder: Path) -> None:
         self._server = server
-        self._load = load
+        self._losses = losses
         self._folder = folder
         self.by_name: dict[str, Callable[[], Awaitable[None]]] = {
             "the engine is killed": self._kill_engine,
@@ -58,9 +57,8 @@ class Faults:
         await self._pause(self._server.running(ENGINE))
 
     async def _kill_worker(self) -> None:
-        self._load.lost_workers_at = monotonic()
-        self._signal(WORKER, signal.SIGKILL)
-        self._load.lost_workers_at = monotonic()
+        with self._losses.possible():
+            self._signal(WORKER, signal.SIGKILL)
 
     async def _stop_worker(self) -> None:
         await self._pause(self._server.running(WORKER))
@@ -89,14 +87,13 @@ class Faults:
         pids = [self._server.pid, *self._server.running(WORKER)]
         limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
         # A connection that can't be accepted is closed, and so may others be.
-        self._load.lost_workers_at = float("inf")
-        for pid, (_, hard) in limits.items():
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (num_descriptors(pid) + 2, hard))
-        await anyio.sleep(PAUSE_S)
-        self._load.lost_workers_at = monotonic()
-        for pid, limit in limits.items():
-            with suppress(ProcessLookupError):
-                resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        with self._losses.possible():
+            for pid, (_, hard) in limits.items():
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (num_descriptors(pid) + 2, hard))
+            await anyio.sleep(PAUSE_S)
+            for pid, limit in limits.items():
+                with suppress(ProcessLookupError):
+                    resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
 
     async def _pause(self, pids: list[int]) -> None:
         try:

@@ -20,6 +20,7 @@ from anyio.abc import SocketStream
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from streamserve.server.open_sockets import RESTARTING
+from tests.chaos.losses import Losses
 from tests.server.ws.session import Session, session
 
 REASONS = frozenset({"engine_dead", "ends_engines", "out_of_memory", "queue_full", "unavailable", "too_many_connections"})
@@ -69,17 +70,17 @@ class Prompts:
 class Load:
     """Clients that ask until the block of `running` ends.
 
-    outcomes       how many answers ended in which way
-    lost_workers   when a process was made to end that has connections of clients: these may be lost
+    losses    when connections may be lost
+    outcomes  how many answers ended in which way
     """
 
-    def __init__(self, port: int, prompts: Prompts, seed: int) -> None:
+    def __init__(self, port: int, prompts: Prompts, losses: Losses, seed: int) -> None:
         self._port = port
         self._prompts = prompts
         self._random = random.Random(seed)
         self._is_ending = False
+        self._losses = losses
         self.outcomes: Counter[str] = Counter()
-        self.lost_workers_at = float("-inf")
 
     @asynccontextmanager
     async def running(self, count: int) -> AsyncIterator[None]:
@@ -114,7 +115,8 @@ class Load:
                 outcome, lost = "lost with its worker", error
             # The loss of a connection may be noticed before the test knows of its cause, and who was refused comes later.
             await anyio.sleep(0.02 if outcome in DONE else 0.25)
-            assert lost is None or self.lost_workers_at > began - 2, f"{kind.__name__} lost its connection: {lost!r}"
+            explained = lost is None or self._losses.explain(began, monotonic())
+            assert explained, f"{kind.__name__} lost its connection: {lost!r}"
             self.outcomes[outcome] += 1
 
     async def _stream(self, body: dict[str, Any], answer: list[int], pause_s: float = 0.0) -> str:

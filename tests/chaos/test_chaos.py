@@ -23,22 +23,27 @@ from tokenizers.models import WordLevel
 from streamserve.fail_points import VARIABLE
 from tests.chaos.faults import Faults, num_descriptors
 from tests.chaos.load import FINISHED, LEFT, Load, Prompts
+from tests.chaos.losses import Losses
+from tests.chaos.users import users_running
 from tests.support.serve_process import ServeProcess, serve_process
 from tests.support.tiny_model import VOCAB, TinyLlama
 
 SECONDS = float(os.environ.get("STREAMSERVE_CHAOS_S", "75"))
 SEED = int(os.environ.get("STREAMSERVE_CHAOS_SEED", random.SystemRandom().randrange(1 << 30)))
-CLIENTS = 14
+CLIENTS, USERS = 14, 8
+CONTEXT = 640
 RECOVERY_S = 40.0
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(SECONDS * 2 + 180)]
 
 
 def checkpoint(folder: Path) -> str:
-    """A tiny model with a tokenizer of as many words."""
-    model = TinyLlama(folder)
+    """A tiny model with a tokenizer of as many words, to which all other text is one unknown word, and a chat template."""
+    model = TinyLlama(folder, context=CONTEXT)
     tokenizer = Tokenizer(WordLevel({f"w{number}": number for number in range(VOCAB)}, unk_token="w0"))
     tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}{{ tools }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     return model.path
 
 
@@ -50,7 +55,7 @@ async def test_faults_lose_nothing_and_whoever_asks_after_them_is_answered(
     folder.mkdir()
     monkeypatch.setenv(VARIABLE, str(folder))
     arguments = (
-        "--model", checkpoint(tmp_path), "--dtype", "float32", "--max-model-len", "256", "--kv-cache-memory", "1M",
+        "--model", checkpoint(tmp_path), "--dtype", "float32", "--max-model-len", str(CONTEXT), "--kv-cache-memory", "1M",
         "--max-num-seqs", "16", "--max-num-batched-tokens", "64", "--enforce-eager", "--api-server-count", "2",
         "--max-engine-restarts", "10000", "--resume-timeout", "2", "--disable-uvicorn-access-log",
     )  # fmt: skip
@@ -59,31 +64,32 @@ async def test_faults_lose_nothing_and_whoever_asks_after_them_is_answered(
         prompts = Prompts(SEED)
         await prompts.answer_undisturbed(server.base_url)
         port = int(server.base_url.rpartition(":")[2])
-        load = Load(port, prompts, SEED)
+        losses = Losses()
+        load = Load(port, prompts, losses, SEED)
         num_open = num_descriptors(server.pid)
         try:
-            injected = await inject(Faults(server, load, folder), load, server)
+            async with load.running(CLIENTS), users_running(server.base_url, USERS, losses, tmp_path) as users:
+                injected = await inject(Faults(server, losses, folder), server)
         finally:
             # What pytest shows when the test fails.
             print(server.log)
         await idle(server, num_open)
-        print(json.dumps({"injected": injected, "outcomes": load.outcomes}, indent=1))
+        print(json.dumps({"injected": injected, "outcomes": load.outcomes, "users": users}, indent=1))
         assert load.outcomes[FINISHED] > (load.outcomes.total() - load.outcomes[LEFT]) / 2, "most answers were lost"
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
 
 
-async def inject(faults: Faults, load: Load, server: ServeProcess) -> Counter[str]:
+async def inject(faults: Faults, server: ServeProcess) -> Counter[str]:
     """Inject faults for `SECONDS`; returns how often which."""
     injected, drawing, until = Counter[str](), random.Random(SEED), monotonic() + SECONDS
-    async with load.running(CLIENTS):
-        while monotonic() < until:
-            name = drawing.choice(list(faults.by_name))
-            print(f"{until - monotonic():5.1f} s left: {name}")
-            await faults.by_name[name]()
-            injected[name] += 1
-            await recovered(server, name)
-            await anyio.sleep(drawing.random())
+    while monotonic() < until:
+        name = drawing.choice(list(faults.by_name))
+        print(f"{until - monotonic():5.1f} s left: {name}")
+        await faults.by_name[name]()
+        injected[name] += 1
+        await recovered(server, name)
+        await anyio.sleep(drawing.random())
     return injected
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from loadtest.report import page
 from loadtest.shapes import SHAPES, Course
-from loadtest.streaming import BrokenStream, completion_events, completion_text
+from loadtest.streaming import BrokenStream, FailedAnswer, completion_events, completion_text
 from loadtest.thresholds import Thresholds, violations
 
 COURSE = Course(users=20, run_s=100.0, step_s=10.0)
@@ -56,12 +56,19 @@ def test_a_stream_with_one_end_and_a_reason_is_read() -> None:
         (WHOLE[:1] + WHOLE[2:], 200),
         ([*WHOLE, "[DONE]"], 200),
         ([chunk("a", "stop"), *WHOLE], 200),
-        ([chunk("a"), '{"error": {"code": "engine_dead"}}', "[DONE]"], 200),
     ],
 )
-def test_any_other_stream_is_a_failure(lines: list[str], status: int) -> None:
+def test_any_other_stream_is_broken(lines: list[str], status: int) -> None:
     with pytest.raises(BrokenStream):
         events(lines, status)
+
+
+def test_an_answer_that_is_refused_or_ends_with_an_error_has_its_code() -> None:
+    with pytest.raises(FailedAnswer, match="engine_dead"):
+        events([chunk("a"), '{"error": {"code": "engine_dead"}}', "[DONE]"])
+    refused = httpx.Response(429, json={"error": {"code": "queue_full"}}, request=httpx.Request("POST", "http://test"))
+    with pytest.raises(FailedAnswer, match="queue_full"):
+        list(completion_events(refused))
 
 
 def entry(p99: float) -> SimpleNamespace:

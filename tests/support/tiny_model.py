@@ -18,7 +18,7 @@ VOCAB = 199
 class TinyLlama:
     """The reference model, and the folder that holds its weights."""
 
-    def __init__(self, folder: Path, *, vocab_size: int = VOCAB) -> None:
+    def __init__(self, folder: Path, *, vocab_size: int = VOCAB, context: int = 256) -> None:
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=vocab_size,
@@ -27,7 +27,7 @@ class TinyLlama:
             num_hidden_layers=2,
             num_attention_heads=6,
             num_key_value_heads=2,
-            max_position_embeddings=256,
+            max_position_embeddings=context,
             dtype="float32",
         )
         model = LlamaForCausalLM(config).eval()

@@ -60,6 +60,12 @@ class TtlStore(Generic[K, T]):
         self._sweep()
         return len(self)
 
+    def num_recent(self, seconds: float) -> int:
+        """The items that run, or ended within the last `seconds`."""
+        self._sweep()
+        since = self._clock() - seconds + self._ttl_s
+        return len(self._running) + sum(expires_at > since for expires_at, _, _ in self._ended.values())
+
     def running(self) -> list[T]:
         """The items that have not ended."""
         return [item for item in self._running.values() if item.ended_at is None]

@@ -53,6 +53,17 @@ def test_time_runs_from_the_end_and_not_from_when_somebody_looks() -> None:
     assert things.get("late") is None
 
 
+def test_what_runs_or_has_just_ended_is_recent() -> None:
+    clock = Clock()
+    things = kept(clock)
+    things.put("running", Thing(ended_at=None))
+    things.put("ended", Thing(ended_at=0.0))
+    clock.now = 1.0
+    assert things.num_recent(2.0) == 2
+    clock.now = 3.0
+    assert things.num_recent(2.0) == 1
+
+
 def test_the_oldest_goes_when_there_are_too_many_or_too_much() -> None:
     for things, size in ((kept(Clock(), max_items=2), 1), (kept(Clock(), max_bytes=20), 10)):
         for name in "abc":
