@@ -2,7 +2,8 @@
 
 Runs in the process of `streamserve serve`, whose event loop is also the first API worker's. It owns the engine processes and
 the further workers, and it alone handles signals: the first one drains, the second ends everything at once. SIGHUP reloads,
-unless it says that the terminal has closed; then it drains, and only that, since it comes twice.
+unless it says that the terminal has closed; then it drains, and only that, since it comes twice. Of several workers a reload
+replaces the first, too: this process then serves nothing new, and goes on to own the others.
 """
 
 from __future__ import annotations
@@ -151,12 +152,16 @@ class Server:
 
     def _start_workers(self, launch: WorkerLaunch, first: ApiWorker, watching: TaskGroup) -> None:
         if self._options.workers > 1:
+            first_replaced = anyio.Event()
             self._workers = WorkerSupervision(
                 launches_of(launch, self._options.workers),
+                self._listening,
                 on_call=first.service.on_call,
                 on_restart=self._log_worker_restart,
                 accepting_from=first.accepting_from,
+                on_first_replaced=first_replaced.set,
             )
+            watching.start_soon(_retire, first, first_replaced)
             watching.start_soon(self._watch_workers, self._workers)
 
     async def _connect(
@@ -234,7 +239,7 @@ class Server:
                 self._end()
 
     async def _reload_on_request(self, first: ApiWorker) -> None:
-        """At each request read the keys and the TLS files again and replace the further workers; several at a time are one."""
+        """At each request read the keys and the TLS files again and replace the workers; several at a time are one."""
         while True:
             await self._reload_requested.wait()
             self._reload_requested = anyio.Event()
@@ -254,7 +259,7 @@ class Server:
             return
         self._workers.reconfigure(config)
         if await self._workers.replace_all():
-            self._log.note(f"Reloaded {what} and replaced the further API workers; those before finish their streams")
+            self._log.note(f"Reloaded {what} and replaced the API workers; those before finish their streams")
         else:
             self._log.note("An API worker could not be replaced, its log says why: the one before goes on")
 
@@ -282,6 +287,11 @@ class Server:
                 with anyio.move_on_after(END_TIMEOUT_S):
                     await self._engine.stop()
             await anyio.to_thread.run_sync(self._start.stop)
+
+
+async def _retire(first: ApiWorker, replaced: anyio.Event) -> None:
+    await replaced.wait()
+    await first.retire()
 
 
 class _SharedMemory(NamedTuple):

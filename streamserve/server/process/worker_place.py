@@ -1,4 +1,4 @@
-"""One of the further API workers: the socket that it accepts from, the process that does, and one that it has replaced.
+"""The place of one API worker: the socket that it accepts from, the process that does, and one that it has replaced.
 
 Lives on the first worker's event loop. The socket is kept here, so that connections in its queue outlive the process that was
 to accept them. A process that ends by itself is started again; one that is replaced finishes what it answers, and ends then.
@@ -68,9 +68,14 @@ class WorkerPlace:
         others = [worker for worker in (self._former, self._successor) if worker is not None and not worker.ended.is_set()]
         return [self._current, *others]
 
+    async def begin(self, tasks: TaskGroup) -> bool:
+        """Run the first process; returns whether it takes requests, once that is known."""
+        tasks.start_soon(self._run, self._current)
+        await self._current.wait_ready_or_ended()
+        return not self._current.ended.is_set()
+
     async def keep_running(self, tasks: TaskGroup) -> bool:
         """Whether the worker has ended as it should: drained, or after the engine; False when it can't be started."""
-        tasks.start_soon(self._run, self._current)
         failed_starts = 0
         while True:
             worker = self._current
@@ -115,8 +120,7 @@ class WorkerPlace:
 
     def reconfigure(self, config: ServerConfig) -> None:
         """Have those that run read the keys again, and those that are started from now on take this configuration."""
-        first, second = (msgspec.structs.replace(launch, server_config=config) for launch in self._launches)
-        self._launches = (first, second)
+        self._launches = reconfigured(self._launches, config)
         for worker in self.processes:
             worker.reconfigure(config)
 
@@ -151,6 +155,12 @@ class WorkerPlace:
     async def _report_ready(self, worker: WorkerProcess) -> None:
         await worker.ready.wait()
         self.ready.set()
+
+
+def reconfigured(launches: tuple[WorkerLaunch, WorkerLaunch], config: ServerConfig) -> tuple[WorkerLaunch, WorkerLaunch]:
+    """Launch parameters with another configuration."""
+    first, second = (msgspec.structs.replace(launch, server_config=config) for launch in launches)
+    return first, second
 
 
 async def _kill_when_hung(worker: WorkerProcess) -> None:

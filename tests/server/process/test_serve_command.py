@@ -403,9 +403,14 @@ def test_workers_are_replaced_one_after_another_and_no_stream_or_request_notices
                 *_, last, done = stream.result(timeout=120)
                 assert '"finish_reason":"length"' in last
                 assert done == "data: [DONE]"
-        server.wait_for(lambda: len(server.children) == len(before))
+        server.wait_for(lambda: len(server.children) == len(before) + 1)
         assert engine_of(server.children) == engine_of(before)
         assert not set(running(server.children, "worker_process")) & set(before)
+        # The process that supervises serves nothing any more.
+        os.kill(server.pid, signal.SIGSTOP)
+        for _ in range(12):
+            assert complete(base_url, max_tokens=1)
+        os.kill(server.pid, signal.SIGCONT)
         page = httpx.get(f"{base_url}/metrics").text
         assert 'vllm:request_success_total{engine="0",finished_reason="length",model_name="demo"}' in page
         assert not re.search("WARNING|ERROR|ended with status", server.log), server.log
@@ -443,7 +448,7 @@ def test_keys_change_on_sighup_in_every_worker_and_a_file_with_a_fault_changes_n
 
 
 def has_replaced_workers(server: ServeProcess, times: int) -> bool:
-    return server.log.count("replaced the further API workers") == times
+    return server.log.count("replaced the API workers") == times
 
 
 def complete_for(base_url: str, *, seconds: float) -> int:

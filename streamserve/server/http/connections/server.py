@@ -43,6 +43,7 @@ class HttpServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, on_buffered: Callable[[float], None] | None = None) -> None:
         super().__init__(config)
         self.listening = anyio.Event()
+        self._is_retired = False
         self._on_buffered = on_buffered
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -51,11 +52,7 @@ class HttpServer(uvicorn.Server):
 
     async def open_internal_socket(self, path: str) -> None:
         """Also serve on an AF_UNIX socket at `path` that only this user may connect to. The server must have started."""
-        config, state = self.config, self.server_state
-        server = await asyncio.get_running_loop().create_unix_server(
-            lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
-            sock=listening_socket(path),
-        )
+        server = await asyncio.get_running_loop().create_unix_server(self._new_connection, sock=listening_socket(path))
         self.servers.append(server)
 
     @asynccontextmanager
@@ -73,16 +70,19 @@ class HttpServer(uvicorn.Server):
             server.close()
 
     async def _accept_from(self, listening: socket.socket) -> asyncio.Server:
-        config, state = self.config, self.server_state
         return await asyncio.get_running_loop().create_server(
-            lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
-            sock=listening.dup(),
-            ssl=config.ssl,
-            backlog=config.backlog,
+            self._new_connection, sock=listening.dup(), ssl=self.config.ssl, backlog=self.config.backlog
         )
 
+    def _new_connection(self) -> asyncio.Protocol:
+        connection = self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+        if self._is_retired and isinstance(connection, RequestProtocol):
+            connection.retire()
+        return connection
+
     def retire(self) -> None:
-        """Accept no more connections from clients, and close each that there is after its next response."""
+        """Accept no more connections from clients; close each that there is, or still comes, after its next response."""
+        self._is_retired = True
         self.servers[0].close()
         for connection in list(self.server_state.connections):
             if isinstance(connection, RequestProtocol):
