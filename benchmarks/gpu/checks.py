@@ -13,7 +13,6 @@ from torch import Tensor
 import streamserve_kernels as kernels
 from benchmarks.gpu.report import SuiteReport
 from streamserve_kernels.reference import activations, attention, experts, norms, sampling
-from streamserve_kernels.reference.attention import kv_write
 from streamserve_kernels.reference.attention.kv_format import EIGHT_BIT_DTYPES, quantize
 from streamserve_kernels.reference.projections import dense
 from streamserve_kernels.rows.tables import make_row_tables
@@ -176,30 +175,26 @@ def _check_attention(
     turn: dict[str, Any] | None = None,
     **variant: Any,
 ) -> None:
-    """rotates  share of a head; turn  how heads are normed, paired and scaled, as `rotary_write` takes it"""
+    """rotates  share of a head; turn  how heads are normed, paired and scaled: fields of `Heads`"""
     head_dim, q_heads, kv_heads, block_size = shape
     batch = paged_batch(*BATCHES[batch_name], kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype)
-    qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=dtype)
-    cos_sin = random(batch.max_seq_len, int(head_dim * rotates))
-    heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, **(turn or {})}
-    norms = {"q_norm": random(head_dim, dtype=dtype), "k_norm": random(head_dim, dtype=dtype)}
-    options = {"scale": head_dim**-0.5, **batch.sizes, **variant}
-    if "sinks" in variant:
-        options["sinks"] = random(q_heads) * 2
+    norms = random(head_dim, dtype=dtype), random(head_dim, dtype=dtype)
+    heads = kernels.Heads(q_heads, kv_heads, head_dim, *norms, **(turn or {}))
+    scoring = kernels.Scoring(head_dim**-0.5, **variant | ({"sinks": random(q_heads) * 2} if "sinks" in variant else {}))
+    qkv = random(batch.num_tokens, heads.width, dtype=dtype)
+    tokens = batch.tokens(random(batch.max_seq_len, int(head_dim * rotates)))
     expected_cache = batch.cache.clone()
-    q = kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, batch.slots, **heads, **norms)
-    tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
-    expected = attention.paged_attention(q.float(), expected_cache.float().nan_to_num(), *tables, **options)
+    q = attention.rotary_write(qkv.clone(), tokens, expected_cache, heads)
+    finite = expected_cache.float().nan_to_num()
+    expected = attention.paged_attention(q.float(), finite, batch.reference_sequences, scoring)
     torch.cuda.synchronize()
-    actual = kernels.rotary_attention(
-        qkv, batch.positions, cos_sin, batch.cache, batch.slots, *batch.tables, **heads, **norms, **options
-    )
+    actual = kernels.rotary_attention(qkv, tokens, batch.cache, batch.sequences, heads, scoring)
     row = {"batch": batch_name, "head_dim": head_dim, "heads": f"{q_heads}/{kv_heads}", "block_size": block_size, **variant}
     row |= {"rotates": rotates, **{name: str(value) for name, value in (turn or {}).items()}}
     _check(report, actual, expected, dtype, kernel="rotary_attention", **row)
-    _check(report, batch.finite_cache, expected_cache.float().nan_to_num(), dtype, kernel="kv cache", **row)
+    _check(report, batch.finite_cache, finite, dtype, kernel="kv cache", **row)
     torch.cuda.synchronize()
-    again = kernels.paged_attention(q.to(dtype), batch.cache, *batch.tables, **options)
+    again = kernels.paged_attention(q.to(dtype), batch.cache, batch.sequences, scoring)
     _check(report, again, expected, dtype, kernel="paged_attention", **row)
 
 
@@ -212,19 +207,16 @@ def _check_eight_bits(
     batch = paged_batch(*BATCHES[batch_name], kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=torch.float32)
     parts = [quantize(part, scale, kept_as) for part, scale in zip(batch.cache.unbind(1), scales, strict=True)]
     cache = torch.stack([part.view(torch.uint8) for part in parts], dim=1).view(kept_as)
-    qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=torch.bfloat16)
-    cos_sin, norm = random(batch.max_seq_len, head_dim), random(head_dim, dtype=torch.bfloat16)
-    heads: dict[str, Any] = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, "q_norm": norm, "k_norm": norm}
-    options = {"scale": head_dim**-0.5, **batch.sizes, "kv_scales": scales, **variant}
-    if "sinks" in variant:
-        options["sinks"] = random(q_heads) * 2
+    norm, tokens = random(head_dim, dtype=torch.bfloat16), batch.tokens(random(batch.max_seq_len, head_dim))
+    heads = kernels.Heads(q_heads, kv_heads, head_dim, norm, norm)
+    scoring = kernels.Scoring(head_dim**-0.5, **variant | ({"sinks": random(q_heads) * 2} if "sinks" in variant else {}))
+    qkv = random(batch.num_tokens, heads.width, dtype=torch.bfloat16)
     expected_cache = cache.clone()
-    q = kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, batch.slots, **heads, kv_scales=scales)
-    tables = batch.block_tables.clamp(max=cache.shape[0] - 1), batch.seq_lens, batch.query_start
+    q = attention.rotary_write(qkv.clone(), tokens, expected_cache, heads, kv_scales=scales)
     clean = expected_cache.float().nan_to_num().to(kept_as)
-    expected = attention.paged_attention(q.float(), clean, *tables, **options)
+    expected = attention.paged_attention(q.float(), clean, batch.reference_sequences, scoring, kv_scales=scales)
     torch.cuda.synchronize()
-    actual = kernels.rotary_attention(qkv, batch.positions, cos_sin, cache, batch.slots, *batch.tables, **heads, **options)
+    actual = kernels.rotary_attention(qkv, tokens, cache, batch.sequences, heads, scoring, kv_scales=scales)
     row = {"batch": batch_name, "head_dim": head_dim, "heads": f"{q_heads}/{kv_heads}", "kv": str(kept_as)[6:], **variant}
     _check(report, actual, expected, torch.bfloat16, kernel="rotary_attention", **row)
     _check(report, cache.float().nan_to_num(), clean.float(), torch.bfloat16, kernel="kv cache", **row)

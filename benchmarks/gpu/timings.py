@@ -51,6 +51,22 @@ def microseconds(work: Callable[[int], object], calls: int, repeats: int = 20) -
     return times[len(times) // 2] * 1000 / calls
 
 
+def decode_batch(rows: int, context: int, *, max_blocks: int) -> tuple[kernels.StepTokens, kernels.StepSequences]:
+    """A decode step of sequences with the same context, whose blocks lie anywhere."""
+    blocks = -(-context // BLOCK_SIZE)
+    tables = torch.randperm(rows * blocks, dtype=torch.int32, device="cuda").view(rows, blocks)
+    seq_lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
+    slots = tables[:, -1].long() * BLOCK_SIZE + (context - 1) % BLOCK_SIZE
+    longest = max_blocks * BLOCK_SIZE
+    return (
+        kernels.StepTokens(seq_lens.long() - 1, random(longest, HEAD_DIM), slots),
+        kernels.StepSequences(
+            torch.nn.functional.pad(tables, (0, max_blocks - blocks)), seq_lens,
+            torch.arange(rows + 1, dtype=torch.int32, device="cuda"), num_decodes=rows, max_seq_len=longest,
+        ),
+    )  # fmt: skip
+
+
 class TimedLayers:
     """The layers of a model at one batch size, every sequence with the same context."""
 
@@ -62,18 +78,12 @@ class TimedLayers:
         sizes = ((width + 2 * KV_HEADS * HEAD_DIM, hidden), (hidden, width), (2 * inner, hidden), (hidden, inner))
         self.weights = [[random(*size, dtype=BF16) / size[1] ** 0.5 for size in sizes] for _ in range(self.layers)]
         self.head = random(VOCAB, hidden, dtype=BF16) / hidden**0.5
-        self.norm, self.head_norm = random(hidden, dtype=BF16), random(HEAD_DIM, dtype=BF16)
+        self.norm, self.head_norms = random(hidden, dtype=BF16), [random(HEAD_DIM, dtype=BF16)] * 2
         self.x, self.attended = random(rows, hidden, dtype=BF16), random(rows, width, dtype=BF16)
         blocks = -(-context // BLOCK_SIZE)
+        self.tokens, self.sequences = decode_batch(rows, context, max_blocks=256)
         cache = (rows * blocks + 1, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
         self.caches = [random(*cache, dtype=BF16) for _ in range(self.layers)]
-        tables = torch.randperm(rows * blocks, dtype=torch.int32, device="cuda").view(rows, blocks)
-        self.tables = torch.nn.functional.pad(tables, (0, 256 - blocks))
-        self.seq_lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
-        self.positions = self.seq_lens.long() - 1
-        self.slots = tables[:, -1].long() * BLOCK_SIZE + (context - 1) % BLOCK_SIZE
-        self.query_start = torch.arange(rows + 1, dtype=torch.int32, device="cuda")
-        self.cos_sin = random(4096, HEAD_DIM)
         self.shared = Shared()
 
     @property
@@ -81,25 +91,8 @@ class TimedLayers:
         return self.rows * self.context * 2 * KV_HEADS * HEAD_DIM * 2
 
     def attend(self, qkv: Tensor, layer: int) -> Tensor:
-        out = kernels.rotary_attention(
-            qkv,
-            self.positions,
-            self.cos_sin,
-            self.caches[layer],
-            self.slots,
-            self.tables,
-            self.seq_lens,
-            self.query_start,
-            q_heads=self.q_heads,
-            kv_heads=KV_HEADS,
-            head_dim=HEAD_DIM,
-            q_norm=self.head_norm,
-            k_norm=self.head_norm,
-            scale=HEAD_DIM**-0.5,
-            num_decodes=self.rows,
-            max_seq_len=4096,
-            shared=self.shared,
-        )
+        heads, scoring = kernels.Heads(self.q_heads, KV_HEADS, HEAD_DIM, *self.head_norms), kernels.Scoring(HEAD_DIM**-0.5)
+        out = kernels.rotary_attention(qkv, self.tokens, self.caches[layer], self.sequences, heads, scoring, shared=self.shared)
         return out.flatten(1)
 
     def run(self, _: int = 0, *, attention: bool = True) -> Tensor:
@@ -122,38 +115,16 @@ class TimedAttention:
         self.kv_bytes = rows * context * 2 * KV_HEADS * HEAD_DIM * kept_as.itemsize
         # Together larger than what the L2 cache holds, and than what is in flight.
         self.caches = [random(*size, dtype=BF16).to(kept_as) for _ in range(max(1, min(28, 400_000_000 // self.kv_bytes + 1)))]
-        tables = torch.randperm(rows * blocks, dtype=torch.int32, device="cuda").view(rows, blocks)
-        self.tables = torch.nn.functional.pad(tables, (0, 2048 - blocks))
-        self.seq_lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
-        self.positions = self.seq_lens.long() - 1
-        self.slots = tables[:, -1].long() * BLOCK_SIZE + (context - 1) % BLOCK_SIZE
-        self.query_start = torch.arange(rows + 1, dtype=torch.int32, device="cuda")
+        self.tokens, self.sequences = decode_batch(rows, context, max_blocks=2048)
         self.qkv = random(rows, (self.q_heads + 2 * KV_HEADS) * HEAD_DIM, dtype=BF16)
-        self.cos_sin, self.norm = random(32768, HEAD_DIM), random(HEAD_DIM, dtype=BF16)
+        self.norms = [random(HEAD_DIM, dtype=BF16)] * 2
         self.shared = Shared()
 
     def attend(self, layer: int) -> None:
         if layer == 0:
             self.shared = Shared()
-        kernels.rotary_attention(
-            self.qkv,
-            self.positions,
-            self.cos_sin,
-            self.caches[layer],
-            self.slots,
-            self.tables,
-            self.seq_lens,
-            self.query_start,
-            q_heads=self.q_heads,
-            kv_heads=KV_HEADS,
-            head_dim=HEAD_DIM,
-            q_norm=self.norm,
-            k_norm=self.norm,
-            scale=HEAD_DIM**-0.5,
-            num_decodes=self.rows,
-            max_seq_len=32768,
-            shared=self.shared,
-        )
+        heads, scoring = kernels.Heads(self.q_heads, KV_HEADS, HEAD_DIM, *self.norms), kernels.Scoring(HEAD_DIM**-0.5)
+        kernels.rotary_attention(self.qkv, self.tokens, self.caches[layer], self.sequences, heads, scoring, shared=self.shared)
 
 
 def time_caches(report: SuiteReport, name: str) -> None:

@@ -21,9 +21,9 @@ from streamserve_kernels.dispatch.rows import accept_drafts, apply_row_deltas, g
 from streamserve_kernels.dispatch.sampling import sample, token_logprobs
 from streamserve_kernels.peers.slots import PeerSlots, clear_slots, slot_bytes
 from streamserve_kernels.reference.activations import CLAMPED_SILU_ALPHA, CLAMPED_SILU_LIMIT, Activation
+from streamserve_kernels.reference.attention.arguments import Heads, QueryScaling, Scoring, StepSequences, StepTokens
 from streamserve_kernels.reference.attention.kv_format import KvScales
 from streamserve_kernels.reference.attention.kv_format import is_eight_bit as is_eight_bit_cache
-from streamserve_kernels.reference.attention.kv_write import QueryScaling
 from streamserve_kernels.reference.attention.shared import Shared
 from streamserve_kernels.reference.experts import Routes, RoutingRule
 from streamserve_kernels.reference.projections.blocked import block_weight, blocked_linear, blocked_linear_residual, can_block
@@ -86,6 +86,7 @@ __all__ = [
     "Fp8Weight",
     "GatheredInputs",
     "GroupedWeight",
+    "Heads",
     "Int4Weight",
     "KvScales",
     "LinearWeight",
@@ -102,7 +103,10 @@ __all__ = [
     "RowTables",
     "SampledTokens",
     "SamplingTensors",
+    "Scoring",
     "Shared",
+    "StepSequences",
+    "StepTokens",
     "Target",
     "TokenMasks",
     "accept_drafts",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from streamserve_kernels import Shared
+from streamserve_kernels import Shared, StepSequences, StepTokens
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,11 @@ class StepInputs:
     num_decodes: int
     max_seq_len: int
     shared: Shared = field(default_factory=Shared)
+
+    def tokens(self, layer: int, cos_sin: Tensor | None) -> StepTokens:
+        """For the attention of a layer that rotates by `cos_sin`, [positions, rot_dim]."""
+        return StepTokens(self.positions, cos_sin, self.slot_mapping[layer])
+
+    def sequences(self, layer: int) -> StepSequences:
+        """For the attention of a layer."""
+        return StepSequences(self.block_tables[layer], self.seq_lens, self.query_start, self.num_decodes, self.max_seq_len)

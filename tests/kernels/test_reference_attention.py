@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from streamserve_kernels import Scoring, StepSequences
 from streamserve_kernels.reference.attention import paged_attention
 from streamserve_kernels.reference.attention.kv_format import EIGHT_BIT_DTYPES, KvScales, quantize
 
@@ -55,31 +57,17 @@ class Batch:
                 self.kv_cache[block, 0, :, : part.stop - part.start] = keys[part].transpose(0, 1)
                 self.kv_cache[block, 1, :, : part.stop - part.start] = values[part].transpose(0, 1)
 
-    def attend(
-        self,
-        *,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-        kv_scales: KvScales | None = None,
-        num_decodes: int | None = None,
-    ) -> Tensor:
+    def attend(self, *, kv_scales: KvScales | None = None, num_decodes: int | None = None, **scoring: Any) -> Tensor:
         queries = [queries for _, queries in self.shapes]
         leading = next((index for index, count in enumerate(queries) if count > 1), len(queries))
-        return paged_attention(
-            self.q,
-            self.kv_cache,
+        sequences = StepSequences(
             self.block_tables,
             torch.tensor([length for length, _ in self.shapes], dtype=torch.int32),
             torch.tensor([0, *queries]).cumsum(0).int(),
-            scale=HEAD_DIM**-0.5,
-            window=window,
-            softcap=softcap,
-            sinks=sinks,
-            kv_scales=kv_scales,
             num_decodes=leading if num_decodes is None else num_decodes,
             max_seq_len=max(length for length, _ in self.shapes),
         )
+        return paged_attention(self.q, self.kv_cache, sequences, Scoring(HEAD_DIM**-0.5, **scoring), kv_scales=kv_scales)
 
     def round(self, kept_as: torch.dtype, scales: KvScales) -> None:
         """Keep the numbers as 8-bit floats."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from streamserve_kernels.reference.attention import kv_write
-from streamserve_kernels.reference.attention.kv_write import QueryScaling, rotary_write, write_kv
+from streamserve_kernels.reference.attention.arguments import Heads, QueryScaling, StepTokens
+from streamserve_kernels.reference.attention.kv_write import rotary_write, write_kv
 
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 2, 16, 16
 SLOTS = torch.tensor([35, 3, 64, 17, 18])
@@ -21,8 +22,8 @@ def write(cos_sin: Tensor | None, slots: Tensor = SLOTS, **norms: Any) -> tuple[
     """(projection, queries returned, cache) with a cache full of sevens."""
     qkv = torch.randn(5, (Q_HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=torch.Generator().manual_seed(1))
     kv_cache = torch.full((6, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM), 7.0)
-    heads = {"q_heads": Q_HEADS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
-    q = rotary_write(qkv.clone(), POSITIONS, cos_sin, kv_cache, slots, **heads, **norms, eps=1e-5)
+    heads = Heads(Q_HEADS, KV_HEADS, HEAD_DIM, **norms, eps=1e-5)
+    q = rotary_write(qkv.clone(), StepTokens(POSITIONS, cos_sin, slots), kv_cache, heads)
     return qkv.view(5, -1, HEAD_DIM), q, kv_cache
 
 

@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from streamserve_kernels import Heads, QueryScaling, Scoring
 from streamserve_kernels.reference import attention as reference
-from streamserve_kernels.reference.attention import kv_write as reference_kv_write
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, PagedBatch, paged_batch, random, relative_error, triton_area
 
 attention = triton_area("attention")
-kv_write = triton_area("attention.kv_write")
 
-SCALING = reference_kv_write.QueryScaling(0.5, 16)
+SCALING = QueryScaling(0.5, 16)
 SHAPES = [
     pytest.param(16, 4, 2, 16, id="grouped"),
     pytest.param(16, 3, 1, 32, id="one-kv-head"),
@@ -46,12 +44,9 @@ def test_a_mixed_batch_agrees_with_the_reference(
 ) -> None:
     batch = mixed(kv_heads, head_dim, block_size, dtype)
     q = random(batch.num_tokens, q_heads, head_dim, dtype=dtype)
-    options = {"scale": head_dim**-0.5, **variant, **batch.sizes}
-    if "sinks" in variant:
-        options["sinks"] = random(q_heads) * 2
-    actual = attention.paged_attention(q, batch.cache, *batch.tables, **options)
-    tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
-    expected = reference.paged_attention(q.float(), batch.finite_cache, *tables, **options)
+    scoring = Scoring(head_dim**-0.5, **variant | ({"sinks": random(q_heads) * 2} if "sinks" in variant else {}))
+    actual = attention.paged_attention(q, batch.cache, batch.sequences, scoring)
+    expected = reference.paged_attention(q.float(), batch.finite_cache, batch.reference_sequences, scoring)
     assert relative_error(actual, expected) < LIMITS[dtype]
 
 
@@ -89,19 +84,16 @@ def test_other_pairs_norms_after_the_rotation_and_scaled_queries_agree_with_the_
 def assert_agrees_with_the_reference(batch: PagedBatch, q_heads: int, rot_dim: str | None, normed: bool, **turn: Any) -> None:
     kv_heads, head_dim, dtype = batch.cache.shape[2], batch.cache.shape[4], batch.cache.dtype
     width = {"all": head_dim, "half": head_dim // 2, None: None}[rot_dim]
-    heads = heads_of(q_heads, kv_heads, head_dim, dtype, normed) | turn
-    qkv = random(batch.num_tokens, (q_heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    heads = heads_of(q_heads, kv_heads, head_dim, dtype, normed)._replace(**turn)
+    qkv = random(batch.num_tokens, heads.width, dtype=dtype)
     cos_sin = None if width is None else random(batch.max_seq_len, width)
     expected_cache = batch.cache.clone()
-    q = reference_kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, batch.slots, **heads)
-    tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
-    options = {"scale": head_dim**-0.5, **batch.sizes}
-    expected = reference.paged_attention(q.float(), expected_cache.float().nan_to_num(), *tables, **options)
+    tokens, scoring = batch.tokens(cos_sin), Scoring(head_dim**-0.5)
+    q = reference.rotary_write(qkv.clone(), tokens, expected_cache, heads)
+    expected = reference.paged_attention(q.float(), expected_cache.float().nan_to_num(), batch.reference_sequences, scoring)
 
     settle()
-    actual = attention.rotary_attention(
-        qkv, batch.positions, cos_sin, batch.cache, batch.slots, *batch.tables, **heads, **options
-    )
+    actual = attention.rotary_attention(qkv, tokens, batch.cache, batch.sequences, heads, scoring)
     assert relative_error(actual, expected) < LIMITS[dtype]
     assert torch.equal(batch.cache.isnan(), expected_cache.isnan())
     assert relative_error(batch.finite_cache, expected_cache.float().nan_to_num()) < LIMITS[dtype]
@@ -114,12 +106,12 @@ def test_padding_is_written_nowhere(rot_dim: int | None, dtype: torch.dtype) -> 
     heads = heads_of(4, 2, 16, dtype, normed=True)
     qkv = random(8, 8 * 16, dtype=dtype)
     cos_sin = None if rot_dim is None else random(20, rot_dim)
-    slots = batch.slots.clone()
-    slots[3] = -1
+    tokens = batch.tokens(cos_sin)
+    tokens.slots[3] = -1
     expected_cache, cache = batch.cache.clone(), batch.cache.clone()
-    expected = reference_kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, slots, **heads)
+    expected = reference.rotary_write(qkv.clone(), tokens, expected_cache, heads)
     settle()
-    actual = kv_write.rotary_write(qkv, batch.positions, cos_sin, cache, slots, **heads)
+    actual = attention.rotary_write(qkv, tokens, cache, heads)
     assert relative_error(actual, expected) < LIMITS[dtype]
     assert relative_error(cache.float().nan_to_num(), expected_cache.float().nan_to_num()) < LIMITS[dtype]
 
@@ -134,7 +126,7 @@ def test_blocks_that_left_the_window_may_be_anybodys(window: int) -> None:
         stale[row, : first // 16] = torch.randint(0, cache.shape[0], (first // 16,), dtype=torch.int32)
     assert not torch.equal(stale, batch.block_tables)
     outputs = [
-        attention.paged_attention(q, cache, tables, batch.seq_lens, batch.query_start, scale=0.25, window=window, **batch.sizes)
+        attention.paged_attention(q, cache, batch.sequences._replace(block_tables=tables), Scoring(0.25, window))
         for tables in (stale, batch.block_tables)
     ]
     assert torch.equal(*outputs)
@@ -143,7 +135,7 @@ def test_blocks_that_left_the_window_may_be_anybodys(window: int) -> None:
 def test_parts_are_added_up_the_same_way_every_time() -> None:
     batch = paged_batch([700, 300], [1, 1], kv_heads=1, head_dim=16, block_size=16, dtype=torch.float32)
     q = random(2, 2, 16)
-    runs = [attention.paged_attention(q, batch.cache, *batch.tables, scale=0.25, **batch.sizes) for _ in range(3)]
+    runs = [attention.paged_attention(q, batch.cache, batch.sequences, Scoring(0.25)) for _ in range(3)]
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[0], runs[2])
 
@@ -151,17 +143,16 @@ def test_parts_are_added_up_the_same_way_every_time() -> None:
 def test_a_padded_sequence_of_no_tokens_gives_zeros() -> None:
     batch = paged_batch([40, 1], [1, 1], kv_heads=1, head_dim=16, block_size=16, dtype=torch.float32)
     lens = torch.tensor([40, 0], dtype=torch.int32, device=DEVICE)
-    out = attention.paged_attention(
-        random(2, 2, 16), batch.cache, batch.block_tables, lens, batch.query_start, scale=0.25, **batch.sizes
-    )
+    padded = batch.sequences._replace(seq_lens=lens)
+    out = attention.paged_attention(random(2, 2, 16), batch.cache, padded, Scoring(0.25))
     assert torch.equal(out[1], torch.zeros_like(out[1]))
 
 
-def heads_of(q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, normed: bool) -> dict[str, Any]:
-    norms: dict[str, Tensor] = {}
-    if normed:
-        norms = {"q_norm": random(head_dim, dtype=dtype), "k_norm": random(head_dim, dtype=dtype)}
-    return {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, **norms}
+def heads_of(q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, normed: bool) -> Heads:
+    heads = Heads(q_heads, kv_heads, head_dim)
+    if not normed:
+        return heads
+    return heads._replace(q_norm=random(head_dim, dtype=dtype), k_norm=random(head_dim, dtype=dtype))
 
 
 def settle() -> None:

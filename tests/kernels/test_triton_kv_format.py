@@ -9,14 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamserve_kernels import KvScales
+from streamserve_kernels import Heads, KvScales, Scoring, StepTokens
 from streamserve_kernels.reference import attention as reference
 from streamserve_kernels.reference.attention import kv_format as format_reference
-from streamserve_kernels.reference.attention import kv_write as reference_kv_write
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, PagedBatch, paged_batch, random, relative_error, triton_area
 
 attention = triton_area("attention")
-kv_write = triton_area("attention.kv_write")
 
 FORMATS = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in format_reference.EIGHT_BIT_DTYPES]
 SCALES = KvScales(0.037, 1.3)
@@ -48,12 +46,9 @@ def test_attention_over_eight_bits_agrees_with_the_reference(
     plain = paged_batch([150, 30, 1, 40, 50], [1, 1, 1, 9, 50], kv_heads=2, head_dim=24, block_size=16, dtype=torch.float32)
     batch = eight_bits(plain, kept_as)
     q = random(batch.num_tokens, 4, 24, dtype=dtype)
-    options = {"scale": 0.3, "kv_scales": SCALES, **variant, **batch.sizes}
-    if "sinks" in variant:
-        options["sinks"] = random(4) * 2
-    actual = attention.paged_attention(q, batch.cache, *batch.tables, **options)
-    tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
-    expected = reference.paged_attention(q.float(), clean(batch.cache), *tables, **options)
+    scoring = Scoring(0.3, **variant | ({"sinks": random(4) * 2} if "sinks" in variant else {}))
+    actual = attention.paged_attention(q, batch.cache, batch.sequences, scoring, kv_scales=SCALES)
+    expected = reference.paged_attention(q.float(), clean(batch.cache), batch.reference_sequences, scoring, kv_scales=SCALES)
     assert relative_error(actual, expected) < LIMITS[dtype]
 
 
@@ -66,22 +61,16 @@ def test_what_is_written_is_what_the_reference_writes_and_what_is_attended_to(
 ) -> None:
     plain = paged_batch([150, 1, 24, 18], [1, 1, 3, 18], kv_heads=2, head_dim=16, block_size=block_size, dtype=torch.float32)
     batch = eight_bits(plain, kept_as)
-    heads: dict[str, Any] = {"q_heads": 4, "kv_heads": 2, "head_dim": 16, "kv_scales": SCALES}
-    heads |= {"q_norm": random(16, dtype=dtype), "k_norm": random(16, dtype=dtype)}
-    qkv, cos_sin = random(batch.num_tokens, 8 * 16, dtype=dtype), random(batch.max_seq_len, rot_dim)
-    slots = batch.slots.clone()
-    slots[3] = -1
+    heads, scoring = Heads(4, 2, 16, random(16, dtype=dtype), random(16, dtype=dtype)), Scoring(0.25)
+    qkv, tokens = random(batch.num_tokens, heads.width, dtype=dtype), batch.tokens(random(batch.max_seq_len, rot_dim))
+    tokens.slots[3] = -1
     expected_cache = batch.cache.clone()
-    q = reference_kv_write.rotary_write(qkv.clone(), batch.positions, cos_sin, expected_cache, slots, **heads)
-    tables = batch.block_tables.clamp(max=batch.cache.shape[0] - 1), batch.seq_lens, batch.query_start
-    options = {"scale": 0.25, "kv_scales": SCALES, **batch.sizes}
-    expected = reference.paged_attention(q.float(), clean(expected_cache), *tables, **options)
+    q = reference.rotary_write(qkv.clone(), tokens, expected_cache, heads, kv_scales=SCALES)
+    expected = reference.paged_attention(q.float(), clean(expected_cache), batch.reference_sequences, scoring, kv_scales=SCALES)
 
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    actual = attention.rotary_attention(
-        qkv, batch.positions, cos_sin, batch.cache, slots, *batch.tables, **heads, scale=0.25, **batch.sizes
-    )
+    actual = attention.rotary_attention(qkv, tokens, batch.cache, batch.sequences, heads, scoring, kv_scales=SCALES)
     assert relative_error(actual, expected) < max(LIMITS[dtype], 1e-2)
     # A key may be another number where sums in another order lead to the other side of a tie.
     differing = (bytes_of(batch.cache) != bytes_of(expected_cache)).float().mean()
@@ -101,6 +90,6 @@ def test_every_number_is_rounded_as_torch_rounds_it(kept_as: torch.dtype) -> Non
     expected = format_reference.quantize(x, 1.0, kept_as)
     qkv = torch.cat([torch.zeros_like(x), x, x], dim=1)
     slots = torch.arange(len(x), device=DEVICE) * 16
-    kv_write.rotary_write(qkv, slots, None, cache, slots, q_heads=1, kv_heads=1, head_dim=16)
+    attention.rotary_write(qkv, StepTokens(slots, None, slots), cache, Heads(1, 1, 16))
     for written in (cache[:, 0, 0, 0], cache[:, 1, 0, 0]):
         assert torch.equal(written.float().nan_to_num(nan=1e9), expected.float().nan_to_num(nan=1e9))

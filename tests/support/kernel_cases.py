@@ -12,6 +12,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from streamserve_kernels import StepSequences, StepTokens
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 # bf16 is silently wrong in the interpreter.
@@ -64,12 +66,16 @@ class PagedBatch:
         return self.positions.shape[0]
 
     @property
-    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.block_tables, self.seq_lens, self.query_start
+    def sequences(self) -> StepSequences:
+        return StepSequences(self.block_tables, self.seq_lens, self.query_start, self.num_decodes, self.max_seq_len)
 
     @property
-    def sizes(self) -> dict[str, int]:
-        return {"num_decodes": self.num_decodes, "max_seq_len": self.max_seq_len}
+    def reference_sequences(self) -> StepSequences:
+        """The same for the reference, which reads all entries of a table."""
+        return self.sequences._replace(block_tables=self.block_tables.clamp(max=self.cache.shape[0] - 1))
+
+    def tokens(self, cos_sin: Tensor | None) -> StepTokens:
+        return StepTokens(self.positions, cos_sin, self.slots)
 
 
 def paged_batch(

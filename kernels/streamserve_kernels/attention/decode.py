@@ -16,7 +16,6 @@ from triton.language.extra import cuda
 
 from streamserve_kernels.attention.decode_schedule import RECORD, DecodeSchedule
 from streamserve_kernels.attention.kv_format import in_words, kv_format, round_to_bytes, widen_bytes, widen_words
-from streamserve_kernels.attention.kv_write import Rotation
 from streamserve_kernels.attention.tiles import (
     angles,
     attention_dtype,
@@ -29,27 +28,23 @@ from streamserve_kernels.attention.tiles import (
     scaled,
 )
 from streamserve_kernels.launch import MAX_ARRIVALS, arrivals, dependent_launch, kernel, multiprocessors, power_of_two
+from streamserve_kernels.reference.attention.arguments import Heads, Scoring, StepTokens
 from streamserve_kernels.reference.attention.kv_format import KvScales, is_eight_bit
 
 _UNROLL = tl.constexpr(4)
 """Splits whose loads are in flight together when they are combined."""
 
 
-ROTATED = (None, None, None, None, None, 0.0, False, False, None)
-"""In place of a `Rotation`, where heads are normed and rotated already."""
+ROTATED = (None, None, None)
+"""In place of the step's tokens, where heads are normed and rotated already."""
 
 
-class AttentionConfig(NamedTuple):
-    """Properties of a layer's attention; sinks [q_heads] fp32, or None; kv_scales of an 8-bit cache, None for 1."""
+class AttentionLayer(NamedTuple):
+    """A layer's attention; `kv_scales` are those of an 8-bit cache, None for 1."""
 
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    window: int | None
-    softcap: float | None
-    sinks: torch.Tensor | None
-    kv_scales: KvScales | None = None
+    heads: Heads
+    scoring: Scoring
+    kv_scales: KvScales | None
 
 
 class DecodeShape(NamedTuple):
@@ -368,32 +363,34 @@ def _decode_kernel(
 
 
 def decode(
-    layer: AttentionConfig,
+    layer: AttentionLayer,
     q: torch.Tensor,
-    rotation: Rotation | None,
+    tokens: StepTokens | None,
     kv_cache: torch.Tensor,
     block_tables: torch.Tensor,
     shape: DecodeShape,
     schedule: DecodeSchedule,
     out: torch.Tensor,
 ) -> None:
-    """Attend from the decode rows, which come first in `q` and `out`; with `rotation`, `q` is the fused projection."""
-    lanes = power_of_two(layer.head_dim, least=32)
-    group = power_of_two(layer.q_heads // layer.kv_heads, least=16)
-    partial = q.new_empty(layer.kv_heads * schedule.programs * group * (lanes + 2), dtype=torch.float32)
-    positions, cos_sin, slots, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = rotation or ROTATED
+    """Attend from the decode rows, which come first in `q` and `out`; with `tokens`, `q` is the fused projection."""
+    q_heads, kv_heads, head_dim, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = layer.heads
+    scale, window, softcap, sinks = layer.scoring
+    positions, cos_sin, slots = tokens or ROTATED
+    lanes = power_of_two(head_dim, least=32)
+    group = power_of_two(q_heads // kv_heads, least=16)
+    partial = q.new_empty(kv_heads * schedule.programs * group * (lanes + 2), dtype=torch.float32)
     beta, length = query_scaling or (None, None)
     cache = kv_format(kv_cache, layer.kv_scales)
     words = in_words(kv_cache)
-    _decode_kernel[(layer.kv_heads, schedule.programs)](
-        q, positions, cos_sin, slots, q_norm, k_norm, layer.sinks,
+    _decode_kernel[(kv_heads, schedule.programs)](
+        q, positions, cos_sin, slots, q_norm, k_norm, sinks,
         words, block_tables, schedule.records, out, partial, arrivals(q.device),
-        layer.scale * cache.key_scale, eps, cache.key_inverse, cache.value_inverse, cache.value_scale,
+        scale * cache.key_scale, eps, cache.key_inverse, cache.value_inverse, cache.value_scale,
         q.stride(0), words.stride(0), block_tables.stride(0), block_tables.shape[1],
         schedule.num_rows,
-        Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
+        Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=kv_cache.shape[3],
         GROUP=group, LANES=lanes, BLOCK_N=shape.tile, PREFETCH=shape.stages == 1,
-        WINDOW=layer.window, SOFTCAP=layer.softcap, ROTATE=rotation is not None, NORM=q_norm is not None,
+        WINDOW=window, SOFTCAP=softcap, ROTATE=tokens is not None, NORM=q_norm is not None,
         NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
         COMPUTE=attention_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name, WIDENS_BY=cache.widens_by, RECORD=RECORD,
         num_warps=shape.warps, num_stages=shape.stages,
@@ -402,17 +399,18 @@ def decode(
 
 
 def decode_shape(
-    layer: AttentionConfig, dtype: torch.dtype, cache: torch.Tensor, num_rows: int, max_seq_len: int
+    layer: AttentionLayer, dtype: torch.dtype, cache: torch.Tensor, num_rows: int, max_seq_len: int
 ) -> DecodeShape:
     """Choose the launch for `num_rows` rows of this dtype over `cache`, on its device."""
-    reach = max_seq_len if layer.window is None else min(max_seq_len, layer.window + 64)
-    pairs, programs = num_rows * layer.kv_heads, 2 * multiprocessors(cache.device)
-    wide = dtype.itemsize == 4 or layer.head_dim > 128
+    kv_heads, window = layer.heads.kv_heads, layer.scoring.window
+    reach = max_seq_len if window is None else min(max_seq_len, window + 64)
+    pairs, programs = num_rows * kv_heads, 2 * multiprocessors(cache.device)
+    wide = dtype.itemsize == 4 or layer.heads.head_dim > 128
     if pairs > 3 * programs:
         # Many rows: long ones are split so that no program finishes long after the others.
-        shape = DecodeShape(64, 8 * programs // layer.kv_heads, 512, 4, 2)
+        shape = DecodeShape(64, 8 * programs // kv_heads, 512, 4, 2)
     elif pairs > programs:
-        shape = DecodeShape(64, programs // layer.kv_heads, 128, 4, 2)
+        shape = DecodeShape(64, programs // kv_heads, 128, 4, 2)
     elif 2 * pairs > programs:
         # One wave of programs holds all rows: only rows twice as long as the others are worth combining.
         shape = DecodeShape(64, num_rows // 2, 128, 4, 1)

@@ -5,8 +5,6 @@ The specification is `reference/attention/kv_write.py`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -15,26 +13,8 @@ from triton.language.extra import cuda
 from streamserve_kernels.attention.kv_format import in_bytes, kv_format, round_to_bytes
 from streamserve_kernels.attention.tiles import pair_dims, query_factor
 from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
+from streamserve_kernels.reference.attention.arguments import Heads, StepTokens
 from streamserve_kernels.reference.attention.kv_format import KvScales
-from streamserve_kernels.reference.attention.kv_write import QueryScaling
-
-
-class Rotation(NamedTuple):
-    """Arguments of `rotary_write` about a step's tokens, and what becomes of their heads."""
-
-    positions: torch.Tensor
-    cos_sin: torch.Tensor | None
-    slots: torch.Tensor
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    eps: float
-    norm_rotated: bool
-    interleaved: bool
-    query_scaling: QueryScaling | None
-
-    def after(self, num_tokens: int) -> Rotation:
-        """Of the tokens that follow the first ones."""
-        return self._replace(positions=self.positions[num_tokens:], slots=self.slots[num_tokens:])
 
 
 @triton.jit
@@ -145,56 +125,30 @@ def _rotary_write_kernel(
 
 
 def rotary_write(
-    qkv: torch.Tensor,
-    positions: torch.Tensor,
-    cos_sin: torch.Tensor | None,
-    kv_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    *,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    q_norm: torch.Tensor | None = None,
-    k_norm: torch.Tensor | None = None,
-    eps: float = 1e-6,
-    norm_rotated: bool = False,
-    interleaved: bool = False,
-    query_scaling: QueryScaling | None = None,
-    kv_scales: KvScales | None = None,
+    qkv: torch.Tensor, tokens: StepTokens, kv_cache: torch.Tensor, heads: Heads, *, kv_scales: KvScales | None = None
 ) -> torch.Tensor:
     """`reference.attention.kv_write.rotary_write`; each block of `kv_cache` is contiguous, `qkv` may have any row stride."""
-    q = qkv.new_empty(qkv.shape[0], q_heads, head_dim)
-    rotation = Rotation(positions, cos_sin, slot_mapping, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling)
-    _launch(qkv, rotation, kv_cache, kv_scales, q, q_heads, kv_heads, head_dim)
+    q = qkv.new_empty(qkv.shape[0], heads.q_heads, heads.head_dim)
+    _launch(qkv, tokens, kv_cache, heads, kv_scales, q)
     return q
 
 
-def write_kv(
-    qkv: torch.Tensor,
-    rotation: Rotation,
-    kv_cache: torch.Tensor,
-    kv_scales: KvScales | None,
-    *,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-) -> None:
+def write_kv(qkv: torch.Tensor, tokens: StepTokens, kv_cache: torch.Tensor, heads: Heads, kv_scales: KvScales | None) -> None:
     """`rotary_write` of keys and values only, without queries."""
-    _launch(qkv, rotation, kv_cache, kv_scales, None, q_heads, kv_heads, head_dim)
+    _launch(qkv, tokens, kv_cache, heads, kv_scales, None)
 
 
 def _launch(
     qkv: torch.Tensor,
-    rotation: Rotation,
+    tokens: StepTokens,
     kv_cache: torch.Tensor,
+    layer: Heads,
     kv_scales: KvScales | None,
     q: torch.Tensor | None,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
 ) -> None:
     """q  where queries go; without it they are left out"""
-    positions, cos_sin, slots, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = rotation
+    positions, cos_sin, slots = tokens
+    q_heads, kv_heads, head_dim, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = layer
     rot_dim = head_dim if cos_sin is None else cos_sin.shape[-1]
     beta, length = query_scaling or (None, None)
     first = 0 if q is not None else q_heads

@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.attention.decode import ROTATED, AttentionConfig
+from streamserve_kernels.attention.decode import ROTATED, AttentionLayer
 from streamserve_kernels.attention.kv_format import in_bytes, kv_format, widen_bytes
-from streamserve_kernels.attention.kv_write import Rotation
 from streamserve_kernels.attention.prefill_schedule import make_tiles
 from streamserve_kernels.attention.tiles import attention_dtype, block_ids, narrowed, pair_dims, query_factor, scaled
 from streamserve_kernels.launch import dependent_launch, kernel, multiprocessors, power_of_two
+from streamserve_kernels.reference.attention.arguments import StepSequences, StepTokens
 from streamserve_kernels.reference.attention.shared import Shared
 
 
@@ -224,27 +224,27 @@ def _prefill_kernel(
 
 
 def prefill(
-    layer: AttentionConfig,
+    layer: AttentionLayer,
     q: torch.Tensor,
-    rotation: Rotation | None,
+    tokens: StepTokens | None,
     kv_cache: torch.Tensor,
-    block_tables: torch.Tensor,
-    seq_lens: torch.Tensor,
-    query_start: torch.Tensor,
+    sequences: StepSequences,
     out: torch.Tensor,
-    first_sequence: int,
     shared: Shared,
 ) -> None:
-    """Attend from the queries of the sequences from `first_sequence` on; each one before has one token.
+    """Attend from the queries of the sequences that follow the decode rows.
 
-    q       [tokens, q_heads * head_dim], or with `rotation` the fused projection
+    q       [tokens, q_heads * head_dim], or with `tokens` the fused projection
     shared  the step's: its layers use the same list of tiles
     """
-    lanes = power_of_two(layer.head_dim, least=16)
-    heads_per_group = layer.q_heads // layer.kv_heads
+    q_heads, kv_heads, head_dim, q_norm, _, eps, norm_rotated, interleaved, query_scaling = layer.heads
+    scale, window, softcap, sinks = layer.scoring
+    block_tables, seq_lens, query_start, first_sequence, _ = sequences
+    lanes = power_of_two(head_dim, least=16)
+    heads_per_group = q_heads // kv_heads
     num_tokens = q.shape[0] - first_sequence
     block_m, block_n, warps, stages, registers = prefill_shape(layer, q.dtype, q.device, num_tokens)
-    _, cos_sin, _, q_norm, _, eps, norm_rotated, interleaved, query_scaling = rotation or ROTATED
+    _, cos_sin, _ = tokens or ROTATED
     beta, length = query_scaling or (None, None)
     tiles = shared.get(
         ("prefill tiles", heads_per_group, block_m),
@@ -257,26 +257,26 @@ def prefill(
         ),
     )
     cache = kv_format(kv_cache, layer.kv_scales)
-    _prefill_kernel[(tiles.shape[0], layer.kv_heads)](
-        q, cos_sin, q_norm, layer.sinks, in_bytes(kv_cache), block_tables, seq_lens, query_start, tiles, out,
-        layer.scale * cache.key_scale, eps, cache.value_scale, q.stride(0), kv_cache.stride(0), block_tables.stride(0),
-        Q_HEADS=layer.q_heads, KV_HEADS=layer.kv_heads, HEAD_DIM=layer.head_dim, BLOCK_SIZE=kv_cache.shape[3],
-        LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=rotation is not None, NORM=q_norm is not None,
+    _prefill_kernel[(tiles.shape[0], kv_heads)](
+        q, cos_sin, q_norm, sinks, in_bytes(kv_cache), block_tables, seq_lens, query_start, tiles, out,
+        scale * cache.key_scale, eps, cache.value_scale, q.stride(0), kv_cache.stride(0), block_tables.stride(0),
+        Q_HEADS=q_heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=kv_cache.shape[3],
+        LANES=lanes, BLOCK_M=block_m, BLOCK_N=block_n, ROTATE=tokens is not None, NORM=q_norm is not None,
         NORM_ROTATED=norm_rotated, INTERLEAVED=interleaved, QUERY_BETA=beta, QUERY_LENGTH=length,
-        WINDOW=layer.window, SOFTCAP=layer.softcap, COMPUTE=attention_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name,
+        WINDOW=window, SOFTCAP=softcap, COMPUTE=attention_dtype(q.dtype, kv_cache.dtype), FORMAT=cache.name,
         WIDENS_BY=cache.widens_by, num_warps=warps, num_stages=stages, maxnreg=registers, **dependent_launch(q.device),
     )  # fmt: skip
 
 
 def prefill_shape(
-    layer: AttentionConfig, dtype: torch.dtype, device: torch.device, num_tokens: int
+    layer: AttentionLayer, dtype: torch.dtype, device: torch.device, num_tokens: int
 ) -> tuple[int, int, int, int, int | None]:
     """Choose BLOCK_M, BLOCK_N, warps, pipeline stages, and the most registers of a thread, for `num_tokens` queries."""
     if dtype == torch.float32:
         return 32, 32, 4, 1, None
-    if layer.head_dim > 128:
+    if layer.heads.head_dim > 128:
         return 64, 32, 4, 2, None
-    if 2 * -(-num_tokens * layer.q_heads // 128) <= 3 * multiprocessors(device):
+    if 2 * -(-num_tokens * layer.heads.q_heads // 128) <= 3 * multiprocessors(device):
         return 64, 64, 4, 2, None
     # With 128 registers two programs share a multiprocessor, and one multiplies while the other exponentiates.
     return 128, 64, 8, 2, 128

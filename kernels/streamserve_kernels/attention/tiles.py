@@ -60,7 +60,7 @@ def partner_of(lanes, HEAD_DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
 
 @triton.jit
 def query_factor(positions, BETA: tl.constexpr, LENGTH: tl.constexpr):
-    """`reference.attention.kv_write.QueryScaling.factors`"""
+    """`QueryScaling.factors`"""
     return 1.0 + BETA * tl.log((1 + positions // LENGTH).to(tl.float32))
 
 

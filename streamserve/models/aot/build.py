@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,17 +36,13 @@ def this_build() -> Build:
 
 
 def digest(folders: list[Path]) -> str:
-    """Changes with the name or the text of any Python file in the folders."""
+    """Changes with the name or the text of any Python file below the folders."""
     total = hashlib.sha256()
-    for file in _files(folders):
-        total.update(f"{file.parent.name}/{file.name}\0".encode())
-        total.update(hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()
-
-
-def _files(folders: list[Path]) -> Iterator[Path]:
     for folder in folders:
-        yield from sorted(folder.glob("*.py"))
+        for file in sorted(folder.rglob("*.py")):
+            total.update(f"{file.relative_to(folder.parent).as_posix()}\0".encode())
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def _instructions() -> str:

@@ -88,19 +88,7 @@ class _CompiledLayer:
         layer = self._attention.layer
         arguments = (hidden, kv_cache, self._step_rotations(inputs), inputs.slot_mapping[layer])
         q = self._kernels.before(arguments, self._tensors)
-        attended = paged_attention(
-            q,
-            kv_cache,
-            inputs.block_tables[layer],
-            inputs.seq_lens,
-            inputs.query_start,
-            scale=self._attention.scale,
-            window=self._attention.window,
-            softcap=self._attention.softcap,
-            num_decodes=inputs.num_decodes,
-            max_seq_len=inputs.max_seq_len,
-            shared=inputs.shared,
-        )
+        attended = paged_attention(q, kv_cache, inputs.sequences(layer), self._attention.scoring(), shared=inputs.shared)
         return self._kernels.after((hidden, attended.flatten(1)), self._tensors)
 
     def _step_rotations(self, inputs: StepInputs) -> Tensor:

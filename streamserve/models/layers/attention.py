@@ -15,7 +15,7 @@ from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.weights.destination import Destination, Region, Stored, copied
 from streamserve.models.weights.kv_scales import kv_scales_of
 from streamserve.models.weights.placement import Placement
-from streamserve_kernels import head_squares, norm_all_heads_, rotary_attention
+from streamserve_kernels import Heads, Scoring, head_squares, norm_all_heads_, rotary_attention
 
 
 class Attention(nn.Module):
@@ -51,32 +51,32 @@ class Attention(nn.Module):
         """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads * head_dim]; writes keys and values."""
         attended = rotary_attention(
             qkv,
-            inputs.positions,
-            cos_sin,
+            inputs.tokens(self.layer, cos_sin),
             kv_cache,
-            inputs.slot_mapping[self.layer],
-            inputs.block_tables[self.layer],
-            inputs.seq_lens,
-            inputs.query_start,
-            q_heads=self.q_heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            q_norm=self.q_norm.weight if self.q_norm is not None else None,
-            k_norm=self.k_norm.weight if self.k_norm is not None else None,
-            eps=self.eps,
-            norm_rotated=self.norm_rotated,
-            interleaved=self.interleaved,
-            query_scaling=self.query_scaling,
-            scale=self.scale,
-            window=self.window,
-            softcap=self.softcap,
-            sinks=self.sinks.weight if self.sinks is not None else None,
+            inputs.sequences(self.layer),
+            self._heads(),
+            self.scoring(),
             kv_scales=self.kv_scales.scales if self.kv_scales is not None else None,
-            num_decodes=inputs.num_decodes,
-            max_seq_len=inputs.max_seq_len,
             shared=inputs.shared,
         )
         return attended.flatten(1)
+
+    def scoring(self) -> Scoring:
+        """How this rank's queries score its keys."""
+        return Scoring(self.scale, self.window, self.softcap, self.sinks.weight if self.sinks is not None else None)
+
+    def _heads(self) -> Heads:
+        return Heads(
+            self.q_heads,
+            self.kv_heads,
+            self.head_dim,
+            self.q_norm.weight if self.q_norm is not None else None,
+            self.k_norm.weight if self.k_norm is not None else None,
+            self.eps,
+            self.norm_rotated,
+            self.interleaved,
+            self.query_scaling,
+        )
 
 
 class Sinks(Stored):

@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from streamserve.models.inputs import StepInputs
 from streamserve.models.weights.kv_scales import LayerKvScales
-from streamserve_kernels import rotary_attention
+from streamserve_kernels import Heads, Scoring, StepTokens, rotary_attention
 
 NAME = "streamserve"
 STEP = "streamserve_step"
@@ -101,13 +101,13 @@ class PagedLayer:
             qkv,
             self.step(options),
             None,
-            q_heads=query.shape[1],
-            kv_heads=key.shape[1],
-            head_dim=head_dim,
-            scale=scale_of(query, options),
-            window=options.get("sliding_window") or None,
-            softcap=options.get("softcap") or None,
-            sinks=None if sinks is None else sinks.float(),
+            Heads(query.shape[1], key.shape[1], head_dim),
+            Scoring(
+                scale_of(query, options),
+                options.get("sliding_window") or None,
+                options.get("softcap") or None,
+                None if sinks is None else sinks.float(),
+            ),
         )
         return attended[None, ..., :value_dim].to(query.dtype)
 
@@ -117,29 +117,23 @@ class PagedLayer:
         assert step is not None
         return step
 
-    def attend(self, qkv: Tensor, step: PagedStep, angles: Tensor | None, **heads: Any) -> Tensor:
+    def attend(self, qkv: Tensor, step: PagedStep, angles: Tensor | None, heads: Heads, scoring: Scoring) -> Tensor:
         """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads, head_dim]; writes keys and values.
 
         angles  [tokens, rot_dim] fp32, cosines then sines of each token's position; None rotates nothing
-        heads   keyword arguments of `rotary_attention`: what they are, and how they attend
         """
         inputs, cache = step.inputs, step.kv_caches[self._layer]
         # Angles are looked up by token, not by position: the rotation has been to the table already.
         places = inputs.positions if angles is None else inputs.shared.get("tokens", lambda: _count(inputs.positions))
         return rotary_attention(
             qkv.to(self._dtype),
-            places,
-            angles,
+            StepTokens(places, angles, inputs.slot_mapping[self._layer]),
             cache,
-            inputs.slot_mapping[self._layer],
-            inputs.block_tables[self._layer],
-            inputs.seq_lens,
-            inputs.query_start,
-            num_decodes=inputs.num_decodes,
-            max_seq_len=inputs.max_seq_len,
+            inputs.sequences(self._layer),
+            heads,
+            scoring,
             kv_scales=None if self._kv_scales is None else self._kv_scales.scales,
             shared=inputs.shared,
-            **heads,
         )
 
 

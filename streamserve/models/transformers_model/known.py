@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from streamserve.models.transformers_model.attention_function import Attending, bind, bound
 from streamserve.models.transformers_model.classes import as_untyped
-from streamserve_kernels import Activation, gated_activation, rms_norm, rotary_write
+from streamserve_kernels import Activation, Heads, StepTokens, gated_activation, rms_norm, rotary_write
 
 T = TypeVar("T")
 
@@ -224,12 +224,11 @@ def _attends_alike(
         q_norm, k_norm = (as_untyped(norm).weight + norms[type(norm)] for norm in head_norms)
         weights = {"q_norm": q_norm, "k_norm": k_norm, "eps": eps_of(head_norms[0])}
     made = torch.cat([linear(x) for linear in qkv], dim=-1)
-    if made.shape[1] != (query.shape[1] + 2 * kv_heads) * head_dim:
+    angles = None if rotation is None else angles_of(*rotation)
+    heads = Heads(query.shape[1], kv_heads, head_dim, **weights)
+    if made.shape[1] != heads.width:
         return False
-    q = rotary_write(
-        made, tokens, None if rotation is None else angles_of(*rotation), cache, tokens,
-        q_heads=query.shape[1], kv_heads=kv_heads, head_dim=head_dim, **weights,
-    )  # fmt: skip
+    q = rotary_write(made, StepTokens(tokens, angles, tokens), cache, heads)
     alike = _close(q, query[0].transpose(0, 1)) and _close(cache[0, 0], key[0]) and _close(cache[0, 1], value[0])
     return alike and isinstance(call.result, tuple) and _close(output(attended[0].flatten(1)), call.result[0][0])
 

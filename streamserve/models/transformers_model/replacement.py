@@ -24,7 +24,7 @@ from streamserve.models.transformers_model.known import (
 )
 from streamserve.models.transformers_model.survey import AttentionCall
 from streamserve.models.weights.placement import Placement
-from streamserve_kernels import Activation, gated_activation
+from streamserve_kernels import Activation, Heads, Scoring, gated_activation
 
 
 class WeightWanted(Exception):
@@ -86,14 +86,8 @@ class BatchAttention(nn.Module):
         self._layer = layer
         self.qkv, self.output = qkv, output
         self.q_norm, self.k_norm = (None, None) if norms is None else norms
-        self._heads: dict[str, Any] = {
-            "q_heads": call.q_heads,
-            "kv_heads": call.kv_heads,
-            "head_dim": call.key_size,
-            "scale": call.scale,
-            "window": call.window,
-            "softcap": call.softcap,
-        }
+        self._heads = Heads(call.q_heads, call.kv_heads, call.key_size)
+        self._scoring = Scoring(call.scale, call.window, call.softcap)
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None = None, **options: Any
@@ -112,10 +106,10 @@ class BatchAttention(nn.Module):
     def attended(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, options: dict[str, Any]) -> Tensor:
         """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads * head_dim]"""
         step = self._layer.step(options)
-        norms: dict[str, Any] = {}
+        heads = self._heads
         if self.q_norm is not None and self.k_norm is not None:
-            norms = {"q_norm": self.q_norm.weight, "k_norm": self.k_norm.weight, "eps": self.q_norm.eps}
-        return self._layer.attend(qkv, step, _angles(step, rotation), **self._heads, **norms).flatten(1)
+            heads = heads._replace(q_norm=self.q_norm.weight, k_norm=self.k_norm.weight, eps=self.q_norm.eps)
+        return self._layer.attend(qkv, step, _angles(step, rotation), heads, self._scoring).flatten(1)
 
 
 class BatchLayer(nn.Module):

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamserve_kernels.reference.attention.kv_format import UNSCALED, KvScales, bytes_of, is_eight_bit, widened
-from streamserve_kernels.reference.attention.kv_write import QueryScaling, rotary_write
+from streamserve_kernels.reference.attention.arguments import Heads, Scoring, StepSequences, StepTokens
+from streamserve_kernels.reference.attention.kv_format import KvScales, bytes_of, is_eight_bit, widened
+from streamserve_kernels.reference.attention.kv_write import rotary_write
 from streamserve_kernels.reference.attention.shared import Shared
 
 QUERY_CHUNK = 128
@@ -32,145 +33,67 @@ PADDING_FLOOR = 256
 
 def rotary_attention(
     qkv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor | None,
+    tokens: StepTokens,
     kv_cache: Tensor,
-    slot_mapping: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_start: Tensor,
+    sequences: StepSequences,
+    heads: Heads,
+    scoring: Scoring,
     *,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 1e-6,
-    norm_rotated: bool = False,
-    interleaved: bool = False,
-    query_scaling: QueryScaling | None = None,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
     kv_scales: KvScales | None = None,
-    num_decodes: int,
-    max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
     """`rotary_write`, then `paged_attention` on its queries: everything between the two projections of attention.
 
     One operation, because a GPU does both for a decode row in one launch. Arguments and result are those of the two.
-
-    shared  the step's; its layers then compute their common indices and masks once
     """
     shared = shared or Shared()
-    q = rotary_write(
-        qkv,
-        positions,
-        cos_sin,
-        kv_cache,
-        slot_mapping,
-        q_heads=q_heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        q_norm=q_norm,
-        k_norm=k_norm,
-        eps=eps,
-        norm_rotated=norm_rotated,
-        interleaved=interleaved,
-        query_scaling=query_scaling,
-        kv_scales=kv_scales,
-        shared=shared,
-    )
-    return paged_attention(
-        q,
-        kv_cache,
-        block_tables,
-        seq_lens,
-        query_start,
-        scale=scale,
-        window=window,
-        softcap=softcap,
-        sinks=sinks,
-        kv_scales=kv_scales,
-        num_decodes=num_decodes,
-        max_seq_len=max_seq_len,
-        shared=shared,
-    )
+    q = rotary_write(qkv, tokens, kv_cache, heads, kv_scales=kv_scales, shared=shared)
+    return paged_attention(q, kv_cache, sequences, scoring, kv_scales=kv_scales, shared=shared)
 
 
 def paged_attention(
     q: Tensor,
     kv_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_start: Tensor,
+    sequences: StepSequences,
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
     kv_scales: KvScales | None = None,
-    num_decodes: int,
-    max_seq_len: int,
     shared: Shared | None = None,
 ) -> Tensor:
     """Causal attention of a mixed batch over a paged KV cache (Kwon et al., 2023).
 
-    q              [tokens, q_heads, head_dim]  bf16|fp16|fp32, rows of all sequences one after another
-    kv_cache       [blocks, 2, kv_heads, block_size, head_dim]  same dtype or 8-bit floats; q_heads is a multiple of kv_heads
-                   every slot holds finite numbers, written or not (a new cache is zeros): what is masked is still multiplied
-    block_tables   [sequences, max_blocks]  int32, entries past a sequence's end may hold anything, those before its window any
-                   block
-    seq_lens       [sequences]      int32, tokens in the cache including this step's
-    query_start    [sequences + 1]  int32, prefix sums of query lengths; a sequence's queries are its last tokens
-    scale          factor of the scores
-    window         a token sees itself and the window - 1 tokens before it (Mistral, Gemma 3); None sees all
-    softcap        scores become softcap * tanh(score / softcap) (Gemma 2)
-    sinks          [q_heads] fp32: a score of each head beside those of the keys, which takes its share of the weights and adds
-                   nothing (attention sinks; gpt-oss, OpenAI, 2025, https://arxiv.org/abs/2508.10925)
-    kv_scales      what the keys and values of an 8-bit cache are multiplied by; None for 1
-    num_decodes    how many leading sequences have exactly one query
-    max_seq_len    the largest of seq_lens, or a bound for it, for choosing launches
-    returns        [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32, scores not coarser than the dtype of q
+    q          [tokens, q_heads, head_dim]  bf16|fp16|fp32, rows of all sequences one after another
+    kv_cache   [blocks, 2, kv_heads, block_size, head_dim]  same dtype or 8-bit floats; q_heads is a multiple of kv_heads
+               every slot holds finite numbers, written or not (a new cache is zeros): what is masked is still multiplied
+    kv_scales  what the keys and values of an 8-bit cache are multiplied by; None for 1
+    shared     the step's; its layers then compute their common indices and masks once
+    returns    [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32, scores not coarser than the dtype of q
     """
     shared = shared or Shared()
-    scales = (kv_scales or UNSCALED) if is_eight_bit(kv_cache.dtype) else UNSCALED
-    attended = _attend_paged(
-        q, kv_cache, block_tables, seq_lens, query_start, num_decodes, scale * scales.key, window, softcap, sinks, shared
-    )
-    return attended if scales.value == 1.0 else attended.mul_(scales.value)
+    if not is_eight_bit(kv_cache.dtype) or kv_scales is None:
+        return _attend_paged(q, kv_cache, sequences, scoring, shared)
+    scaled = scoring._replace(scale=scoring.scale * kv_scales.key)
+    attended = _attend_paged(q, kv_cache, sequences, scaled, shared)
+    return attended if kv_scales.value == 1.0 else attended.mul_(kv_scales.value)
 
 
-def _attend_paged(
-    q: Tensor,
-    kv_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_start: Tensor,
-    num_decodes: int,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    shared: Shared,
-) -> Tensor:
+def _attend_paged(q: Tensor, kv_cache: Tensor, sequences: StepSequences, scoring: Scoring, shared: Shared) -> Tensor:
     """`paged_attention` over the cache's numbers as they are."""
+    block_tables, seq_lens, query_start, num_decodes, _ = sequences
     lengths = shared.get("lengths", seq_lens.tolist)
     groups = shared.get(("groups", id(block_tables)), lambda: _group(lengths[:num_decodes], block_tables, seq_lens))
     if len(groups) == 1 and num_decodes == len(lengths):
-        return _decode(q, kv_cache, groups[0], scale, window, softcap, sinks, shared)
+        return _decode(q, kv_cache, groups[0], scoring, shared)
     out = torch.empty_like(q)
     for group in groups:
         rows = list(group.sequences)
-        out[rows] = _decode(q[rows], kv_cache, group, scale, window, softcap, sinks, shared)
+        out[rows] = _decode(q[rows], kv_cache, group, scoring, shared)
     starts = shared.get("starts", query_start.tolist)
     for sequence in range(num_decodes, len(lengths)):
         length, span = lengths[sequence], slice(starts[sequence], starts[sequence + 1])
         key, table = ("head blocks", id(block_tables), sequence), block_tables[sequence : sequence + 1]
         keys, values = _gather(kv_cache, q.dtype, table, length, key, shared)
-        out[span] = _prefill(q[span], keys[..., :length, :], values[..., :length, :], scale, window, softcap, sinks, shared)
+        out[span] = _prefill(q[span], keys[..., :length, :], values[..., :length, :], scoring, shared)
     return out
 
 
@@ -198,17 +121,9 @@ def similar_lengths(lengths: list[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _decode(
-    q: Tensor,
-    kv_cache: Tensor,
-    group: _Group,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    shared: Shared,
-) -> Tensor:
+def _decode(q: Tensor, kv_cache: Tensor, group: _Group, scoring: Scoring, shared: Shared) -> Tensor:
     """One query per sequence, [sequences, q_heads, head_dim]; heads that share keys are a head's queries."""
+    scale, window, softcap, sinks = scoring
     num_sequences, _, head_dim = q.shape
     longest = group.longest
     key = ("head blocks", id(group.block_tables))
@@ -253,17 +168,9 @@ def _multiply(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: floa
     return torch.bmm(torch.softmax(scores, dim=-1), values)
 
 
-def _prefill(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    shared: Shared,
-) -> Tensor:
+def _prefill(q: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, shared: Shared) -> Tensor:
     """The last tokens of one sequence, [queries, q_heads, head_dim]; a chunk of queries reads only the keys that it sees."""
+    scale, window, softcap, sinks = scoring
     seq_len, num_queries = keys.shape[2], q.shape[0]
     is_plain = softcap is None and sinks is None
     by_query = None if sinks is None else sinks.unsqueeze(1)

@@ -6,11 +6,10 @@ The slot of a token is block * block_size + offset.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from streamserve_kernels.reference.attention.arguments import Heads, StepTokens
 from streamserve_kernels.reference.attention.kv_format import UNSCALED, KvScales, bytes_of, is_eight_bit, quantize
 from streamserve_kernels.reference.attention.rotation import exchanged, rotate_, whole_head_angles
 from streamserve_kernels.reference.attention.shared import Shared
@@ -18,20 +17,6 @@ from streamserve_kernels.reference.norms import rms_norm
 
 WHOLE_HEAD_TOKENS = 32
 """Up to this many tokens whole heads are rotated at once: half the calls of rotating by halves, but more memory."""
-
-
-class QueryScaling(NamedTuple):
-    """Queries grow with their position: times 1 + beta * log(1 + floor(position / length)), after the rotation.
-
-    Scalable-Softmax (Nakanishi, 2025, https://arxiv.org/abs/2501.19399), in steps of `length` tokens.
-    """
-
-    beta: float
-    length: int
-
-    def factors(self, positions: Tensor) -> Tensor:
-        """Of queries at these positions, [tokens] fp32."""
-        return 1 + self.beta * torch.log1p((positions // self.length).float())
 
 
 def write_kv(
@@ -76,53 +61,38 @@ def _cache_rows(slots: Tensor, heads: int, block_size: int) -> tuple[Tensor | No
 
 def rotary_write(
     qkv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor | None,
+    tokens: StepTokens,
     kv_cache: Tensor,
-    slot_mapping: Tensor,
+    heads: Heads,
     *,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 1e-6,
-    norm_rotated: bool = False,
-    interleaved: bool = False,
-    query_scaling: QueryScaling | None = None,
     kv_scales: KvScales | None = None,
     shared: Shared | None = None,
 ) -> Tensor:
     """Split the fused projection, norm and rotate queries and keys, write keys and values to their slots; return the queries.
 
-    qkv             [tokens, (q_heads + 2 * kv_heads) * head_dim]  bf16|fp16|fp32, contiguous; overwritten
-    positions       [tokens]              int64
-    cos_sin         [positions, rot_dim]  fp32, cosines then sines; None for layers without rotary embeddings
-    kv_cache        [blocks, 2, kv_heads, block_size, head_dim]  dtype of qkv or 8-bit floats, changed in place
-    slot_mapping    [tokens]              int64; a negative slot is padding and written nowhere
-    q_norm, k_norm  [head_dim]            RMS norm of every query and key head before the rotation, with `eps` (Qwen3, Gemma 3)
-    norm_rotated    the norm follows the rotation instead (HunYuan)
-    interleaved     the rotation pairs neighbouring dimensions instead of halves (RoFormer's order; GLM, ERNIE 4.5)
-    query_scaling   of the queries, last (Ministral 3)
-    kv_scales       of an 8-bit cache; None for 1
-    shared          the step's
-    returns         [tokens, q_heads, head_dim]  dtype of qkv; may be a view of qkv
+    qkv        [tokens, (q_heads + 2 * kv_heads) * head_dim]  bf16|fp16|fp32, contiguous; overwritten
+    kv_cache   [blocks, 2, kv_heads, block_size, head_dim]  dtype of qkv or 8-bit floats, changed in place
+    kv_scales  of an 8-bit cache; None for 1
+    shared     the step's
+    returns    [tokens, q_heads, head_dim]  dtype of qkv; may be a view of qkv
 
     What norm and rotation give is rounded to the dtype of qkv each time; an 8-bit cache rounds it once more.
     """
-    heads = qkv.view(-1, q_heads + 2 * kv_heads, head_dim)
-    queries, keys = heads[:, :q_heads], heads[:, q_heads : q_heads + kv_heads]
+    q_heads, kv_heads, head_dim, q_norm, k_norm, eps, norm_rotated, interleaved, query_scaling = heads
+    positions, cos_sin, slots = tokens
+    split = qkv.view(-1, q_heads + 2 * kv_heads, head_dim)
+    queries, keys = split[:, :q_heads], split[:, q_heads : q_heads + kv_heads]
     shared = shared or Shared()
     if norm_rotated and cos_sin is not None:
-        _rotate(heads[:, : q_heads + kv_heads], positions, cos_sin, interleaved, shared)
+        _rotate(split[:, : q_heads + kv_heads], positions, cos_sin, interleaved, shared)
     if q_norm is not None and k_norm is not None:
         queries.copy_(rms_norm(queries, q_norm, eps))
         keys.copy_(rms_norm(keys, k_norm, eps))
     if not norm_rotated and cos_sin is not None:
-        _rotate(heads[:, : q_heads + kv_heads], positions, cos_sin, interleaved, shared)
+        _rotate(split[:, : q_heads + kv_heads], positions, cos_sin, interleaved, shared)
     if query_scaling is not None:
         queries.mul_(shared.get(query_scaling, lambda: query_scaling.factors(positions)).view(-1, 1, 1))
-    write_kv(heads[:, q_heads:].view(-1, 2, kv_heads, head_dim), kv_cache, slot_mapping, shared, scales=kv_scales)
+    write_kv(split[:, q_heads:].view(-1, 2, kv_heads, head_dim), kv_cache, slots, shared, scales=kv_scales)
     return queries
 
 
