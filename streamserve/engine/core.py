@@ -124,6 +124,11 @@ class EngineCore:
         self._sinks.update((spec.sequence_id, sink) for spec in specs)
         self._wakeup.set()
 
+    def unprogressed(self) -> set[str]:
+        """The sequences that are not paused, and of which this engine has generated no token."""
+        sequences = self._started[1].registry.sequences.values()
+        return {sequence.sequence_id for sequence in sequences if not (sequence.has_progressed or sequence.is_paused)}
+
     def refuse(self, fingerprints: list[bytes]) -> None:
         """Admit no sequences of these requests for some minutes: they were given up since engines ended under them."""
         self._given_up.add(fingerprints)

@@ -1,7 +1,8 @@
 """Continues sequences in an engine that did not begin them: at once, but for suspects, of which one may end the engine.
 
 Runs on the API worker's event loop, in tasks of its own. Suspects are continued once all others have a token, one by one and
-then more at a time, to find the one that ends engines. Does not know where the sequences come from.
+then more at a time, to find the one that ends engines, which has those of one API worker at a time. Does not know where the
+sequences come from.
 """
 
 from __future__ import annotations
@@ -107,8 +108,9 @@ class Resumption:
             await self._connection.drained()
             if stream.sequence_id not in self._streams:
                 return
+            state = stream.resume_state
             try:
-                await self._connection.open([stream.resume_state.hand_over(is_alone=is_alone)])
+                await self._connection.open([state.hand_over(is_alone=is_alone)], are_suspects=state.is_suspect)
             except QueueFull as full:
                 await asyncio.sleep(min(full.retry_after_s, 1.0))
             except EngineDead:

@@ -158,6 +158,11 @@ class Sequence:
         return self.row != NO_ROW
 
     @property
+    def has_progressed(self) -> bool:
+        """Whether a token of it has been committed here."""
+        return len(self.token_ids) > self.num_prompt_tokens + len(self.spec.generated_token_ids)
+
+    @property
     def num_in_flight(self) -> int:
         """Tokens sampled on the device and not committed yet; with drafts among them, the most there can be."""
         return self.num_known - len(self.token_ids)

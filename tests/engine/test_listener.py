@@ -323,3 +323,101 @@ async def test_a_caller_that_leaves_while_the_connection_is_full_leaves_nothing(
         assert core.stats().num_requests_waiting + core.stats().num_requests_running == 1
         stream.close()
         await remote.stop()
+
+
+async def test_while_one_worker_tries_a_suspect_no_other_worker_has_one_begin_but_what_had_tokens_goes_on(
+    serving: Serving, address: str, make_spec: MakeSpec
+) -> None:
+    executor = ScriptedExecutor(gated=True)
+    suspect, new, other_suspect, resumed = make_spec(), make_spec(), make_spec(), make_spec(generated_token_ids=[7])
+    async with serving(executor):
+        one, other = await Worker.connect(address), await Worker.connect(address)
+        async with one.stream, other.stream:
+            await one.send(frames.OpenSequences(1, pack([suspect]), True))
+            assert await one.answer(1)
+            await other.send(
+                frames.OpenSequences(1, pack([new])),
+                frames.OpenSequences(2, pack([other_suspect]), True),
+                frames.OpenSequences(3, pack([resumed])),
+            )
+            assert await other.answer(3)
+            assert not {1, 2} & other.answered
+            executor.open_gate()
+            assert await other.answer(1)
+            assert await other.answer(2)
+
+
+async def test_a_suspect_begins_once_whatever_has_begun_before_it_has_a_token(
+    serving: Serving, address: str, make_spec: MakeSpec
+) -> None:
+    executor = ScriptedExecutor(gated=True)
+    async with serving(executor):
+        one, other = await Worker.connect(address), await Worker.connect(address)
+        async with one.stream, other.stream:
+            await other.send(frames.OpenSequences(1, pack([make_spec()])))
+            assert await other.answer(1)
+            await one.send(frames.OpenSequences(1, pack([make_spec()]), True), frames.ReadStats(2))
+            assert await one.answer(2)
+            await other.send(frames.OpenSequences(2, pack([make_spec()])), frames.ReadStats(3))
+            assert await other.answer(3)
+            await one.send(frames.ReadStats(3))
+            assert await one.answer(3)
+            assert (one.answered, other.answered) == ({2, 3}, {1, 3})
+            executor.open_gate()
+            assert await one.answer(1)
+            assert await other.answer(2)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "disconnected"])
+async def test_a_suspect_that_is_given_up_before_its_turn_is_answered_and_nobody_waits_for_it(
+    serving: Serving, address: str, make_spec: MakeSpec, how: str
+) -> None:
+    suspect = make_spec()
+    async with serving(ScriptedExecutor(gated=True)):
+        first, one, other = [await Worker.connect(address) for _ in range(3)]
+        async with first.stream, one.stream, other.stream:
+            # Has no token for as long as the gate is closed.
+            await first.send(frames.OpenSequences(1, pack([make_spec()])))
+            assert await first.answer(1)
+            await one.send(frames.OpenSequences(1, pack([suspect]), True), frames.ReadStats(2))
+            assert await one.answer(2)
+            await other.send(frames.OpenSequences(1, pack([make_spec()])), frames.ReadStats(2))
+            assert await other.answer(2)
+            assert not (one.answered | other.answered) & {1}
+            if how == "cancelled":
+                await one.send(frames.AbortSequence(suspect.sequence_id, None))
+                assert not await one.answer(1)
+            else:
+                await one.stream.aclose()
+            assert await other.answer(1)
+
+
+class Worker:
+    """One end of the engine socket that sends commands as they are.
+
+    answered  numbers of the calls that have been answered
+    """
+
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        self.stream = stream
+        self.answered: set[int] = set()
+        self._replies = replies_of(stream)
+
+    @classmethod
+    async def connect(cls, address: str) -> Worker:
+        return cls(await anyio.connect_unix(address))
+
+    async def send(self, *commands: frames.Command) -> None:
+        await self.stream.send(b"".join(encode(command) for command in commands))
+
+    async def answer(self, call: int) -> bool:
+        """Wait for the answer of a call, which is not a refusal."""
+        if call in self.answered:
+            return True
+        with anyio.fail_after(20):
+            async for reply in self._replies:
+                if isinstance(reply, frames.Opened | frames.Stats | frames.Refused):
+                    self.answered.add(reply.call)
+                    if reply.call == call:
+                        return not isinstance(reply, frames.Refused)
+        raise AssertionError("the engine has hung up")

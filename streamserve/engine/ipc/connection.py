@@ -72,8 +72,10 @@ class EngineConnection:
         if self._link is not None:
             await self._link.drained()
 
-    async def open(self, specs: list[SequenceSpec]) -> None:
+    async def open(self, specs: list[SequenceSpec], *, are_suspects: bool = False) -> None:
         """Have sequences admitted, all or none; raises the refusal.
+
+        are_suspects  as in `OpenSequences`
 
         The message is sent before the first await. Call it once `drained`: more than a bounded amount is never queued.
         """
@@ -83,7 +85,7 @@ class EngineConnection:
                 "prompt",
                 f"the request has {sequences.num_ids} tokens in all its prompts and lists; at most {self._limits.message_ids}",
             )
-        await self._call(lambda number: frames.OpenSequences(number, sequences))
+        await self._call(lambda number: frames.OpenSequences(number, sequences, are_suspects))
 
     async def stats(self) -> EngineStats:
         """The engine's own snapshot."""

@@ -10,10 +10,14 @@ from streamserve.types import EngineInfo, EngineStats, ErrorInfo, TokenDelta
 
 
 class OpenSequences(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Admit sequences, all or none; the reply is `Opened` or `Refused` with the same call number."""
+    """Admit sequences, all or none; the reply is `Opened` or `Refused` with the same call number.
+
+    are_suspects  an engine has ended before it had a token of them: to be begun while no other sequence does
+    """
 
     call: int
     sequences: PackedSequences
+    are_suspects: bool = False
 
 
 class AbortSequence(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Coroutine
+from typing import Any
 
 import anyio
 
@@ -18,7 +20,8 @@ from streamserve.engine.error_info import describe
 from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.link import Link, LinkLimits
 from streamserve.engine.ipc.packing import PackedSequences
-from streamserve.errors import StreamserveError
+from streamserve.engine.ipc.suspect_turns import SuspectTurns
+from streamserve.errors import RequestAborted, StreamserveError
 from streamserve.scheduling.constraint import Constraint
 from streamserve.types import EngineInfo, SequenceSpec, TokenDelta
 
@@ -34,6 +37,7 @@ class Listener:
     def __init__(self, core: EngineCore, limits: LinkLimits | None = None) -> None:
         self._core = core
         self._limits = limits or LinkLimits()
+        self._turns = SuspectTurns(core.unprogressed)
         self._workers: set[WorkerConnection] = set()
         self._status: frames.Ready | frames.Failed | None = None
         self._server: asyncio.Server | None = None
@@ -72,7 +76,7 @@ class Listener:
         self._workers.discard(worker)
 
     def _new_link(self) -> Link[frames.Command]:
-        return WorkerConnection(self._core, self, self._limits).link
+        return WorkerConnection(self._core, self, self._turns, self._limits).link
 
     def _announce(self, status: frames.Ready | frames.Failed) -> None:
         self._status = status
@@ -83,10 +87,12 @@ class Listener:
 class WorkerConnection:
     """The connection of one API worker; a `DeltaSink` for the core."""
 
-    def __init__(self, core: EngineCore, listener: Listener, limits: LinkLimits) -> None:
+    def __init__(self, core: EngineCore, listener: Listener, turns: SuspectTurns, limits: LinkLimits) -> None:
         self._core = core
         self._listener = listener
-        self._compiling: dict[str, asyncio.Task[None]] = {}
+        self._turns = turns
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self.link: Link[frames.Command] = Link(
             frames.command_decoder(),
             limits,
@@ -108,14 +114,14 @@ class WorkerConnection:
 
     def _disconnected(self) -> None:
         self._listener.discard(self)
-        for task in set(self._compiling.values()):
+        for task in self._tasks:
             task.cancel()
         self._core.abort_all(self)
 
     def _execute(self, command: frames.Command) -> None:
         match command:
-            case frames.OpenSequences(call, sequences):
-                self._open(call, sequences)
+            case frames.OpenSequences(call, sequences, are_suspects):
+                self._open(call, sequences, are_suspects=are_suspects)
             case frames.AbortSequence(sequence_id, left_at):
                 self._abort(sequence_id, left_at)
             case frames.PauseSequence(sequence_id):
@@ -129,19 +135,36 @@ class WorkerConnection:
             case frames.RefuseRequests(fingerprints):
                 self._core.refuse(fingerprints)
 
-    def _open(self, call: int, sequences: PackedSequences) -> None:
+    def _open(self, call: int, sequences: PackedSequences, *, are_suspects: bool) -> None:
         try:
             specs = sequences.unpack()
         except IndexError as error:
             self._refuse(call, error)
             return
-        if not are_constrained(specs):
+        if are_suspects:
+            self._begin(call, specs, self._try_suspects(call, specs))
+        elif are_constrained(specs) or not (self._turns.may_begin(self) or _are_resumed(specs)):
+            self._begin(call, specs, self._wait_and_admit(call, specs))
+        else:
             # At once and not in a task: an abort in the same burst of frames must find the sequence.
             self._admit(call, specs, [None] * len(specs))
-            return
-        task = asyncio.create_task(self._compile_and_admit(call, specs))
+
+    def _begin(self, call: int, specs: list[SequenceSpec], work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         for spec in specs:
-            self._compiling[spec.sequence_id] = task
+            self._waiting[spec.sequence_id] = call, task
+
+    async def _try_suspects(self, call: int, specs: list[SequenceSpec]) -> None:
+        async with self._turns.turn(self):
+            await self._compile_and_admit(call, specs)
+            await self._turns.settle(spec.sequence_id for spec in specs)
+
+    async def _wait_and_admit(self, call: int, specs: list[SequenceSpec]) -> None:
+        if not _are_resumed(specs):
+            await self._turns.wait(self)
+        await self._compile_and_admit(call, specs)
 
     async def _compile_and_admit(self, call: int, specs: list[SequenceSpec]) -> None:
         try:
@@ -152,7 +175,7 @@ class WorkerConnection:
             self._admit(call, specs, constraints)
         finally:
             for spec in specs:
-                self._compiling.pop(spec.sequence_id, None)
+                self._waiting.pop(spec.sequence_id, None)
 
     def _admit(self, call: int, specs: list[SequenceSpec], constraints: list[Constraint | None]) -> None:
         try:
@@ -163,11 +186,15 @@ class WorkerConnection:
             self.link.send(frames.Opened(call))
 
     def _abort(self, sequence_id: str, left_at: float | None) -> None:
-        compiling = self._compiling.get(sequence_id)
-        if compiling is not None:
-            compiling.cancel()
-        else:
+        waiting = self._waiting.pop(sequence_id, None)
+        if waiting is None:
             self._core.abort(sequence_id, left_at=left_at)
+            return
+        call, task = waiting
+        if not task.cancelling():
+            # Who resumes suspects waits for the answer before going on.
+            self._refuse(call, RequestAborted("the request was cancelled"))
+        task.cancel()
 
     def _send_stats(self, call: int) -> None:
         try:
@@ -185,3 +212,8 @@ class WorkerConnection:
                 param=error.param if isinstance(error, StreamserveError) else None,
             )
         )
+
+
+def _are_resumed(specs: list[SequenceSpec]) -> bool:
+    """Whether they go on from tokens of another engine, under which they were no suspects."""
+    return all(spec.generated_token_ids for spec in specs)
