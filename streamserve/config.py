@@ -68,6 +68,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     data_parallel_size      engines that each have the whole model, on GPUs of their own
     data_parallel_size_local  how many of them this machine runs: all; None says nothing else
     replica                 which of them an engine is
+    most_step_tokens        that fit a step, if an engine before this one has found out when it ran out of memory
     enable_expert_parallel  ranks hold some experts each, instead of a share of every one
     distributed_executor_backend  "uni" runs the one rank in the engine's process, "mp" starts ranks as processes of this
                             machine, "ray" has Ray place them; None takes "uni" for one rank and "mp" for several
@@ -112,6 +113,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     data_parallel_size: int = 1
     data_parallel_size_local: int | None = None
     replica: int = 0
+    most_step_tokens: int | None = None
     enable_expert_parallel: bool = False
     distributed_executor_backend: ExecutorBackend | None = None
     disable_custom_all_reduce: bool = False

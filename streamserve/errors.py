@@ -14,6 +14,7 @@
     │   └── RateLimited                   429 rate_limit_exceeded        its key has used what it may
     ├── Unavailable                       503 unavailable                loading, draining
     │   └── EngineDead                    503 engine_dead
+    │       └── RankOutOfMemory           ... ...                        as other ranks waited for it in a step
     ├── StreamFailed                      500 stream_failed              a stream that had started ended badly
     │   ├── SlowConsumer                  ... slow_consumer
     │   ├── EndsEngines           ... ends_engines               engines end under it; not to be retried
@@ -160,6 +161,17 @@ class EngineDead(Unavailable):
     """The engine process ended; its streams end with this error."""
 
     code = "engine_dead"
+
+
+class RankOutOfMemory(EngineDead):
+    """A rank ran out of memory in the middle of a step, where others wait for it, so that the engine ends.
+
+    num_tokens  that the step computed
+    """
+
+    def __init__(self, message: str, *, num_tokens: int) -> None:
+        super().__init__(message)
+        self.num_tokens = num_tokens
 
 
 class StreamFailed(StreamserveError):

@@ -56,6 +56,7 @@ class EngineCore:
     config              with `overlap` off each step is committed before the next is planned; the tokens are the same
     compile_constraint  compiles structured outputs off the loop; without it they are refused
     clock               seconds, monotonic
+    cause               what the executor said of its ranks, if the engine died of that
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class EngineCore:
         self._given_up = GivenUp(clock)
         self._refusal: Unavailable | None = Unavailable("the engine is starting: try again in a few seconds")
         self._wakeup = anyio.Event()
+        self._ranks_lost: EngineDead | None = None
+        self.cause: EngineDead | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -88,18 +91,22 @@ class EngineCore:
 
     async def start(self) -> EngineInfo:
         """Load the model and get ready to admit; raises what `Executor.start` raises."""
-        info = await self._executor.start()
+        info = await self._executor.start(self._lose_ranks)
         self._running = (info, Scheduler(scheduler_limits(self._config, info)))
         self._refusal = None
         return info
 
     async def run(self) -> None:
-        """Run the step loop until cancelled; return only after a step has failed. Either way the engine has ended."""
+        """Run the step loop until cancelled; return only after a step has failed or the ranks are lost.
+
+        Either way the engine has ended.
+        """
         try:
             await self._run_steps(self._started[1])
         except EngineDead as error:
             # The executor's verdict on a rank, whose own log has the traceback if there is one.
             logger.error("the engine died: %s", error.message)
+            self.cause = error
             self.end(EngineDead(f"the engine died: {error.message}; restart it"))
         except Exception as error:
             logger.exception("the engine died")
@@ -205,12 +212,19 @@ class EngineCore:
         return None if step is None else InFlight(step, self._executor.submit(step.plan))
 
     async def _wait_for_work(self, scheduler: Scheduler) -> None:
-        """Sleep until a sequence is admitted, resumed or aborted, or its time is up."""
+        """Sleep until a sequence is admitted, resumed or aborted, its time is up, or the ranks are lost, which is raised."""
         self._stats.begin_idle()
         self._wakeup = anyio.Event()
         deadline = scheduler.next_deadline(self._clock())
         with anyio.move_on_after(None if deadline is None else max(0.0, deadline - self._clock())):
-            await self._wakeup.wait()
+            if self._ranks_lost is None:
+                await self._wakeup.wait()
+        if self._ranks_lost is not None:
+            raise self._ranks_lost
+
+    def _lose_ranks(self, reason: EngineDead) -> None:
+        self._ranks_lost = reason
+        self._wakeup.set()
 
     def _publish(self, deltas: list[tuple[str, TokenDelta]]) -> None:
         batches: dict[DeltaSink, list[tuple[str, TokenDelta]]] = {}

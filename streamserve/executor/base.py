@@ -5,8 +5,10 @@ Lives on the engine's event loop. `submit` never blocks: steps run in the order 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+from streamserve.errors import EngineDead
 from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
 
@@ -19,11 +21,22 @@ class StepHandle(Protocol):
         ...
 
 
+OnLost = Callable[[EngineDead], None]
+"""Receives why the ranks of an engine have ended."""
+
+
+def ignore_loss(reason: EngineDead) -> None:
+    """Wait for the next step to fail."""
+
+
 class Executor(Protocol):
     """The ranks of one engine."""
 
-    async def start(self) -> EngineInfo:
-        """Load the model, size the KV cache; raises `ConfigError` when it can't start with these settings."""
+    async def start(self, on_lost: OnLost = ignore_loss) -> EngineInfo:
+        """Load the model, size the KV cache; raises `ConfigError` when it can't start with these settings.
+
+        on_lost  called on this loop when ranks end by themselves, even while they run no step: later ones can only fail
+        """
         ...
 
     def submit(self, plan: Plan) -> StepHandle:

@@ -2,7 +2,7 @@
 
 Runs on the engine's event loop. Every rank gets every plan and keeps the same rows, so all of them sample the same tokens, and
 the first alone sends them back. The group is lost with any of its ranks: they wait for each other in every layer. A rank
-that exits or fails is noticed at once, one that hangs when a step takes longer than `STEP_TIMEOUT_S`.
+that exits or fails is noticed at once, steps or none, one that hangs when a step takes longer than `STEP_TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import socket
 from collections import deque
 from typing import cast
 
-from streamserve.errors import ConfigError, EngineDead
-from streamserve.executor.base import StepHandle
+from streamserve.errors import ConfigError, EngineDead, RankOutOfMemory
+from streamserve.executor.base import OnLost, StepHandle, ignore_loss
 from streamserve.executor.handles import FutureStep, quiet_future
 from streamserve.executor.launchers.base import Launcher
 from streamserve.executor.messages import RankFailed, RankLoaded, RankMessage, StepDone, rank_message_decoder
@@ -39,10 +39,11 @@ class GroupExecutor:
         self._outstanding: deque[asyncio.Future[StepResult]] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
         self._failure: EngineDead | ConfigError | None = None
+        self._on_lost: OnLost = ignore_loss
         self._failed_ranks: set[int] = set()
         self._has_started = False
 
-    async def start(self) -> EngineInfo:
+    async def start(self, on_lost: OnLost = ignore_loss) -> EngineInfo:
         if self._has_started:
             raise RuntimeError("an executor starts once")
         self._has_started = True
@@ -53,6 +54,9 @@ class GroupExecutor:
         except BaseException:
             await self.stop()
             raise
+        if isinstance(self._failure, EngineDead):
+            raise self._failure
+        self._on_lost = on_lost
         return infos[0]
 
     def submit(self, plan: Plan) -> StepHandle:
@@ -72,6 +76,7 @@ class GroupExecutor:
 
     async def stop(self) -> None:
         """End the ranks at once; steps that they still run fail."""
+        self._on_lost = ignore_loss
         self.fail(EngineDead("the engine was stopped"))
         await self._launcher.stop()
 
@@ -90,6 +95,10 @@ class GroupExecutor:
         reason = EngineDead(f"rank {rank} failed: {text}")
         asyncio.get_running_loop().call_later(CAUSE_S, self.fail, reason)
 
+    def rank_out_of_memory(self, rank: int, text: str, num_tokens: int) -> None:
+        """A rank has run out of memory in the middle of a step. The others wait for it in vain: disconnecting ends them."""
+        self.fail(RankOutOfMemory(f"rank {rank} ran out of memory: {text}", num_tokens=num_tokens))
+
     def rank_lost(self, rank: int) -> None:
         """The connection to a rank has been closed."""
         if self._failure is None and rank not in self._failed_ranks:
@@ -107,6 +116,8 @@ class GroupExecutor:
                 future.set_exception(reason)
         for link in self._links:
             link.close(reason)
+        if isinstance(reason, EngineDead):
+            self._on_lost(reason)
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -174,8 +185,10 @@ class _RankLink(asyncio.Protocol):
             case RankLoaded(info):
                 if not self.loaded.done():
                     self.loaded.set_result(info)
-            case RankFailed(text, is_config_error):
+            case RankFailed(text, is_config_error, num_tokens):
                 if is_config_error:
                     self._group.fail(ConfigError(text))
+                elif num_tokens is not None:
+                    self._group.rank_out_of_memory(self._rank, text, num_tokens)
                 else:
                     self._group.rank_failed(self._rank, text)

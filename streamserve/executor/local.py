@@ -18,7 +18,7 @@ import msgspec
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
-from streamserve.executor.base import StepHandle
+from streamserve.executor.base import OnLost, StepHandle, ignore_loss
 from streamserve.executor.handles import FutureStep, quiet_future
 from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
@@ -38,7 +38,8 @@ class LocalExecutor:
         self._checkpoint = checkpoint
         self._rank: _Rank | None = None
 
-    async def start(self) -> EngineInfo:
+    async def start(self, on_lost: OnLost = ignore_loss) -> EngineInfo:
+        """As `Executor.start`; a rank of this process ends in a step if at all, which fails, and so is never lost otherwise."""
         if self._rank is not None:
             raise RuntimeError("an executor starts once")
         self._rank = _Rank(self._config, self._checkpoint, asyncio.get_running_loop())

@@ -53,10 +53,12 @@ class RankFailed(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """The rank can't go on, and exits.
 
     is_config_error  it could not start with these settings; the message says what to change
+    num_tokens       of the step in the middle of which it ran out of memory, if that is why
     """
 
     message: str
     is_config_error: bool
+    num_tokens: int | None = None
 
 
 RankMessage = RankLoaded | StepDone | RankFailed

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from streamserve.errors import ConfigError, EngineDead, StreamserveError
+from streamserve.errors import ConfigError, EngineDead, RankOutOfMemory, StreamserveError
 from streamserve.executor.messages import RankFailed, RankLaunch, RankLoaded, RankMessage, StepDone, plan_decoder
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.process.bytecode import compile_ahead
@@ -89,7 +89,7 @@ class _Rank:
             try:
                 self._launched.put(runner.step(plan))
             except EngineDead as error:
-                # Another rank ended: this one has no fault to show a traceback of.
+                # Another rank ended, or this one has no memory: there is no fault to show a traceback of.
                 logger.error("step %d failed: %s", plan.step, error.message)
                 return self._fail(error)
             except Exception as error:
@@ -148,7 +148,7 @@ class _Rank:
     def _fail(self, error: Exception) -> int:
         is_config_error = isinstance(error, ConfigError)
         message = error.message if isinstance(error, StreamserveError) else f"{type(error).__name__}: {error}"
-        self._send(RankFailed(message, is_config_error))
+        self._send(RankFailed(message, is_config_error, error.num_tokens if isinstance(error, RankOutOfMemory) else None))
         return 1
 
     def _send(self, message: RankMessage) -> None:

@@ -39,19 +39,17 @@ class Pending(Protocol):
 Launch = Callable[[Plan], Pending]
 """Launches a plan's work, or raises `torch.OutOfMemoryError`, in which case no row has a token more."""
 
-LaunchStep = Callable[[Plan, Launch], Pending]
-
-
-def launch_whole(plan: Plan, launch: Launch) -> Pending:
-    """Launch a step in one piece: a rank can't try again what others wait for in the middle of it."""
-    return launch(plan)
-
 
 class StepDivider:
-    """Launches steps whole as long as they fit, and remembers how many tokens do."""
+    """Launches steps whole as long as they fit, and remembers how many tokens do.
 
-    def __init__(self) -> None:
-        self._most_tokens: int | None = None
+    most_tokens  that fit, if that is known: larger steps are not tried
+
+    Ranks whose launches fail alike divide alike.
+    """
+
+    def __init__(self, most_tokens: int | None = None) -> None:
+        self._most_tokens = most_tokens
 
     def launch(self, plan: Plan, launch: Launch) -> Pending:
         """Launch a step, in pieces if need be."""

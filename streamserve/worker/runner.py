@@ -20,7 +20,7 @@ from streamserve.types import EngineInfo
 from streamserve.worker.communication.base import Join, RankGroup, alone
 from streamserve.worker.device.base import Device
 from streamserve.worker.device.select import open_device
-from streamserve.worker.divided_steps import Pending, StepDivider, launch_whole
+from streamserve.worker.divided_steps import Pending, StepDivider
 from streamserve.worker.kv_cache import allocate, count_blocks
 from streamserve.worker.kv_layout import KvLayout, lay_out
 from streamserve.worker.rows.rows import RankLimits, Rows
@@ -37,6 +37,7 @@ from streamserve.worker.startup.resolved_settings import (
 )
 from streamserve.worker.startup.triton_cache import CompileTarget, TritonCache
 from streamserve.worker.step import StepRunner
+from streamserve.worker.step_memory import AgreedMemory, LargestStep, TriedMemory
 from streamserve_kernels import preload
 
 
@@ -106,9 +107,13 @@ class Runner:
             if device.captures:
                 self._load_kernels(device, model, rows, layout, dtype, ranks, phases)
             with phases.measure("kv_cache"):
-                num_blocks = ranks.smallest(_size_cache(config, device, model, rows, layout, max_model_len))
-                launch_step = StepDivider().launch if ranks.world_size == 1 else launch_whole
-                self._steps = StepRunner(device, model, rows, allocate(layout, num_blocks, device), launch_step)
+                most_tokens, most_lines = config.max_num_batched_tokens, config.max_num_seqs
+                num_bytes = measure_activations(device, model, rows, layout, most_tokens, most_lines)
+                num_blocks = ranks.smallest(_size_cache(config, device, layout, max_model_len, num_bytes))
+                largest = LargestStep(most_tokens, most_lines, num_bytes)
+                memory = TriedMemory() if ranks.world_size == 1 else AgreedMemory(device, ranks, largest)
+                divider = StepDivider(config.most_step_tokens)
+                self._steps = StepRunner(device, model, rows, allocate(layout, num_blocks, device), memory, divider)
             if device.captures and not config.enforce_eager:
                 with phases.measure("graphs"):
                     self._steps.capture(config.max_num_batched_tokens)
@@ -167,15 +172,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _size_cache(
-    config: EngineConfig,
-    device: Device,
-    model: CausalModel,
-    rows: Rows,
-    layout: KvLayout,
-    max_model_len: int,
-) -> int:
-    activation_bytes = measure_activations(device, model, rows, layout, config.max_num_batched_tokens, config.max_num_seqs)
+def _size_cache(config: EngineConfig, device: Device, layout: KvLayout, max_model_len: int, activation_bytes: int) -> int:
     memory = device.memory()
     if memory.is_host:
         # Ranks on CPUs take it from each other, those of other engines too.

@@ -18,19 +18,17 @@ from streamserve.fail_points import fail_point
 from streamserve.models.architectures.base import CausalModel
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
 from streamserve.worker.device.base import Device, Event
-from streamserve.worker.divided_steps import LaunchStep, Pending, launch_whole
+from streamserve.worker.divided_steps import Pending, StepDivider
 from streamserve.worker.graphs.decode_graphs import Capture, DecodeGraphs
 from streamserve.worker.graphs.prompt_graphs import MAX_PROMPTS, PromptGraphs
 from streamserve.worker.pooling import PooledVector, PromptPooling
 from streamserve.worker.rows.inputs import StepWork, WorkUploader, gather
 from streamserve.worker.rows.rows import Rows
-from streamserve.worker.sampling.logprobs import PromptLogprobs, download, prompt_logprobs
+from streamserve.worker.sampling.logprobs import POSITIONS_AT_A_TIME, PromptLogprobs, download, prompt_logprobs
 from streamserve.worker.sampling.results import DraftedCounts, HostSample
 from streamserve.worker.sampling.sampler import SamplingUploader
+from streamserve.worker.step_memory import StepMemory, TriedMemory
 from streamserve_kernels import accept_drafts, sample, scatter_sampled
-
-OUT_OF_MEMORY = "out_of_memory"
-"""The fail point of a step that the device lacks the memory for; its size is the tokens computed."""
 
 DEVICE_FAILURE = "device_failure"
 """The fail point of a step after which the device may be in any state."""
@@ -67,10 +65,14 @@ class StepRunner:
         model: CausalModel,
         rows: Rows,
         kv_caches: list[Tensor],
-        launch_step: LaunchStep = launch_whole,
+        memory: StepMemory | None = None,
+        divider: StepDivider | None = None,
     ) -> None:
-        """launch_step  launches a plan's work once its rows are up to date, whole or in pieces"""
-        self._launch_step = launch_step
+        """memory  of steps; by default that of one rank
+        divider  launches a plan's work once its rows are up to date, whole or in pieces; by default whole as long as it fits
+        """
+        self._memory: StepMemory = memory or TriedMemory()
+        self._divider = divider or StepDivider()
         self._device = device
         self._model = model
         self._rows = rows
@@ -103,18 +105,23 @@ class StepRunner:
         """Launch one step; steps run in the order launched."""
         with self._device.stream():
             self._rows.apply(plan)
-            return self._launch_step(plan, self._launch)
+            return self._divider.launch(plan, self._launch)
 
     def _launch(self, plan: Plan) -> PendingStep:
         """Launch the work of a plan that was applied. Allocates nothing once rows have their tokens."""
         fail_point(DEVICE_FAILURE, RuntimeError, "a failure that a test asked for")
-        fail_point(OUT_OF_MEMORY, torch.OutOfMemoryError, size=plan.num_tokens)
+        # What is replayed whole has its memory.
         token_ids = self._graphs.replay_again(plan)
         if token_ids is not None:
             return self._replayed(plan, token_ids)
-        capture = self._graphs.find(plan.work)
-        if capture is not None:
-            return self._replay(plan, capture)
+        capture, is_scored = self._graphs.find(plan.work), bool(self._rows.scored)
+        if capture is not None and not is_scored and not self._sampling.needs_upload(plan.work):
+            return self._replayed(plan, self._graphs.replay(capture, plan.work))
+        num_lines = sum(item.num_sampled for item in plan.work) + is_scored * POSITIONS_AT_A_TIME
+        with self._memory.of_step(plan, num_lines):
+            return self._compute(plan) if capture is None else self._compute_captured(plan, capture)
+
+    def _compute(self, plan: Plan) -> PendingStep:
         work, hidden = self._prompt_graphs.run(plan.work) or self._run(plan.work)
         prompts = self._prompt_logprobs(work.items, hidden)
         pooled = self._pooling.compute(work.items, hidden)
@@ -126,9 +133,8 @@ class StepRunner:
         work = self._work.send(items)
         return work, self._model(gather(self._rows.tables, work, self._rows.limits), self._kv_caches)
 
-    def _replay(self, plan: Plan, capture: Capture) -> PendingStep:
-        if not self._rows.scored and not self._sampling.needs_upload(plan.work):
-            return self._replayed(plan, self._graphs.replay(capture, plan.work))
+    def _compute_captured(self, plan: Plan, capture: Capture) -> PendingStep:
+        """The model is replayed; what rows with special needs are sampled with is not."""
         work, lines = self._graphs.send(capture, plan.work), len(plan.work)
         hidden = capture.forward()[:lines]
         prompts = self._prompt_logprobs(plan.work, hidden)

@@ -18,7 +18,8 @@ from streamserve.engine.ipc.link import LINK_WRITE
 from streamserve.fail_points import arm
 from streamserve.process.error_stream import LOG_WRITE
 from streamserve.process.owned_folder import DISK_WRITE
-from streamserve.worker.step import DEVICE_FAILURE, OUT_OF_MEMORY
+from streamserve.worker.step import DEVICE_FAILURE
+from streamserve.worker.step_memory import OUT_OF_MEMORY
 from tests.chaos.losses import Losses
 from tests.support.serve_process import ServeProcess
 

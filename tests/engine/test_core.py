@@ -229,6 +229,20 @@ async def test_a_failing_step_ends_every_stream_and_admits_no_more(running: Runn
             await engine.stats()
 
 
+async def test_ranks_that_are_lost_while_there_is_no_work_end_the_engine_at_once(running: Running, make_spec: MakeSpec) -> None:
+    executor = ScriptedExecutor()
+    async with running(executor) as engine:
+        [whole] = await read_together(await engine.open([make_spec()]))
+        assert whole.finish_reason == "length"
+        await anyio.wait_all_tasks_blocked()
+        executor.lose(EngineDead("rank 1 was killed by SIGKILL"))
+        await anyio.wait_all_tasks_blocked()
+        [snapshot] = await engine.snapshots()
+        assert snapshot.stats is None
+        with pytest.raises(EngineDead, match="rank 1 was killed"):
+            await engine.open([make_spec()])
+
+
 async def test_an_executor_that_refuses_a_step_is_as_dead(running: Running, make_spec: MakeSpec) -> None:
     executor = ScriptedExecutor()
     async with running(executor) as engine:

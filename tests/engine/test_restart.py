@@ -71,7 +71,7 @@ async def lost(engine: RemoteEngine) -> None:
 
 async def reconnected(engine: RemoteEngine) -> None:
     """Return once there is an engine again."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while True:
             try:
                 await engine.stats()
@@ -196,6 +196,36 @@ async def test_a_sequence_that_ends_every_engine_is_failed_and_the_others_contin
     assert given_up.error.code == other.error.code == "ends_engines"
     assert deaths == [(1, 1), (1, 2), (1, 1), (1, 2)]
     assert explained == [2, 2]
+
+
+async def test_an_engine_that_runs_out_of_memory_continues_in_smaller_steps_and_that_is_no_restart_that_counts(
+    make_spec: MakeSpec,
+) -> None:
+    """And a prompt that runs out of memory in smaller steps, too, is given up alone."""
+    process = scripted_process("cramped")
+    process.start()
+    counted: list[tuple[int, int]] = []
+    try:
+        async with engine_at(process.address) as engine, anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(keep_running, process, max_restarts=1, on_restart=lambda *what: counted.append(what)))
+            running = [make_spec(max_tokens=300) for _ in range(2)]
+            long, poison = make_spec(list(range(1, 101))), make_spec([POISON, *range(100)])
+            with anyio.fail_after(60):
+                streams = await engine.open(running)
+                wholes = await read_together([*streams, *await engine.open([long])])
+            assert counted == [(1, 0)]
+            with anyio.fail_after(60):
+                [given_up] = await read_together(await engine.open([poison]))
+            await reconnected(engine)
+            assert counted[:2] == [(1, 0)] * 2
+            tasks.cancel_scope.cancel()
+    finally:
+        process.stop()
+    assert [whole.token_ids for whole in wholes] == [
+        continuation(spec.prompt_token_ids, spec.max_tokens) for spec in (*running, long)
+    ]
+    assert given_up.error is not None
+    assert given_up.error.code == "ends_engines"
 
 
 async def test_stopping_while_the_engine_is_lost_ends_the_streams(process: EngineProcess, make_spec: MakeSpec) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
-from streamserve.errors import ConfigError, EngineDead
-from streamserve.executor.group import GroupExecutor
+from streamserve.errors import ConfigError, EngineDead, RankOutOfMemory
+from streamserve.executor.group import CAUSE_S, GroupExecutor
 from streamserve.executor.launchers.mp import ProcessLauncher
 from streamserve.executor.messages import RankFailed, RankLoaded, RankMessage, StepDone, plan_decoder
 from streamserve.process.framing import encode
@@ -117,6 +117,31 @@ async def test_a_rank_that_fails_or_leaves_fails_every_step_and_is_named() -> No
             await executor.submit(plan(3)).result()
         await anyio.to_thread.run_sync(ranks.wait_disconnected, 0)
         await executor.stop()
+
+
+async def test_a_rank_that_runs_out_of_memory_ends_the_group_at_once_and_says_in_what_step() -> None:
+    ranks = ScriptedRanks()
+    executor = await started(ranks)
+    handle = executor.submit(plan(1))
+    ranks.say(1, RankFailed("no memory is left", False, 4096))
+    with pytest.raises(RankOutOfMemory, match="rank 1 ran out of memory: no memory is left") as told, anyio.fail_after(CAUSE_S):
+        await handle.result()
+    assert told.value.num_tokens == 4096
+    await anyio.to_thread.run_sync(ranks.wait_disconnected, 0)
+    await executor.stop()
+
+
+async def test_a_rank_that_ends_without_a_step_to_run_is_told_at_once_and_one_that_is_stopped_is_not() -> None:
+    for is_lost in (True, False):
+        ranks, losses = ScriptedRanks(), asyncio.Queue[EngineDead]()
+        executor = GroupExecutor(ranks)
+        ranks.load()
+        await executor.start(losses.put_nowait)
+        if is_lost:
+            ranks.ends[1].close()
+            assert "rank 1 fell silent" in (await losses.get()).message
+        await executor.stop()
+        assert losses.empty()
 
 
 async def test_a_step_that_does_not_end_is_given_up_but_an_idle_group_is_not() -> None:

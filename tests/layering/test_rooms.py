@@ -148,8 +148,11 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "graphs": {"device", "rows"},
         "startup": {"communication", "device", "kv_layout", "kv_cache", "rows", "graphs"},
         "divided_steps": set(),
-        "step": {"device", "divided_steps", "rows", "sampling", "pooling", "graphs"},
-        "runner": {"communication", "device", "divided_steps", "kv_layout", "kv_cache", "rows", "startup", "step"},
+        "step_memory": {"communication", "device"},
+        "step": {"device", "divided_steps", "rows", "sampling", "pooling", "graphs", "step_memory"},
+        "runner": {
+            "communication", "device", "divided_steps", "kv_layout", "kv_cache", "rows", "startup", "step", "step_memory",
+        },
     },
     "server": {
         "config": set(),

@@ -15,7 +15,8 @@ import anyio
 
 from streamserve.checkpoint.files import Checkpoint
 from streamserve.config import EngineConfig
-from streamserve.errors import ConfigError
+from streamserve.errors import ConfigError, RankOutOfMemory
+from streamserve.executor.base import OnLost, ignore_loss
 from streamserve.scheduling.plan import Plan, StepResult
 from streamserve.types import EngineInfo
 from tests.support.process_settings import process_settings
@@ -42,6 +43,7 @@ class ScriptedExecutor:
 
     gated       steps wait for `release`; otherwise they end at once
     num_blocks  of 16 tokens each
+    lose        call it with a reason: the ranks have ended
     """
 
     def __init__(self, *, gated: bool = False, num_blocks: int = 64, max_num_seqs: int = 8, max_model_len: int = 512) -> None:
@@ -61,10 +63,12 @@ class ScriptedExecutor:
         self.submitted: deque[Plan] = deque(maxlen=1000)
         self.is_stopped = False
         self.failure: Exception | None = None
+        self.lose: OnLost = ignore_loss
         self._rows: dict[int, list[int]] = {}
         self._waiting: deque[_Handle] = deque()
 
-    async def start(self) -> EngineInfo:
+    async def start(self, on_lost: OnLost = ignore_loss) -> EngineInfo:
+        self.lose = on_lost
         return self.info
 
     def submit(self, plan: Plan) -> _Handle:
@@ -166,6 +170,25 @@ def choking(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
     return executor
 
 
+def cramped(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
+    """For an engine process among whose ranks one runs out of memory in steps of more than 64 tokens, until they are divided.
+
+    Of rows that begin with `POISON` it does in any step.
+    """
+    executor = instant(config, checkpoint)
+    submit = executor.submit
+    most = config.most_step_tokens or config.max_num_batched_tokens
+
+    def cram(plan: Plan) -> _Handle:
+        num_tokens = min(plan.num_tokens, most)
+        if num_tokens > 64 or any(start.token_ids[0] == POISON for start in plan.starts):
+            executor.failure = RankOutOfMemory("no memory is left", num_tokens=num_tokens)
+        return submit(plan)
+
+    executor.submit = cram  # type: ignore[method-assign]
+    return executor
+
+
 def reporting_settings(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecutor:
     """For an engine process that writes its settings, as its first step finds them, to the file that `SETTINGS_FILE` names."""
     executor = instant(config, checkpoint)
@@ -183,7 +206,7 @@ def failing_start(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecu
     """For an engine process that can't start."""
     executor = instant(config, checkpoint)
 
-    async def start() -> EngineInfo:
+    async def start(on_lost: OnLost) -> EngineInfo:
         raise ConfigError("the KV cache does not fit: lower --max-model-len")
 
     executor.start = start  # type: ignore[method-assign]
@@ -194,7 +217,7 @@ def hanging_start(config: EngineConfig, checkpoint: Checkpoint) -> ScriptedExecu
     """For an engine process whose model never finishes loading, and whose rank can't be stopped meanwhile."""
     executor = instant(config, checkpoint)
 
-    async def hang() -> None:
+    async def hang(on_lost: OnLost = ignore_loss) -> None:
         await anyio.sleep_forever()
 
     executor.start = hang  # type: ignore[method-assign,assignment]

@@ -10,7 +10,7 @@ import pytest
 
 from streamserve.fail_points import arm, faults_from
 from streamserve.types import Pooling, SequenceSpec, TokenDelta
-from streamserve.worker.step import OUT_OF_MEMORY
+from streamserve.worker.step_memory import OUT_OF_MEMORY
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama
 from tests.worker.test_ranks import stepper_of, two_ranks

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
@@ -126,6 +127,27 @@ def test_two_ranks_give_the_tokens_of_one(family: str, by_expert: bool, tmp_path
     with two_ranks(tmp_path, enable_expert_parallel=by_expert) as (ranks, shared):
         assert shared.windows == info.windows
         assert life(stepper_of(ranks, shared, num_blocks)) == expected
+
+
+def test_two_ranks_give_the_tokens_of_one_over_a_cache_of_8_bit_floats_with_scales_of_its_layers(tmp_path: Path) -> None:
+    plain, scaled = tmp_path / "plain", tmp_path / "scaled"
+    for folder in (plain, scaled):
+        reference_model(*FAMILIES["llama"]).save_pretrained(folder)
+    weights = scaled / "model.safetensors"
+    names = [f"model.layers.{layer}.self_attn.{kind}_scale" for layer in range(2) for kind in "kv"]
+    # Small enough that numbers saturate, so that a rank which took others would show.
+    scales = {name: torch.tensor(0.002 * 2**place) for place, name in enumerate(names)}
+    save_file(load_file(weights) | scales, weights, {"format": "pt"})
+
+    def tokens_of(folder: Path) -> dict[str, list[int]]:
+        alone = Runner(config_of(folder, kv_cache_dtype="fp8"), resolve(str(folder)))
+        return life(stepper_of(alone, alone.load(), 7))
+
+    expected = tokens_of(scaled)
+    assert expected != tokens_of(plain)
+    with two_ranks(scaled, kv_cache_dtype="fp8") as (ranks, info):
+        assert info.kv_cache_dtype == "fp8_e4m3"
+        assert life(stepper_of(ranks, info, 7)) == expected
 
 
 def test_ranks_that_do_not_share_their_logits_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from streamserve.checkpoint.files import Checkpoint
-from streamserve.config import EngineConfig
+from streamserve.config import EngineConfig, replace
+from streamserve.engine.process.last_words import LastWords
 from streamserve.errors import ConfigError, EngineDead
 from streamserve.process.child import encode_with_paths, start_module
 from streamserve.process.limits import share_of_cores
@@ -36,11 +37,13 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine process reads from its standard input, as one line of JSON.
 
     listen_fd           the inherited listening socket
+    last_words_fd       the inherited pipe for what the next engine should know
     executor            "module:callable" that makes an `Executor` of (config, checkpoint)
     compile_constraint  "module:callable" that makes a `CompileConstraint` of (config, checkpoint); without it they are refused
     """
 
     listen_fd: int
+    last_words_fd: int
     config: EngineConfig
     checkpoint: Checkpoint
     executor: str = EXECUTOR
@@ -70,6 +73,7 @@ class EngineProcess:
         self._shared_folder = folder
         self._folder: OwnedFolder | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        self._last_words: LastWords | None = None
 
     @property
     def address(self) -> str:
@@ -103,6 +107,16 @@ class EngineProcess:
         with listening_socket(address) as listening:
             self._child = self._spawn(listening.fileno())
 
+    def learn_step_tokens(self) -> bool:
+        """Have the next start compute smaller steps, if this process has ended since one ran out of memory; returns whether."""
+        words, self._last_words = self._last_words, None
+        most_tokens = None if words is None else words.read()
+        before = self._config.most_step_tokens
+        if most_tokens is None or (before is not None and most_tokens >= before):
+            return False
+        self._config = replace(self._config, most_step_tokens=most_tokens)
+        return True
+
     def poll(self) -> int | None:
         """The exit status, None while it runs."""
         return None if self._child is None else self._child.poll()
@@ -129,17 +143,26 @@ class EngineProcess:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+        self._forget_last_words()
         self._remove_address()
 
     def _spawn(self, listen_fd: int) -> subprocess.Popen[bytes]:
+        self._forget_last_words()
+        words = self._last_words = LastWords()
         launch = Launch(
             listen_fd=listen_fd,
+            last_words_fd=words.theirs,
             config=self._config,
             checkpoint=self._checkpoint,
             executor=self._executor,
             compile_constraint=self._compile_constraint,
         )
-        child = start_module("streamserve.engine.process.main", pass_fds=[listen_fd], variables=self._variables())
+        try:
+            child = start_module(
+                "streamserve.engine.process.main", pass_fds=[listen_fd, words.theirs], variables=self._variables()
+            )
+        finally:
+            os.close(words.theirs)
         assert child.stdin is not None
         child.stdin.write(encode_with_paths(launch) + b"\n")
         child.stdin.flush()
@@ -153,6 +176,11 @@ class EngineProcess:
         if config.data_parallel_size == 1 or config.executor_backend != "uni" or "OMP_NUM_THREADS" in os.environ:
             return {}
         return {"OMP_NUM_THREADS": str(share_of_cores(config.num_ranks))}
+
+    def _forget_last_words(self) -> None:
+        words, self._last_words = self._last_words, None
+        if words is not None:
+            words.close()
 
     def _remove_address(self) -> None:
         if self._folder is None:

@@ -25,8 +25,9 @@ import anyio
 
 from streamserve.engine.core import EngineCore
 from streamserve.engine.ipc.listener import Listener
+from streamserve.engine.process.last_words import leave
 from streamserve.engine.process.launch import Launch
-from streamserve.errors import ConfigError, EngineDead
+from streamserve.errors import ConfigError, EngineDead, RankOutOfMemory
 from streamserve.executor.base import Executor
 from streamserve.executor.tuning import tune_after_loading, tune_before_loading
 from streamserve.process.bytecode import compile_ahead
@@ -53,6 +54,8 @@ def main() -> None:
     launch = decode_with_paths(sys.stdin.buffer.readline(), Launch)
     name = "engine" if launch.config.data_parallel_size == 1 else f"engine {launch.config.replica}"
     logging.basicConfig(level=logging.INFO, stream=error_stream(), format=f"%(asctime)s {name} %(levelname)s %(message)s")
+    if launch.config.most_step_tokens is not None:
+        logger.warning("steps compute %d tokens at most: a larger one ran out of memory", launch.config.most_step_tokens)
     tune_before_loading(launch.config, launch.checkpoint)
     options = {"use_uvloop": find_spec("uvloop") is not None}
     sys.exit(anyio.run(serve, launch, sys.stdin.fileno(), backend_options=options))
@@ -70,6 +73,8 @@ async def serve(launch: Launch, stdin_fd: int) -> int:
             _call_at_end_of(stdin_fd, tasks.cancel_scope.cancel)
             await listener.listen(socket.socket(fileno=launch.listen_fd))
             status = await _run(core, listener)
+            if isinstance(core.cause, RankOutOfMemory):
+                leave(launch.last_words_fd, core.cause.num_tokens)
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):

@@ -30,6 +30,8 @@ async def keep_running(
 ) -> int:
     """Restart the process whenever it ends; return its exit status once that is one time too many, its address removed.
 
+    An end for want of memory does not count: the next process computes smaller steps, which can't go on for long.
+
     max_restarts   within `WINDOW_S`
     on_restart     called with the exit status and the number of restarts that count, this one included
     num_explained  how many ends so far had a cause that is removed: a request that was given up; they don't count
@@ -37,7 +39,7 @@ async def keep_running(
     budget = RestartBudget(max_restarts)
     while True:
         status = await wait_ended(process)
-        if not budget.take(monotonic(), num_explained()):
+        if not process.learn_step_tokens() and not budget.take(monotonic(), num_explained()):
             await anyio.to_thread.run_sync(process.stop)
             return status
         on_restart(status, budget.num_counted)

@@ -91,6 +91,13 @@ class Device(Protocol):
         """Run `work` and return the most bytes it held at a time beyond what was held before."""
         ...
 
+    def reserve(self, num_bytes: int) -> None:
+        """Have memory for what is about to be launched, which no other process takes from then on.
+
+        Raises `torch.OutOfMemoryError` when it is not there; a device that can't tell before it is used raises nothing.
+        """
+        ...
+
     def allocate_cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory for a KV cache, free of NaN."""
         ...

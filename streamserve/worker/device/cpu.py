@@ -72,6 +72,9 @@ class CpuDevice:
         """Runs nothing: a CPU's activations are small beside its memory, and a full step would cost seconds of start-up."""
         return 0
 
+    def reserve(self, num_bytes: int) -> None:
+        """Nothing is known before it is used: the system promises more memory than there is."""
+
     def allocate_cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         # Not zeros(): that would touch every page, where empty memory of this size comes zeroed page by page when first used.
         cache = torch.empty(shape, dtype=dtype)

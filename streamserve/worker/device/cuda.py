@@ -100,6 +100,10 @@ class CudaDevice:
         self.synchronize()
         return torch.cuda.max_memory_allocated(self.torch_device) - before
 
+    def reserve(self, num_bytes: int) -> None:
+        # Freed at once: torch keeps it for what this stream allocates next.
+        torch.empty(num_bytes, dtype=torch.uint8, device=self.torch_device)
+
     def allocate_cache(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.torch_device)
 

@@ -17,7 +17,7 @@ from streamserve.worker.device.base import Device
 from streamserve.worker.rows.traits import Traits
 from streamserve_kernels import Logprobs, RowTables, token_logprobs
 
-_POSITIONS_AT_A_TIME = 256
+POSITIONS_AT_A_TIME = 256
 """Bounds the logits of a long prompt to this many lines."""
 
 
@@ -82,8 +82,8 @@ def prompt_logprobs(
     if traits.prompt_logprobs is None or count <= 0:
         return None
     chunks = []
-    for first in range(0, count, _POSITIONS_AT_A_TIME):
-        last = min(first + _POSITIONS_AT_A_TIME, count)
+    for first in range(0, count, POSITIONS_AT_A_TIME):
+        last = min(first + POSITIONS_AT_A_TIME, count)
         following = tables.token_ids[item.row, item.start + first + 1 : item.start + last + 1].to(torch.int64)
         values = token_logprobs(head(hidden[first:last]), following, traits.prompt_logprobs)
         chunks.append(download(device, following, values))
