@@ -10,6 +10,7 @@ from streamserve.scheduling.scheduler import Scheduler
 from streamserve.scheduling.sequence import Sequence
 from streamserve.types import SequenceSpec, TokenDelta
 from streamserve.worker.runner import Runner
+from tests.support.ranks import RankThreads
 from tests.support.scheduler_invariants import check_invariants
 from tests.support.specs import make_spec
 
@@ -28,7 +29,7 @@ class Stepper:
     num_steps  steps launched so far
     """
 
-    def __init__(self, runner: Runner, limits: SchedulerLimits, *, in_flight: int = 2) -> None:
+    def __init__(self, runner: Runner | RankThreads, limits: SchedulerLimits, *, in_flight: int = 2) -> None:
         self.propose: Callable[[Sequence], list[int]] | None = None
         self.num_steps = 0
         self.scheduler = Scheduler(limits)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
 
 from streamserve.checkpoint.names import resolve
-from streamserve.config import EngineConfig, KvCacheDType
+from streamserve.config import EngineConfig, KvCacheDType, replace
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.worker.runner import Runner
+from tests.support.ranks import RankThreads
 from tests.support.stepping import Stepper
 from tests.support.tiny_model import TinyLlama
 
@@ -66,3 +69,32 @@ def stepper(request: pytest.FixtureRequest, tiny: TinyLlama) -> Callable[..., St
         return Stepper(runner, limits, in_flight=in_flight)
 
     return make
+
+
+@pytest.fixture
+def rank_stepper(tiny: TinyLlama) -> Iterator[Callable[..., Stepper]]:
+    """Makes a stepper over two ranks, in steps of up to 64 tokens; settings as in `EngineConfig`."""
+    with ExitStack() as stack:
+
+        def make(**settings: Any) -> Stepper:
+            config = EngineConfig(
+                model=tiny.path,
+                device="cpu",
+                dtype="float32",
+                max_num_seqs=8,
+                max_num_batched_tokens=64,
+                max_model_len=256,
+                kv_cache_memory=64 * BLOCK_BYTES // 2,
+            )
+            ranks = stack.enter_context(RankThreads(replace(config, **settings), 2))
+            info = ranks.load()
+            limits = SchedulerLimits(
+                num_blocks=info.num_blocks,
+                block_size=16,
+                max_num_seqs=8,
+                max_num_batched_tokens=64,
+                max_model_len=info.max_model_len,
+            )
+            return Stepper(ranks, limits)
+
+        yield make

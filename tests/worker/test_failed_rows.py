@@ -69,6 +69,14 @@ def test_rows_without_a_possible_token_fail_alone(
     assert_failed(got["excluded at its second token"], [5])
 
 
+def test_rows_fail_alone_on_two_ranks_of_which_one_has_the_broken_part(tiny: TinyLlama, rank_stepper: MakeStepper) -> None:
+    prompt = sound_prompt(20)
+    got = rank_stepper().run(spec("sound", prompt, 10), *failing())
+    assert got["sound"].token_ids == tiny.greedy(prompt, 10)
+    assert_failed(got["nan"], [])
+    assert_failed(got["excluded at its second token"], [5])
+
+
 def test_rows_fail_alone_among_drafts(tiny: TinyLlama, stepper: MakeStepper) -> None:
     prompt = sound_prompt(20)
     playing = stepper()

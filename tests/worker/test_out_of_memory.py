@@ -10,20 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from streamserve.config import EngineConfig, replace
 from streamserve.errors import RankOutOfMemory
 from streamserve.fail_points import arm, disarm, faults_from
-from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.plan import Plan, RowWork
 from streamserve.types import SequenceSpec
 from streamserve.worker.communication.base import alone
 from streamserve.worker.device.cpu import CpuDevice
 from streamserve.worker.divided_steps import halves
 from streamserve.worker.step_memory import OUT_OF_MEMORY, OUT_OF_MEMORY_AMONG_RANKS, AgreedMemory, LargestStep, TriedMemory
-from tests.support.ranks import RankThreads
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama
-from tests.worker.conftest import BLOCK_BYTES
 from tests.worker.test_step import prompt_of
 
 MakeStepper = Callable[..., Stepper]
@@ -93,58 +89,32 @@ def test_what_fits_in_no_piece_ends_alone(stepper: MakeStepper, tiny: TinyLlama,
     assert again["again"].token_ids == tiny.greedy(prompts["long"], 12), "its blocks hold what was never computed"
 
 
-def two_ranks(tiny: TinyLlama, **changes: Any) -> RankThreads:
-    config = EngineConfig(
-        model=tiny.path,
-        device="cpu",
-        dtype="float32",
-        max_num_seqs=8,
-        max_num_batched_tokens=64,
-        max_model_len=256,
-        kv_cache_memory=64 * BLOCK_BYTES // 2,
-    )
-    return RankThreads(replace(config, **changes), 2)
-
-
-def played(ranks: RankThreads) -> Stepper:
-    info = ranks.load()
-    limits = SchedulerLimits(
-        num_blocks=info.num_blocks,
-        block_size=16,
-        max_num_seqs=8,
-        max_num_batched_tokens=64,
-        max_model_len=info.max_model_len,
-    )
-    return Stepper(ranks, limits)  # type: ignore[arg-type]
-
-
-def test_ranks_divide_a_step_alike_that_one_of_them_lacks_the_memory_for(tiny: TinyLlama, faults: Path) -> None:
+def test_ranks_divide_a_step_alike_that_one_of_them_lacks_the_memory_for(
+    rank_stepper: MakeStepper, tiny: TinyLlama, faults: Path
+) -> None:
     """Each fault is one rank's: in any attempt one of the two may find the memory. `RankThreads` compares what they sample."""
-    expected = {name: tiny.greedy(prompt_of(length, length), 10) for length in (1, 5, 33, 60, 90) for name in [f"s{length}"]}
-    with two_ranks(tiny) as ranks:
-        playing = played(ranks)
-        arm(faults, OUT_OF_MEMORY, times=5, at_least=40)
-        got = playing.run(*crowd())
-    assert {name: delta.token_ids for name, delta in got.items()} == expected
+    playing = rank_stepper()
+    arm(faults, OUT_OF_MEMORY, times=5, at_least=40)
+    got = playing.run(*crowd())
+    assert {name: delta.token_ids for name, delta in got.items()} == {
+        f"s{length}": tiny.greedy(prompt_of(length, length), 10) for length in (1, 5, 33, 60, 90)
+    }
     assert playing.scheduler.step_tokens < 40
     assert 1 <= playing.scheduler.stats().divided_steps <= 3
 
 
-def test_what_fits_in_no_piece_of_some_rank_ends_alone(tiny: TinyLlama, faults: Path) -> None:
+def test_what_fits_in_no_piece_of_some_rank_ends_alone(rank_stepper: MakeStepper, tiny: TinyLlama, faults: Path) -> None:
     prompts = {"one": prompt_of(5, 1), "long": prompt_of(90, 2), "two": prompt_of(7, 3)}
-    with two_ranks(tiny) as ranks:
-        playing = played(ranks)
-        arm(faults, OUT_OF_MEMORY, times=60, at_least=10)
-        got = playing.run(*(spec(name, prompt) for name, prompt in prompts.items()))
+    arm(faults, OUT_OF_MEMORY, times=60, at_least=10)
+    got = rank_stepper().run(*(spec(name, prompt) for name, prompt in prompts.items()))
     assert {name: got[name].token_ids for name in ("one", "two")} == {n: tiny.greedy(prompts[n], 12) for n in ("one", "two")}
     assert got["long"].error is not None
     assert got["long"].error.code == "out_of_memory"
 
 
-def test_steps_are_as_small_as_an_engine_before_this_one_found_out(tiny: TinyLlama) -> None:
-    with two_ranks(tiny, most_step_tokens=20) as ranks:
-        playing = played(ranks)
-        got = playing.run(spec("long", prompt_of(90, 2)))
+def test_steps_are_as_small_as_an_engine_before_this_one_found_out(rank_stepper: MakeStepper, tiny: TinyLlama) -> None:
+    playing = rank_stepper(most_step_tokens=20)
+    got = playing.run(spec("long", prompt_of(90, 2)))
     assert got["long"].token_ids == tiny.greedy(prompt_of(90, 2), 12)
     assert playing.scheduler.step_tokens <= 20
     assert playing.scheduler.stats().divided_steps >= 1
