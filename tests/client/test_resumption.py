@@ -14,10 +14,9 @@ from streamserve_client import AsyncClient, Client, RetryPolicy, StreamInterrupt
 from streamserve_client.types import Message
 from tests.client.dropping_proxy import dropping_proxy
 from tests.client.scripted_server import ScriptedServer, completion_chunk, events
-from tests.server.process.test_serve_command import engine_of
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
-from tests.support.serve_process import serve_process
+from tests.support.serve_process import engine_of, serve_process
 
 pytestmark = pytest.mark.anyio
 

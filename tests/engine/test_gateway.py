@@ -19,8 +19,7 @@ from streamserve.engine.resume_state import ResumeState
 from streamserve.errors import EngineDead, Unavailable
 from streamserve.types import TokenDelta
 from tests.engine.conftest import MakeSpec
-from tests.engine.test_process import num_alive, scripted_process, until
-from tests.engine.test_restart import PAUSING_SOON, kill
+from tests.engine.processes import PAUSING_SOON, kill, num_alive, scripted_process, until
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import continuation
 

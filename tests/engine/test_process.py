@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,17 +17,14 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from streamserve.config import EngineConfig
-from streamserve.engine.base import Engine
 from streamserve.engine.process.launch import EngineProcess, listening_socket
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.stream import StreamLimits
 from streamserve.errors import ConfigError, ContextLengthExceeded, EngineDead, InvalidParameter, QueueFull, Unavailable
 from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT
 from streamserve.process.switch_interval import SWITCH_S
-from streamserve.types import EngineStats
 from tests.engine.conftest import MakeSpec
-from tests.support.checkpoints import no_weights
+from tests.engine.processes import num_alive, scripted_process, until
 from tests.support.process_settings import process_settings
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import continuation
@@ -41,11 +38,6 @@ PAUSING_SOON = StreamLimits(high_water_tokens=20, low_water_tokens=5)
 @pytest.fixture(autouse=True)
 def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-def scripted_process(executor: str = "instant") -> EngineProcess:
-    config = EngineConfig(model="scripted", max_num_seqs=8, max_queue=10)
-    return EngineProcess(config, no_weights(), executor=f"tests.support.scripted:{executor}")
 
 
 @pytest.fixture
@@ -64,18 +56,6 @@ async def connected(engine: str | EngineProcess, limits: StreamLimits | None = N
         yield remote
     finally:
         await remote.stop()
-
-
-async def until(engine: Engine, holds: Callable[[EngineStats], bool]) -> EngineStats:
-    """Ask until it holds."""
-    with anyio.fail_after(10):
-        while not holds(stats := await engine.stats()):
-            continue
-    return stats
-
-
-def num_alive(stats: EngineStats) -> int:
-    return stats.num_requests_running + stats.num_requests_waiting + stats.num_requests_paused
 
 
 async def wait_for_exit(pid: int) -> None:

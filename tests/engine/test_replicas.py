@@ -19,8 +19,7 @@ from streamserve.engine.replicas.summed_stats import summed
 from streamserve.errors import EndsEngines, QueueFull, RateLimited, Unavailable
 from streamserve.types import EngineStats, Tenant
 from tests.engine.conftest import MakeSpec
-from tests.engine.test_process import num_alive, scripted_process, until
-from tests.engine.test_restart import PAUSING_SOON, kill
+from tests.engine.processes import PAUSING_SOON, kill, num_alive, scripted_process, until
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import POISON, continuation
 

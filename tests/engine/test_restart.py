@@ -14,27 +14,20 @@ import anyio.to_thread
 import pytest
 
 from streamserve.engine.process.launch import EngineProcess
-from streamserve.engine.process.supervision import WINDOW_S, RestartBudget, keep_running, wait_ended
+from streamserve.engine.process.supervision import WINDOW_S, RestartBudget, keep_running
 from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.resume_state import ResumeState
-from streamserve.engine.stream import StreamLimits
 from streamserve.engine.watchdog import kill_when_hung
 from streamserve.errors import EndsEngines, EngineDead, Unavailable
 from streamserve.types import ReasoningMarks, TokenDelta
 from tests.engine.conftest import MakeSpec
-from tests.engine.test_process import num_alive, scripted_process, until
+from tests.engine.processes import PAUSING_SOON, kill, num_alive, scripted_process, until
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import POISON, continuation
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
-PAUSING_SOON = StreamLimits(high_water_tokens=20, low_water_tokens=5)
-
-
-@pytest.fixture(autouse=True)
-def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 @pytest.fixture
@@ -43,6 +36,11 @@ def process() -> Iterator[EngineProcess]:
     process.start()
     yield process
     process.stop()
+
+
+@pytest.fixture(autouse=True)
+def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 @asynccontextmanager
@@ -54,12 +52,6 @@ async def engine_at(address: str, on_given_up: Callable[[int], None] = lambda _:
         yield engine
     finally:
         await engine.stop()
-
-
-async def kill(process: EngineProcess) -> None:
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    await wait_ended(process)
 
 
 async def lost(engine: RemoteEngine) -> None:

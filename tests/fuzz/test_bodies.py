@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-import time
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.fuzz.bodies import bodies
+from tests.fuzz.idle import wait_until_all_is_free
 
 PATHS = ["/v1/completions", "/v1/chat/completions"]
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate]  # shrinking would send hundreds more
@@ -77,19 +76,3 @@ def check_events(text: str) -> None:
         if "error" in event:
             check_error(event)
             assert event["error"]["type"] != "server_error", event
-
-
-def wait_until_all_is_free(client: httpx.Client) -> None:
-    """Fails unless nothing runs, nothing waits and no block is used within a few seconds."""
-    deadline = time.monotonic() + 10
-    while left := {name: value for name, value in gauges(client).items() if value}:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.02)
-
-
-def gauges(client: httpx.Client) -> dict[str, float]:
-    text = client.get("/metrics").text
-    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-    found = {name: re.findall(rf"^vllm:{name}(?:{{.*?}})? (\S+)$", text, re.MULTILINE) for name in names}
-    assert all(found.values()), found
-    return {name: sum(map(float, values)) for name, values in found.items()}

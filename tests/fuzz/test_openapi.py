@@ -10,7 +10,7 @@ import sys
 import httpx
 import pytest
 
-from tests.fuzz.test_bodies import wait_until_all_is_free
+from tests.fuzz.idle import wait_until_all_is_free
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 

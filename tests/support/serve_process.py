@@ -45,13 +45,8 @@ class ServeProcess:
         return self._process.pid
 
     def running(self, module: str) -> list[int]:
-        """Those of its children that run a module; others may end meanwhile."""
-        found = []
-        for pid in self.children:
-            with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as command:
-                if module.encode() in command.read():
-                    found.append(pid)
-        return found
+        """Those of its children that run a module."""
+        return running(self.children, module)
 
     def wait_for_children(self) -> list[int]:
         """Those that there are when there are any."""
@@ -117,3 +112,18 @@ def is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def engine_of(children: list[int]) -> int:
+    """The engine among the processes of a server."""
+    return running(children, "streamserve.engine.process.main")[0]
+
+
+def running(processes: list[int], module: str) -> list[int]:
+    """Those that run a module; others may end meanwhile."""
+    found = []
+    for pid in processes:
+        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as command:
+            if module.encode() in command.read():
+                found.append(pid)
+    return found

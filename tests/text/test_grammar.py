@@ -24,6 +24,7 @@ from streamserve.text.schemas.call_schema import Function
 from streamserve.text.tokenizers.tokenizer import Tokenizer
 from streamserve.types import StructuredOutputs
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, ByteVocabulary, byte_tokenizer
+from tests.text.allowed import allowed
 from tests.text.schemas import random_schema
 
 pytestmark = pytest.mark.anyio
@@ -32,11 +33,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def compiler() -> GrammarCompiler:
     return GrammarCompiler(byte_tokenizer, vocab_size=VOCAB_SIZE + 40, eos_token_ids=[EOS])
-
-
-def allowed(constraint: GrammarConstraint) -> list[int]:
-    mask = constraint.bitmask()
-    return [token_id for token_id in range(8 * len(mask)) if mask[token_id // 8] >> token_id % 8 & 1]
 
 
 def sample(constraint: GrammarConstraint, source: random.Random, *, limit: int = 20_000) -> str:

@@ -12,7 +12,7 @@ from streamserve.text.grammars.grammar import GrammarCompiler
 from streamserve.text.grammars.structural_tag import structural_tag_lark
 from streamserve.types import StructuredOutputs
 from tests.support.byte_tokenizer import EOS, VOCAB_SIZE, byte_tokenizer
-from tests.text.test_grammar import allowed
+from tests.text.allowed import allowed
 
 pytestmark = pytest.mark.anyio
 

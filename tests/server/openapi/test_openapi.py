@@ -12,7 +12,7 @@ from litestar.routes import HTTPRoute
 from streamserve.server.openapi.document import document
 from streamserve.types import SequenceSpec, TokenDelta
 from streamserve.types.progress import PrefillProgress, QueueProgress
-from tests.server.apis.openai.test_tools import CLOCK, TEMPLATE, TWO_CALLS, WEATHER
+from tests.server.apis.openai.tool_chats import CLOCK, TEMPLATE, TWO_CALLS, WEATHER
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply

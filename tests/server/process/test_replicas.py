@@ -23,10 +23,9 @@ from streamserve.engine.process.start import EngineStart
 from streamserve.server.http.connections.listen import bind
 from streamserve.server.process.main import Server
 from streamserve.server.process.startup_log import StartupLog
-from tests.server.process.test_serve_command import running
 from tests.support.command_line import serve_options_of
 from tests.support.scripted import VOCAB_SIZE, continuation
-from tests.support.serve_process import serve_process
+from tests.support.serve_process import running, serve_process
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +22,7 @@ from tokenizers.models import WordLevel
 
 from streamserve.cli import run
 from tests.support.command_line import serve_options_of as options
-from tests.support.serve_process import ServeProcess, is_running, serve_process
+from tests.support.serve_process import ServeProcess, engine_of, is_running, running, serve_process
 from tests.support.tiny_model import TinyLlama
 
 SMALL = ("--model", "demo", "--kv-cache-memory", "64M", "--max-model-len", "1024", "--enforce-eager")
@@ -315,20 +314,6 @@ def assert_a_killed_worker_is_replaced(server: ServeProcess) -> None:
     wait_running(server.base_url, 0)
     server.wait_for(lambda: running(server.children, "worker_process") not in ([], [worker]))
     assert engine_of(server.children) == engine_of(before)
-
-
-def engine_of(children: list[int]) -> int:
-    return running(children, "streamserve.engine.process.main")[0]
-
-
-def running(children: list[int], module: str) -> list[int]:
-    """Those that run a module; others may end meanwhile."""
-    found = []
-    for pid in children:
-        with suppress(FileNotFoundError), open(f"/proc/{pid}/cmdline", "rb") as command:
-            if module.encode() in command.read():
-                found.append(pid)
-    return found
 
 
 def read_stream(base_url: str, **fields: Any) -> list[str]:

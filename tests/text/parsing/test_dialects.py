@@ -18,7 +18,7 @@ from streamserve.text.parsing.answer import AnswerParser
 from streamserve.text.parsing.dialects.known import CALL_FORMATS, CHANNELS, REASONING_FORMATS
 from streamserve.text.parsing.pieces import Parser
 from streamserve.text.schemas.call_schema import Function
-from tests.text.parsing.test_parsers import read
+from tests.text.parsing.read import read
 from tests.text.parsing.writers import FUNCTIONS, WRITERS, Calls, openai
 
 BYTES = LLTokenizer("byte")

@@ -17,9 +17,8 @@ from streamserve.text.parsing.dialects.known import CALL_FORMATS, REASONING_FORM
 from streamserve.text.parsing.dialects.registry import dialect_of
 from streamserve.text.parsing.first_call import FirstCallParser
 from streamserve.text.parsing.forced import ForcedCallParser, RequiredCallsParser
-from streamserve.text.parsing.pieces import Content, Parser, Piece, Reasoning, ToolCallArguments, ToolCallStart
-
-Read = tuple[str, str, list[tuple[str, str]]]
+from streamserve.text.parsing.pieces import Content, Parser, ToolCallArguments
+from tests.text.parsing.read import Read, read
 
 
 def of_calls(name: str, functions: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[[], Parser]:
@@ -29,28 +28,6 @@ def of_calls(name: str, functions: Mapping[str, Mapping[str, Any]] | None = None
 TaggedCallParser, BareCallParser, MistralParser = of_calls("hermes"), of_calls("llama3_json"), of_calls("mistral")
 ThinkingTagged = partial(AnswerParser.of_calls, CALL_FORMATS["hermes"], None, REASONING_FORMATS["qwen3"])
 Thinking = partial(AnswerParser.of_calls, NO_CALLS, None, REASONING_FORMATS["qwen3"])
-
-
-def read(parser: Parser, parts: list[str], *, is_cut: bool = False) -> Read:
-    """(reasoning, content, [(name, arguments)])"""
-    pieces: list[Piece] = []
-    for part in parts:
-        pieces += parser.push(part)
-    pieces += parser.finish(is_cut=is_cut)
-    reasoning, content, calls = "", "", []
-    for piece in pieces:
-        match piece:
-            case Reasoning(text):
-                reasoning += text
-            case Content(text):
-                content += text
-            case ToolCallStart(index, name, _):
-                assert index == len(calls)
-                calls.append((name, ""))
-            case ToolCallArguments(index, text):
-                assert index == len(calls) - 1
-                calls[index] = (calls[index][0], calls[index][1] + text)
-    return reasoning, content, calls
 
 
 def cuts(text: str) -> list[list[str]]:

@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 
 from streamserve.text.loading import load_parts
 from streamserve.text.parsing.dialects.registry import RESPONSE_TEMPLATE, dialect_of
-from tests.text.parsing.test_parsers import Read, read
+from tests.text.parsing.read import Read, read
 
 SMOL = {
     "defaults": {"role": "assistant"},

@@ -11,7 +11,7 @@ import anthropic
 import pytest
 from anthropic import AsyncAnthropic
 
-from tests.server.apis.openai.test_tools import ONE_CALL, TEMPLATE, TWO_CALLS
+from tests.server.apis.openai.tool_chats import ONE_CALL, TEMPLATE, TWO_CALLS
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request

@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.server.apis.openai.test_tools import TEMPLATE, TWO_CALLS
+from tests.server.apis.openai.tool_chats import TEMPLATE, TWO_CALLS
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 from tests.support.tiny_server import TinyServer, tiny_server

@@ -9,35 +9,17 @@ import pytest
 
 from streamserve.errors import ConfigError
 from streamserve.types import StructuredOutputs
+from tests.server.apis.openai.tool_chats import CLOCK, ONE_CALL, TEMPLATE, TWO_CALLS, WEATHER
 from tests.support.live_server import live_server
 from tests.support.raw_http import events, request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
 pytestmark = pytest.mark.anyio
 
-TEMPLATE = (
-    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "How it is outside.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-CLOCK = {"type": "function", "function": {"name": "clock"}}
 CHAT: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "say"}]}
 WITH_TOOLS = {**CHAT, "tools": [WEATHER, CLOCK]}
 NULLS = dict.fromkeys(["refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content"])
 """What vLLM has in every message, null where there is nothing."""
-
-ONE_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call>'
-TWO_CALLS = "Let me see.\n" + ONE_CALL + '\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 
 
 async def ask(text: str, body: dict[str, Any], **config: Any) -> tuple[dict[str, Any], ScriptedEngine]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.apis.responses.test_wire import post
+from tests.server.apis.responses.raw import post
 from tests.server.ws.session import Session, session
 from tests.support.live_server import live_server
 from tests.support.raw_http import request

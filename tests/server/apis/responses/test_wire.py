@@ -8,8 +8,9 @@ from typing import Any
 import anyio
 import pytest
 
+from tests.server.apis.responses.raw import post
 from tests.server.ws.session import session
-from tests.support.live_server import LiveServer, live_server
+from tests.support.live_server import live_server
 from tests.support.raw_http import request
 from tests.support.scripted_engine import ScriptedEngine, text_reply
 
@@ -28,11 +29,6 @@ def server_sent(body: bytes) -> list[dict[str, Any]]:
             assert name == f"event: {event['type']}"
             found.append(event)
     return found
-
-
-async def post(server: LiveServer, body: Any, path: str = "/v1/responses", method: str = "POST") -> tuple[int, dict[str, Any]]:
-    async with request(server.port, method, path, body) as response:
-        return response.status, json.loads(await response.body())
 
 
 def nameless(value: Any) -> Any:
