@@ -23,7 +23,7 @@ from streamserve.models.weights.schemes.table import METHODS
 from streamserve_kernels import linear
 from tests.models.families import FAMILIES, load, prompt_of, reference_model
 from tests.models.paged import PagedRun
-from tests.models.test_shards import load_rank
+from tests.models.ranks import load_rank
 
 PROMPT = prompt_of(20)
 

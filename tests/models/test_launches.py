@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,14 +11,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import streamserve.models
-import streamserve_kernels.dispatch
 from tests.models.families import FAMILIES, load, reference_model
+from tests.models.launches import FUSED, launches
 from tests.models.paged import PagedRun
 
 MODELS = Path(streamserve.models.__file__).parent
-DISPATCH = Path(streamserve_kernels.dispatch.__file__).parent
 
-FUSED = ["norm_linear", "rotary_attention", "linear_residual", "norm_gated_linear", "linear_residual"]
 BIASED_GATE = ["norm_linear", "rotary_attention", "linear_residual", "norm_linear", "gated_activation", "linear_residual"]
 POST_NORMED = [
     *("norm_linear", "rotary_attention", "linear", "rms_norm_residual"),
@@ -58,23 +54,6 @@ LAYERS = {
     "gemma3": POST_NORMED,
     "opt": LAYER_NORMED,
 }
-
-
-def launches(run: Callable[[], object]) -> list[str]:
-    """The functions of the kernels' dispatch that are called from outside of it, in order."""
-    called: list[str] = []
-
-    def see(frame: FrameType, event: str, argument: object) -> None:
-        code = frame.f_code
-        if event == "call" and Path(code.co_filename).parent == DISPATCH and code.co_name in streamserve_kernels.__all__:
-            called.append(code.co_name)
-
-    sys.setprofile(see)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return called
 
 
 @pytest.mark.parametrize("family", LAYERS)

@@ -17,6 +17,7 @@ from streamserve.errors import ConfigError, ModelNotSupported
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import REGISTRY, read_arch
 from streamserve.models.weights.loader import load_model
+from tests.models.edit import edit_weights
 from tests.models.families import FAMILIES, SHAPE, load, prompt_of, reference_model
 from tests.models.paged import PagedRun
 
@@ -32,13 +33,6 @@ def folder(tmp_path: Path) -> Path:
 
 def logits(model: CausalModel) -> Tensor:
     return PagedRun(model).step({"a": PROMPT})["a"]
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file)
 
 
 def strip_prefix(tensors: dict[str, Tensor]) -> None:

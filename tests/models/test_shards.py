@@ -10,27 +10,19 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from streamserve.checkpoint.names import resolve
 from streamserve.errors import ConfigError
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.communicator import Apart
 from streamserve.models.layers.linear import Division, Linear
-from streamserve.models.registry import read_arch
 from streamserve.models.weights.forms.int4 import Int4Form
-from streamserve.models.weights.loader import load_model
 from streamserve.models.weights.placement import Placement
 from tests.models.families import FAMILIES, SHAPE, reference_model
 from tests.models.gguf_files import write_gguf
+from tests.models.ranks import load_rank
 from tests.models.stored import fill
 
 ROWS = ("qkv", "mlp.gate_up", "up")
 COLUMNS = ("output", "mlp.down", "down")
-
-
-def load_rank(path: Path, rank: int, world_size: int, dtype: torch.dtype = torch.float32) -> CausalModel:
-    checkpoint = resolve(str(path))
-    arch = read_arch(checkpoint.config)
-    return load_model(checkpoint, arch, dtype=dtype, device="cpu", communicator=Apart(rank, world_size))
 
 
 def linears(model: CausalModel, names: tuple[str, ...]) -> Iterator[tuple[str, Linear]]:

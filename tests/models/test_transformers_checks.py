@@ -16,10 +16,10 @@ from streamserve.models.implementation import describe
 from streamserve.models.transformers_model.arch import TransformersArch, observe
 from streamserve.models.transformers_model.check import checked
 from streamserve.models.weights.loader import load_model
+from tests.models.edit import edit_weights
 from tests.models.families import ROPES, SHAPE, prompt_of
+from tests.models.launches import FUSED, launches
 from tests.models.paged import PagedRun
-from tests.models.test_launches import FUSED, launches
-from tests.models.test_loader import edit_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
