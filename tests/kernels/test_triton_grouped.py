@@ -9,7 +9,7 @@ from streamserve_kernels.reference.projections import quantized as reference
 from streamserve_kernels.reference.projections.grouped import GroupedWeight, dequantize, pack, unpack
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
-projections, kernels = triton_area("projections.quantized"), triton_area("projections.grouped_rows")
+projections, kernels = triton_area("projections.quantized"), triton_area("projections.grouped_tiles")
 EPS = 1e-6
 HALVES = [dtype for dtype in DTYPES if dtype is not torch.float32]
 GPU = pytest.mark.skipif(DEVICE.type != "cuda", reason="minutes in the interpreter")
@@ -49,12 +49,20 @@ def test_fused_products_agree_with_the_reference(
     assert relative_error(projections.norm_gated_linear(x, norm, EPS, weight, "silu"), gated) < LIMITS[dtype]
 
 
-def test_the_columns_may_be_shared_out_to_programs() -> None:
-    weight, x = weight_of(64, 512, 128), random(20, 512, dtype=torch.float16)
-    expected = reference.linear(x.float(), weight)
-    for shape in ((16, 2, 3), (32, 4, 3)):
-        product = kernels.some_rows(x, weight, kernels.Epilogue(), shape=shape)
-        assert relative_error(product, expected) < LIMITS[torch.float16]
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(
+    "tiles",
+    [(64, 16, 1, 4, 3, 0, 2), (64, 16, 2, 4, 3, 0, 4), (128, 32, 2, 8, 3, 0, 1), (64, 16, 1, 4, 3, 2, 3)],
+    ids=["two", "more than steps", "one", "some tiles alone"],
+)
+def test_programs_may_share_out_the_columns(tiles: tuple[int, ...], zero: bool) -> None:
+    weight, x = weight_of(192, 384, 128, zero=zero), random(20, 384, dtype=torch.float16)
+    shape = kernels.Tiles(*tiles)
+    product = kernels.some_rows(x, weight, kernels.Epilogue(), shape=shape)
+    assert relative_error(product, reference.linear(x.float(), weight)) < LIMITS[torch.float16]
+    gated = kernels.some_rows(x, weight, kernels.Epilogue(activation="silu"), shape=shape)
+    gate, up = reference.linear(x.float(), weight).chunk(2, 1)
+    assert relative_error(gated, torch.nn.functional.silu(gate) * up) < LIMITS[torch.float16]
 
 
 @pytest.mark.parametrize("zero", [False, True])

@@ -92,6 +92,80 @@ def unpack_integers(words, zero, zero_below, PACKED: tl.constexpr, IN_FOURS: tl.
     return _in_columns(q0, q1, q2, q3, q4, q5, q6, q7, IN_FOURS)
 
 
+# As above, times $11 and $12, the rows' scales in both halves.
+_SCALED = """{{
+.reg .b32 a, b, c, d, one, magic;
+mov.b32 one, {one};
+mov.b32 magic, {magic};
+shr.u32 b, $8, 4;
+shr.u32 c, $8, 8;
+shr.u32 d, $8, 12;
+lop3.b32 a, $8, 0x000f000f, magic, 0xEA;
+lop3.b32 b, b, 0x000f000f, magic, 0xEA;
+lop3.b32 c, c, 0x000f000f, magic, 0xEA;
+lop3.b32 d, d, 0x000f000f, magic, 0xEA;
+fma.rn.{kind}x2 a, a, one, $9;
+fma.rn.{kind}x2 b, b, one, $10;
+fma.rn.{kind}x2 c, c, one, $9;
+fma.rn.{kind}x2 d, d, one, $10;
+mul.rn.{kind}x2 a, a, $11;
+mul.rn.{kind}x2 b, b, $12;
+mul.rn.{kind}x2 c, c, $11;
+mul.rn.{kind}x2 d, d, $12;
+mov.b32 {{$0, $1}}, a;
+mov.b32 {{$2, $3}}, b;
+mov.b32 {{$4, $5}}, c;
+mov.b32 {{$6, $7}}, d;
+}}"""
+_SCALED_BF16 = tl.constexpr(_SCALED.format(kind="bf16", magic="0x43004300", one="0x3f803f80"))
+_SCALED_FP16 = tl.constexpr(_SCALED.format(kind="f16", magic="0x64006400", one="0x3c003c00"))
+_SCALED_CONSTRAINTS = tl.constexpr("=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r")
+
+
+@triton.jit
+def _twice(scale, TO: tl.constexpr):
+    """A scale in both halves of a word."""
+    return scale.to(TO).to(tl.uint16, bitcast=True).to(tl.int32) * 0x00010001
+
+
+@triton.jit
+def _scaled(digits, zero, scale, TO: tl.constexpr):
+    return (((digits & 15) - zero).to(tl.float32) * scale.to(TO).to(tl.float32)).to(TO)
+
+
+@triton.jit
+def unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED: tl.constexpr, TO: tl.constexpr):
+    """Numbers scale * (q - zero) of words [tiles, 8, 4, 4], rounded, as [tiles, 16, 64] with columns in order.
+
+    scale, scale_below  broadcastable to the words: of rows 0 to 7 and of 8 to 15
+    zero, zero_below    the same, integers
+    PACKED              by pairs, with instructions of the GPU; else one at a time
+    """
+    zero, zero_below = zero.to(tl.int32), zero_below.to(tl.int32)
+    if PACKED:
+        scale, scale_below = _twice(scale, TO), _twice(scale_below, TO)
+        if tl.float16 == TO:
+            q0, q1, q2, q3, q4, q5, q6, q7 = tl.inline_asm_elementwise(
+                _SCALED_FP16, _SCALED_CONSTRAINTS,
+                [words, _BASE_FP16 + zero * 0x00010001, _BASE_FP16 + zero_below * 0x00010001, scale, scale_below],
+                dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
+                is_pure=True, pack=1,
+            )  # fmt: skip
+        else:
+            q0, q1, q2, q3, q4, q5, q6, q7 = tl.inline_asm_elementwise(
+                _SCALED_BF16, _SCALED_CONSTRAINTS,
+                [words, _BASE_BF16 + zero * 0x00010001, _BASE_BF16 + zero_below * 0x00010001, scale, scale_below],
+                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+                is_pure=True, pack=1,
+            )  # fmt: skip
+    else:
+        q0, q1 = _scaled(words, zero, scale, TO), _scaled(words >> 16, zero, scale, TO)
+        q2, q3 = _scaled(words >> 4, zero_below, scale_below, TO), _scaled(words >> 20, zero_below, scale_below, TO)
+        q4, q5 = _scaled(words >> 8, zero, scale, TO), _scaled(words >> 24, zero, scale, TO)
+        q6, q7 = _scaled(words >> 12, zero_below, scale_below, TO), _scaled(words >> 28, zero_below, scale_below, TO)
+    return _in_columns(q0, q1, q2, q3, q4, q5, q6, q7, False)
+
+
 # As above; $9 and $10 are factors of the rows' blocks, times 2 ** 126: a number's bits stand at the top of a mantissa and at
 # the bottom of an exponent, which is that much too small.
 _E2M1 = tl.constexpr("""{

@@ -1,7 +1,7 @@
 """Products with weights of 4-bit integers: which kernel multiplies, and what is fused with it.
 
-Activations keep their precision. Up to `MOST_ROWS` weights are unpacked in registers (grouped_rows.py); for more, a weight is
-expanded in memory, and cuBLAS multiplies it.
+Activations keep their precision. Up to `MOST_ROWS` weights are unpacked in registers (grouped_rows.py, grouped_tiles.py); for
+more, a weight is expanded in memory, and cuBLAS multiplies it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from torch import Tensor
 from streamserve_kernels.norms import rms_norm
 from streamserve_kernels.projections import dense
 from streamserve_kernels.projections.epilogue import Epilogue, finish
-from streamserve_kernels.projections.grouped_rows import FEW_ROWS, expand, few_rows, some_rows
+from streamserve_kernels.projections.grouped_rows import FEW_ROWS, few_rows
+from streamserve_kernels.projections.grouped_tiles import expand, some_rows
 from streamserve_kernels.reference.projections.grouped import GroupedWeight
 
 MOST_ROWS = 512

@@ -1,9 +1,7 @@
-"""Products of up to some hundred rows with weights of 4-bit integers, which are unpacked in registers.
+"""Products of up to `FEW_ROWS` rows with weights of 4-bit integers, which are unpacked in registers.
 
-Tiles are unpacked by `four_bit_tiles`; sums of a group are multiplied by its scale in fp32.
-
-* Up to `FEW_ROWS`: a program has 16 weight rows and its warps share out the columns.
-* More: a program has 64 weight rows, a warp 16 of them, and inputs come through shared memory; programs may share out columns.
+Tiles are unpacked by `four_bit_tiles`; sums of a group are multiplied by its scale in fp32. A program has 16 weight rows, and
+its warps share out the columns.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from streamserve_kernels.activations import activate
-from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two
-from streamserve_kernels.projections.epilogue import Epilogue, finish_products
+from streamserve_kernels.launch import dependent_launch, kernel
+from streamserve_kernels.projections.epilogue import Epilogue
 from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, lane_columns, operand, quarters, unpack_integers
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
 
@@ -171,123 +169,6 @@ def _grouped_few_rows_kernel(
     tl.store(out_ptr + offsets, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@kernel(do_not_specialize=["M"])
-def _grouped_some_rows_kernel(
-    x_ptr, words_ptr, scale_ptr, zero_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
-    K: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
-    ZERO: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """64 weight rows, or 32 of a gate and of what it lets through, against BLOCK_M rows of x; 64 columns at a time.
-
-    partial_ptr, arrivals_ptr  as in dense.py
-    """
-    if PDL:
-        cuda.gdc_launch_dependents()
-    chunks: tl.constexpr = K // _COLUMNS
-    tile = tl.program_id(0)
-    split = tl.program_id(1)
-    lines = tl.arange(0, 64)
-    lane = tl.arange(0, 128)
-    if ACTIVATION == "none":
-        columns = tile * 64 + lines
-        weight_rows = columns
-        block = tile * 4 + lane // 32
-        blocks = tile * 4 + tl.arange(0, 4)
-        total = N
-    else:
-        columns = tile * 32 + tl.arange(0, 32)
-        weight_rows = tile * 32 + lines % 32 + lines // 32 * N
-        block = tile * 2 + lane // 32 % 2 + lane // 64 * (N // _ROWS)
-        blocks = tile * 2 + tl.arange(0, 4) % 2 + tl.arange(0, 4) // 2 * (N // _ROWS)
-        total = 2 * N
-    held = block < total // _ROWS
-    inside = weight_rows < total
-    word_ptrs = words_ptr + (block.to(tl.int64) * (chunks * 128) + lane % 32 * 4)[:, None] + tl.arange(0, 4)[None, :]
-    above = (blocks * _ROWS)[:, None] + tl.arange(0, 8)[None, :]
-    is_block = blocks < total // _ROWS
-    per_split: tl.constexpr = (chunks + SPLITS - 1) // SPLITS
-    begin = split * per_split
-    rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    lanes = tl.arange(0, _COLUMNS)
-    x_ptrs = x_ptr + rows[:, None] * K + lanes[None, :]
-    sums = tl.zeros([64, BLOCK_M], tl.float32)
-    end = tl.minimum(begin + per_split, chunks)
-    # Scales and zero points are read a step ahead: products would wait for them.
-    same = tl.zeros([4], tl.int32)
-    one = tl.zeros([1], tl.int32)
-    is_row = inside[None, :]
-    first = tl.minimum(begin, chunks - 1)
-    zero, below = _zeros(zero_ptr, above, same + first, total, is_block, GROUP, ZERO)
-    scale, late_scale = _scales(scale_ptr, weight_rows[None, :], one + first, total, is_row, GROUP)
-    if PDL:
-        cuda.gdc_wait()
-    for chunk in range(begin, end):
-        words = tl.load(word_ptrs + chunk * 128, mask=held[:, None], other=0)
-        x = tl.load(x_ptrs + chunk * _COLUMNS, mask=(rows < M)[:, None], other=0.0)
-        after = tl.minimum(chunk + 1, end - 1)
-        next_zero, next_below = _zeros(zero_ptr, above, same + after, total, is_block, GROUP, ZERO)
-        next_scale, next_late_scale = _scales(scale_ptr, weight_rows[None, :], one + after, total, is_row, GROUP)
-        words = tl.reshape(words, [4, 8, 4, 4])
-        weights = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, False, COMPUTE)
-        weights = tl.reshape(weights, [64, 64])
-        x = tl.trans(x.to(COMPUTE))
-        wide = tl.reshape(scale.to(tl.float32), [64])
-        if GROUP == 32:
-            late = tl.reshape(late_scale.to(tl.float32), [64])
-            weights = weights * tl.where((lanes < 32)[None, :], wide[:, None], late[:, None]).to(COMPUTE)
-            sums = tl.dot(weights, x, sums, input_precision="ieee")
-        else:
-            sums += tl.dot(weights, x, input_precision="ieee") * wide[:, None]
-        zero, below, scale, late_scale = next_zero, next_below, next_scale, next_late_scale
-    if SPLITS > 1:
-        place = tile * tl.num_programs(2) + tl.program_id(2)
-        part_ptr = partial_ptr + (place * SPLITS + split).to(tl.int64) * (64 * BLOCK_M)
-        places = lines[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        tl.store(part_ptr + places, sums)
-        # Every thread's stores must be out before the one thread that announces this part.
-        tl.debug_barrier()
-        if tl.atomic_add(arrivals_ptr + place, 1, sem="acq_rel", scope="gpu") != SPLITS - 1:
-            return
-        tl.store(arrivals_ptr + place, 0)
-        sums = tl.zeros([64, BLOCK_M], tl.float32)
-        for part in tl.static_range(SPLITS):
-            part_ptr = partial_ptr + (place * SPLITS + part).to(tl.int64) * (64 * BLOCK_M)
-            sums += tl.load(part_ptr + places, cache_modifier=".cg")
-    finish_products(
-        sums, sums, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, 0.0,
-        K, BLOCK_M, False, BIAS, RESIDUAL, ACTIVATION,
-    )  # fmt: skip
-
-
-@kernel()
-def _grouped_expand_kernel(
-    words_ptr, scale_ptr, zero_ptr, out_ptr, N,
-    K: tl.constexpr, GROUP: tl.constexpr, TILES: tl.constexpr, ZERO: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """TILES tiles side by side, in columns' own order, times their scales."""
-    if PDL:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
-    tile = tl.program_id(0)
-    chunk = tl.program_id(1) * TILES + tl.arange(0, TILES)
-    lane = tl.arange(0, TILES * 32)
-    word_ptrs = words_ptr + tile.to(tl.int64) * (K // _COLUMNS * 128) + (tl.program_id(1) * TILES * 128 + lane * 4)[:, None]
-    known = chunk < K // _COLUMNS
-    held = (tl.program_id(1) * TILES + lane // 32 < K // _COLUMNS)[:, None]
-    words = tl.load(word_ptrs + tl.arange(0, 4)[None, :], mask=held, other=0)
-    above = (tile * _ROWS + tl.arange(0, 8))[None, :]
-    zero, below = _zeros(zero_ptr, above, chunk, N, known, GROUP, ZERO)
-    words = tl.reshape(words, [TILES, 8, 4, 4])
-    numbers = unpack_integers(words, zero.to(tl.int32), below.to(tl.int32), PACKED, False, COMPUTE)
-    rows = (tile * _ROWS + tl.arange(0, _ROWS))[None, :, None]
-    columns = chunk[:, None, None] * _COLUMNS + tl.arange(0, _COLUMNS)[None, None, :]
-    mask = known[:, None, None] & (rows < N)
-    scale = tl.load(scale_ptr + columns // GROUP * N + rows, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + rows.to(tl.int64) * K + columns, (numbers.to(tl.float32) * scale).to(COMPUTE), mask=mask)
-
-
 def few_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape: tuple[int, int] | None = None) -> torch.Tensor:
     """x @ weight.T and what follows, up to `FEW_ROWS` rows; columns of x in the weight's order.
 
@@ -306,42 +187,6 @@ def few_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape: 
     return out
 
 
-def some_rows(
-    x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape: tuple[int, int, int] | None = None
-) -> torch.Tensor:
-    """x @ weight.T and what follows; columns of x in the weight's order.
-
-    x      [rows, in]  bf16|fp16
-    shape  in place of `some_rows_shape`'s
-    """
-    rows, inner = x.shape
-    outer = weight.shape[0] // (2 if after.gated else 1)
-    out = x.new_empty(rows, outer)
-    tiles = -(-outer // (32 if after.gated else 64))
-    block_m, splits, stages = shape or some_rows_shape(rows, tiles, inner)
-    row_tiles = -(-rows // block_m)
-    partial = x.new_empty(tiles * row_tiles * splits * 64 * block_m, dtype=torch.float32) if splits > 1 else None
-    _grouped_some_rows_kernel[(tiles, splits, row_tiles)](
-        x, weight.words, weight.scale, weight.zero, after.bias, after.residual, out, partial, arrivals(x.device), rows, outer,
-        K=inner, GROUP=weight.group, BLOCK_M=block_m, SPLITS=splits,
-        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", COMPUTE=_COMPUTE[x.dtype],
-        **after.constants(), num_warps=4, num_stages=stages, **dependent_launch(x.device),
-    )  # fmt: skip
-    return out
-
-
-def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
-    """What a weight stands for, [out, in] bf16 or fp16, with columns in its order."""
-    outer, inner = weight.shape
-    out = weight.words.new_empty(outer, inner, dtype=dtype)
-    _grouped_expand_kernel[(outer // ROWS, -(-inner // (4 * COLUMNS)))](
-        weight.words, weight.scale, weight.zero, out, outer,
-        K=inner, GROUP=weight.group, TILES=4, ZERO=weight.zero is not None, PACKED=out.device.type != "cpu",
-        COMPUTE=_COMPUTE[dtype], num_warps=4, **dependent_launch(out.device),
-    )  # fmt: skip
-    return out
-
-
 _COMPUTE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -351,13 +196,3 @@ def few_rows_shape(weight: GroupedWeight) -> tuple[int, int]:
         # Each step has more loads: with more steps, compiling them takes longer than all else at a start.
         return 8, 4
     return (4, 8) if weight.shape[1] <= 64 * COLUMNS else (8, 8)
-
-
-def some_rows_shape(rows: int, tiles: int, inner: int) -> tuple[int, int, int]:
-    """BLOCK_M, SPLITS, stages; alike for all that have several tiles of rows, so that a start compiles what they need."""
-    block_m = min(power_of_two(rows, least=16), 128)
-    splits = 1
-    # A program waits for each product before its scale is applied: many of them hide that, where adding up costs little.
-    while tiles * splits < (1024 if block_m <= 64 else 96) and inner // (splits * 2) >= 1024:
-        splits *= 2
-    return block_m, splits, 4

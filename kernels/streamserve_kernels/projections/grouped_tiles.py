@@ -1,0 +1,266 @@
+"""Products of 9 rows and more with weights of 4-bit integers, which are unpacked in registers, and weights expanded in memory.
+
+A weight is rounded to the dtype of activations, as when it is expanded: so one sum runs through all columns, and while some of
+them are multiplied, those that follow are unpacked. A warp has 16 weight rows, or twice 16; inputs come through shared memory.
+Programs may share out the columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+from streamserve_kernels.launch import (
+    arrivals,
+    compute_dtype,
+    dependent_launch,
+    kernel,
+    multiprocessors,
+    power_of_two,
+    prefetch,
+)
+from streamserve_kernels.projections.epilogue import Epilogue, finish_products
+from streamserve_kernels.projections.four_bit_tiles import unpack_scaled
+from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
+
+_COLUMNS, _ROWS = tl.constexpr(COLUMNS), tl.constexpr(ROWS)
+
+
+class Tiles(NamedTuple):
+    """How a product is shared out to programs, each of which has a tile of it, or some of a tile's columns.
+
+    block_n, block_m  weight rows and rows of x of a tile
+    chunks            of 64 columns a step
+    whole             tiles that one program has; of all others, `splits` programs share out the columns
+    """
+
+    block_n: int
+    block_m: int
+    chunks: int
+    warps: int
+    stages: int
+    whole: int
+    splits: int
+
+
+@triton.jit
+def _of_tiles(ptr, rows, known, chunk, total, GROUP: tl.constexpr):
+    """Values of rows [tiles, 8], and of those 8 further, in a chunk of 64 columns, as they broadcast to words [tiles, 8, 4, 4].
+
+    chunk  one for all tiles, or [tiles, 1, 1, 1]
+    """
+    if GROUP == 32:
+        group = chunk * 2 + (tl.arange(0, 4) // 2)[None, None, None, :]
+    else:
+        group = chunk * _COLUMNS // GROUP
+    ptrs = ptr + group * total + rows[:, :, None, None]
+    mask = known[:, None, None, None]
+    return tl.load(ptrs, mask=mask, other=0), tl.load(ptrs + 8, mask=mask, other=0)
+
+
+@triton.jit
+def _scales_and_zeros(scale_ptr, zero_ptr, rows, known, chunk, total, GROUP: tl.constexpr, ZERO: tl.constexpr):
+    scale, scale_below = _of_tiles(scale_ptr, rows, known, chunk, total, GROUP)
+    if ZERO:
+        zero, zero_below = _of_tiles(zero_ptr, rows, known, chunk, total, GROUP)
+    else:
+        zero = tl.full([1, 1, 1, 1], 8, tl.uint8)
+        zero_below = zero
+    return scale, scale_below, zero, zero_below
+
+
+@triton.jit
+def _weights(word_ptrs, held, chunk, groups, BLOCK_N: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr):
+    """BLOCK_N rows of a chunk of 64 columns."""
+    words = tl.reshape(tl.load(word_ptrs + chunk * 128, mask=held, other=0), [BLOCK_N // _ROWS, 8, 4, 4])
+    scale, scale_below, zero, zero_below = groups
+    return tl.reshape(unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED, COMPUTE), [BLOCK_N, _COLUMNS])
+
+
+@triton.jit
+def _as_held(sums):
+    """Sums [BLOCK_N, BLOCK_M] in one dimension in which what a thread of the matrix units holds lies in fours."""
+    parts = tl.reshape(sums, [sums.shape[0] // 16, 2, 8, sums.shape[1] // 8, 4, 2])
+    return tl.reshape(tl.permute(parts, (3, 0, 2, 4, 1, 5)), [sums.shape[0] * sums.shape[1]])
+
+
+@triton.jit
+def _from_held(parts, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """What `_as_held` was given."""
+    parts = tl.reshape(parts, [BLOCK_M // 8, BLOCK_N // 16, 8, 4, 2, 2])
+    return tl.reshape(tl.permute(parts, (1, 4, 2, 0, 3, 5)), [BLOCK_N, BLOCK_M])
+
+
+@kernel(do_not_specialize=["M", "whole", "shared", "splits", "per_split"])
+def _grouped_tiles_kernel(
+    x_ptr, words_ptr, scale_ptr, zero_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
+    whole, shared, splits, per_split,
+    K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, CHUNKS: tl.constexpr,
+    ZERO: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N weight rows, or half as many of a gate and of what it lets through, against BLOCK_M rows of x.
+
+    partial_ptr, arrivals_ptr  as in dense.py
+    whole, shared, splits      tiles that a program has alone, and others, each of which `splits` programs have together
+    per_split                  steps of CHUNKS chunks of 64 columns
+    """
+    if PDL:
+        cuda.gdc_launch_dependents()
+    tiles: tl.constexpr = BLOCK_N // _ROWS
+    chunks: tl.constexpr = K // _COLUMNS
+    # Programs of the same weights lie side by side: all but the first find them in the L2 cache.
+    row_tiles = tl.cdiv(M, BLOCK_M)
+    place, split = tl.program_id(0), 0
+    if place >= whole:
+        split = (place - whole) // shared
+        place = whole + (place - whole) % shared
+    else:
+        splits = 1
+        per_split = chunks // CHUNKS
+    tile = place // row_tiles
+    lane = tl.arange(0, BLOCK_N * 2)
+    if ACTIVATION == "none":
+        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        lane_tile = tile * tiles + lane // 32
+        each_tile = tile * tiles + tl.arange(0, tiles)
+        total = N
+    else:
+        half: tl.constexpr = tiles // 2
+        columns = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        lane_tile = tile * half + lane // 32 % half + lane // 32 // half * (N // _ROWS)
+        each_tile = tile * half + tl.arange(0, tiles) % half + tl.arange(0, tiles) // half * (N // _ROWS)
+        total = 2 * N
+    held = (lane_tile < total // _ROWS)[:, None]
+    known = each_tile < total // _ROWS
+    word_ptrs = words_ptr + (lane_tile.to(tl.int64) * (chunks * 128) + lane % 32 * 4)[:, None] + tl.arange(0, 4)[None, :]
+    weight_rows = (each_tile * _ROWS)[:, None] + tl.arange(0, 8)[None, :]
+    rows = place % row_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_row = (rows < M)[:, None]
+    x_ptrs = x_ptr + rows[:, None] * K + tl.arange(0, CHUNKS * _COLUMNS)[None, :]
+    begin = split * per_split
+    end = tl.minimum(begin + per_split, chunks // CHUNKS)
+    sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    # Scales and zero points are read a step ahead: unpacking would wait for them.
+    groups = _scales_and_zeros(scale_ptr, zero_ptr, weight_rows, known, begin * CHUNKS, total, GROUP, ZERO)
+    if PDL:
+        # The first weights are on their way to the L2 cache while the predecessor still computes x.
+        first_ptrs = words_ptr + (each_tile.to(tl.int64) * chunks + begin * CHUNKS) * 128
+        prefetch(first_ptrs, tl.where(known, 512 * tl.minimum(8, (end - begin) * CHUNKS), 0))
+        cuda.gdc_wait()
+    for step in range(begin, end):
+        after = tl.minimum(step + 1, end - 1) * CHUNKS
+        next_groups = _scales_and_zeros(scale_ptr, zero_ptr, weight_rows, known, after, total, GROUP, ZERO)
+        x = tl.load(x_ptrs + step * (CHUNKS * _COLUMNS), mask=is_row, other=0.0)
+        weights = _weights(word_ptrs, held, step * CHUNKS, groups, BLOCK_N, PACKED, COMPUTE)
+        if CHUNKS == 2:
+            late = _weights(word_ptrs, held, step * 2 + 1, groups, BLOCK_N, PACKED, COMPUTE)
+            weights = tl.reshape(tl.permute(tl.join(weights, late), (0, 2, 1)), [BLOCK_N, 2 * _COLUMNS])
+        sums = tl.dot(weights, tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
+        groups = next_groups
+    arrived = 0
+    parts = _as_held(sums)
+    offsets = tl.arange(0, BLOCK_N * BLOCK_M)
+    if splits > 1:
+        first_part = partial_ptr + (place - whole).to(tl.int64) * splits * (BLOCK_N * BLOCK_M)
+        tl.store(first_part + split * (BLOCK_N * BLOCK_M) + offsets, parts)
+        # Every thread's stores must be out before the one thread that announces this part.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals_ptr + place, 1, sem="acq_rel", scope="gpu")
+    if arrived != splits - 1:
+        return
+    if splits > 1:
+        tl.store(arrivals_ptr + place, 0)
+        first_part = partial_ptr + (place - whole).to(tl.int64) * splits * (BLOCK_N * BLOCK_M)
+        # In the same order always, whichever program is the last: results must not change from run to run.
+        parts = tl.zeros([BLOCK_N * BLOCK_M], tl.float32)
+        for part in tl.range(0, splits, num_stages=1):
+            parts += tl.load(first_part + part * (BLOCK_N * BLOCK_M) + offsets, cache_modifier=".cg")
+    sums = _from_held(parts, BLOCK_N, BLOCK_M)
+    finish_products(
+        sums, sums, columns, rows, bias_ptr, residual_ptr, out_ptr, M, N, 0.0,
+        K, BLOCK_M, False, BIAS, RESIDUAL, ACTIVATION,
+    )  # fmt: skip
+
+
+@kernel()
+def _grouped_expand_kernel(
+    words_ptr, scale_ptr, zero_ptr, out_ptr, N,
+    K: tl.constexpr, GROUP: tl.constexpr, TILES: tl.constexpr, ZERO: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """TILES tiles side by side."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    chunks: tl.constexpr = K // _COLUMNS
+    tile = tl.program_id(0)
+    first = tl.program_id(1) * TILES
+    chunk = first + tl.arange(0, TILES)
+    lane = tl.arange(0, TILES * 32)
+    word_ptrs = words_ptr + (tile.to(tl.int64) * chunks + first) * 128 + (lane * 4)[:, None] + tl.arange(0, 4)[None, :]
+    words = tl.load(word_ptrs, mask=(first + lane // 32 < chunks)[:, None], other=0)
+    rows = (chunk * 0 + tile * _ROWS)[:, None] + tl.arange(0, 8)[None, :]
+    scale, scale_below, zero, zero_below = _scales_and_zeros(
+        scale_ptr, zero_ptr, rows, chunk < chunks, chunk[:, None, None, None], N, GROUP, ZERO
+    )
+    words = tl.reshape(words, [TILES, 8, 4, 4])
+    weights = tl.permute(unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED, COMPUTE), (1, 0, 2))
+    lines = tile * _ROWS + tl.arange(0, _ROWS)
+    columns = first * _COLUMNS + tl.arange(0, TILES * _COLUMNS)
+    places = lines.to(tl.int64)[:, None] * K + columns[None, :]
+    tl.store(out_ptr + places, tl.reshape(weights, [_ROWS, TILES * _COLUMNS]), mask=(columns < K)[None, :])
+
+
+def some_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape: Tiles | None = None) -> torch.Tensor:
+    """x @ weight.T and what follows; columns of x in the weight's order.
+
+    x      [rows, in]  bf16|fp16
+    shape  in place of `some_rows_shape`'s
+    """
+    rows, inner = x.shape
+    outer = weight.shape[0] // (2 if after.gated else 1)
+    shape = shape or some_rows_shape(rows, weight, multiprocessors(x.device))
+    out = x.new_empty(rows, outer)
+    places = -(-weight.shape[0] // shape.block_n) * -(-rows // shape.block_m)
+    steps = inner // (shape.chunks * COLUMNS)
+    per_split = -(-steps // shape.splits)
+    splits = -(-steps // per_split)
+    shared = places - shape.whole
+    partial = x.new_empty(shared * splits * shape.block_n * shape.block_m if splits > 1 else 0, dtype=torch.float32)
+    _grouped_tiles_kernel[(shape.whole + shared * splits,)](
+        x, weight.words, weight.scale, weight.zero, after.bias, after.residual, out, partial, arrivals(x.device),
+        rows, outer, shape.whole, shared, splits, per_split,
+        K=inner, GROUP=weight.group, BLOCK_N=shape.block_n, BLOCK_M=shape.block_m, CHUNKS=shape.chunks,
+        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", COMPUTE=compute_dtype(x.dtype),
+        **after.constants(), num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
+    )  # fmt: skip
+    return out
+
+
+def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """What a weight stands for, [out, in] bf16 or fp16, with columns in its order."""
+    outer, inner = weight.shape
+    out = weight.words.new_empty(outer, inner, dtype=dtype)
+    _grouped_expand_kernel[(outer // ROWS, -(-inner // (8 * COLUMNS)))](
+        weight.words, weight.scale, weight.zero, out, outer,
+        K=inner, GROUP=weight.group, TILES=8, ZERO=weight.zero is not None, PACKED=out.device.type != "cpu",
+        COMPUTE=compute_dtype(dtype), num_warps=8, **dependent_launch(out.device),
+    )  # fmt: skip
+    return out
+
+
+def some_rows_shape(rows: int, weight: GroupedWeight, processors: int) -> Tiles:
+    """Tiles of which whole waves go to programs, and of which the last, or the only ones, are shared out to a wave of them."""
+    block_m = min(power_of_two(rows, least=16), 128)
+    chunks, stages = (2, 3) if weight.group == 2 * COLUMNS else (1, 4)
+    block_n, warps, slots = 128, 8, processors * (2 if block_m <= 64 else 1)
+    tiles = -(-weight.shape[0] // block_n) * -(-rows // block_m)
+    whole = tiles // slots * slots
+    steps = weight.shape[1] // (chunks * COLUMNS)
+    splits = min(slots // max(tiles - whole, 1), max(steps // 4, 1))
+    return Tiles(block_n, block_m, chunks, warps, stages, whole, splits)
