@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from streamserve.models.arch import Arch, ModelArch
 from streamserve.models.inputs import StepInputs
 from streamserve.models.layers.attention import Attention
-from streamserve.models.layers.linear import Linear
+from streamserve.models.layers.linear import Projection
 from streamserve.models.rope import RopeTables
 from streamserve.models.weights.destination import Destination, Stored
 from streamserve.models.weights.source import StoredTensor, WeightSource
@@ -89,9 +89,9 @@ class CausalModel(nn.Module, ABC):
             # percent of a step of one token on a CPU.
             vars(module).update(module.named_children())
 
-    def linears(self) -> Iterator[Linear]:
-        """Every linear layer."""
-        return (module for module in self.modules() if isinstance(module, Linear))
+    def linears(self) -> Iterator[Projection]:
+        """Every linear, those of layers and the head."""
+        return (module for module in self.modules() if isinstance(module, Projection))
 
 
 class LayeredModel(CausalModel):

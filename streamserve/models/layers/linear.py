@@ -8,6 +8,7 @@ A layer made of such linears is the same on one rank and on many: rows first, th
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -26,16 +27,49 @@ from streamserve_kernels import Activation, gated_activation
 Division = Literal["rows", "columns"]
 
 
-class Linear(Stored):
-    """x @ weight.T + bias, with what may be fused before and after it.
+class Projection(Stored):
+    """x @ weight.T + bias of a weight that a checkpoint has, in some form: what all linears are.
 
-    form  of the weight, [sum of parts, in_features] or this rank's share of that
-    bias  [sum of parts] or its share; None without one, and on all ranks but the first where columns are divided
-    communicator  sums the outputs of ranks where columns are divided; None where nothing is summed
+    form  of the weight, or of this rank's share
+    bias  None without one
     """
 
     form: Form
     bias: Tensor | None
+
+    def __init__(self, spec: WeightSpec, place: Placement, bias: Tensor | None) -> None:
+        super().__init__()
+        self._spec = spec
+        self.form = make_form(spec, place)
+        self.bias = bias
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x [rows, in_features] -> [rows, out features of all ranks]"""
+
+    @abstractmethod
+    def after_norm(self, x: Tensor, norm: RmsNorm | None) -> Tensor:
+        """forward(norm(x)); forward(x) without a norm"""
+
+    def finish(self) -> None:
+        """Bring the weight, now filled, into the layout that its kernels want."""
+        self.form = self.form.finish()
+
+    def destinations(self) -> Iterator[Destination]:
+        yield from self.form.destinations()
+        if self.bias is not None:
+            for part, biases in self._spec.split(self.bias):
+                yield copied(f"{part.name}.bias", biases, part.region.rows())
+
+
+class Linear(Projection):
+    """A linear inside of a layer, with what may be fused before and after it.
+
+    form  of the weight, [sum of parts, in_features] or this rank's share of that
+    bias  [sum of parts] or its share; None also on all ranks but the first where columns are divided
+    communicator  sums the outputs of ranks where columns are divided; None where nothing is summed
+    """
+
     communicator: Communicator | None
 
     def __init__(
@@ -57,13 +91,11 @@ class Linear(Stored):
         heads      parts that consist of so many key heads, which several ranks hold alike where there are fewer than ranks
         Raises `ConfigError` for numbers of rows or columns that can't be divided equally.
         """
-        super().__init__()
         spec = WeightSpec(tuple(_weight_parts(prefix, parts, in_features, place, stored_as, divided, heads or {})))
-        self._spec = spec
-        self.form = make_form(spec, place)
         # Ranks' outputs are summed where columns are divided, and the bias must be in the sum once.
-        self._leaves_bias = bias and divided == "columns" and place.rank > 0
-        self.bias = place.empty(spec.out_features) if bias and not self._leaves_bias else None
+        leaves_bias = bias and divided == "columns" and place.rank > 0
+        super().__init__(spec, place, place.empty(spec.out_features) if bias and not leaves_bias else None)
+        self._leaves_bias = leaves_bias
         self.communicator = place.communicator if divided == "columns" and place.world_size > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,21 +126,14 @@ class Linear(Stored):
     def _product(self, x: Tensor, residual: Tensor | None) -> Tensor:
         return self.form.multiply(x, self.bias) if residual is None else self.form.onto(residual, x, self.bias)
 
-    def finish(self) -> None:
-        """Bring the weight, now filled, into the layout that its kernels want."""
-        self.form = self.form.finish()
-
     def destinations(self) -> Iterator[Destination]:
-        yield from self.form.destinations()
-        if self.bias is not None:
-            for part, biases in self._spec.split(self.bias):
-                yield copied(f"{part.name}.bias", biases, part.region.rows())
-        elif self._leaves_bias:
+        yield from super().destinations()
+        if self._leaves_bias:
             for part in self._spec.parts:
                 yield left_out(f"{part.name}.bias", part.region.rows())
 
 
-class VocabularyLinear(Linear):
+class VocabularyLinear(Projection):
     """A linear to logits: its rows, one for each id of the vocabulary, are divided among ranks, and their outputs gathered.
 
     Every rank returns all logits, the same bits on each.
@@ -121,14 +146,10 @@ class VocabularyLinear(Linear):
 
         table  an embedding's vectors of this rank's ids, which are this weight as well and which it fills; None allocates
         """
-        Stored.__init__(self)
         ids = vocabulary_share(vocab_size, place.rank, place.world_size)
         region = Region((vocab_size, in_features), (ids, range(in_features)))
-        spec = WeightSpec((WeightPart(name, region),), table)
-        self._spec = spec
-        self.form = make_form(spec, place)
-        self.bias, self._leaves_bias = None, False
-        self.communicator = place.communicator if place.world_size > 1 else None
+        super().__init__(WeightSpec((WeightPart(name, region),), table), place, None)
+        self._communicator = place.communicator if place.world_size > 1 else None
         self._vocab_size, self._ids_per_rank = vocab_size, vocabulary_per_rank(vocab_size, place.world_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,10 +163,10 @@ class VocabularyLinear(Linear):
         return self._gather(self.form.after_norm(x, norm.weight, norm.eps, self.bias))
 
     def _gather(self, logits: Tensor) -> Tensor:
-        if self.communicator is None:
+        if self._communicator is None:
             return logits
         missing = self._ids_per_rank - logits.shape[1]
-        gathered = self.communicator.gather(F.pad(logits, (0, missing)) if missing else logits)
+        gathered = self._communicator.gather(F.pad(logits, (0, missing)) if missing else logits)
         return gathered[:, : self._vocab_size]
 
 

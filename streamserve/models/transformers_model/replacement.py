@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from streamserve.models.layers.linear import Linear, VocabularyLinear
+from streamserve.models.layers.linear import Linear, Projection, VocabularyLinear
 from streamserve.models.layers.norm import RmsNorm
 from streamserve.models.transformers_model.attention_function import PagedLayer, PagedStep
 from streamserve.models.transformers_model.classes import as_untyped
@@ -39,7 +39,7 @@ class WeightWanted(Exception):
 class BatchLinear(nn.Module):
     """A linear of ours for states with any number of leading dimensions."""
 
-    def __init__(self, name: str, linear: Linear, in_features: int, out_features: int) -> None:
+    def __init__(self, name: str, linear: Projection, in_features: int, out_features: int) -> None:
         super().__init__()
         self.name = name
         self.linear = linear
@@ -212,13 +212,13 @@ def _norm(name: str, module: nn.Module, place: Placement, known: Known) -> RmsNo
     return RmsNorm(name, as_untyped(module).weight.shape[0], place, eps=eps, offset=offset)
 
 
-def _tied_head(model: PreTrainedModel, place: Placement) -> Callable[[nn.Linear], Linear | None]:
+def _tied_head(model: PreTrainedModel, place: Placement) -> Callable[[nn.Linear], VocabularyLinear | None]:
     """Makes the linear of a head whose weight is the embedding's; None of any other."""
     embedding = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embedding)
     shape, shared = embedding.weight.shape, embedding.weight
 
-    def make(module: nn.Linear) -> Linear | None:
+    def make(module: nn.Linear) -> VocabularyLinear | None:
         if module.weight is not shared or module.bias is not None:
             return None
         embedding.weight = place.empty(*shape)
@@ -228,12 +228,12 @@ def _tied_head(model: PreTrainedModel, place: Placement) -> Callable[[nn.Linear]
 
 
 def _linear(
-    name: str, module: nn.Module, place: Placement, kept: frozenset[str], tied: Callable[[nn.Linear], Linear | None]
+    name: str, module: nn.Module, place: Placement, kept: frozenset[str], tied: Callable[[nn.Linear], VocabularyLinear | None]
 ) -> BatchLinear | None:
     leaf = name.rpartition(".")[2]
     if type(module) is not nn.Linear or leaf in kept:
         return None
-    made = tied(module) or Linear(
+    made: Projection = tied(module) or Linear(
         name.removesuffix(leaf), {leaf: module.out_features}, module.in_features, place, bias=module.bias is not None
     )
     return BatchLinear(leaf, made, module.in_features, module.out_features)
