@@ -169,7 +169,7 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
         "resumption": {"delivery", "http", "service", "siblings"},
         "ws": {"api", "config", "delivery", "http", "open_sockets", "service", "siblings"},
         "apis.openai": {"api", "config", "delivery", "http", "resumption", "service", "telemetry"},
-        "apis.anthropic": {"api", "apis.openai", "delivery", "http", "service", "telemetry"},
+        "apis.anthropic": {"api", "apis.openai", "delivery", "http", "resumption", "service", "telemetry"},
         "apis.responses": {"api", "apis.openai", "delivery", "http", "service", "siblings", "telemetry"},
         "openapi": {"apis.anthropic", "apis.openai", "apis.responses"},
         "status_routes": {"http", "openapi", "service"},

@@ -113,6 +113,7 @@ def members(**fields: Any) -> bytes:
 
 
 def socket_message(kind: str, number: int, stream_id: bytes | None, fields: bytes) -> str:
-    """One WebSocket message of type `kind`; `fields` are its further members."""
+    """One WebSocket message of type `kind`; `fields` are its further members, if it has any."""
     echoed = b"" if stream_id is None else b'"stream_id":' + stream_id + b","
-    return (b'{"type":"%b",%b"sequence_number":%d,%b}' % (kind.encode(), echoed, number, fields)).decode()
+    rest = b"," + fields if fields else b""
+    return (b'{"type":"%b",%b"sequence_number":%d%b}' % (kind.encode(), echoed, number, rest)).decode()

@@ -23,8 +23,8 @@ An OpenAI-compatible server that streams open-weight language models.
 With `"stream": true` an answer is `text/event-stream`: each event is `data: ` and one JSON object, the last one `data: [DONE]`;
 those of `/v1/responses` also carry an `event:` line and end with their terminal event. A blank line says that the server is
 still at it. An error after the 200 is an event `{"error": …}`. Fields that no one here knows are named in a `Warning` header.
-With `X-Stream-Resume: 1` or `"resumable": true` the events of a completion or chat have ids: send the last one seen as
-`Last-Event-ID`, to the same path or to `/v1/streams/{stream_id}`, to go on after a dropped connection.
+With `X-Stream-Resume: 1`, or `"resumable": true` in a completion or chat, events of a stream have ids: send the last one seen
+as `Last-Event-ID`, to the same path or to `/v1/streams/{stream_id}`, to go on after a dropped connection.
 
 `/v1/ws` and `/v1/responses` also take WebSocket upgrades. One socket carries many streams: send
 `{"type": "chat.completion.create" | "completion.create" | "response.create", "stream_id": …}` with the fields of the POST body;

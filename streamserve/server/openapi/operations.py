@@ -27,6 +27,14 @@ _STATUS_TEXT = {
 }
 _BODY_ERRORS = ("413", "429")
 
+LAST_EVENT_ID: Schema = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}}
+
+RESUMING: tuple[Schema, ...] = (
+    {"name": "X-Stream-Resume", "in": "header", "schema": {"type": "string", "enum": ["0", "1"]}},
+    LAST_EVENT_ID,
+)
+"""Headers of what streams events that can be continued."""
+
 
 def operation(operation_id: str, summary: str, content: Schema, *parameters: Schema) -> Operation:
     """One that answers 200 with `content`, or with an error."""

@@ -14,7 +14,7 @@ from streamserve.errors import StreamserveError
 from streamserve.server.apis.anthropic.blocks import BlockDelta, Blocks, BlockStart, Change, parsed_input
 from streamserve.server.apis.anthropic.errors import error_object
 from streamserve.server.apis.openai.answers.reading import Reading
-from streamserve.server.delivery.events import TextFrame, members
+from streamserve.server.delivery.events import TextFrame, members, socket_message
 from streamserve.server.telemetry.request_cost import TokenCounts
 from streamserve.types import TextDelta
 
@@ -50,9 +50,24 @@ class MessageEvent(NamedTuple):
     type: str
     fields: bytes = b""
 
-    def server_sent(self) -> bytes:
+    @property
+    def num_bytes(self) -> int:
+        """Roughly the memory it takes."""
+        return len(self.fields)
+
+    def server_sent(self, number: int = 0) -> bytes:
+        """The event in an SSE stream; its number is no part of it."""
         kind = self.type.encode()
         return b'event: %b\ndata: {"type":"%b"%b}\n\n' % (kind, kind, b"," + self.fields if self.fields else b"")
+
+    def message(self, number: int, stream_id: bytes | None) -> str:
+        """The event as a WebSocket message, for a reader that goes on there."""
+        return socket_message(self.type, number, stream_id, self.fields)
+
+
+def failure_event(error: StreamserveError) -> MessageEvent:
+    """The ending of a message that could not be finished, or that goes on without this reader."""
+    return MessageEvent("error", members(error=error_object(error)))
 
 
 class MessageScript:
@@ -84,7 +99,7 @@ class MessageScript:
         return [MessageEvent("message_stop")]
 
     def failure(self, error: StreamserveError) -> list[MessageEvent]:
-        return [MessageEvent("error", members(error=error_object(error)))]
+        return [failure_event(error)]
 
 
 def _event(change: Change) -> MessageEvent:

@@ -6,6 +6,7 @@ from streamserve.server.apis.anthropic.response_schemas import AnthropicError, A
 from streamserve.server.apis.anthropic.schema import CountRequest, MessagesRequest
 from streamserve.server.openapi.examples import QUESTION
 from streamserve.server.openapi.operations import (
+    RESUMING,
     Body,
     Paths,
     json_content,
@@ -28,7 +29,10 @@ RESPONSES: list[Body] = [AnthropicError, AnthropicMessage, MessageStreamEvent, T
 def message_paths() -> Paths:
     """Messages, and the tokens that one would read."""
     answer = operation(
-        "createMessage", "The next message, in Anthropic's API.", streamed_content(AnthropicMessage, MessageStreamEvent)
+        "createMessage",
+        "The next message, in Anthropic's API.",
+        streamed_content(AnthropicMessage, MessageStreamEvent),
+        *RESUMING,
     )
     count = operation("countTokens", "The number of tokens that a message would read.", json_content(TokenCount))
     counted = {"whole": {"model": "demo", "messages": QUESTION}}

@@ -23,6 +23,8 @@ from streamserve.server.apis.responses.response_schemas import (
 )
 from streamserve.server.openapi.examples import QUESTION
 from streamserve.server.openapi.operations import (
+    LAST_EVENT_ID,
+    RESUMING,
     Body,
     Operation,
     Paths,
@@ -80,13 +82,6 @@ _EMBEDDINGS = {
     "several": {"model": "demo", "input": ["One", "Two"], "encoding_format": "base64", "dimensions": 8},
 }
 
-_LAST_EVENT_ID: Schema = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}}
-
-_RESUMING: tuple[Schema, ...] = (
-    {"name": "X-Stream-Resume", "in": "header", "schema": {"type": "string", "enum": ["0", "1"]}},
-    _LAST_EVENT_ID,
-)
-
 
 REQUESTS: list[Body] = [ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest]
 RESPONSES: list[Body] = [
@@ -117,7 +112,7 @@ def generation_paths() -> Paths:
                     "createCompletion",
                     "Continue one or several prompts.",
                     streamed_content(Completion, CompletionChunk),
-                    *_RESUMING,
+                    *RESUMING,
                 ),
                 CompletionRequest,
                 _COMPLETIONS,
@@ -129,7 +124,7 @@ def generation_paths() -> Paths:
                     "createChatCompletion",
                     "The next message of a conversation.",
                     streamed_content(ChatCompletion, ChatCompletionChunk),
-                    *_RESUMING,
+                    *RESUMING,
                 ),
                 ChatRequest,
                 _CHATS,
@@ -183,7 +178,7 @@ def _continued() -> Operation:
         "The events of a stream behind the one that `Last-Event-ID` names, or from the first, and those to come.",
         events_content(CompletionChunk, ChatCompletionChunk, ResponseStreamEvent),
         path_parameter("stream_id", "chatcmpl-1"),
-        _LAST_EVENT_ID,
+        LAST_EVENT_ID,
     )
     everything_read = {"204": {"description": "That event was the last."}}
     return secured({**continued, "responses": {**continued["responses"], **everything_read}})

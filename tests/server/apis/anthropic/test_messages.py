@@ -11,7 +11,9 @@ import anthropic
 import pytest
 from anthropic import AsyncAnthropic
 
+from streamserve_client import SSEDecoder
 from tests.server.apis.openai.tool_chats import ONE_CALL, TEMPLATE, TWO_CALLS
+from tests.server.ws.session import session
 from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import request
@@ -254,3 +256,29 @@ async def test_a_stream_that_fails_ends_with_an_error_event() -> None:
                 await stream.get_final_message()
     assert isinstance(failed.value.body, dict)
     assert failed.value.body["error"]["type"] == "overloaded_error"
+
+
+@pytest.mark.parametrize("way", ["post", "get", "socket"])
+async def test_a_message_that_can_be_continued_goes_on_behind_any_event(way: str) -> None:
+    body = {"model": "scripted", "max_tokens": 500, "messages": USER, "stream": True, "tools": TOOLS}
+    engine = ScriptedEngine(reply=text_reply("So. " + TWO_CALLS))
+    async with live_server(engine, chat_template=TEMPLATE) as server:
+        async with request(server.port, "POST", "/v1/messages", body, headers={"X-Stream-Resume": "1"}) as response:
+            events = SSEDecoder().feed(await response.body())
+            stream_id = response.headers["x-stream-id"]
+        assert [event.id for event in events] == [f"{stream_id}:{number}" for number in range(len(events))]
+        whole = [json.loads(event.data) for event in events]
+        assert [event["type"] for event in (whole[0], whole[-1])] == ["message_start", "message_stop"]
+        for number in (0, 1, len(events) // 2, len(events) - 2):
+            if way == "socket":
+                async with session(server.port) as socket:
+                    await socket.send({"type": "response.resume", "response_id": stream_id, "starting_after": number})
+                    rest = [await socket.receive() for _ in whole[number + 1 :]]
+                assert [each.pop("sequence_number") for each in rest] == list(range(number + 1, len(events)))
+            else:
+                method, path = ("POST", "/v1/messages") if way == "post" else ("GET", f"/v1/streams/{stream_id}")
+                async with request(server.port, method, path, headers={"Last-Event-ID": events[number].id}) as response:
+                    rest = [json.loads(event.data) for event in SSEDecoder().feed(await response.body())]
+            assert rest == whole[number + 1 :]
+        async with request(server.port, "POST", "/v1/messages", body) as response:
+            assert "x-stream-id" not in response.headers
