@@ -71,7 +71,7 @@ def test_layers_of_a_model_share_their_folder_whatever_their_windows(tmp_path: P
     prefix, settings = FAMILIES["qwen2-windowed"]
     reference_model(prefix, settings).save_pretrained(tmp_path)
     model = load(tmp_path)
-    assert len({layer.attention.window for layer in model.layers}) == 2
+    assert len({layer.attention.scoring.window for layer in model.layers}) == 2
     assert len(set(layer_shapes(model, 16))) == 1
 
 

@@ -35,8 +35,8 @@ def linears(model: CausalModel, names: tuple[str, ...]) -> Iterator[tuple[str, L
 def parts_of_rows(linear: Linear, model: CausalModel, name: str) -> list[Tensor]:
     """The weight of a linear whose rows are divided, cut into what is divided apart: q, k and v, or gate and up."""
     weight = linear.form.get_parameter("weight")
-    attention = model.layers[0].attention
-    q, kv = attention.q_heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    heads = model.layers[0].attention.heads
+    q, kv = heads.q_heads * heads.head_dim, heads.kv_heads * heads.head_dim
     if name.endswith("qkv"):
         return list(weight.split([q, kv, kv]))
     return list(weight.chunk(2)) if name.endswith("gate_up") else [weight]
@@ -71,7 +71,8 @@ def test_summing_what_ranks_compute_gives_what_one_computes(family: str, tmp_pat
     attended = torch.randn(3, whole.arch.q_heads * whole.arch.head_dim)
     with torch.inference_mode():
         layers = [rank.layers[1] for rank in ranks]
-        sizes = [layers[0].attention.q_heads, layers[0].attention.kv_heads, layers[0].attention.kv_heads]
+        heads = layers[0].attention.heads
+        sizes = [heads.q_heads, heads.kv_heads, heads.kv_heads]
         per_rank = [
             layer.before_attention(hidden).split([size * whole.arch.head_dim for size in sizes], dim=1) for layer in layers
         ]

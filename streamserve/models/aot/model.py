@@ -71,7 +71,7 @@ class _CompiledLayer:
 
     def decode(self, hidden: Tensor, inputs: StepInputs, kv_cache: Tensor) -> Tensor:
         """All of the layer in a step with one new token a sequence: hidden [rows, hidden_size] -> the same shape."""
-        attention, layer, window = self._kernels.shape.attention, self._attention.layer, self._attention.window
+        attention, layer, window = self._kernels.shape.attention, self._attention.layer, self._attention.scoring.window
         block_tables = inputs.block_tables[layer]
 
         def units_of_step() -> Units:
@@ -88,7 +88,7 @@ class _CompiledLayer:
         layer = self._attention.layer
         arguments = (hidden, kv_cache, self._step_rotations(inputs), inputs.slot_mapping[layer])
         q = self._kernels.before(arguments, self._tensors)
-        attended = paged_attention(q, kv_cache, inputs.sequences(layer), self._attention.scoring(), shared=inputs.shared)
+        attended = paged_attention(q, kv_cache, inputs.sequences(layer), self._attention.scoring, shared=inputs.shared)
         return self._kernels.after((hidden, attended.flatten(1)), self._tensors)
 
     def _step_rotations(self, inputs: StepInputs) -> Tensor:
@@ -104,11 +104,11 @@ def _rotations(cos_sin: Tensor | None, attention: Attention) -> Tensor | None:
     if cos_sin is None:
         return None
     cos, sin = cos_sin.chunk(2, dim=-1)
-    if attention.interleaved:
+    if attention.heads.interleaved:
         planes = [cos.repeat_interleave(2, -1), torch.stack([-sin, sin], dim=-1).flatten(-2)]
     else:
         planes = [torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]
-    if attention.query_scaling is not None:
-        factors = attention.query_scaling.factors(torch.arange(len(cos_sin), device=cos_sin.device))
+    if (query_scaling := attention.heads.query_scaling) is not None:
+        factors = query_scaling.factors(torch.arange(len(cos_sin), device=cos_sin.device))
         planes.append(factors.unsqueeze(1).expand_as(cos_sin))
     return torch.stack(planes, dim=1)

@@ -117,7 +117,7 @@ def _shape_or_none(model: LayeredModel, index: int, block_size: int) -> LayerSha
         return None
     if layer.attention.kv_scales is not None:
         return None
-    if layer.attention.query_scaling is not None and cos_sin is None:
+    if layer.attention.heads.query_scaling is not None and cos_sin is None:
         return None
     settings: list[tuple[str, Setting]] = []
     parts: list[tuple[str, LinearShape | NormShape]] = []
@@ -136,19 +136,20 @@ def _shape_or_none(model: LayeredModel, index: int, block_size: int) -> LayerSha
 
 
 def _attention_shape(attention: Attention, rot_dim: int, block_size: int) -> AttentionShape:
+    heads, scoring = attention.heads, attention.scoring
     return AttentionShape(
-        q_heads=attention.q_heads,
-        kv_heads=attention.kv_heads,
-        head_dim=attention.head_dim,
+        q_heads=heads.q_heads,
+        kv_heads=heads.kv_heads,
+        head_dim=heads.head_dim,
         rot_dim=rot_dim,
         block_size=block_size,
-        eps=attention.eps,
-        scale=attention.scale,
-        softcap=attention.softcap,
+        eps=heads.eps,
+        scale=scoring.scale,
+        softcap=scoring.softcap,
         qk_norm=attention.q_norm is not None,
-        norm_rotated=attention.norm_rotated,
-        interleaved=attention.interleaved,
-        scales_queries=attention.query_scaling is not None,
+        norm_rotated=heads.norm_rotated,
+        interleaved=heads.interleaved,
+        scales_queries=heads.query_scaling is not None,
     )
 
 

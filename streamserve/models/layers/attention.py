@@ -33,18 +33,24 @@ class Attention(nn.Module):
             return RmsNorm(prefix + name, arch.head_dim, place, eps=arch.norm_eps, offset=arch.norm_offset)
 
         self.layer = layer
-        self.q_heads = len(place.share(arch.q_heads, "query heads"))
-        self.kv_heads = len(shared_heads(arch.kv_heads, place.rank, place.world_size))
-        self.head_dim, self.eps = arch.head_dim, arch.norm_eps
-        self.scale, self.window, self.softcap = arch.attention_scale, arch.windows[layer], arch.softcap
         rope = arch.ropes[layer]
-        self.interleaved = rope is not None and rope.interleaved
-        self.norm_rotated = arch.qk_norm is not None and arch.qk_norm.rotated
-        self.query_scaling = arch.query_scaling
         norms = arch.qk_norm if arch.qk_norm is not None and arch.qk_norm.span == "head" else None
         self.q_norm = None if norms is None else head_norm(norms.q)
         self.k_norm = None if norms is None else head_norm(norms.k)
+        self.heads = Heads(
+            q_heads=len(place.share(arch.q_heads, "query heads")),
+            kv_heads=len(shared_heads(arch.kv_heads, place.rank, place.world_size)),
+            head_dim=arch.head_dim,
+            q_norm=None if self.q_norm is None else self.q_norm.weight,
+            k_norm=None if self.k_norm is None else self.k_norm.weight,
+            eps=arch.norm_eps,
+            norm_rotated=arch.qk_norm is not None and arch.qk_norm.rotated,
+            interleaved=rope is not None and rope.interleaved,
+            query_scaling=arch.query_scaling,
+        )
         self.sinks = Sinks(arch, prefix, place) if arch.has_sinks else None
+        sinks = None if self.sinks is None else self.sinks.weight
+        self.scoring = Scoring(arch.attention_scale, arch.windows[layer], arch.softcap, sinks)
         self.kv_scales = kv_scales_of(prefix, place)
 
     def forward(self, qkv: Tensor, inputs: StepInputs, cos_sin: Tensor | None, kv_cache: Tensor) -> Tensor:
@@ -54,29 +60,12 @@ class Attention(nn.Module):
             inputs.tokens(self.layer, cos_sin),
             kv_cache,
             inputs.sequences(self.layer),
-            self._heads(),
-            self.scoring(),
+            self.heads,
+            self.scoring,
             kv_scales=self.kv_scales.scales if self.kv_scales is not None else None,
             shared=inputs.shared,
         )
         return attended.flatten(1)
-
-    def scoring(self) -> Scoring:
-        """How this rank's queries score its keys."""
-        return Scoring(self.scale, self.window, self.softcap, self.sinks.weight if self.sinks is not None else None)
-
-    def _heads(self) -> Heads:
-        return Heads(
-            self.q_heads,
-            self.kv_heads,
-            self.head_dim,
-            self.q_norm.weight if self.q_norm is not None else None,
-            self.k_norm.weight if self.k_norm is not None else None,
-            self.eps,
-            self.norm_rotated,
-            self.interleaved,
-            self.query_scaling,
-        )
 
 
 class Sinks(Stored):

@@ -87,6 +87,9 @@ class BatchAttention(nn.Module):
         self.qkv, self.output = qkv, output
         self.q_norm, self.k_norm = (None, None) if norms is None else norms
         self._heads = Heads(call.q_heads, call.kv_heads, call.key_size)
+        if norms is not None:
+            q_norm, k_norm = norms
+            self._heads = self._heads._replace(q_norm=q_norm.weight, k_norm=k_norm.weight, eps=q_norm.eps)
         self._scoring = Scoring(call.scale, call.window, call.softcap)
 
     def forward(
@@ -106,10 +109,7 @@ class BatchAttention(nn.Module):
     def attended(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, options: dict[str, Any]) -> Tensor:
         """qkv [tokens, (q_heads + 2 * kv_heads) * head_dim] -> [tokens, q_heads * head_dim]"""
         step = self._layer.step(options)
-        heads = self._heads
-        if self.q_norm is not None and self.k_norm is not None:
-            heads = heads._replace(q_norm=self.q_norm.weight, k_norm=self.k_norm.weight, eps=self.q_norm.eps)
-        return self._layer.attend(qkv, step, _angles(step, rotation), heads, self._scoring).flatten(1)
+        return self._layer.attend(qkv, step, _angles(step, rotation), self._heads, self._scoring).flatten(1)
 
 
 class BatchLayer(nn.Module):
