@@ -46,11 +46,13 @@ from streamserve_kernels.reference.quantized_experts import (
     MXFP4_BLOCK,
     ExpertsWeight,
     Fp8ExpertsWeight,
+    GroupedExpertsWeight,
     Mxfp4ExpertsWeight,
     can_keep_mxfp4,
     mxfp4_numbers,
 )
 from streamserve_kernels.reference.quantized_experts import pack_exponents as pack_mxfp4_exponents
+from streamserve_kernels.reference.quantized_experts import pack_groups as pack_expert_groups
 from streamserve_kernels.reference.rows import GatheredInputs
 from streamserve_kernels.rows.tables import BEHIND_TOKENS, RowLayout, RowTables, make_row_tables
 from streamserve_kernels.sampling.tensors import (
@@ -85,6 +87,7 @@ __all__ = [
     "Fp8ExpertsWeight",
     "Fp8Weight",
     "GatheredInputs",
+    "GroupedExpertsWeight",
     "GroupedWeight",
     "Heads",
     "Int4Weight",
@@ -140,6 +143,7 @@ __all__ = [
     "norm_linear",
     "norm_route",
     "pack_eight_bits",
+    "pack_expert_groups",
     "pack_four_bits",
     "pack_grouped",
     "pack_mxfp4_exponents",

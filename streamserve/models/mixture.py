@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from streamserve_kernels import Activation, RoutingRule
 
+_PACKED_ENDS = ("qweight", "weight_packed")
+"""What weights of 4-bit integers are called, in place of "weight"."""
+
 
 @dataclass(frozen=True)
 class ExpertTensors:
@@ -37,7 +40,9 @@ class ExpertTensors:
 
     def are_in(self, names: Collection[str], prefix: str) -> bool:
         """Whether a checkpoint with tensors of these names stores the experts at `prefix` so."""
-        return prefix + self.down.format(0) in names
+        first = prefix + self.down.format(0)
+        stem = first.removesuffix(".weight")
+        return first in names or (stem != first and any(f"{stem}.{end}" in names for end in _PACKED_ENDS))
 
 
 def bias_of(weight: str) -> str:

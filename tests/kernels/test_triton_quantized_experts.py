@@ -1,6 +1,8 @@
-"""Experts of 8-bit floats and of MXFP4 in Triton against the reference in fp32, for all numbers of rows."""
+"""Experts of 8-bit floats, of MXFP4 and of 4-bit integers in Triton against the reference in fp32, for all numbers of rows."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -13,15 +15,17 @@ from streamserve_kernels.reference.projections.grouped import pack
 from streamserve_kernels.reference.quantized_experts import (
     ExpertsWeight,
     Fp8ExpertsWeight,
+    GroupedExpertsWeight,
     Mxfp4ExpertsWeight,
     mxfp4_numbers,
     numbers_of,
     pack_exponents,
+    pack_groups,
 )
 from tests.support.kernel_cases import DEVICE, LIMITS, random, relative_error, triton_area
 
 experts = triton_area("experts")
-fp8, mxfp4, one_row = (triton_area(f"experts.{name}") for name in ("fp8", "mxfp4", "one_row"))
+four_bits, fp8, one_row = (triton_area(f"experts.{name}") for name in ("four_bits", "fp8", "one_row"))
 
 EPS = 1e-6
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
@@ -42,18 +46,39 @@ def fp8_blocks(count: int, outer: int, inner: int, *, alternates: bool) -> Fp8Ex
     return Fp8ExpertsWeight(values, scale, alternates)
 
 
-def four_bits(count: int, outer: int, inner: int, *, alternates: bool) -> Mxfp4ExpertsWeight:
+def mxfp4(count: int, outer: int, inner: int, *, alternates: bool) -> Mxfp4ExpertsWeight:
     digits = torch.randint(16, (count, outer, inner), dtype=torch.uint8, device=DEVICE)
     exponents = torch.randint(118, 122, (count, outer, inner // 32), dtype=torch.uint8, device=DEVICE)
     words, packed = zip(*((pack(each), pack_exponents(of)) for each, of in zip(digits, exponents, strict=True)), strict=True)
     return Mxfp4ExpertsWeight(torch.stack(words), torch.stack(packed))
 
 
-KINDS = {"rows": fp8_rows, "blocks": fp8_blocks, "mxfp4": four_bits}
-SIZES = {"rows": (48, 32), "blocks": (144, 136), "mxfp4": (64, 64)}
+def integers(
+    count: int, outer: int, inner: int, *, alternates: bool, group: int = 64, has_zero: bool = False
+) -> GroupedExpertsWeight:
+    quants = torch.randint(16, (count, outer, inner), dtype=torch.uint8, device=DEVICE)
+    scale = ((torch.rand(count, outer, inner // group, device=DEVICE) + 0.5) / 5 / inner**0.5).to(DTYPE)
+    zero = torch.randint(1, 17, scale.shape, dtype=torch.uint8, device=DEVICE) if has_zero else None
+    return GroupedExpertsWeight(
+        torch.stack([pack(each) for each in quants]),
+        torch.stack([pack_groups(each) for each in scale]),
+        None if zero is None else torch.stack([pack_groups(each) for each in zero]),
+    )
+
+
+KINDS = {
+    "rows": fp8_rows,
+    "blocks": fp8_blocks,
+    "mxfp4": mxfp4,
+    "groups of 64": integers,
+    "groups of 32, zero points": partial(integers, group=32, has_zero=True),
+}
+FOUR_BITS = "mxfp4", "groups of 64", "groups of 32, zero points", "groups of 128"
+SIZES = {"rows": (48, 32), "blocks": (144, 136)} | dict.fromkeys(FOUR_BITS, (64, 64))
 """Hidden and inner size; blocks, and tiles of 64, that are not full as well on a GPU."""
 if DEVICE.type == "cuda":
-    SIZES |= {"rows": (1168, 48), "mxfp4": (640, 192)}
+    KINDS["groups of 128"] = partial(integers, group=128, has_zero=True)
+    SIZES |= {"rows": (1168, 48)} | dict.fromkeys(FOUR_BITS, (640, 192)) | {"groups of 128": (640, 384)}
 
 GPU = pytest.mark.skipif(DEVICE.type != "cuda", reason="seconds in the interpreter")
 
@@ -72,7 +97,7 @@ def expected_of(residual: Tensor, routes: Routes, gate_up: ExpertsWeight, down: 
 
 
 def limit_of(kind: str, rows: int) -> float:
-    return LIMITS[DTYPE] if kind == "mxfp4" or rows == 1 else NARROW
+    return LIMITS[DTYPE] if kind in FOUR_BITS or rows == 1 else NARROW
 
 
 @pytest.mark.parametrize("rows", [1, 3, pytest.param(40, marks=GPU)])
@@ -99,14 +124,15 @@ def test_what_experts_of_two_ranks_add_agrees_with_the_reference(kind: str, rows
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_launch_that_a_batch_may_get_computes_the_same(kind: str, mean: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launches of large batches, here for a few tokens: the interpreter would take minutes for that many."""
-    if kind == "mxfp4":
-        shape = mxfp4.product_shape(mean, 1)
-        monkeypatch.setattr(mxfp4, "product_shape", lambda *_: shape)
+    if kind in FOUR_BITS:
+        shape = four_bits.product_shape(mean, 1)
+        monkeypatch.setattr(four_bits, "product_shape", lambda *_: shape)
     else:
         shapes = fp8.product_shapes(mean, 1, has_blocks=kind == "blocks")
         monkeypatch.setattr(fp8, "product_shapes", lambda *_, **__: shapes)
-    gate_up, down = KINDS[kind](2, 128, 64, alternates=True), KINDS[kind](2, 64, 64, alternates=False)
-    routes, residual = routed(5, 2, 64, 2), random(5, 64, dtype=DTYPE)
+    hidden = 128 if kind == "groups of 128" else 64
+    gate_up, down = KINDS[kind](2, 2 * hidden, hidden, alternates=True), KINDS[kind](2, hidden, hidden, alternates=False)
+    routes, residual = routed(5, 2, hidden, 2), random(5, hidden, dtype=DTYPE)
     actual = experts.experts_residual(residual.clone(), routes, gate_up, down, "silu")
     assert relative_error(actual, expected_of(residual, routes, gate_up, down, [])) < limit_of(kind, 5)
 
@@ -129,5 +155,5 @@ def test_mxfp4_numbers_are_those_of_its_standard() -> None:
 def test_a_scale_that_the_kernels_have_no_room_for_is_refused() -> None:
     with pytest.raises(ValueError, match="the largest that is supported is 2"):
         pack_exponents(torch.full((16, 2), 129, dtype=torch.uint8))
-    weight = four_bits(1, 16, 64, alternates=False)
+    weight = mxfp4(1, 16, 64, alternates=False)
     assert numbers_of(weight, 0).shape == (16, 64)

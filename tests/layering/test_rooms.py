@@ -87,8 +87,8 @@ MAY_IMPORT_INSIDE: dict[str, dict[str, set[str]]] = {
             "weights.destination", "weights.forms", "weights.grouped", "weights.placement", "weights.source", "weights.storage",
         },
         "weights.experts": {
-            "division", "mixture", "weights.destination", "weights.forms", "weights.noise", "weights.placement",
-            "weights.schemes", "weights.source", "weights.storage",
+            "division", "mixture", "weights.destination", "weights.forms", "weights.grouped", "weights.noise",
+            "weights.placement", "weights.schemes", "weights.source", "weights.storage",
         },
         "layers": {
             "arch", "communicator", "division", "inputs", "mixture", "weights.destination", "weights.experts", "weights.forms",

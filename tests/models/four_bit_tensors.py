@@ -39,24 +39,30 @@ def gptq(rows: int, columns: int, group: int = 32, *, sym: bool = True, act_orde
     group_of = torch.arange(columns) // group
     if act_order:
         group_of = group_of[torch.randperm(columns, generator=torch.Generator().manual_seed(columns))]
-    tensors = {
+    return gptq_tensors(quants, scale, zero, group_of), numbers(quants, scale, 8 if sym else zero, group_of)
+
+
+def gptq_tensors(quants: Tensor, scale: Tensor, zero: Tensor, group_of: Tensor) -> dict[str, Tensor]:
+    return {
         "qweight": words(quants.t(), 0),
         "qzeros": words(zero.t() - 1, 1),
         "scales": scale.t().contiguous(),
         "g_idx": group_of.int(),
     }
-    return tensors, numbers(quants, scale, 8 if sym else zero, group_of)
 
 
 def awq(rows: int, columns: int, group: int = 32) -> Stored:
     """AutoAWQ's for GEMM."""
     quants, scale, zero = integers(rows, columns, group)
-    tensors = {
+    return awq_tensors(quants, scale, zero), numbers(quants, scale, zero, torch.arange(columns) // group)
+
+
+def awq_tensors(quants: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
+    return {
         "qweight": words(quants.t(), 1, AWQ_ROWS),
         "qzeros": words(zero.t(), 1, AWQ_ROWS),
         "scales": scale.t().contiguous(),
     }
-    return tensors, numbers(quants, scale, zero, torch.arange(columns) // group)
 
 
 def pack_quantized(rows: int, columns: int, group: int = 32, *, symmetric: bool = True, act_order: bool = False) -> Stored:

@@ -25,6 +25,7 @@ from streamserve.models.mixture import ExpertTensors, Mixture
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.experts.dense import DenseExperts
 from streamserve.models.weights.experts.form import ExpertsForm
+from streamserve.models.weights.experts.four_bits import FourBitExperts
 from streamserve.models.weights.experts.fp8 import Fp8Experts
 from streamserve.models.weights.experts.mxfp4 import Mxfp4Experts
 from streamserve.models.weights.experts.spec import ExpertsSpec
@@ -34,6 +35,7 @@ from streamserve.models.weights.schemes.table import schemes_of
 from streamserve.models.weights.storage import WeightStorage
 from streamserve_kernels import Routes, RoutingRule, quantize_fp8_rows
 from tests.models.families import EXPERTS, GLM4_MOE, GPT_OSS, SHAPE, TOLERANCE, load, prompt_of, reference_model
+from tests.models.four_bit_tensors import awq_tensors, gptq_tensors
 from tests.models.paged import PagedRun
 from tests.models.stored import MadeUp
 
@@ -155,6 +157,21 @@ def eight_bits(of: Numbers, scale_name: str, scale_of: Callable[[Tensor], Tensor
     return stored
 
 
+def four_bits(of: Numbers, tensors_of: Callable[[Tensor, Tensor, Tensor], Stored]) -> Stored:
+    """Every weight as 4-bit integers in groups of 32, of 1/32 each and zero points of 1."""
+    stored = per_expert(of)
+    for name in [name for name in stored if name.endswith("weight")]:
+        weight = stored.pop(name)
+        scale = torch.full((len(weight), weight.shape[1] // 32), 1 / 32)
+        tensors = tensors_of((weight * 32).long() + 1, scale, torch.ones_like(scale).long())
+        stored |= {name.removesuffix("weight") + end: tensor for end, tensor in tensors.items()}
+    return stored
+
+
+def in_groups(quants: Tensor, scale: Tensor, zero: Tensor) -> Stored:
+    return gptq_tensors(quants, scale, zero, torch.arange(quants.shape[1]) // 32)
+
+
 def of_rows(weight: Tensor) -> Tensor:
     return torch.exp2(torch.randint(-6, -2, (len(weight), 1)).float())
 
@@ -194,6 +211,14 @@ PACKED = {
     "8-bit floats in blocks": Packed(
         Fp8Experts, WAYS["a tensor each"][0], partial(eight_bits, scale_name="weight_scale_inv", scale_of=of_blocks),
         {"quant_method": "fp8", "weight_block_size": [128, 128]}, 384,
+    ),
+    "GPTQ": Packed(
+        FourBitExperts, WAYS["a tensor each"][0], partial(four_bits, tensors_of=in_groups),
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False}, 96,
+    ),
+    "AWQ": Packed(
+        FourBitExperts, WAYS["a tensor each"][0], partial(four_bits, tensors_of=awq_tensors),
+        {"quant_method": "awq", "bits": 4, "group_size": 32}, 96,
     ),
     "MXFP4": Packed(Mxfp4Experts, WAYS["in blocks"][0], blocks, {"quant_method": "mxfp4"}, 288),
 }  # fmt: skip
@@ -239,11 +264,22 @@ def test_blocks_that_ranks_would_cut_are_refused_by_name() -> None:
     eight, four = PACKED["8-bit floats in blocks"], PACKED["MXFP4"]
     with pytest.raises(ConfigError, match="cut its blocks of 128"):
         packed_form(eight, Numbers(eight.inner), Apart(0, 2))
+    with pytest.raises(ConfigError, match=r"experts\.0\.gate_proj cut its groups of 32 columns, or words of 8"):
+        packed_form(PACKED["GPTQ"], Numbers(96), Apart(0, 8))
+    with pytest.raises(ConfigError, match=r"experts\.0\.down_proj cut its groups of 32 columns"):
+        packed_form(PACKED["AWQ"], Numbers(96), Apart(0, 2))
     # Nine blocks of 32 for two ranks: five and four.
     shares = [packed_form(four, Numbers(four.inner), Apart(rank, 2)).spec.inner for rank in range(2)]
     assert shares == [range(160), range(160, 288)]
     with pytest.raises(ConfigError, match="too few for 8 ranks"):
         packed_form(four, Numbers(four.inner), Apart(0, 8))
+
+
+def test_packed_experts_are_known_by_the_names_of_their_tensors() -> None:
+    each, stacked = WAYS["a tensor each"][0], WAYS["gate before up"][0]
+    for end in ("weight", "qweight", "weight_packed"):
+        assert each.are_in({f"mlp.experts.0.down_proj.{end}"}, "mlp.")
+        assert not stacked.are_in({f"mlp.experts.0.down_proj.{end}"}, "mlp.")
 
 
 def test_random_experts_take_the_form_of_the_config() -> None:

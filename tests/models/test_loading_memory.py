@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from streamserve.models.layers.linear import Linear
+from streamserve.models.mixture import ExpertTensors, Mixture
+from streamserve.models.weights.experts import four_bits as four_bit_experts
+from streamserve.models.weights.experts.choose import make_experts
+from streamserve.models.weights.experts.spec import ExpertsSpec
 from streamserve.models.weights.forms import four_bits as four_bit_form
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes import fp8, on_load
 from streamserve.models.weights.storage import WeightStorage
+from streamserve_kernels import RoutingRule
 from tests.models.four_bit_tensors import awq, gptq, pack_quantized
 from tests.models.stored import MadeUp
 from tests.support.live_tensors import PeakBytes
@@ -52,7 +57,8 @@ CASES = {
 def _packed_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms of a GPU: what is done while they are filled is the same anywhere."""
     monkeypatch.setattr(fp8, "can_keep_fp8", lambda dtype, device: True)
-    monkeypatch.setattr(four_bit_form, "can_keep_grouped", lambda dtype, device: True)
+    for module in (four_bit_form, four_bit_experts):
+        monkeypatch.setattr(module, "can_keep_grouped", lambda dtype, device: True)
     # As small beside this weight as the usual number is beside one of a real model.
     monkeypatch.setattr(on_load, "AT_ONCE", ROWS * COLUMNS // 16)
 
@@ -69,3 +75,31 @@ def test_a_weight_is_loaded_in_pieces(name: str) -> None:
             destination.fill(MadeUp(destination.name, stored[destination.name]))
         linear.finish()
     assert beside.most <= case.pieces * ROWS * COLUMNS
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "pack-quantized"])
+def test_experts_of_4_bits_are_loaded_one_at_a_time(name: str) -> None:
+    case, count, hidden, inner = CASES[name], 8, 256, 512
+    store = {"gptq": gptq, "awq": awq, "pack-quantized": pack_quantized}[name]
+    shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    stored = {
+        f"experts.{expert}.{proj}.{end}": tensor
+        for expert in range(count)
+        for proj, shape in shapes.items()
+        for end, tensor in store(*shape, 128)[0].items()
+    }
+    storage = WeightStorage(quantization_config=case.config, names=stored.keys())
+    place = Placement(torch.float16, torch.device("cpu"), storage=storage)
+    names = ExpertTensors("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight", "experts.{}.down_proj.weight")
+    spec = ExpertsSpec.of(Mixture(count, inner, RoutingRule(2), (True,), (names,)), hidden, "", place)
+    form = make_experts(spec, place)
+    assert isinstance(form, four_bit_experts.FourBitExperts)
+    destinations = list(form.destinations())
+    with torch.inference_mode(), PeakBytes() as beside:
+        for destination in destinations:
+            destination.fill(MadeUp(destination.name, stored[destination.name]))
+        form.finish()
+    # Gate and up of an expert together.
+    assert beside.most <= case.pieces * 2 * inner * hidden
+    kept = sum(parameter.nbytes for parameter in form.parameters())
+    assert kept <= 0.55 * count * 3 * inner * hidden

@@ -19,6 +19,7 @@ from streamserve.checkpoint.names import resolve
 from streamserve.models.architectures.base import CausalModel
 from streamserve.models.layers.experts import Experts
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.experts import four_bits as four_bit_experts
 from streamserve.models.weights.experts import fp8 as fp8_experts
 from streamserve.models.weights.experts import mxfp4 as mxfp4_experts
 from streamserve.models.weights.experts.dense import DenseExperts
@@ -36,6 +37,7 @@ from tests.models.test_quantized_checkpoints import FOUR, WIDE, Store, fp8_block
 pytestmark = pytest.mark.slow
 
 MIXTURE = WIDE | {"head_dim": 32, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+SHARED = {"shared_expert_intermediate_size": 128, "decoder_sparse_step": 1}
 PROMPT, OTHER, COUNT = prompt_of(21), prompt_of(9), 5
 
 
@@ -61,6 +63,9 @@ WAYS: dict[str, tuple[Store, dict[str, Any], tuple[str, dict[str, Any]]]] = {
     "compressed-tensors": (partial(pack_quantized, symmetric=False), COMPRESSED, ("Llama", WIDE)),
     "experts in fp8 blocks": (fp8_blocks, BLOCKS, ("Qwen3Moe", MIXTURE)),
     "experts in fp8 by rows": (partial(eight_bits, per="row"), ROWS, ("Qwen3Moe", MIXTURE)),
+    "experts of gptq, and one of all": (gptq, FOUR | {"quant_method": "gptq"}, ("Qwen2Moe", MIXTURE | SHARED)),
+    "experts of awq": (awq, FOUR | {"quant_method": "awq"}, ("Qwen3Moe", MIXTURE)),
+    "experts of compressed-tensors": (partial(pack_quantized, symmetric=False), COMPRESSED, ("Qwen3Moe", MIXTURE)),
 }
 
 
@@ -68,7 +73,8 @@ WAYS: dict[str, tuple[Store, dict[str, Any], tuple[str, dict[str, Any]]]] = {
 def _kept_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (fp8, fp8_experts):
         monkeypatch.setattr(module, "can_keep_fp8", lambda dtype, device: True)
-    monkeypatch.setattr(four_bits, "can_keep_grouped", lambda dtype, device: True)
+    for module in (four_bits, four_bit_experts):
+        monkeypatch.setattr(module, "can_keep_grouped", lambda dtype, device: True)
     monkeypatch.setattr(mxfp4_experts, "can_keep_mxfp4", lambda dtype, device: True)
 
 

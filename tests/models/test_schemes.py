@@ -53,6 +53,14 @@ SAID: list[tuple[dict[str, Any], Scheme]] = [
 ]
 
 
+def test_what_is_stored_as_numbers_is_so_whatever_a_config_of_4_bits_says() -> None:
+    gate = "model.layers.0.mlp.shared_expert_gate"
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    for names, expected in ((frozenset(), Gptq(128, has_zero=False, has_order=False)), ({f"{gate}.weight"}, PLAIN)):
+        assert schemes_of(WeightStorage(quantization_config=config, names=names))(gate) == expected
+    assert schemes_of(WeightStorage(quantization_config=config, names={f"{gate}.weight"}))(Q) != PLAIN
+
+
 @pytest.mark.parametrize(("config", "scheme"), SAID)
 def test_every_linear_is_stored_as_the_config_says(config: dict[str, Any], scheme: Scheme) -> None:
     schemes = read_schemes(config)

@@ -15,12 +15,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from streamserve_kernels.experts import dense, fp8, mxfp4, one_row
+from streamserve_kernels.experts import dense, four_bits, fp8, one_row
 from streamserve_kernels.experts.launches import Layer
 from streamserve_kernels.experts.tiles import HeldTokens
 from streamserve_kernels.experts.weighted_sum import weighted_sum
 from streamserve_kernels.reference.experts import Routes
-from streamserve_kernels.reference.quantized_experts import ExpertsWeight, Fp8ExpertsWeight, Mxfp4ExpertsWeight
+from streamserve_kernels.reference.quantized_experts import (
+    ExpertsWeight,
+    Fp8ExpertsWeight,
+    GroupedExpertsWeight,
+    Mxfp4ExpertsWeight,
+)
 
 
 class _Kind(NamedTuple):
@@ -37,7 +42,8 @@ class _Kind(NamedTuple):
 _KINDS: dict[type[ExpertsWeight], _Kind] = {
     torch.Tensor: _Kind(one_row.experts_residual, dense.multiply),
     Fp8ExpertsWeight: _Kind(one_row.experts_residual, fp8.multiply),
-    Mxfp4ExpertsWeight: _Kind(mxfp4.experts_residual, mxfp4.multiply),
+    Mxfp4ExpertsWeight: _Kind(four_bits.experts_residual, four_bits.multiply),
+    GroupedExpertsWeight: _Kind(four_bits.experts_residual, four_bits.multiply),
 }
 
 

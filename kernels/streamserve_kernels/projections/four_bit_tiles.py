@@ -134,12 +134,14 @@ def _scaled(digits, zero, scale, TO: tl.constexpr):
 
 
 @triton.jit
-def unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED: tl.constexpr, TO: tl.constexpr):
-    """Numbers scale * (q - zero) of words [tiles, 8, 4, 4], rounded, as [tiles, 16, 64] with columns in order.
+def unpack_scaled(
+    words, scale, scale_below, zero, zero_below, PACKED: tl.constexpr, IN_FOURS: tl.constexpr, TO: tl.constexpr
+):  # fmt: skip
+    """Numbers scale * (q - zero) of words [tiles, 8, 4, 4], rounded, as [tiles, 16, 64].
 
     scale, scale_below  broadcastable to the words: of rows 0 to 7 and of 8 to 15
     zero, zero_below    the same, integers
-    PACKED              by pairs, with instructions of the GPU; else one at a time
+    PACKED, IN_FOURS    as for `unpack_integers`
     """
     zero, zero_below = zero.to(tl.int32), zero_below.to(tl.int32)
     if PACKED:
@@ -163,7 +165,7 @@ def unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED: tl.conste
         q2, q3 = _scaled(words >> 4, zero_below, scale_below, TO), _scaled(words >> 20, zero_below, scale_below, TO)
         q4, q5 = _scaled(words >> 8, zero, scale, TO), _scaled(words >> 24, zero, scale, TO)
         q6, q7 = _scaled(words >> 12, zero_below, scale_below, TO), _scaled(words >> 28, zero_below, scale_below, TO)
-    return _in_columns(q0, q1, q2, q3, q4, q5, q6, q7, False)
+    return _in_columns(q0, q1, q2, q3, q4, q5, q6, q7, IN_FOURS)
 
 
 # As above; $9 and $10 are factors of the rows' blocks, times 2 ** 126: a number's bits stand at the top of a mantissa and at

@@ -78,7 +78,7 @@ def _weights(word_ptrs, held, chunk, groups, BLOCK_N: tl.constexpr, PACKED: tl.c
     """BLOCK_N rows of a chunk of 64 columns."""
     words = tl.reshape(tl.load(word_ptrs + chunk * 128, mask=held, other=0), [BLOCK_N // _ROWS, 8, 4, 4])
     scale, scale_below, zero, zero_below = groups
-    return tl.reshape(unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED, COMPUTE), [BLOCK_N, _COLUMNS])
+    return tl.reshape(unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED, False, COMPUTE), [BLOCK_N, _COLUMNS])
 
 
 @triton.jit
@@ -209,7 +209,7 @@ def _grouped_expand_kernel(
         scale_ptr, zero_ptr, rows, chunk < chunks, chunk[:, None, None, None], N, GROUP, ZERO
     )
     words = tl.reshape(words, [TILES, 8, 4, 4])
-    weights = tl.permute(unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED, COMPUTE), (1, 0, 2))
+    weights = tl.permute(unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED, False, COMPUTE), (1, 0, 2))
     lines = tile * _ROWS + tl.arange(0, _ROWS)
     columns = first * _COLUMNS + tl.arange(0, TILES * _COLUMNS)
     places = lines.to(tl.int64)[:, None] * K + columns[None, :]

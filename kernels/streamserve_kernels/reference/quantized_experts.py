@@ -60,7 +60,29 @@ class Mxfp4ExpertsWeight(NamedTuple):
         return torch.Size((experts, tiles * ROWS, chunks * COLUMNS))
 
 
-ExpertsWeight: TypeAlias = Tensor | Fp8ExpertsWeight | Mxfp4ExpertsWeight
+class GroupedExpertsWeight(NamedTuple):
+    """Weights [experts, out, in] of numbers scale * (q - zero), q and zero of 4 bits.
+
+    words  [experts, out / 16, in / 64, 32, 4]  int32, as `grouped.pack` packs integers
+    scale  [experts, out / 16, in / group, 8, 2]  bf16 or fp16, as `pack_groups` orders them
+    zero   the same of uint8; None where all are 8
+    """
+
+    words: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        experts, tiles, chunks = self.words.shape[:3]
+        return torch.Size((experts, tiles * ROWS, chunks * COLUMNS))
+
+    @property
+    def group(self) -> int:
+        return self.shape[2] // self.scale.shape[2]
+
+
+ExpertsWeight: TypeAlias = Tensor | Fp8ExpertsWeight | Mxfp4ExpertsWeight | GroupedExpertsWeight
 """What a layer's experts multiply with, [experts, out, in]."""
 
 
@@ -75,6 +97,9 @@ def numbers_of(weight: ExpertsWeight, expert: int) -> Tensor:
         return _fp8_numbers(weight, expert)
     if isinstance(weight, Mxfp4ExpertsWeight):
         return mxfp4_numbers(unpack(weight.words[expert]), unpack_exponents(weight.exponents[expert]))
+    if isinstance(weight, GroupedExpertsWeight):
+        zero = 8.0 if weight.zero is None else _columns_of(weight.zero[expert], weight.group)
+        return (unpack(weight.words[expert]).float() - zero) * _columns_of(weight.scale[expert], weight.group)
     return weight[expert]
 
 
@@ -88,6 +113,18 @@ def _fp8_numbers(weight: Fp8ExpertsWeight, expert: int) -> Tensor:
     else:
         scale = scale.repeat_interleave(FP8_BLOCK, 0)
     return values * scale[:rows].repeat_interleave(FP8_BLOCK, 1)[:, :columns]
+
+
+def pack_groups(values: Tensor) -> Tensor:
+    """What groups of each row have [out, in / group], as [out / 16, in / group, 8, 2]: rows g and g + 8 of a tile together."""
+    rows, groups = values.shape
+    return values.view(rows // ROWS, 2, 8, groups).permute(0, 3, 2, 1).contiguous()
+
+
+def _columns_of(packed: Tensor, group: int) -> Tensor:
+    """What `pack_groups` has packed, for each column: [out, in] fp32."""
+    tiles, groups = packed.shape[:2]
+    return packed.permute(0, 3, 2, 1).reshape(tiles * ROWS, groups).float().repeat_interleave(group, 1)
 
 
 def mxfp4_numbers(digits: Tensor, scale: Tensor) -> Tensor:

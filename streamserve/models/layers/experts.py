@@ -103,7 +103,7 @@ class SparseMlp(nn.Module):
     """Of each token, the weighted sum of what its experts make of it, and of the shared one (Shazeer et al., 2017).
 
     On a GPU up to 16 rows take four launches: norm, router and choice; gate·up with the activation; down; the sum. One row
-    takes three, its sum being part of down; up to 64 one more, and above two more.
+    takes three, its sum being part of down, unless experts have four bits; up to 64 one more, and above two more.
     """
 
     def __init__(self, arch: ModelArch, mixture: Mixture, prefix: str, place: Placement, norm: RmsNorm) -> None:

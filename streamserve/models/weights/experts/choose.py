@@ -5,13 +5,14 @@ from __future__ import annotations
 from streamserve.errors import ModelNotSupported
 from streamserve.models.weights.experts.dense import DenseExperts
 from streamserve.models.weights.experts.form import ExpertsForm
+from streamserve.models.weights.experts.four_bits import FourBitExperts
 from streamserve.models.weights.experts.fp8 import Fp8Experts
 from streamserve.models.weights.experts.mxfp4 import Mxfp4Experts
 from streamserve.models.weights.experts.spec import ExpertsSpec
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.table import schemes_of
 
-EXPERTS_FORMS: tuple[type[ExpertsForm], ...] = (Mxfp4Experts, Fp8Experts, DenseExperts)
+EXPERTS_FORMS: tuple[type[ExpertsForm], ...] = (Mxfp4Experts, FourBitExperts, Fp8Experts, DenseExperts)
 """In order of preference; the last takes all experts."""
 
 
@@ -25,5 +26,6 @@ def make_experts(spec: ExpertsSpec, place: Placement) -> ExpertsForm:
     scheme = None if others else first
     if spec.stored.is_stacked and not first.has_numbers:
         raise ModelNotSupported(f"experts in one tensor that are {first} are not supported: {next(spec.names())}")
-    form = next(form for form in EXPERTS_FORMS if form.takes(spec, place, scheme))
+    forms = (DenseExperts,) if place.storage.quantization == "none" else EXPERTS_FORMS
+    form = next(form for form in forms if form.takes(spec, place, scheme))
     return form(spec, place, scheme)

@@ -28,6 +28,9 @@ from streamserve_kernels import (
     pack_grouped,
 )
 
+RANDOM_SCALE = STD / 4.6
+"""Random integers' own standard deviation is 4.6."""
+
 
 class FourBitForm(QuantizedForm):
     """Activations keep their precision.
@@ -91,8 +94,7 @@ class FourBitForm(QuantizedForm):
 
     def randomize(self, noise: Tensor) -> None:
         self.words.copy_(random_words(self.words))
-        # The integers' own standard deviation is 4.6.
-        self.scale.fill_(STD / 4.6)
+        self.scale.fill_(RANDOM_SCALE)
         if self.zero is not None:
             self.zero.fill_(8)
         if self.order is not None:

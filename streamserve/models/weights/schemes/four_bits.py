@@ -6,7 +6,7 @@ Eight integers are an int32. They are unpacked on the device that keeps them, wh
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from streamserve.models.weights.forms.four_bits import FourBitForm
 from streamserve.models.weights.forms.int4 import Int4Form
 from streamserve.models.weights.grouped import FourBits
 from streamserve.models.weights.placement import Placement
-from streamserve.models.weights.schemes.scheme import Scheme
+from streamserve.models.weights.schemes.scheme import PLAIN, Scheme
 from streamserve_kernels import GROUPED_GROUPS
 
 PER_WORD = 8
@@ -42,7 +42,11 @@ class StoredFourBits(Scheme):
     """Rows that a word of the weight, or of its zero points, has parts of."""
 
     def form(self, spec: WeightSpec, place: Placement) -> Form:
-        self._refuse_cut_groups(spec)
+        if spec.out_features == 1:
+            # A gate: its only row fills no word.
+            return PLAIN.form(spec, place)
+        for part in spec.parts:
+            self.refuse_cut_groups(part)
         if not self.has_order and Int4Form.can_have(spec, place):
             return Int4Form(spec, place, self._fill_packed, num_digits=1)
         if FourBitForm.can_have(spec, place):
@@ -59,43 +63,43 @@ class StoredFourBits(Scheme):
 
     def _fill(self, form: FourBitForm | ExpandedFourBits) -> Iterator[Destination]:
         for index, part in enumerate(form.spec.parts):
-            yield from self._destinations(part, next(form.parameters()).device, _receives(form, index))
+            yield from self.stored([part], next(form.parameters()).device, _receives(form, index))
 
     def _fill_packed(self, form: Int4Form) -> Iterator[Destination]:
-        def receive(index: int) -> Callable[[FourBits], None]:
-            return lambda bits: form.receive(index, bits.in_groups_of_32())
+        def receive(index: int) -> Callable[[Sequence[FourBits]], None]:
+            return lambda matrices: form.receive(index, matrices[0].in_groups_of_32())
 
         for index, part in enumerate(form.spec.parts):
-            yield from self._destinations(part, torch.device("cpu"), receive(index))
+            yield from self.stored([part], torch.device("cpu"), receive(index))
 
-    def _destinations(
-        self, part: WeightPart, device: torch.device, receive: Callable[[FourBits], None]
+    def stored(
+        self, parts: Sequence[WeightPart], device: torch.device, receive: Callable[[Sequence[FourBits]], None]
     ) -> Iterator[Destination]:
-        wanted = {f"{part.name}.{end}": region for end, region in self.regions(part.region).items()}
+        """The destinations of what parts are stored as; `receive` is called once with what they are, on the device."""
+        regions = {part.name: self.regions(part.region) for part in parts}
+        wanted = {f"{name}.{end}": region for name, ends in regions.items() for end, region in ends.items()}
 
         def use(tensors: Mapping[str, Tensor]) -> None:
-            receive(self.read({name.removeprefix(f"{part.name}."): tensor.to(device) for name, tensor in tensors.items()}))
+            receive([self.read({end: tensors[f"{name}.{end}"].to(device) for end in ends}) for name, ends in regions.items()])
 
         return gathered(wanted, use)
 
-    def _refuse_cut_groups(self, spec: WeightSpec) -> None:
-        for part in spec.parts:
-            rows, columns = part.region.ranges
-            is_whole = len(columns) == part.region.whole[1]
-            if self.has_order and not is_whole:
-                raise ConfigError(
-                    f"{part.name} orders its inputs (act-order), so that its columns can't be divided among ranks"
-                )
-            cuts = any(end % self.group for end in (columns.start, columns.stop))
-            if cuts or any(end % self.rows_per_word for end in (rows.start, rows.stop)):
-                raise ConfigError(
-                    f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop} of {part.name} cut its "
-                    f"groups of {self.group} columns, or words of 8 integers: use fewer ranks"
-                )
+    def refuse_cut_groups(self, part: WeightPart) -> None:
+        """Raise `ConfigError` for a part of a weight that begins or ends within a group, or within a word."""
+        rows, columns = part.region.ranges
+        is_whole = len(columns) == part.region.whole[1]
+        if self.has_order and not is_whole:
+            raise ConfigError(f"{part.name} orders its inputs (act-order), so that its columns can't be divided among ranks")
+        cuts = any(end % self.group for end in (columns.start, columns.stop))
+        if cuts or any(end % self.rows_per_word for end in (rows.start, rows.stop)):
+            raise ConfigError(
+                f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop} of {part.name} cut its "
+                f"groups of {self.group} columns, or words of 8 integers: use fewer ranks"
+            )
 
 
-def _receives(form: FourBitForm | ExpandedFourBits, index: int) -> Callable[[FourBits], None]:
-    return lambda bits: form.receive(index, bits)
+def _receives(form: FourBitForm | ExpandedFourBits, index: int) -> Callable[[Sequence[FourBits]], None]:
+    return lambda matrices: form.receive(index, matrices[0])
 
 
 def check_bits(method: str, bits: object, group: object) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from streamserve.errors import ConfigError, ModelNotSupported
@@ -12,6 +12,7 @@ from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.awq import read_awq
 from streamserve.models.weights.schemes.compressed_tensors import read_compressed_tensors
 from streamserve.models.weights.schemes.fbgemm import read_fbgemm
+from streamserve.models.weights.schemes.four_bits import StoredFourBits
 from streamserve.models.weights.schemes.fp8 import read_fp8
 from streamserve.models.weights.schemes.gguf import GgufIntegers
 from streamserve.models.weights.schemes.gptq import read_gptq
@@ -55,7 +56,7 @@ def schemes_of(storage: WeightStorage) -> Schemes:
     """
     if storage.quantization_config:
         _refuse_another_method(storage)
-        return read_schemes(storage.quantization_config)
+        return _but_plain(read_schemes(storage.quantization_config), storage.names)
     if storage.quantization == "fp8":
         return quantize_on_load
     if storage.quantization in METHODS or storage.quantization in _ALSO_CALLED:
@@ -77,6 +78,16 @@ def read_schemes(config: Mapping[str, Any]) -> Schemes:
             f"quantization method {method!r} is not supported; supported: {', '.join(METHODS)}, and .gguf files"
         )
     return METHODS[method](config)
+
+
+def _but_plain(schemes: Schemes, names: Collection[str]) -> Schemes:
+    """The same, but for what is stored as numbers whatever the config says: not all tools list what they left out."""
+
+    def scheme_of(name: str) -> Scheme:
+        scheme = schemes(name)
+        return PLAIN if isinstance(scheme, StoredFourBits) and f"{name}.weight" in names else scheme
+
+    return scheme_of
 
 
 def _refuse_another_method(storage: WeightStorage) -> None:
