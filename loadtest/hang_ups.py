@@ -15,9 +15,7 @@ import struct
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from random import Random
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -25,6 +23,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from loadtest.processes import family, resident_bytes
 from loadtest.run import serving
 
 WARM_UP, SETTLE_S, IDLE_KEEP_ALIVE_S = 500, 90.0, 8.0
@@ -139,21 +138,14 @@ def _held(url: str, pid: int) -> Held:
         text = response.read().decode()
     samples = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("vllm:")]
     values = {sample.split("{")[0]: float(value) for sample, value in samples}
-    pids = list(_family(pid))
+    pids = list(family(pid))
     return Held(
         values["vllm:num_requests_running"] + values["vllm:num_requests_waiting"],
         values["vllm:kv_cache_usage_perc"],
         sum(len(os.listdir(f"/proc/{each}/fd")) for each in pids),
         sum(len(os.listdir(f"/proc/{each}/task")) for each in pids),
-        round(sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in pids) * os.sysconf("SC_PAGE_SIZE") / 1e6),
+        round(sum(resident_bytes(pid).values()) / 1e6),
     )
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from _family(int(child))
 
 
 if __name__ == "__main__":

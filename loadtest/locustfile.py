@@ -40,6 +40,9 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--max-gap-ms", type=float, default=None, help="p99 of the gap between two texts, at most")
     parser.add_argument("--max-fail-ratio", type=float, default=0.0, help="Share of answers that may fail")
     parser.add_argument("--report", default="", help="File for the report, HTML")
+    parser.add_argument(
+        "--server-pid", type=int, default=None, help="The server's process, if it runs here: its memory is shown"
+    )
 
 
 class Shape(LoadTestShape):
@@ -54,7 +57,7 @@ class Shape(LoadTestShape):
 
 @events.test_start.add_listener
 def start_sampling(environment: Any, **_: Any) -> None:
-    environment.sampler = Sampler(environment)
+    environment.sampler = Sampler(environment, environment.parsed_options.server_pid)
 
 
 @events.quitting.add_listener
@@ -62,11 +65,12 @@ def judge(environment: Any, **_: Any) -> None:
     """Say what was not kept, and write the report."""
     options, stats = environment.parsed_options, environment.stats
     environment.sampler.stop()
-    found = violations(stats, Thresholds(options.max_ttft_ms, options.max_gap_ms, options.max_fail_ratio))
+    held = environment.sampler.settled()
+    found = violations(stats, Thresholds(options.max_ttft_ms, options.max_gap_ms, options.max_fail_ratio), held)
     for each in found:
         print(f"not kept: {each}", file=sys.stderr)
     if options.report:
-        text = page(f"Load test: {options.shape}", " ".join(sys.argv), environment.sampler.samples, stats, found)
+        text = page(f"Load test: {options.shape}", " ".join(sys.argv), environment.sampler.samples, stats, found, held)
         Path(options.report).write_text(text, encoding="utf-8")
         print(f"report: {options.report}", file=sys.stderr)
     environment.process_exit_code = int(bool(found))

@@ -16,6 +16,7 @@ import sys
 import time
 from urllib.parse import urlsplit
 
+from loadtest.percentile import p99
 from loadtest.run import serving
 
 NUM_READING, NUM_SLOW, NUM_NEVER, ROUNDS, MAX_TOKENS = 48, 8, 8, 3, 64
@@ -30,9 +31,11 @@ def main() -> None:
             beside += asyncio.run(_round(url, NUM_READING, NUM_SLOW, NUM_NEVER))
             memory.append(_resident_bytes(pid))
             alone += asyncio.run(_round(url, NUM_READING + NUM_SLOW + NUM_NEVER, 0, 0))
-    for name, gaps in (("beside others that read", alone), (f"beside {NUM_SLOW} slow and {NUM_NEVER} that never read", beside)):
-        print(f"{name}: {len(gaps)} gaps, median {statistics.median(gaps) * 1e3:.1f} ms, p99 {_p99(gaps) * 1e3:.1f} ms")
-    print(f"p99 beside those against beside others that read: {_p99(beside) / _p99(alone) - 1:+.1%}")
+    tails = [p99(gaps) or 0.0 for gaps in (alone, beside)]
+    names = ("beside others that read", f"beside {NUM_SLOW} slow and {NUM_NEVER} that never read")
+    for name, gaps, tail in zip(names, (alone, beside), tails, strict=True):
+        print(f"{name}: {len(gaps)} gaps, median {statistics.median(gaps) * 1e3:.1f} ms, p99 {tail * 1e3:.1f} ms")
+    print(f"p99 beside those against beside others that read: {tails[1] / tails[0] - 1:+.1%}")
     print("memory of the first process, MB: " + " → ".join(f"{size / 1e6:.0f}" for size in memory))
 
 
@@ -86,10 +89,6 @@ async def _asked(url: str, number: int, *, receive_buffer: int | None = None) ->
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     await loop.sock_sendall(connection, head.encode() + body)
     return connection
-
-
-def _p99(values: list[float]) -> float:
-    return sorted(values)[int(0.99 * (len(values) - 1))]
 
 
 def _resident_bytes(pid: int) -> int:

@@ -23,10 +23,10 @@ LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 def main() -> int:
     """Run the load test; returns its exit status."""
-    with serving() as (url, _):
+    with serving() as (url, pid):
         # Users that the shape takes away finish what they have begun.
         quiet = ["--headless", "--stop-timeout", "60", "--only-summary", "--loglevel", "WARNING"]
-        command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", url, *quiet]
+        command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", url, "--server-pid", str(pid), *quiet]
         return subprocess.run([*command, *sys.argv[1:]], check=False).returncode
 
 

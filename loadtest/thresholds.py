@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -18,9 +18,13 @@ class Thresholds(NamedTuple):
     fail_ratio: float | None
 
 
-def violations(stats: Any, thresholds: Thresholds) -> list[str]:
-    """What does not hold, one line each; `stats` are Locust's."""
-    return list(_violations(stats, thresholds))
+def violations(stats: Any, thresholds: Thresholds, held: Mapping[str, float]) -> list[str]:
+    """What does not hold, one line each.
+
+    stats  Locust's
+    held   what the server held at the end, by metric: nothing may be left
+    """
+    return [*_violations(stats, thresholds), *(f"{name} was {value:g} at the end" for name, value in held.items() if value)]
 
 
 def _violations(stats: Any, thresholds: Thresholds) -> Iterator[str]:

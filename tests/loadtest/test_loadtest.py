@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from loadtest.processes import family, processor_s, resident_bytes
 from loadtest.report import page
+from loadtest.sample import Sample
 from loadtest.shapes import SHAPES, Course
 from loadtest.streaming import BrokenStream, FailedAnswer, completion_events, completion_text
 from loadtest.thresholds import Thresholds, violations
@@ -77,19 +83,51 @@ def entry(p99: float) -> SimpleNamespace:
     )
 
 
+def sample(at_s: int, **held: Any) -> Sample:
+    return Sample(
+        at_s=at_s,
+        users=3,
+        answers=1,
+        failures=at_s,
+        ttfts_ms=[],
+        gaps_ms=[40.0 + at_s, 41.0] if at_s else [],
+        gauges={},
+        memory={"engine": 5e8 + at_s * 1e6},
+        load=1.5,
+    )._replace(**held)
+
+
 def test_what_is_not_kept_is_named_and_in_the_report() -> None:
-    stats = SimpleNamespace(entries={("short", "TTFT"): entry(900.0), ("<b>", "gap"): entry(40.0)}, total=entry(0.0))
-    assert violations(stats, Thresholds(1000.0, 50.0, 0.0)) == []
-    [found] = violations(stats, Thresholds(800.0, 50.0, 0.0))
-    assert found == "TTFT of short: p99 is 900 ms, at most 800 may be"
+    stats = SimpleNamespace(entries={("short", "TTFT"): entry(900.0), ("<b>", "gap"): entry(40.0)}, total=entry(0.0), errors={})
+    held = {"vllm:num_requests_running": 0.0, "vllm:kv_cache_usage_perc": 0.25}
+    assert violations(stats, Thresholds(1000.0, 50.0, 0.0), {"vllm:num_requests_running": 0.0}) == []
+    found = violations(stats, Thresholds(800.0, 50.0, 0.0), held)
+    assert found == ["TTFT of short: p99 is 900 ms, at most 800 may be", "vllm:kv_cache_usage_perc was 0.25 at the end"]
     stats.total.fail_ratio = 0.5
-    assert "50.00%" in violations(stats, Thresholds(None, None, 0.1))[0]
-    samples: list[Any] = [
-        SimpleNamespace(at_s=at, users=at, answers_per_s=0, ttft_p99_ms=None, gap_p99_ms=at or None, failures=0, gauges={})
-        for at in range(3)
-    ]
-    html = page("Load test: soak", "command", samples, stats, [found])
-    assert found in html
-    assert html.count("<svg") == 4
+    assert "50.00%" in violations(stats, Thresholds(None, None, 0.1), {})[0]
+    stats.errors["e"] = SimpleNamespace(method="answer", name="short", occurrences=7, error="no <DONE>")
+    html = page("Load test: soak", "command", [sample(at) for at in range(3)], stats, found, held)
+    assert all(each in html for each in found)
+    assert "<td>7</td><td>no &lt;DONE&gt;</td>" in html
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
+
+
+def test_a_report_says_of_each_part_of_the_run_how_long_gaps_were_what_failed_and_how_much_memory_was_used() -> None:
+    stats = SimpleNamespace(entries={}, total=entry(0.0), errors={})
+    html = page("Load test: soak", "command", [sample(at) for at in range(20)], stats, [])
+    rows = re.findall(r"<tr><td>(\d+–\d+)</td>(.*?)</tr>", html)
+    assert [name for name, _ in rows] == [f"{start}–{start + 1}" for start in range(0, 20, 2)]
+    assert re.findall(r"<td>(.*?)</td>", rows[-1][1]) == ["3", "2", "2", "", "50", "58", "59", "519", "1.5"]
+    assert "Resident memory, engine, MB" in html
+    assert "Time to the first token" not in html, "nothing was measured: there is no plot"
+
+
+def test_memory_and_processor_time_of_a_server_are_those_of_its_processes() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert child.pid in family(os.getpid())
+        own, both = resident_bytes(child.pid), resident_bytes(os.getpid())
+        assert 1e6 < own["server"] < both["server"]
+        assert processor_s(os.getpid())["server"] > 0
+        child.communicate(b"\n")
+    assert resident_bytes(child.pid) == {}
