@@ -25,6 +25,7 @@ from streamserve.checkpoint.names import resolve
 from streamserve.engine.base import SequenceStream
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable
+from streamserve.errors import QueueFull
 from streamserve.frontend import Frontend
 from streamserve.server.app import create_app
 from streamserve.server.config import ServerConfig
@@ -33,7 +34,7 @@ from streamserve.server.http.connections.server import http_server
 from streamserve.server.service import Service
 from streamserve.server.ws.protocol import SocketProtocol
 from streamserve.text.tokenizers.tokenizer import load_tokenizer
-from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec, TokenDelta
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, Quotas, SequenceSpec, Tenant, TokenDelta
 
 TEXT = "The quick brown fox jumps over the lazy dog while many other animals watch it from the hill. "
 BODY = json.dumps({"prompt": "a", "stream": True, "max_tokens": 4000}).encode()
@@ -61,6 +62,12 @@ class StepEngine:
         if len(self._sequence_ids) == self._num_streams:
             self.full.set()
         return list(self._streams.add(specs))
+
+    def refusal(self, tenant: Tenant) -> QueueFull | None:
+        return None
+
+    def quotas(self, tenant: Tenant) -> Quotas | None:
+        return None
 
     async def stats(self) -> EngineStats:
         return EngineStats()

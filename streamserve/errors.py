@@ -126,15 +126,20 @@ class ModelNotFound(StreamserveError):
 
 
 class QueueFull(StreamserveError):
-    """Too many requests are waiting; retry after `retry_after_s` seconds."""
+    """Too many requests are waiting; retry after `retry_after_s` seconds.
+
+    holds_s  seconds for which every request of the same tenant is refused: infinite until a sequence leaves the queue or ends,
+             0 where a smaller one may be taken
+    """
 
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, holds_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.holds_s = holds_s
 
 
 class QueueTimeout(QueueFull):

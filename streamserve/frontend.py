@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from streamserve.engine.base import Engine
 from streamserve.errors import InvalidParameter, UnsupportedParameter
@@ -220,8 +220,10 @@ class Frontend:
             if token_id is not None and token_id in self.tokenizer.special_ids
         }
 
-    async def open(self, prompts: Sequence[PreparedPrompt]) -> TextStream:
+    async def open(self, prompts: Sequence[PreparedPrompt], *, patience_s: float | None = None) -> TextStream:
         """Admit prepared prompts, all or none; choices are numbered output index + prompt index * n.
+
+        patience_s  as of `SequenceSpec`
 
         Use the stream in a `with` block: leaving it aborts choices that still run. Raises what `Engine.open` raises.
         """
@@ -243,7 +245,10 @@ class Frontend:
             )
             if index % CHOICES_PER_TURN == CHOICES_PER_TURN - 1:
                 await checkpoint()
-        return TextStream(self.engine, await self.engine.open([spec for _, spec in choices]), texts)
+        specs = [spec for _, spec in choices]
+        if patience_s is not None:
+            specs[0] = structs.replace(specs[0], patience_s=patience_s)
+        return TextStream(self.engine, await self.engine.open(specs), texts)
 
     async def _off_loop(self, work: Callable[[], T], size: int) -> T:
         """Do work on a text or ids of this size: on a thread where it is long."""

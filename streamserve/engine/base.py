@@ -10,7 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec, TokenDelta
+from streamserve.errors import QueueFull
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, Quotas, SequenceSpec, Tenant, TokenDelta
 
 
 class SequenceStream(Protocol):
@@ -74,6 +75,14 @@ class Engine(Protocol):
         Returns once they are in the engine's queue. Raises `QueueFull`, `PromptTooLarge`,
         `ContextLengthExceeded`, `InvalidParameter` or `Unavailable`, in which case none of them runs.
         """
+        ...
+
+    def refusal(self, tenant: Tenant) -> QueueFull | None:
+        """The error with which `open` refuses every request of a tenant now, as far as that is known without asking."""
+        ...
+
+    def quotas(self, tenant: Tenant) -> Quotas | None:
+        """What a tenant may still use, as far as is known without asking; None where it has no limits."""
         ...
 
     def abort(self, sequence_id: str) -> bool:

@@ -26,7 +26,7 @@ from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.scheduler import Scheduler
 from streamserve.scheduling.step import Step
-from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
+from streamserve.types import EngineInfo, EngineStats, Quotas, SequenceSpec, Tenant, TokenDelta
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class EngineCore:
         self._wakeup = anyio.Event()
         self._ranks_lost: EngineDead | None = None
         self.cause: EngineDead | None = None
+        self._without_room: list[Callable[[], None]] = []
+        self._departures = 0
 
     @property
     def info(self) -> EngineInfo:
@@ -135,6 +137,16 @@ class EngineCore:
         """The sequences that are not paused, and of which this engine has generated no token."""
         sequences = self._started[1].registry.sequences.values()
         return {sequence.sequence_id for sequence in sequences if not (sequence.has_progressed or sequence.is_paused)}
+
+    def quotas(self, tenant: Tenant) -> Quotas | None:
+        """What a tenant may still use in this minute; None for one that has no limits."""
+        return None if self._running is None else self._running[1].intake.quotas(tenant, self._clock())
+
+    def call_when_room(self, call: Callable[[], None]) -> None:
+        """Call once, within a step of when a sequence leaves the queue or ends."""
+        if not self._without_room:
+            self._departures = self._started[1].intake.num_departures
+        self._without_room.append(call)
 
     def refuse(self, fingerprints: list[bytes]) -> None:
         """Admit no sequences of these requests for some minutes: they were given up since engines ended under them."""
@@ -209,6 +221,10 @@ class EngineCore:
         self._stats.begin_iteration(now)
         self._publish(scheduler.expire(now))
         step = scheduler.schedule(now)
+        if self._without_room and scheduler.intake.num_departures > self._departures:
+            calls, self._without_room = self._without_room, []
+            for call in calls:
+                call()
         return None if step is None else InFlight(step, self._executor.submit(step.plan))
 
     async def _wait_for_work(self, scheduler: Scheduler) -> None:

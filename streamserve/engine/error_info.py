@@ -26,6 +26,7 @@ def restore(info: ErrorInfo, *, param: str | None = None) -> StreamserveError:
     StreamserveError.__init__(error, info.message, param=param)
     if isinstance(error, QueueFull):
         error.retry_after_s = 1.0 if info.retry_after_s is None else info.retry_after_s
+        error.holds_s = 0.0
     return error
 
 

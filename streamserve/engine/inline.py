@@ -18,10 +18,10 @@ from streamserve.engine.constraints import CompileConstraint
 from streamserve.engine.core import EngineCore
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable
-from streamserve.errors import ConfigError, EngineDead
+from streamserve.errors import ConfigError, EngineDead, QueueFull
 from streamserve.executor.base import Executor
 from streamserve.executor.choose import executor_for
-from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, Quotas, SequenceSpec, Tenant
 
 
 class InlineEngine:
@@ -61,6 +61,14 @@ class InlineEngine:
         constraints = await self._core.compile(specs)
         self._core.admit(specs, constraints, self._streams)
         return list(self._streams.add(specs))
+
+    def refusal(self, tenant: Tenant) -> QueueFull | None:
+        """None: here asking costs nothing."""
+        return None
+
+    def quotas(self, tenant: Tenant) -> Quotas | None:
+        """What a tenant may still use in this minute; None where it has no limits."""
+        return self._core.quotas(tenant)
 
     def abort(self, sequence_id: str) -> bool:
         """End a sequence with reason "abort", keeping what its reader has not read yet. False when unknown."""

@@ -26,8 +26,8 @@ from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.resumption import Resumption
 from streamserve.engine.stream import ChannelStream, StreamLimits
 from streamserve.engine.stream_table import StreamTable
-from streamserve.errors import EngineDead, StreamserveError, Unavailable
-from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec, TokenDelta
+from streamserve.errors import EngineDead, QueueFull, StreamserveError, Unavailable
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, Quotas, SequenceSpec, Tenant, TokenDelta
 
 STATS_TIMEOUT_S = 5.0
 """Seconds after which an engine that does not reply counts as hung."""
@@ -149,6 +149,14 @@ class RemoteEngine:
                 stream.close()
             raise
         return list(streams)
+
+    def refusal(self, tenant: Tenant) -> QueueFull | None:
+        """The error with which the engine refuses every request of a tenant now, as far as it has said so."""
+        return self._connection.standings.refusal(tenant)
+
+    def quotas(self, tenant: Tenant) -> Quotas | None:
+        """What a tenant may still use, as far as the engine has said."""
+        return self._connection.standings.quotas(tenant)
 
     def abort(self, sequence_id: str) -> bool:
         """End a sequence with reason "abort", keeping what its reader has not read yet. False when unknown."""

@@ -64,7 +64,7 @@ class Scheduler:
         `UnsupportedParameter`, in which case nothing changed.
         """
         self.intake.require_room(specs, now)
-        request = Request(specs[0].tenant, now)
+        request = Request(specs[0].tenant, now, specs[0].patience_s)
         try:
             for spec, constraint in zip(specs, constraints, strict=True):
                 self._add(spec, request, constraint)

@@ -24,21 +24,28 @@ Order = tuple[int, int]
 class Request:
     """Sequences that came together.
 
+    patience_s  seconds that their client waits for an answer; None where it does not say
     sequences   those that live
     begun_at    when one of them got its first row; None while all wait for theirs
     """
 
-    __slots__ = ("arrived_at", "begun_at", "sequences", "tenant")
+    __slots__ = ("arrived_at", "begun_at", "patience_s", "sequences", "tenant")
 
-    def __init__(self, tenant: Tenant, arrived_at: float) -> None:
+    def __init__(self, tenant: Tenant, arrived_at: float, patience_s: float | None = None) -> None:
         self.tenant = tenant
         self.arrived_at = arrived_at
+        self.patience_s = patience_s
         self.begun_at: float | None = None
         self.sequences: list[Sequence] = []
 
     @property
     def has_begun(self) -> bool:
         return self.begun_at is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its sequences live, and none of them has had a row."""
+        return self.begun_at is None and bool(self.sequences)
 
 
 class Sequence:

@@ -17,6 +17,7 @@ from litestar.exceptions import MethodNotAllowedException, NotFoundException
 from litestar.middleware import DefineMiddleware
 from litestar.types import ControllerRouterHandler, Middleware
 
+from streamserve.errors import QueueFull
 from streamserve.server import resumption, status_routes
 from streamserve.server.api import Api, error_body_at
 from streamserve.server.apis.anthropic.api import ANTHROPIC
@@ -24,12 +25,14 @@ from streamserve.server.apis.openai.api import OPENAI
 from streamserve.server.apis.responses.api import RESPONSES
 from streamserve.server.config import CorsConfig
 from streamserve.server.delivery.identity import is_safe_id
-from streamserve.server.http.access.auth import Authentication
+from streamserve.server.early_refusal import early_refusal
+from streamserve.server.http.access.auth import Authentication, tenant_of
 from streamserve.server.http.access.origins import OriginCheck
 from streamserve.server.http.access.preflight import Preflights
 from streamserve.server.http.errors import ErrorBody, InternalError, NotFound, error_headers, from_exception
 from streamserve.server.http.head_requests import HeadAsGet
 from streamserve.server.http.page import page_router
+from streamserve.server.http.rate_limit_headers import NAMES as RATE_LIMIT_HEADERS
 from streamserve.server.service import Service
 from streamserve.server.siblings.forwarding import ForwardingByPath
 from streamserve.server.telemetry.tracing import TraceContext
@@ -53,7 +56,7 @@ def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
         if isinstance(error, NotFoundException | MethodNotAllowedException):
             right_path = _right_path(path, {route.path for route in app.routes})
             error = error if right_path is None else NotFound(f"no such path; you probably mean {right_path}")
-        return _error_response(service, error, error_body, request.headers.get("x-request-id", ""))
+        return _error_response(service, error, error_body, request)
 
     service.delivery.id_prefixes = tuple(prefix for api in apis for prefix in api.id_prefixes)
     middleware: list[Middleware] = []
@@ -76,6 +79,7 @@ def create_app(service: Service, apis: Sequence[Api] = APIS) -> Litestar:
         signature_namespace={"Service": Service},
         exception_handlers={Exception: to_response},
         middleware=middleware,
+        guards=[early_refusal(service.require_room)],
         cors_config=_cors(config.cors),
         request_max_body_size=config.max_body_bytes,
         openapi_config=None,
@@ -106,13 +110,16 @@ def _right_path(path: str, paths: Container[str]) -> str | None:
     return next((each for each in candidates if each != path and each in paths), None)
 
 
-def _error_response(service: Service, error: Exception, error_body: ErrorBody, request_id: str) -> Response[bytes]:
+def _error_response(
+    service: Service, error: Exception, error_body: ErrorBody, request: Request[Any, Any, Any]
+) -> Response[bytes]:
     known = from_exception(error)
     if isinstance(known, InternalError):
         logger.error("unexpected error", exc_info=error)
     service.metrics.reject(known)
-    headers = {name.decode(): value.decode() for name, value in error_headers(known)}
-    if is_safe_id(request_id):
+    limits = service.limit_headers(tenant_of(request.scope)) if known.status == QueueFull.status else []
+    headers = {name.decode(): value.decode() for name, value in [*error_headers(known), *limits]}
+    if is_safe_id(request_id := request.headers.get("x-request-id", "")):
         headers["x-request-id"] = request_id
     return Response(error_body(known), status_code=known.status, headers=headers, media_type="application/json")
 
@@ -125,5 +132,5 @@ def _cors(cors: CorsConfig | None) -> CORSConfig | None:
         allow_methods=list(cors.methods),  # type: ignore[arg-type]
         allow_headers=list(cors.headers),
         allow_credentials=cors.allow_credentials,
-        expose_headers=["X-Request-Id", "X-Stream-Id", "Warning", "Retry-After"],
+        expose_headers=["X-Request-Id", "X-Stream-Id", "Warning", "Retry-After", *RATE_LIMIT_HEADERS],
     )

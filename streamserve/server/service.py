@@ -15,7 +15,7 @@ import anyio
 from streamserve.errors import ConfigError, ModelNotFound, StreamserveError, Unavailable, quoted
 from streamserve.frontend import Frontend
 from streamserve.server.config import RequestLimits, ServerConfig
-from streamserve.server.delivery.asgi import Timeouts
+from streamserve.server.delivery.asgi import Headers, Timeouts
 from streamserve.server.delivery.delivery import Delivery
 from streamserve.server.delivery.events import SocketEvent
 from streamserve.server.delivery.identity import Identity
@@ -25,6 +25,8 @@ from streamserve.server.delivery.run import Admit, Run
 from streamserve.server.http.access.api_keys import ApiKeys
 from streamserve.server.http.access.owned_id import OwnedId
 from streamserve.server.http.bodies.large_work import LargeWork
+from streamserve.server.http.patience import patience_s
+from streamserve.server.http.rate_limit_headers import rate_limit_headers
 from streamserve.server.lifecycle import Lifecycle, Phase
 from streamserve.server.open_sockets import DRAINING, FAILED, RESTARTING, OpenSockets
 from streamserve.server.request_templates import RequestTemplates
@@ -149,8 +151,28 @@ class Service:
         usage = TokenCounts(sum(len(prompt.prompt_token_ids) for prompt in prompts))
         if self.config.log_requests:
             log_request(id, params, num_prompts=len(prompts), num_prompt_tokens=usage.prompt_tokens, max_tokens=max_tokens[0])
-        admit = admit or partial(self.frontend.open, prompts)
-        return self.delivery.new_run(identity, admit, usage, num_prompts=len(prompts), n=params.n, trace=trace)
+        return self.delivery.new_run(
+            identity,
+            admit or partial(self.frontend.open, prompts, patience_s=identity.patience_s),
+            usage,
+            num_prompts=len(prompts),
+            n=params.n,
+            trace=trace,
+            admitted_headers=partial(self.limit_headers, identity.tenant),
+        )
+
+    def patience_s(self, headers: Mapping[str, str], *, is_stream: bool = False) -> float | None:
+        """Seconds that the client of a request waits for its answer, by its headers; None where it does not say."""
+        return patience_s(headers, silence_s=self.config.keepalive_s if is_stream else None)
+
+    def require_room(self, tenant: Tenant) -> None:
+        """Raise `QueueFull` where every request of a tenant is refused now, before anything is done for one."""
+        if self._frontend is not None and (refusal := self._frontend.engine.refusal(tenant)) is not None:
+            raise refusal
+
+    def limit_headers(self, tenant: Tenant) -> Headers:
+        """What a tenant may still use; nothing where it has no limits."""
+        return [] if self._frontend is None else rate_limit_headers(self._frontend.engine.quotas(tenant))
 
     def cache_salt(self, tenant: Tenant, salt: str | None) -> str:
         """What a request's cached prefixes are kept under, given its own `cache_salt`."""

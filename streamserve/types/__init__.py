@@ -9,6 +9,7 @@ from streamserve.types.engine import EngineInfo, EngineSnapshot, EngineStats, Ta
 from streamserve.types.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, Logprob, RequestOutput
 from streamserve.types.pooling import Pooling, PoolingKind, PoolingParams
 from streamserve.types.progress import Progress
+from streamserve.types.quota import Quota, Quotas
 from streamserve.types.reasoning_marks import ReasoningMarks
 from streamserve.types.sampling import (
     GREEDY_TEMPERATURE,
@@ -39,6 +40,8 @@ __all__ = [
     "PoolingKind",
     "PoolingParams",
     "Progress",
+    "Quota",
+    "Quotas",
     "ReasoningMarks",
     "RequestOutput",
     "Sampling",

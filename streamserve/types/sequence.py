@@ -25,6 +25,7 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reasoning_budget     tokens after which reasoning is ended; None for no limit
     tenant               whom it belongs to
     reports_progress     whether its place in the queue and the progress of its prompt are reported, until its first token
+    patience_s           seconds that the client waits for its answer, where it says so; of a request's first sequence
     pooling              the sequence is a prompt of which a vector is made, and generates nothing; None for one that generates
     """
 
@@ -41,4 +42,5 @@ class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reasoning_budget: int | None = None
     tenant: Tenant = ANYONE
     reports_progress: bool = False
+    patience_s: float | None = None
     pooling: Pooling | None = None

@@ -12,7 +12,7 @@ import pytest
 
 from streamserve.checkpoint.names import resolve
 from streamserve.config import EngineConfig
-from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT
+from streamserve.executor.tuning import COMPILED_SPIN_COUNT, KERNEL_CACHES, SPIN_COUNT
 from streamserve.models.aot.marks import mark_compiled
 from streamserve.process.switch_interval import SWITCH_S
 from tests.support.process_settings import environment_without_settings
@@ -38,7 +38,7 @@ with LLM("demo", device="cpu", max_model_len=64, kv_cache_memory=1 << 24, **json
     print(json.dumps([before, process_settings()]))
 """
 
-UNTUNED = {"switch_interval_s": 0.005, "openmp": {}, "keeps_freed_memory": False}
+UNTUNED = {"switch_interval_s": 0.005, "openmp": {}, "kept_kernels": {}, "keeps_freed_memory": False}
 
 
 def run(program: str, *arguments: str, cache: Path, **environment: str) -> Any:
@@ -69,6 +69,11 @@ def test_what_the_environment_sets_for_openmp_stays(environment: dict[str, str],
     assert run(TUNE, "{}", cache=tmp_path, **environment)["openmp"] == environment
 
 
+def test_what_the_environment_sets_for_onednn_stays(tmp_path: Path) -> None:
+    settings = run(TUNE, "{}", cache=tmp_path, LRU_CACHE_CAPACITY="7")
+    assert settings["kept_kernels"] == KERNEL_CACHES | {"LRU_CACHE_CAPACITY": "7"}
+
+
 def test_a_host_program_stays_as_it_is(tmp_path: Path) -> None:
     assert run(LOAD, "{}", cache=tmp_path) == [UNTUNED, UNTUNED]
 
@@ -76,4 +81,9 @@ def test_a_host_program_stays_as_it_is(tmp_path: Path) -> None:
 def test_a_host_program_is_tuned_when_it_asks_for_it(tmp_path: Path) -> None:
     before, after = run(LOAD, '{"tune_process": true}', cache=tmp_path)
     assert before == UNTUNED
-    assert after == {"switch_interval_s": SWITCH_S, "openmp": {"GOMP_SPINCOUNT": SPIN_COUNT}, "keeps_freed_memory": True}
+    assert after == {
+        "switch_interval_s": SWITCH_S,
+        "openmp": {"GOMP_SPINCOUNT": SPIN_COUNT},
+        "kept_kernels": KERNEL_CACHES,
+        "keeps_freed_memory": True,
+    }

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from streamserve.executor.tuning import KERNEL_CACHES
+
 LARGE_BYTES = (32 << 20) - (64 << 10)
 """Just below the largest threshold of glibc's: mapped by itself unless that is set, and then taken from the heap."""
 
@@ -25,13 +27,15 @@ def process_settings() -> dict[str, Any]:
     return {
         "switch_interval_s": sys.getswitchinterval(),
         "openmp": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)},
+        "kept_kernels": {name: value for name, value in sorted(os.environ.items()) if name in KERNEL_CACHES},
         "keeps_freed_memory": not _maps_large_buffers(),
     }
 
 
 def environment_without_settings() -> dict[str, str]:
-    """This process's environment, without settings for OpenMP."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)}
+    """This process's environment, without settings for OpenMP and oneDNN."""
+    settings = (*_PREFIXES, *KERNEL_CACHES)
+    return {name: value for name, value in os.environ.items() if not name.startswith(settings)}
 
 
 def _maps_large_buffers() -> bool:

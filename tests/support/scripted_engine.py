@@ -13,14 +13,16 @@ import anyio
 from streamserve.engine.base import SequenceStream
 from streamserve.engine.stream import StreamLimits
 from streamserve.engine.stream_table import StreamTable
-from streamserve.errors import EngineDead, StreamserveError
+from streamserve.errors import EngineDead, QueueFull, StreamserveError
 from streamserve.types import (
     EngineInfo,
     EngineSnapshot,
     EngineStats,
     ErrorInfo,
     FinishReason,
+    Quotas,
     SequenceSpec,
+    Tenant,
     TokenDelta,
     TokenLogprobs,
 )
@@ -36,6 +38,8 @@ class ScriptedEngine:
 
     reply   what to generate for each sequence, at once; without it the test calls `say`, `finish` and `fail`
     refuse  an error to raise on admission
+    refuses_all  with which every request is refused, as far as is known without asking
+    said_quotas  what tenants may still use, by name
     admit   a gate that admissions wait for
     """
 
@@ -55,6 +59,8 @@ class ScriptedEngine:
         )
         self.reply = reply
         self.refuse: StreamserveError | None = None
+        self.refuses_all: QueueFull | None = None
+        self.said_quotas: dict[str, Quotas] = {}
         self.admit = anyio.Event()
         self.admit.set()
         self.num_asked = 0
@@ -86,6 +92,12 @@ class ScriptedEngine:
                 self._streams.deliver([(spec.sequence_id, delta) for delta in self.reply(spec)])
         await self._notify()
         return list(streams)
+
+    def refusal(self, tenant: Tenant) -> QueueFull | None:
+        return self.refuses_all
+
+    def quotas(self, tenant: Tenant) -> Quotas | None:
+        return self.said_quotas.get(tenant.name)
 
     def abort(self, sequence_id: str) -> bool:
         return self._streams.abort_stream(sequence_id)

@@ -14,6 +14,7 @@ from streamserve.engine.error_info import restore
 from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.link import Link, LinkLimits
 from streamserve.engine.ipc.packing import pack
+from streamserve.engine.ipc.standings import Standings
 from streamserve.engine.ipc.tcp import TcpAddress, open_tcp
 from streamserve.errors import EngineDead, InvalidParameter, StreamserveError, Unavailable
 from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
@@ -21,6 +22,8 @@ from streamserve.types import EngineInfo, EngineStats, SequenceSpec, TokenDelta
 
 class EngineConnection:
     """Once ended, every call raises the reason, until it has been connected again. The `SequenceControl` of remote streams.
+
+    standings  what the engine has said of tenants
 
     on_deltas  called with the deltas of each step
     on_end     called at each end, with the reason
@@ -39,7 +42,8 @@ class EngineConnection:
         self._link: Link[frames.Reply] | None = None
         self._shares_clock = True
         self._ready: asyncio.Future[EngineInfo] | None = None
-        self._calls: PendingCalls[frames.Opened | frames.Stats] = PendingCalls()
+        self._calls: PendingCalls[frames.Opened | frames.Refused | frames.Stats] = PendingCalls()
+        self.standings = Standings()
 
     async def connect(self, address: str | TcpAddress) -> EngineInfo:
         """Connect and wait until the model is loaded; raises what kept it from loading, or `EngineDead`.
@@ -85,13 +89,21 @@ class EngineConnection:
                 "prompt",
                 f"the request has {sequences.num_ids} tokens in all its prompts and lists; at most {self._limits.message_ids}",
             )
-        await self._call(lambda number: frames.OpenSequences(number, sequences, are_suspects))
+        tenant = specs[0].tenant
+        reply = await self._call(lambda number: frames.OpenSequences(number, sequences, are_suspects))
+        assert isinstance(reply, frames.Opened | frames.Refused)
+        self.standings.told_quotas(tenant, reply.quotas)
+        if isinstance(reply, frames.Refused):
+            self.standings.told_refusal(tenant, reply.error, reply.holds_s)
+            raise restore(reply.error, param=reply.param)
 
     async def stats(self) -> EngineStats:
         """The engine's own snapshot."""
-        result = await self._call(frames.ReadStats)
-        assert isinstance(result, frames.Stats)
-        return result.stats
+        reply = await self._call(frames.ReadStats)
+        if isinstance(reply, frames.Refused):
+            raise restore(reply.error)
+        assert isinstance(reply, frames.Stats)
+        return reply.stats
 
     def refuse(self, fingerprints: list[bytes]) -> None:
         """Have the engine admit no more sequences of these requests."""
@@ -114,6 +126,7 @@ class EngineConnection:
         if self._calls.is_closed:
             return
         self._calls.close(reason)
+        self.standings.forget()
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(reason)
         self._on_end(reason)
@@ -129,7 +142,7 @@ class EngineConnection:
         if self._link is not None:
             self._link.send(command)
 
-    async def _call(self, command: Callable[[int], frames.Command]) -> frames.Opened | frames.Stats:
+    async def _call(self, command: Callable[[int], frames.Command]) -> frames.Opened | frames.Refused | frames.Stats:
         def send(number: int) -> None:
             if self._link is None or not self._link.is_connected:
                 raise Unavailable("the engine is starting: try again in a few seconds")
@@ -141,10 +154,10 @@ class EngineConnection:
         match reply:
             case frames.Deltas(deltas):
                 self._on_deltas(deltas)
-            case frames.Opened(number) | frames.Stats(number):
+            case frames.Opened(number) | frames.Refused(number) | frames.Stats(number):
                 self._calls.complete(number, reply)
-            case frames.Refused(number, error, param):
-                self._calls.fail(number, restore(error, param=param))
+            case frames.Room():
+                self.standings.told_room()
             case frames.Ready(info):
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(info)

@@ -6,7 +6,7 @@ import msgspec
 
 from streamserve.engine.ipc.packing import PackedSequences
 from streamserve.process.framing import FrameDecoder
-from streamserve.types import EngineInfo, EngineStats, ErrorInfo, TokenDelta
+from streamserve.types import EngineInfo, EngineStats, ErrorInfo, Quotas, TokenDelta
 
 
 class OpenSequences(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -77,17 +77,25 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """All sequences of a call are in the queue."""
+    """All sequences of a call are in the queue; `quotas` are what their tenant may still use, where that is limited."""
 
     call: int
+    quotas: Quotas | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """None of the sequences of a call runs; `param` as on the exception."""
+    """None of the sequences of a call runs.
+
+    param    as on the exception
+    holds_s  as on `QueueFull`
+    quotas   as of `Opened`
+    """
 
     call: int
     error: ErrorInfo
     param: str | None = None
+    holds_s: float = 0.0
+    quotas: Quotas | None = None
 
 
 class Deltas(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -103,7 +111,11 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag=6):
     stats: EngineStats
 
 
-Reply = Ready | Failed | Opened | Refused | Deltas | Stats
+class Room(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """A sequence has left the queue or ended since a refusal that holds until then."""
+
+
+Reply = Ready | Failed | Opened | Refused | Deltas | Stats | Room
 
 
 def command_decoder() -> FrameDecoder[Command]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Coroutine
 from typing import Any
@@ -21,9 +22,9 @@ from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.link import Link, LinkLimits
 from streamserve.engine.ipc.packing import PackedSequences
 from streamserve.engine.ipc.suspect_turns import SuspectTurns
-from streamserve.errors import RequestAborted, StreamserveError
+from streamserve.errors import QueueFull, RequestAborted, StreamserveError
 from streamserve.scheduling.constraint import Constraint
-from streamserve.types import EngineInfo, SequenceSpec, TokenDelta
+from streamserve.types import EngineInfo, Quotas, SequenceSpec, TokenDelta
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class WorkerConnection:
         self._turns = turns
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, tuple[int, asyncio.Task[None]]] = {}
+        self._lacks_room = False
         self.link: Link[frames.Command] = Link(
             frames.command_decoder(),
             limits,
@@ -181,9 +183,16 @@ class WorkerConnection:
         try:
             self._core.admit(specs, constraints, self)
         except Exception as error:
-            self._refuse(call, error)
+            self._refuse(call, error, self._core.quotas(specs[0].tenant))
+            if isinstance(error, QueueFull) and error.holds_s == math.inf and not self._lacks_room:
+                self._lacks_room = True
+                self._core.call_when_room(self._send_room)
         else:
-            self.link.send(frames.Opened(call))
+            self.link.send(frames.Opened(call, self._core.quotas(specs[0].tenant)))
+
+    def _send_room(self) -> None:
+        self._lacks_room = False
+        self.link.send(frames.Room())
 
     def _abort(self, sequence_id: str, left_at: float | None) -> None:
         waiting = self._waiting.pop(sequence_id, None)
@@ -202,7 +211,7 @@ class WorkerConnection:
         except StreamserveError as error:
             self._refuse(call, error)
 
-    def _refuse(self, call: int, error: Exception) -> None:
+    def _refuse(self, call: int, error: Exception, quotas: Quotas | None = None) -> None:
         if not isinstance(error, StreamserveError):
             logger.error("a request could not be admitted", exc_info=error)
         self.link.send(
@@ -210,6 +219,8 @@ class WorkerConnection:
                 call,
                 describe(error),
                 param=error.param if isinstance(error, StreamserveError) else None,
+                holds_s=error.holds_s if isinstance(error, QueueFull) else 0.0,
+                quotas=quotas,
             )
         )
 

@@ -33,6 +33,7 @@ class PackedSequence(msgspec.Struct, frozen=True, array_like=True):
     reasoning: int | None
     reasoning_budget: int | None
     reports_progress: bool
+    patience_s: float | None
     pooling: Pooling | None
 
 
@@ -75,6 +76,7 @@ class PackedSequences(msgspec.Struct, frozen=True, array_like=True):
                 reasoning=None if sequence.reasoning is None else self.reasonings[sequence.reasoning],
                 reasoning_budget=sequence.reasoning_budget,
                 reports_progress=sequence.reports_progress,
+                patience_s=sequence.patience_s,
                 pooling=sequence.pooling,
             )
             for sequence in self.sequences
@@ -104,6 +106,7 @@ def pack(specs: list[SequenceSpec]) -> PackedSequences:
             reasoning=None if spec.reasoning is None else reasonings.place(id(spec.reasoning), spec.reasoning),
             reasoning_budget=spec.reasoning_budget,
             reports_progress=spec.reports_progress,
+            patience_s=spec.patience_s,
             pooling=spec.pooling,
         )
         for spec in specs

@@ -27,7 +27,8 @@ from streamserve.errors import QueueFull, Unavailable
 from streamserve.routing.policy import RoutingPolicy
 from streamserve.routing.prefix_keys import PrefixKeys, prefix_keys
 from streamserve.routing.router import Router
-from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, SequenceSpec
+from streamserve.types import EngineInfo, EngineSnapshot, EngineStats, Quota, Quotas, SequenceSpec, Tenant
+from streamserve.types.quota import together
 
 POLL_INTERVAL_S = 1.0
 """Seconds between two looks at whether a replica answers."""
@@ -161,6 +162,20 @@ class ReplicaSet:
         await engine.stop()
         return True
 
+    def refusal(self, tenant: Tenant) -> QueueFull | None:
+        """The error with which all replicas refuse every request of a tenant now, as far as they have said so; the soonest."""
+        part = self._divided(tenant)
+        refusals = [replica.engine.refusal(part) for replica in self._replicas if replica.takes_requests]
+        known = [refusal for refusal in refusals if refusal is not None]
+        return min(known, key=lambda refusal: refusal.retry_after_s) if known and len(known) == len(refusals) else None
+
+    def quotas(self, tenant: Tenant) -> Quotas | None:
+        """What a tenant may still use of all replicas together; one that has said nothing is as full as can be."""
+        part = self._divided(tenant)
+        full = Quotas(Quota.full(part.requests_per_minute), Quota.full(part.tokens_per_minute))
+        told = [engine.quotas(part) for engine in self.replicas if not engine.has_ended]
+        return together([quotas or full for quotas in told]) if any(told) else None
+
     def abort(self, sequence_id: str) -> bool:
         """End a sequence with reason "abort", keeping what its reader has not read yet. False when unknown."""
         return any(engine.abort(sequence_id) for engine in self.replicas)
@@ -269,8 +284,11 @@ class ReplicaSet:
 
     def _of_divided_tenants(self, specs: list[SequenceSpec]) -> list[SequenceSpec]:
         tenant = specs[0].tenant
-        divided = tenant.divided(sum(not engine.has_ended for engine in self.replicas) or 1)
+        divided = self._divided(tenant)
         return specs if divided == tenant else [msgspec.structs.replace(spec, tenant=divided) for spec in specs]
+
+    def _divided(self, tenant: Tenant) -> Tenant:
+        return tenant.divided(sum(not engine.has_ended for engine in self.replicas) or 1)
 
     async def _open_at(self, number: int, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences at a replica, or at another where that one is full, lost, or does not answer."""

@@ -12,12 +12,13 @@ from collections import deque
 
 from streamserve.errors import InvalidParameter, QueueFull, QueueTimeout, RateLimited
 from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.scheduling.queue.declared_waits import DeclaredWaits, longest_wait_s
 from streamserve.scheduling.queue.queue_time import DrainRate, Patience
 from streamserve.scheduling.queue.tenants import Share
 from streamserve.scheduling.queue.token_bucket import TokenBucket
 from streamserve.scheduling.sequence import Request, Sequence
 from streamserve.scheduling.sequence_registry import SequenceRegistry
-from streamserve.types import ErrorInfo, SequenceSpec, Tenant
+from streamserve.types import ErrorInfo, Quotas, SequenceSpec, Tenant
 
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 120.0
 """Of what a refusal says: sooner is useless, and later is a guess."""
@@ -38,14 +39,20 @@ class Ledger:
 
 
 class Intake:
-    """Takes and refuses requests for one scheduler, and finds those that have waited too long."""
+    """Takes and refuses requests for one scheduler, and finds those that have waited too long.
+
+    num_departures  sequences that have left the queue or ended so far: while it stays the same, a refusal that holds until
+                    there is room holds
+    """
 
     def __init__(self, limits: SchedulerLimits, registry: SequenceRegistry) -> None:
         self._limits = limits
         self._registry = registry
         self._drain = DrainRate()
         self._ledgers: dict[str, Ledger] = {}
+        self._declared = DeclaredWaits()
         self._now = 0.0
+        self.num_departures = 0
 
     def require_room(self, specs: list[SequenceSpec], now: float) -> None:
         """Raise `RateLimited` where the tenant of a request has used what it may, `QueueFull` where the queue can't take it.
@@ -56,7 +63,16 @@ class Intake:
         self._require_places(specs, tenant)
         if not _is_continuation(specs):
             self._require_allowance(specs, tenant, now)
-            self._require_short_wait(tenant, now)
+            self._require_short_wait(tenant, specs[0].patience_s, now)
+
+    def quotas(self, tenant: Tenant, now: float) -> Quotas | None:
+        """What a tenant may still use in this minute; None for one that has no limits."""
+        if tenant.requests_per_minute is None and tenant.tokens_per_minute is None:
+            return None
+        ledger = self._ledger(tenant)
+        return Quotas(
+            ledger.requests.quota(tenant.requests_per_minute, now), ledger.tokens.quota(tenant.tokens_per_minute, now)
+        )
 
     def enter(self, request: Request, now: float) -> None:
         """Count a request whose sequences have just begun to wait."""
@@ -71,6 +87,7 @@ class Intake:
             ledger.requests.take(1)
             ledger.tokens.take(_num_prompt_tokens(specs))
             ledger.arrivals.append(request)
+            self._declared.add(request)
 
     def begin(self, sequence: Sequence, now: float) -> None:
         """Count a sequence that has got its first row."""
@@ -84,12 +101,14 @@ class Intake:
     def drained(self, num_sequences: int, now: float) -> None:
         """So many sequences have left the queue in a step that found somebody waiting."""
         self._drain.observe(now, num_sequences)
+        self.num_departures += num_sequences
 
     def leave(self, sequence: Sequence, left_at: float | None = None) -> None:
         """Count a sequence that has ended.
 
         left_at  when its client gave it up, if that is why
         """
+        self.num_departures += 1
         request = sequence.request
         ledger = self._ledger(request.tenant)
         ledger.tokens.take(len(sequence.token_ids) - sequence.num_prompt_tokens - len(sequence.spec.generated_token_ids))
@@ -114,6 +133,9 @@ class Intake:
             while (request := _oldest(ledger)) is not None and request.arrived_at + limit_s <= now:
                 ledger.arrivals.popleft()
                 overdue.append((request, self._timed_out(request, now)))
+        while (request := self._declared.pop_overdue(now)) is not None:
+            if all(request is not other for other, _ in overdue):
+                overdue.append((request, self._timed_out(request, now)))
         return overdue
 
     def next_overdue(self, now: float) -> float | None:
@@ -123,7 +145,7 @@ class Intake:
             for ledger in self._live_ledgers()
             if (request := _oldest(ledger)) is not None
         ]
-        earliest = min(times, default=math.inf)
+        earliest = min([*times, self._declared.next()])
         return None if earliest == math.inf else earliest
 
     def _require_places(self, specs: list[SequenceSpec], tenant: Tenant) -> None:
@@ -135,15 +157,19 @@ class Intake:
         most, most_tokens, part = self._limits.max_queue, self._limits.max_queue_tokens, tenant.max_queue_share
         if num_tokens > most_tokens * part:
             raise InvalidParameter("prompt", "the prompts of all choices have more tokens than may ever wait here")
-        excess = max(
-            len(waiting) + len(specs) - most - free_rows,
-            own_sequences + len(specs) - max(1, int(most * part)) - free_rows,
-        )
-        if excess > 0:
-            raise QueueFull(f"{len(waiting)} sequences wait already", retry_after_s=self._retry_after_s(excess))
-        if waiting.num_tokens + num_tokens > most_tokens or own_tokens + num_tokens > most_tokens * part:
+        room = free_rows + min(most - len(waiting), max(1, int(most * part)) - own_sequences)
+        if len(specs) > room:
             raise QueueFull(
-                f"prompts of {waiting.num_tokens} tokens wait already", retry_after_s=self._retry_after_s(len(specs))
+                f"{len(waiting)} sequences wait already",
+                retry_after_s=self._retry_after_s(len(specs) - room),
+                holds_s=_holding(room < 1),
+            )
+        token_room = min(most_tokens - waiting.num_tokens, most_tokens * part - own_tokens)
+        if num_tokens > token_room:
+            raise QueueFull(
+                f"prompts of {waiting.num_tokens} tokens wait already",
+                retry_after_s=self._retry_after_s(len(specs)),
+                holds_s=_holding(token_room < 1),
             )
 
     def _require_allowance(self, specs: list[SequenceSpec], tenant: Tenant, now: float) -> None:
@@ -153,6 +179,7 @@ class Intake:
             raise RateLimited(
                 f"this key may have {tenant.max_concurrency} requests at a time: wait until one of them has ended",
                 retry_after_s=LEAST_RETRY_S,
+                holds_s=math.inf,
             )
         for what, bucket, amount, limit in (
             ("requests", ledger.requests, 1, tenant.requests_per_minute),
@@ -160,11 +187,16 @@ class Intake:
         ):
             wait_s = bucket.wait_s(amount, limit, now)
             if wait_s > 0:
-                raise RateLimited(f"this key may use {limit:g} {what} a minute", retry_after_s=wait_s)
+                raise RateLimited(
+                    f"this key may use {limit:g} {what} a minute",
+                    retry_after_s=wait_s,
+                    holds_s=bucket.wait_s(1, limit, now),
+                )
 
-    def _require_short_wait(self, tenant: Tenant, now: float) -> None:
+    def _require_short_wait(self, tenant: Tenant, patience_s: float | None, now: float) -> None:
         """Refuse what would wait for longer than it may."""
-        limit_s = self._limit_s(self._ledger(tenant), now)
+        tenant_limit_s = self._limit_s(self._ledger(tenant), now)
+        limit_s = min(tenant_limit_s, longest_wait_s(patience_s))
         if limit_s == math.inf:
             return
         wait_s = self._drain.wait_s(self._num_ahead(tenant))
@@ -172,6 +204,7 @@ class Intake:
             raise QueueFull(
                 f"requests wait for {wait_s:.1f} s now, and are to wait for {limit_s:.1f} s at most",
                 retry_after_s=_bounded(wait_s - limit_s),
+                holds_s=_holding(wait_s > tenant_limit_s),
             )
 
     def _num_ahead(self, tenant: Tenant) -> float:
@@ -228,9 +261,14 @@ def _is_continuation(specs: list[SequenceSpec]) -> bool:
 def _oldest(ledger: Ledger) -> Request | None:
     """The oldest request that waits for its first row."""
     arrivals = ledger.arrivals
-    while arrivals and (arrivals[0].has_begun or not arrivals[0].sequences):
+    while arrivals and not arrivals[0].waits:
         arrivals.popleft()
     return arrivals[0] if arrivals else None
+
+
+def _holding(is_general: bool) -> float:
+    """How long a refusal holds for all requests of its tenant, given whether it does so at all: until there is room."""
+    return math.inf if is_general else 0.0
 
 
 def _bounded(seconds: float) -> float:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+from streamserve.types import Quota
+
 
 class TokenBucket:
     """An amount that a minute refills, from empty to full, and that use takes from; it may owe.
@@ -28,6 +30,11 @@ class TokenBucket:
         self._refill(math.inf if per_minute is None else per_minute, now)
         lacking = min(amount, self._per_minute) - self._level
         return max(0.0, 60.0 * lacking / self._per_minute) if lacking > 0 else 0.0
+
+    def quota(self, per_minute: float | None, now: float) -> Quota | None:
+        """What is left now; None without a limit. `per_minute` as of `wait_s`."""
+        self._refill(math.inf if per_minute is None else per_minute, now)
+        return None if per_minute is None else Quota(per_minute, self._level)
 
     def take(self, amount: float) -> None:
         """Take an amount, whether it is there or not."""

@@ -5,7 +5,7 @@ Lives on the worker's event loop. Makes runs, and starts those that may outlive 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -59,11 +59,26 @@ class Delivery:
         self._tasks: TaskGroup | None = None
 
     def new_run(
-        self, identity: Identity, admit: Admit, usage: TokenCounts, *, num_prompts: int, n: int, trace: Trace | None = None
+        self,
+        identity: Identity,
+        admit: Admit,
+        usage: TokenCounts,
+        *,
+        num_prompts: int,
+        n: int,
+        trace: Trace | None = None,
+        admitted_headers: Callable[[], Headers] = list,
     ) -> Run:
         """A run that has not been admitted; arguments as of `Run` and `Account`."""
         account = Account(usage, self.metrics, num_prompts=num_prompts, n=n, trace=trace)
-        return Run(identity, admit, account, active_requests=self.active_requests, metrics=self.metrics)
+        return Run(
+            identity,
+            admit,
+            account,
+            active_requests=self.active_requests,
+            metrics=self.metrics,
+            admitted_headers=admitted_headers,
+        )
 
     def event_stream(self, run: Run, script: StreamScript, headers: Headers) -> EventStream:
         """The ASGI app that admits a run and streams it."""

@@ -80,7 +80,7 @@ class EventStream:
 
     async def _stream(self) -> None:
         assert self._send is not None
-        await self._send(start_events(self._headers))
+        await self._send(start_events([*self._headers, *self._run.headers]))
         if opening := server_sent(self._script.opening()):
             await self._send(body_part(opening, more_body=True))
         self._run.account.last_event_at = monotonic()

@@ -17,14 +17,16 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What a request is called: by the answer's `id`, and by the X-Request-Id header.
+    """What a request is called, by the answer's `id` and by the X-Request-Id header, and who waits for it.
 
-    tenant  who sends it
+    tenant      who sends it
+    patience_s  seconds that its client waits for the answer; None where it does not say
     """
 
     answer_id: str
     header_id: str
     tenant: Tenant = ANYONE
+    patience_s: float | None = None
 
     @property
     def owned_id(self) -> OwnedId:
@@ -37,21 +39,30 @@ class Identity(msgspec.Struct, frozen=True):
         return f"{self.tenant.name}/{self.answer_id}" if self.tenant.name else self.answer_id
 
 
-def identify(prefix: str, request_id: str | None, header: str, *, tenant: Tenant, taken: Container[OwnedId]) -> Identity:
+def identify(
+    prefix: str,
+    request_id: str | None,
+    header: str,
+    *,
+    tenant: Tenant,
+    taken: Container[OwnedId],
+    patience_s: float | None = None,
+) -> Identity:
     """The ids of a request: its own `request_id`, else the client's X-Request-Id `header`, else a random one.
 
     prefix  what the answer's id begins with
     tenant  who sends it
+    patience_s  as of `Identity`
     taken   ids of answers that can't be used again; only a `request_id` may be one of them, and is refused later
     """
     header = header if is_safe_id(header) else ""
     if request_id is not None:
-        return Identity(prefix + request_id, header or prefix + request_id, tenant)
+        return Identity(prefix + request_id, header or prefix + request_id, tenant, patience_s)
     answer_id = prefix + header
     if not header or OwnedId(tenant.name, answer_id) in taken:
         # A gateway may stamp several requests alike; only an id in the body must be unique.
         answer_id = f"{prefix}{uuid4().hex}"
-    return Identity(answer_id, header or answer_id, tenant)
+    return Identity(answer_id, header or answer_id, tenant, patience_s)
 
 
 def is_safe_id(text: str) -> bool:

@@ -54,11 +54,13 @@ class LogStream(Generic[E]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Read before it starts, so that the run notices a client that leaves in between.
         with self._logged.log.read(self._number, self._wakeup.set) as cursor:
+            headers = self._headers
             if self._start is not None:
                 await self._start()
+                headers = [*headers, *self._logged.run.headers]
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch, receive, tasks)
-                await send(start_events(self._headers))
+                await send(start_events(headers))
                 await self._relay(cursor, send)
                 tasks.cancel_scope.cancel()
 

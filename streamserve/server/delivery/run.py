@@ -19,6 +19,7 @@ import msgspec
 from streamserve.engine.error_info import restore
 from streamserve.errors import RequestAborted, StreamFailed, StreamserveError
 from streamserve.server.delivery.active_requests import ActiveRequests
+from streamserve.server.delivery.asgi import Headers
 from streamserve.server.delivery.identity import Identity
 from streamserve.server.http.errors import guarded
 from streamserve.server.telemetry.accounting import Account
@@ -66,24 +67,35 @@ class Run:
     identity    unique among active requests
     id          of the answer
     admit       called on entering; its errors are raised from there, before anything has been written
+    admitted_headers  makes the headers of the answer that are known once its request is admitted
     account     records every delta, and is closed at the end
+    headers     of the answer, those of `admitted_headers`; none before
     error       why the answer can't be finished; None while it can
     has_ending  set by the writer when the answer's ending is on its way, after which nothing may follow
     is_stopped  whether the run has failed, was left, or is over: a writer reads no more of it
     """
 
     def __init__(
-        self, identity: Identity, admit: Admit, account: Account, *, active_requests: ActiveRequests, metrics: Metrics
+        self,
+        identity: Identity,
+        admit: Admit,
+        account: Account,
+        *,
+        active_requests: ActiveRequests,
+        metrics: Metrics,
+        admitted_headers: Callable[[], Headers] = list,
     ) -> None:
         self.identity = identity
         self.id = identity.answer_id
         self.account = account
         self.metrics = metrics
+        self.headers: Headers = []
         self.error: StreamserveError | None = None
         self.has_ending = False
         self.is_stopped = False
         self._answers_now = False
         self._admit: Admit | None = admit
+        self._admitted_headers = admitted_headers
         self._record = account.record
         self._active_requests = active_requests
         self._generation: DeltaSource | None = None
@@ -104,6 +116,7 @@ class Run:
             leaving.callback(self._stop)
             leaving.enter_context(self._active_requests.registered(self.identity.owned_id, self))
             generation = leaving.enter_context(await admit())
+            self.headers = self._admitted_headers()
             if self.error is not None:
                 raise self.error
             self._generation, self._take_nowait = generation, generation.take_nowait

@@ -42,10 +42,10 @@ class WholeAnswer:
             self._collector.add(delta)
         body = await self._large_work.runner(self._collector.num_bytes)(self._collector.body)
         self._run.has_ending = True
-        await send_json(send, body, self._headers)
+        await send_json(send, body, [*self._headers, *self._run.headers])
 
     async def _write_failure(self, send: Send, error: StreamserveError) -> None:
-        await send_error(send, error, error_body=self._error_body)
+        await send_error(send, error, error_body=self._error_body, headers=self._run.headers)
 
     async def _watch(self, receive: Receive) -> None:
         await wait_disconnected(receive)

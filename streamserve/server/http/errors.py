@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -147,11 +147,21 @@ def guarded(error: Exception, request_id: str) -> StreamserveError:
     return known
 
 
-async def send_error(send: Any, error: StreamserveError, *, prefix: str = "http", error_body: ErrorBody = error_body) -> None:
-    """Send `error` as the response to a request, or, with the prefix "websocket.http", to an upgrade."""
+async def send_error(
+    send: Any,
+    error: StreamserveError,
+    *,
+    prefix: str = "http",
+    error_body: ErrorBody = error_body,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Send `error` as the response to a request, or, with the prefix "websocket.http", to an upgrade.
+
+    headers  to send beside those of the error
+    """
     body = error_body(error)
-    headers = [*error_headers(error), (b"content-length", str(len(body)).encode())]
-    await send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
+    all_headers = [*error_headers(error), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": f"{prefix}.response.start", "status": error.status, "headers": all_headers})
     await send({"type": f"{prefix}.response.body", "body": body, "more_body": False})
 
 

@@ -179,6 +179,7 @@ class Streams:
         try:
             # Sockets live for long: the key may have gone since, or have other limits.
             tenant = self._service.api_keys.tenant(self._tenant.name)
+            self._service.require_room(tenant)
             message = CreateMessage(tenant=tenant, body=Body(request, body.run), is_resumable=is_resumable, kept=self._kept)
             logged = await create(self._service, message)
         except NotKeptHere as missing:

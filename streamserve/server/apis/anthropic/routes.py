@@ -17,6 +17,7 @@ from streamserve.server.apis.openai.prepared_request import at_most, new_run
 from streamserve.server.delivery.event_ids import RESUME, asks_to_resume
 from streamserve.server.delivery.identity import answer_headers, identify
 from streamserve.server.delivery.logged_run import LoggedRun
+from streamserve.server.early_refusal import ADMITS
 from streamserve.server.http.access.auth import tenant_of
 from streamserve.server.http.bodies.request_body import Decoded, decode, read_body
 from streamserve.server.http.parameter_names import naming_parameters
@@ -35,7 +36,7 @@ _NAMES = {
 """What parameters of a chat are called here."""
 
 
-@post("/v1/messages", status_code=200)
+@post("/v1/messages", status_code=200, opt=ADMITS)
 async def create_message(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation; as in Anthropic's API, `max_tokens` may be more than the context has room for."""
     if (continued := await continuation(request, service)) is not None:
@@ -44,8 +45,14 @@ async def create_message(request: Request[Any, Any, Any], service: NamedDependen
     decoded = await decode(await read_body(request, service.large_work), MessagesRequest, service.large_work)
     body = decoded.request
     header = request.headers.get("x-request-id", "")
-    tenant = tenant_of(request.scope)
-    identity = identify(MESSAGE_PREFIX, None, header, tenant=tenant, taken=service.delivery.active_requests)
+    identity = identify(
+        MESSAGE_PREFIX,
+        None,
+        header,
+        tenant=tenant_of(request.scope),
+        taken=service.delivery.active_requests,
+        patience_s=service.patience_s(request.headers, is_stream=bool(body.stream)),
+    )
     with naming_parameters(_NAMES):
         chat = await decoded.run(partial(as_chat, body))
         prepared = await prepare_chat(service, Decoded(chat, decoded.ignored, decoded.run), identity)

@@ -22,6 +22,7 @@ from streamserve.server.apis.openai.requests.parameters import HINTS, for_chat, 
 from streamserve.server.apis.openai.requests.schemas import ChatRequest, TokenizeRequest
 from streamserve.server.apis.openai.requests.tools import NONE, ToolUse, checked_tools, tool_use
 from streamserve.server.delivery.identity import Identity
+from streamserve.server.early_refusal import ADMITS
 from streamserve.server.http.access.auth import tenant_of
 from streamserve.server.http.bodies.large_work import CallRunner
 from streamserve.server.http.bodies.request_body import Body, Decoded, convert, read
@@ -34,7 +35,7 @@ CHAT_PREFIX = "chatcmpl-"
 """What ids of chat completions begin with."""
 
 
-@post("/v1/chat/completions", status_code=200)
+@post("/v1/chat/completions", status_code=200, opt=ADMITS)
 async def create_chat_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The next message of a conversation."""
     if (continued := await continuation(request, service)) is not None:
@@ -46,9 +47,7 @@ async def create_chat_completion(request: Request[Any, Any, Any], service: Named
 async def answer_chat(service: Service, body: Body, request: Request[Any, Any, Any]) -> ASGIApp:
     """The answer to the body of a request."""
     decoded = await convert(body, ChatRequest)
-    identity = identity_of(
-        service, decoded.request, CHAT_PREFIX, tenant_of(request.scope), request.headers.get("x-request-id", "")
-    )
+    identity = identity_of(service, decoded.request, CHAT_PREFIX, tenant_of(request.scope), request.headers)
     resumable = is_resumable(decoded.request, request)
     prepared = await prepare_chat(service, decoded, identity)
     return answer(service, prepared, ChatScript, ChatCollector, is_resumable=resumable)

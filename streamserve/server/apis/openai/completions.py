@@ -24,6 +24,7 @@ from streamserve.server.apis.openai.requests.parameter_names import completion_n
 from streamserve.server.apis.openai.requests.parameters import for_completion
 from streamserve.server.apis.openai.requests.schemas import CompletionRequest, PromptInput
 from streamserve.server.delivery.identity import Identity
+from streamserve.server.early_refusal import ADMITS
 from streamserve.server.http.access.auth import tenant_of
 from streamserve.server.http.bodies.json_body import TokenIds
 from streamserve.server.http.bodies.request_body import Body, Decoded, convert, read
@@ -37,7 +38,7 @@ COMPLETION_PREFIX = "cmpl-"
 """What ids of completions begin with."""
 
 
-@post("/v1/completions", status_code=200)
+@post("/v1/completions", status_code=200, opt=ADMITS)
 async def create_completion(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Continue one or several prompts."""
     if (continued := await continuation(request, service)) is not None:
@@ -49,9 +50,7 @@ async def create_completion(request: Request[Any, Any, Any], service: NamedDepen
 async def answer_completion(service: Service, body: Body, request: Request[Any, Any, Any]) -> ASGIApp:
     """The answer to the body of a request."""
     decoded = await convert(body, CompletionRequest)
-    identity = identity_of(
-        service, decoded.request, COMPLETION_PREFIX, tenant_of(request.scope), request.headers.get("x-request-id", "")
-    )
+    identity = identity_of(service, decoded.request, COMPLETION_PREFIX, tenant_of(request.scope), request.headers)
     resumable = is_resumable(decoded.request, request)
     prepared = await prepare_completion(service, decoded, identity)
     return answer(service, prepared, CompletionScript, CompletionCollector, is_resumable=resumable)

@@ -22,6 +22,7 @@ from streamserve.server.apis.openai.prepared_request import require_choices
 from streamserve.server.apis.openai.requests.schemas import EmbeddingRequest
 from streamserve.server.delivery.events import members
 from streamserve.server.delivery.identity import answer_headers, identify
+from streamserve.server.early_refusal import ADMITS
 from streamserve.server.http.access.auth import tenant_of
 from streamserve.server.http.bodies.request_body import convert, read
 from streamserve.server.http.errors import error_body
@@ -36,14 +37,19 @@ EMBEDDING_PREFIX = "embd-"
 Encoding = Literal["float", "base64"]
 
 
-@post("/v1/embeddings", status_code=200)
+@post("/v1/embeddings", status_code=200, opt=ADMITS)
 async def create_embeddings(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """A vector for each of one or several prompts."""
     decoded = await convert(await read(request, service.large_work), EmbeddingRequest)
     body, frontend = decoded.request, service.frontend
-    header = request.headers.get("x-request-id", "")
-    tenant, taken = tenant_of(request.scope), service.delivery.active_requests
-    identity = identify(EMBEDDING_PREFIX, body.request_id, header, tenant=tenant, taken=taken)
+    identity = identify(
+        EMBEDDING_PREFIX,
+        body.request_id,
+        request.headers.get("x-request-id", ""),
+        tenant=tenant_of(request.scope),
+        taken=service.delivery.active_requests,
+        patience_s=service.patience_s(request.headers),
+    )
     model = service.resolve_model(body.model)
     if body.encoding_format not in (None, "float", "base64"):
         raise InvalidParameter("encoding_format", "must be float or base64")

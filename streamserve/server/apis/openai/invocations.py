@@ -11,12 +11,13 @@ from litestar.types import ASGIApp
 from streamserve.errors import InvalidRequest
 from streamserve.server.apis.openai.chat import answer_chat
 from streamserve.server.apis.openai.completions import answer_completion
+from streamserve.server.early_refusal import ADMITS
 from streamserve.server.http.bodies.request_body import read
 from streamserve.server.resumption import continuation
 from streamserve.server.service import Service
 
 
-@post("/invocations", status_code=200)
+@post("/invocations", status_code=200, opt=ADMITS)
 async def invoke(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """The answer to a body with `messages` as /v1/chat/completions gives it, to one with `prompt` as /v1/completions."""
     if (continued := await continuation(request, service)) is not None:

@@ -33,6 +33,8 @@ from streamserve.server.service import Service
 from streamserve.text.preparation import PreparedPrompt
 from streamserve.types import SamplingParams, Tenant, TextDelta
 
+_NO_HEADERS: Mapping[str, str] = {}
+
 MAX_CHOICES = 1024
 """Prompts times n of one request: they are admitted together, which takes the event loop some ten microseconds each."""
 
@@ -140,7 +142,7 @@ def new_run(service: Service, prepared: PreparedRequest) -> Run:
 
     async def admit() -> DeltaSource:
         with naming_parameters(prepared.names):
-            generation: DeltaSource = await frontend.open(prepared.prompts)
+            generation: DeltaSource = await frontend.open(prepared.prompts, patience_s=prepared.identity.patience_s)
         return PromptOnly(generation) if prepared.is_score_only else generation
 
     return service.new_run(prepared.identity, prepared.model, prepared.prompts, admit=admit)
@@ -169,9 +171,18 @@ def stream_format(service: Service, prepared: PreparedRequest) -> StreamFormat:
     )
 
 
-def identity_of(service: Service, request: GenerationRequest, prefix: str, tenant: Tenant, header: str = "") -> Identity:
-    """What a tenant's request is called; `header` is the client's X-Request-Id."""
-    return identify(prefix, request.request_id, header, tenant=tenant, taken=service.delivery.active_requests)
+def identity_of(
+    service: Service, request: GenerationRequest, prefix: str, tenant: Tenant, headers: Mapping[str, str] = _NO_HEADERS
+) -> Identity:
+    """What a tenant's request is called, and how long it waits for the answer."""
+    return identify(
+        prefix,
+        request.request_id,
+        headers.get("x-request-id", ""),
+        tenant=tenant,
+        taken=service.delivery.active_requests,
+        patience_s=service.patience_s(headers, is_stream=bool(request.stream)),
+    )
 
 
 def require_choices(num_prompts: int, n: int) -> None:

@@ -49,6 +49,7 @@ async def prepare_response(
     is_resumable: bool = False,
     kept: TtlStore[str, Expiring] | None = None,
     most_tokens: int | None = None,
+    patience_s: float | None = None,
 ) -> tuple[StoredResponse, list[str]]:
     """The response, and the names of ignored parameters; whatever can be refused before admission is refused here.
 
@@ -56,10 +57,11 @@ async def prepare_response(
     is_resumable  whether it goes on for a while without a reader; a background response always goes on to its end
     kept          what the request's socket keeps: responses that are not stored, for requests that continue them
     most_tokens   generated, where the request sets no limit
+    patience_s    as of `Identity`
     """
     request = decoded.request
     id = response_id(request.request_id)
-    identity = Identity(id, id, tenant)
+    identity = Identity(id, id, tenant, patience_s)
     read = await read_conversation(
         request.input, request.previous_response_id, response_id=id, find=finder(service, tenant, kept), run=decoded.run
     )

@@ -6,7 +6,7 @@ by a middleware (`forwarding`); what continues it is sent on from here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from streamserve.server.apis.responses.writers import JsonObject, WholeResponse
 from streamserve.server.delivery.asgi import Headers
 from streamserve.server.delivery.identity import answer_headers, warning
 from streamserve.server.delivery.log_stream import LogStream
+from streamserve.server.early_refusal import ADMITS
 from streamserve.server.http.access.auth import tenant_of
 from streamserve.server.http.access.owned_id import OwnedId, owned_id
 from streamserve.server.http.bodies.request_body import Decoded, decode, read_body
@@ -38,24 +39,30 @@ from streamserve.types import Tenant
 MAX_PAGE = 100
 
 
-@post("/v1/responses", status_code=200)
+@post("/v1/responses", status_code=200, opt=ADMITS)
 async def create_response(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """Answer an input; as one object, as events, or in the background."""
     body = await read_body(request, service.large_work)
     tenant = tenant_of(request.scope)
     decoded = await decode(body, ResponseRequest, service.large_work)
-    return await _here_or_forwarded(service, tenant, body, _created(service, tenant, decoded))
+    return await _here_or_forwarded(service, tenant, body, _created(service, tenant, decoded, request.headers))
 
 
-async def _created(service: Service, tenant: Tenant, decoded: Decoded[ResponseRequest]) -> ASGIApp:
-    response, ignored = await prepare_response(service, decoded, tenant)
+async def _created(
+    service: Service, tenant: Tenant, decoded: Decoded[ResponseRequest], request_headers: Mapping[str, str]
+) -> ASGIApp:
+    # Nobody waits for one in the background.
+    patience_s = (
+        None if decoded.request.background else service.patience_s(request_headers, is_stream=bool(decoded.request.stream))
+    )
+    response, ignored = await prepare_response(service, decoded, tenant, patience_s=patience_s)
     headers = answer_headers(response.id, ignored)
     if decoded.request.stream:
         return _stream(service, response, headers, start=partial(service.delivery.start, response.logged))
     return WholeResponse(service.delivery, response, headers)
 
 
-@post("/v1/responses/compact", status_code=200)
+@post("/v1/responses/compact", status_code=200, opt=ADMITS)
 async def compact(request: Request[Any, Any, Any], service: NamedDependency[Service]) -> ASGIApp:
     """A shorter conversation in place of a long one."""
     body = await read_body(request, service.large_work)

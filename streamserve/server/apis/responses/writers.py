@@ -52,6 +52,7 @@ class WholeResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._delivery.start(self._logged)
+        headers = self._logged.run.headers
         if not self._state.is_background:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch, receive)
@@ -60,9 +61,9 @@ class WholeResponse:
         if self._has_left:
             return
         if self._state.error is not None:
-            await send_error(send, self._state.error)
+            await send_error(send, self._state.error, headers=headers)
         else:
-            await JsonObject(self._as_object(self._state), self._headers)(scope, receive, send)
+            await JsonObject(self._as_object(self._state), [*self._headers, *headers])(scope, receive, send)
 
     async def _watch(self, receive: Receive) -> None:
         await wait_disconnected(receive)
