@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -22,11 +23,12 @@ from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.link import LinkLimits
 from streamserve.engine.ipc.listener import Listener
 from streamserve.engine.ipc.packing import pack
+from streamserve.engine.ipc.standings import Standings
 from streamserve.engine.remote import RemoteEngine
-from streamserve.errors import EngineDead, InvalidParameter, Unavailable, UnsupportedParameter
+from streamserve.errors import EngineDead, InvalidParameter, QueueFull, RateLimited, Unavailable, UnsupportedParameter
 from streamserve.process.framing import encode
 from streamserve.scheduling.constraint import Constraint
-from streamserve.types import StructuredOutputs
+from streamserve.types import ErrorInfo, StructuredOutputs, Tenant
 from tests.engine.conftest import MakeSpec
 from tests.support.reading import read_all
 from tests.support.scripted import ScriptedExecutor, continuation
@@ -421,3 +423,74 @@ class Worker:
                     if reply.call == call:
                         return not isinstance(reply, frames.Refused)
         raise AssertionError("the engine has hung up")
+
+
+async def test_a_refusal_is_repeated_without_asking_until_there_is_room(
+    serving: Serving, remote: RemoteEngine, make_spec: MakeSpec
+) -> None:
+    tenant = Tenant(name="limited", max_concurrency=1)
+    executor = ScriptedExecutor(gated=True)
+    async with serving(executor):
+        await remote.start()
+        [stream] = await remote.open([make_spec(tenant=tenant)])
+        assert remote.refusal(tenant) is None
+        with pytest.raises(RateLimited):
+            await remote.open([make_spec(tenant=tenant)])
+        refusal = remote.refusal(tenant)
+        assert isinstance(refusal, RateLimited)
+        assert "1 requests at a time" in refusal.message
+        assert remote.refusal(Tenant(name="limited", max_concurrency=2)) is None, "with other limits it is asked again"
+        assert remote.refusal(Tenant(name="other")) is None
+        executor.open_gate()
+        await read_all(stream)
+        await until(lambda: remote.refusal(tenant) is None)
+        await remote.open([make_spec(tenant=tenant)])
+
+
+async def test_what_a_key_may_still_use_comes_with_each_reply(
+    serving: Serving, remote: RemoteEngine, make_spec: MakeSpec
+) -> None:
+    tenant = Tenant(name="limited", requests_per_minute=2)
+    async with serving(ScriptedExecutor()):
+        await remote.start()
+        assert remote.quotas(tenant) is None
+        await remote.open([make_spec(tenant=tenant)])
+        assert num_left(remote, tenant) == 1
+        await remote.open([make_spec(tenant=tenant)])
+        with pytest.raises(RateLimited):
+            await remote.open([make_spec(tenant=tenant)])
+        assert num_left(remote, tenant) == 0
+        refusal = remote.refusal(tenant)
+        assert refusal is not None
+        assert 25 < refusal.retry_after_s <= 30
+        await remote.open([make_spec(tenant=Tenant(name="free"))])
+        assert remote.quotas(Tenant(name="free")) is None
+
+
+def num_left(engine: RemoteEngine, tenant: Tenant) -> int:
+    quotas = engine.quotas(tenant)
+    assert quotas is not None
+    assert quotas.requests is not None
+    return int(quotas.requests.level)
+
+
+def test_a_refusal_holds_for_its_time_or_until_there_is_room() -> None:
+    now = [0.0]
+    standings = Standings(lambda: now[0])
+    limited, crowded, free = (Tenant(name=name) for name in ("limited", "crowded", "free"))
+    standings.told_refusal(limited, ErrorInfo("rate_limit_exceeded", "", 30.0), 30.0)
+    standings.told_refusal(crowded, ErrorInfo("queue_full", "", 5.0), math.inf)
+    standings.told_refusal(free, ErrorInfo("queue_full", "", 5.0), 0.0)
+    assert standings.refusal(free) is None
+    now[0] = 0.5
+    assert [type(standings.refusal(each)) for each in (limited, crowded)] == [RateLimited, QueueFull]
+    standings.told_room()
+    assert [type(standings.refusal(each)) for each in (limited, crowded)] == [RateLimited, type(None)]
+    standings.told_refusal(crowded, ErrorInfo("queue_full", "", 5.0), math.inf)
+    now[0] = 2.0
+    assert standings.refusal(crowded) is None, "what may wait changes with time"
+    refusal = standings.refusal(limited)
+    assert refusal is not None
+    assert refusal.retry_after_s == 28.0
+    now[0] = 30.0
+    assert standings.refusal(limited) is None

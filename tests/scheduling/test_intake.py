@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from streamserve.errors import InvalidParameter, QueueFull, RateLimited
-from streamserve.types import Tenant
+from streamserve.types import Quota, Quotas, Tenant
 from tests.scheduling.play import Play, spec
 from tests.support.scheduler_invariants import check_invariants
 
@@ -206,6 +208,92 @@ def test_at_ten_times_what_it_can_do_a_server_does_what_it_can(max_queue_time_s:
     """4 rows of 10 steps each are 4 a second. With a queue of 4096 and no bound on time not one of 16 561 was answered."""
     play = Play(num_blocks=256, max_num_seqs=4, max_queue=4096, max_queue_time_s=max_queue_time_s)
     assert offered(play, per_second=40, seconds=60, patience_s=10.0) >= 0.9 * 4 * 60
+
+
+def test_clients_that_say_how_long_they_wait_are_answered_or_refused_and_none_gives_up() -> None:
+    """Ten times what 4 rows can do, from the first moment on: nothing has to be learned."""
+    play = Play(num_blocks=256, max_num_seqs=4, max_queue=4096)
+    longest = 0.0
+    for tick in range(300):
+        for index in range(4):
+            with suppress(QueueFull):
+                add(play, f"t{tick}.{index}", max_tokens=9, patience_s=10.0)
+        run(play, 0.1)
+        requests = [sequence.request for sequence in play.scheduler.registry.sequences.values()]
+        longest = max([longest, *(play.now - request.arrived_at for request in requests if not request.has_begun)])
+    assert longest <= 5.1
+    ended = [name for name, deltas in play.deltas.items() if deltas[-1].finish_reason == "length"]
+    assert len(ended) >= 0.9 * 4 * 30
+
+
+def test_a_client_that_waits_for_less_is_told_so_sooner_than_one_that_does_not_say() -> None:
+    play = Play(max_num_seqs=1, max_queue=64)
+    add(play, "running", max_tokens=100)
+    run(play, 0.1)
+    add(play, "silent")
+    add(play, "hasty", patience_s=2.0)
+    add(play, "patient", patience_s=1e6)
+    run(play, 1.3)
+    assert error_of(play, "hasty-0") == "queue_timeout"
+    assert {"silent-0", "patient-0"} <= play.scheduler.registry.sequences.keys()
+    assert refused(play, "hasty2", patience_s=2.0).holds_s == 0, "others may be taken"
+    add(play, "other")
+
+
+def test_requests_that_begin_are_not_watched_for_their_clients_patience() -> None:
+    play = Play(num_blocks=4096, max_num_seqs=4, max_queue=4096)
+    for index in range(1000):
+        add(play, f"r{index}", max_tokens=1, patience_s=1e6)
+        run(play, 0.1)
+    assert len(play.scheduler.intake._declared._heap) < 200
+
+
+def test_a_refusal_says_how_long_it_holds_for_all_requests_of_its_key() -> None:
+    play = Play(max_num_seqs=1, max_queue=2, max_queue_tokens=30)
+    add(play, "a")
+    play.step()
+    add(play, "b")
+    assert refused(play, "c", n=2).holds_s == 0, "one would fit"
+    assert refused(play, "c", prompt=28).holds_s == 0, "a shorter one would fit"
+    add(play, "c")
+    assert refused(play, "d").holds_s == math.inf
+    tenant = Tenant(name="limited", max_concurrency=1, requests_per_minute=1)
+    play = Play()
+    add(play, "a", tenant=tenant)
+    assert refused(play, "b", tenant=tenant).holds_s == math.inf
+    play.scheduler.abort("a-0")
+    refusal = refused(play, "b", tenant=tenant)
+    assert refusal.holds_s == refusal.retry_after_s == pytest.approx(60.0)
+
+
+def test_departures_are_counted_from_the_queue_and_at_the_end() -> None:
+    play = Play(max_num_seqs=1, max_queue=4)
+    intake = play.scheduler.intake
+    add(play, "a")
+    add(play, "b")
+    assert intake.num_departures == 0
+    play.step()
+    begun = intake.num_departures
+    play.scheduler.abort("b-0")
+    assert 0 < begun < intake.num_departures
+
+
+def test_what_a_key_may_still_use_is_known_and_comes_back() -> None:
+    tenant = Tenant(name="limited", requests_per_minute=6, tokens_per_minute=60)
+    play = Play(num_blocks=64)
+    intake = play.scheduler.intake
+    assert intake.quotas(Tenant(name="free"), play.now) is None
+    add(play, "a", prompt=6, max_tokens=4, tenant=tenant)
+    quotas = intake.quotas(tenant, play.now)
+    assert quotas == Quotas(Quota(6, 5), Quota(60, 54))
+    run(play, 1.0)
+    later = intake.quotas(tenant, play.now)
+    assert later is not None
+    assert later.tokens is not None
+    assert later.requests is not None
+    assert (later.requests.level, later.tokens.level) == (pytest.approx(5.1), pytest.approx(51.0)), "the output counts, too"
+    assert quotas.after(10.0) == Quotas(Quota(6, 6), Quota(60, 60))
+    assert later.tokens.reset_s == pytest.approx(9.0)
 
 
 def test_clients_that_wait_for_as_long_as_it_takes_are_all_served() -> None:
