@@ -82,7 +82,7 @@ async def test_a_refusal_that_is_known_is_sent_before_the_body_is_read(path: str
 async def test_a_refused_socket_message_is_answered_and_the_socket_goes_on() -> None:
     engine = limited_engine()
     engine.refuses_all = QueueFull("full")
-    async with live_server(engine) as server, session(server) as socket:
+    async with live_server(engine) as server, session(server.port) as socket:
         await socket.send({"type": "completion.create", "stream_id": "a", "prompt": "a"})
         assert (await socket.receive())["error"]["code"] == "queue_full"
         engine.refuses_all = None
