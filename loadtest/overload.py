@@ -50,10 +50,10 @@ def keys_file() -> str:
 
 
 class Client:
-    """Sends requests with one key; `is_silent` as of `RawClient`."""
+    """Sends requests with one key; `patience_s` and `is_silent` as of `RawClient`."""
 
-    def __init__(self, base_url: str, key: str, *, is_silent: bool = False) -> None:
-        self._http = RawClient(base_url, key, patience_s=PATIENCE_S, is_silent=is_silent)
+    def __init__(self, base_url: str, key: str, *, patience_s: float = PATIENCE_S, is_silent: bool = False) -> None:
+        self._http = RawClient(base_url, key, patience_s=patience_s, is_silent=is_silent)
 
     async def complete(self, *, max_tokens: int = 80, n: int = 1, prompt: str = "The harbour town") -> str:
         """Have a prompt completed; what became of it.
@@ -102,8 +102,9 @@ def work(pid: int) -> Iterator[Callable[[], Work]]:
     )
 
 
-async def capacity(client: Client, seconds: float, *, concurrency: int = 8) -> float:
-    """Requests answered a second while there are always some more waiting."""
+async def capacity(base_url: str, seconds: float, *, concurrency: int = 8) -> float:
+    """Requests answered a second while there are always some more waiting, of clients that don't give up."""
+    client = Client(base_url, "greedy", patience_s=600.0)
     until, fates = time.perf_counter() + seconds, Counter[str]()
 
     async def send() -> None:
@@ -112,6 +113,7 @@ async def capacity(client: Client, seconds: float, *, concurrency: int = 8) -> f
 
     start = time.perf_counter()
     await asyncio.gather(*(send() for _ in range(concurrency)))
+    await client.close()
     return fates[ANSWERED] / (time.perf_counter() - start)
 
 
@@ -189,9 +191,9 @@ def server(*arguments: str) -> Iterator[tuple[str, int]]:
 async def study(base_url: str, pid: int, seconds: float, *, is_silent: bool = False) -> bool:
     """Run it all and print what came of it; whether every figure is as it should be."""
     greedy, polite = (Client(base_url, key, is_silent=is_silent) for key in ("greedy", "polite"))
-    await capacity(greedy, min(seconds, 10.0))  # what is slow the first time
+    await capacity(base_url, min(seconds, 10.0))  # what is slow the first time
     with work(pid) as used:
-        peak = await capacity(greedy, min(seconds, 20.0))
+        peak = await capacity(base_url, min(seconds, 20.0))
         at_peak = used()
     print(f"capacity: {peak:.1f} requests a second\n    {at_peak}", flush=True)
     with work(pid) as used:

@@ -58,6 +58,6 @@ def test_ids_are_counted_as_often_as_they_cross(make_spec: MakeSpec) -> None:
 
 
 def test_a_place_that_does_not_exist_is_an_index_error() -> None:
-    sequence = PackedSequence("a", 0, 1, 0, 0, 0, None, 5, [], 0, None, None, None, False, None)
+    sequence = PackedSequence("a", 0, 1, 0, 0, 0, None, 5, [], 0, None, None, None, False, None, None)
     with pytest.raises(IndexError):
         PackedSequences([sequence], [[1]], [], [""], [], [], []).unpack()

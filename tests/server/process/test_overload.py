@@ -16,8 +16,8 @@ SECONDS = 15.0
 
 async def study(base_url: str) -> None:
     greedy, polite = Client(base_url, "greedy"), Client(base_url, "polite")
-    await capacity(greedy, 5.0)
-    peak = await capacity(greedy, SECONDS)
+    await capacity(base_url, 5.0)
+    peak = await capacity(base_url, SECONDS)
     fates = await offer(greedy, TIMES * peak, SECONDS)
     # Nine tenths on a machine with nothing else to do; its processors are shared here.
     assert fates[ANSWERED] >= 0.75 * peak * SECONDS, fates
