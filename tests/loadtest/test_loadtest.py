@@ -124,10 +124,12 @@ def test_a_report_says_of_each_part_of_the_run_how_long_gaps_were_what_failed_an
 
 
 def test_memory_and_processor_time_of_a_server_are_those_of_its_processes() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+    command = [sys.executable, "-c", "print('up', flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
         assert child.pid in family(os.getpid())
-        own, both = resident_bytes(child.pid), resident_bytes(os.getpid())
-        assert 1e6 < own["server"] < both["server"]
+        assert 1e6 < resident_bytes(child.pid)["server"] < resident_bytes(os.getpid())["server"]
         assert processor_s(os.getpid())["server"] > 0
-        child.communicate(b"\n")
+        child.communicate("\n")
     assert resident_bytes(child.pid) == {}
