@@ -39,16 +39,22 @@ class Counts:
 
 
 async def run_batch(
-    app: Any, lines: Iterable[bytes], results: ResultsFile, *, concurrency: int, on_result: Callable[[Counts], None]
-) -> Counts:
+    app: Any,
+    lines: Iterable[bytes],
+    results: ResultsFile,
+    counts: Counts,
+    *,
+    concurrency: int,
+    on_result: Callable[[], None],
+) -> None:
     """Answer every line that has no result yet.
 
     app          an ASGI app with the paths that lines call
+    counts       kept up to date, also for a caller that cancels this
     concurrency  lines that are answered at a time
 
     Returns early, with a `failure`, when the engine is gone: the lines that were not answered have no results then.
     """
-    counts = Counts()
     pending = _pending(lines, results, counts, on_result)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with (
@@ -66,11 +72,10 @@ async def run_batch(
 
         for _ in range(concurrency):
             tasks.start_soon(answer_lines)
-    return counts
 
 
 def _pending(
-    lines: Iterable[bytes], results: ResultsFile, counts: Counts, on_result: Callable[[Counts], None]
+    lines: Iterable[bytes], results: ResultsFile, counts: Counts, on_result: Callable[[], None]
 ) -> Iterator[BatchLine]:
     """The lines to send; those that can't be sent get their results here."""
     done = frozenset(results.custom_ids)
@@ -98,13 +103,13 @@ def _pending(
             yield line
 
 
-def _record(result: BatchResult, results: ResultsFile, counts: Counts, on_result: Callable[[Counts], None]) -> None:
+def _record(result: BatchResult, results: ResultsFile, counts: Counts, on_result: Callable[[], None]) -> None:
     results.add(result)
     if result.error is None:
         counts.answered += 1
     else:
         counts.refused += 1
-    on_result(counts)
+    on_result()
 
 
 async def _answer(client: httpx.AsyncClient, line: BatchLine) -> BatchResult:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,12 @@ from streamserve.errors import ConfigError
 from streamserve.vllm_arguments import ARGUMENTS
 
 PREFIX = "STREAMSERVE_"
+
+_NO_OPTIONS = {"STREAMSERVE_API_KEY", "STREAMSERVE_BASE_URL", "STREAMSERVE_FAIL_POINTS", "STREAMSERVE_PDL"}
+"""Variables with the prefix that are no options of a command."""
+
+_OF_KUBERNETES = re.compile(r"_(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP))(_|$)")
+"""What a pod is told of a service whose name begins like this program's."""
 
 
 class OuterValue(NamedTuple):
@@ -41,16 +48,62 @@ def from_environment(options: Mapping[str, click.Option]) -> dict[str, OuterValu
     Raises `ConfigError` for a value of vLLM's that is not supported.
     """
     values: dict[str, OuterValue] = {}
-    for variable, value in os.environ.items():
-        flag = f"--{variable.removeprefix(PREFIX).lower().replace('_', '-')}"
-        # Kubernetes describes a service named streamserve to every pod: STREAMSERVE_PORT=tcp://10.0.0.1:8000.
-        if not variable.startswith(PREFIX) or not value or value.startswith("tcp://"):
-            continue
+    for variable, flag, value in _variables():
         if flag in options:
             values |= _value(options[flag], flag, variable, value)
-        elif (name := flag[2:].replace("-", "_")) in ARGUMENTS:
+        elif (name := _argument(flag)) in ARGUMENTS:
             check_value(variable, name, value)
     return values
+
+
+class UnknownVariable(NamedTuple):
+    """A variable with the prefix that no option has.
+
+    nearest  the flag that it may have been meant for, if there is one like it
+    """
+
+    variable: str
+    nearest: str | None
+
+    def __str__(self) -> str:
+        """A sentence for whoever set it."""
+        if self.nearest is None:
+            return f"{self.variable} is no option and has no effect"
+        meant = PREFIX + self.nearest[2:].upper().replace("-", "_")
+        return f"{self.variable} is no option and has no effect: did you mean {meant} ({self.nearest})?"
+
+
+def unknown_variables(options: Mapping[str, click.Option]) -> list[UnknownVariable]:
+    """Variables with the prefix that set nothing, neither an option of the command nor anything else that is known."""
+    unknown = [
+        (variable, flag)
+        for variable, flag, _ in _variables()
+        if flag not in options and _argument(flag) not in ARGUMENTS and variable not in _NO_OPTIONS
+    ]
+    if not unknown:
+        return []
+    # Here and not at the top: few have any.
+    from difflib import get_close_matches
+
+    flags = [flag for flag in options if flag.startswith("--")]
+    return [
+        UnknownVariable(variable, next(iter(get_close_matches(flag, flags, n=1, cutoff=0.8)), None))
+        for variable, flag in unknown
+    ]
+
+
+def _variables() -> Iterator[tuple[str, str, str]]:
+    """Variables with the prefix, each with the flag that it would be and its value; without those of Kubernetes."""
+    for variable, value in os.environ.items():
+        # Kubernetes describes a service named streamserve to every pod: STREAMSERVE_PORT=tcp://10.0.0.1:8000.
+        is_foreign = value.startswith("tcp://") or _OF_KUBERNETES.search(variable)
+        if variable.startswith(PREFIX) and value and not is_foreign:
+            yield variable, f"--{variable.removeprefix(PREFIX).lower().replace('_', '-')}", value
+
+
+def _argument(flag: str) -> str:
+    """What vLLM calls the argument of a flag."""
+    return flag[2:].replace("-", "_")
 
 
 def from_file(path: str, options: Mapping[str, click.Option]) -> dict[str, OuterValue]:
@@ -70,7 +123,7 @@ def from_mapping(settings: Mapping[Any, Any], options: Mapping[str, click.Option
             raise ConfigError(f"{source}: a configuration file names no other")
         if flag in options:
             values |= _value(options[flag], flag, source, value)
-        elif (name := flag[2:].replace("-", "_")) in ARGUMENTS:
+        elif (name := _argument(flag)) in ARGUMENTS:
             check_value(source, name, value)
         else:
             raise ConfigError(f"{source}: there is no such option")

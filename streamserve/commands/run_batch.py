@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,23 +82,36 @@ async def _run(
         next_seed=next_seed,
         tune_process=True,
     )
-    console = Console(stderr=True)
+    console, counts = Console(stderr=True), Counts()
     with open_results(target) as results, console.status(f"Loading {engine_settings.model} …") as status:
         async with engine:
             service = Service(server)
             service.attach(engine.frontend, {**(engine.sampling_defaults if uses_model_defaults else {}), **defaults})
             async with service.delivery.running():
-                with source.open("rb") as lines:
-                    counts = await run_batch(
+                with source.open("rb") as lines, _telling_how_far(counts, target, console):
+                    await run_batch(
                         create_app(service),
                         lines,
                         results,
+                        counts,
                         concurrency=_LINES_PER_SEQUENCE * engine.info.max_num_seqs,
-                        on_result=lambda counts: status.update(_summary(counts)),
+                        on_result=lambda: status.update(_summary(counts)),
                     )
     if counts.failure is not None:
         raise Unavailable(f"{counts.failure}; run the command again to go on in {target}")
     console.print(_summary(counts), highlight=False)
+
+
+@contextmanager
+def _telling_how_far(counts: Counts, target: Path, console: Console) -> Iterator[None]:
+    """Say how far a batch got that Ctrl-C or a signal cuts off."""
+    try:
+        yield
+    except anyio.get_cancelled_exc_class():
+        console.print(
+            f"interrupted: {_summary(counts)}; results are in {target}: run the command again to go on", highlight=False
+        )
+        raise
 
 
 def _summary(counts: Counts) -> str:

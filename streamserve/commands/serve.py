@@ -65,7 +65,7 @@ class JsonList(click.ParamType[tuple[str, ...]]):
         return tuple(items)
 
 
-@click.command(cls=VllmCommand, lists=_LISTS)
+@click.command(cls=VllmCommand, lists=_LISTS, has_all_options=True)
 @click.argument("model", required=False)
 @_server("--config", expose_value=False, help="YAML file of options, as in port: 8000; the command line wins.")
 @_server("--host", shown_default="127.0.0.1; 0.0.0.0 with a key", help="Address to listen on; 0.0.0.0 is all of them.")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from streamserve.commands.outer_settings import OuterValue, from_environment, from_file, from_mapping
+from streamserve.commands.outer_settings import OuterValue, from_environment, from_file, from_mapping, unknown_variables
 from streamserve.commands.vllm_flags import without_vllm_flags
 from streamserve.errors import ConfigError
 
@@ -61,11 +61,13 @@ def option(group: str, *names: str, **attributes: Any) -> Callable[[CommandT], C
 class VllmCommand(click.Command):
     """A command whose options come from its command line, the environment and, where it has --config, a file.
 
-    lists  options that take all values up to the next flag
+    lists            options that take all values up to the next flag
+    has_all_options  what another command may be told by the environment is among them, so that it names unlike variables, too
     """
 
-    def __init__(self, *args: Any, lists: tuple[str, ...] = (), **attributes: Any) -> None:
+    def __init__(self, *args: Any, lists: tuple[str, ...] = (), has_all_options: bool = False, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
+        self._has_all_options = has_all_options
         self.context_settings["show_default"] = True
         self._lists = lists
 
@@ -73,6 +75,9 @@ class VllmCommand(click.Command):
         options = self.options_by_spelling()
         args = without_vllm_flags([_dashed(argument) for argument in args], options)
         outer = self._outer_values(args, options)
+        for unknown in unknown_variables(options):
+            if self._has_all_options or unknown.nearest is not None:
+                click.echo(f"warning: {unknown}", err=True)
         ctx.default_map = {name: outer_value.value for name, outer_value in outer.items()}
         try:
             rest = super().parse_args(ctx, self._one_value_each(args))

@@ -40,9 +40,11 @@ def line(custom_id: str | None, url: str = "/v1/completions", **body: Any) -> by
 
 
 async def run(engine: ScriptedEngine, lines: list[bytes], path: Path, *, concurrency: int = 4) -> Counts:
+    counts = Counts()
     with open_results(path) as results, anyio.fail_after(20):
         async with app_of(engine) as app:
-            return await run_batch(app, lines, results, concurrency=concurrency, on_result=lambda counts: None)
+            await run_batch(app, lines, results, counts, concurrency=concurrency, on_result=lambda: None)
+    return counts
 
 
 def results_in(path: Path) -> dict[Any, Any]:

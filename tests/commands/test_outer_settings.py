@@ -152,6 +152,22 @@ def test_what_kubernetes_says_of_a_service_is_no_setting(monkeypatch: pytest.Mon
     assert serve_options_of("demo").listen.port == 8000
 
 
+def test_a_misspelt_variable_is_named_with_the_flag_that_it_is_like(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in ("MAX_NUM_SEQ", "WHATEVER", "SERVICE_PORT", "WEB_PORT_80_TCP_ADDR", "API_KEY", "SEED", "TASK"):
+        monkeypatch.setenv(f"STREAMSERVE_{variable}", "generate" if variable == "TASK" else "2")
+    parsed(serve, "demo")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: STREAMSERVE_MAX_NUM_SEQ is no option and has no effect: "
+        "did you mean STREAMSERVE_MAX_NUM_SEQS (--max-num-seqs)?",
+        "warning: STREAMSERVE_WHATEVER is no option and has no effect",
+    ]
+    monkeypatch.setenv("STREAMSERVE_PORT", "8123")
+    parsed(generate, "demo")
+    assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == ["STREAMSERVE_MAX_NUM_SEQ"]
+
+
 def test_a_key_in_the_environment_is_not_shown_in_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

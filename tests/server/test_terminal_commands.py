@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,29 @@ def test_a_batch_is_answered_from_a_file_into_a_file_and_goes_on(tmp_path: Path)
     assert answers["bad"]["error"]["param"] == "url"
     again = command("run-batch", *arguments)
     assert again.stderr.strip().splitlines()[-1] == "0 answered, 0 refused, 6 done before"
+
+
+@pytest.mark.slow
+def test_a_batch_that_ctrl_c_cuts_off_says_how_far_it_got_and_keeps_that(tmp_path: Path) -> None:
+    requests, results = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    short, long = ({"prompt": "a", "max_tokens": count, "ignore_eos": True} for count in (1, 900))
+    lines = [
+        {"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": short if number < 3 else long}
+        for number in range(20)
+    ]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("run-batch", "-i", str(requests), "-o", str(results), *SMALL[:-2])
+    batch = subprocess.Popen([sys.executable, "-m", "streamserve", *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (results.exists() and len(results.read_text().splitlines()) >= 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    batch.send_signal(signal.SIGINT)
+    _, said = batch.communicate(timeout=60)
+    assert batch.returncode == 130
+    num_done = len(results.read_text().splitlines())
+    assert f"interrupted: {num_done} answered, 0 refused; results are in" in " ".join(said.split())
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
