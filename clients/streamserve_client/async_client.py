@@ -107,6 +107,13 @@ class AsyncClient:
         """Answer a conversation, chunk by chunk. Returns once the server has accepted the request."""
         return await self._stream(calls.chat_call(messages, await self._model(model), options, stream=True))
 
+    async def answer_now(self, request_id: str) -> None:
+        """End the reasoning of a request that runs, by its id or its answer's; it goes on with its answer.
+
+        Nothing changes where reasoning is over. Raises `NotFound` when nothing runs under that id.
+        """
+        await self._fetch(calls.answer_now_call(request_id))
+
     async def models(self) -> list[Model]:
         """The models the server serves."""
         return (await self._fetch(calls.models_call())).data
@@ -137,7 +144,14 @@ class AsyncClient:
     async def _stream(self, call: Call[ChunkT]) -> AsyncStream[ChunkT]:
         if self._retry.max_retries:
             call = continuable(call)
-        return AsyncStream(await self._send(call), call, Resumption(self._retry), send=self._send, cancel=self._cancel)
+        return AsyncStream(
+            await self._send(call),
+            call,
+            Resumption(self._retry),
+            send=self._send,
+            cancel=self._cancel,
+            answer_now=self.answer_now,
+        )
 
     async def _cancel(self, stream_id: str) -> None:
         """Have the server end a stream; one that can't be reached ends it by itself after a while."""

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from streamserve_client.errors import ConnectionFailed, ProtocolError, TimedOut
-from streamserve_client.types import ChatCompletion, Completion, Message, Model, ModelList, Prompt
+from streamserve_client.types import Answering, ChatCompletion, Completion, Message, Model, ModelList, Prompt
 
 T = TypeVar("T")
 
@@ -50,6 +50,10 @@ def completion_call(prompt: Prompt, model: str, options: Mapping[str, Any], *, s
 
 def chat_call(messages: Iterable[Message], model: str, options: Mapping[str, Any], *, stream: bool) -> Call[ChatCompletion]:
     return Call("/v1/chat/completions", ChatCompletion, _body({"model": model, "messages": list(messages)}, options, stream))
+
+
+def answer_now_call(request_id: str) -> Call[Answering]:
+    return Call(f"/v1/requests/{request_id}/answer", Answering, {})
 
 
 def models_call() -> Call[ModelList]:

@@ -97,6 +97,13 @@ class Client:
         """Answer a conversation, chunk by chunk. Returns once the server has accepted the request."""
         return self._stream(calls.chat_call(messages, self._model(model), options, stream=True))
 
+    def answer_now(self, request_id: str) -> None:
+        """End the reasoning of a request that runs, by its id or its answer's; it goes on with its answer.
+
+        Nothing changes where reasoning is over. Raises `NotFound` when nothing runs under that id.
+        """
+        self._fetch(calls.answer_now_call(request_id))
+
     def models(self) -> list[Model]:
         """The models the server serves."""
         return self._fetch(calls.models_call()).data
@@ -119,7 +126,14 @@ class Client:
     def _stream(self, call: Call[ChunkT]) -> Stream[ChunkT]:
         if self._retry.max_retries:
             call = continuable(call)
-        return Stream(self._send(call), call, Resumption(self._retry), send=self._send, cancel=self._cancel)
+        return Stream(
+            self._send(call),
+            call,
+            Resumption(self._retry),
+            send=self._send,
+            cancel=self._cancel,
+            answer_now=self.answer_now,
+        )
 
     def _cancel(self, stream_id: str) -> None:
         """Have the server end a stream; one that can't be reached ends it by itself after a while."""

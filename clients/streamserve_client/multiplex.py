@@ -54,6 +54,7 @@ class _Stream:
     response_id: str
     last_number: int = -1
     is_cancelled: bool = False
+    is_to_answer: bool = False
     is_resent: bool = False
     may_be_renamed: bool = True
 
@@ -81,6 +82,14 @@ class Multiplex:
         stream.is_cancelled = True
         return _cancel(stream_id)
 
+    def answer_now(self, stream_id: str) -> str | None:
+        """End the reasoning of a stream; returns the message to send, None when the stream has ended."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return None
+        stream.is_to_answer = True
+        return _answer_now(stream_id)
+
     def cancel_all(self) -> list[str]:
         """End every open stream early; returns the messages to send."""
         return [message for stream_id in self._streams if (message := self.cancel(stream_id)) is not None]
@@ -93,6 +102,8 @@ class Multiplex:
             messages.append(_encode(_resume(stream_id, stream)))
             if stream.is_cancelled:
                 messages.append(_cancel(stream_id))
+            elif stream.is_to_answer:
+                messages.append(_answer_now(stream_id))
         return messages
 
     def take_replies(self) -> list[str]:
@@ -149,6 +160,8 @@ class Multiplex:
             return False
         stream.is_resent = True
         self._replies.append(_encode(stream.create))
+        if stream.is_to_answer:
+            self._replies.append(_answer_now(str(stream.create["stream_id"])))
         return True
 
     def fail_all(self) -> list[str]:
@@ -160,6 +173,10 @@ class Multiplex:
 
 def _cancel(stream_id: str) -> str:
     return _encode({"type": "response.cancel", "stream_id": stream_id})
+
+
+def _answer_now(stream_id: str) -> str:
+    return _encode({"type": "response.answer", "stream_id": stream_id})
 
 
 def _resume(stream_id: str, stream: _Stream) -> dict[str, Any]:
@@ -192,7 +209,7 @@ def _failure(message: _ServerMessage, *, has_begun: bool) -> APIError:
 
 
 def _check_is_harmless(message: _ServerMessage) -> None:
-    # A cancel that crosses the end of its stream finds nothing to cancel: 404.
+    # A cancel, or the word to answer, that crosses the end of its stream finds nothing: 404.
     if message.type == "error" and message.status != 404:
         detail = message.error or ErrorDetail(message="unknown error")
         raise ProtocolError(f"the server did not understand a message: {detail.message}")

@@ -100,6 +100,14 @@ class _StreamState(Generic[ChunkT]):
         """The id of the stream that its server goes on with when the connection is closed; None when it does not."""
         return None if self._decoder.is_done or self._is_over else self._resumption.stream_id
 
+    @property
+    def _running_id(self) -> str:
+        """What the server calls the request. Raises `ProtocolError` when it has not said so."""
+        found = self._resumption.stream_id or self.request_id
+        if found is None:
+            raise ProtocolError(f"{self._call.path}: the server names no request that could be told to answer")
+        return found
+
 
 def _lost(error: httpx.TransportError | None) -> StreamInterrupted | TimedOut:
     """The failure of a stream whose connection ended with this error, or without an ending."""
@@ -127,10 +135,12 @@ class Stream(_StreamState[ChunkT]):
         *,
         send: Callable[[calls.Call[Any]], httpx.Response],
         cancel: Callable[[str], None],
+        answer_now: Callable[[str], None],
     ) -> None:
         super().__init__(response, call, resumption)
         self._send = send
         self._cancel = cancel
+        self._answer_now = answer_now
         self._chunks = self._read()
 
     def __enter__(self) -> Self:
@@ -181,6 +191,10 @@ class Stream(_StreamState[ChunkT]):
         """Only the first choice's text, piece by piece."""
         return (chunk.text for chunk in self if chunk.text)
 
+    def answer_now(self) -> None:
+        """Have the model end its reasoning and answer, in this stream; see `Client.answer_now`."""
+        self._answer_now(self._running_id)
+
     def close(self) -> None:
         """Close the connection, and have the server stop generating. Idempotent."""
         stream_id, self._is_over = self._left_id, True
@@ -200,10 +214,12 @@ class AsyncStream(_StreamState[ChunkT]):
         *,
         send: Callable[[calls.Call[Any]], Awaitable[httpx.Response]],
         cancel: Callable[[str], Awaitable[None]],
+        answer_now: Callable[[str], Awaitable[None]],
     ) -> None:
         super().__init__(response, call, resumption)
         self._send = send
         self._cancel = cancel
+        self._answer_now = answer_now
         self._incoming = response.aiter_bytes()
         self._chunks: Iterator[ChunkT] = iter(())
 
@@ -264,6 +280,10 @@ class AsyncStream(_StreamState[ChunkT]):
         async for chunk in self:
             if chunk.text:
                 yield chunk.text
+
+    async def answer_now(self) -> None:
+        """Have the model end its reasoning and answer, in this stream; see `AsyncClient.answer_now`."""
+        await self._answer_now(self._running_id)
 
     async def aclose(self) -> None:
         """Close the connection, and have the server stop generating. Idempotent."""

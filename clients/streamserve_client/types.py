@@ -150,6 +150,12 @@ class Health(msgspec.Struct, frozen=True):
     is_ready: bool
 
 
+class Answering(msgspec.Struct, frozen=True):
+    """A request whose reasoning has been ended."""
+
+    id: str
+
+
 class Message(TypedDict, total=False):
     """A chat message of a request."""
 

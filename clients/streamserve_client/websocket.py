@@ -45,11 +45,14 @@ class WebSocketStream(Generic[ChunkT]):
     `StreamInterrupted` when the connection was lost for good.
     """
 
-    def __init__(self, stream_id: str, cancel: Callable[[str], None], kind: type[ChunkT]) -> None:
+    def __init__(
+        self, stream_id: str, cancel: Callable[[str], None], answer_now: Callable[[str], None], kind: type[ChunkT]
+    ) -> None:
         self.status: str | None = None
         self.usage: Usage | None = None
         self._stream_id = stream_id
         self._send_cancel = cancel
+        self._send_answer_now = answer_now
         self._kind = kind
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
         self._is_over = False
@@ -89,6 +92,11 @@ class WebSocketStream(Generic[ChunkT]):
         """Ask the server to end the stream; what it had generated still arrives, then the stream ends. Never blocks."""
         if not self._is_over:
             self._send_cancel(self._stream_id)
+
+    def answer_now(self) -> None:
+        """Have the model end its reasoning and answer, in this stream. Never blocks."""
+        if not self._is_over:
+            self._send_answer_now(self._stream_id)
 
     def deliver(self, event: StreamEvent) -> None:
         """Queue an event of this stream; called by its session."""
@@ -161,7 +169,7 @@ class WebSocketSession:
         if self._failure is not None:
             raise self._failure
         stream_id, message = self._multiplex.open(kind, call.body or {})
-        stream = WebSocketStream(stream_id, self._cancel, call.response_type)
+        stream = WebSocketStream(stream_id, self._cancel, self._answer_now, call.response_type)
         self._readers[stream_id] = stream
         self._outbox.put_nowait(message)
         self._has_opened.set()
@@ -169,6 +177,11 @@ class WebSocketSession:
 
     def _cancel(self, stream_id: str) -> None:
         message = self._multiplex.cancel(stream_id)
+        if message is not None:
+            self._outbox.put_nowait(message)
+
+    def _answer_now(self, stream_id: str) -> None:
+        message = self._multiplex.answer_now(stream_id)
         if message is not None:
             self._outbox.put_nowait(message)
 

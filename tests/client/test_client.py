@@ -295,3 +295,16 @@ def test_no_message_of_an_error_contains_the_key_or_the_prompt() -> None:
         client.complete("my secret", model="m")
     assert "sk-1" not in str(caught.value)
     assert "my secret" not in str(caught.value)
+
+
+def test_a_stream_is_told_to_answer_by_its_name_or_its_requests() -> None:
+    told = {"id": "x", "object": "request.answering", "answering": True}
+    for headers, name in (({"X-Stream-Id": "chatcmpl-7"}, "chatcmpl-7"), ({}, "req-1")):
+        reply = events(chat_chunk("a"), chat_chunk("b", "stop"), "[DONE]")
+        reply.headers.update(headers)
+        with ScriptedServer(reply, answer(told)) as server, Client(server.url) as client:
+            with client.stream_chat([{"role": "user", "content": "hi"}], model="m") as stream:
+                next(stream)
+                stream.answer_now()
+                assert [chunk.text for chunk in stream] == ["b"]
+        assert (server.requests[1].method, server.requests[1].path) == ("POST", f"/v1/requests/{name}/answer")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from streamserve_client import AsyncClient, BadRequest, RetryPolicy
+from streamserve_client import AsyncClient, BadRequest, NotFound, RetryPolicy
 from tests.client.dropping_proxy import dropping_proxy
 from tests.support.live_server import live_server
 from tests.support.scripted_engine import ScriptedEngine, text_reply
@@ -118,3 +118,22 @@ async def test_a_refusal_concerns_its_stream_alone() -> None:
             assert caught.value.param == "temperature"
             async with await session.stream_completion("p") as stream:
                 assert [text async for text in stream.text()] == ["z"]
+
+
+async def test_a_stream_is_told_to_answer_over_both_transports() -> None:
+    engine = ScriptedEngine()
+    async with live_server(engine, reasoning_parser="qwen3") as server, AsyncClient(server.base_url) as client:
+        async with await client.stream_chat([{"role": "user", "content": "hi"}]) as stream:
+            [over_sse] = await engine.sequences()
+            await stream.answer_now()
+            assert await engine.answers() == [over_sse]
+        async with client.websocket() as session:
+            async with await session.stream_chat([{"role": "user", "content": "hi"}]) as stream:
+                over_ws = (await engine.sequences(2))[1]
+                stream.answer_now()
+                assert await engine.answers(2) == [over_sse, over_ws]
+                engine.finish(over_ws)
+                assert [chunk async for chunk in stream]
+            stream.answer_now()
+        with pytest.raises(NotFound):
+            await client.answer_now("nobody")

@@ -183,6 +183,15 @@ def test_a_cancel_is_said_once_and_again_on_a_new_socket() -> None:
     assert [json.loads(message)["type"] for message in multiplex.reconnected()] == ["response.resume", "response.cancel"]
 
 
+def test_a_stream_that_is_to_answer_is_told_so_again_on_a_new_socket_until_it_is_over() -> None:
+    multiplex, stream_id = open_one()
+    told = {"type": "response.answer", "stream_id": stream_id}
+    assert json.loads(multiplex.answer_now(stream_id) or "") == told
+    assert [json.loads(message) for message in multiplex.reconnected()][1:] == [told]
+    multiplex.receive(json.dumps({"type": "completion.done", "stream_id": stream_id, "sequence_number": 0}))
+    assert multiplex.answer_now(stream_id) is None
+
+
 def test_what_comes_for_a_stream_that_is_over_is_ignored() -> None:
     multiplex, stream_id = open_one()
     done = {"type": "completion.done", "stream_id": stream_id, "sequence_number": 0, "status": "cancelled"}

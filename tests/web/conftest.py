@@ -111,6 +111,10 @@ class Stage:
     def aborts(self, count: int = 1) -> list[str]:
         return list(self._portal.call(self.engine.aborts, count))
 
+    def told_to_answer(self, count: int = 1) -> list[str]:
+        """Wait until the reasoning of `count` sequences has been ended."""
+        return list(self._portal.call(self.engine.answers, count))
+
     def metric(self, name: str) -> float:
         """What /metrics says now, all labels together."""
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:

@@ -65,6 +65,25 @@ def test_stop_keeps_the_partial_text_and_ends_the_sequence(stage: SetStage, open
     assert page.endings[0].startswith("stopped")
 
 
+def test_a_model_that_thinks_can_be_told_to_answer(stage: SetStage, open_page: Open) -> None:
+    scene = stage(reasoning_parser="qwen3")
+    page = open_page(scene.url)
+    page.ask("hello")
+    [sequence] = scene.sequences()
+    button = page.find("#answer-now")
+    assert not button.is_displayed(), "it has not begun to think"
+    scene.say(sequence, "<think>hm, let me see. ")
+    page.until(button.is_displayed)
+    button.click()
+    assert scene.told_to_answer() == [sequence]
+    scene.say(sequence, "</think>42")
+    page.wait_for_answer("42")
+    page.until(lambda: not button.is_displayed())
+    scene.finish(sequence)
+    page.until(lambda: not page.is_streaming)
+    assert page.console == []
+
+
 def test_escape_stops(stage: SetStage, open_page: Open) -> None:
     scene = stage()
     page = open_page(scene.url)

@@ -30,6 +30,11 @@ export class Answers {
     this.end(chat, turn, "stopped");
   }
 
+  answerNow(chat) {
+    const turn = turnUnderWay(chat);
+    if (turn) this.socket.answerNow(turn.answer.requestId);
+  }
+
   // Follow what is under way in any chat, and nothing else.
   followAll() {
     const underWay = new Map();

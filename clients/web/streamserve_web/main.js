@@ -99,14 +99,14 @@ function redrawSoon(chat, turn) {
   requestAnimationFrame(() => {
     isRedrawDue = false;
     drawAnswer(turn, state);
-    drawComposer(chats);
+    drawComposer(chats, state);
   });
 }
 
 function drawAll() {
   drawChats(chats, { state, onSelect: selectChat, onRemove: removeChat });
   drawMessages(chats.current, { state, onRegenerate: regenerate });
-  drawComposer(chats);
+  drawComposer(chats, state);
   drawConnection(state);
 }
 
@@ -174,6 +174,7 @@ document.onkeydown = (event) => {
   }
 };
 $("stop").onclick = stop;
+$("answer-now").onclick = () => answers.answerNow(chats.current);
 $("new-chat").onclick = openChat;
 $("language").onclick = () => {
   switchLanguage();

@@ -42,6 +42,11 @@ export class StreamSocket {
     if (!this.send({ type: "response.cancel", ...name })) this.unsaidCancels.add(requestId);
   }
 
+  // Have the model end its reasoning; the answer goes on in the same stream. While the line is down nothing is said.
+  answerNow(requestId) {
+    this.send({ type: "response.answer", stream_id: requestId });
+  }
+
   reconnect() {
     this.disconnect();
     this.connect();

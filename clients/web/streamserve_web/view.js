@@ -159,8 +159,9 @@ export function drawConnection(state) {
   $("connection").className = state;
 }
 
-export function drawComposer(chats) {
+export function drawComposer(chats, state) {
   const turn = turnUnderWay(chats.current);
+  $("answer-now").hidden = state !== "connected" || !turn?.answer.reasoning || Boolean(turn.answer.content);
   $("send").hidden = Boolean(turn);
   $("stop").hidden = !turn;
   $("figures").textContent = figuresOf(turn?.answer.timing) || word("keys");

@@ -5,7 +5,7 @@ import { lasting } from "./storage.js";
 
 const WORDS = {
   en: {
-    newChat: "New chat", send: "Send", stop: "Stop", regenerate: "Regenerate", copy: "Copy", remove: "Delete chat",
+    newChat: "New chat", send: "Send", stop: "Stop", answerNow: "Answer now", regenerate: "Regenerate", copy: "Copy", remove: "Delete chat",
     settings: "Settings", system: "System prompt", temperature: "Temperature", topP: "Top p", maxTokens: "Max tokens",
     seed: "Seed", apiKey: "API key", placeholder: "Ask anything", standard: "default", random: "random",
     greeting: "What would you like to know?", keys: "Enter sends · Shift+Enter breaks the line · Esc stops",
@@ -16,7 +16,7 @@ const WORDS = {
     switchLanguage: "中文", switchTheme: "Light or dark",
   },
   zh: {
-    newChat: "新对话", send: "发送", stop: "停止", regenerate: "重新生成", copy: "复制", remove: "删除对话",
+    newChat: "新对话", send: "发送", stop: "停止", answerNow: "立即回答", regenerate: "重新生成", copy: "复制", remove: "删除对话",
     settings: "设置", system: "系统提示词", temperature: "温度", topP: "Top p", maxTokens: "最大 token 数",
     seed: "随机种子", apiKey: "API 密钥", placeholder: "输入问题", standard: "默认", random: "随机",
     greeting: "想了解些什么？", keys: "Enter 发送 · Shift+Enter 换行 · Esc 停止",
