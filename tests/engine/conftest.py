@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,43 @@ import pytest
 from streamserve.config import EngineConfig
 from streamserve.engine.constraints import CompileConstraint
 from streamserve.engine.inline import InlineEngine
+from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.stream import StreamLimits
 from streamserve.types import SequenceSpec
+from tests.engine.processes import Pair, scripted_process
 from tests.support import specs
 from tests.support.checkpoints import no_weights
 from tests.support.scripted import ScriptedExecutor
 
 Running = Callable[..., AbstractAsyncContextManager[InlineEngine]]
 MakeSpec = Callable[..., SequenceSpec]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def children_find_the_tests() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        yield
+
+
+@pytest.fixture
+def process() -> Iterator[EngineProcess]:
+    """An engine process that has been started."""
+    process = scripted_process()
+    process.start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Pair]:
+    """Two engine processes; what a test ends it starts again."""
+    pair = [scripted_process(), scripted_process()]
+    for process in pair:
+        process.start()
+    yield pair
+    for process in pair:
+        process.stop()
 
 
 @pytest.fixture

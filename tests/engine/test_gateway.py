@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 import msgspec
 import pytest
 
 from streamserve.engine.ipc.tcp import Gateway, Place, TcpAddress
-from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.replicas.replica_set import ReplicaSet
 from streamserve.engine.replicas.routing_memory import RoutingMemory
 from streamserve.engine.resume_state import ResumeState
 from streamserve.errors import EngineDead, Unavailable
 from streamserve.types import TokenDelta
 from tests.engine.conftest import MakeSpec
-from tests.engine.processes import PAUSING_SOON, kill, num_alive, scripted_process, until
+from tests.engine.processes import PAUSING_SOON, Pair, kill, num_alive, running_at, until
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import continuation
 
 pytestmark = pytest.mark.anyio
-
-ROOT = Path(__file__).parents[2]
-Pair = list[EngineProcess]
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Pair]:
-    """Two engine processes; what a test ends it starts again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        pair = [scripted_process(), scripted_process()]
-        for process in pair:
-            process.start()
-        yield pair
-        for process in pair:
-            process.stop()
 
 
 @asynccontextmanager
@@ -61,10 +43,6 @@ async def replicas_at(*places: Place) -> AsyncIterator[ReplicaSet]:
         yield replicas
     finally:
         await replicas.stop()
-
-
-async def running_at(replicas: ReplicaSet) -> list[int]:
-    return [num_alive(each.stats) for each in await replicas.snapshots() if each.stats is not None]
 
 
 async def test_an_engine_behind_a_gateway_streams_and_aborts_as_any_other(processes: Pair, make_spec: MakeSpec) -> None:

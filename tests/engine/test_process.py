@@ -24,28 +24,12 @@ from streamserve.errors import ConfigError, ContextLengthExceeded, EngineDead, I
 from streamserve.executor.tuning import COMPILED_SPIN_COUNT, SPIN_COUNT
 from streamserve.process.switch_interval import SWITCH_S
 from tests.engine.conftest import MakeSpec
-from tests.engine.processes import num_alive, scripted_process, until
+from tests.engine.processes import PAUSING_SOON, num_alive, scripted_process, until
 from tests.support.process_settings import process_settings
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import continuation
 
 pytestmark = pytest.mark.anyio
-
-ROOT = Path(__file__).parents[2]
-PAUSING_SOON = StreamLimits(high_water_tokens=20, low_water_tokens=5)
-
-
-@pytest.fixture(autouse=True)
-def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-@pytest.fixture
-def process() -> Iterator[EngineProcess]:
-    process = scripted_process()
-    process.start()
-    yield process
-    process.stop()
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.watchdog import kill_when_hung
 from streamserve.fail_points import VARIABLE, arm, disarm
 from streamserve.worker.step_memory import OUT_OF_MEMORY, OUT_OF_MEMORY_AMONG_RANKS
-from tests.engine.test_restart import lost, reconnected
+from tests.engine.processes import lost, reconnected
 from tests.support.reading import read_together
 from tests.support.specs import make_spec
 from tests.support.tiny_model import TinyLlama

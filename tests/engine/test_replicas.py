@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 import anyio
 import pytest
 
-from streamserve.engine.process.launch import EngineProcess
 from streamserve.engine.process.supervision import keep_running
 from streamserve.engine.replicas.replica_set import ReplicaSet
 from streamserve.engine.replicas.summed_stats import summed
 from streamserve.errors import EndsEngines, QueueFull, RateLimited, Unavailable
 from streamserve.types import EngineStats, Tenant
 from tests.engine.conftest import MakeSpec
-from tests.engine.processes import PAUSING_SOON, kill, num_alive, scripted_process, until
+from tests.engine.processes import PAUSING_SOON, Pair, kill, running_at, scripted_process, until
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import POISON, continuation
 
 pytestmark = pytest.mark.anyio
-
-ROOT = Path(__file__).parents[2]
-Pair = list[EngineProcess]
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Pair]:
-    """Two engine processes; what a test ends it starts again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        pair = [scripted_process(), scripted_process()]
-        for process in pair:
-            process.start()
-        yield pair
-        for process in pair:
-            process.stop()
 
 
 @asynccontextmanager
@@ -51,11 +33,6 @@ async def replicas_of(pair: Pair) -> AsyncIterator[ReplicaSet]:
         yield replicas
     finally:
         await replicas.stop()
-
-
-async def running_at(replicas: ReplicaSet) -> list[int]:
-    """Sequences that each replica has, in whatever state."""
-    return [num_alive(each.stats) for each in await replicas.snapshots() if each.stats is not None]
 
 
 async def test_sequences_go_to_all_replicas_and_an_abort_reaches_the_right_one(processes: Pair, make_spec: MakeSpec) -> None:
@@ -188,7 +165,6 @@ async def test_a_replica_that_was_stopped_gets_no_requests_and_those_it_was_sent
 async def test_a_request_that_ends_its_replica_never_reaches_another(
     make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pair = [scripted_process("choking"), scripted_process("choking")]
     explained: list[tuple[int, int]] = []
     try:

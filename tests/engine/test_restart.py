@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -21,26 +20,11 @@ from streamserve.engine.watchdog import kill_when_hung
 from streamserve.errors import EndsEngines, EngineDead, Unavailable
 from streamserve.types import ReasoningMarks, TokenDelta
 from tests.engine.conftest import MakeSpec
-from tests.engine.processes import PAUSING_SOON, kill, num_alive, scripted_process, until
+from tests.engine.processes import PAUSING_SOON, kill, lost, num_alive, reconnected, scripted_process, until
 from tests.support.reading import read_all, read_together
 from tests.support.scripted import POISON, continuation
 
 pytestmark = pytest.mark.anyio
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def process() -> Iterator[EngineProcess]:
-    process = scripted_process()
-    process.start()
-    yield process
-    process.stop()
-
-
-@pytest.fixture(autouse=True)
-def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 @asynccontextmanager
@@ -52,24 +36,6 @@ async def engine_at(address: str, on_given_up: Callable[[int], None] = lambda _:
         yield engine
     finally:
         await engine.stop()
-
-
-async def lost(engine: RemoteEngine) -> None:
-    """Return once the engine is known to be lost."""
-    with anyio.fail_after(10), pytest.raises(Unavailable):
-        while True:
-            await engine.stats()
-
-
-async def reconnected(engine: RemoteEngine) -> None:
-    """Return once there is an engine again."""
-    with anyio.fail_after(60):
-        while True:
-            try:
-                await engine.stats()
-                return
-            except Unavailable:
-                await anyio.sleep(0.01)
 
 
 async def test_streams_continue_with_the_next_token_when_the_engine_is_restarted(

@@ -23,8 +23,7 @@ def start(config: EngineConfig) -> EngineStart:
     return EngineStart(config, executor="tests.support.scripted:instant", compile_constraint=None)
 
 
-async def test_what_was_found_and_started_serves(monkeypatch: pytest.MonkeyPatch, make_spec: MakeSpec) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+async def test_what_was_found_and_started_serves(make_spec: MakeSpec) -> None:
     begun = start(CONFIG)
     try:
         started = begun.result()
@@ -46,8 +45,7 @@ async def test_a_model_that_is_not_there_is_told_to_who_waits() -> None:
     begun.stop()
 
 
-async def test_nothing_runs_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+async def test_nothing_runs_after_a_stop() -> None:
     for _ in range(3):
         begun = start(CONFIG)
         begun.stop()
