@@ -27,8 +27,8 @@ An option can be set in four places. The first that has it counts: the command l
 
 * In the environment it is `STREAMSERVE_` and the flag's name in capitals, with underscores: `STREAMSERVE_MAX_NUM_SEQS=64`. A
   flag is `true` or `false`; a list is separated by white space. This holds for `generate`, `chat`, `compile` and `bench` as
-  well. A value that begins with `tcp://` is left alone: Kubernetes sets `STREAMSERVE_PORT` like that for a service named
-  `streamserve`.
+  well. A variable that is no option is named at the start, with the flag that it is like. What Kubernetes sets for a service
+  named `streamserve` is left alone: `STREAMSERVE_PORT=tcp://…`, `STREAMSERVE_SERVICE_HOST` and the like.
 * A file is YAML in vLLM's format: the flag's name without the dashes, lists as lists, objects where an option takes JSON. A
   name that is no option is an error.
 

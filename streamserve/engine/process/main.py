@@ -55,7 +55,11 @@ def main() -> None:
     name = "engine" if launch.config.data_parallel_size == 1 else f"engine {launch.config.replica}"
     logging.basicConfig(level=logging.INFO, stream=error_stream(), format=f"%(asctime)s {name} %(levelname)s %(message)s")
     if launch.config.most_step_tokens is not None:
-        logger.warning("steps compute %d tokens at most: a larger one ran out of memory", launch.config.most_step_tokens)
+        logger.warning(
+            "steps compute %d tokens at most, since a larger one ran out of memory: "
+            "to start with such steps, lower --max-num-batched-tokens, or leave more memory free",
+            launch.config.most_step_tokens,
+        )
     tune_before_loading(launch.config, launch.checkpoint)
     options = {"use_uvloop": find_spec("uvloop") is not None}
     sys.exit(anyio.run(serve, launch, sys.stdin.fileno(), backend_options=options))
