@@ -94,9 +94,10 @@ def unpack_integers(words, zero, zero_below, PACKED: tl.constexpr, IN_FOURS: tl.
 
 # As above, times $11 and $12, the rows' scales in both halves.
 _SCALED = """{{
-.reg .b32 a, b, c, d, one, magic;
+.reg .b32 a, b, c, d, one, magic, none;
 mov.b32 one, {one};
 mov.b32 magic, {magic};
+mov.b32 none, 0x80008000;
 shr.u32 b, $8, 4;
 shr.u32 c, $8, 8;
 shr.u32 d, $8, 12;
@@ -108,10 +109,10 @@ fma.rn.{kind}x2 a, a, one, $9;
 fma.rn.{kind}x2 b, b, one, $10;
 fma.rn.{kind}x2 c, c, one, $9;
 fma.rn.{kind}x2 d, d, one, $10;
-mul.rn.{kind}x2 a, a, $11;
-mul.rn.{kind}x2 b, b, $12;
-mul.rn.{kind}x2 c, c, $11;
-mul.rn.{kind}x2 d, d, $12;
+fma.rn.{kind}x2 a, a, $11, none;
+fma.rn.{kind}x2 b, b, $12, none;
+fma.rn.{kind}x2 c, c, $11, none;
+fma.rn.{kind}x2 d, d, $12, none;
 mov.b32 {{$0, $1}}, a;
 mov.b32 {{$2, $3}}, b;
 mov.b32 {{$4, $5}}, c;
