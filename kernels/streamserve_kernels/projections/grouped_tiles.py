@@ -21,7 +21,6 @@ from streamserve_kernels.launch import (
     kernel,
     multiprocessors,
     power_of_two,
-    prefetch,
 )
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
 from streamserve_kernels.projections.four_bit_tiles import unpack_scaled
@@ -148,9 +147,6 @@ def _grouped_tiles_kernel(
     # Scales and zero points are read a step ahead: unpacking would wait for them.
     groups = _scales_and_zeros(scale_ptr, zero_ptr, weight_rows, known, begin * CHUNKS, total, GROUP, ZERO)
     if PDL:
-        # The first weights are on their way to the L2 cache while the predecessor still computes x.
-        first_ptrs = words_ptr + (each_tile.to(tl.int64) * chunks + begin * CHUNKS) * 128
-        prefetch(first_ptrs, tl.where(known, 512 * tl.minimum(8, (end - begin) * CHUNKS), 0))
         cuda.gdc_wait()
     for step in range(begin, end):
         after = tl.minimum(step + 1, end - 1) * CHUNKS
