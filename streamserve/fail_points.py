@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 VARIABLE = "STREAMSERVE_FAIL_POINTS"
+STALL_INTERVAL_S = 60.0
 
 _folder: Path | None = Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 
@@ -29,6 +31,13 @@ def cut_point(name: str, data: bytes) -> bytes:
     if _folder is not None and _is_due(_folder, name, len(data)):
         return data[: len(data) // 2]
     return data
+
+
+def stall_point(name: str) -> None:
+    """Never return if a test has armed `name`."""
+    if _folder is not None and _is_due(_folder, name, 0):
+        while True:
+            time.sleep(STALL_INTERVAL_S)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from streamserve.fail_points import fail_point
+from streamserve.fail_points import fail_point, stall_point
 from streamserve.models.architectures.base import CausalModel
 from streamserve.scheduling.plan import Plan, RowWork, StepResult
 from streamserve.worker.device.base import Device, Event
@@ -32,6 +32,9 @@ from streamserve_kernels import accept_drafts, sample, scatter_sampled
 
 DEVICE_FAILURE = "device_failure"
 """The fail point of a step after which the device may be in any state."""
+
+STEP_STALL = "step_stall"
+"""The fail point of a step that never ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class StepRunner:
     def _launch(self, plan: Plan) -> PendingStep:
         """Launch the work of a plan that was applied. Allocates nothing once rows have their tokens."""
         fail_point(DEVICE_FAILURE, RuntimeError, "a failure that a test asked for")
+        stall_point(STEP_STALL)
         # What is replayed whole has its memory.
         token_ids = self._graphs.replay_again(plan)
         if token_ids is not None:

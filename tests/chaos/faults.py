@@ -18,7 +18,7 @@ from streamserve.engine.ipc.link import LINK_WRITE
 from streamserve.fail_points import arm
 from streamserve.process.error_stream import LOG_WRITE
 from streamserve.process.owned_folder import DISK_WRITE
-from streamserve.worker.step import DEVICE_FAILURE
+from streamserve.worker.step import DEVICE_FAILURE, STEP_STALL
 from streamserve.worker.step_memory import OUT_OF_MEMORY
 from tests.chaos.losses import Losses
 from tests.support.serve_process import ServeProcess
@@ -46,6 +46,7 @@ class Faults:
             "API workers are replaced": self._replace_workers,
             "steps run out of memory": self._run_out_of_memory,
             "the device fails": self._fail_device,
+            "a step never ends": self._stall_step,
             "frames are cut": self._cut_frames,
             "the disk is full": self._fill_disk,
             "descriptors run out": self._run_out_of_descriptors,
@@ -76,6 +77,9 @@ class Faults:
 
     async def _fail_device(self) -> None:
         arm(self._folder, DEVICE_FAILURE)
+
+    async def _stall_step(self) -> None:
+        arm(self._folder, STEP_STALL)
 
     async def _cut_frames(self) -> None:
         arm(self._folder, LINK_WRITE)

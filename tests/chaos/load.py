@@ -40,6 +40,11 @@ FINISHED, LEFT = DONE = ("finished", "left")
 
 LENGTHS = (1, 3, 9, 20, 60)
 
+BROKEN_TOKEN = 195
+"""The token of the model that its logits are NaN after, which is in no prompt of `Prompts`."""
+
+NO_TOKEN = "no_token_possible"
+
 
 class Prompts:
     """Prompts with their undisturbed greedy answers."""
@@ -85,7 +90,17 @@ class Load:
     @asynccontextmanager
     async def running(self, count: int) -> AsyncIterator[None]:
         """Run so many clients while the block runs; what they have begun by its end they finish."""
-        kinds = (self._stream, self._stream, self._whole, self._socket, self._slow, self._leaves, self._half_closes)
+        kinds = (
+            self._stream,
+            self._stream,
+            self._whole,
+            self._socket,
+            self._slow,
+            self._leaves,
+            self._half_closes,
+            self._breaks_off,
+            self._fails,
+        )
         async with anyio.create_task_group() as tasks:
             for number in range(count):
                 tasks.start_soon(self._repeat, kinds[number % len(kinds)])
@@ -184,11 +199,26 @@ class Load:
                 except (anyio.EndOfStream, anyio.BrokenResourceError):
                     return LEFT
 
-    async def _ask(self, body: dict[str, Any]) -> SocketStream:
+    async def _breaks_off(self, body: dict[str, Any], answer: list[int]) -> str:
+        """Leaves in the middle of its request."""
+        async with await self._ask(body, share=self._random.random()):
+            await anyio.sleep(self._random.random() * 0.1)
+        return LEFT
+
+    async def _fails(self, body: dict[str, Any], answer: list[int]) -> str:
+        """Has logits that are NaN, which is to cost this answer, and nobody else's of the same steps."""
+        async with httpx.AsyncClient(base_url=self._base_url, timeout=60) as client:
+            response = await client.post("/v1/completions", json={**body, "prompt": [*body["prompt"], BROKEN_TOKEN]})
+        assert response.status_code != 200, "an answer from logits that are NaN"
+        return _refused(response.json(), REASONS | {NO_TOKEN})
+
+    async def _ask(self, body: dict[str, Any], *, share: float = 1.0) -> SocketStream:
+        """A connection on which this share of a request for a stream has been sent."""
         content = json.dumps({**body, "stream": True}).encode()
         stream = await anyio.connect_tcp("127.0.0.1", self._port)
         head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-        await stream.send(head.encode() + content)
+        request = head.encode() + content
+        await stream.send(request[: round(share * len(request))])
         return stream
 
 
@@ -204,7 +234,7 @@ def _checked(chunks: list[dict[str, Any]], answer: list[int]) -> str:
     return FINISHED
 
 
-def _refused(body: dict[str, Any]) -> str:
+def _refused(body: dict[str, Any], reasons: frozenset[str] = REASONS) -> str:
     code = str(body["error"]["code"])
-    assert code in REASONS, body
+    assert code in reasons, body
     return code

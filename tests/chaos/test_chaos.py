@@ -17,12 +17,14 @@ from time import monotonic
 import anyio
 import httpx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from streamserve.fail_points import VARIABLE
 from tests.chaos.faults import Faults, num_descriptors
-from tests.chaos.load import FINISHED, LEFT, Load, Prompts
+from tests.chaos.load import BROKEN_TOKEN, FINISHED, LEFT, NO_TOKEN, Load, Prompts
 from tests.chaos.losses import Losses
 from tests.chaos.users import users_running
 from tests.support.serve_process import ServeProcess, serve_process
@@ -30,16 +32,25 @@ from tests.support.tiny_model import VOCAB, TinyLlama
 
 SECONDS = float(os.environ.get("STREAMSERVE_CHAOS_S", "75"))
 SEED = int(os.environ.get("STREAMSERVE_CHAOS_SEED", random.SystemRandom().randrange(1 << 30)))
-CLIENTS, USERS = 14, 8
+CLIENTS, USERS = 18, 8
+MOST_HELD = CLIENTS + 4 * USERS
+"""Sequences that there can be: one of each client and three of each user, and those of responses that were left running."""
+
 CONTEXT = 640
 RECOVERY_S = 40.0
+SEQUENCES = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(SECONDS * 2 + 180)]
 
 
 def checkpoint(folder: Path) -> str:
-    """A tiny model with a tokenizer of as many words, to which all other text is one unknown word, and a chat template."""
+    """A tiny model, one of whose tokens is broken, a tokenizer of as many words, to which all else is unknown, a template."""
     model = TinyLlama(folder, context=CONTEXT)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][BROKEN_TOKEN] = torch.nan
+    # Nor is it often generated.
+    tensors["lm_head.weight"][BROKEN_TOKEN] = 0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer = Tokenizer(WordLevel({f"w{number}": number for number in range(VOCAB)}, unk_token="w0"))
     tokenizer.save(str(folder / "tokenizer.json"))
     template = "{% for message in messages %}{{ message.content }}{% endfor %}{{ tools }}"
@@ -57,7 +68,7 @@ async def test_faults_lose_nothing_and_whoever_asks_after_them_is_answered(
     arguments = (
         "--model", checkpoint(tmp_path), "--dtype", "float32", "--max-model-len", str(CONTEXT), "--kv-cache-memory", "1M",
         "--max-num-seqs", "16", "--max-num-batched-tokens", "64", "--enforce-eager", "--api-server-count", "2",
-        "--max-engine-restarts", "10000", "--resume-timeout", "2", "--disable-uvicorn-access-log",
+        "--max-engine-restarts", "10000", "--engine-hang-timeout", "8", "--resume-timeout", "2", "--disable-uvicorn-access-log",
     )  # fmt: skip
     with serve_process(*arguments) as server:
         server.wait_ready()
@@ -75,7 +86,8 @@ async def test_faults_lose_nothing_and_whoever_asks_after_them_is_answered(
             print(server.log)
         await idle(server, num_open)
         print(json.dumps({"injected": injected, "outcomes": load.outcomes, "users": users}, indent=1))
-        assert load.outcomes[FINISHED] > (load.outcomes.total() - load.outcomes[LEFT]) / 2, "most answers were lost"
+        others = load.outcomes.total() - load.outcomes[LEFT] - load.outcomes[NO_TOKEN]
+        assert load.outcomes[FINISHED] > others / 2, "most answers were lost"
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
 
@@ -94,19 +106,23 @@ async def inject(faults: Faults, server: ServeProcess) -> Counter[str]:
 
 
 async def recovered(server: ServeProcess, name: str) -> None:
-    """Return once the server is ready again; fail when that takes too long."""
+    """Return once the server is ready again; fail when that takes too long, or sequences stay whose clients have gone."""
     try:
         with anyio.fail_after(RECOVERY_S):
-            while True:
-                try:
-                    async with httpx.AsyncClient(base_url=server.base_url, timeout=RECOVERY_S) as client:
-                        if (await client.get("/ready")).status_code == 200:
-                            break
-                except httpx.TransportError:
-                    pass
+            while not await is_ready(server):  # noqa: ASYNC110
                 await anyio.sleep(0.1)
     except TimeoutError:
         raise AssertionError(f"not ready again after this: {name}\n{server.log}") from None
+    held = await gauges(server, *SEQUENCES)
+    assert sum(held) <= MOST_HELD, f"{held} sequences after this: {name}"
+
+
+async def is_ready(server: ServeProcess) -> bool:
+    try:
+        async with httpx.AsyncClient(base_url=server.base_url, timeout=RECOVERY_S) as client:
+            return (await client.get("/ready")).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 async def idle(server: ServeProcess, num_open: int) -> None:
@@ -114,14 +130,18 @@ async def idle(server: ServeProcess, num_open: int) -> None:
     held: list[float] = []
     try:
         with anyio.fail_after(RECOVERY_S):
-            while True:
-                async with httpx.AsyncClient(base_url=server.base_url) as client:
-                    page = (await client.get("/metrics")).text
-                names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-                found = [re.findall(rf"^{name}{{.*}} (\S+)$", page, re.MULTILINE) for name in names]
-                held = [float(value) for values in found for value in values] or [-1.0]
-                if not any(held) and num_descriptors(server.pid) <= num_open + 4:
-                    break
+            while not held or any(held) or num_descriptors(server.pid) > num_open + 4:
                 await anyio.sleep(0.2)
+                held = await gauges(server, *SEQUENCES, "vllm:kv_cache_usage_perc")
     except TimeoutError:
         raise AssertionError(f"still held: {held}, {num_descriptors(server.pid)} descriptors of {num_open}") from None
+
+
+async def gauges(server: ServeProcess, *names: str) -> list[float]:
+    """Figures of the engine; none while there is no engine."""
+    try:
+        async with httpx.AsyncClient(base_url=server.base_url, timeout=RECOVERY_S) as client:
+            page = (await client.get("/metrics")).text
+    except httpx.TransportError:
+        return []
+    return [float(value) for name in names for value in re.findall(rf"^{name}{{.*}} (\S+)$", page, re.MULTILINE)]

@@ -19,7 +19,7 @@ from subprocess import DEVNULL
 
 import anyio
 
-from tests.chaos.load import REASONS
+from tests.chaos.load import NO_TOKEN, REASONS
 from tests.chaos.losses import Losses
 
 FATES = "STREAMSERVE_CHAOS_FATES"
@@ -28,8 +28,8 @@ FATES = "STREAMSERVE_CHAOS_FATES"
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 STOP_TIMEOUT_S = 60
 
-FAILURES = REASONS | {"server_error"}
-"""Codes with which answers may fail; of the Responses API the last."""
+FAILURES = REASONS | {NO_TOKEN, "server_error"}
+"""Codes with which answers may fail: of the Responses API the last, and one where they come upon the broken token by chance."""
 
 GONE = frozenset({"not_found"})
 """Codes of answers that were kept by an API worker that was killed."""
