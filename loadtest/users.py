@@ -117,30 +117,28 @@ class SocketUser(StreamingUser):
 
     def _answers(self, websocket: Any, running: set[str]) -> Iterator[AnswerTimes]:
         """Ask for the answers of these names, and take out those that have come; others crossed the close of a restart."""
-        times, began = {name: AnswerTimes() for name in running}, time.perf_counter()
-        for name in sorted(running):
-            body = {"messages": [_user(random.choice(SHORT))], "max_tokens": 48}
-            websocket.send(json.dumps({"type": "chat.completion.create", "stream_id": name, **body}))
-        has_begun = set[str]()
-        while running:
-            try:
+        times, began, has_begun = {name: AnswerTimes() for name in running}, time.perf_counter(), set[str]()
+        try:
+            for name in sorted(running):
+                body = {"messages": [_user(random.choice(SHORT))], "max_tokens": 48}
+                websocket.send(json.dumps({"type": "chat.completion.create", "stream_id": name, **body}))
+            while running:
                 event, now = json.loads(websocket.recv(timeout=TIMEOUT_S)), time.perf_counter() - began
-            except ConnectionClosed as closed:
-                if closed.rcvd is None or closed.rcvd.code != CloseCode.GOING_AWAY or running & has_begun:
-                    raise
-                return
-            if event.get("stream_id") not in running:
-                raise BrokenStream(f"unexpected {event}")
-            answer = times[event["stream_id"]]
-            has_begun.add(event["stream_id"])
-            if event["type"] == "error":
-                raise FailedAnswer(str(event["error"]["code"]))
-            if event["type"] == "chat.completion.done":
-                running.remove(event["stream_id"])
-                answer.total_s = now
-                yield answer
-            elif event["type"] == "chat.completion.chunk":
-                answer.observe(completion_text(event["data"]), now)
+                name = event.get("stream_id")
+                if name not in running:
+                    raise BrokenStream(f"unexpected {event}")
+                has_begun.add(name)
+                if event["type"] == "error":
+                    raise FailedAnswer(str(event["error"]["code"]))
+                if event["type"] == "chat.completion.done":
+                    running.remove(name)
+                    times[name].total_s = now
+                    yield times[name]
+                elif event["type"] == "chat.completion.chunk":
+                    times[name].observe(completion_text(event["data"]), now)
+        except ConnectionClosed as closed:
+            if closed.rcvd is None or closed.rcvd.code != CloseCode.GOING_AWAY or running & has_begun:
+                raise
 
 
 class ResumingUser(StreamingUser):

@@ -31,9 +31,9 @@ class Leave(NamedTuple):
     since: float
     quiet_s: float = 0.0
 
-    def due_at(self, quiet_since: float) -> float:
+    def due_at(self, quiet_since: float, opened_at: float) -> float:
         """When to close a socket that has been silent, and without a stream, since `quiet_since`."""
-        return min(quiet_since + self.quiet_s, self.since + LONGEST_LEAVE_S)
+        return min(quiet_since + self.quiet_s, max(self.since, opened_at) + LONGEST_LEAVE_S)
 
 
 LONGEST_LEAVE_S = 30.0

@@ -208,7 +208,7 @@ class StreamSocket:
         is_quiet = streams.has_no_streams and not self._is_taking
         yield (self._last_heard_at if is_quiet else now) + config.socket_idle_s, IDLE
         if is_quiet and self._leave is not None:
-            yield self._leave.due_at(self._last_heard_at), self._leave.closing
+            yield self._leave.due_at(self._last_heard_at, self._opened_at), self._leave.closing
 
 
 def _command(message: Mapping[str, Any], to_stream: Callable[[str | None], None], to_response: Callable[[str], None]) -> None:

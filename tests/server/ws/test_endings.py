@@ -89,9 +89,11 @@ async def test_sockets_of_a_worker_that_is_replaced_are_served_until_they_are_si
 
 def test_a_socket_that_must_go_is_closed_after_a_silence_or_between_two_streams_in_the_end() -> None:
     leave = Leave(RESTARTING, since=100.0, quiet_s=1.0)
-    assert leave.due_at(quiet_since=40.0) == 41.0
-    assert leave.due_at(quiet_since=100.5) == 101.5
-    assert leave.due_at(quiet_since=500.0) == 100.0 + LONGEST_LEAVE_S
+    assert leave.due_at(quiet_since=40.0, opened_at=10.0) == 41.0
+    assert leave.due_at(quiet_since=100.5, opened_at=10.0) == 101.5
+    assert leave.due_at(quiet_since=500.0, opened_at=10.0) == 100.0 + LONGEST_LEAVE_S
+    # A worker that was replaced may accept for another that has ended.
+    assert leave.due_at(quiet_since=500.0, opened_at=500.0) == 501.0
 
 
 async def test_a_message_that_is_being_read_when_its_socket_must_go_is_answered_before_the_close() -> None:
