@@ -122,6 +122,24 @@ def test_blocks_that_left_the_window_may_be_anybodys(mix: str, window: int) -> N
     torch.testing.assert_close(batch.attend(window=window).double(), batch.expected(window=window), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"window": 20}, {"softcap": 3.0}, {"sinks": True, "window": 20}], ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_nan_that_a_sequence_left_in_the_cache_reaches_no_other(mix: str, options: dict[str, Any]) -> None:
+    batch = Batch(MIXES[mix])
+    if "sinks" in options:
+        options = {**options, "sinks": torch.randn(batch.q.shape[1])}
+    expected, window = batch.expected(**options), options.get("window")
+    broken = len(batch.kv_cache)
+    batch.kv_cache = torch.cat([batch.kv_cache, torch.full_like(batch.kv_cache[:1], torch.nan)])
+    for row, (length, queries) in enumerate(batch.shapes):
+        first = 0 if window is None else max(0, length - queries - window + 1) // BLOCK_SIZE
+        last = -(-length // BLOCK_SIZE)
+        batch.block_tables[row, :first] = broken
+        batch.block_tables[row, last:] = broken
+        batch.kv_cache[batch.block_tables[row, last - 1], :, :, (length - 1) % BLOCK_SIZE + 1 :] = torch.nan
+    torch.testing.assert_close(batch.attend(**options).double(), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("mix", ["many decodes", "decodes and prefills"])
 def test_scores_are_capped_softly(mix: str) -> None:
     batch = Batch(MIXES[mix])

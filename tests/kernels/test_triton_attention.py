@@ -116,19 +116,21 @@ def test_padding_is_written_nowhere(rot_dim: int | None, dtype: torch.dtype) -> 
     assert relative_error(cache.float().nan_to_num(), expected_cache.float().nan_to_num()) < LIMITS[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES[-1:])
 @pytest.mark.parametrize("window", [1, 20, 150])
-def test_blocks_that_left_the_window_may_be_anybodys(window: int) -> None:
-    batch = mixed(2, 16, 16, torch.float32)
-    cache, q = batch.cache.nan_to_num(1e3), random(batch.num_tokens, 4, 16)
-    stale = batch.block_tables.clone()
+def test_blocks_that_left_the_window_may_be_anybodys_and_full_of_nan(window: int, dtype: torch.dtype) -> None:
+    batch = mixed(2, 16, 16, dtype)
+    q = random(batch.num_tokens, 4, 16, dtype=dtype)
+    stale, unused = batch.block_tables.clone(), torch.isnan(batch.cache).flatten(1).all(1).nonzero().item()
     firsts = batch.seq_lens - batch.query_start.diff() - window + 1
     for row, first in enumerate(firsts.clamp(min=0).tolist()):
-        stale[row, : first // 16] = torch.randint(0, cache.shape[0], (first // 16,), dtype=torch.int32)
+        stale[row, : first // 16] = unused
     assert not torch.equal(stale, batch.block_tables)
     outputs = [
-        attention.paged_attention(q, cache, batch.sequences._replace(block_tables=tables), Scoring(0.25, window))
+        attention.paged_attention(q, batch.cache, batch.sequences._replace(block_tables=tables), Scoring(0.25, window))
         for tables in (stale, batch.block_tables)
     ]
+    assert not outputs[0].isnan().any()
     assert torch.equal(*outputs)
 
 

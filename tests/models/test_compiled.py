@@ -73,6 +73,24 @@ def test_it_computes_what_its_layers_compute(family: str, tmp_path: Path) -> Non
     assert_same_crowd(model, compiled(model))
 
 
+def test_logits_that_are_nan_are_those_of_their_row_alone(tmp_path: Path) -> None:
+    model = saved("llama", tmp_path)
+    broken = 7
+    with torch.no_grad():
+        model.embedding.weight[broken] = torch.nan
+    runs = PagedRun(model), PagedRun(compiled(model))
+    for work in (
+        {"broken": [broken] * 20, "a": [3] * 40, "b": [4] * 5},
+        {"broken": [5], "a": [6], "b": [8]},
+        {"a": [9], "b": [11]},
+    ):
+        expected, logits = (run.step(work) for run in runs)
+        for name in work:
+            assert bool(logits[name].isnan().any()) == (name == "broken")
+            if name != "broken":
+                torch.testing.assert_close(logits[name], expected[name], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("window", [None, 100])
 def test_long_sequences_attend_in_units_beside_short_ones(window: int | None, tmp_path: Path) -> None:
     prefix, settings = FAMILIES["mistral"]

@@ -77,6 +77,16 @@ def test_rows_fail_alone_on_two_ranks_of_which_one_has_the_broken_part(tiny: Tin
     assert_failed(got["excluded at its second token"], [5])
 
 
+def test_what_failed_rows_leave_in_the_cache_reaches_no_other(tiny: TinyLlama, stepper: MakeStepper) -> None:
+    prompts = {f"sound {length}": sound_prompt(length) for length in (1, 5, 18, 40)}
+    broken = [spec(f"nan {number}", [3, *[BROKEN] * 30, number], 5) for number in range(10, 14)]
+    playing = stepper()
+    for _ in range(2):
+        got = playing.run(*broken, *(spec(name, prompt, 10) for name, prompt in prompts.items()))
+        for name, prompt in prompts.items():
+            assert got[name].token_ids == tiny.greedy(prompt, 10)
+
+
 def test_rows_fail_alone_among_drafts(tiny: TinyLlama, stepper: MakeStepper) -> None:
     prompt = sound_prompt(20)
     playing = stepper()

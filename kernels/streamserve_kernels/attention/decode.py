@@ -79,13 +79,22 @@ def _load_split(record_ptr, program, num_rows, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def _is_seen(tokens, end, seq_len, WINDOW: tl.constexpr):
+    """Which tokens of a split the query sees."""
+    seen = tokens < end
+    if WINDOW is not None:
+        seen = seen & (tokens >= seq_len - WINDOW)
+    return seen
+
+
+@triton.jit
 def _load_tile(
-    cache_ptr, blocks, tokens, end, kv_head, block_stride,
+    cache_ptr, blocks, tokens, seen, kv_head, block_stride,
     HEAD_DIM: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Load keys and values [tokens, LANES] of the tokens before `end`; zeros elsewhere."""
+    """Load keys and values [tokens, LANES] of the tokens that are seen; zeros elsewhere, where there may be another's NaN."""
     lanes = tl.arange(0, LANES)
-    mask = (tokens < end)[:, None] & (lanes < HEAD_DIM)[None, :]
+    mask = seen[:, None] & (lanes < HEAD_DIM)[None, :]
     entry = blocks.to(tl.int64) * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
     ptrs = cache_ptr + entry[:, None] + lanes[None, :]
     return tl.load(ptrs, mask=mask, other=0.0), tl.load(ptrs + KV_HEADS * BLOCK_SIZE * HEAD_DIM, mask=mask, other=0.0)
@@ -260,11 +269,15 @@ def _decode_kernel(
     table_ptr = tables_ptr + sequence * table_stride
     # Table entries past a sequence's last block are loaded with the others, and not used.
     last_token = max_blocks * BLOCK_SIZE - 1
+    seq_len = end
+    if WINDOW is not None:
+        seq_len = tl.load(record_ptr + 6)
     if PREFETCH:
         blocks = block_ids(table_ptr, start, last_token, BLOCK_SIZE, BLOCK_N)
         blocks_next = block_ids(table_ptr, start + BLOCK_N, last_token, BLOCK_SIZE, BLOCK_N)
         tokens = start + tl.arange(0, BLOCK_N)
-        k, v = _load_tile(cache_ptr, blocks, tokens, end, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes)
+        seen = _is_seen(tokens, end, seq_len, WINDOW)
+        k, v = _load_tile(cache_ptr, blocks, tokens, seen, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes)
 
     group = tl.arange(0, GROUP)
     lanes = tl.arange(0, LANES)
@@ -303,25 +316,23 @@ def _decode_kernel(
     if FORMAT is not None:
         tile_q, tile_scale = narrowed(q, scale, COMPUTE)
     tile_q = _parts(tile_q, FORMAT)
-    if WINDOW is not None:
-        seq_len = tl.load(record_ptr + 6)
     for begin in range(start, end, BLOCK_N):
         tokens = begin + tl.arange(0, BLOCK_N)
+        seen = _is_seen(tokens, end, seq_len, WINDOW)
         if not PREFETCH:
             blocks = block_ids(table_ptr, begin, last_token, BLOCK_SIZE, BLOCK_N)
             k, v = _load_tile(
-                cache_ptr, blocks, tokens, end, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes
+                cache_ptr, blocks, tokens, seen, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes
             )  # fmt: skip
-        seen = tokens < end
-        if WINDOW is not None:
-            seen = seen & (tokens >= seq_len - WINDOW)
         highest, total, parts = _attend(
             tile_q, k, v, seen, highest, total, parts, tile_scale, SOFTCAP, COMPUTE, FORMAT, WIDENS_BY
         )  # fmt: skip
         if PREFETCH:
+            seen_next = _is_seen(tokens + BLOCK_N, end, seq_len, WINDOW)
             k, v = _load_tile(
-                cache_ptr, blocks_next, tokens + BLOCK_N, end, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE, width_lanes
-            )
+                cache_ptr, blocks_next, tokens + BLOCK_N, seen_next, kv_head, block_stride, width, KV_HEADS, BLOCK_SIZE,
+                width_lanes,
+            )  # fmt: skip
             blocks_next = block_ids(table_ptr, begin + 2 * BLOCK_N, last_token, BLOCK_SIZE, BLOCK_N)
 
     sums = _whole(parts, FORMAT)

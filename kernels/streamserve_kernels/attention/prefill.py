@@ -94,18 +94,21 @@ def _load_numbers(ptrs, mask, FORMAT: tl.constexpr, WIDENS_BY: tl.constexpr, COM
 
 @triton.jit
 def _attend_range(
-    q, lanes, highest, total, sums, begin, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
+    q, lanes, highest, total, sums, begin, end, positions, lowest, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
     block_stride, scale,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COMPUTE: tl.constexpr, FORMAT: tl.constexpr, WIDENS_BY: tl.constexpr,
 ):  # fmt: skip
     """Attend to the keys from `begin` to `end`; without MASKED every query sees them all, and `end` is a multiple of BLOCK_N.
 
-    lanes  [LANES], from `_dims`
+    lanes   [LANES], from `_dims`
+    lowest  of `positions`: what is before its window may be another's, and NaN
     """
     for start in range(begin, end, BLOCK_N):
         tokens = start + tl.arange(0, BLOCK_N)
         inside = tokens < seq_len
+        if WINDOW is not None:
+            inside = inside & (tokens > lowest - WINDOW)
         blocks = block_ids(table_ptr, start, seq_len - 1 if MASKED else start + BLOCK_N, BLOCK_SIZE, BLOCK_N).to(tl.int64)
         offsets = blocks * block_stride + (kv_head * BLOCK_SIZE + tokens % BLOCK_SIZE) * HEAD_DIM
         offsets = offsets[:, None] + lanes[None, :]
@@ -202,15 +205,15 @@ def _prefill_kernel(
     if WINDOW is None:
         masked_from = (lowest + 1) // BLOCK_N * BLOCK_N
         highest, total, sums = _attend_range(
-            q, lanes, highest, total, sums, 0, masked_from, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
-            block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False, WINDOW, SOFTCAP, COMPUTE,
+            q, lanes, highest, total, sums, 0, masked_from, positions, lowest, seq_len, cache_ptr, table_ptr, value_offset,
+            kv_head, block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, False, WINDOW, SOFTCAP, COMPUTE,
             FORMAT, WIDENS_BY,
         )  # fmt: skip
     else:
         masked_from = tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
     highest, total, sums = _attend_range(
-        q, lanes, highest, total, sums, masked_from, end, positions, seq_len, cache_ptr, table_ptr, value_offset, kv_head,
-        block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True, WINDOW, SOFTCAP, COMPUTE,
+        q, lanes, highest, total, sums, masked_from, end, positions, lowest, seq_len, cache_ptr, table_ptr, value_offset,
+        kv_head, block_stride, scale, HEAD_DIM, BLOCK_SIZE, BLOCK_N, True, WINDOW, SOFTCAP, COMPUTE,
         FORMAT, WIDENS_BY,
     )  # fmt: skip
     if sinks_ptr is not None:

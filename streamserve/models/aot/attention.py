@@ -44,7 +44,7 @@ class TracedAttention(nn.Module):
         """qkv     [rows, (q_heads + 2 * kv_heads) * head_dim]
         rotations  [rows, planes, rot_dim]  fp32, factors of a head, and of a head with the partners of each pair exchanged;
                    then that of its queries
-        kv_cache   [blocks, 2, kv_heads, block_size, head_dim], changed in place; every slot holds finite numbers
+        kv_cache   [blocks, 2, kv_heads, block_size, head_dim], changed in place; NaN in it may reach rows that do not see it
         returns    [rows, q_heads * head_dim]
         """
         q = self.write(qkv, kv_cache, rotations, inputs.slots)

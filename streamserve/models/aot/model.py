@@ -43,6 +43,9 @@ class CompiledModel(LayeredModel):
         decodes = inputs.num_decodes == len(inputs.seq_lens)
         for layer, kv_cache in zip(self._compiled, kv_caches, strict=True):
             hidden = layer.decode(hidden, inputs, kv_cache) if decodes else layer.run(hidden, inputs, kv_cache)
+        if decodes and not hidden.sum().isfinite():
+            # Compiled sums have what is masked in them, times 0: one row's NaN would be that of others.
+            return self._model.forward(inputs, kv_caches)
         return hidden
 
     def embed(self, inputs: StepInputs) -> Tensor:

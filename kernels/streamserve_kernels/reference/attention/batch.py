@@ -64,7 +64,7 @@ def paged_attention(
 
     q          [tokens, q_heads, head_dim]  bf16|fp16|fp32, rows of all sequences one after another
     kv_cache   [blocks, 2, kv_heads, block_size, head_dim]  same dtype or 8-bit floats; q_heads is a multiple of kv_heads
-               every slot holds finite numbers, written or not (a new cache is zeros): what is masked is still multiplied
+               slots that a sequence does not see may hold NaN, as one that failed leaves them
     kv_scales  what the keys and values of an 8-bit cache are multiplied by; None for 1
     shared     the step's; its layers then compute their common indices and masks once
     returns    [tokens, q_heads, head_dim]  dtype of q; accumulation in fp32, scores not coarser than the dtype of q
@@ -134,22 +134,40 @@ def _decode(q: Tensor, kv_cache: Tensor, group: _Group, scoring: Scoring, shared
         first = 0 if window is None else max(0, longest - window)
         keys, values = keys[..., first:longest, :], values[..., first:longest, :]
         return _attend(grouped, keys, values, None, scale, softcap, by_query).reshape(q.shape)
+    scoring = scoring._replace(sinks=by_query)
+    attended = _decode_together(grouped, keys, values, group, scoring, shared)
+    if not attended.sum().isfinite():
+        # A NaN is one in every sum that it has a part in, be it multiplied by 0: nothing unseen may be left.
+        unseen = ~_seen_by_decodes(keys.shape[2], group, window)[:, None, :, None]
+        keys, values = keys.masked_fill(unseen, 0), values.masked_fill(unseen, 0)
+        attended = _decode_together(grouped, keys, values, group, scoring, shared)
+    return attended.reshape(q.shape)
+
+
+def _decode_together(q: Tensor, keys: Tensor, values: Tensor, group: _Group, scoring: Scoring, shared: Shared) -> Tensor:
+    """`_decode` of several sequences: q [sequences, kv_heads, q_heads / kv_heads, head_dim]; returns the same shape."""
+    scale, window, softcap, sinks = scoring
     of_bias, num_keys = ("bias", group.sequences, window), keys.shape[2]
     # Unscaled scores may overflow fp16, and an infinite one is NaN under the mask.
-    if softcap is None and sinks is None and num_sequences >= MANY_SEQUENCES and q.dtype is not torch.float16:
-        bias = shared.get(of_bias, lambda: _for_every_head(_decode_bias(num_keys, group, window, q.dtype), grouped))
-        return _multiply(grouped, keys, values, bias, scale).view(q.shape)
+    if softcap is None and sinks is None and len(q) >= MANY_SEQUENCES and q.dtype is not torch.float16:
+        bias = shared.get(of_bias, lambda: _for_every_head(_decode_bias(num_keys, group, window, q.dtype), q))
+        return _multiply(q, keys, values, bias, scale).view(q.shape)
     bias = shared.get(of_bias, lambda: _decode_bias(num_keys, group, window, q.dtype))
-    return _attend(grouped, keys, values, bias, scale, softcap, by_query).reshape(q.shape)
+    return _attend(q, keys, values, bias, scale, softcap, sinks)
 
 
 def _decode_bias(num_keys: int, group: _Group, window: int | None, dtype: torch.dtype) -> Tensor:
     """Attention bias [sequences, 1, 1, num_keys] of one query per sequence."""
+    return _bias(_seen_by_decodes(num_keys, group, window), dtype)[:, None, None]
+
+
+def _seen_by_decodes(num_keys: int, group: _Group, window: int | None) -> Tensor:
+    """Which keys the one query of each sequence sees, [sequences, num_keys]."""
     position, ends = torch.arange(num_keys, device=group.seq_lens.device), group.seq_lens.unsqueeze(1)
     seen = position < ends
     if window is not None and window < group.longest:
         seen &= position >= ends - window
-    return _bias(seen, dtype)[:, None, None]
+    return seen
 
 
 def _for_every_head(bias: Tensor, q: Tensor) -> Tensor:
