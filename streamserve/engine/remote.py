@@ -74,6 +74,7 @@ class RemoteEngine:
                 engine of another machine follows the other
     reconnects  when the engine ends another one is awaited, for as long as the path exists or the place is not closed:
                 meanwhile new sequences are `Unavailable` and open ones wait
+    awaits_start    whether an engine that can't start is awaited likewise, since its supervisor starts it again
     on_given_up called with the number of engines that ended under a sequence when it is given up for that
     peers       other engines, which may continue the sequences of this one
     """
@@ -83,6 +84,7 @@ class RemoteEngine:
         engine: str | EngineProcess | Place,
         *,
         reconnects: bool = False,
+        awaits_start: bool = False,
         on_given_up: Callable[[int], None] = lambda num_ends: None,
         peers: Peers | None = None,
         stream_limits: StreamLimits | None = None,
@@ -90,6 +92,7 @@ class RemoteEngine:
     ) -> None:
         self._engine = engine
         self._reconnects = reconnects
+        self._awaits_start = awaits_start
         self._connection = EngineConnection(link_limits or LinkLimits(), on_deltas=self._deliver, on_end=self._end)
         self._streams = StreamTable(self._connection, stream_limits or StreamLimits())
         self._resumption = Resumption(self._connection, self._streams)
@@ -120,8 +123,9 @@ class RemoteEngine:
             while self._info is None:
                 try:
                     self._info = await self._connection.connect(self._address)
-                except EngineDead:
-                    if not (self._reconnects and isinstance(self._engine, str) and self._may_restart()):
+                except StreamserveError as error:
+                    is_awaited = self._reconnects and isinstance(self._engine, str) and self._may_restart()
+                    if not (is_awaited and (self._awaits_start or isinstance(error, EngineDead))):
                         raise
                     await asyncio.sleep(RECONNECT_INTERVAL_S)
         except BaseException:

@@ -139,7 +139,7 @@ class Load:
             async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
                 if response.status_code != 200:
                     await response.aread()
-                    return _refused(response.json())
+                    return _refused(_body(response))
                 lines = []
                 async for line in response.aiter_lines():
                     lines += [line] if line.startswith("data: ") else []
@@ -155,7 +155,7 @@ class Load:
         async with httpx.AsyncClient(base_url=self._base_url, timeout=60) as client:
             response = await client.post("/v1/completions", json=body)
         if response.status_code != 200:
-            return _refused(response.json())
+            return _refused(_body(response))
         return _checked([response.json()], answer)
 
     async def _socket(self, body: dict[str, Any], answer: list[int]) -> str:
@@ -210,7 +210,7 @@ class Load:
         async with httpx.AsyncClient(base_url=self._base_url, timeout=60) as client:
             response = await client.post("/v1/completions", json={**body, "prompt": [*body["prompt"], BROKEN_TOKEN]})
         assert response.status_code != 200, "an answer from logits that are NaN"
-        return _refused(response.json(), REASONS | {NO_TOKEN})
+        return _refused(_body(response), REASONS | {NO_TOKEN})
 
     async def _ask(self, body: dict[str, Any], *, share: float = 1.0) -> SocketStream:
         """A connection on which this share of a request for a stream has been sent."""
@@ -232,6 +232,12 @@ def _checked(chunks: list[dict[str, Any]], answer: list[int]) -> str:
     tokens = [token_id for choice in choices for token_id in choice.get("token_ids") or []]
     assert tokens == answer, "not the tokens of the undisturbed run"
     return FINISHED
+
+
+def _body(response: httpx.Response) -> dict[str, Any]:
+    assert response.headers.get("content-type") == "application/json", f"{response} without a reason: {response.content!r}"
+    body: dict[str, Any] = response.json()
+    return body
 
 
 def _refused(body: dict[str, Any], reasons: frozenset[str] = REASONS) -> str:

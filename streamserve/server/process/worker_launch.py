@@ -70,6 +70,8 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
         return RemoteEngine(
             addresses[0],
             reconnects=self.server_config.max_engine_restarts > 0,
+            # The first worker ends the server when the engine can't start; others may be started later.
+            awaits_start=self.worker > 0,
             on_given_up=partial(metrics.give_up, 0),
             stream_limits=limits,
         )
