@@ -21,11 +21,20 @@ from streamserve.engine.constraints import CompileConstraint
 from streamserve.engine.core import EngineCore
 from streamserve.engine.ipc import frames
 from streamserve.engine.ipc.link import LinkLimits
-from streamserve.engine.ipc.listener import Listener
+from streamserve.engine.ipc.listener import Listener, WorkerConnection
 from streamserve.engine.ipc.packing import pack
 from streamserve.engine.ipc.standings import Standings
 from streamserve.engine.remote import RemoteEngine
-from streamserve.errors import EngineDead, InvalidParameter, QueueFull, RateLimited, Unavailable, UnsupportedParameter
+from streamserve.errors import (
+    ConfigError,
+    EngineDead,
+    InvalidParameter,
+    QueueFull,
+    RateLimited,
+    StreamserveError,
+    Unavailable,
+    UnsupportedParameter,
+)
 from streamserve.process.framing import encode
 from streamserve.scheduling.constraint import Constraint
 from streamserve.types import ErrorInfo, StructuredOutputs, Tenant
@@ -166,6 +175,27 @@ async def test_the_death_of_the_loop_reaches_every_worker(
         assert core.failure is not None
         with pytest.raises(EngineDead):
             await remote.open([make_spec()])
+
+
+async def test_an_engine_that_cannot_start_is_awaited_by_those_whose_supervisor_starts_it_again(address: str) -> None:
+    core = EngineCore(EngineConfig(model="scripted"), ScriptedExecutor())
+    listener, listening = CountingListener(core), socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen()
+    await listener.listen(listening)
+    listener.announce_failure(ConfigError("the device is busy"))
+    with pytest.raises(StreamserveError, match="the device is busy"):
+        await RemoteEngine(address, reconnects=True).start()
+    remote = RemoteEngine(address, reconnects=True, awaits_start=True)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(remote.start)
+            await until(lambda: listener.num_connections == 3)
+            info = await core.start()
+            listener.announce_ready(info)
+    assert remote.info == info
+    await remote.stop()
+    await listener.close()
 
 
 async def test_a_hung_step_hangs_neither_open_nor_stats(serving: Serving, remote: RemoteEngine, make_spec: MakeSpec) -> None:
@@ -392,6 +422,16 @@ async def test_a_suspect_that_is_given_up_before_its_turn_is_answered_and_nobody
             else:
                 await one.stream.aclose()
             assert await other.answer(1)
+
+
+class CountingListener(Listener):
+    """Counts those that have connected."""
+
+    num_connections = 0
+
+    def add(self, worker: WorkerConnection) -> None:
+        super().add(worker)
+        self.num_connections += 1
 
 
 class Worker:

@@ -55,6 +55,7 @@ class ReplicaSet:
                  is closed
     memory       shared with the sets of the other workers; has room for the replicas that are added later
     is_only_router  nobody but the sets that share `memory` sends sequences to these engines
+    awaits_start    as of `RemoteEngine`
     on_given_up  called with a replica's number, and how many engines ended under a sequence when it is given up for that
     """
 
@@ -65,12 +66,14 @@ class ReplicaSet:
         *,
         is_only_router: bool = True,
         policy: RoutingPolicy | None = None,
+        awaits_start: bool = False,
         on_given_up: Callable[[int, int], None] = lambda number, num_ends: None,
         stream_limits: StreamLimits | None = None,
     ) -> None:
         self._memory = memory or RoutingMemory(len(addresses))
         self._router = Router(self._memory.num_replicas, policy=policy, index=self._memory.index)
         self._is_only_router = is_only_router
+        self._awaits_start = awaits_start
         self._on_given_up = on_given_up
         self._stream_limits = stream_limits
         self._replicas = [self._replica(number, address) for number, address in enumerate(addresses)]
@@ -209,6 +212,7 @@ class ReplicaSet:
         engine = RemoteEngine(
             address,
             reconnects=True,
+            awaits_start=self._awaits_start,
             on_given_up=partial(self._on_given_up, number),
             peers=self,
             stream_limits=self._stream_limits,

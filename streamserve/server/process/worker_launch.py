@@ -63,15 +63,16 @@ class WorkerLaunch(msgspec.Struct, frozen=True, kw_only=True):
 
     def engine(self, metrics: Metrics) -> ServedEngine:
         """This worker's side of the engines."""
+        # The first worker ends the server when an engine can't start; others may be started later.
+        awaits_start = self.worker > 0
         addresses, limits = self.engine_addresses, StreamLimits(stall_timeout_s=self.engine_config.stall_timeout_s)
         if len(addresses) > 1:
             memory = RoutingMemory(len(addresses), worker=self.worker, workers=self.processes, fd=self.routing_fd)
-            return ReplicaSet(addresses, memory, on_given_up=metrics.give_up, stream_limits=limits)
+            return ReplicaSet(addresses, memory, awaits_start=awaits_start, on_given_up=metrics.give_up, stream_limits=limits)
         return RemoteEngine(
             addresses[0],
             reconnects=self.server_config.max_engine_restarts > 0,
-            # The first worker ends the server when the engine can't start; others may be started later.
-            awaits_start=self.worker > 0,
+            awaits_start=awaits_start,
             on_given_up=partial(metrics.give_up, 0),
             stream_limits=limits,
         )
