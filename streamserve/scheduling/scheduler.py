@@ -19,7 +19,7 @@ from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.scheduling.outcome import OUT_OF_MEMORY, append_tokens, delta_of, final_delta, pooled_delta
-from streamserve.scheduling.plan import RowWork, StepResult
+from streamserve.scheduling.plan import NO_TOKEN, RowWork, StepResult
 from streamserve.scheduling.progress_reports import ProgressReports
 from streamserve.scheduling.queue.admission import IdCheck, check_spec, replay, require_choice
 from streamserve.scheduling.queue.deadlines import Deadlines
@@ -421,6 +421,8 @@ class Scheduler:
         if sequence.is_resident:
             self.registry.kv.commit(sequence, len(sequence.token_ids) - 1)
         if ending is not None:
+            if appended[-1] == NO_TOKEN:
+                self.registry.kv.uncache(sequence)
             self._end(sequence, ending.reason)
             self.counters.wasted(sequence, len(token_ids) - len(appended))
         return delta_of(sequence, appended, ending, logprobs, now), len(appended)

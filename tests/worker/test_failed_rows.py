@@ -87,6 +87,18 @@ def test_what_failed_rows_leave_in_the_cache_reaches_no_other(tiny: TinyLlama, s
             assert got[name].token_ids == tiny.greedy(prompt, 10)
 
 
+@pytest.mark.parametrize("behind", [1, 20])
+def test_a_prefix_that_was_computed_with_a_broken_token_is_not_shared(
+    tiny: TinyLlama, stepper: MakeStepper, behind: int
+) -> None:
+    prompt = sound_prompt(50)
+    playing = stepper()
+    # Of steps in which a prompt ends and of others: its tokens before the broken one may be NaN, too.
+    got = playing.run(spec("broken", [*prompt, BROKEN, *prompt[:behind]], 5), spec("sound", prompt, 10))
+    assert_failed(got["broken"], [])
+    assert playing.run(spec("later", prompt, 10))["later"].token_ids == tiny.greedy(prompt, 10)
+
+
 def test_rows_fail_alone_among_drafts(tiny: TinyLlama, stepper: MakeStepper) -> None:
     prompt = sound_prompt(20)
     playing = stepper()

@@ -116,6 +116,18 @@ class KvAllocator:
             self._give_back(sequence, num_tokens)
         sequence.next_full = (end + 1) * self._block_size
 
+    def uncache(self, sequence: Sequence) -> None:
+        """Take what a sequence has computed, or shared, out of the prefix cache: whoever shared NaN would fail, too.
+
+        Where a token's keys are NaN, so may be those of the tokens before it that were computed in the same step.
+        """
+        for group in range(len(self.groups.windows)):
+            for block in sequence.prefix:
+                block_id = self.cache.holder(group, block)
+                if block_id is not None:
+                    self.cache.forget(block_id)
+                    self.pool.discard(block_id)
+
     def release(self, sequence: Sequence) -> None:
         """Take everything back; what is in the prefix cache stays there until its block is needed."""
         # A step in flight may still write these blocks: safe, because the next owner's writes are queued behind it on the

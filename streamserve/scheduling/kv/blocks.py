@@ -80,6 +80,13 @@ class BlockPool:
         """Mark a held block's contents as worth keeping."""
         self._kept.add(block_id)
 
+    def discard(self, block_id: int) -> None:
+        """A block's contents are not worth keeping any longer, whether it is held or not."""
+        self._kept.discard(block_id)
+        if block_id in self._idle:
+            del self._idle[block_id]
+            self._empty.append(block_id)
+
     def is_idle(self, block_id: int) -> bool:
         return block_id in self._idle
 

@@ -76,8 +76,12 @@ class PrefixCache:
         self._contents[block_id] = group, block
         return True
 
+    def holder(self, group: int, block: PrefixBlock) -> int | None:
+        """The block that holds `block` of a group, if there is one."""
+        return self._block_ids[group].get(block.key)
+
     def forget(self, block_id: int) -> None:
-        """The block is about to be overwritten."""
+        """The block is about to be overwritten, or must not be shared."""
         group, block = self._contents.pop(block_id)
         del self._block_ids[group][block.key]
 
