@@ -38,6 +38,9 @@ LOST = (
 
 FINISHED, LEFT = DONE = ("finished", "left")
 
+PATIENCE_S = 150.0
+"""Seconds without an end, or a word, after which an answer is taken to have none: two engines may be started meanwhile."""
+
 LENGTHS = (1, 3, 9, 20, 60)
 
 BROKEN_TOKEN = 195
@@ -65,7 +68,7 @@ class Prompts:
 
     async def answer_undisturbed(self, base_url: str) -> None:
         """Ask for all of them while nothing is wrong."""
-        async with httpx.AsyncClient(base_url=base_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=base_url, timeout=PATIENCE_S) as client:
             for body in self.bodies:
                 response = await client.post("/v1/completions", json=body)
                 self.answers.append(response.json()["choices"][0]["token_ids"])
@@ -110,7 +113,7 @@ class Load:
     async def complete(self, place: int = 0) -> None:
         """One plain answer, which must be right."""
         body, answer = self._prompts.bodies[place], self._prompts.answers[place]
-        async with httpx.AsyncClient(base_url=self._base_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=self._base_url, timeout=PATIENCE_S) as client:
             response = await client.post("/v1/completions", json=body)
             assert response.status_code == 200, response.text
             assert response.json()["choices"][0]["token_ids"] == answer
@@ -124,7 +127,7 @@ class Load:
             place = self._random.randrange(len(self._prompts.bodies))
             began, lost = monotonic(), None
             try:
-                with anyio.fail_after(60):
+                with anyio.fail_after(PATIENCE_S):
                     outcome = await kind(self._prompts.bodies[place], self._prompts.answers[place])
             except LOST as error:
                 outcome, lost = "lost with its worker", error
@@ -135,7 +138,7 @@ class Load:
             self.outcomes[outcome] += 1
 
     async def _stream(self, body: dict[str, Any], answer: list[int], pause_s: float = 0.0) -> str:
-        async with httpx.AsyncClient(base_url=self._base_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=self._base_url, timeout=PATIENCE_S) as client:
             async with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
                 if response.status_code != 200:
                     await response.aread()
@@ -152,7 +155,7 @@ class Load:
         return await self._stream(body, answer, pause_s=0.05)
 
     async def _whole(self, body: dict[str, Any], answer: list[int]) -> str:
-        async with httpx.AsyncClient(base_url=self._base_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=self._base_url, timeout=PATIENCE_S) as client:
             response = await client.post("/v1/completions", json=body)
         if response.status_code != 200:
             return _refused(_body(response))
@@ -207,7 +210,7 @@ class Load:
 
     async def _fails(self, body: dict[str, Any], answer: list[int]) -> str:
         """Has logits that are NaN, which is to cost this answer, and nobody else's of the same steps."""
-        async with httpx.AsyncClient(base_url=self._base_url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=self._base_url, timeout=PATIENCE_S) as client:
             response = await client.post("/v1/completions", json={**body, "prompt": [*body["prompt"], BROKEN_TOKEN]})
         assert response.status_code != 200, "an answer from logits that are NaN"
         return _refused(_body(response), REASONS | {NO_TOKEN})
