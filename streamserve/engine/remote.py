@@ -124,8 +124,8 @@ class RemoteEngine:
                 try:
                     self._info = await self._connection.connect(self._address)
                 except StreamserveError as error:
-                    is_awaited = self._reconnects and isinstance(self._engine, str) and self._may_restart()
-                    if not (is_awaited and (self._awaits_start or isinstance(error, EngineDead))):
+                    may_come = self._reconnects and isinstance(self._engine, str) and self._may_restart()
+                    if not (may_come and (self._awaits_start or isinstance(error, EngineDead))):
                         raise
                     await asyncio.sleep(RECONNECT_INTERVAL_S)
         except BaseException:
@@ -279,6 +279,9 @@ class RemoteEngine:
 
     def _end(self, reason: StreamserveError) -> None:
         """Wait for the engine's restart, or end with it."""
+        if self._info is None and self._awaits_start:
+            # `start` tries again.
+            return
         if not (self._reconnects and self._info is not None):
             self._give_up(reason)
         elif not self._is_lost:

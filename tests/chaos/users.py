@@ -12,7 +12,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import DEVNULL
@@ -53,10 +53,14 @@ async def users_running(url: str, count: int, losses: Losses, folder: Path) -> A
     async with await anyio.open_process(
         [*command, *sizes], env=environment, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
     ) as process:
-        yield outcomes
-        process.send_signal(signal.SIGTERM)
-        with anyio.fail_after(STOP_TIMEOUT_S + 30):
-            await process.wait()
+        try:
+            yield outcomes
+            process.send_signal(signal.SIGTERM)
+            with anyio.fail_after(STOP_TIMEOUT_S + 30):
+                await process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
     outcomes.update(_judged(line, losses) for line in fates.read_text().splitlines())
     assert outcomes, "the users asked for nothing"
 
