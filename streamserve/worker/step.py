@@ -100,6 +100,7 @@ class StepRunner:
             RowWork(self._rows.tables.padding_row, 0, count, num_sampled) for count, num_sampled in ((1, 1), (2, 0))
         )
         with self._device.stream():
+            self._memory.prepare()
             for work in ([decode, chunk], [decode]):
                 self._launch(Plan(0, [], [], work)).wait()
 

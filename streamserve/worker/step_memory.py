@@ -8,7 +8,7 @@ unless all could, all divide the step, and alike.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,10 @@ OUT_OF_MEMORY_AMONG_RANKS = "out_of_memory_among_ranks"
 class StepMemory(Protocol):
     """Makes sure of the memory of steps."""
 
+    def prepare(self) -> None:
+        """Get ready for the largest step, once all that stays has been allocated."""
+        ...
+
     def of_step(self, plan: Plan, num_lines: int) -> AbstractContextManager[None]:
         """Inside, a step may be launched that samples, or scores, so many positions.
 
@@ -41,6 +45,9 @@ class StepMemory(Protocol):
 
 class TriedMemory:
     """Memory of the only rank: a launch fails where it does not suffice."""
+
+    def prepare(self) -> None:
+        """Wait for steps to show what they need."""
 
     @contextmanager
     def of_step(self, plan: Plan, num_lines: int) -> Iterator[None]:
@@ -71,19 +78,22 @@ class AgreedMemory:
         self._ranks = ranks
         self._largest = largest
 
+    def prepare(self) -> None:
+        # At once, since what grew step by step would lie beside what was reserved before. Without it steps are divided.
+        with suppress(torch.OutOfMemoryError):
+            self._device.reserve(self._largest.bytes_of(self._largest.num_tokens, self._largest.num_lines))
+
     @contextmanager
     def of_step(self, plan: Plan, num_lines: int) -> Iterator[None]:
         if not self._ranks.smallest(self._reserves(plan.num_tokens, num_lines)):
             raise torch.OutOfMemoryError("a rank lacks the memory for a step")
         try:
-            fail_point(OUT_OF_MEMORY_AMONG_RANKS, torch.OutOfMemoryError, size=plan.num_tokens)
+            fail_point(OUT_OF_MEMORY_AMONG_RANKS, torch.OutOfMemoryError, "as a test asked for", size=plan.num_tokens)
             with _typed_out_of_memory():
                 yield
         except torch.OutOfMemoryError as error:
-            raise RankOutOfMemory(
-                f"a step of {plan.num_tokens} tokens needed more memory than was reserved for it: {error}",
-                num_tokens=plan.num_tokens,
-            ) from error
+            reason = f"a step of {plan.num_tokens} tokens needed more than was reserved for it ({error})"
+            raise RankOutOfMemory(reason, num_tokens=plan.num_tokens) from error
 
     def _reserves(self, num_tokens: int, num_lines: int) -> bool:
         try:

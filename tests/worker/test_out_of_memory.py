@@ -134,6 +134,30 @@ def test_memory_that_runs_out_where_other_ranks_wait_is_told_apart(tiny: TinyLla
         torch.empty(2, 3).view(7)
 
 
+class Reserving(CpuDevice):
+    """A device with so many bytes to reserve; keeps how many were asked for."""
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__()
+        self.num_bytes, self.asked = num_bytes, list[int]()
+
+    def reserve(self, num_bytes: int) -> None:
+        self.asked.append(num_bytes)
+        if num_bytes > self.num_bytes:
+            raise torch.OutOfMemoryError
+
+
+def test_the_largest_step_is_reserved_at_the_start_and_each_one_before_it_is_launched() -> None:
+    device = Reserving(600)
+    memory = AgreedMemory(device, alone(device), LargestStep(64, 8, 800))
+    memory.prepare()
+    with memory.of_step(plan_of(32), 1):
+        pass
+    with pytest.raises(torch.OutOfMemoryError), memory.of_step(plan_of(32), 8):
+        pytest.fail("it was launched")
+    assert device.asked == [900, 450, 900]
+
+
 def plan_of(num_tokens: int) -> Plan:
     return Plan(1, [], [], [RowWork(0, 0, num_tokens, 1)])
 
