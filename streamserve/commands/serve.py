@@ -142,70 +142,84 @@ def _serve(options: ServeOptions, listening: socket.socket, start: EngineStart, 
 
 def serve_options(model: str | None, values: dict[str, Any]) -> ServeOptions:
     """The options as configurations. Raises `ConfigError` for options that don't fit together."""
-    seed = values["seed"]
     if values["otlp_traces_endpoint"] is not None:
         # Here and not at the top: it loads the web framework.
         from streamserve.server.telemetry.tracing import require_installed
 
         require_installed()
     _check_tls(values)
+    seed = values["seed"]
     engine = engine_config(model, values)
     workers = values["api_server_count"] or min(engine.data_parallel_size, MAX_WORKERS)
     overrides, uses_defaults = sampling_defaults(values)
     api_keys, keys_file = _api_keys(values), values["api_keys_file"]
     file_keys = [] if keys_file is None else read_keys_file(keys_file)
     has_keys = bool(api_keys or file_keys)
-    origins = values["allowed_origins"]
     server = ServerConfig(
         **answer_settings(values, engine),
+        **_server_settings(values),
         api_keys=api_keys,
-        keys_file=values["api_keys_file"],
+        keys_file=keys_file,
         file_keys=file_keys,
-        prefix_cache_per_key=values["prefix_cache_per_key"],
-        protects_metrics=values["protect_metrics"],
-        root_path=values["root_path"],
-        max_body_bytes=values["max_request_bytes"],
-        keepalive_s=values["keepalive"],
-        receive_timeout_s=values["receive_timeout"],
-        send_timeout_s=values["send_timeout"],
-        shutdown_timeout_s=values["shutdown_timeout"],
-        max_engine_restarts=values["max_engine_restarts"],
-        engine_hang_timeout_s=values["engine_hang_timeout"],
-        max_sockets=values["max_sockets"],
-        max_streams_per_socket=values["max_streams_per_socket"],
-        socket_idle_s=values["socket_idle_timeout"],
-        resume_s=values["resume_timeout"],
-        response_ttl_s=values["response_ttl"],
-        log_requests=values["enable_log_requests"],
-        otlp_traces_endpoint=values["otlp_traces_endpoint"],
         seed=seed,
-        cors=CorsConfig(
-            # Whoever has no key is kept out by where a request comes from.
-            origins=origins if origins is not None else ("*",) if has_keys else (),
-            methods=values["allowed_methods"],
-            headers=values["allowed_headers"],
-            allow_credentials=values["allow_credentials"],
-        ),
+        cors=_cors(values, has_keys=has_keys),
     )
-    listen = Listen(
+    return ServeOptions(
+        engine=engine,
+        server=server,
+        listen=_listen(values, has_keys=has_keys, shares_port=workers > 1),
+        workers=workers,
+        uses_model_defaults=uses_defaults,
+        sampling_overrides=overrides,
+    )
+
+
+def _server_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that are one option each, by their names in `ServerConfig`."""
+    return {
+        "prefix_cache_per_key": values["prefix_cache_per_key"],
+        "protects_metrics": values["protect_metrics"],
+        "root_path": values["root_path"],
+        "max_body_bytes": values["max_request_bytes"],
+        "keepalive_s": values["keepalive"],
+        "receive_timeout_s": values["receive_timeout"],
+        "send_timeout_s": values["send_timeout"],
+        "shutdown_timeout_s": values["shutdown_timeout"],
+        "max_engine_restarts": values["max_engine_restarts"],
+        "engine_hang_timeout_s": values["engine_hang_timeout"],
+        "max_sockets": values["max_sockets"],
+        "max_streams_per_socket": values["max_streams_per_socket"],
+        "socket_idle_s": values["socket_idle_timeout"],
+        "resume_s": values["resume_timeout"],
+        "response_ttl_s": values["response_ttl"],
+        "log_requests": values["enable_log_requests"],
+        "otlp_traces_endpoint": values["otlp_traces_endpoint"],
+    }
+
+
+def _cors(values: dict[str, Any], *, has_keys: bool) -> CorsConfig:
+    origins = values["allowed_origins"]
+    return CorsConfig(
+        # Whoever has no key is kept out by where a request comes from.
+        origins=origins if origins is not None else ("*",) if has_keys else (),
+        methods=values["allowed_methods"],
+        headers=values["allowed_headers"],
+        allow_credentials=values["allow_credentials"],
+    )
+
+
+def _listen(values: dict[str, Any], *, has_keys: bool, shares_port: bool) -> Listen:
+    return Listen(
         host=values["host"] or ("0.0.0.0" if has_keys else "127.0.0.1"),
         port=values["port"],
         root_path=values["root_path"],
         log_level=values["uvicorn_log_level"],
         access_log=not values["disable_uvicorn_access_log"],
-        shares_port=workers > 1,
+        shares_port=shares_port,
         ssl_keyfile=values["ssl_keyfile"],
         ssl_certfile=values["ssl_certfile"],
         ssl_ca_certs=values["ssl_ca_certs"],
         ssl_cert_reqs=values["ssl_cert_reqs"],
-    )
-    return ServeOptions(
-        engine=engine,
-        server=server,
-        listen=listen,
-        workers=workers,
-        uses_model_defaults=uses_defaults,
-        sampling_overrides=overrides,
     )
 
 

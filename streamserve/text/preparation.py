@@ -111,14 +111,10 @@ class Preparation:
 
         Raises `InvalidParameter` naming the parameter, or `ContextLengthExceeded`.
         """
-        for name, value, kind in (
-            ("sampling_params", params, SamplingParams),
-            ("request_id", request_id, str),
-            ("priority", priority, int),
-            ("cache_salt", cache_salt, str),
-        ):
-            if not isinstance(value, kind):
-                raise InvalidParameter(name, f"expected {kind.__name__}, got {type(value).__name__}")
+        _check_type("sampling_params", params, SamplingParams)
+        _check_type("request_id", request_id, str)
+        _check_type("priority", priority, int)
+        _check_type("cache_salt", cache_salt, str)
         sampling = self._resolve(params) if like is None else like.specs[0].sampling
         if params.truncate_prompt_tokens is None:
             self.check_length(prompt)
@@ -303,6 +299,11 @@ def _require_choice(sampling: Sampling) -> None:
     ):
         if left and not (left := left.difference(excluded)):
             raise InvalidParameter("allowed_token_ids", f"names only tokens that {name} excludes")
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise InvalidParameter(name, f"expected {kind.__name__}, got {type(value).__name__}")
 
 
 def _outputs(common: SequenceSpec, num_outputs: int) -> list[SequenceSpec]:

@@ -39,6 +39,7 @@ def document(root_path: str = "") -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components([*REQUESTS, *RESPONSES], ref_template="#/components/schemas/{name}")
     paths = {
         **openai.generation_paths(),
+        **openai.running_paths(),
         **anthropic.message_paths(),
         **responses.response_paths(),
         **openai.tokenizer_paths(),

@@ -100,7 +100,7 @@ RESPONSES: list[Body] = [
 
 
 def generation_paths() -> Paths:
-    """Models, completions, chats, embeddings, and what can be done with their streams and requests."""
+    """Models, completions, chats and embeddings."""
     return {
         "/v1/models": {"get": secured(operation("listModels", "The served models.", json_content(ModelList)))},
         "/v1/models/{name}": {
@@ -141,7 +141,6 @@ def generation_paths() -> Paths:
                 {"whole": _CHATS["whole"], "streamed": _CHATS["streamed"]},
             )
         },
-        "/v1/streams/{stream_id}": {"get": _continued()},
         "/v1/embeddings": {
             "post": with_body(
                 operation("createEmbedding", "A vector for each of one or several prompts.", json_content(EmbeddingList)),
@@ -149,6 +148,13 @@ def generation_paths() -> Paths:
                 _EMBEDDINGS,
             )
         },
+    }
+
+
+def running_paths() -> Paths:
+    """What can be done with requests and streams that run."""
+    return {
+        "/v1/streams/{stream_id}": {"get": _continued()},
         "/v1/requests/{request_id}/cancel": {
             "post": secured(
                 operation(
