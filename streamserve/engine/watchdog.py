@@ -1,7 +1,7 @@
 """Kills an engine process that hangs, so that its supervisor starts another and its streams go on.
 
 Runs on the event loop of an API side. A process that was stopped does not answer; one whose step never ends answers, and says
-since when its loop waits.
+since when its loop waits; one that was started again and hangs before it is ready is late.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ POLL_INTERVAL_S = 1.0
 SILENT_TIMEOUT_S = 30.0
 """Seconds without an answer: a step, however long, leaves the engine's event loop free to give one."""
 
+START_TIMEOUT_S = 60.0
+"""Seconds that a process that was started again gets at least until it is ready."""
+
+START_FACTOR = 4.0
+"""How many times as long as the start before it may take."""
+
 
 async def kill_when_hung(
     engine: RemoteEngine, process: EngineProcess, *, step_timeout_s: float, on_kill: Callable[[str], None]
 ) -> None:
     """Kill the process whenever it hangs, until cancelled.
 
-    step_timeout_s  seconds that a step may take; an engine without an answer gets `SILENT_TIMEOUT_S`, at most as long
+    step_timeout_s  seconds that a step may take; an engine without an answer gets `SILENT_TIMEOUT_S`, at most as long; one that
+                    is started again, at least as long
     on_kill         called with the reason before the process is killed
     """
     while True:
@@ -36,13 +43,17 @@ async def kill_when_hung(
 
 async def _hang(engine: RemoteEngine, step_timeout_s: float, silent_timeout_s: float) -> str:
     """Return once the engine hangs, with how that shows."""
-    silent_s = waiting_s = heartbeat_s = 0.0
+    silent_s = waiting_s = heartbeat_s = lost_s = 0.0
     # Time is counted in this loop's own polls: whoever stops and continues all processes must not find the engine killed.
     while True:
         await anyio.sleep(POLL_INTERVAL_S)
         if engine.is_lost:
             silent_s = waiting_s = heartbeat_s = 0.0
+            lost_s += POLL_INTERVAL_S
+            if lost_s >= max(step_timeout_s, START_TIMEOUT_S, START_FACTOR * sum(engine.info.startup_s.values())):
+                return f"it has not become ready for {lost_s:g} s"
             continue
+        lost_s = 0.0
         try:
             stats = await engine.stats()
         except Unavailable:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -276,3 +277,29 @@ async def test_an_engine_that_was_stopped_is_killed_and_its_streams_continue(
     assert whole.token_ids == continuation(spec.prompt_token_ids, 900)
     assert len(reasons) == 1
     assert "not answered" in reasons[0]
+
+
+async def test_an_engine_that_hangs_while_it_is_started_again_is_killed_and_its_streams_continue(
+    process: EngineProcess, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamserve.engine.watchdog.START_TIMEOUT_S", 5.0)
+    monkeypatch.setattr("streamserve.engine.watchdog.POLL_INTERVAL_S", 0.05)
+    reasons: list[str] = []
+    async with engine_at(process.address) as engine, anyio.create_task_group() as tasks:
+        spec = make_spec(max_tokens=900)
+        [stream] = await engine.open([spec])
+        await until(engine, lambda stats: stats.num_requests_paused == 1)
+        killed = process.pid
+        assert killed is not None
+        tasks.start_soon(partial(keep_running, process, max_restarts=9, on_restart=lambda *_: None))
+        tasks.start_soon(partial(kill_when_hung, engine, process, step_timeout_s=5.0, on_kill=reasons.append))
+        os.kill(killed, signal.SIGKILL)
+        with anyio.fail_after(60):
+            while process.pid in (killed, None):
+                await anyio.lowlevel.checkpoint()
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGSTOP)
+            whole = await read_all(stream)
+        tasks.cancel_scope.cancel()
+    assert whole.token_ids == continuation(spec.prompt_token_ids, 900)
+    assert "not become ready" in reasons[0]
