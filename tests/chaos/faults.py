@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 
 from streamserve.engine.ipc.link import LINK_WRITE
-from streamserve.fail_points import arm
+from streamserve.fail_points import arm, disarm
 from streamserve.process.error_stream import LOG_WRITE
 from streamserve.process.owned_folder import DISK_WRITE
 from streamserve.worker.step import DEVICE_FAILURE, STEP_STALL
@@ -79,6 +79,8 @@ class Faults:
         arm(self._folder, DEVICE_FAILURE)
 
     async def _stall_step(self) -> None:
+        # One at a time: an engine that is started again may have it, which takes a minute to be noticed.
+        disarm(self._folder, STEP_STALL)
         arm(self._folder, STEP_STALL)
 
     async def _cut_frames(self) -> None:
