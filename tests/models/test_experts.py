@@ -37,6 +37,7 @@ from streamserve_kernels import Routes, RoutingRule, quantize_fp8_rows
 from tests.models.families import EXPERTS, GLM4_MOE, GPT_OSS, SHAPE, TOLERANCE, load, prompt_of, reference_model
 from tests.models.four_bit_tensors import awq_tensors, gptq_tensors
 from tests.models.paged import PagedRun
+from tests.models.quantized import packed
 from tests.models.stored import MadeUp
 
 COUNT, HIDDEN, INNER = 4, 64, 96
@@ -117,16 +118,6 @@ def blocks(of: Numbers) -> Stored:
         "experts.down_proj_blocks": down,
         "experts.down_proj_scales": down_scales,
     }
-
-
-def packed(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """As MXFP4 with scales of 1/16: two numbers in a byte, the first in its lower half."""
-    digits = torch.searchsorted(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]), (weight * 16).contiguous()).to(
-        torch.uint8
-    )
-    groups = digits.unflatten(-1, (-1, 16, 2))
-    scales = torch.full(groups.shape[:-2], 127 - 4, dtype=torch.uint8)
-    return groups[..., 0] | (groups[..., 1] << 4), scales
 
 
 FUSED = ("experts.gate_up_proj", "experts.gate_up_proj", "experts.down_proj")

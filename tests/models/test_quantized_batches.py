@@ -31,8 +31,7 @@ from streamserve_kernels import Fp8Weight, dequantize_fp8, quantize_fp8_rows
 from tests.models.families import GPT_OSS, SHAPE, load, prompt_of, reference_model
 from tests.models.four_bit_tensors import awq, gptq, pack_quantized
 from tests.models.paged import PagedRun
-from tests.models.test_experts import packed
-from tests.models.test_quantized_checkpoints import FOUR, WIDE, Store, fp8_blocks, save_quantized
+from tests.models.quantized import FOUR, WIDE, Store, fp8_blocks, packed, save_quantized
 
 pytestmark = pytest.mark.slow
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from streamserve.checkpoint.names import resolve
@@ -18,45 +16,18 @@ from streamserve.models.architectures.base import CausalModel
 from streamserve.models.registry import read_arch
 from streamserve.models.weights.forms.int4 import Int4Form
 from streamserve.models.weights.loader import load_model
-from tests.models.families import SHAPE, load, prompt_of, reference_model
+from tests.models.families import load, prompt_of, reference_model
 from tests.models.four_bit_tensors import awq, gptq
 from tests.models.paged import PagedRun
+from tests.models.quantized import FOUR, WIDE, Store, fp8_blocks, save_quantized
 
 PROMPT = prompt_of(20)
-WIDE = SHAPE | {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}
-Store = Callable[[int, int], tuple[dict[str, Tensor], Tensor]]
 
 
 def logits(model: CausalModel) -> Tensor:
     return PagedRun(model).step({"a": PROMPT})["a"].float()
 
 
-def fp8_blocks(rows: int, columns: int) -> tuple[dict[str, Tensor], Tensor]:
-    weight, scale = torch.randn(rows, columns).to(torch.float8_e4m3fn), torch.rand(rows // 128, columns // 128) / 16 + 0.01
-    wide = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
-    return {"weight": weight, "weight_scale_inv": scale}, weight.double() * wide.double()
-
-
-def save_quantized(
-    folder: Path, store: Store, config: dict[str, Any], model: tuple[str, dict[str, Any]] = ("Llama", WIDE)
-) -> tuple[Path, Path]:
-    """A checkpoint whose linears are stored so, and one of the numbers that they stand for."""
-    quantized, expanded = folder / "quantized", folder / "expanded"
-    for each in (quantized, expanded):
-        reference_model(*model).save_pretrained(each)
-    tensors, plain = load_file(quantized / "model.safetensors"), load_file(expanded / "model.safetensors")
-    for name in [name.removesuffix(".weight") for name in tensors if name.endswith("proj.weight")]:
-        stored, numbers = store(*tensors.pop(f"{name}.weight").shape)
-        tensors |= {f"{name}.{end}": tensor.contiguous() for end, tensor in stored.items()}
-        plain[f"{name}.weight"] = numbers.float()
-    save_file(tensors, quantized / "model.safetensors")
-    save_file(plain, expanded / "model.safetensors")
-    settings = json.loads((quantized / "config.json").read_text()) | {"quantization_config": config}
-    (quantized / "config.json").write_text(json.dumps(settings))
-    return quantized, expanded
-
-
-FOUR = {"bits": 4, "group_size": 32}
 WAYS: dict[str, tuple[Store, dict[str, Any]]] = {
     "fp8 in blocks": (fp8_blocks, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
     "gptq": (gptq, FOUR | {"quant_method": "gptq"}),

@@ -12,8 +12,8 @@ from streamserve.scheduling.sequence import Sequence
 from streamserve.types import Sampling, SequenceSpec, TokenDelta
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import VOCAB, TinyLlama
-from tests.worker.test_replay import Playing
-from tests.worker.test_step import MakeStepper, prompt_of, sampled_specs
+from tests.worker.playing import Playing
+from tests.worker.work import MakeStepper, prompt_of, sampled_specs
 
 PROMPT = [5, 6, 7, 8, 9]
 

@@ -14,7 +14,7 @@ from streamserve.scheduling.plan import NO_TOKEN
 from streamserve.types import SequenceSpec, TokenDelta
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama
-from tests.worker.test_step import prompt_of
+from tests.worker.work import prompt_of
 
 MakeStepper = Callable[..., Stepper]
 BROKEN = 7

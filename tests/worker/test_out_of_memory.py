@@ -20,7 +20,7 @@ from streamserve.worker.divided_steps import halves
 from streamserve.worker.step_memory import OUT_OF_MEMORY, OUT_OF_MEMORY_AMONG_RANKS, AgreedMemory, LargestStep, TriedMemory
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama
-from tests.worker.test_step import prompt_of
+from tests.worker.work import prompt_of
 
 MakeStepper = Callable[..., Stepper]
 

@@ -13,9 +13,9 @@ from streamserve.types import Pooling, SequenceSpec, TokenDelta
 from streamserve.worker.step_memory import OUT_OF_MEMORY
 from tests.support.stepping import Stepper, spec
 from tests.support.tiny_model import TinyLlama
-from tests.worker.test_ranks import stepper_of, two_ranks
-from tests.worker.test_replay import Playing
-from tests.worker.test_step import prompt_of
+from tests.worker.playing import Playing
+from tests.worker.two_ranks import stepper_of, two_ranks
+from tests.worker.work import prompt_of
 
 MakeStepper = Callable[..., Stepper]
 

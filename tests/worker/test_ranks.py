@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,17 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from streamserve.checkpoint.names import resolve
-from streamserve.config import EngineConfig
 from streamserve.errors import EngineDead
 from streamserve.models.registry import REGISTRY
-from streamserve.scheduling.limits import SchedulerLimits
 from streamserve.types import EngineInfo, SequenceSpec
 from streamserve.worker.communication.gloo import GlooGroup
 from streamserve.worker.runner import Runner
 from tests.models.families import FAMILIES, SHAPE, reference_model
 from tests.support.ranks import RankThreads
 from tests.support.stepping import Stepper, spec
+from tests.worker.two_ranks import config_of, stepper_of, two_ranks
 
 VOCAB = 199
-STEP_TOKENS = 24
 ONE_KEY_HEAD = "one-key-head"
 DIVISIBLE = FAMILIES | {ONE_KEY_HEAD: ("Llama", SHAPE | {"num_key_value_heads": 1})}
 ALWAYS = (
@@ -35,37 +31,6 @@ ALWAYS = (
     *("olmo3", "glm4", "hunyuan", "ministral3", "qwen2-moe", "gpt-oss", ONE_KEY_HEAD),
 )
 """Those that have something of their own between ranks or between heads; the others run with the slow tests."""
-
-
-def config_of(folder: Path, **changes: Any) -> EngineConfig:
-    return EngineConfig(
-        model=str(folder),
-        device="cpu",
-        dtype="float32",
-        max_num_seqs=4,
-        max_num_batched_tokens=STEP_TOKENS,
-        max_model_len=64,
-        kv_cache_memory=1 << 20,
-        **changes,
-    )
-
-
-def stepper_of(runner: Any, info: EngineInfo, num_blocks: int) -> Stepper:
-    limits = SchedulerLimits(
-        num_blocks=num_blocks,
-        block_size=info.block_size,
-        windows=info.windows,
-        max_num_seqs=info.max_num_seqs,
-        max_num_batched_tokens=STEP_TOKENS,
-        max_model_len=info.max_model_len,
-    )
-    return Stepper(runner, limits)
-
-
-@contextmanager
-def two_ranks(folder: Path, **changes: Any) -> Iterator[tuple[RankThreads, EngineInfo]]:
-    with RankThreads(config_of(folder, **changes), 2) as ranks:
-        yield ranks, ranks.load()
 
 
 def prompt_of(length: int, seed: int) -> list[int]:
