@@ -7,19 +7,32 @@ residual. The token keeps its precision.
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
 from streamserve_kernels.activations import activate
 from streamserve_kernels.experts.launches import Layer
 from streamserve_kernels.launch import dependent_launch, kernel, power_of_two
-from streamserve_kernels.projections.fp8_rows import scales_of_columns
 from streamserve_kernels.projections.fp8_widen import bytes_of, has_conversion, widen
 from streamserve_kernels.reference.experts import Routes
 from streamserve_kernels.reference.projections.fp8 import BLOCK
 from streamserve_kernels.reference.quantized_experts import Fp8ExpertsWeight
 
 _BLOCK = tl.constexpr(BLOCK)
+
+
+@triton.jit
+def _scales_of_columns(scale_ptr, k, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Scales of BLOCK_K columns from k on, [BLOCK_N, BLOCK_K].
+
+    scale_ptr  of the block of the first column; one for all rows, or [BLOCK_N, 1]
+    A thread that has 16 columns of a tile reads one number for them.
+    """
+    columns = k + tl.arange(0, BLOCK_K // 16) * 16
+    alike = tl.zeros([BLOCK_N, 1], tl.int32)
+    scales = tl.load(scale_ptr + alike + (columns // _BLOCK)[None, :], mask=alike + columns[None, :] < K, other=0.0)
+    return tl.reshape(tl.broadcast_to(scales[:, :, None], [BLOCK_N, BLOCK_K // 16, 16]), [BLOCK_N, BLOCK_K])
 
 
 @kernel()
@@ -53,7 +66,7 @@ def _one_row_gate_up_kernel(
         offsets = tl.zeros([BLOCK_N, 1], tl.int32) + (lanes + k)[None, :]
         x = tl.load(x_ptr + offsets, mask=offsets < K, other=0.0).to(tl.float32)
         if SCALES > 1:
-            x = x * scales_of_columns(scale_ptrs, k, K, BLOCK_N, BLOCK_K)
+            x = x * _scales_of_columns(scale_ptrs, k, K, BLOCK_N, BLOCK_K)
         sums += widen(tile, BITS, tl.float32) * x
     result = tl.sum(sums, axis=1)
     if SCALES == 1:
@@ -101,7 +114,7 @@ def _one_row_down_kernel(
             x = tl.load(x_ptr + index * K + offsets, mask=held[None, :] & (offsets < K), other=0.0).to(tl.float32)
             if SCALES > 1:
                 block = tl.where(here, expert * ((N + _BLOCK - 1) // _BLOCK) + rows // _BLOCK, 0)
-                x = x * scales_of_columns(scale_ptr + block[:, None] * SCALES, k, K, BLOCK_N, BLOCK_K)
+                x = x * _scales_of_columns(scale_ptr + block[:, None] * SCALES, k, K, BLOCK_N, BLOCK_K)
             sums += widen(tile, BITS, tl.float32) * (x * factor[:, None])
         if bias_ptr is not None:
             result += tl.load(bias_ptr + first, mask=here, other=0.0).to(tl.float32) * weight

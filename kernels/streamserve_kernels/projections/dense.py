@@ -1,6 +1,6 @@
 """Linear layers for one to 64 rows, which stream the weights at the speed of memory, with their neighbours fused in.
 
-* One row: each program multiplies a few weight rows with the whole input on plain lanes.
+* One row: plain lanes (one_row.py).
 * Up to eight, where the inner dimension is short: a program's warps share it out, each multiplies its slice on tensor cores,
   and the slices are added at the end, so that a narrow layer fills the device without a second pass.
 * Up to `SKINNY_ROWS`: tiles stream through shared memory; the programs of a tile share out the inner dimension, and the last
@@ -20,70 +20,14 @@ import torch.nn.functional as F
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.activations import activate, gated_activation
+from streamserve_kernels.activations import gated_activation
 from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
 from streamserve_kernels.norms import rms_norm
-from streamserve_kernels.projections.epilogue import finish_products
+from streamserve_kernels.projections.epilogue import Epilogue, finish_products
+from streamserve_kernels.projections.one_row import one_row
 
 SKINNY_ROWS = 64
 """Rows up to which the tensor-core kernel is used instead of cuBLAS."""
-
-
-@kernel()
-def _one_row_kernel(
-    x_ptr, weight_ptr, norm_ptr, bias_ptr, residual_ptr, out_ptr,
-    N, eps,
-    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """out[n] = act(Σ weight[n, k] x'[k]) with x' = x or rms_norm(x); two tiles of weights are in registers ahead of use."""
-    if PDL:
-        cuda.gdc_launch_dependents()
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    lanes = tl.arange(0, BLOCK_K)
-    inside = rows < N
-    tile_ptrs = weight_ptr + rows.to(tl.int64)[:, None] * K + lanes[None, :]
-    mask = inside[:, None] & (lanes < K)[None, :]
-    next_mask = inside[:, None] & (lanes + BLOCK_K < K)[None, :]
-    tile = tl.load(tile_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
-    tile_next = tl.load(tile_ptrs + BLOCK_K, mask=next_mask, other=0.0, eviction_policy="evict_first")
-    if ACTIVATION != "none":
-        up_ptrs = tile_ptrs + N.to(tl.int64) * K
-        up = tl.load(up_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
-        up_next = tl.load(up_ptrs + BLOCK_K, mask=next_mask, other=0.0, eviction_policy="evict_first")
-        up_sum = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    squares = tl.zeros([BLOCK_K], tl.float32)
-    if PDL:
-        cuda.gdc_wait()
-    for k in range(0, K, BLOCK_K):
-        x = tl.load(x_ptr + k + lanes, mask=lanes + k < K, other=0.0).to(tl.float32)
-        if NORM:
-            squares += x * x
-            x = x * tl.load(norm_ptr + k + lanes, mask=lanes + k < K, other=0.0).to(tl.float32)
-        sums += tile.to(tl.float32) * x[None, :]
-        tile = tile_next
-        ahead = inside[:, None] & (lanes + k + 2 * BLOCK_K < K)[None, :]
-        tile_next = tl.load(tile_ptrs + k + 2 * BLOCK_K, mask=ahead, other=0.0, eviction_policy="evict_first")
-        if ACTIVATION != "none":
-            up_sum += up.to(tl.float32) * x[None, :]
-            up = up_next
-            up_next = tl.load(up_ptrs + k + 2 * BLOCK_K, mask=ahead, other=0.0, eviction_policy="evict_first")
-    result = tl.sum(sums, axis=1)
-    scale = 1.0
-    if NORM:
-        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-    result = result * scale
-    if BIAS:
-        result += tl.load(bias_ptr + rows, mask=inside, other=0.0).to(tl.float32)
-    if ACTIVATION != "none":
-        up_result = tl.sum(up_sum, axis=1) * scale
-        if BIAS:
-            up_result += tl.load(bias_ptr + N + rows, mask=inside, other=0.0).to(tl.float32)
-        result = activate(result, up_result, ACTIVATION)
-    if RESIDUAL:
-        result += tl.load(residual_ptr + rows, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + rows, result.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @kernel(do_not_specialize=["M"])
@@ -273,18 +217,10 @@ def _skinny(
     rows, inner = x.shape
     gated = activation != "none"
     outer = weight.shape[0] // 2 if gated else weight.shape[0]
-    out = x.new_empty(rows, outer)
-    fused = {
-        "NORM": norm_weight is not None, "BIAS": bias is not None, "RESIDUAL": residual is not None, "ACTIVATION": activation,
-    }  # fmt: skip
     residual = None if residual is None else residual.contiguous()
     if rows == 1:
-        block_n, block_k, warps = one_row_shape(outer, inner, gated)
-        _one_row_kernel[(-(-outer // block_n),)](
-            x, weight, norm_weight, bias, residual, out, outer, eps,
-            K=inner, BLOCK_N=block_n, BLOCK_K=block_k, **fused, num_warps=warps, **dependent_launch(x.device),
-        )  # fmt: skip
-        return out
+        return one_row(x, weight, Epilogue(bias, residual, activation), norm_weight=norm_weight, eps=eps)
+    out = x.new_empty(rows, outer)
     compute = tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16
     few = few_rows_shape(rows, outer, inner, gated)
     if few is not None:
@@ -292,7 +228,8 @@ def _skinny(
         per_tile = block_n // 2 if gated else block_n
         _few_rows_kernel[(-(-outer // per_tile),)](
             x, weight, norm_weight, bias, residual, out, rows, outer, eps,
-            K=inner, BLOCK_M=block_m, BLOCK_N=block_n, SLICES=slices, SLICE_K=slice_k, **fused, COMPUTE=compute,
+            K=inner, BLOCK_M=block_m, BLOCK_N=block_n, SLICES=slices, SLICE_K=slice_k, NORM=norm_weight is not None,
+            BIAS=bias is not None, RESIDUAL=residual is not None, ACTIVATION=activation, COMPUTE=compute,
             num_warps=slices, num_stages=1, **dependent_launch(x.device),
         )  # fmt: skip
         return out
@@ -313,13 +250,6 @@ def _skinny(
         num_warps=warps, num_stages=stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out
-
-
-def one_row_shape(outer: int, inner: int, gated: bool) -> tuple[int, int, int]:
-    """BLOCK_N, BLOCK_K and warps: enough programs to fill the device, few enough registers that successors fit beside them."""
-    if inner <= 3072:
-        return 4 if outer <= 2048 else 8, min(power_of_two(inner), 1024), 4
-    return (4, 512, 4) if gated else (8, 1024, 4)
 
 
 def few_rows_shape(rows: int, outer: int, inner: int, gated: bool) -> tuple[int, int, int, int] | None:
