@@ -28,6 +28,7 @@ ATTEMPTS = 4
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGE, USER = '{"role":"user","content":""}', '"max_tokens":1,"messages":[{"role":"user","content":"a"}]'
+SCHEMA = '"response_format":{"type":"json_schema","json_schema":{"name":"s","schema":{"type":"object","properties":{'
 CREATE = '"type":"completion.create","stream_id":"a"'
 TOOL = (
     '{"type":"function","function":{"name":"f%d","parameters":{"type":"object","properties":{'
@@ -53,6 +54,16 @@ BODIES = {
     "ids of nothing": body(CHAT, f'{{{USER},"zork":[', "97", 5_000_000, "]}"),
     "arrays of nothing": body(CHAT, f'{{{USER},"zork":[', "[]", 65_000, "]}"),
     "names of nothing": body(CHAT, f"{{{USER},", '"k%d":0', 60_000, "}"),
+    "depth": body(CHAT, f'{{{USER},"zork":{"[" * 126}', "0", 1, "]" * 126 + "}"),
+    "too much depth": body(CHAT, "[" * 15_000_000),
+    "an id": body(CHAT, f'{{{USER},"request_id":"', "aaaaaaa", 1_000_000, '"}'),
+    "a response's id": body(RESPONSES, '{"input":"a","previous_response_id":"resp_', "aaaaaaa", 1_000_000, '"}'),
+    "a template": body(CHAT, f'{{{USER},"chat_template":"', "{% if messages %}a{% endif %}", 8000, '"}'),
+    "a schema": body(CHAT, f"{{{USER},{SCHEMA}", '"p%d":{"type":"string","pattern":"^[a-z]{1,9}$"}', 16_000, "}}}}}"),
+    "a schema's depth": body(CHAT, f"{{{USER},{SCHEMA}", '"a":{"type":"object","properties":{' * 50, 1, "}" * 105),
+    "an expression": body(CHAT, f'{{{USER},"structured_outputs":{{"regex":"', "(a|b)*a(a|b)", 60_000, '"}}'),
+    "a grammar": body(CHAT, f'{{{USER},"structured_outputs":{{"grammar":"start: "', "r%d", 60_000, '"}}'),
+    "a choice": body(CHAT, f'{{{USER},"structured_outputs":{{"choice":[', '"choice %d"', 60_000, "]}}"),
     "a prompt of ids": body(COMPLETIONS, '{"max_tokens":1,"prompt":[', "97", 190_000, "]}"),
     "prompts of ids": body(COMPLETIONS, '{"max_tokens":1,"echo":true,"prompt":[', f"[{','.join(['97'] * 4000)}]", 250, "]}"),
     "prompts": body(COMPLETIONS, '{"max_tokens":1,"echo":true,"prompt":[', '"a"', 1024, "]}"),
@@ -148,7 +159,10 @@ async def test_no_body_holds_up_other_streams_for_more_than_20_ms(worker_process
     holds: dict[str, float] = {}
     allowed = allowed_s()
     engine = ScriptedEngine(reply=reply, max_model_len=200_000)
-    async with live_server(engine) as server, sender(server.port) as process:
+    async with (
+        live_server(engine, trust_request_chat_template=True) as server,
+        sender(server.port) as process,
+    ):
         for name, large in BODIES.items():
             # What the machine adds is not there each time.
             for _ in range(ATTEMPTS):
