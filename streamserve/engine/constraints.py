@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from anyio.lowlevel import checkpoint
+
 from streamserve.errors import UnsupportedParameter
 from streamserve.scheduling.constraint import Constraint
 from streamserve.types import SequenceSpec, StructuredOutputs
@@ -27,7 +29,13 @@ async def compile_constraints(specs: list[SequenceSpec], compile_one: CompileCon
 
     Raises `UnsupportedParameter` without a compiler, and whatever the compiler raises.
     """
-    return [None if spec.structured_outputs is None else await _compile(spec.structured_outputs, compile_one) for spec in specs]
+    constraints: list[Constraint | None] = []
+    for spec in specs:
+        constraints.append(None if spec.structured_outputs is None else await _compile(spec.structured_outputs, compile_one))
+        if len(specs) > 1:
+            # What is compiled already is copied, which takes milliseconds.
+            await checkpoint()
+    return constraints
 
 
 async def _compile(outputs: StructuredOutputs, compile_one: CompileConstraint | None) -> Constraint:

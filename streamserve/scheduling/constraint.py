@@ -11,6 +11,11 @@ from typing import Protocol
 class Constraint(Protocol):
     """The language that one sequence's output must belong to, and how far into it the output is."""
 
+    @property
+    def spent_s(self) -> float:
+        """Processor seconds that its masks have taken so far."""
+        ...
+
     def bitmask(self) -> bytes:
         """The tokens allowed next, as little-endian int32 words: bit t is set when token t may be sampled."""
         ...

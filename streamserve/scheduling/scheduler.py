@@ -18,6 +18,7 @@ from streamserve.errors import InvalidParameter, UnsupportedParameter
 from streamserve.scheduling.constraint import Constraint
 from streamserve.scheduling.counters import Counters
 from streamserve.scheduling.limits import SchedulerLimits
+from streamserve.scheduling.mask_turns import MaskTurns
 from streamserve.scheduling.outcome import OUT_OF_MEMORY, append_tokens, delta_of, final_delta, pooled_delta
 from streamserve.scheduling.plan import NO_TOKEN, RowWork, StepResult
 from streamserve.scheduling.progress_reports import ProgressReports
@@ -45,6 +46,7 @@ class Scheduler:
         self.intake = Intake(limits, self.registry)
         self._ids = IdCheck(limits.vocab_size)
         self.progress = ProgressReports(self.registry.tenants, self.intake.wait_s)
+        self._masks = MaskTurns()
         self._unreported: Deltas = []
         self._arrivals = 0
         self._next_step = 0
@@ -86,7 +88,9 @@ class Scheduler:
             raise UnsupportedParameter("structured_outputs", "this engine compiles no grammars")
         if constraint is not None:
             replay(constraint, spec.generated_token_ids)
-            require_choice(constraint, spec)
+            if not request.sequences:
+                # Outputs of a request begin alike, and a mask may take long.
+                require_choice(constraint, spec)
         order = order_of(self.limits.policy, spec.priority, self._arrivals)
         deadline = None if spec.max_time_s is None else request.arrived_at + spec.max_time_s
         sequence = Sequence(spec, order, deadline, constraint, request)
@@ -173,7 +177,8 @@ class Scheduler:
         """
         self._end_overdue(now)
         self.registry.make_room()
-        builder = StepBuilder(self._next_step, self.step_tokens)
+        self._masks.begin(self.registry.running)
+        builder = StepBuilder(self._next_step, self.step_tokens, self._masks)
         unfinished = self._plan_decodes(builder)
         if unfinished or self.registry.waiting:
             self._plan_prompts(builder, unfinished, now)
@@ -263,7 +268,7 @@ class Scheduler:
 
     def _plan_special(self, builder: StepBuilder, sequence: Sequence) -> None:
         """The next token of a sequence with a constraint or limited reasoning, with drafts or with drafts in flight."""
-        if sequence.awaits_commit:
+        if sequence.awaits_commit or not self._masks.has_turn(sequence):
             return
         if sequence.num_computed == sequence.reach and not self._grow(builder, sequence):
             return
@@ -296,6 +301,7 @@ class Scheduler:
 
         What is left when all that are owed tokens have had them is for whoever comes next.
         """
+        self._masks.begin_prompts()
         num_waiting = len(self.registry.waiting)
         turns = self.registry.tenants.begin_round(builder.budget, unfinished)
         for share in turns:

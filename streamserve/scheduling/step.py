@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from streamserve.scheduling.mask_turns import MaskTurns
 from streamserve.scheduling.plan import Plan, RowDrafts, RowGrowth, RowStart, RowWork
 from streamserve.scheduling.sequence import Sequence
 
@@ -53,6 +54,7 @@ class StepBuilder:
         "drafts",
         "growths",
         "index",
+        "masks",
         "pooled",
         "prefilling",
         "prefills",
@@ -62,13 +64,15 @@ class StepBuilder:
         "turn_budget",
     )
 
-    def __init__(self, index: int, budget: int) -> None:
+    def __init__(self, index: int, budget: int, masks: MaskTurns) -> None:
         """budget  tokens that the step may compute
+        masks   whose masks may be computed
 
         The attributes `scoring_budget`, `draft_budget` and `turn_budget` are the shares of it that may have prompt logprobs, be
         drafts, and be the prompts of the tenant whose turn it is.
         """
         self.index = index
+        self.masks = masks
         self.draft_budget = 0
         self.budget = self.scoring_budget = self.turn_budget = budget
         self.starts: list[RowStart] = []
@@ -101,6 +105,9 @@ class StepBuilder:
     def allowance(self, sequence: Sequence) -> int:
         """How many more of its tokens the step may compute."""
         left = sequence.num_known - sequence.num_computed
+        if not self.masks.has_time(sequence):
+            # All but the one behind which its first token comes.
+            left -= 1
         room = min(self.room, self.scoring_budget) if sequence.wants_prompt_logprobs else self.room
         return min(room, left)
 
@@ -115,7 +122,7 @@ class StepBuilder:
         end = start + count
         is_pooled = sequence.spec.pooling is not None
         samples = end == sequence.num_known and not is_pooled
-        bitmask = sequence.bitmask() if samples and sequence.is_special else None
+        bitmask = self.masks.mask(sequence) if samples and sequence.is_special else None
         works, owners = (self.decodes, self.decoding) if count == 1 else (self.prefills, self.prefilling)
         works.append(RowWork(sequence.row, start, count, int(samples), bitmask))
         if sequence.wants_prompt_logprobs:

@@ -20,6 +20,8 @@ CHOICE = StructuredOutputs(choice=["yes", "no"])
 class ThreeTokens:
     """A language whose every text is three tokens long."""
 
+    spent_s = 0.0
+
     def __init__(self) -> None:
         self.accepted: list[int] = []
 

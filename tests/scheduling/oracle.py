@@ -57,6 +57,8 @@ def embedding_of(spec: SequenceSpec) -> bytes:
 class Alternating:
     """A constraint: even tokens at even places, odd tokens at odd ones, and an end after so many."""
 
+    spent_s = 0.0
+
     def __init__(self, num_places: int) -> None:
         self._num_places = num_places
         self._place = 0

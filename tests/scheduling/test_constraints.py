@@ -15,6 +15,8 @@ from tests.scheduling.play import Play, rows, spec
 class OneOf:
     """Allows, at each place, one of the given tokens; finished after the last place."""
 
+    spent_s = 0.0
+
     def __init__(self, *places: set[int]) -> None:
         self.places = list(places)
 
@@ -74,6 +76,46 @@ def test_the_bitmask_goes_with_the_step_that_samples() -> None:
     assert first is not None
     assert second is not None
     assert [first.work[0].allowed_bitmask, second.work[0].allowed_bitmask] == [None, (1 << 3).to_bytes(4, "little")]
+
+
+class Slow(OneOf):
+    """Each mask takes 10 ms."""
+
+    def bitmask(self) -> bytes:
+        self.spent_s += 0.01
+        return super().bitmask()
+
+
+def test_sequences_whose_masks_take_long_take_turns_and_all_come_to_their_ends() -> None:
+    """A mask may take as long as the grammar library permits, and a request may have 128 outputs."""
+    play = Play(num_blocks=256, max_num_seqs=16, max_num_batched_tokens=128)
+    slow = {f"slow{index}": Slow(*[{3}] * 5) for index in range(12)}
+    for name, constraint in slow.items():
+        play.add(constrained(name), constraint=constraint)
+    play.add(spec("other", max_tokens=40))
+    num_steps, last_s = 0, 0.0
+    while play.submit() is not None:
+        spent_s = sum(each.spent_s for each in slow.values())
+        # 15 and 5 ms, and in each case the mask that was begun.
+        assert spent_s - last_s <= 0.0301
+        num_steps, last_s = num_steps + 1, spent_s
+        play.commit()
+    assert num_steps >= 40
+    assert all(play.tokens(name) == [3] * 5 for name in slow)
+    assert play.tokens("other") == expected(spec("other", max_tokens=40))[0]
+
+
+def test_where_those_that_were_left_out_end_the_first_have_their_turn_again() -> None:
+    play = Play(num_blocks=256, max_num_seqs=8, max_num_batched_tokens=128)
+    for index in range(4):
+        play.add(constrained(f"slow{index}", max_tokens=30), constraint=Slow(*[{3}] * 30))
+    for _ in range(8):
+        play.submit()
+        play.commit()
+    for index in (2, 3):
+        play.scheduler.abort(f"slow{index}")
+    play.finish()
+    assert play.tokens("slow0") == play.tokens("slow1") == [3] * 30
 
 
 def test_a_stop_token_ends_a_constrained_sequence_as_any_other() -> None:
