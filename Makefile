@@ -20,7 +20,7 @@ help:
 	@echo "make test         the default tests; PYTEST='-m slow' and the like adds arguments"
 	@echo "make test-lowest  the same with the lowest permitted version of every package"
 	@echo "make lint         ruff and mypy"
-	@echo "make loadtest     serve the demo model under load and write loadtest/report.html; LOADTEST='--shape soak' and the like"
+	@echo "make loadtest     serve the demo model under load and write loadtest/report.html; LOADTEST='--shape soak', SERVE=flags of the server"
 	@echo "make readers      what slow and absent readers cost the others"
 	@echo "make hang-ups     20 000 clients that leave at any moment, and what the server then holds"
 	@echo "make overload     ten times what the server can do, and one key beside another"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -32,10 +33,15 @@ def main() -> int:
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[tuple[str, int]]:
-    """Serve the model that the environment names as MODEL, else the demo model; yields the address and the process."""
+    """Serve the model that the environment names as MODEL, else the demo model; yields the address and the process.
+
+    arguments  for the server, before those that the environment has as SERVE
+    """
     port, model = _free_port(), os.environ.get("MODEL", "demo")
     command = [sys.executable, "-m", "streamserve", "serve", model, "--port", str(port), "--disable-uvicorn-access-log"]
-    server = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, process_group=0)
+    server = subprocess.Popen(
+        [*command, *arguments, *shlex.split(os.environ.get("SERVE", ""))], stdin=subprocess.DEVNULL, process_group=0
+    )
     try:
         _wait_until_ready(server, port)
         yield f"http://127.0.0.1:{port}", server.pid

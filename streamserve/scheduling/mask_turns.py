@@ -1,8 +1,8 @@
 """Whose masks are computed in a step, where those of all sequences would take so long that others notice: they take turns.
 
-Runs on the engine's event loop. Reads no clock: constraints say how long their masks took. A grammar may be made so that each of
-its masks takes as long as the library's limits permit, and a request may have many outputs; such sequences get fewer tokens, and
-no other waits for them.
+Runs on the engine's event loop. Reads no clock: constraints say how long their masks took. A grammar may be made so that each
+of its masks takes as long as the library's limits permit, and a request may have many outputs; such sequences get fewer tokens,
+and no other waits for them.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_another_engine_goes_on_as_the_first_would_have(num_generated: int) -> N
 
 def test_a_mask_of_the_constraint_allows_no_more_than_the_mark() -> None:
     class Anything:
-        is_complete = False
+        is_complete, spent_s = False, 0.0
 
         def __init__(self) -> None:
             self.accepted: list[int] = []
