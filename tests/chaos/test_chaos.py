@@ -37,7 +37,7 @@ MOST_HELD = CLIENTS + 4 * USERS
 """Sequences that there can be: one of each client and three of each user, and those of responses that were left running."""
 
 CONTEXT = 640
-RECOVERY_S = 120.0
+RECOVERY_S = 240.0
 SEQUENCES = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(SECONDS * 2 + 180)]

@@ -50,11 +50,13 @@ async def users_running(url: str, count: int, losses: Losses, folder: Path) -> A
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", url, "--headless", "--skip-log"]
     sizes = ["--users", str(count), "--spawn-rate", str(count), "--stop-timeout", str(STOP_TIMEOUT_S)]
     environment = {**os.environ, FATES: str(fates)}
-    async with await anyio.open_process(
-        [*command, *sizes], env=environment, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
-    ) as process:
+    log = folder / "locust.log"
+    with log.open("wb") as output:
+        opened = await anyio.open_process([*command, *sizes], env=environment, stdin=DEVNULL, stdout=output, stderr=output)
+    async with opened as process:
         try:
             yield outcomes
+            assert process.returncode is None, f"the users have left with {process.returncode}: {log.read_text()[-2000:]}"
             process.send_signal(signal.SIGTERM)
             with anyio.fail_after(STOP_TIMEOUT_S + 30):
                 await process.wait()
