@@ -61,5 +61,5 @@ class FrameDecoder(Generic[M]):
     def _decode(self, frame: bytes) -> M:
         try:
             return self._decoder.decode(frame)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProtocolViolation(str(error)) from error

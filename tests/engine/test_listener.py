@@ -120,7 +120,17 @@ async def test_an_abort_in_the_same_burst_finds_its_sequence(serving: Serving, a
         assert (stats.stats.num_requests_waiting, stats.stats.num_requests_running, stats.stats.num_aborts) == (0, 0, 1)
 
 
-@pytest.mark.parametrize("rubbish", [b"GET / HTTP/1.1\r\n\r\n", b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\2\x91\x63"])
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\1\xc1",
+        b"\0\0\0\2\x91\x63",
+        # An abort whose id is no UTF-8, as what follows half a frame may be.
+        b"\0\0\0\5\x93\x02\xa1\xff\xc0",
+    ],
+)
 async def test_a_peer_that_talks_nonsense_is_cut_off_alone(
     serving: Serving, address: str, remote: RemoteEngine, make_spec: MakeSpec, rubbish: bytes
 ) -> None:
