@@ -28,13 +28,17 @@ _COLUMNS, _ROWS = tl.constexpr(COLUMNS), tl.constexpr(ROWS)
 @triton.jit
 def _groups(ptr, block, chunk, known, K: tl.constexpr, GROUP: tl.constexpr):
     """The words of rows g and g + 8 of blocks [tiles] of 16 rows, in chunks [tiles] of 64 columns; broadcast to their words."""
-    if GROUP == 32:
-        group = (chunk * 2)[:, None, None, None] + (tl.arange(0, 4) // 2)[None, None, None, :]
-    else:
-        group = (chunk * _COLUMNS // GROUP)[:, None, None, None]
     first = (block.to(tl.int64) * (K // GROUP * 8))[:, None, None, None]
     lanes = tl.arange(0, 8)[None, :, None, None]
-    return tl.load(ptr + first + (group * 8 + lanes), mask=known[:, None, None, None], other=0).to(tl.int32)
+    if GROUP == 32:
+        group = (chunk * 2)[:, None, None, None] + tl.arange(0, 2)[None, None, None, :]
+    else:
+        group = (chunk * _COLUMNS // GROUP)[:, None, None, None]
+    found = tl.load(ptr + first + (group * 8 + lanes), mask=known[:, None, None, None], other=0).to(tl.int32)
+    if GROUP == 32:
+        # Two of four words each.
+        found = tl.reshape(tl.broadcast_to(found[:, :, :, :, None], [block.shape[0], 8, 1, 2, 2]), [block.shape[0], 8, 1, 4])
+    return found
 
 
 @triton.jit

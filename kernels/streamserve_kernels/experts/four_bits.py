@@ -51,7 +51,7 @@ def _multiply(product: Product[FourBits], shape: ProductShape | None) -> None:
     tokens, operands, constants = product.tokens, *_operands(product.weight)
     constants |= {"PACKED": product.x.device.type != "cpu", "COMPUTE": compute_dtype(product.x.dtype)}
     if shape is not None:
-        unroll = shape.block_k // COLUMNS
+        unroll = shape.block_k // COLUMNS if product.weight.shape[2] % shape.block_k == 0 else 1
         product.launch(tile_kernel, shape, *operands, BLOCK_N=shape.block_n, UNROLL=unroll, **constants)
         return
     ids, first_expert = (tokens.expert_ids, tokens.first_expert) if isinstance(tokens, LoneToken) else (None, 0)
@@ -82,7 +82,9 @@ def product_shape(num_places: int, num_experts: int) -> ProductShape | None:
     if mean <= FEW_MEAN:
         return None
     if mean <= 12:
-        return ProductShape(16, 128, COLUMNS, 4, 4, False)
+        return ProductShape(16, 128, 2 * COLUMNS, 4, 4, False)
     if mean <= 24:
         return ProductShape(32, 128, COLUMNS, 4, 4, False)
-    return ProductShape(64 if mean <= 64 else 128, 128, COLUMNS, 8, 3, False)
+    if mean <= 96:
+        return ProductShape(64, 128, COLUMNS, 4, 3, False)
+    return ProductShape(128, 128, COLUMNS, 8, 3, False)
