@@ -23,6 +23,8 @@ from streamserve.models.communicator import Apart
 from streamserve.models.layers.experts import Experts, Router
 from streamserve.models.mixture import ExpertTensors, Mixture
 from streamserve.models.registry import read_arch
+from streamserve.models.weights.experts import four_bits as four_bit_experts
+from streamserve.models.weights.experts.choose import make_experts
 from streamserve.models.weights.experts.dense import DenseExperts
 from streamserve.models.weights.experts.form import ExpertsForm
 from streamserve.models.weights.experts.four_bits import FourBitExperts
@@ -30,6 +32,7 @@ from streamserve.models.weights.experts.fp8 import Fp8Experts
 from streamserve.models.weights.experts.mxfp4 import Mxfp4Experts
 from streamserve.models.weights.experts.spec import ExpertsSpec
 from streamserve.models.weights.loader import load_model
+from streamserve.models.weights.noise import random_words
 from streamserve.models.weights.placement import Placement
 from streamserve.models.weights.schemes.table import schemes_of
 from streamserve.models.weights.storage import WeightStorage
@@ -271,6 +274,23 @@ def test_packed_experts_are_known_by_the_names_of_their_tensors() -> None:
     for end in ("weight", "qweight", "weight_packed"):
         assert each.are_in({f"mlp.experts.0.down_proj.{end}"}, "mlp.")
         assert not stacked.are_in({f"mlp.experts.0.down_proj.{end}"}, "mlp.")
+
+
+def test_experts_that_could_stay_packed_are_expanded_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(four_bit_experts, "can_keep_grouped", lambda dtype, device: True)
+    way = PACKED["GPTQ"]
+    for quantization, form in (("auto", FourBitExperts), ("gptq", FourBitExperts), ("none", DenseExperts)):
+        place = Placement(torch.float32, torch.device("cpu"), storage=WeightStorage({}, way.config, quantization))
+        spec = ExpertsSpec.of(arch_of(way.tensors)[1], HIDDEN, PREFIX, place)
+        assert isinstance(make_experts(spec, place), form)
+
+
+def test_random_words_have_digits_that_are_8_on_average_and_rows_that_do_not_follow_from_each_other() -> None:
+    digits = torch.stack([random_words(torch.empty(64, 256)) >> shift & 15 for shift in range(0, 32, 4)], dim=-1).flatten(1)
+    centred = digits.double() - 8
+    assert abs(centred.mean()) < 0.05
+    rows = torch.nn.functional.normalize(centred, dim=1)
+    assert (rows @ rows.T - torch.eye(64)).abs().max() < 0.12
 
 
 def test_random_experts_take_the_form_of_the_config() -> None:

@@ -23,8 +23,8 @@ def draw() -> Tensor:
 def random_words(like: Tensor) -> Tensor:
     """int32 numbers of this shape and device, whose digits of four bits are 1 to 15 and 8 on average.
 
-    Their places, hashed (Wellons, 2018, https://nullprogram.com/blog/2018/07/31/). Rows that follow from each other, or with a mean,
-    would make tokens more alike from layer to layer, until they go to few of a mixture's experts.
+    Their places, hashed (Wellons, 2018, https://nullprogram.com/blog/2018/07/31/). Rows that follow from each other, or have a
+    mean, would make tokens more alike from layer to layer, until they go to few of a mixture's experts.
     """
     words = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, 1)):
