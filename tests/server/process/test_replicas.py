@@ -102,7 +102,7 @@ async def two_replicas(folder: Path, *arguments: str) -> AsyncIterator[TwoReplic
 
 @pytest.fixture(autouse=True)
 def engines_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
 
 def text_of(prompt: list[int], num_tokens: int) -> str:
