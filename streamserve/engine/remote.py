@@ -218,6 +218,11 @@ class RemoteEngine:
         return self._ended.is_set()
 
     @property
+    def has_started(self) -> bool:
+        """Whether the engine has been ready, at some time."""
+        return self._info is not None
+
+    @property
     def will_return(self) -> bool:
         """Whether an engine is started again when this one ends, as far as is known."""
         return self._will_return

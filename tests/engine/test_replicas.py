@@ -194,6 +194,7 @@ async def test_streams_of_a_replica_that_will_not_return_continue_and_the_last_o
     processes: Pair, make_spec: MakeSpec
 ) -> None:
     """Last of these tests: it ends both processes."""
+    addresses = [process.address for process in processes]
     async with replicas_of(processes) as replicas:
         streams = await replicas.open([make_spec(max_tokens=4000) for _ in range(2)])
         await until(replicas, lambda stats: stats.num_requests_paused == 2)
@@ -201,10 +202,20 @@ async def test_streams_of_a_replica_that_will_not_return_continue_and_the_last_o
         await until(replicas, lambda stats: stats.num_requests_paused == 2)
         with anyio.fail_after(10):
             await replicas.replicas[0].wait_ended()
+            await assert_a_worker_may_still_start(addresses, make_spec)
             await anyio.to_thread.run_sync(processes[1].stop)
             wholes = await read_together(streams)
             await replicas.wait_ended()
     assert [whole.error and whole.error.code for whole in wholes] == ["engine_dead"] * 2
+
+
+async def assert_a_worker_may_still_start(addresses: list[str], make_spec: MakeSpec) -> None:
+    late = ReplicaSet(addresses, awaits_start=True, stream_limits=PAUSING_SOON)
+    await late.start()
+    [stream] = await late.open([spec := make_spec()])
+    assert (await read_all(stream)).token_ids == continuation(spec.prompt_token_ids, 10)
+    assert [snapshot.stats is None for snapshot in await late.snapshots()] == [True, False]
+    await late.stop()
 
 
 def test_statistics_of_several_engines_add_up() -> None:

@@ -23,7 +23,7 @@ from streamserve.engine.remote import RemoteEngine
 from streamserve.engine.replicas.routing_memory import RoutingMemory
 from streamserve.engine.replicas.summed_stats import summed
 from streamserve.engine.stream import ChannelStream, StreamLimits
-from streamserve.errors import QueueFull, Unavailable
+from streamserve.errors import EngineDead, QueueFull, Unavailable
 from streamserve.routing.policy import RoutingPolicy
 from streamserve.routing.prefix_keys import PrefixKeys, prefix_keys
 from streamserve.routing.router import Router
@@ -92,19 +92,25 @@ class ReplicaSet:
 
     @property
     def info(self) -> EngineInfo:
-        """The first replica's; all have the same model and settings."""
-        return self._replicas[0].engine.info
+        """The first replica's that has been there; all have the same model and settings."""
+        started = [engine for engine in self.replicas if engine.has_started]
+        return (started or self.replicas)[0].info
 
     async def start(self) -> EngineInfo:
-        """Connect to every replica and wait until all have loaded; raises what kept one from it."""
+        """Connect to every replica and wait until all have loaded; raises what kept one from it.
+
+        With `awaits_start` those that have ended for good are left out, unless all have.
+        """
         try:
-            await asyncio.gather(*(engine.start() for engine in self.replicas))
+            await asyncio.gather(*(self._start(engine) for engine in self.replicas))
+            info = self.info
         except BaseException:
             await self.stop()
             raise
         for replica in self._replicas:
-            self._spawn(self._watch(replica))
-        return self.info
+            if replica.engine.has_started:
+                self._spawn(self._watch(replica))
+        return info
 
     async def open(self, specs: list[SequenceSpec]) -> list[SequenceStream]:
         """Admit sequences, all or none; see `Engine.open`. Those with one prompt go to one replica.
@@ -192,7 +198,7 @@ class ReplicaSet:
 
     async def snapshots(self) -> list[EngineSnapshot]:
         """Facts and statistics of each replica, by number."""
-        return await asyncio.gather(*(replica.snapshot() for replica in self._replicas))
+        return await asyncio.gather(*(replica.snapshot(self.info) for replica in self._replicas))
 
     async def stop(self) -> None:
         """End every stream with `EngineDead`, and disconnect. Idempotent."""
@@ -207,6 +213,13 @@ class ReplicaSet:
         """Return once every replica has ended and none will be restarted."""
         for engine in self.replicas:
             await engine.wait_ended()
+
+    async def _start(self, engine: RemoteEngine) -> None:
+        try:
+            await engine.start()
+        except EngineDead:
+            if not self._awaits_start:
+                raise
 
     def _replica(self, number: int, address: str | Place) -> _Replica:
         engine = RemoteEngine(
@@ -381,11 +394,13 @@ class _Replica:
                 scope.cancel()
         return stats
 
-    async def snapshot(self) -> EngineSnapshot:
-        with anyio.move_on_after(SNAPSHOT_TIMEOUT_S):
-            [snapshot] = await self.engine.snapshots()
-            return snapshot
-        return EngineSnapshot(self.engine.info, None)
+    async def snapshot(self, info: EngineInfo) -> EngineSnapshot:
+        """What is known of it; `info` is what all replicas have in common."""
+        if self.engine.has_started:
+            with anyio.move_on_after(SNAPSHOT_TIMEOUT_S):
+                [snapshot] = await self.engine.snapshots()
+                return snapshot
+        return EngineSnapshot(info, None)
 
 
 def _keys(spec: SequenceSpec, block_size: int) -> PrefixKeys:
