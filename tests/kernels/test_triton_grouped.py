@@ -10,6 +10,7 @@ from streamserve_kernels.reference.projections.grouped import GroupedWeight, deq
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
 projections, kernels = triton_area("projections.quantized"), triton_area("projections.grouped_tiles")
+lone = triton_area("projections.grouped_one_row")
 EPS = 1e-6
 HALVES = [dtype for dtype in DTYPES if dtype is not torch.float32]
 GPU = pytest.mark.skipif(DEVICE.type != "cuda", reason="minutes in the interpreter")
@@ -29,7 +30,9 @@ def weight_of(outer: int, inner: int, group: int, *, zero: bool = False, order: 
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("rows", [1, 9, pytest.param(5, marks=GPU), pytest.param(70, marks=GPU), pytest.param(600, marks=GPU)])
+@pytest.mark.parametrize(
+    "rows", [1, 5, 9, pytest.param(8, marks=GPU), pytest.param(70, marks=GPU), pytest.param(600, marks=GPU)]
+)
 @pytest.mark.parametrize(
     ("outer", "inner", "group", "zero", "order"),
     [(64, 192, 64, False, False), (32, 640, 128, True, False), (32, 128, 32, True, False), (32, 128, 32, False, True)],
@@ -58,6 +61,38 @@ def test_programs_may_share_out_the_columns(tiles: tuple[int, ...]) -> None:
     weight, x = weight_of(96, 384, 128, zero=True), random(20, 384, dtype=torch.float16)
     product = kernels.some_rows(x, weight, kernels.Epilogue(), shape=kernels.Tiles(*tiles))
     assert relative_error(product, reference.linear(x.float(), weight)) < LIMITS[torch.float16]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2), (4, 2)])
+def test_a_lone_row_is_multiplied_alike_by_any_number_of_warps(shape: tuple[int, int]) -> None:
+    # The last tile has no other beside it, and the last unit half of its columns.
+    weight, x, norm = weight_of(48, 576, 64, zero=True), random(1, 576, dtype=torch.float16), random(576)
+    expected = reference.norm_linear(x.float(), norm, EPS, weight)
+    assert relative_error(lone.one_row(x, weight, lone.Epilogue(), norm, EPS, shape=shape), expected) < 1e-3
+
+
+def test_a_lone_row_keeps_its_precision_beside_outliers() -> None:
+    weight, x = weight_of(32, 512, 128), random(1, 512, dtype=torch.float16)
+    x[0, 5], x[0, 300] = 60, -3000
+    x[0, 128:256] = 0
+    residual = torch.zeros(1, 32, dtype=torch.float16, device=DEVICE)
+    expected = reference.linear(x.float(), weight)
+    assert relative_error(lone.one_row(x, weight, lone.Epilogue(residual=residual)), expected) < 4e-4
+    without = x.clone()
+    without[0, [5, 300]] = 0
+    smaller = reference.linear(without.float(), weight)
+    difference = lone.one_row(x, weight, lone.Epilogue()).float() - (expected - smaller)
+    # Rounded to bf16, the rest of the outliers' groups would still be there; rounded to 8 bits, it would be lost.
+    assert relative_error(difference, smaller) < 0.05
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_what_is_not_finite_makes_products_so() -> None:
+    weight, x = weight_of(32, 256, 128), random(1, 256, dtype=torch.float16)
+    x[0, 7] = float("nan")
+    assert not bool(torch.isfinite(lone.one_row(x, weight, lone.Epilogue())).any())
+    x[0, 7] = float("inf")
+    assert not bool(torch.isfinite(lone.one_row(x, weight, lone.Epilogue())).any())
 
 
 @pytest.mark.parametrize("zero", [False, True])

@@ -1,7 +1,7 @@
 """Products with weights of 4-bit integers: which kernel multiplies, and what is fused with it.
 
-Activations keep their precision. Up to `MOST_ROWS` weights are unpacked in registers (grouped_rows.py, grouped_tiles.py); for
-more, a weight is expanded in memory, and cuBLAS multiplies it.
+Activations keep their precision. Weights are unpacked in registers, for one row (grouped_one_row.py), few (grouped_rows.py) and
+up to `MOST_ROWS` (grouped_tiles.py); for more, a weight is expanded in memory, and cuBLAS multiplies it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor
 from streamserve_kernels.norms import rms_norm
 from streamserve_kernels.projections import dense
 from streamserve_kernels.projections.epilogue import Epilogue, finish
+from streamserve_kernels.projections.grouped_one_row import one_row
 from streamserve_kernels.projections.grouped_rows import FEW_ROWS, few_rows
 from streamserve_kernels.projections.grouped_tiles import expand, some_rows
 from streamserve_kernels.reference.projections.grouped import GroupedWeight
@@ -21,9 +22,12 @@ MOST_ROWS = 512
 
 def multiply(x: Tensor, weight: GroupedWeight, after: Epilogue, norm_weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
     """x' @ weight.T and what follows, with x' = x or rms_norm(x)."""
-    # Here and not in the kernels, which have no time for it: unpacking takes as long as reading.
-    x = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    if norm_weight is not None and (x.shape[0] > 1 or weight.order is not None):
+        # Not in the kernels of more rows, which have no time for it: unpacking takes as long as reading.
+        x, norm_weight = rms_norm(x, norm_weight, eps), None
     x = x.contiguous() if weight.order is None else x.index_select(1, weight.order)
+    if x.shape[0] == 1:
+        return one_row(x, weight, after, norm_weight, eps)
     if x.shape[0] <= FEW_ROWS:
         return few_rows(x, weight, after)
     if x.shape[0] <= MOST_ROWS:
