@@ -83,7 +83,7 @@ async def test_faults_lose_nothing_and_whoever_asks_after_them_is_answered(
                 injected = await inject(Faults(server, losses, folder), server)
         finally:
             # What pytest shows when the test fails.
-            print(server.log)
+            print(server.log, json.dumps(load.outcomes, indent=1))
         await idle(server, num_open)
         print(json.dumps({"injected": injected, "outcomes": load.outcomes, "users": users}, indent=1))
         others = load.outcomes.total() - load.outcomes[LEFT] - load.outcomes[NO_TOKEN]
