@@ -27,8 +27,10 @@ def main() -> int:
     with serving() as (url, pid):
         # Users that the shape takes away finish what they have begun.
         quiet = ["--headless", "--stop-timeout", "60", "--only-summary", "--loglevel", "WARNING"]
+        # libev's epoll aborts the process when a socket is closed that another greenlet waits for.
+        environment = {"GEVENT_BACKEND": "poll", **os.environ}
         command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", url, "--server-pid", str(pid), *quiet]
-        return subprocess.run([*command, *sys.argv[1:]], check=False).returncode
+        return subprocess.run([*command, *sys.argv[1:]], env=environment, check=False).returncode
 
 
 @contextmanager
