@@ -204,5 +204,9 @@ def tile_kernel(
         words = tl.reshape(words, [per_tile, 8, 4, 4])
         weights = tl.reshape(_scaled(words, (factors, zeros), E2M1, PACKED, False, COMPUTE), [BLOCK_N, _COLUMNS])
         sums = tl.dot(weights, tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
+        if PACKED:
+            # Whatever uses sums waits for the product. Without it Triton 3.6 lets three of its four parts go on, whose weights'
+            # registers are written meanwhile: with two groups of warps in a program sums were not finite.
+            sums = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [sums], dtype=tl.float32, is_pure=True, pack=1)
         factors, zeros = next_factors, next_zeros
     store_tile(tl.trans(sums), bias_ptr, out_ptr, expert, tile, place, present, N, ACTIVATION)

@@ -73,7 +73,7 @@ def _operands(weight: FourBits) -> tuple[tuple[torch.Tensor | None, ...], dict[s
 
 def few_shape() -> tuple[int, int]:
     """Warps of a program for few tokens, and steps that loads are ahead."""
-    return 4, 4
+    return 2, 16
 
 
 def product_shape(num_places: int, num_experts: int) -> ProductShape | None:
@@ -87,4 +87,4 @@ def product_shape(num_places: int, num_experts: int) -> ProductShape | None:
         return ProductShape(32, 128, COLUMNS, 4, 4, False)
     if mean <= 96:
         return ProductShape(64, 128, COLUMNS, 4, 3, False)
-    return ProductShape(128, 128, COLUMNS, 8, 3, False)
+    return ProductShape(128, 64, COLUMNS, 4, 4, False)
