@@ -5,6 +5,7 @@ Needs the extra `loadtest`. Exits with 1 when a threshold is not kept.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,14 @@ def judge(environment: Any, **_: Any) -> None:
     for each in found:
         print(f"not kept: {each}", file=sys.stderr)
     if options.report:
-        text = page(f"Load test: {options.shape}", " ".join(sys.argv), environment.sampler.samples, stats, found, held)
+        text = page(
+            f"Load test: {options.shape}",
+            shlex.join(["locust", *sys.argv[1:]]),
+            environment.sampler.samples,
+            stats,
+            found,
+            held,
+        )
         Path(options.report).write_text(text, encoding="utf-8")
         print(f"report: {options.report}", file=sys.stderr)
     environment.process_exit_code = int(bool(found))

@@ -29,8 +29,9 @@ def main() -> int:
         quiet = ["--headless", "--stop-timeout", "60", "--only-summary", "--loglevel", "WARNING"]
         # libev's epoll aborts the process when a socket is closed that another greenlet waits for.
         environment = {"GEVENT_BACKEND": "poll", **os.environ}
-        command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", url, "--server-pid", str(pid), *quiet]
-        return subprocess.run([*command, *sys.argv[1:]], env=environment, check=False).returncode
+        locust = [sys.executable, "-m", "locust", "-f", os.path.relpath(LOCUSTFILE)]
+        command = [*locust, "--host", url, "--server-pid", str(pid), *quiet, *sys.argv[1:]]
+        return subprocess.run(command, env=environment, check=False).returncode
 
 
 @contextmanager
