@@ -127,9 +127,7 @@ def product_shapes(num_places: int, num_experts: int, *, has_blocks: bool) -> tu
         return ProductShape(16, 64, block_k, 4, 3, False), ProductShape(16, 64, block_k, 4, 3, False)
     if mean <= 24:
         return ProductShape(32, 64, block_k, 4, 3, False), ProductShape(32, 64, block_k, 4, 3, False)
-    if mean <= 96:
+    # Wider parts of sums, with scales of their own, don't fit into registers.
+    if mean <= 96 or has_blocks:
         return ProductShape(64, 128, BLOCK, 4, 3, True), ProductShape(64, 128, BLOCK, 4, 3, True)
-    if has_blocks:
-        # Parts of 256 rows with scales of their own don't fit into registers.
-        return ProductShape(128, 128, BLOCK, 8, 3, True), ProductShape(128, 128, BLOCK, 8, 3, True)
     return ProductShape(128, 256, BLOCK, 8, 3, True), ProductShape(128, 256, BLOCK, 8, 3, True)
