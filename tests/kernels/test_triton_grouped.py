@@ -31,7 +31,16 @@ def weight_of(outer: int, inner: int, group: int, *, zero: bool = False, order: 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(
-    "rows", [1, 5, 9, pytest.param(8, marks=GPU), pytest.param(70, marks=GPU), pytest.param(600, marks=GPU)]
+    "rows",
+    [
+        1,
+        5,
+        9,
+        pytest.param(8, marks=GPU),
+        pytest.param(70, marks=GPU),
+        pytest.param(600, marks=GPU),
+        pytest.param(1100, marks=GPU),
+    ],
 )
 @pytest.mark.parametrize(
     ("outer", "inner", "group", "zero", "order"),

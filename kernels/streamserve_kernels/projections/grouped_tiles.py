@@ -1,21 +1,24 @@
 """Products of 9 rows and more with weights of 4-bit integers, which are unpacked in registers, and weights expanded in memory.
 
 A weight is rounded to the dtype of activations, as when it is expanded: so one sum runs through all columns, and while some of
-them are multiplied, those that follow are unpacked. A warp has 16 weight rows, or twice 16; inputs come through shared memory.
-Programs may share out the columns.
+them are multiplied, those that follow are unpacked. Descriptors bring words and inputs to shared memory, by the copy engine from
+compute capability 9.0 on. Programs may share out the columns.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra import cuda
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from streamserve_kernels.launch import (
     arrivals,
+    capability,
     compute_dtype,
     dependent_launch,
     kernel,
@@ -25,6 +28,8 @@ from streamserve_kernels.launch import (
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
 from streamserve_kernels.projections.four_bit_tiles import unpack_scaled
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
+
+_TILE_WORDS = 128
 
 _COLUMNS, _ROWS = tl.constexpr(COLUMNS), tl.constexpr(ROWS)
 
@@ -73,9 +78,9 @@ def _scales_and_zeros(scale_ptr, zero_ptr, rows, known, chunk, total, GROUP: tl.
 
 
 @triton.jit
-def _weights(word_ptrs, held, chunk, groups, BLOCK_N: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr):
+def _weights(words, groups, BLOCK_N: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr):
     """BLOCK_N rows of a chunk of 64 columns."""
-    words = tl.reshape(tl.load(word_ptrs + chunk * 128, mask=held, other=0), [BLOCK_N // _ROWS, 8, 4, 4])
+    words = tl.reshape(words, [BLOCK_N // _ROWS, 8, 4, 4])
     scale, scale_below, zero, zero_below = groups
     return tl.reshape(unpack_scaled(words, scale, scale_below, zero, zero_below, PACKED, False, COMPUTE), [BLOCK_N, _COLUMNS])
 
@@ -96,7 +101,7 @@ def _from_held(parts, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @kernel(do_not_specialize=["M", "whole", "shared", "splits", "per_split"])
 def _grouped_tiles_kernel(
-    x_ptr, words_ptr, scale_ptr, zero_ptr, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
+    scale_ptr, zero_ptr, word_tiles, x_tiles, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
     whole, shared, splits, per_split,
     K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, CHUNKS: tl.constexpr,
     ZERO: tl.constexpr, PACKED: tl.constexpr, COMPUTE: tl.constexpr,
@@ -104,6 +109,7 @@ def _grouped_tiles_kernel(
 ):  # fmt: skip
     """BLOCK_N weight rows, or half as many of a gate and of what it lets through, against BLOCK_M rows of x.
 
+    word_tiles, x_tiles        descriptors: words as [1, tiles, words of a tile], or [2, ...] of a gate and what it lets through
     partial_ptr, arrivals_ptr  as in dense.py
     whole, shared, splits      tiles that a program has alone, and others, each of which `splits` programs have together
     per_split                  steps of CHUNKS chunks of 64 columns
@@ -122,25 +128,20 @@ def _grouped_tiles_kernel(
         splits = 1
         per_split = chunks // CHUNKS
     tile = place // row_tiles
-    lane = tl.arange(0, BLOCK_N * 2)
     if ACTIVATION == "none":
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        lane_tile = tile * tiles + lane // 32
-        each_tile = tile * tiles + tl.arange(0, tiles)
+        first_tile = tile * tiles
+        each_tile = first_tile + tl.arange(0, tiles)
         total = N
     else:
         half: tl.constexpr = tiles // 2
         columns = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        lane_tile = tile * half + lane // 32 % half + lane // 32 // half * (N // _ROWS)
-        each_tile = tile * half + tl.arange(0, tiles) % half + tl.arange(0, tiles) // half * (N // _ROWS)
+        first_tile = tile * half
+        each_tile = first_tile + tl.arange(0, tiles) % half + tl.arange(0, tiles) // half * (N // _ROWS)
         total = 2 * N
-    held = (lane_tile < total // _ROWS)[:, None]
     known = each_tile < total // _ROWS
-    word_ptrs = words_ptr + (lane_tile.to(tl.int64) * (chunks * 128) + lane % 32 * 4)[:, None] + tl.arange(0, 4)[None, :]
     weight_rows = (each_tile * _ROWS)[:, None] + tl.arange(0, 8)[None, :]
     rows = place % row_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    is_row = (rows < M)[:, None]
-    x_ptrs = x_ptr + rows[:, None] * K + tl.arange(0, CHUNKS * _COLUMNS)[None, :]
     begin = split * per_split
     end = tl.minimum(begin + per_split, chunks // CHUNKS)
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -151,10 +152,14 @@ def _grouped_tiles_kernel(
     for step in range(begin, end):
         after = tl.minimum(step + 1, end - 1) * CHUNKS
         next_groups = _scales_and_zeros(scale_ptr, zero_ptr, weight_rows, known, after, total, GROUP, ZERO)
-        x = tl.load(x_ptrs + step * (CHUNKS * _COLUMNS), mask=is_row, other=0.0)
-        weights = _weights(word_ptrs, held, step * CHUNKS, groups, BLOCK_N, PACKED, COMPUTE)
-        if CHUNKS == 2:
-            late = _weights(word_ptrs, held, step * 2 + 1, groups, BLOCK_N, PACKED, COMPUTE)
+        x = x_tiles.load([place % row_tiles * BLOCK_M, step * (CHUNKS * _COLUMNS)])
+        words = tl.reshape(word_tiles.load([0, first_tile, step * (CHUNKS * 128)]), [tiles, CHUNKS * 128])
+        if CHUNKS == 1:
+            weights = _weights(words, groups, BLOCK_N, PACKED, COMPUTE)
+        else:
+            early, late = tl.split(tl.permute(tl.reshape(words, [tiles, 2, 128]), (0, 2, 1)))
+            weights = _weights(early, groups, BLOCK_N, PACKED, COMPUTE)
+            late = _weights(late, groups, BLOCK_N, PACKED, COMPUTE)
             weights = tl.reshape(tl.permute(tl.join(weights, late), (0, 2, 1)), [BLOCK_N, 2 * _COLUMNS])
         sums = tl.dot(weights, tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
         groups = next_groups
@@ -215,21 +220,28 @@ def _grouped_expand_kernel(
 def some_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape: Tiles | None = None) -> torch.Tensor:
     """x @ weight.T and what follows; columns of x in the weight's order.
 
-    x      [rows, in]  bf16|fp16
+    x      [rows, in]  bf16|fp16, contiguous
     shape  in place of `some_rows_shape`'s
     """
     rows, inner = x.shape
-    outer = weight.shape[0] // (2 if after.gated else 1)
-    shape = shape or some_rows_shape(rows, weight, multiprocessors(x.device))
+    halves = 2 if after.gated else 1
+    outer = weight.shape[0] // halves
+    shape = shape or some_rows_shape(
+        rows, *weight.shape, weight.group, multiprocessors(x.device), deep=capability(x.device)[0] in (0, 9, 10)
+    )
     out = x.new_empty(rows, outer)
-    places = -(-weight.shape[0] // shape.block_n) * -(-rows // shape.block_m)
     steps = inner // (shape.chunks * COLUMNS)
     per_split = -(-steps // shape.splits)
     splits = -(-steps // per_split)
-    shared = places - shape.whole
+    shared = _num_tiles(rows, weight.shape[0], shape.block_n, shape.block_m) - shape.whole
     partial = x.new_empty(shared * splits * shape.block_n * shape.block_m if splits > 1 else 0, dtype=torch.float32)
+    word_tiles = TensorDescriptor.from_tensor(
+        weight.words.view(halves, -1, inner // COLUMNS * _TILE_WORDS),
+        [halves, shape.block_n // ROWS // halves, shape.chunks * _TILE_WORDS],
+    )
+    x_tiles = TensorDescriptor.from_tensor(x, [shape.block_m, shape.chunks * COLUMNS])
     _grouped_tiles_kernel[(shape.whole + shared * splits,)](
-        x, weight.words, weight.scale, weight.zero, after.bias, after.residual, out, partial, arrivals(x.device),
+        weight.scale, weight.zero, word_tiles, x_tiles, after.bias, after.residual, out, partial, arrivals(x.device),
         rows, outer, shape.whole, shared, splits, per_split,
         K=inner, GROUP=weight.group, BLOCK_N=shape.block_n, BLOCK_M=shape.block_m, CHUNKS=shape.chunks,
         ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", COMPUTE=compute_dtype(x.dtype),
@@ -250,13 +262,43 @@ def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
     return out
 
 
-def some_rows_shape(rows: int, weight: GroupedWeight, processors: int) -> Tiles:
-    """Tiles of which whole waves go to programs, and of which the last, or the only ones, are shared out to a wave of them."""
-    block_m = min(power_of_two(rows, least=16), 128)
-    chunks, stages = (2, 3) if weight.group == 2 * COLUMNS else (1, 4)
-    block_n, warps, slots = 128, 8, processors * (2 if block_m <= 64 else 1)
-    tiles = -(-weight.shape[0] // block_n) * -(-rows // block_m)
-    whole = tiles // slots * slots
-    steps = weight.shape[1] // (chunks * COLUMNS)
-    splits = min(slots // max(tiles - whole, 1), max(steps // 4, 1))
+def _num_tiles(rows: int, outer: int, block_n: int, block_m: int) -> int:
+    return -(-outer // block_n) * -(-rows // block_m)
+
+
+@functools.cache
+def some_rows_shape(rows: int, outer: int, inner: int, group: int, processors: int, *, deep: bool) -> Tiles:
+    """The launch for a weight [outer, inner]; deep: programs may have 200 KB of shared memory, as those of data-center GPUs."""
+    if deep and rows > 256 and -(-rows // 256) * 256 <= 1.1 * -(-rows // 128) * 128:
+        block_n, block_m, chunks, warps, stages = 128, 256, 1, 8, 4
+    else:
+        block_n, block_m, warps = 64, min(power_of_two(rows, least=16), 128), 4
+        chunks, stages = (2, 3) if deep and group == 2 * COLUMNS else (1, 4)
+    tiles = _num_tiles(rows, outer, block_n, block_m)
+    whole, splits = _shares(tiles, block_n, block_m, inner, chunks * COLUMNS, processors)
     return Tiles(block_n, block_m, chunks, warps, stages, whole, splits)
+
+
+@functools.cache
+def _shares(tiles: int, block_n: int, block_m: int, columns: int, step: int, processors: int) -> tuple[int, int]:
+    """Tiles that programs have alone, and the programs that share out each other: what is estimated to take least.
+
+    columns, step  of the weight, and of a step of a program
+    """
+    at_once = {128: 2, 256: 1}.get(block_m, 3)
+
+    def turns(programs: int) -> float:
+        """Programs that a multiprocessor runs; one that runs alone waits more."""
+        most = -(-programs // processors)
+        return most + 0.7 if most % at_once == 1 else most
+
+    def duration(whole: int, splits: int) -> float:
+        """Microseconds, as measured on an H200: of unpacking and multiplying, and of storing and adding up parts."""
+        parts = turns((tiles - whole) * splits) * -(-columns // (step * splits)) * step
+        products = (turns(whole) * columns + parts) * (1.4 + block_m / 67) * block_n / 64_000
+        return products + (splits * (0.7 + (tiles - whole) * block_n * block_m / 600_000) if splits > 1 else 0.0)
+
+    wave = processors * at_once
+    shares = range(1, min(max(columns // (3 * step), 1), 16) + 1)
+    choice = min(((whole, each) for whole in (tiles // wave * wave, 0) for each in shares), key=lambda each: duration(*each))
+    return (tiles, 1) if choice[1] == 1 else choice
