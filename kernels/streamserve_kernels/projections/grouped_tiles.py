@@ -1,8 +1,8 @@
 """Products of 9 rows and more with weights of 4-bit integers, which are unpacked in registers, and weights expanded in memory.
 
-A weight is rounded to the dtype of activations, as when it is expanded: so one sum runs through all columns, and while some of
-them are multiplied, those that follow are unpacked. Descriptors bring words and inputs to shared memory, by the copy engine from
-compute capability 9.0 on. Programs may share out the columns.
+A weight is rounded to the dtype of activations, as when it is expanded: so one sum runs through all columns. Programs of one
+group of warps share a multiprocessor: while one multiplies, others unpack. Descriptors bring words and inputs to shared memory,
+by the copy engine from compute capability 9.0 on. Programs may share out the columns.
 """
 
 from __future__ import annotations
@@ -162,6 +162,10 @@ def _grouped_tiles_kernel(
             late = _weights(late, groups, BLOCK_N, PACKED, COMPUTE)
             weights = tl.reshape(tl.permute(tl.join(weights, late), (0, 2, 1)), [BLOCK_N, 2 * _COLUMNS])
         sums = tl.dot(weights, tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
+        if PACKED:
+            # Whatever uses sums waits for the product. Without it Triton 3.6 lets all but one of its parts go on while their
+            # weights' registers are written again (as in experts/four_bit_kernels.py): sums may be wrong.
+            sums = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [sums], dtype=tl.float32, is_pure=True, pack=1)
         groups = next_groups
     arrived = 0
     parts = _as_held(sums)
