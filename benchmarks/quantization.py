@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,14 +59,19 @@ def as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def by_token(x: Tensor) -> Tensor:
+def by_token(x: Tensor, parts: int = 1) -> Tensor:
+    """parts  8-bit floats that a number is the sum of: two for up to 16 rows"""
     scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / LARGEST
-    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+    scaled = x / scale
+    rounded = scaled.to(torch.float8_e4m3fn).float()
+    if parts == 2:
+        rounded += ((scaled - rounded) * 16).to(torch.float8_e4m3fn).float() / 16
+    return rounded * scale
 
 
-def by_group(x: Tensor) -> Tensor:
+def by_group(x: Tensor, parts: int = 1) -> Tensor:
     padded = F.pad(x, (0, -x.shape[-1] % 128))
-    return by_token(padded.unflatten(-1, (-1, 128))).flatten(-2)[..., : x.shape[-1]]
+    return by_token(padded.unflatten(-1, (-1, 128)), parts).flatten(-2)[..., : x.shape[-1]]
 
 
 def fp8_rows(weight: Tensor) -> Tensor:
@@ -106,6 +112,8 @@ SCHEMES: dict[str, tuple[Callable[[Tensor], Tensor], Round]] = {
     "fp8, a scale a row": (fp8_rows, by_token),
     "fp8, a scale a tensor": (fp8_tensor, by_token),
     "fp8, blocks of 128 x 128": (fp8_blocks, by_group),
+    "fp8, a scale a row, two parts": (fp8_rows, partial(by_token, parts=2)),
+    "fp8, blocks of 128 x 128, two parts": (fp8_blocks, partial(by_group, parts=2)),
     "4 bits, groups of 32": (four_bits(32, sym=True), as_it_is),
     "4 bits, groups of 64": (four_bits(64, sym=True), as_it_is),
     "4 bits, groups of 64, zero points": (four_bits(64, sym=False), as_it_is),
