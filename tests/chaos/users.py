@@ -49,8 +49,8 @@ async def users_running(url: str, count: int, losses: Losses, folder: Path) -> A
         return
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", url, "--headless", "--skip-log"]
     sizes = ["--users", str(count), "--spawn-rate", str(count), "--stop-timeout", str(STOP_TIMEOUT_S)]
-    # libev's epoll aborts the process when a socket is closed that another greenlet waits for, as one does that is lost.
-    environment = {**os.environ, FATES: str(fates), "GEVENT_BACKEND": "poll"}
+    # libev aborts the process when a socket is closed that another greenlet waits for, as one is that was lost.
+    environment = {**os.environ, FATES: str(fates), "GEVENT_LOOP": "libuv"}
     log = folder / "locust.log"
     with log.open("wb") as output:
         opened = await anyio.open_process([*command, *sizes], env=environment, stdin=DEVNULL, stdout=output, stderr=output)
