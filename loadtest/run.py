@@ -27,11 +27,9 @@ def main() -> int:
     with serving() as (url, pid):
         # Users that the shape takes away finish what they have begun.
         quiet = ["--headless", "--stop-timeout", "60", "--only-summary", "--loglevel", "WARNING"]
-        # libev aborts the process when a socket is closed that another greenlet waits for.
-        environment = {"GEVENT_LOOP": "libuv", **os.environ}
         locust = [sys.executable, "-m", "locust", "-f", os.path.relpath(LOCUSTFILE)]
         command = [*locust, "--host", url, "--server-pid", str(pid), *quiet, *sys.argv[1:]]
-        return subprocess.run(command, env=environment, check=False).returncode
+        return subprocess.run(command, check=False).returncode
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import DEVNULL
 
 import anyio
+from anyio.abc import Process
 
 from tests.chaos.load import NO_TOKEN, REASONS
 from tests.chaos.losses import Losses
@@ -48,24 +49,38 @@ async def users_running(url: str, count: int, losses: Losses, folder: Path) -> A
         yield outcomes
         return
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", url, "--headless", "--skip-log"]
-    sizes = ["--users", str(count), "--spawn-rate", str(count), "--stop-timeout", str(STOP_TIMEOUT_S)]
-    # libev aborts the process when a socket is closed that another greenlet waits for, as one is that was lost.
-    environment = {**os.environ, FATES: str(fates), "GEVENT_LOOP": "libuv"}
-    log = folder / "locust.log"
-    with log.open("wb") as output:
-        opened = await anyio.open_process([*command, *sizes], env=environment, stdin=DEVNULL, stdout=output, stderr=output)
-    async with opened as process:
-        try:
-            yield outcomes
-            assert process.returncode is None, f"the users have left with {process.returncode}: {log.read_text()[-2000:]}"
-            process.send_signal(signal.SIGTERM)
-            with anyio.fail_after(STOP_TIMEOUT_S + 30):
-                await process.wait()
-        finally:
-            with suppress(ProcessLookupError):
-                process.kill()
+    command += ["--users", str(count), "--spawn-rate", str(count), "--stop-timeout", str(STOP_TIMEOUT_S)]
+    async with anyio.create_task_group() as tasks:
+        stopping = anyio.Event()
+        tasks.start_soon(_keep_running, command, {**os.environ, FATES: str(fates)}, folder / "locust.log", stopping)
+        yield outcomes
+        stopping.set()
     outcomes.update(_judged(line, losses) for line in fates.read_text().splitlines())
     assert outcomes, "the users asked for nothing"
+
+
+async def _keep_running(command: list[str], environment: dict[str, str], log: Path, stopping: anyio.Event) -> None:
+    """Run Locust until it is to stop, again whenever libev aborts it over a socket that was closed while a greenlet waits."""
+    while not stopping.is_set():
+        with log.open("ab") as output:
+            opened = await anyio.open_process(command, env=environment, stdin=DEVNULL, stdout=output, stderr=output)
+        async with opened as process, anyio.create_task_group() as tasks:
+            tasks.start_soon(_stop_when, stopping, process)
+            try:
+                status = await process.wait()
+            finally:
+                with suppress(ProcessLookupError):
+                    process.kill()
+            tasks.cancel_scope.cancel()
+        assert stopping.is_set() or status == -signal.SIGABRT, f"the users left with {status}: {log.read_text()[-2000:]}"
+
+
+async def _stop_when(stopping: anyio.Event, process: Process) -> None:
+    await stopping.wait()
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    await anyio.sleep(STOP_TIMEOUT_S + 30)
+    raise AssertionError("the users did not stop")
 
 
 def _judged(line: str, losses: Losses) -> str:
