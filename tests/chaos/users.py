@@ -72,7 +72,7 @@ async def _keep_running(command: list[str], environment: dict[str, str], log: Pa
                 with suppress(ProcessLookupError):
                     process.kill()
             tasks.cancel_scope.cancel()
-        assert stopping.is_set() or status == -signal.SIGABRT, f"the users left with {status}: {log.read_text()[-2000:]}"
+        assert stopping.is_set() or status == -signal.SIGABRT, f"the users left with {status}; {log} says why"
 
 
 async def _stop_when(stopping: anyio.Event, process: Process) -> None:
