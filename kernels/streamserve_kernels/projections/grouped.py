@@ -16,7 +16,7 @@ from streamserve_kernels.projections.grouped_rows import FEW_ROWS, few_rows
 from streamserve_kernels.projections.grouped_tiles import expand, some_rows
 from streamserve_kernels.reference.projections.grouped import GroupedWeight
 
-MOST_ROWS = 1024
+MOST_ROWS = 512
 """More rows take longer to multiply by than expanding the weight for them."""
 
 

@@ -273,14 +273,11 @@ def _num_tiles(rows: int, outer: int, block_n: int, block_m: int) -> int:
 @functools.cache
 def some_rows_shape(rows: int, outer: int, inner: int, group: int, processors: int, *, deep: bool) -> Tiles:
     """The launch for a weight [outer, inner]; deep: programs may have 200 KB of shared memory, as those of data-center GPUs."""
-    if deep and rows > 256 and -(-rows // 256) * 256 <= 1.1 * -(-rows // 128) * 128:
-        block_n, block_m, chunks, warps, stages = 128, 256, 1, 8, 4
-    else:
-        block_n, block_m, warps = 64, min(power_of_two(rows, least=16), 128), 4
-        chunks, stages = (2, 3) if deep and group == 2 * COLUMNS else (1, 4)
+    block_n, block_m = 64, min(power_of_two(rows, least=16), 128)
+    chunks, stages = (2, 3) if deep and group == 2 * COLUMNS else (1, 4)
     tiles = _num_tiles(rows, outer, block_n, block_m)
     whole, splits = _shares(tiles, block_n, block_m, inner, chunks * COLUMNS, processors)
-    return Tiles(block_n, block_m, chunks, warps, stages, whole, splits)
+    return Tiles(block_n, block_m, chunks, 4, stages, whole, splits)
 
 
 @functools.cache
@@ -289,7 +286,7 @@ def _shares(tiles: int, block_n: int, block_m: int, columns: int, step: int, pro
 
     columns, step  of the weight, and of a step of a program
     """
-    at_once = {128: 2, 256: 1}.get(block_m, 3)
+    at_once = 3 if block_m <= 64 else 2
 
     def turns(programs: int) -> float:
         """Programs that a multiprocessor runs; one that runs alone waits more."""
