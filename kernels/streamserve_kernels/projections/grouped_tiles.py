@@ -286,11 +286,13 @@ def _shares(tiles: int, block_n: int, block_m: int, columns: int, step: int, pro
 
     columns, step  of the weight, and of a step of a program
     """
-    at_once = 3 if block_m <= 64 else 2
+    at_once = 6 if block_m <= 32 else 3 if block_m == 64 else 2
 
     def turns(programs: int) -> float:
-        """Programs that a multiprocessor runs; one that runs alone waits more."""
+        """Programs that a multiprocessor runs; one that runs alone waits more, and so do few of few rows."""
         most = -(-programs // processors)
+        if block_m <= 32:
+            return most * (1 + 0.13 * max(0, at_once - most))
         return most + 0.7 if most % at_once == 1 else most
 
     def duration(whole: int, splits: int) -> float:
