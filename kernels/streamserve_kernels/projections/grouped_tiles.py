@@ -289,10 +289,10 @@ def _shares(tiles: int, block_n: int, block_m: int, columns: int, step: int, pro
     at_once = 6 if block_m <= 32 else 3 if block_m == 64 else 2
 
     def turns(programs: int) -> float:
-        """Programs that a multiprocessor runs; one that runs alone waits more, and so do few of few rows."""
+        """Programs that a multiprocessor runs, and what they wait: one that runs alone, or the first of few rows."""
         most = -(-programs // processors)
         if block_m <= 32:
-            return most * (1 + 0.13 * max(0, at_once - most))
+            return most + 1.2 if most else 0.0
         return most + 0.7 if most % at_once == 1 else most
 
     def duration(whole: int, splits: int) -> float:
