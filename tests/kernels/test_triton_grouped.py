@@ -72,6 +72,12 @@ def test_programs_may_share_out_the_columns(tiles: tuple[int, ...]) -> None:
     assert relative_error(product, reference.linear(x.float(), weight)) < LIMITS[torch.float16]
 
 
+def test_rows_need_not_fill_the_last_tile() -> None:
+    weight, x = weight_of(64, 192, 64, zero=True), random(130, 192, dtype=torch.float16)
+    product = kernels.some_rows(x, weight, kernels.Epilogue())
+    assert relative_error(product, reference.linear(x.float(), weight)) < LIMITS[torch.float16]
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2), (4, 2)])
 def test_a_lone_row_is_multiplied_alike_by_any_number_of_warps(shape: tuple[int, int]) -> None:
     # The last tile has no other beside it, and the last unit half of its columns.

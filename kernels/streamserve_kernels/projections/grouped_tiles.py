@@ -243,7 +243,7 @@ def some_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape:
         weight.words.view(halves, -1, inner // COLUMNS * _TILE_WORDS),
         [halves, shape.block_n // ROWS // halves, shape.chunks * _TILE_WORDS],
     )
-    x_tiles = TensorDescriptor.from_tensor(x, [shape.block_m, shape.chunks * COLUMNS])
+    x_tiles = TensorDescriptor.from_tensor(_in_whole_tiles(x, shape.block_m), [shape.block_m, shape.chunks * COLUMNS])
     _grouped_tiles_kernel[(shape.whole + shared * splits,)](
         weight.scale, weight.zero, word_tiles, x_tiles, after.bias, after.residual, out, partial, arrivals(x.device),
         rows, outer, shape.whole, shared, splits, per_split,
@@ -252,6 +252,16 @@ def some_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape:
         **after.constants(), num_warps=shape.warps, num_stages=shape.stages, **dependent_launch(x.device),
     )  # fmt: skip
     return out
+
+
+def _in_whole_tiles(x: torch.Tensor, block_m: int) -> torch.Tensor:
+    """x [rows, in], with zeros up to a tile's last row where tiles have more than 64.
+
+    A descriptor fills them too, but takes longer over them than over rows: on an H200 the same programs take 152 µs for the
+    linears of a layer of an 8B model with 96 rows and 115 with 128, 303 with 192 and 184 with 256.
+    """
+    missing = -x.shape[0] % block_m if block_m > 64 else 0
+    return torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def expand(weight: GroupedWeight, dtype: torch.dtype) -> torch.Tensor:
