@@ -45,6 +45,13 @@ def test_fused_norms_and_activations_agree_with_the_reference(rows: int, inner: 
         assert relative_error(projections.norm_gated_linear(x, norm, EPS, weight, activation), gated) < LIMITS[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_weight_may_have_a_single_row(rows: int, dtype: torch.dtype) -> None:
+    x, weight = random(rows, 64, dtype=dtype).abs(), random(1, 64, dtype=dtype).abs()
+    assert relative_error(projections.linear(x, weight), reference.linear(x.float(), weight.float())) < LIMITS[dtype]
+
+
 def test_a_row_does_not_depend_on_its_batch_mates() -> None:
     x, weight = random(8, 256, dtype=torch.float16), random(32, 256, dtype=torch.float16)
     alone = projections.linear(torch.cat([x[:1], torch.zeros_like(x[1:])]), weight)

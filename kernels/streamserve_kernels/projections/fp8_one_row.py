@@ -89,7 +89,9 @@ def _fp8_one_row_kernel(
     lanes = lanes[:, None] + tl.arange(0, 16)[None, :]
     # Rows beyond the last are computed as it is, and not stored.
     weight_ptrs = values_ptr + tl.minimum(first + line, N - 1).to(tl.int64)[:, None] * K + lanes
-    up_ptrs = weight_ptrs + N.to(tl.int64) * K
+    if gated:
+        # Only here, as in one_row.py.
+        up_ptrs = weight_ptrs + N.to(tl.int64) * K
     tiles = ()
     up_tiles = ()
     for k in tl.static_range(0, min(steps, AHEAD) * span, span):

@@ -33,7 +33,9 @@ def _one_row_kernel(
     lanes = tl.arange(0, BLOCK_K)
     inside = (rows < N)[:, None]
     ptrs = weight_ptr + rows.to(tl.int64)[:, None] * K + lanes[None, :]
-    up_ptrs = ptrs + N.to(tl.int64) * K
+    if gated:
+        # Only here: the only row of a weight that has one makes N a constant, which has no `to`.
+        up_ptrs = ptrs + N.to(tl.int64) * K
     tiles = ()
     up_tiles = ()
     for k in tl.static_range(0, min(K, AHEAD * BLOCK_K), BLOCK_K):
