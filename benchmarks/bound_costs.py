@@ -123,7 +123,7 @@ class Streams:
         self.gaps: list[float] = []
 
     async def start(self) -> None:
-        """Begin to read them; returns once all have begun."""
+        """Begin to read them, and give them three seconds to get going."""
         self._tasks = [asyncio.create_task(self._read(number)) for number in range(NUM_STREAMS)]
         await asyncio.sleep(3.0)
 

@@ -7,7 +7,8 @@ still runs. A kernel launched that way
  * may read weights, what an earlier step wrote, and a step's inputs (rows/updates.py) before `gdc_wait`;
  * calls `gdc_wait` before it touches anything else, and in at least one program: completion is transitive only because each
    kernel completes after its own predecessor did;
- * calls `gdc_launch_dependents` as its first act, so that successors prefetch their weights meanwhile.
+ * calls `gdc_launch_dependents` as its first act, so that successors prefetch their weights meanwhile; after `gdc_wait` only
+   where its successor reads, before its own, what the predecessor wrote (the first product of experts).
 
 Triton compiles a kernel again for every pattern of arguments that are 1 or divisible by 16, pointers included. Arguments that
 change from step to step are therefore exempt (`do_not_specialize`): a server must not stop to compile.

@@ -1,4 +1,4 @@
-"""Kernels that multiply four-bit numbers, e2m1 or integers, with the tokens of each expert; they are unpacked in registers.
+"""Kernels that multiply four-bit numbers, e2m1 or integers, with the tokens of each expert, and unpack them in registers.
 
 What rows of a tile of 16 × 64 numbers are multiplied by lies beside it, a word for rows g and g + 8 of each group of columns:
 exponents of MXFP4 (`reference.quantized_experts.pack_exponents`), or scales and zero points of integers (`pack_groups`).

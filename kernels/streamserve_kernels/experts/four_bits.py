@@ -3,7 +3,7 @@
 Tokens keep their precision.
 
 * Up to `FEW_MEAN` tokens of an expert: a program has 16 weight rows, and its warps share out the columns, for up to 8 tokens.
-* More: a program has 128 weight rows, and tokens come through shared memory.
+* More: a program has 64 or 128 weight rows, and words and tokens come through shared memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tiles of 16 rows and 64 columns of four-bit numbers, unpacked in registers as the matrix units take them.
 
-A lane reads 16 bytes of a tile, the numbers that the matrix units take from it (`pack` of the reference): none of them passes
-through shared memory. Integers become floats as the mantissa of 128 (1024 in fp16), from which 128 and the zero point are
+A lane has 16 bytes of a tile, the numbers that the matrix units take from it (`pack` of the reference): none of them moves to
+another lane. Integers become floats as the mantissa of 128 (1024 in fp16), from which 128 and the zero point are
 subtracted, exactly; e2m1 numbers become bf16 by shifts and a product that corrects their exponent.
 """
 

@@ -1,6 +1,7 @@
-"""Weights of 8-bit floats in wider types: in registers, for the kernels of fp8_rows.py, and in memory.
+"""Weights of 8-bit floats in wider types: in registers, for kernels that multiply so, and in memory.
 
-For devices without products of 8-bit floats; those of compute capability below 8.9 do not even convert them.
+One row is multiplied so everywhere, more rows on devices without products of 8-bit floats; those of compute capability below
+8.9 do not even convert them.
 """
 
 from __future__ import annotations

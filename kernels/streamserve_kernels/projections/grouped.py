@@ -1,7 +1,7 @@
 """Products with weights of 4-bit integers: which kernel multiplies, and what is fused with it.
 
-Activations keep their precision. Weights are unpacked in registers, for one row (grouped_one_row.py), few (grouped_rows.py) and
-up to `MOST_ROWS` (grouped_tiles.py); for more, a weight is expanded in memory, and cuBLAS multiplies it.
+Activations keep their precision. Weights are unpacked in registers, for one row (grouped_one_row.py), up to `FEW_ROWS`
+(grouped_rows.py) and up to `MOST_ROWS` (grouped_tiles.py); for more, a weight is expanded in memory, and cuBLAS multiplies it.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _grouped_tiles_kernel(
         sums = tl.dot(weights, tl.trans(x.to(COMPUTE)), sums, input_precision="ieee")
         if PACKED:
             # Whatever uses sums waits for the product. Without it Triton 3.6 lets all but one of its parts go on while their
-            # weights' registers are written again (as in experts/four_bit_kernels.py): sums may be wrong.
+            # weights' registers are written again, as in experts/four_bit_kernels.py: sums may be wrong.
             sums = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [sums], dtype=tl.float32, is_pure=True, pack=1)
         groups = next_groups
     arrived = 0

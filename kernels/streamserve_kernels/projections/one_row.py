@@ -1,9 +1,8 @@
-"""Products of one row on plain lanes, at the speed of memory, and their neighbours fused in: with dense weights, and with 8-bit
-floats of which each row has a scale.
+"""Products of one row on plain lanes, at the speed of memory, with their neighbours fused in.
 
-Each program multiplies a few weight rows with the whole input on plain lanes, in fp32. A norm needs no pass of its own: the
-row's scale factors out of the product, so it is gathered along the way and applied last, and weights are in registers before
-the predecessor has finished (launch.py).
+Weights are dense, or 8-bit floats of which each row has a scale. Each program multiplies a few weight rows with the whole
+input, in fp32. A norm needs no pass of its own: the row's scale factors out of the product, so it is gathered along the way and
+applied last, and weights are in registers before the predecessor has finished (launch.py).
 """
 
 from __future__ import annotations

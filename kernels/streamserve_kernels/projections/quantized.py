@@ -11,22 +11,22 @@ from streamserve_kernels.reference.projections.quantized import QuantizedWeight
 
 
 def linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-    """`reference.quantized.linear`."""
+    """`reference.projections.quantized.linear`."""
     return _multiply(x, weight, Epilogue(bias))
 
 
 def linear_residual(x: Tensor, weight: QuantizedWeight, residual: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`reference.quantized.linear_residual`."""
+    """`reference.projections.quantized.linear_residual`."""
     return _multiply(x, weight, Epilogue(bias, residual.contiguous()))
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-    """`reference.quantized.norm_linear`."""
+    """`reference.projections.quantized.norm_linear`."""
     return _multiply(x, weight, Epilogue(bias), norm_weight, eps)
 
 
 def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: QuantizedWeight, activation: str) -> Tensor:
-    """`reference.quantized.norm_gated_linear`."""
+    """`reference.projections.quantized.norm_gated_linear`."""
     return _multiply(x, weight, Epilogue(activation=activation), norm_weight, eps)
 
 

@@ -1,6 +1,6 @@
 """A row's sampling parameters as each step needs them on the host: which path its lines take, and their lists.
 
-Made once, when a sequence takes its row. Numbers that every row has live on the device (`row_tables`); this is the rest.
+Made once, when a sequence takes its row. Numbers that every row has live on the device (`RowTables`); this is the rest.
 """
 
 from __future__ import annotations
