@@ -42,9 +42,7 @@ def _groups(ptr, block, chunk, known, K: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _fetch_factors(
-    factor_ptr, zero_ptr, block, chunk, known, K: tl.constexpr, GROUP: tl.constexpr
-):  # fmt: skip
+def _fetch_factors(factor_ptr, zero_ptr, block, chunk, known, K: tl.constexpr, GROUP: tl.constexpr):
     """What numbers are multiplied by, and their zero points; 8 in both rows where none are stored."""
     factors = _groups(factor_ptr, block, chunk, known, K, GROUP)
     if zero_ptr is not None:

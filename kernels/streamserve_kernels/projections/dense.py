@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from streamserve_kernels.activations import gated_activation
-from streamserve_kernels.launch import arrivals, dependent_launch, kernel, power_of_two, prefetch
+from streamserve_kernels.launch import arrivals, compute_dtype, dependent_launch, kernel, power_of_two, prefetch
 from streamserve_kernels.norms import rms_norm
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
 from streamserve_kernels.projections.one_row import one_row
@@ -221,7 +221,7 @@ def _skinny(
     if rows == 1:
         return one_row(x, weight, Epilogue(bias, residual, activation), norm_weight=norm_weight, eps=eps)
     out = x.new_empty(rows, outer)
-    compute = tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16
+    compute = compute_dtype(x.dtype)
     few = few_rows_shape(rows, outer, inner, gated)
     if few is not None:
         block_m, block_n, slices, slice_k = few

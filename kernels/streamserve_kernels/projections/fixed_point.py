@@ -41,7 +41,7 @@ def _word(left, right, SLICES: tl.constexpr):
 
 
 @triton.jit
-def bytes_of(words):
+def split_bytes(words):
     """The bytes of words, lowest first, as a last dimension of 2 and one of 2."""
     # Made so that compilers find nothing to do: the bytes are those of one register, in its order.
     return tl.join(tl.join(words, words >> 16), tl.join(words >> 8, words >> 24)).to(tl.int8)
@@ -82,7 +82,7 @@ def spread_operand(early, late, first: tl.constexpr, IN_FOURS: tl.constexpr):
     is_two = tl.where(index == first + 1, -1, 0)
     words = tl.join(tl.join(early & is_one, late & is_one), tl.join(early & is_two, late & is_two))
     # [slices, n, t, early or late, one or two, byte // 2, byte % 2]
-    parts = bytes_of(words)
+    parts = split_bytes(words)
     if IN_FOURS:
         parts = tl.permute(parts, (0, 4, 2, 3, 5, 6, 1))
     else:

@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 from triton.language.extra import cuda
 
-from streamserve_kernels.launch import arrivals, capability, dependent_launch, kernel, power_of_two, prefetch
+from streamserve_kernels.launch import arrivals, capability, compute_dtype, dependent_launch, kernel, power_of_two, prefetch
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
 from streamserve_kernels.projections.fp8_activations import REMAINDER
 from streamserve_kernels.projections.fp8_widen import bytes_of, widen
@@ -155,7 +155,7 @@ def some_rows(
     partial = None
     if splits > 1:
         partial = x.new_empty(tiles * row_tiles * splits * block_n * block_m, dtype=torch.float32)
-    compute = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype] if is_wide else None
+    compute = compute_dtype(dtype) if is_wide else None
     _fp8_some_rows_kernel[(tiles, splits, row_tiles)](
         x, x_scale, bytes_of(weight.values, bits), weight.scale, after.bias, after.residual, out, partial, arrivals(x.device),
         rows, outer, room,

@@ -17,7 +17,7 @@ from triton.language.extra import cuda
 from streamserve_kernels.activations import activate
 from streamserve_kernels.launch import dependent_launch, kernel
 from streamserve_kernels.projections.epilogue import Epilogue
-from streamserve_kernels.projections.fixed_point import UNIT, bytes_of, columns_of, round_columns, spread_operand
+from streamserve_kernels.projections.fixed_point import UNIT, columns_of, round_columns, split_bytes, spread_operand
 from streamserve_kernels.projections.four_bit_tiles import IN_FOURS
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
 
@@ -34,7 +34,7 @@ def _integers(words, SLICES: tl.constexpr, IN_FOURS: tl.constexpr):
     # Numbers of rows g, and of rows g + 8: as signed bytes, with 8 subtracted by turning the highest bit over.
     words = tl.join(((words << 4) ^ _EIGHTS) & _UPPER, (words ^ _EIGHTS) & _UPPER)
     # [slices, g, t, word // 2, word % 2, half of rows, byte // 2, byte % 2]
-    numbers = tl.reshape(bytes_of(words), [SLICES, 8, 4, 2, 2, 2, 2, 2])
+    numbers = tl.reshape(split_bytes(words), [SLICES, 8, 4, 2, 2, 2, 2, 2])
     if IN_FOURS:
         numbers = tl.permute(numbers, (0, 5, 1, 3, 2, 4, 6, 7))
     else:

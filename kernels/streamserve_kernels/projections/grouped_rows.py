@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra import cuda
 
 from streamserve_kernels.activations import activate
-from streamserve_kernels.launch import dependent_launch, kernel
+from streamserve_kernels.launch import compute_dtype, dependent_launch, kernel
 from streamserve_kernels.projections.epilogue import Epilogue
 from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, lane_columns, operand, quarters, unpack_integers
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
@@ -181,13 +181,10 @@ def few_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape: 
     _grouped_few_rows_kernel[(outer // ROWS,)](
         x, weight.words, weight.scale, weight.zero, after.bias, after.residual, out, rows, outer,
         K=inner, GROUP=weight.group, SLICES=slices, AHEAD=ahead,
-        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS, COMPUTE=_COMPUTE[x.dtype],
+        ZERO=weight.zero is not None, PACKED=x.device.type != "cpu", IN_FOURS=IN_FOURS, COMPUTE=compute_dtype(x.dtype),
         **after.constants(), num_warps=slices, num_stages=1, **dependent_launch(x.device),
     )  # fmt: skip
     return out
-
-
-_COMPUTE = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 def few_rows_shape(weight: GroupedWeight) -> tuple[int, int]:

@@ -313,5 +313,6 @@ def _shares(tiles: int, block_n: int, block_m: int, columns: int, step: int, pro
 
     wave = processors * at_once
     shares = range(1, min(max(columns // (3 * step), 1), 16) + 1)
-    choice = min(((whole, each) for whole in (tiles // wave * wave, 0) for each in shares), key=lambda each: duration(*each))
-    return (tiles, 1) if choice[1] == 1 else choice
+    choices = ((whole, splits) for whole in (tiles // wave * wave, 0) for splits in shares)
+    whole, splits = min(choices, key=lambda choice: duration(*choice))
+    return (tiles, 1) if splits == 1 else (whole, splits)

@@ -15,7 +15,7 @@ from streamserve_kernels.reference.activations import Activation, gate_up_activa
 from streamserve_kernels.reference.norms import rms_norm
 from streamserve_kernels.reference.quantized_experts import ExpertsWeight, numbers_of
 
-Scoring: TypeAlias = Literal["softmax", "sigmoid"]
+RouterScoring: TypeAlias = Literal["softmax", "sigmoid"]
 
 
 class RoutingRule(NamedTuple):
@@ -28,7 +28,7 @@ class RoutingRule(NamedTuple):
     """
 
     top_k: int
-    scoring: Scoring = "softmax"
+    scoring: RouterScoring = "softmax"
     renormalizes: bool = True
     scale: float = 1.0
 
