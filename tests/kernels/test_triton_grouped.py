@@ -9,7 +9,7 @@ from streamserve_kernels.reference.projections import quantized as reference
 from streamserve_kernels.reference.projections.grouped import GroupedWeight, dequantize, pack, unpack
 from tests.support.kernel_cases import DEVICE, DTYPES, LIMITS, random, relative_error, triton_area
 
-projections, kernels = triton_area("projections.quantized"), triton_area("projections.grouped_tiles")
+projections, kernels = triton_area("projections.quantized"), triton_area("projections.grouped_some_rows")
 lone = triton_area("projections.grouped_one_row")
 EPS = 1e-6
 HALVES = [dtype for dtype in DTYPES if dtype is not torch.float32]

@@ -12,7 +12,7 @@ from triton.language.extra import cuda
 
 from streamserve_kernels.experts.tiles import find_tile, place_of, store_tile
 from streamserve_kernels.launch import kernel
-from streamserve_kernels.projections.four_bit_tiles import (
+from streamserve_kernels.projections.four_bit_unpacking import (
     lane_columns,
     operand,
     quarters,

@@ -17,7 +17,7 @@ from streamserve_kernels.experts.launches import Layer, Product
 from streamserve_kernels.experts.tiles import HeldTokens, LoneToken, ProductShape
 from streamserve_kernels.experts.weighted_sum import weighted_sum
 from streamserve_kernels.launch import compute_dtype
-from streamserve_kernels.projections.four_bit_tiles import IN_FOURS
+from streamserve_kernels.projections.four_bit_unpacking import IN_FOURS
 from streamserve_kernels.reference.experts import Routes
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS
 from streamserve_kernels.reference.quantized_experts import GroupedExpertsWeight, Mxfp4ExpertsWeight

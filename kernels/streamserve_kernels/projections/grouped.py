@@ -1,7 +1,8 @@
 """Products with weights of 4-bit integers: which kernel multiplies, and what is fused with it.
 
 Activations keep their precision. Weights are unpacked in registers, for one row (grouped_one_row.py), up to `FEW_ROWS`
-(grouped_rows.py) and up to `MOST_ROWS` (grouped_tiles.py); for more, a weight is expanded in memory, and cuBLAS multiplies it.
+(grouped_few_rows.py) and up to `MOST_ROWS` (grouped_some_rows.py); for more, a weight is expanded in memory, and cuBLAS
+multiplies it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from torch import Tensor
 from streamserve_kernels.norms import rms_norm
 from streamserve_kernels.projections import dense
 from streamserve_kernels.projections.epilogue import Epilogue, finish
+from streamserve_kernels.projections.grouped_few_rows import FEW_ROWS, few_rows
 from streamserve_kernels.projections.grouped_one_row import one_row
-from streamserve_kernels.projections.grouped_rows import FEW_ROWS, few_rows
-from streamserve_kernels.projections.grouped_tiles import expand, some_rows
+from streamserve_kernels.projections.grouped_some_rows import expand, some_rows
 from streamserve_kernels.reference.projections.grouped import GroupedWeight
 
 MOST_ROWS = 512

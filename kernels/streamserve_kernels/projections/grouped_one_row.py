@@ -18,7 +18,7 @@ from streamserve_kernels.activations import activate
 from streamserve_kernels.launch import dependent_launch, kernel
 from streamserve_kernels.projections.epilogue import Epilogue
 from streamserve_kernels.projections.fixed_point import UNIT, columns_of, round_columns, split_bytes, spread_operand
-from streamserve_kernels.projections.four_bit_tiles import IN_FOURS
+from streamserve_kernels.projections.four_bit_unpacking import IN_FOURS
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
 
 _COLUMNS, _ROWS, _UNIT = tl.constexpr(COLUMNS), tl.constexpr(ROWS), tl.constexpr(UNIT)

@@ -1,7 +1,7 @@
 """Products of up to `FEW_ROWS` rows with weights of 4-bit integers, which are unpacked in registers.
 
-Tiles are unpacked by `four_bit_tiles`; sums of a group are multiplied by its scale in fp32. A program has 16 weight rows, and
-its warps share out the columns.
+Tiles are unpacked by `four_bit_unpacking`; sums of a group are multiplied by its scale in fp32. A program has 16 weight rows,
+and its warps share out the columns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from triton.language.extra import cuda
 from streamserve_kernels.activations import activate
 from streamserve_kernels.launch import compute_dtype, dependent_launch, kernel
 from streamserve_kernels.projections.epilogue import Epilogue
-from streamserve_kernels.projections.four_bit_tiles import IN_FOURS, lane_columns, operand, quarters, unpack_integers
+from streamserve_kernels.projections.four_bit_unpacking import IN_FOURS, lane_columns, operand, quarters, unpack_integers
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
 
 FEW_ROWS = 8

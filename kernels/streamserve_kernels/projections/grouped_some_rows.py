@@ -26,7 +26,7 @@ from streamserve_kernels.launch import (
     power_of_two,
 )
 from streamserve_kernels.projections.epilogue import Epilogue, finish_products
-from streamserve_kernels.projections.four_bit_tiles import unpack_scaled
+from streamserve_kernels.projections.four_bit_unpacking import unpack_scaled
 from streamserve_kernels.reference.projections.grouped import COLUMNS, ROWS, GroupedWeight
 
 _TILE_WORDS = 128
@@ -100,7 +100,7 @@ def _from_held(parts, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 
 @kernel(do_not_specialize=["M", "whole", "shared", "splits", "per_split"])
-def _grouped_tiles_kernel(
+def _grouped_some_rows_kernel(
     scale_ptr, zero_ptr, word_tiles, x_tiles, bias_ptr, residual_ptr, out_ptr, partial_ptr, arrivals_ptr, M, N,
     whole, shared, splits, per_split,
     K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, CHUNKS: tl.constexpr,
@@ -244,7 +244,7 @@ def some_rows(x: torch.Tensor, weight: GroupedWeight, after: Epilogue, *, shape:
         [halves, shape.block_n // ROWS // halves, shape.chunks * _TILE_WORDS],
     )
     x_tiles = TensorDescriptor.from_tensor(_in_whole_tiles(x, shape.block_m), [shape.block_m, shape.chunks * COLUMNS])
-    _grouped_tiles_kernel[(shape.whole + shared * splits,)](
+    _grouped_some_rows_kernel[(shape.whole + shared * splits,)](
         weight.scale, weight.zero, word_tiles, x_tiles, after.bias, after.residual, out, partial, arrivals(x.device),
         rows, outer, shape.whole, shared, splits, per_split,
         K=inner, GROUP=weight.group, BLOCK_N=shape.block_n, BLOCK_M=shape.block_m, CHUNKS=shape.chunks,
