@@ -390,7 +390,7 @@ class Scheduler:
         for row, embedding in embeddings.items():
             sequence = step.pooled[row]
             if sequence.finish_reason is None:
-                self.registry.end(sequence, "stop")
+                self._end(sequence, "stop")
                 deltas.append((sequence.sequence_id, pooled_delta(sequence, embedding)))
         return deltas
 

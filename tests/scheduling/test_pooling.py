@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streamserve.errors import ContextLengthExceeded
-from streamserve.types import Pooling, PoolingKind, SequenceSpec
+from streamserve.types import Pooling, PoolingKind, SequenceSpec, Tenant
 from tests.scheduling.oracle import embedding_of, expected
 from tests.scheduling.play import Play, rows, spec
 
 KINDS: list[PoolingKind] = ["last", "mean"]
 
 
-def prompt(name: str, tokens: int | list[int], kind: PoolingKind = "last") -> SequenceSpec:
-    return spec(name, tokens, max_tokens=1, pooling=Pooling(kind))
+def prompt(name: str, tokens: int | list[int], kind: PoolingKind = "last", **changes: Any) -> SequenceSpec:
+    return spec(name, tokens, max_tokens=1, pooling=Pooling(kind), **changes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,6 +63,16 @@ def test_a_prompt_may_have_all_of_the_context_and_no_token_more() -> None:
     assert play.output("a").embedding == embedding_of(prompt("a", 16))
     with pytest.raises(ContextLengthExceeded):
         play.add(prompt("b", 17))
+
+
+def test_a_prompt_that_was_pooled_no_longer_counts_among_the_requests_of_its_key() -> None:
+    tenant = Tenant(name="limited", max_concurrency=1)
+    play = Play()
+    play.add(prompt("a", 5, tenant=tenant))
+    play.finish()
+    play.add(prompt("b", 5, tenant=tenant))
+    play.finish()
+    assert play.output("b").embedding == embedding_of(prompt("b", 5))
 
 
 def test_a_prompt_that_is_aborted_while_its_vector_is_in_flight_gets_no_other_delta() -> None:
