@@ -349,7 +349,9 @@ class Scheduler:
                 self.intake.begin(sequence, now)
             self._unreported += self.progress.admitted(sequence, now)
             builder.start(sequence)
-            builder.work(sequence, builder.allowance(sequence))
+            # All but the token that it samples behind may be cached, and the time for masks be over.
+            if count := builder.allowance(sequence):
+                builder.work(sequence, count)
 
     # What a step produced, and whose time is up.
 

@@ -33,7 +33,7 @@ class OneOf:
         return not self.places
 
 
-def constrained(name: str, prompt: int = 6, **changes: Any) -> SequenceSpec:
+def constrained(name: str, prompt: int | list[int] = 6, **changes: Any) -> SequenceSpec:
     return spec(name, prompt, structured_outputs=StructuredOutputs(regex="x"), **changes)
 
 
@@ -116,6 +116,20 @@ def test_where_those_that_were_left_out_end_the_first_have_their_turn_again() ->
         play.scheduler.abort(f"slow{index}")
     play.finish()
     assert play.tokens("slow0") == play.tokens("slow1") == [3] * 30
+
+
+def test_a_cached_prompt_for_whose_mask_no_time_is_left_takes_its_row_and_goes_on_in_the_next_step() -> None:
+    """It was planned with no token at all."""
+    tokens = list(range(9))
+    play = Play(num_blocks=64, max_num_batched_tokens=128)
+    play.add(spec("before", tokens))
+    play.finish()
+    for name in ("a", "b"):
+        play.add(constrained(name, tokens), constraint=Slow({3}, {4}))
+    assert [count for _, count, _ in rows(play.submit()).values()] == [1]
+    assert play.scheduler.registry.sequences["b"].is_resident
+    play.finish()
+    assert play.tokens("a") == play.tokens("b") == [3, 4]
 
 
 def test_a_stop_token_ends_a_constrained_sequence_as_any_other() -> None:
