@@ -434,6 +434,27 @@ async def test_a_suspect_that_is_given_up_before_its_turn_is_answered_and_nobody
             assert await other.answer(1)
 
 
+async def test_an_output_that_is_given_up_while_its_request_waits_takes_the_others_with_it(
+    serving: Serving, address: str, make_spec: MakeSpec
+) -> None:
+    """An abort of a later sequence of the same name found the request that had gone, and not the sequence."""
+    first, second = make_spec(), make_spec()
+    async with serving(ScriptedExecutor(gated=True)) as core:
+        one, other = await Worker.connect(address), await Worker.connect(address)
+        async with one.stream, other.stream:
+            await one.send(frames.OpenSequences(1, pack([make_spec()]), True))
+            assert await one.answer(1)
+            await other.send(frames.OpenSequences(1, pack([first, second])), frames.AbortSequence(first.sequence_id, None))
+            assert not await other.answer(1)
+            await one.stream.aclose()
+            await other.send(frames.OpenSequences(2, pack([second])))
+            assert await other.answer(2)
+            await other.send(frames.AbortSequence(second.sequence_id, None), frames.ReadStats(3))
+            assert await other.answer(3)
+            stats = core.stats()
+            assert (stats.num_requests_waiting, stats.num_requests_running) == (0, 0)
+
+
 class CountingListener(Listener):
     """Counts those that have connected."""
 

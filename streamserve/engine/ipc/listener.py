@@ -172,12 +172,15 @@ class WorkerConnection:
         try:
             constraints = await self._core.compile(specs)
         except Exception as error:
+            self._stop_waiting(call)
             self._refuse(call, error)
         else:
+            self._stop_waiting(call)
             self._admit(call, specs, constraints)
-        finally:
-            for spec in specs:
-                self._waiting.pop(spec.sequence_id, None)
+
+    def _stop_waiting(self, call: int) -> None:
+        """No sequence of this call waits any longer: it is admitted, refused or given up."""
+        self._waiting = {name: waiting for name, waiting in self._waiting.items() if waiting[0] != call}
 
     def _admit(self, call: int, specs: list[SequenceSpec], constraints: list[Constraint | None]) -> None:
         try:
@@ -195,14 +198,14 @@ class WorkerConnection:
         self.link.send(frames.Room())
 
     def _abort(self, sequence_id: str, left_at: float | None) -> None:
-        waiting = self._waiting.pop(sequence_id, None)
+        waiting = self._waiting.get(sequence_id)
         if waiting is None:
             self._core.abort(sequence_id, left_at=left_at)
             return
         call, task = waiting
-        if not task.cancelling():
-            # Who resumes suspects waits for the answer before going on.
-            self._refuse(call, RequestAborted("the request was cancelled"))
+        self._stop_waiting(call)
+        # Who resumes suspects waits for the answer before going on.
+        self._refuse(call, RequestAborted("the request was cancelled"))
         task.cancel()
 
     def _send_stats(self, call: int) -> None:
