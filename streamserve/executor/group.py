@@ -51,11 +51,11 @@ class GroupExecutor:
             for rank, connection in enumerate(await self._launcher.launch()):
                 self._links.append(await _RankLink.open(self, rank, connection))
             infos = await asyncio.gather(*(link.loaded for link in self._links))
+            if self._failure is not None:
+                raise self._failure
         except BaseException:
             await self.stop()
             raise
-        if isinstance(self._failure, EngineDead):
-            raise self._failure
         self._on_lost = on_lost
         return infos[0]
 

@@ -176,6 +176,16 @@ async def test_a_rank_that_ends_while_loading_is_told_at_start() -> None:
         await GroupExecutor(ranks).start()
 
 
+async def test_a_rank_that_ends_as_soon_as_it_has_loaded_is_told_at_start_and_the_others_are_ended() -> None:
+    ranks = ScriptedRanks()
+    ranks.say(0, RankLoaded(INFO))
+    ranks.say(1, RankLoaded(INFO))
+    ranks.say(1, RankFailed("no memory is left", False, 4096))
+    with pytest.raises(RankOutOfMemory, match="no memory is left"):
+        await GroupExecutor(ranks).start()
+    assert ranks.stops == 1
+
+
 async def test_a_peer_that_is_no_rank_is_not_listened_to() -> None:
     ranks = ScriptedRanks()
     executor = await started(ranks)
