@@ -26,6 +26,11 @@ class PendingCalls(Generic[T]):
         """Whether calls fail at once."""
         return self._reason is not None
 
+    def require_open(self) -> None:
+        """Raise the reason of `close`, if calls fail at once."""
+        if self._reason is not None:
+            raise self._reason
+
     async def call(self, send: Callable[[int], None]) -> T:
         """Send a call with a number of its own, and return its result.
 
@@ -33,8 +38,7 @@ class PendingCalls(Generic[T]):
 
         Raises the error that the call is failed with, and the reason of `close` when that comes first.
         """
-        if self._reason is not None:
-            raise self._reason
+        self.require_open()
         number = next(self._numbers)
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._results[number] = result

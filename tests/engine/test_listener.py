@@ -208,6 +208,31 @@ async def test_an_engine_that_cannot_start_is_awaited_by_those_whose_supervisor_
     await listener.close()
 
 
+@pytest.mark.parametrize("awaits_start", [False, True])
+async def test_an_engine_that_is_ready_and_fails_in_one_burst_has_not_started(address: str, awaits_start: bool) -> None:
+    """Whoever awaited another one took it for an engine that is there, and had no connection for ever."""
+    failed = frames.Failed(ErrorInfo("engine_dead", "a rank is gone"))
+    bursts = [encode(frames.Ready(ScriptedExecutor().info)) + ending for ending in (encode(failed), b"")]
+
+    async def be_ready(peer: anyio.abc.SocketStream) -> None:
+        async with peer:
+            await peer.send(bursts.pop(0))
+            await anyio.sleep_forever()
+
+    remote = RemoteEngine(address, reconnects=True, awaits_start=awaits_start)
+    async with await anyio.create_unix_listener(address) as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, be_ready)
+        with anyio.fail_after(20):
+            if awaits_start:
+                await remote.start()
+                assert not bursts
+            else:
+                with pytest.raises(EngineDead, match="a rank is gone"):
+                    await remote.start()
+            await remote.stop()
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_hung_step_hangs_neither_open_nor_stats(serving: Serving, remote: RemoteEngine, make_spec: MakeSpec) -> None:
     async with serving(ScriptedExecutor(gated=True)):
         await remote.start()

@@ -69,7 +69,10 @@ class EngineConnection:
         except OSError as error:
             self._link = self._ready = None
             raise EngineDead(f"the engine process can't be reached: {error.strerror or error}") from error
-        return await ready
+        info = await ready
+        # An engine may be ready and fail in one burst of frames, before whoever waits for it goes on.
+        self._calls.require_open()
+        return info
 
     async def drained(self) -> None:
         """Return once the engine has read most of what it was sent: a long prompt is not to be queued behind others."""
