@@ -112,8 +112,13 @@ class WorkerSupervision:
 
     async def _replace_first(self, listening: socket.socket, tasks: TaskGroup) -> bool:
         try:
-            place = self._place(self._first_launches, listening.dup())
+            accepting = listening.dup()
         except OSError:
+            return False
+        try:
+            place = self._place(self._first_launches, accepting)
+        except OSError:
+            accepting.close()
             return False
         self._places.append(place)
         if not await place.begin(tasks):
