@@ -122,7 +122,10 @@ class StepRunner:
         capture, is_scored = self._graphs.find(plan.work), bool(self._rows.scored)
         if capture is not None and not is_scored and not self._sampling.needs_upload(plan.work):
             return self._replayed(plan, self._graphs.replay(capture, plan.work))
-        num_lines = sum(item.num_sampled for item in plan.work) + is_scored * POSITIONS_AT_A_TIME
+        num_lines = sum(item.num_sampled for item in plan.work)
+        if is_scored:
+            num_scored = max((item.count for item in plan.work if item.row in self._rows.scored), default=0)
+            num_lines += min(num_scored, POSITIONS_AT_A_TIME)
         with self._memory.of_step(plan, num_lines):
             return self._compute(plan) if capture is None else self._compute_captured(plan, capture)
 
