@@ -107,7 +107,7 @@ class WebSocketSession:
     """A socket and its streams; use it in an `async with` block. Made by `AsyncClient.websocket`.
 
     A socket that drops is opened again, by the client's retry policy, and every stream is resumed after the last token that
-    had arrived: no token is lost or repeated. While there is no stream that waits for the next one.
+    had arrived: no token is lost or repeated. While there is no stream, it is opened again with the next one.
     """
 
     def __init__(
