@@ -78,9 +78,7 @@ def test_an_answer_that_is_refused_or_ends_with_an_error_has_its_code() -> None:
 
 
 def entry(p99: float) -> SimpleNamespace:
-    return SimpleNamespace(
-        num_requests=9, num_failures=0, max_response_time=p99, get_response_time_percentile=lambda _: p99, fail_ratio=0.0
-    )
+    return SimpleNamespace(num_requests=9, num_failures=0, max_response_time=p99, get_response_time_percentile=lambda _: p99)
 
 
 def sample(at_s: int, **held: Any) -> Sample:
@@ -98,13 +96,16 @@ def sample(at_s: int, **held: Any) -> Sample:
 
 
 def test_what_is_not_kept_is_named_and_in_the_report() -> None:
-    stats = SimpleNamespace(entries={("short", "TTFT"): entry(900.0), ("<b>", "gap"): entry(40.0)}, total=entry(0.0), errors={})
+    answers = entry(950.0)
+    entries = {("short", "answer"): answers, ("short", "TTFT"): entry(900.0), ("<b>", "gap"): entry(40.0)}
+    stats = SimpleNamespace(entries=entries, errors={})
     held = {"vllm:num_requests_running": 0.0, "vllm:kv_cache_usage_perc": 0.25}
     assert violations(stats, Thresholds(1000.0, 50.0, 0.0), {"vllm:num_requests_running": 0.0}) == []
     found = violations(stats, Thresholds(800.0, 50.0, 0.0), held)
     assert found == ["TTFT of short: p99 is 900 ms, at most 800 may be", "vllm:kv_cache_usage_perc was 0.25 at the end"]
-    stats.total.fail_ratio = 0.5
-    assert "50.00%" in violations(stats, Thresholds(None, None, 0.1), {})[0]
+    answers.num_failures = 3
+    assert "33.33%" in violations(stats, Thresholds(None, None, 0.1), {})[0], "gaps are no answers"
+    assert violations(SimpleNamespace(entries={}), Thresholds(None, None, 0.1), {}) == ["nothing was answered"]
     stats.errors["e"] = SimpleNamespace(method="answer", name="short", occurrences=7, error="no <DONE>")
     html = page("Load test: soak", "command", [sample(at) for at in range(3)], stats, found, held)
     assert all(each in html for each in found)
@@ -114,7 +115,7 @@ def test_what_is_not_kept_is_named_and_in_the_report() -> None:
 
 
 def test_a_report_says_of_each_part_of_the_run_how_long_gaps_were_what_failed_and_how_much_memory_was_used() -> None:
-    stats = SimpleNamespace(entries={}, total=entry(0.0), errors={})
+    stats = SimpleNamespace(entries={}, errors={})
     html = page("Load test: soak", "command", [sample(at) for at in range(20)], stats, [])
     rows = re.findall(r"<tr><td>(\d+–\d+)</td>(.*?)</tr>", html)
     assert [name for name, _ in rows] == [f"{start}–{start + 1}" for start in range(0, 20, 2)]
