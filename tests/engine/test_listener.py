@@ -580,6 +580,9 @@ def test_a_refusal_holds_for_its_time_or_until_there_is_room() -> None:
     assert standings.refusal(free) is None
     now[0] = 0.5
     assert [type(standings.refusal(each)) for each in (limited, crowded)] == [RateLimited, QueueFull]
+    repeated = standings.refusal(crowded)
+    assert repeated is not None
+    assert repeated.retry_after_s == 5.0, "not all at one time"
     standings.told_room()
     assert [type(standings.refusal(each)) for each in (limited, crowded)] == [RateLimited, type(None)]
     standings.told_refusal(crowded, ErrorInfo("queue_full", "", 5.0), math.inf)

@@ -73,7 +73,11 @@ class Standings:
         return quotas.after(self._clock() - at)
 
     def refusal(self, tenant: Tenant) -> QueueFull | None:
-        """The error with which every request of a tenant is refused now; None where one may be taken."""
+        """The error with which every request of a tenant is refused now; None where one may be taken.
+
+        What is lacking in a minute's use is less by now. When there will be room was an estimate, with a bound below, and is
+        repeated: all that are refused meanwhile would come back at one time, and the last of them at once.
+        """
         refusal = self._refusals.get(tenant)
         if refusal is None:
             return None
@@ -83,5 +87,6 @@ class Standings:
             return None
         error = restore(refusal.error)
         assert isinstance(error, QueueFull)
-        error.retry_after_s = max(refusal.retry_at - now, 0.001)
+        if not refusal.is_for_room:
+            error.retry_after_s = max(refusal.retry_at - now, 0.001)
         return error
