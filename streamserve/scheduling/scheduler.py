@@ -338,9 +338,8 @@ class Scheduler:
             # A token of its former residence may be in flight: it must be appended before the sequence is computed anew.
             if sequence is None or sequence.last_step > self.last_committed_step:
                 return
-            if not self.limits.enable_chunked_prefill and len(sequence.token_ids) > builder.room:
-                return
-            if not builder.allowance(sequence):
+            allowance = builder.allowance(sequence)
+            if not allowance or not (self.limits.enable_chunked_prefill or allowance == len(sequence.token_ids)):
                 return
             if not self.registry.admit(sequence):
                 return

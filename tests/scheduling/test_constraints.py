@@ -132,6 +132,15 @@ def test_a_cached_prompt_for_whose_mask_no_time_is_left_takes_its_row_and_goes_o
     assert play.tokens("a") == play.tokens("b") == [3, 4]
 
 
+def test_without_chunks_a_prompt_for_whose_mask_no_time_is_left_waits_whole() -> None:
+    play = Play(num_blocks=64, max_num_batched_tokens=128, enable_chunked_prefill=False)
+    for name in ("a", "b"):
+        play.add(constrained(name, 9), constraint=Slow({3}, {4}))
+    assert [count for _, count, _ in rows(play.submit()).values()] == [9]
+    play.finish()
+    assert play.tokens("a") == play.tokens("b") == [3, 4]
+
+
 def test_a_stop_token_ends_a_constrained_sequence_as_any_other() -> None:
     play = Play()
     play.add(constrained("a", stop_token_ids=[EOS]), constraint=OneOf({3}, {EOS}, {4}))
