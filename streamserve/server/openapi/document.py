@@ -29,8 +29,9 @@ as `Last-Event-ID`, to the same path or to `/v1/streams/{stream_id}`, to go on a
 `/v1/ws` and `/v1/responses` also take WebSocket upgrades. One socket carries many streams: send
 `{"type": "chat.completion.create" | "completion.create" | "response.create", "stream_id": …}` with the fields of the POST body;
 receive the objects that the SSE stream would carry, each with its `stream_id` and a `sequence_number`. `response.cancel` ends a
-stream, `response.resume` goes on with one after a dropped connection, `ping` is answered with `pong`. Upgrades are refused with
-an HTTP status and an error body. A browser may send its key as the subprotocol `openai-insecure-api-key.<key>`.
+stream, `response.answer` its reasoning, `response.resume` goes on with one after a dropped connection, `ping` is answered with
+`pong`. Upgrades are refused with an HTTP status and an error body. A browser may send its key as the subprotocol
+`openai-insecure-api-key.<key>`.
 """
 
 
