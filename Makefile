@@ -1,4 +1,4 @@
-# make install | demo | test | test-lowest | lint | loadtest | overload | chaos | audit | sbom; everything lives in $(VENV).
+# make install | demo | test | test-lowest | lint | loadtest | readers | hang-ups | overload | chaos | audit | sbom; everything lives in $(VENV).
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \

@@ -35,21 +35,24 @@ async def kill_when_hung(
     on_kill         called with the reason before the process is killed
     """
     while True:
-        reason = await _hang(engine, step_timeout_s, min(SILENT_TIMEOUT_S, step_timeout_s))
+        reason = await _hang(engine, process, step_timeout_s, min(SILENT_TIMEOUT_S, step_timeout_s))
         on_kill(reason)
         process.kill()
         await engine.wait_lost()
 
 
-async def _hang(engine: RemoteEngine, step_timeout_s: float, silent_timeout_s: float) -> str:
+async def _hang(engine: RemoteEngine, process: EngineProcess, step_timeout_s: float, silent_timeout_s: float) -> str:
     """Return once the engine hangs, with how that shows."""
     silent_s = waiting_s = heartbeat_s = lost_s = 0.0
+    lost_pid = None
     # Time is counted in this loop's own polls: whoever stops and continues all processes must not find the engine killed.
     while True:
         await anyio.sleep(POLL_INTERVAL_S)
         if engine.is_lost:
             silent_s = waiting_s = heartbeat_s = 0.0
-            lost_s += POLL_INTERVAL_S
+            # Each process that is started has its own time.
+            lost_s = lost_s + POLL_INTERVAL_S if process.pid == lost_pid else 0.0
+            lost_pid = process.pid
             if lost_s >= max(step_timeout_s, START_TIMEOUT_S, START_FACTOR * sum(engine.info.startup_s.values())):
                 return f"it has not become ready for {lost_s:g} s"
             continue
