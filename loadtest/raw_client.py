@@ -88,6 +88,7 @@ class RawClient:
             reader, writer = self._idle.pop()
             if not (reader.at_eof() or writer.is_closing()):
                 return reader, writer
+            writer.close()
         return await asyncio.open_connection(*self._address, limit=LARGEST_ANSWER)
 
 
