@@ -24,7 +24,7 @@ from tests.support.scripted_engine import ScriptedEngine, text_reply
 pytestmark = pytest.mark.anyio
 
 MAX_HELD_S = 0.020
-ATTEMPTS = 8
+ATTEMPTS = 4
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGE, USER = '{"role":"user","content":""}', '"max_tokens":1,"messages":[{"role":"user","content":"a"}]'
